@@ -1,0 +1,49 @@
+"""What a user can mend: every such error says what was expected, what came, and the remedy."""
+
+from __future__ import annotations
+
+
+class DeepcaitError(ValueError):
+    """An error of the user's to mend; the command prints it as one paragraph and exits with 2.
+
+    Args:
+        problem: what was expected and what came instead, one or two sentences.
+        remedy: what to do now, one sentence.
+    """
+
+    def __init__(self, problem: str, *, remedy: str) -> None:
+        super().__init__(f"{problem} {remedy}")
+        self.problem = problem
+        self.remedy = remedy
+
+    def __reduce__(self):
+        # Loader workers send exceptions as pickles; the keyword must survive the trip.
+        return _rebuild, (type(self), self.problem, self.remedy)
+
+
+def _rebuild(kind: type[DeepcaitError], problem: str, remedy: str) -> DeepcaitError:
+    return kind(problem, remedy=remedy)
+
+
+class ConfigError(DeepcaitError):
+    """A setting, a name or an option that does not fit."""
+
+
+class ShapeError(DeepcaitError):
+    """A tensor of another shape than the model was built for."""
+
+
+class WeightsError(DeepcaitError):
+    """A weights file that is broken, unsafe or made for another model."""
+
+
+class DataError(DeepcaitError):
+    """A data set whose folders, classes or labels do not fit."""
+
+
+class ImageError(DataError):
+    """One image that can't be read; the message names the file."""
+
+
+class RunError(DeepcaitError):
+    """A run folder that can't be started, resumed or read."""

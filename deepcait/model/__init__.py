@@ -1,0 +1,6 @@
+"""The mathematics of CaiT: tensors in, tensors out; no file, device, log or registry lives here."""
+
+from deepcait.model.cait import CaiT as CaiT
+from deepcait.model.variants import VARIANTS as VARIANTS
+from deepcait.model.variants import CaiTConfig as CaiTConfig
+from deepcait.model.variants import variant_config as variant_config

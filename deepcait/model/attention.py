@@ -1,0 +1,129 @@
+"""The two attentions of CaiT: among patches with talking heads, and from the class token to everything."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class TalkingHeadsAttention(nn.Module):
+    """Let every patch read every other patch, the heads talking before and after the softmax.
+
+        q, k, v = W_qkv tokens + b_qkv
+        scores  = (q / sqrt(E)) k'                  one N x N map a head
+        weights = softmax(proj_l scores)            proj_l mixes the heads
+        mixed   = proj_w weights                    proj_w mixes them again
+        out     = W_o (mixed v) + b_o
+
+    Rows of `weights` sum to 1; rows of `mixed` do not, and may be negative. The bias of `proj_l` is constant
+    along a row, so the softmax cancels it: it exists because the released checkpoints hold it. The bias of
+    `proj_w` counts: it adds a plain sum over the values.
+
+    Source: Touvron et al. 2021, arXiv:2103.17239, Sec. 4; talking heads: Shazeer et al. 2020, arXiv:2003.02436.
+
+    Args:
+        embed_dim: D, width of a token.
+        num_heads: A; must divide D.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (embed_dim // num_heads) ** -0.5
+        # The order of these four is the order of the released checkpoints.
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.proj_l = nn.Linear(num_heads, num_heads)
+        self.proj_w = nn.Linear(num_heads, num_heads)
+
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        """Return what each patch reads, (B, N, D), before LayerScale."""
+        return self.attend(tokens_BND)[0]
+
+    def attend(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what each patch reads and where it looked; the equations of the class, line by line.
+
+        Args:
+            tokens_BND: normalised patch tokens.
+
+        Returns:
+            out_BND: update of the tokens, before LayerScale.
+            weights_BANN: after the softmax, before the second mixing; rows sum to 1.
+            mixed_BANN: after the second mixing: what really multiplies the values.
+        """
+        q_BANE, k_BANE, v_BANE = self._split(self.qkv(tokens_BND))
+        scores_BANN = (q_BANE * self.scale) @ k_BANE.transpose(-2, -1)
+        weights_BANN = softmax_wide(mix_heads(self.proj_l, scores_BANN))
+        mixed_BANN = mix_heads(self.proj_w, weights_BANN)
+        return self.proj(merge_heads(mixed_BANN @ v_BANE)), weights_BANN, mixed_BANN
+
+    def _split(self, qkv_BND3: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        B, N, _ = qkv_BND3.shape
+        return qkv_BND3.reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class ClassAttention(nn.Module):
+    """Let the class token read the image: one query, all tokens as keys.
+
+    Only the class token asks, so one row of attention a head is computed and the cost grows linearly with
+    the number of tokens T (self-attention grows with T squared).
+
+        q       = W_q tokens[0] + b_q               the question, from the class token alone
+        k, v    = W_k tokens + b_k, W_v tokens + b_v
+        weights = softmax(q k' / sqrt(E))           one distribution over T tokens a head
+        out     = W_o (weights v) + b_o
+
+    Source: Touvron et al. 2021, arXiv:2103.17239, Sec. 3. No talking heads here.
+
+    Args:
+        embed_dim: D, width of a token.
+        num_heads: A; must divide D.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (embed_dim // num_heads) ** -0.5
+        self.q = nn.Linear(embed_dim, embed_dim)
+        self.k = nn.Linear(embed_dim, embed_dim)
+        self.v = nn.Linear(embed_dim, embed_dim)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, tokens_BTD: Tensor) -> Tensor:
+        """Return the class token's update, (B, 1, D), before LayerScale."""
+        return self.attend(tokens_BTD)[0]
+
+    def attend(self, tokens_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the class token reads, and where it looked.
+
+        Args:
+            tokens_BTD: class token at position 0, patch tokens after it; normalised.
+
+        Returns:
+            out_B1D: update of the class token, before LayerScale.
+            weights_BA1T: attention, each row sums to 1; position 0 is the class token itself.
+        """
+        q_BA1E = self._heads(self.q(tokens_BTD[:, :1]))
+        k_BATE = self._heads(self.k(tokens_BTD))
+        v_BATE = self._heads(self.v(tokens_BTD))
+        weights_BA1T = softmax_wide((q_BA1E * self.scale) @ k_BATE.transpose(-2, -1))
+        return self.proj(merge_heads(weights_BA1T @ v_BATE)), weights_BA1T
+
+    def _heads(self, tokens_BTD: Tensor) -> Tensor:
+        B, T, _ = tokens_BTD.shape
+        return tokens_BTD.reshape(B, T, self.num_heads, -1).transpose(1, 2)
+
+
+def mix_heads(mixing: nn.Linear, maps_BANN: Tensor) -> Tensor:
+    """Apply a linear layer across the heads of attention maps; shape stays (B, A, N, N)."""
+    return mixing(maps_BANN.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def merge_heads(values_BATE: Tensor) -> Tensor:
+    """Lay the heads side by side: (B, A, T, E) to (B, T, D)."""
+    return values_BATE.transpose(1, 2).flatten(2)
+
+
+def softmax_wide(scores: Tensor) -> Tensor:
+    """Softmax over the last axis, computed in at least float32 and returned in the dtype that came."""
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)

@@ -1,0 +1,127 @@
+"""The two residual blocks of CaiT: each branch is normalised before, scaled a channel (LayerScale) after."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from deepcait.model.attention import ClassAttention, TalkingHeadsAttention
+
+NORM_EPS = 1e-6
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact (erf) GELU between them.
+
+    Args:
+        embed_dim: D, width of a token.
+        hidden_dim: width between the layers.
+    """
+
+    def __init__(self, embed_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, embed_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return (..., D) for tokens (..., D)."""
+        return self.fc2(self.act(self.fc1(tokens)))
+
+
+def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
+    """Drop a residual branch for some images of the batch, and scale the others so that the mean stays.
+
+    Each image draws for itself, from torch's own generator: whoever seeds it fixes the draw.
+
+    Args:
+        branch: (B, ...), the branch after LayerScale.
+        rate: probability of dropping, in [0, 1).
+        training: False returns the branch as it is.
+
+    Source: stochastic depth, Huang et al. 2016, arXiv:1603.09382; uniform over depth: Touvron et al. 2021.
+    """
+    if not training or rate == 0.0:
+        return branch
+    keep = 1.0 - rate
+    mask = branch.new_empty(branch.shape[0], *(1,) * (branch.ndim - 1)).bernoulli_(keep)
+    return branch * mask.div_(keep)
+
+
+class LayerScaleBlock(nn.Module):
+    """One block of the patch stage: talking-heads attention, then an MLP, each behind LayerScale.
+
+        x = x + drop_path(gamma_1 * attention(norm1(x)))
+        x = x + drop_path(gamma_2 * mlp(norm2(x)))
+
+    Source: Touvron et al. 2021, arXiv:2103.17239, Sec. 2 (LayerScale).
+
+    Args:
+        embed_dim: D. num_heads: A. hidden_dim: width inside the MLP.
+        layer_scale_init: initial value of gamma_1 and gamma_2.
+        drop_path_rate: probability of dropping a branch while training.
+    """
+
+    def __init__(
+        self, embed_dim: int, num_heads: int, hidden_dim: int, *, layer_scale_init: float, drop_path_rate: float
+    ) -> None:
+        super().__init__()
+        self.layer_scale_init = layer_scale_init
+        self.drop_path_rate = drop_path_rate
+        self.gamma_1 = nn.Parameter(torch.empty(embed_dim))
+        self.gamma_2 = nn.Parameter(torch.empty(embed_dim))
+        self.norm1 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.attn = TalkingHeadsAttention(embed_dim, num_heads)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.mlp = Mlp(embed_dim, hidden_dim)
+
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        """Return patch tokens (B, N, D) for patch tokens (B, N, D)."""
+        return self.add_mlp(self.add_attention(tokens_BND, self.attn(self.norm1(tokens_BND))))
+
+    def add_attention(self, tokens_BND: Tensor, read_BND: Tensor) -> Tensor:
+        """Add what the attention read to the residual stream."""
+        return tokens_BND + drop_path(self.gamma_1 * read_BND, self.drop_path_rate, self.training)
+
+    def add_mlp(self, tokens_BND: Tensor) -> Tensor:
+        """Add the MLP's branch to the residual stream."""
+        branch = self.gamma_2 * self.mlp(self.norm2(tokens_BND))
+        return tokens_BND + drop_path(branch, self.drop_path_rate, self.training)
+
+
+class ClassAttentionBlock(nn.Module):
+    """One block of the class stage: only the class token changes, the patches are read and never written.
+
+        u   = norm1([cls, patches])                one norm for both
+        cls = cls + gamma_1 * class_attention(u)
+        cls = cls + gamma_2 * mlp(norm2(cls))
+
+    No stochastic depth here, whatever the patch stage uses.
+
+    Source: Touvron et al. 2021, arXiv:2103.17239, Sec. 3.
+
+    Args:
+        embed_dim: D. num_heads: A. hidden_dim: width inside the MLP.
+        layer_scale_init: initial value of gamma_1 and gamma_2, the same as in the patch stage.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, hidden_dim: int, *, layer_scale_init: float) -> None:
+        super().__init__()
+        self.layer_scale_init = layer_scale_init
+        self.gamma_1 = nn.Parameter(torch.empty(embed_dim))
+        self.gamma_2 = nn.Parameter(torch.empty(embed_dim))
+        self.norm1 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.attn = ClassAttention(embed_dim, num_heads)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.mlp = Mlp(embed_dim, hidden_dim)
+
+    def forward(self, cls_B1D: Tensor, patches_BND: Tensor) -> Tensor:
+        """Return the class token after one look at the patches, (B, 1, D)."""
+        return self.attend(cls_B1D, patches_BND)[0]
+
+    def attend(self, cls_B1D: Tensor, patches_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the class token after this block, (B, 1, D), and its attention, (B, A, 1, T)."""
+        tokens_BTD = self.norm1(torch.cat((cls_B1D, patches_BND), dim=1))
+        read_B1D, weights_BA1T = self.attn.attend(tokens_BTD)
+        cls_B1D = cls_B1D + self.gamma_1 * read_B1D
+        return cls_B1D + self.gamma_2 * self.mlp(self.norm2(cls_B1D)), weights_BA1T

@@ -1,0 +1,227 @@
+"""CaiT, the network: patches talk among themselves, then a class token reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from deepcait.errors import ConfigError, ShapeError
+from deepcait.model.block import NORM_EPS, ClassAttentionBlock, LayerScaleBlock
+from deepcait.model.embedding import PatchEmbed
+from deepcait.model.variants import CaiTConfig
+
+
+class CaiT(nn.Module):
+    """Class-attention image transformer.
+
+    Stage one: `depth` blocks of talking-heads self-attention over the patches, positions added once before
+    them. Stage two: a class token, inserted only now, reads the patches through `cls_depth` class-attention
+    blocks. Its final state, normalised, is classified. Names and order of the parameters are those of the
+    released checkpoints.
+
+    Source: Touvron et al. 2021, "Going deeper with Image Transformers", arXiv:2103.17239.
+
+    Args:
+        config: shapes and initial values.
+    """
+
+    def __init__(self, config: CaiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = config.num_classes
+        self.num_features = config.embed_dim
+        self.grad_checkpointing = False
+        self.pretrained_cfg: dict = {}
+        D, A, hidden, eps = config.embed_dim, config.num_heads, config.hidden_dim, config.layer_scale_init
+        self.cls_token = nn.Parameter(torch.empty(1, 1, D))
+        self.pos_embed = nn.Parameter(torch.empty(1, config.num_patches, D))
+        self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, D)
+        self.blocks = nn.ModuleList(
+            LayerScaleBlock(D, A, hidden, layer_scale_init=eps, drop_path_rate=config.drop_path_rate)
+            for _ in range(config.depth)
+        )
+        self.blocks_token_only = nn.ModuleList(
+            ClassAttentionBlock(D, A, hidden, layer_scale_init=eps) for _ in range(config.cls_depth)
+        )
+        self.norm = nn.LayerNorm(D, eps=NORM_EPS)
+        self.head = nn.Linear(D, config.num_classes) if config.num_classes else nn.Identity()
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw every parameter anew, as the released code does; also right after `to_empty`.
+
+        | parameter                                | initial value                                    |
+        |------------------------------------------|--------------------------------------------------|
+        | cls_token, pos_embed, weights of linears | N(0, 0.02^2), cut at -2 and 2 (100 deviations)   |
+        | biases of linears                        | 0                                                |
+        | norms                                    | weight 1, bias 0                                 |
+        | patch_embed.proj                         | PyTorch's own: uniform in +-1 / sqrt(C P^2)      |
+        | gamma_1, gamma_2                         | `layer_scale_init`, the same in both stages      |
+        """
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                init_linear(module)
+            elif isinstance(module, nn.LayerNorm | nn.Conv2d):
+                module.reset_parameters()
+            elif isinstance(module, LayerScaleBlock | ClassAttentionBlock):
+                nn.init.constant_(module.gamma_1, module.layer_scale_init)
+                nn.init.constant_(module.gamma_2, module.layer_scale_init)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return logits (B, K); features (B, D) where the model has no classes.
+
+        Raises:
+            ShapeError: images of another size or number of channels than the model's.
+        """
+        cls_B1D, _ = self._tokens(images_BCHW)
+        # The norm works token by token, so the patches need not pass through it.
+        return self.forward_head(self.norm(cls_B1D))
+
+    def forward_features(self, images_BCHW: Tensor) -> Tensor:
+        """Return all tokens after the final norm, (B, 1 + N, D), the class token first."""
+        return self.norm(torch.cat(self._tokens(images_BCHW), dim=1))
+
+    def forward_head(self, tokens_BTD: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the logits (B, K) of normalised tokens; with `pre_logits` the class token itself, (B, D)."""
+        return tokens_BTD[:, 0] if pre_logits else self.head(tokens_BTD[:, 0])
+
+    def class_attention(self, images_BCHW: Tensor) -> Tensor:
+        """Return where the class token looked: (B, class blocks, A, 1 + N).
+
+        Each row is a softmax and sums to 1; position 0 is the class token itself, patches follow row by row.
+        """
+        cls_B1D, patches_BND = self._first_cls(images_BCHW), self._patches(images_BCHW)
+        maps = []
+        for block in self.blocks_token_only:
+            cls_B1D, weights_BA1T = block.attend(cls_B1D, patches_BND)
+            maps.append(weights_BA1T[:, :, 0])
+        return torch.stack(maps, dim=1)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = True,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return the patch tokens after chosen blocks, in the form of timm's method of this name.
+
+        Deviation: `norm` is True by default (timm: False). Patch tokens leave CaiT's blocks with large norms
+        that blow up downstream; the final norm tames them.
+
+        Args:
+            x: images (B, C, H, W).
+            indices: the last n blocks, these blocks (negative from the end), or all.
+            norm: apply the final norm to each.
+            stop_early: do not compute blocks past the last one wanted.
+            output_fmt: "NCHW" for maps (B, D, rows, columns), "NLC" for tokens (B, N, D).
+            intermediates_only: return the list alone.
+
+        Returns:
+            The list, or (all tokens after the final norm (B, 1 + N, D), the list).
+        """
+        wanted = self._block_indices(indices)
+        last = max(wanted) if stop_early and intermediates_only else len(self.blocks) - 1
+        taken = []
+        patches_BND = self._embed(x)
+        for index, block in enumerate(self.blocks[: last + 1]):
+            patches_BND = self._run(block, patches_BND)
+            if index in wanted:
+                taken.append(self.norm(patches_BND) if norm else patches_BND)
+        if output_fmt == "NCHW":
+            taken = [t.transpose(1, 2).reshape(t.shape[0], -1, *self.config.grid).contiguous() for t in taken]
+        elif output_fmt != "NLC":
+            raise ConfigError(f"output_fmt: expected 'NCHW' or 'NLC', got {output_fmt!r}.", remedy="Choose one.")
+        if intermediates_only:
+            return taken
+        cls_B1D = self._read(self._first_cls(x), patches_BND)
+        return self.norm(torch.cat((cls_B1D, patches_BND), dim=1)), taken
+
+    def get_classifier(self) -> nn.Module:
+        """Return the last layer."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a new, freshly drawn head of `num_classes` outputs in place; 0 makes the model return features.
+
+        Raises:
+            ConfigError: another pooling than the class token is asked for; CaiT has no other.
+        """
+        if global_pool not in (None, "token"):
+            raise ConfigError(
+                f"global_pool: expected 'token', got {global_pool!r}.",
+                remedy="CaiT classifies its class token; `forward_features` gives the patch tokens to pool.",
+            )
+        like = self.cls_token
+        self.config = self.config.replace(num_classes=num_classes)
+        self.num_classes = num_classes
+        self.head = nn.Identity()
+        if num_classes:
+            self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            init_linear(self.head)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names that weight decay leaves alone, beside every vector and bias."""
+        return {"pos_embed", "cls_token"}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute every block of both stages in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    def _tokens(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        patches_BND = self._patches(images_BCHW)
+        return self._read(self._first_cls(images_BCHW), patches_BND), patches_BND
+
+    def _embed(self, images_BCHW: Tensor) -> Tensor:
+        expected = (self.config.in_chans, *self.config.img_size)
+        if images_BCHW.ndim != 4 or tuple(images_BCHW.shape[1:]) != expected:
+            raise ShapeError(
+                f"images: expected (B, {', '.join(map(str, expected))}), got {tuple(images_BCHW.shape)}.",
+                remedy="Resize the images, or build the model with this img_size and in_chans.",
+            )
+        return self.patch_embed(images_BCHW) + self.pos_embed
+
+    def _patches(self, images_BCHW: Tensor) -> Tensor:
+        patches_BND = self._embed(images_BCHW)
+        for block in self.blocks:
+            patches_BND = self._run(block, patches_BND)
+        return patches_BND
+
+    def _first_cls(self, images_BCHW: Tensor) -> Tensor:
+        return self.cls_token.expand(images_BCHW.shape[0], -1, -1)
+
+    def _read(self, cls_B1D: Tensor, patches_BND: Tensor) -> Tensor:
+        for block in self.blocks_token_only:
+            cls_B1D = self._run(block, cls_B1D, patches_BND)
+        return cls_B1D
+
+    def _run(self, block: nn.Module, *tokens: Tensor) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *tokens, use_reentrant=False)
+        return block(*tokens)
+
+    def _block_indices(self, indices: int | Sequence[int] | None) -> set[int]:
+        depth = len(self.blocks)
+        if indices is None:
+            return set(range(depth))
+        chosen = range(depth - indices, depth) if isinstance(indices, int) else [i % depth for i in indices]
+        outside = [i for i in (indices if not isinstance(indices, int) else [-indices]) if not -depth <= i < depth]
+        if outside or not chosen:
+            raise ConfigError(
+                f"indices: expected blocks of {depth}, got {indices!r}.",
+                remedy=f"Give a number of last blocks from 1 to {depth}, or indices from {-depth} to {depth - 1}.",
+            )
+        return set(chosen)
+
+
+def init_linear(layer: nn.Linear) -> None:
+    """Draw a linear layer's weight from N(0, 0.02^2) and set its bias to 0."""
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)

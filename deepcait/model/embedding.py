@@ -1,0 +1,51 @@
+"""From an image to patch tokens, and position embeddings moved from one grid of patches to another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PatchEmbed(nn.Module):
+    """Cut an image into squares and project each to one token.
+
+    A convolution whose stride is its kernel; patches come in row-major order. No norm follows it.
+
+    Args:
+        patch_size: P, side of a patch in pixels.
+        in_chans: C, image channels.
+        embed_dim: D, width of a token.
+    """
+
+    def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return tokens_BND, N = (H / P) * (W / P)."""
+        return self.proj(images_BCHW).flatten(2).transpose(1, 2)
+
+
+def resize_pos_embed(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """Move a position embedding to another grid of patches, by bicubic interpolation.
+
+    CaiT's positions belong to patches only: there is no row for the class token. The same grid gives the
+    same bits.
+
+    Args:
+        pos_embed: (1, N, D) with N = old rows * old columns.
+        old_grid: rows and columns that it was trained on.
+        new_grid: rows and columns wanted.
+
+    Returns:
+        (1, new rows * new columns, D), in the dtype that came.
+    """
+    if old_grid == new_grid:
+        return pos_embed
+    embed_dim = pos_embed.shape[-1]
+    maps = pos_embed.reshape(1, *old_grid, embed_dim).permute(0, 3, 1, 2)
+    # Interpolation in half precision would round twice; float64 stays as it is.
+    wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    resized = F.interpolate(wide, size=new_grid, mode="bicubic", align_corners=False).to(maps.dtype)
+    return resized.permute(0, 2, 3, 1).reshape(1, new_grid[0] * new_grid[1], embed_dim)
