@@ -1,0 +1,65 @@
+"""Deep image transformers with LayerScale and class attention: build, load, train, measure and use CaiT.
+
+Importing this package is light: what a name needs (PyTorch, for example) is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    __version__: str
+
+    from deepcait.classifier import Classifier, load
+    from deepcait.errors import DeepcaitError
+    from deepcait.evaluation import evaluate
+    from deepcait.model import CaiT, CaiTConfig
+    from deepcait.weights.registry import create_model, list_models
+
+__all__ = [
+    "CaiT",
+    "CaiTConfig",
+    "Classifier",
+    "DeepcaitError",
+    "__version__",
+    "create_model",
+    "evaluate",
+    "list_models",
+    "load",
+]
+
+# Public name -> module that defines it.
+_HOME = {
+    "CaiT": "deepcait.model",
+    "CaiTConfig": "deepcait.model",
+    "Classifier": "deepcait.classifier",
+    "DeepcaitError": "deepcait.errors",
+    "create_model": "deepcait.weights.registry",
+    "evaluate": "deepcait.evaluation",
+    "list_models": "deepcait.weights.registry",
+    "load": "deepcait.classifier",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def _version() -> str:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version("deepcait")
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        return "0+unknown"
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

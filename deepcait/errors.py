@@ -47,3 +47,7 @@ class ImageError(DataError):
 
 class RunError(DeepcaitError):
     """A run folder that can't be started, resumed or read."""
+
+
+class Stopped(Exception):
+    """A run stopped on request after saving itself; the command exits with 75 and `--resume` goes on."""

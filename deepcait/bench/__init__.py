@@ -1,0 +1,1 @@
+"""Ours against peers: what models cost, counted the same way for all."""

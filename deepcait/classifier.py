@@ -1,0 +1,173 @@
+"""A model that is ready to use: network, classes and preprocessing in one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from deepcait.data import Preprocessing, open_image
+from deepcait.data.image import to_rgb
+from deepcait.errors import ConfigError, ShapeError, WeightsError
+from deepcait.model import CaiT
+from deepcait.weights import resolve, save_artefact
+
+Picture: TypeAlias = str | os.PathLike[str] | Image.Image
+
+
+class Prediction(NamedTuple):
+    """One answer: class index, class name, and the model's probability for it."""
+
+    index: int
+    label: str
+    probability: float
+
+
+def load(
+    spec: str | os.PathLike[str],
+    *,
+    img_size: int | tuple[int, int] | None = None,
+    device: str | torch.device | None = None,
+) -> Classifier:
+    """Load the model behind a SPEC with its classes and its preprocessing.
+
+    Args:
+        spec: a model name (its released weights), `hf-hub:owner/name`, a model or run folder, a weights file, or
+            `builtin:nano`.
+        img_size: another image size than the stored one; the position embedding is resized.
+        device: where it computes; None takes a GPU where there is one.
+
+    Raises:
+        ConfigError: the SPEC leads nowhere.
+        WeightsError: broken, unsafe or unreachable weights.
+    """
+    found = resolve(os.fspath(spec), img_size=img_size)
+    return Classifier(
+        found.model,
+        classes=found.classes,
+        preprocessing=Preprocessing.from_pretrained_cfg(found.pretrained_cfg),
+        device=device,
+        story={**found.section, "provenance": found.provenance},
+    )
+
+
+class Classifier:
+    """A model that predicts, and saves itself whole.
+
+    Args:
+        model: put into evaluation mode and moved to the device.
+        classes: index -> class name; None where the model has no names.
+        preprocessing: picture -> image_CHW.
+        device: None takes a GPU where there is one.
+        story: recipe, metrics and provenance that travel with the model when it is saved.
+
+    Raises:
+        ConfigError: a model without a head, or classes that are not as many as its rows.
+    """
+
+    def __init__(
+        self,
+        model: CaiT,
+        *,
+        classes: Sequence[str] | None,
+        preprocessing: Preprocessing,
+        device: str | torch.device | None = None,
+        story: dict[str, Any] | None = None,
+    ) -> None:
+        if not model.num_classes:
+            raise ConfigError("model: expected a classifier, got one without a head.", remedy="Give it num_classes.")
+        if classes is not None and len(classes) != model.num_classes:
+            raise ConfigError(
+                f"classes: expected {model.num_classes} names, got {len(classes)}.",
+                remedy="Give the names in the order of the head's rows.",
+            )
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.eval().to(self.device)
+        self.classes = list(classes) if classes is not None else None
+        self.preprocessing = preprocessing
+        self.story = story or {}
+
+    def predict(
+        self, images: Picture | Sequence[Picture], topk: int = 5, *, batch_size: int = 32
+    ) -> list[list[Prediction]]:
+        """Return the most probable classes of each picture, the first the most probable.
+
+        Args:
+            images: the path of a picture, a PIL image, or a list of them.
+            topk: how many answers a picture; as many as there are classes, where they are fewer. Of equal logits
+                the lower class index comes first.
+            batch_size: pictures that pass through the network at once.
+
+        Raises:
+            ConfigError: topk or batch_size below 1.
+            ImageError: a picture that can't be read.
+        """
+        pictures = [images] if isinstance(images, str | os.PathLike | Image.Image) else list(images)
+        _require_positive("topk", topk)
+        _require_positive("batch_size", batch_size)
+        answers = []
+        for start in range(0, len(pictures), batch_size):
+            batch = [self.preprocessing(_open(picture)) for picture in pictures[start : start + batch_size]]
+            answers += self._rank(self.logits(torch.stack(batch)), topk)
+        return answers
+
+    def logits(self, images_BCHW: Tensor) -> Tensor:
+        """Return the logits (B, K), on the CPU, for preprocessed images.
+
+        Raises:
+            ShapeError: images of another size than the model's.
+        """
+        if images_BCHW.ndim != 4:
+            raise ShapeError(
+                f"images: expected (B, C, H, W), got {tuple(images_BCHW.shape)}.", remedy="Stack the images first."
+            )
+        with torch.no_grad():
+            return self.model(images_BCHW.to(self.device)).cpu()
+
+    def label(self, index: int) -> str:
+        """Return the name of a class; the index as text where the model has no names."""
+        return self.classes[index] if self.classes is not None else str(index)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write model, classes and preprocessing to a folder that `load`, timm and the hub read.
+
+        Raises:
+            ConfigError: the folder holds something else.
+            WeightsError: it can't be written.
+        """
+        return save_artefact(
+            os.fspath(folder),
+            self.model,
+            preprocessing=self.model.pretrained_cfg | self.preprocessing.to_pretrained_cfg(),
+            classes=self.classes,
+            **{key: self.story.get(key) for key in ("recipe", "metrics", "provenance")},
+        )
+
+    def _rank(self, logits_BK: Tensor, topk: int) -> list[list[Prediction]]:
+        if not logits_BK.isfinite().all():
+            raise WeightsError(
+                "logits: expected numbers, got infinite ones or none.",
+                remedy="The weights are damaged, or training diverged: take an earlier checkpoint.",
+            )
+        probabilities_BK = logits_BK.double().softmax(-1)
+        order_BK = logits_BK.argsort(-1, descending=True, stable=True)[:, :topk]
+        return [
+            [Prediction(index, self.label(index), row_K[index].item()) for index in order_K]
+            for order_K, row_K in zip(order_BK.tolist(), probabilities_BK, strict=True)
+        ]
+
+
+def _open(picture: Picture) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return to_rgb(ImageOps.exif_transpose(picture))
+    return open_image(picture)
+
+
+def _require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name}: expected 1 or more, got {value}.", remedy=f"Give a positive {name}.")

@@ -1,0 +1,1 @@
+"""The command: one small file a verb, which parses, calls and prints."""

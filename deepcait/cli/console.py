@@ -1,0 +1,106 @@
+"""What goes where: results to stdout, everything else to stderr; one JSON value alone where --json is asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+_PLAIN_LINE_EVERY_S = 10.0
+
+
+def is_main_process() -> bool:
+    """Whether this process prints: the only one, or rank 0 of torchrun's."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class Console:
+    """Where a verb prints. Every method prints in the main process only.
+
+    Args:
+        json: the verb was called with --json: stdout carries one JSON value and nothing else.
+    """
+
+    def __init__(self, *, json: bool = False) -> None:
+        self.json = json
+
+    def say(self, text: str = "") -> None:
+        """Print a line of the result: to stdout, or to stderr where stdout belongs to JSON."""
+        if is_main_process():
+            print(text, file=sys.stderr if self.json else sys.stdout, flush=True)
+
+    def note(self, text: str) -> None:
+        """Print what is no result (progress, warnings) to stderr."""
+        if is_main_process():
+            print(text, file=sys.stderr, flush=True)
+
+    def result(self, value: Any) -> None:
+        """Print the JSON value; does nothing without --json.
+
+        Raises:
+            ValueError: NaN or infinity in the value: they are not JSON.
+        """
+        if self.json and is_main_process():
+            print(json.dumps(value, allow_nan=False), flush=True)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Print a table of plain text: numbers to the right, None as a blank."""
+        texts = [[_cell(value) for value in row] for row in rows]
+        widths = [max(len(line[i]) for line in [list(columns), *texts]) for i in range(len(columns))]
+        right = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(columns))]
+        for line in [list(columns), ["-" * width for width in widths], *texts]:
+            cells = [
+                text.rjust(width) if to_right else text.ljust(width)
+                for text, width, to_right in zip(line, widths, right, strict=True)
+            ]
+            self.say("  ".join(cells).rstrip())
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Yield a function to call with (done, total); a bar on a terminal, else a line now and then.
+
+        Always on stderr.
+        """
+        if not is_main_process():
+            yield lambda done, total: None
+        elif sys.stderr.isatty():
+            with _bar(what) as update:
+                yield update
+        else:
+            yield _plain_lines(what)
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction for people: 0.865 as "86.50 %"; None as a blank."""
+    return "" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=RichConsole(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _plain_lines(what: str) -> Callable[[int, int], None]:
+    last_s = time.monotonic()
+
+    def update(done: int, total: int) -> None:
+        nonlocal last_s
+        if time.monotonic() - last_s >= _PLAIN_LINE_EVERY_S and done < total:
+            last_s = time.monotonic()
+            print(f"{what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+
+    return update

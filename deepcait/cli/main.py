@@ -1,0 +1,148 @@
+"""The command `deepcait`: find the verb, run it, turn what happened into an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import importlib
+import json
+import os
+import sys
+import textwrap
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+
+from deepcait.cli import exits
+from deepcait.cli.console import is_main_process
+from deepcait.cli.options import parse_options
+from deepcait.errors import ConfigError, DeepcaitError
+
+# Verb -> one line for the list. The module deepcait.cli.<verb> holds its Args and run(args).
+VERBS = {
+    "models": "every variant: parameters, multiply-adds, published accuracy",
+    "info": "one model: the same, its preprocessing, classes and provenance",
+    "train": "train, fine-tune or distil a model on your images",
+    "eval": "measure models on labelled images",
+    "predict": "classify pictures",
+    "demo": "train, measure and use a small model on real photographs, in minutes",
+}
+_LINE_WIDTH = 100
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    Args:
+        argv: what follows the word `deepcait`; None takes sys.argv.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in argv
+    try:
+        return _run(argv)
+    except DeepcaitError as error:
+        return _mistake(error.problem, error.remedy, as_json)
+    except BrokenPipeError:
+        # Whoever read our output has had enough (`deepcait models | head`): the rest goes nowhere, quietly.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exits.DONE
+    except OSError as error:
+        mistake = _file_mistake(error)
+        return _defect() if mistake is None else _mistake(*mistake, as_json)
+    except exits.Stopped as stopped:
+        return _end(str(stopped), exits.STOPPED)
+    except exits.Refused as refused:
+        return _end(str(refused), exits.REFUSED)
+    except KeyboardInterrupt:
+        return _end("interrupted", 130)
+    except ImportError as error:
+        mistake = _missing_package(error)
+        return _defect() if mistake is None else _mistake(*mistake, as_json)
+    except Exception:
+        return _defect()
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        _print_verbs()
+        return exits.DONE
+    if argv[0] in ("-V", "--version"):
+        print(f"deepcait {importlib.import_module('deepcait').__version__}")
+        return exits.DONE
+    verb, rest = argv[0], argv[1:]
+    module = _import_verb(verb)
+    args = parse_options(module.Args, rest, verb=verb, description=module.__doc__ or "")
+    if args is None:  # --help was asked for and shown
+        return exits.DONE
+    return module.run(args) or exits.DONE
+
+
+def _import_verb(verb: str) -> ModuleType:
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        raise ConfigError(
+            f"expected a verb ({', '.join(VERBS)}), got {verb!r}.",
+            remedy=f"Did you mean `deepcait {near[0]}`?" if near else "`deepcait --help` lists them.",
+        )
+    return importlib.import_module(f"deepcait.cli.{verb}")
+
+
+def _print_verbs() -> None:
+    width = max(map(len, VERBS))
+    print("usage: deepcait VERB ...\n\nDeep image transformers with LayerScale and class attention (CaiT).\n")
+    for verb, line in VERBS.items():
+        print(f"  {verb.ljust(width)}  {line}")
+    print("\n`deepcait VERB --help` shows options and examples; `deepcait --version` the version.")
+
+
+def _mistake(problem: str, remedy: str, as_json: bool) -> int:
+    """What the user can mend: one paragraph on stderr, or one JSON object on stdout."""
+    if is_main_process():
+        if as_json:
+            print(json.dumps({"error": problem, "remedy": remedy}), flush=True)
+        else:
+            for label, text in (("error", problem), ("remedy", remedy)):
+                line = f"{label}: {' '.join(text.split())}"
+                wrapped = textwrap.fill(line, _LINE_WIDTH, break_long_words=False, break_on_hyphens=False)
+                print(wrapped, file=sys.stderr, flush=True)
+    return exits.MISTAKE
+
+
+def _defect() -> int:
+    """What we have to mend: the traceback, from every process."""
+    traceback.print_exc()
+    print("\nThis is a defect of deepcait, not of yours. Please report it with the lines above.", file=sys.stderr)
+    return exits.DEFECT
+
+
+def _end(text: str, code: int) -> int:
+    if is_main_process():
+        print(text, file=sys.stderr, flush=True)
+    return code
+
+
+def _file_mistake(error: OSError) -> tuple[str, str] | None:
+    """Problem and remedy of a file that is not as it should be; None where the system failed otherwise."""
+    path = error.filename or "a file"
+    if isinstance(error, FileNotFoundError):
+        return f"{path}: expected it to exist, got no such file or folder.", "Check the path, or create its folder."
+    if isinstance(error, IsADirectoryError):
+        return f"{path}: expected a file, got a folder.", "Give the path of a file."
+    if isinstance(error, NotADirectoryError):
+        return f"{path}: expected a folder on the way, got a file.", "Give another path."
+    if isinstance(error, FileExistsError):
+        return f"{path}: expected nothing there, got a file.", "Give another path, or remove it."
+    if isinstance(error, PermissionError):
+        return f"{path}: expected access, got none.", "Check its permissions, or give another path."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path}: expected room on the disk, got a full one.", "Free some space, or give another path."
+    if error.errno == errno.EROFS:
+        return f"{path}: expected a disk to write on, got a read-only one.", "Give another path."
+    return None
+
+
+def _missing_package(error: ImportError) -> tuple[str, str] | None:
+    """Problem and remedy of a package that is not installed; None where the missing one is our own."""
+    if not isinstance(error, ModuleNotFoundError) or (error.name or "deepcait").startswith("deepcait"):
+        return None
+    return f"expected the package {error.name}, which is not installed.", f"Run `pip install {error.name}`."

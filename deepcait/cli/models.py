@@ -1,0 +1,93 @@
+"""List every model: parameters, multiply-adds of one image, published accuracy, released or not.
+
+Examples:
+    deepcait models                  all of them
+    deepcait models --json           the same for programs
+    deepcait models --peers          CaiT and its rivals, counted the same way
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepcait.cli.console import Console, percent
+
+
+@dataclass(frozen=True)
+class Args:
+    """Options of `deepcait models`."""
+
+    peers: bool = False
+    """Also count rivals of other families (through timm, nothing is downloaded), with reported accuracies."""
+    json: bool = False
+    """Print one JSON list and nothing else."""
+
+
+def run(args: Args) -> int | None:
+    """Print the table, or two of them."""
+    from deepcait.weights import describe_models
+
+    console = Console(json=args.json)
+    models = describe_models()
+    peers = _count_peers() if args.peers else []
+    if args.json:
+        console.result(models + [_as_model(row) for row in peers if row["family"] == "rival"])
+        return
+    _print_models(console, models)
+    if peers:
+        console.say()
+        _print_peers(console, peers)
+
+
+def _count_peers() -> list[dict]:
+    from deepcait.bench.peers import compare_peers
+
+    return compare_peers()
+
+
+def _as_model(row: dict) -> dict:
+    """A rival with the keys of a model; whether others released it is not ours to say."""
+    return {**row, "released": None, "real": None, "v2": None}
+
+
+def _print_models(console: Console, models: list[dict]) -> None:
+    columns = ("model", "params M", "GMACs", "image px", "released", "top-1", "ReaL", "V2")
+    rows = [
+        (
+            model["name"],
+            _number(model["params"] / 1e6, 2),
+            _number(model["gmacs"], 2),
+            model["img_size"],
+            "yes" if model["released"] else "no",
+            *(percent(model[key]) for key in ("top1", "real", "v2")),
+        )
+        for model in models
+    ]
+    console.table(columns, rows)
+    console.say("\nAccuracy: released weights as re-evaluated by timm; the others as the paper reports them, without")
+    console.say("a teacher where it has that. Blank: nobody reports one.")
+
+
+def _print_peers(console: Console, peers: list[dict]) -> None:
+    columns = ("model", "params M", "GMACs", "image px", "reported", "re-evaluated", "reported by")
+    rows = [
+        (
+            row["name"],
+            _number(row["params"] / 1e6, 1),
+            _number(row["gmacs"], 1),
+            row["img_size"],
+            percent(row["reported"]),
+            percent(row["top1"]),
+            row["reported_by"],
+        )
+        for row in peers
+    ]
+    console.table(columns, rows)
+    console.say(
+        "\nOne counter for all: matrix products and convolutions that run, on the meta device. Re-evaluated: by"
+    )
+    console.say("timm (results/results-imagenet.csv), same weights, same image size. Blank: no source that we know.")
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}"

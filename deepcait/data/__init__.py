@@ -1,0 +1,36 @@
+"""From bytes to batches: safe image opening, preprocessing, sources, splits, loaders."""
+
+from deepcait.data.dataset import NO_LABEL, ImageDataset, RaisingLoader, evaluation_loader, worker_context
+from deepcait.data.folder import FolderSource, find_splits, open_folder
+from deepcait.data.image import IMAGE_SUFFIXES, list_images, open_image
+from deepcait.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from deepcait.data.source import Sample, Source, Subset, describe
+from deepcait.data.spec import list_splits, open_source, open_split
+from deepcait.data.split import read_manifest, stratified_split, write_manifest
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "IMAGE_SUFFIXES",
+    "NO_LABEL",
+    "FolderSource",
+    "ImageDataset",
+    "Preprocessing",
+    "RaisingLoader",
+    "Sample",
+    "Source",
+    "Subset",
+    "describe",
+    "evaluation_loader",
+    "find_splits",
+    "list_images",
+    "list_splits",
+    "open_folder",
+    "open_image",
+    "open_source",
+    "open_split",
+    "read_manifest",
+    "stratified_split",
+    "worker_context",
+    "write_manifest",
+]

@@ -1,0 +1,131 @@
+"""A source as torch knows it: tensors, labels and indices, in batches."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing.context import BaseContext
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from deepcait.data.image import open_image
+from deepcait.data.source import Source
+from deepcait.errors import ConfigError, DeepcaitError
+
+NO_LABEL = -1
+
+
+class ImageDataset(Dataset):
+    """Decode and transform the pictures of a source; indices are those of the source.
+
+    Args:
+        source: where the bytes come from.
+        transform: RGB picture -> image_CHW, a `Preprocessing` for example.
+    """
+
+    def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.source = source
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        """(image_CHW, label or NO_LABEL, index). Raises ImageError that names the file."""
+        sample = self.source.read(index)
+        image = open_image(sample.data, name=self.source.locate(index))
+        return self.transform(image), NO_LABEL if sample.label is None else sample.label, index
+
+
+class RaisingLoader(DataLoader):
+    """A DataLoader that raises our errors as they are, from worker processes too.
+
+    torch rebuilds a worker's exception from its text, which loses type and remedy; here the first
+    error of a batch travels as a value. For `Dataset`s with an index and one item a sample.
+    """
+
+    def __init__(self, dataset: Dataset, **options: Any) -> None:
+        collate = options.pop("collate_fn", None) or default_collate
+        super().__init__(_Catching(dataset), collate_fn=_CollateOrError(collate), **options)
+
+    def __iter__(self) -> Iterator[Any]:  # pyrefly: ignore[bad-override]
+        for batch in super().__iter__():
+            if isinstance(batch, DeepcaitError):
+                raise batch
+            yield batch
+
+
+def evaluation_loader(
+    source: Source,
+    preprocessing: Callable[[Image.Image], Tensor],
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> RaisingLoader:
+    """Every picture once, in the order of the source, the last batch as small as it comes.
+
+    Yields (images_BCHW float32, labels_B int64, indices_B int64); label NO_LABEL where there is none.
+
+    Raises:
+        ConfigError: batch_size < 1 or num_workers < 0.
+        ImageError: while iterating, names the first picture that can't be read; nothing is substituted.
+    """
+    if batch_size < 1 or num_workers < 0:
+        raise ConfigError(
+            f"Loader: expected batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}.",
+            remedy="Choose e.g. 32 and 2.",
+        )
+    return RaisingLoader(
+        ImageDataset(source, preprocessing),
+        batch_size=batch_size,
+        shuffle=False,
+        drop_last=False,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        multiprocessing_context=worker_context() if num_workers else None,
+    )
+
+
+def worker_context() -> BaseContext:
+    """How loader workers start: never by forking a process that has threads (torch's pools deadlock there).
+
+    On Linux a clean server process imports this module once and forks workers from itself;
+    elsewhere they are spawned. Each worker runs torch with one thread: torch's loader sees to it.
+    """
+    if not sys.platform.startswith("linux"):
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+class _Catching(Dataset):
+    """Return our errors instead of raising them."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # pyrefly: ignore[bad-argument-type]
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except DeepcaitError as error:
+            return error
+
+
+class _CollateOrError:
+    """Collate a batch, or pass on its first error."""
+
+    def __init__(self, collate: Callable[[list], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, items: list) -> Any:
+        error = next((item for item in items if isinstance(item, DeepcaitError)), None)
+        return self.collate(items) if error is None else error

@@ -1,0 +1,210 @@
+"""Class folders: ROOT/<class>/*.png, or with splits ROOT/<split>/<class>/*.png."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from deepcait.data.image import IMAGE_SUFFIXES, read_image_bytes, walk_images
+from deepcait.data.source import Sample
+from deepcait.errors import DataError
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+_NUM_SHOWN = 5
+
+
+class FolderSource:
+    """Pictures sorted into one folder a class; a class folder may hold sub-folders of its own.
+
+    Args:
+        base: folder that `names` are relative to.
+        split: train, val, test or all.
+        classes: index -> class name.
+        names, labels: of each picture, in reading order.
+    """
+
+    kind = "folder"
+
+    def __init__(
+        self, base: Path, *, split: str, classes: Sequence[str], names: Sequence[str], labels: Sequence[int]
+    ) -> None:
+        self.base = Path(base)
+        self.split = split
+        self.classes = list(classes)
+        self.names = list(names)
+        self.labels: list[int | None] = list(labels)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> Sample:
+        """The sample at `index`; ImageError when its file can't be read."""
+        return Sample(read_image_bytes(self.base / self.names[index]), self.labels[index], self.names[index])
+
+    def locate(self, index: int) -> str:
+        """Path of the picture, for messages."""
+        return str(self.base / self.names[index])
+
+
+def open_folder(root: str | os.PathLike[str], split: str | None, classes: Sequence[str] | None = None) -> FolderSource:
+    """Open class folders; the names of files are listed, no picture is read.
+
+    Without `classes` the mapping is that of the training split, where there is one, else of the
+    folders themselves (sorted as text; by number when all are integers). With `classes` (fixed by
+    training) folders are mapped by name. Order: class by class, files in natural order.
+    An empty class folder is an error where it would define a class (train, or no splits, and
+    `classes` not given); elsewhere that class just has no picture here.
+
+    Args:
+        root: the folder; hidden files and folders in it are ignored.
+        split: train, val or test; None takes all pictures, of all splits.
+        classes: index -> class name.
+
+    Raises:
+        DataError: no such folder or split, no class folders, no images, an unknown class, an empty
+            class folder in training data.
+    """
+    root = Path(root)
+    _require_folder(root)
+    splits = find_splits(root)
+    if split is None:
+        folders = {path.name + "/": path for path in splits.values()} or {"": root}
+    else:
+        folders = {"": _require_split(root, splits, split)}
+        root = folders[""]
+    known = list(classes) if classes is not None else _own_classes(splits, folders.values())
+    defining = set() if classes is not None else ({splits["train"]} if "train" in splits else set(folders.values()))
+
+    names, labels = [], []
+    index_of = {name: index for index, name in enumerate(known)}
+    for prefix, folder in folders.items():
+        for name, files in _class_files(folder, may_be_empty=folder not in defining or split in ("val", "test")):
+            if name not in index_of:
+                raise _unknown_class(folder / name, known)
+            names += [f"{prefix}{name}/{file}" for file in files]
+            labels += [index_of[name]] * len(files)
+    return FolderSource(root, split=split or "all", classes=known, names=names, labels=labels)
+
+
+def find_splits(root: str | os.PathLike[str]) -> dict[str, Path]:
+    """The split folders under `root` by their name (train, val, test); empty when it has none.
+
+    A folder called "train" that holds images but no class folders is a class (the vehicle), unless
+    nothing but such folders is there.
+
+    Raises:
+        DataError: two folders for one split, or split folders whose images lie flat.
+    """
+    root = Path(root)
+    _require_folder(root)
+    visible = subfolders(root)
+    splits: dict[str, Path] = {}
+    for name in visible:
+        split = _SPLIT_OF.get(name.lower())
+        if split is None or not subfolders(root / name):
+            continue
+        if split in splits:
+            raise DataError(
+                f"{root}: expected one folder for the split {split}, got {splits[split].name} and {name}.",
+                remedy="Rename or merge one of them.",
+            )
+        splits[split] = root / name
+    if not splits and len(visible) > 1 and all(name.lower() in _SPLIT_OF for name in visible):
+        for name in visible:
+            if walk_images(root / name):
+                raise _flat_images(root / name)
+    return {split: splits[split] for split in SPLIT_NAMES if split in splits}
+
+
+def sort_classes(names: Iterable[str]) -> list[str]:
+    """Sort as text, like ImageFolder; by number when all names are integers.
+
+    ImageNet-V2 has folders 0..999: as text "10" would come before "2" and every label be wrong.
+    """
+    names = list(names)
+    if all(name.isascii() and name.isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the visible folders in `folder`, sorted as text.
+
+    Raises:
+        DataError: `folder` can't be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(
+            f"{folder}: expected a readable folder, got {error}.", remedy="Check its permissions."
+        ) from error
+
+
+def _class_files(folder: Path, *, may_be_empty: bool) -> list[tuple[str, list[str]]]:
+    """(class name, files in it) for every class folder that holds images, in class order."""
+    listed = [(name, walk_images(folder / name)) for name in sort_classes(subfolders(folder))]
+    filled = [(name, files) for name, files in listed if files]
+    if not filled:
+        if walk_images(folder):
+            raise _flat_images(folder)
+        raise DataError(
+            f"{folder}: expected class folders with images ({' '.join(IMAGE_SUFFIXES)}), got no image.",
+            remedy="Give the folder above the class folders.",
+        )
+    empty = [str(folder / name) for name, files in listed if not files]
+    if empty and not may_be_empty:
+        raise DataError(
+            f"Expected images in every class folder, got none in {_some(empty)}.",
+            remedy="Fill or remove the empty class folders: each would become a class that nothing teaches.",
+        )
+    return filled
+
+
+def _own_classes(splits: dict[str, Path], folders: Iterable[Path]) -> list[str]:
+    defining = [splits["train"]] if "train" in splits else list(folders)
+    return sort_classes({name for folder in defining for name in subfolders(folder)})
+
+
+def _require_folder(root: Path) -> None:
+    if not root.is_dir():
+        got = "a file" if root.exists() else "no such folder"
+        raise DataError(f"{root}: expected a folder of class folders, got {got}.", remedy="Check the path.")
+
+
+def _require_split(root: Path, splits: dict[str, Path], split: str) -> Path:
+    if split not in splits:
+        got = ", ".join(splits) or "class folders without splits"
+        raise DataError(
+            f"{root}: expected the split {split}, got {got}.",
+            remedy=f"Choose one that is there, or add a folder {split}/.",
+        )
+    return splits[split]
+
+
+def _flat_images(folder: Path) -> DataError:
+    return DataError(
+        f"{folder}: expected one sub-folder a class, got images lying flat.",
+        remedy="Sort them into class folders, e.g. cat/1.jpg and dog/2.jpg: the folder's name is the label.",
+    )
+
+
+def _unknown_class(folder: Path, known: Sequence[str]) -> DataError:
+    return DataError(
+        f"{folder}: expected one of the {len(known)} trained classes ({_some(list(known))}), "
+        f"got the class {folder.name!r}.",
+        remedy="Rename the folder to its trained class, or remove it.",
+    )
+
+
+def _some(names: list[str]) -> str:
+    """A list for a message, cut short."""
+    rest = len(names) - _NUM_SHOWN
+    return ", ".join(names[:_NUM_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

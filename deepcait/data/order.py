@@ -1,0 +1,113 @@
+"""Which sample stands where: the order of training data as a pure function of (seed, epoch, position).
+
+The samples of an epoch are permuted, each repeated `repeats` times in a row, and dealt like cards to the
+replicas: position q of the dealt row belongs to replica q mod R. A replica stands in for one GPU of the
+paper. One step takes the next G / R cards of every replica. So copies of one image fall to different
+replicas, and neither the number of processes nor a restart can change who gets what.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from deepcait.data.seeding import derive_seed
+from deepcait.errors import ConfigError
+
+
+class Slot(NamedTuple):
+    """One place in the order of training: its epoch, its position there, and the sample that stands in it."""
+
+    epoch: int
+    position: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of one training run.
+
+    Args:
+        num_samples: samples in the training set.
+        global_batch_size: G, images of one optimizer step over all replicas.
+        replicas: R, forward passes that make one step; divides G.
+        repeats: copies of each sample in a row (the paper: 3), each augmented differently.
+        seed: of the run.
+        class_labels: label of every sample; given, samples are drawn so that classes are equally likely.
+
+    Raises:
+        ConfigError: numbers that do not fit together.
+    """
+
+    num_samples: int
+    global_batch_size: int
+    replicas: int = 1
+    repeats: int = 1
+    seed: int = 0
+    class_labels: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.global_batch_size % self.replicas:
+            raise ConfigError(
+                f"replicas: expected a divisor of global_batch_size={self.global_batch_size}, got {self.replicas}.",
+                remedy="Each replica takes an equal part of the batch.",
+            )
+        if 1 < self.repeats > self.replicas:
+            raise ConfigError(
+                f"augment.repeats={self.repeats}: expected at least as many replicas, got {self.replicas}.",
+                remedy="Copies of one image must fall to different replicas; raise `replicas` or set repeats to 1.",
+            )
+
+    @property
+    def replica_batch_size(self) -> int:
+        """Images of one forward pass."""
+        return self.global_batch_size // self.replicas
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps that make an epoch: about as many images as there are samples, at least one step."""
+        return max(1, self.num_samples // self.global_batch_size)
+
+    def slots(self, step: int, replica: int) -> list[Slot]:
+        """Return what a replica computes in a step, in order."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        permutation = _permutation(self.seed, epoch, self.num_samples, self.class_labels)
+        first = step_in_epoch * self.replica_batch_size
+        positions = range(first, first + self.replica_batch_size)
+        dealt = [position * self.replicas + replica for position in positions]
+        return [Slot(epoch, q, permutation[(q // self.repeats) % self.num_samples]) for q in dealt]
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, num_samples: int, class_labels: tuple[int, ...] | None) -> list[int]:
+    generator = torch.Generator().manual_seed(derive_seed("order", seed, epoch))
+    if class_labels is None:
+        return torch.randperm(num_samples, generator=generator).tolist()
+    labels = torch.tensor(class_labels)
+    # A sample's chance is the inverse of its class's size, so every class is equally likely.
+    chance = 1.0 / torch.bincount(labels).double()[labels]
+    return torch.multinomial(chance, num_samples, replacement=True, generator=generator).tolist()
+
+
+class ReplicaBatches:
+    """Every batch from one step to another, for the replicas of one process: what a loader's workers follow.
+
+    Starting late costs nothing: skipped steps are not computed, let alone read.
+    """
+
+    def __init__(self, order: Order, replicas: Sequence[int], first_step: int, last_step: int) -> None:
+        self.order = order
+        self.replicas = replicas
+        self.steps = range(first_step, last_step)
+
+    def __iter__(self) -> Iterator[list[Slot]]:
+        for step in self.steps:
+            for replica in self.replicas:
+                yield self.order.slots(step, replica)
+
+    def __len__(self) -> int:
+        return len(self.steps) * len(self.replicas)

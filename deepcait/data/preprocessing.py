@@ -1,0 +1,192 @@
+"""From a picture to the tensor a model was trained to see: one path for every verb."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from deepcait.errors import ConfigError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_PIL_MODES = {1: "L", 3: "RGB"}
+# timm's meaning of a configuration that does not say.
+_TIMM_CROP_PCT = 0.875
+_MAX_ASPECT = 32
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, centre crop, scale to [0, 1], subtract mean, divide by std.
+
+        square size S    the shorter side becomes floor(S / crop_ratio), then the centre S x S
+        size H x W       the picture is scaled until it just covers floor(H / crop_ratio) x
+                         floor(W / crop_ratio), then the centre H x W
+
+    Bitwise what timm's evaluation transform computes (crop mode "center").
+    Deviation: a picture so long and thin that a side would be resized to more than 32 times the
+    target's longer side loses its outer parts first; whole, 50 KB on disk could fill all memory.
+
+    Args:
+        img_size: (H, W) in pixels.
+        mean: of each channel, of values in [0, 1].
+        std: of each channel, positive.
+        interpolation: nearest, bilinear, bicubic, box, hamming or lanczos; with antialiasing.
+        crop_ratio: share of the resized side that the crop keeps, in (0, 1]; timm's crop_pct.
+
+    Raises:
+        ConfigError: a value outside these ranges, or mean and std of different length.
+    """
+
+    img_size: tuple[int, int]
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bicubic"
+    crop_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        # JSON gives lists; a frozen value with lists could not be compared or hashed.
+        object.__setattr__(self, "img_size", _tuple_of(int, self.img_size, "img_size"))
+        object.__setattr__(self, "mean", _tuple_of(float, self.mean, "mean"))
+        object.__setattr__(self, "std", _tuple_of(float, self.std, "std"))
+        _require(len(self.img_size) == 2 and min(self.img_size) > 0, "img_size", "(H, W), positive", self.img_size)
+        _require(len(self.mean) > 0 and all(map(math.isfinite, self.mean)), "mean", "a number a channel", self.mean)
+        _require(len(self.std) == len(self.mean), "std", f"{len(self.mean)} numbers like mean", self.std)
+        _require(all(0 < value < math.inf for value in self.std), "std", "positive numbers", self.std)
+        _require(self.interpolation in _INTERPOLATIONS, "interpolation", ", ".join(_INTERPOLATIONS), self.interpolation)
+        fits = isinstance(self.crop_ratio, (int, float)) and 0 < self.crop_ratio <= 1
+        _require(fits, "crop_ratio", "a number in (0, 1]", self.crop_ratio)
+
+    @property
+    def channels(self) -> int:
+        """C, the channels of the tensor: as many as means."""
+        return len(self.mean)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Turn one picture into the model's input.
+
+        Returns:
+            image_CHW: float32, normalised.
+
+        Raises:
+            ConfigError: C is neither 1 (grey) nor 3 (RGB).
+        """
+        image = self.frame(image)
+        pixels_HWC = np.array(image, dtype=np.uint8).reshape(*self.img_size, self.channels)
+        image_CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
+        mean_C11 = torch.tensor(self.mean, dtype=torch.float32).view(-1, 1, 1)
+        std_C11 = torch.tensor(self.std, dtype=torch.float32).view(-1, 1, 1)
+        return image_CHW.sub_(mean_C11).div_(std_C11)
+
+    def frame(self, image: Image.Image) -> Image.Image:
+        """The part of the picture that the model sees, as a picture of W x H pixels with C channels."""
+        mode = _PIL_MODES.get(self.channels)
+        _require(mode is not None, "channels", "1 (grey) or 3 (RGB) to read a picture", self.channels)
+        if image.mode != mode:
+            image = image.convert(mode)
+        image = self._limit_aspect(image)
+        width, height = self._covering_size(*image.size)
+        if image.size != (width, height):
+            image = image.resize((width, height), _INTERPOLATIONS[self.interpolation])
+        crop_height, crop_width = self.img_size
+        # round() to even, as torchvision's CenterCrop has it.
+        left, top = round((width - crop_width) / 2.0), round((height - crop_height) / 2.0)
+        return image.crop((left, top, left + crop_width, top + crop_height))
+
+    def to_pretrained_cfg(self) -> dict[str, Any]:
+        """The same in timm's words, made of plain lists and numbers for JSON."""
+        return {
+            "input_size": [self.channels, *self.img_size],
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_ratio,
+            "crop_mode": "center",
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    @classmethod
+    def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> Preprocessing:
+        """Read timm's words; other keys are left alone, missing ones mean what they mean in timm.
+
+        Raises:
+            ConfigError: no input_size, another number of channels than mean has, a crop mode
+                other than "center", or a value that does not fit.
+        """
+        size: Any = cfg.get("input_size")
+        _require(isinstance(size, (list, tuple)) and len(size) == 3, "input_size", "[C, H, W]", size)
+        crop_mode = cfg.get("crop_mode") or "center"
+        _require(crop_mode == "center", "crop_mode", "center", crop_mode)
+        preprocessing = cls(
+            img_size=tuple(size[1:]),
+            mean=cfg.get("mean", IMAGENET_MEAN),
+            std=cfg.get("std", IMAGENET_STD),
+            interpolation=cfg.get("interpolation") or "bicubic",
+            crop_ratio=cfg.get("crop_pct") or _TIMM_CROP_PCT,
+        )
+        _require(preprocessing.channels == size[0], "mean", f"{size[0]} numbers, one a channel", preprocessing.mean)
+        return preprocessing
+
+    def __str__(self) -> str:
+        height, width = self.img_size
+        mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        return f"{height} x {width} px, {self.interpolation}, crop ratio {self.crop_ratio:g}, mean {mean}, std {std}"
+
+    def _covering_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) after resizing; the rounding is torchvision's (square) and timm's (not square)."""
+        target_height, target_width = (math.floor(side / self.crop_ratio) for side in self.img_size)
+        if target_height == target_width:
+            if width <= height:
+                return target_width, int(target_width * height / width)
+            return int(target_height * width / height), target_height
+        ratio = min(height / target_height, width / target_width)
+        return round(width / ratio), round(height / ratio)
+
+    def _limit_aspect(self, image: Image.Image) -> Image.Image:
+        """Cut the outer parts of a side that would be resized to over 32 times the target."""
+        longest = _MAX_ASPECT * max(math.floor(side / self.crop_ratio) for side in self.img_size)
+        left_top, right_bottom = [], []
+        for side, resized in zip(image.size, self._covering_size(*image.size), strict=True):
+            kept = side
+            if resized > longest:
+                kept = max(1, side * longest // resized)
+                kept += (side - kept) % 2  # as much on the left as on the right: the centre stays
+            left_top.append((side - kept) // 2)
+            right_bottom.append((side + kept) // 2)
+        box = (left_top[0], left_top[1], right_bottom[0], right_bottom[1])
+        return image if box == (0, 0, *image.size) else image.crop(box)
+
+
+def _tuple_of(kind: type, values: Any, field: str) -> tuple:
+    """A tuple of numbers, exactly converted: 224.0 is no pixel count, and "224" no number."""
+    try:
+        values = tuple(values)
+    except TypeError:
+        values = (values,)
+    numbers = (int,) if kind is int else (int, float)
+    fits = all(isinstance(value, numbers) and not isinstance(value, bool) for value in values)
+    _require(fits, field, f"{kind.__name__} values", values)
+    return tuple(kind(value) for value in values)
+
+
+def _require(fits: bool, field: str, expected: str, got: object) -> None:
+    if not fits:
+        raise ConfigError(
+            f"Preprocessing {field}: expected {expected}, got {got!r}.",
+            remedy="Correct it where the preprocessing is written (config.json, or the call).",
+        )

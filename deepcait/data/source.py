@@ -1,0 +1,76 @@
+"""What every data source offers, whatever form it has on disk: bytes, a label and a name by index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+
+class Sample(NamedTuple):
+    """One picture as it lies on disk.
+
+    data: the undecoded file. label: class index, None where the source has no labels.
+    name: relative, "/" between parts, the same whatever machine or order reads it.
+    """
+
+    data: bytes
+    label: int | None
+    name: str
+
+
+@runtime_checkable
+class Source(Protocol):
+    """An indexed collection of labelled pictures; opening it reads no picture."""
+
+    kind: str  # folder, ...
+    split: str  # train, val, test or all
+    classes: list[str]  # index -> class name
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The name of every sample, in reading order."""
+        ...
+
+    @property
+    def labels(self) -> Sequence[int | None]:
+        """The class index of every sample, None where there is none."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Sample:
+        """The sample at `index`. Raises ImageError when its file can't be read."""
+        ...
+
+    def locate(self, index: int) -> str:
+        """Where the sample lies, for messages: something the user can open."""
+        ...
+
+
+class Subset:
+    """Some samples of a source, in the order given; classes and label indices stay those of the source."""
+
+    def __init__(self, source: Source, indices: Sequence[int], *, split: str) -> None:
+        self.source = source
+        self.indices = list(indices)
+        self.kind = source.kind
+        self.split = split
+        self.classes = source.classes
+        self.names = [source.names[index] for index in self.indices]
+        self.labels = [source.labels[index] for index in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> Sample:
+        """The sample at `index` of this subset."""
+        return self.source.read(self.indices[index])
+
+    def locate(self, index: int) -> str:
+        """Where the sample lies in the whole source."""
+        return self.source.locate(self.indices[index])
+
+
+def describe(source: Source) -> str:
+    """One line for the user: what was recognised."""
+    return f"{source.kind}, split {source.split}: {len(source):,} images, {len(source.classes):,} classes"

@@ -1,0 +1,145 @@
+"""Integer sums over images, divided once: the same numbers for any batch size, order and number of processes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from deepcait.errors import DataError, ShapeError
+
+# A loss is counted in ticks of 2^-32 nat: integers, so that any order of adding gives the same sum.
+_TICKS_PER_NAT = 2**32
+_LOW_BITS = 31
+# No classifier's loss is larger; what is (or is not a number) makes the mean undefined.
+_MAX_LOSS = 2.0**30
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What was measured; accuracies are fractions in [0, 1].
+
+    Args:
+        num_images: how many images were counted.
+        correct1: of these, how many have the label first.
+        correct5: how many have it among the first five (all, where there are fewer classes).
+        loss: mean cross-entropy in nats; NaN where the loss of some image is not finite.
+    """
+
+    num_images: int
+    correct1: int
+    correct5: int
+    loss: float
+
+    @property
+    def top1(self) -> float:
+        """Accuracy of the first answer."""
+        return self.correct1 / self.num_images
+
+    @property
+    def top5(self) -> float:
+        """How often the label is among the first min(5, K) answers."""
+        return self.correct5 / self.num_images
+
+    def to_dict(self) -> dict[str, int | float | None]:
+        """The same for JSON; a loss that is not finite is None."""
+        return {
+            "num_images": self.num_images,
+            "correct1": self.correct1,
+            "correct5": self.correct5,
+            "top1": self.top1,
+            "top5": self.top5,
+            "loss": self.loss if math.isfinite(self.loss) else None,
+        }
+
+
+@dataclass
+class Counts:
+    """Counters that batches add to and processes merge.
+
+    Ties: of equal logits the lower class index comes first (as torch.argmax has it; torch.topk promises no
+    order). A row that holds NaN is never correct.
+
+    Args:
+        num_images, correct1, correct5: as in `Metrics`.
+        loss_ticks: sum of the losses, each rounded to a multiple of 2^-32 nat.
+        num_unbounded: images whose loss is not finite; they are not in `loss_ticks`.
+    """
+
+    num_images: int = 0
+    correct1: int = 0
+    correct5: int = 0
+    loss_ticks: int = 0
+    num_unbounded: int = 0
+
+    def update(self, logits_BK: Tensor, labels_B: Tensor) -> None:
+        """Add a batch.
+
+        Raises:
+            ShapeError: logits that are not (B, K) for B labels.
+            DataError: a label outside 0..K-1.
+        """
+        logits_BK, labels_B = logits_BK.detach().cpu().double(), labels_B.detach().cpu().long()
+        if logits_BK.ndim != 2 or labels_B.shape != logits_BK.shape[:1] or logits_BK.shape[1] < 1:
+            raise ShapeError(
+                f"logits: expected (B, K) and B labels, got {tuple(logits_BK.shape)} and {tuple(labels_B.shape)}.",
+                remedy="Evaluate a classifier that returns one row of logits an image.",
+            )
+        num_classes = logits_BK.shape[1]
+        outside_B = (labels_B < 0) | (labels_B >= num_classes)
+        if outside_B.any():
+            raise DataError(
+                f"labels: expected 0 to {num_classes - 1}, got {int(labels_B[outside_B][0])}.",
+                remedy="Use a model with as many classes as the data, or map the labels to its classes.",
+            )
+        ranks_B = label_ranks(logits_BK, labels_B)
+        self.num_images += len(labels_B)
+        self.correct1 += int((ranks_B < 1).sum())
+        self.correct5 += int((ranks_B < 5).sum())
+        losses_B = torch.nn.functional.cross_entropy(logits_BK, labels_B, reduction="none")
+        bounded_B = losses_B.isfinite() & (losses_B < _MAX_LOSS)
+        self.num_unbounded += int((~bounded_B).sum())
+        self.loss_ticks += sum((losses_B[bounded_B] * _TICKS_PER_NAT).round().long().tolist())
+
+    def merge(self, device: torch.device | str = "cpu") -> Counts:
+        """Return the sum over all processes; a copy where there is one process.
+
+        Args:
+            device: where the process group exchanges tensors (cuda for nccl).
+        """
+        high, low = divmod(self.loss_ticks, 2**_LOW_BITS)
+        counters = torch.tensor(
+            [self.num_images, self.correct1, self.correct5, high, low, self.num_unbounded], device=device
+        )
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counters)
+        num_images, correct1, correct5, high, low, num_unbounded = counters.tolist()
+        return Counts(num_images, correct1, correct5, high * 2**_LOW_BITS + low, num_unbounded)
+
+    def metrics(self) -> Metrics:
+        """Divide, once.
+
+        Raises:
+            DataError: no image was counted.
+        """
+        if not self.num_images:
+            raise DataError("evaluation: expected images, got none.", remedy="Give data that holds labelled images.")
+        mean = self.loss_ticks / (_TICKS_PER_NAT * self.num_images)
+        loss = math.nan if self.num_unbounded else mean
+        return Metrics(self.num_images, self.correct1, self.correct5, loss)
+
+
+def label_ranks(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    """Return how many classes come before the label, (B,); K for a row that holds NaN.
+
+    A class comes before when its logit is higher, or equal with a lower index.
+    """
+    K = logits_BK.shape[1]
+    label_logits_B1 = logits_BK.gather(1, labels_B[:, None])
+    lower_index_BK = torch.arange(K, device=logits_BK.device) < labels_B[:, None]
+    before_BK = (logits_BK > label_logits_B1) | ((logits_BK == label_logits_B1) & lower_index_BK)
+    # At least 5, so that fewer classes than five do not make a NaN row correct.
+    return before_BK.sum(1).masked_fill(logits_BK.isnan().any(1), max(K, 5))

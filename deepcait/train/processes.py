@@ -1,0 +1,128 @@
+"""Several processes as one: torchrun's environment, PyTorch's collectives, and what rank 0 alone does."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from deepcait.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among all of them."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the only one that prints and writes."""
+        return self.rank == 0
+
+    def share_of(self, replicas: int) -> list[int]:
+        """Return the replicas that this process computes, neighbours together.
+
+        Raises:
+            ConfigError: the processes do not divide the replicas.
+        """
+        if replicas % self.world_size:
+            raise ConfigError(
+                f"replicas: expected a multiple of the {self.world_size} processes, got {replicas}.",
+                remedy=f"Start a number of processes that divides {replicas}, or set replicas.",
+            )
+        each = replicas // self.world_size
+        return list(range(self.rank * each, (self.rank + 1) * each))
+
+    def sum(self, values: Sequence[float] | Tensor) -> Tensor:
+        """Return the sum over all processes, float64, in one exchange."""
+        total = torch.as_tensor(values, dtype=torch.float64)
+        if self.world_size > 1:
+            # gloo reduces on the CPU, nccl on the device; a few numbers cost nothing to move.
+            total = total.to(_collective_device())
+            dist.all_reduce(total)
+        return total.cpu()
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def broadcast(self, value: object) -> object:
+        """Return rank 0's value on every process."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def join_processes(timeout_s: float = 600.0) -> Processes:
+    """Join the processes that torchrun started; alone, without torchrun.
+
+    Each restart of torchrun gets a key prefix of its own in the shared store: with the addresses of dead workers
+    left in it, restarts hang or fail (pytorch issues 135712, 167288).
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ and "RANK" not in os.environ:
+        return Processes()
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if not dist.is_initialized():
+        timeout = timedelta(seconds=timeout_s)
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        # Under torchrun the agent hosts the store; started by hand, rank 0 does.
+        agent_hosts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        store = dist.TCPStore(host, port, world_size, is_master=rank == 0 and not agent_hosts, timeout=timeout)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local_rank)
+        dist.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo",
+            store=dist.PrefixStore(f"attempt_{attempt}", store),
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+        )
+    return Processes(rank, world_size, local_rank)
+
+
+def leave_processes() -> None:
+    """Say goodbye to the others, where there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """Return the device a run computes on.
+
+    Raises:
+        ConfigError: a device that this machine does not have.
+    """
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", local_rank)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device: expected one that is here, got {wanted!r} ({reason}).", remedy="Use cpu.") from None
+    return device
+
+
+def host_name() -> str:
+    """Return this machine's name, for the journal of times."""
+    return socket.gethostname()
+
+
+def _collective_device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

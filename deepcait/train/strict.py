@@ -1,0 +1,172 @@
+"""YAML read strictly into dataclasses: a wrong key or type is an error with file, line and a suggestion."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from deepcait.errors import ConfigError
+
+Settings = TypeVar("Settings")
+
+
+def read_yaml(text: str, origin: str) -> yaml.MappingNode:
+    """Return the root mapping of a YAML text, its nodes knowing line and column.
+
+    Raises:
+        ConfigError: not YAML, or not a mapping.
+    """
+    try:
+        # SafeLoader builds no objects: `!!python/...` tags stay text, and text is refused where a number is due.
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{origin}: expected YAML, got: {' '.join(str(error).split())}.", remedy="Mend it.") from None
+    if root is None:
+        return yaml.MappingNode("tag:yaml.org,2002:map", [])
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(
+            f"{origin}: expected `key: value` lines, got a {root.id}.", remedy="See deepcait/recipes for examples."
+        )
+    return root
+
+
+def overlay(base: Settings, node: yaml.MappingNode, origin: str, path: str = "") -> Settings:
+    """Return a copy of a dataclass with the values of a YAML mapping laid over it.
+
+    Args:
+        base: a frozen dataclass; its annotations say which keys and types there are.
+        node: from `read_yaml`.
+        origin: name of the file, for messages.
+        path: where in the file this mapping stands, for messages.
+
+    Raises:
+        ConfigError: unknown key (with file, line, column and a suggestion), wrong type, or a key twice.
+    """
+    hints = typing.get_type_hints(type(base))
+    changes: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = str(key_node.value)
+        here = f"{origin}{_place(key_node)}: {path}{key}"
+        if key not in hints:
+            raise ConfigError(f"{here}: unknown key.", remedy=_suggest(key, hints))
+        if key in changes:
+            raise ConfigError(f"{here}: the key stands here twice.", remedy="Keep one of them.")
+        current = getattr(base, key)
+        if dataclasses.is_dataclass(current) and isinstance(value_node, yaml.MappingNode):
+            changes[key] = overlay(current, value_node, origin, f"{path}{key}.")
+        else:
+            changes[key] = _convert(value_node, hints[key], here)
+    return dataclasses.replace(base, **changes)
+
+
+def set_value(base: Settings, assignment: str) -> Settings:
+    """Return a copy of a dataclass with `a.b=value` laid over it; the value is read as YAML.
+
+    Raises:
+        ConfigError: no `=`, unknown key or wrong type.
+    """
+    path, equals, value = assignment.partition("=")
+    if not equals or not path.strip():
+        raise ConfigError(f"--set: expected key=value, got {assignment!r}.", remedy="For example --set epochs=10.")
+    origin = f"--set {assignment}"
+    node = yaml.compose(value, Loader=yaml.SafeLoader) if value.strip() else _text_node("null", "null")
+    for key in reversed(path.strip().split(".")):
+        node = yaml.MappingNode("tag:yaml.org,2002:map", [(_text_node("str", key), node)])
+    return overlay(base, node, origin)
+
+
+def to_yaml(settings: Any) -> str:
+    """Return a dataclass as YAML that `overlay` reads back to an equal one."""
+    return yaml.safe_dump(_plain(settings), sort_keys=False, width=110, allow_unicode=False)
+
+
+def read_text(path: Path) -> str:
+    """Return a settings file's text.
+
+    Raises:
+        ConfigError: missing, unreadable, or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise ConfigError(f"{path}: expected a YAML file, got: {reason}.", remedy="Check the path.") from None
+
+
+def _text_node(kind: str, value: str) -> yaml.ScalarNode:
+    return yaml.ScalarNode(f"tag:yaml.org,2002:{kind}", value)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _place(node: yaml.Node) -> str:
+    # What was given on the command line has no line to point at.
+    return f":{node.start_mark.line + 1}:{node.start_mark.column + 1}" if node.start_mark else ""
+
+
+def _suggest(key: str, known: typing.Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"Did you mean '{near[0]}'?" if near else f"Known here: {', '.join(known)}."
+
+
+def _convert(node: yaml.Node, wanted: Any, here: str) -> Any:
+    if typing.get_origin(wanted) in (typing.Union, types.UnionType):
+        return _convert_union(node, typing.get_args(wanted), here)
+    if typing.get_origin(wanted) is tuple:
+        return _convert_tuple(node, typing.get_args(wanted), here)
+    value = _scalar(node)
+    if wanted is float and isinstance(value, str):
+        value = _float(value)
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        names = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+        got = f"a {node.id}" if value is node else repr(value)
+        raise ConfigError(f"{here}: expected {names.get(wanted, 'a section')}, got {got}.", remedy="Mend the value.")
+    return value
+
+
+def _float(text: str) -> float | str:
+    # YAML 1.1 reads 1e-3 as text, because it has no point.
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _convert_union(node: yaml.Node, options: tuple, here: str) -> Any:
+    errors = []
+    for option in sorted(options, key=lambda kind: kind is not type(None)):
+        try:
+            return _convert(node, option, here)
+        except ConfigError as error:
+            errors.append(error)
+    raise errors[-1]
+
+
+def _convert_tuple(node: yaml.Node, items: tuple, here: str) -> tuple:
+    if not isinstance(node, yaml.SequenceNode):
+        raise ConfigError(f"{here}: expected a list, got {_scalar(node)!r}.", remedy="Write it as [a, b].")
+    kinds = [items[0]] * len(node.value) if items[-1] is Ellipsis else list(items)
+    if len(kinds) != len(node.value):
+        raise ConfigError(f"{here}: expected {len(kinds)} values, got {len(node.value)}.", remedy="Mend the list.")
+    return tuple(_convert(item, kind, here) for item, kind in zip(node.value, kinds, strict=True))
+
+
+def _scalar(node: yaml.Node) -> Any:
+    if not isinstance(node, yaml.ScalarNode):
+        return node
+    try:
+        return yaml.SafeLoader("").construct_object(node)
+    except yaml.YAMLError:
+        return node

@@ -1,0 +1,236 @@
+"""Weights of one shape made to fit a model of another: other image size, other classes, nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deepcait.errors import WeightsError
+from deepcait.model.cait import CaiT
+from deepcait.model.embedding import resize_pos_embed
+from deepcait.model.variants import CaiTConfig
+from deepcait.weights.layouts import StateDict
+
+Grid = tuple[int, int]
+HEAD = ("head.weight", "head.bias")
+MAX_LISTED = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptReport:
+    """What became of stored weights on their way into a model; `str()` of it is one line to print.
+
+    Args:
+        num_kept: tensors taken over as they were.
+        resized: old and new grid of the position embedding, None where it was kept.
+        head: old and new number of classes where the head did not stay, else None.
+        num_kept_rows: rows of the new head that came from classes of the same name.
+    """
+
+    num_kept: int
+    resized: tuple[Grid, Grid] | None = None
+    head: tuple[int, int] | None = None
+    num_kept_rows: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"kept {self.num_kept} tensors"]
+        if self.resized:
+            (old_rows, old_cols), (rows, cols) = self.resized
+            parts.append(f"resized pos_embed {old_rows}x{old_cols} -> {rows}x{cols}")
+        if self.head:
+            old, new = self.head
+            verb = "re-initialised" if new else "dropped"
+            parts.append(f"{verb} head {old} -> {new}")
+            if self.num_kept_rows:
+                parts[-1] += f" (rows of {self.num_kept_rows} classes kept by name)"
+        return ", ".join(parts)
+
+    def as_dict(self) -> dict:
+        """Return the same for JSON."""
+        return {
+            "num_kept": self.num_kept,
+            "resized": self.resized,
+            "head": self.head,
+            "num_kept_rows": self.num_kept_rows,
+        }
+
+
+def adapt_state_dict(
+    state_dict: Mapping[str, Tensor],
+    target: CaiT | CaiTConfig,
+    *,
+    stored_grid: Grid | None = None,
+    old_classes: Sequence[str] | None = None,
+    new_classes: Sequence[str] | None = None,
+    keep_rows: bool = False,
+) -> tuple[StateDict, AdaptReport]:
+    """Return the weights in the target's shapes, and what was changed.
+
+    The position embedding is resized from the stored grid. The head is left out where the classes differ, in
+    number or, where both lists are known, in name: the target keeps its freshly drawn one. The tensors that fit
+    are passed on, not copied.
+
+    Args:
+        state_dict: with the released keys.
+        target: the model, or the configuration of one, that the weights shall fit.
+        stored_grid: rows and columns that pos_embed was trained on; None means a square.
+        old_classes: names behind the rows of the stored head.
+        new_classes: names behind the rows of the target's head.
+        keep_rows: take the rows of classes with equal names into the new head; its other rows are drawn anew.
+
+    Raises:
+        WeightsError: any other tensor is missing, unknown, or of another shape; the message lists them.
+    """
+    config = target if isinstance(target, CaiTConfig) else target.config
+    adapted = dict(state_dict)
+    resized = _adapt_pos_embed(adapted, config, stored_grid)
+    head, num_kept_rows = _adapt_head(adapted, config, old_classes, new_classes, keep_rows)
+    expected = _expected_tensors(target)
+    optional = set(HEAD) if head else set()
+    _require_equal_keys(adapted, expected, optional)
+    num_changed = (resized is not None) + sum(key in adapted for key in HEAD if head)
+    report = AdaptReport(num_kept=len(adapted) - num_changed, resized=resized, head=head, num_kept_rows=num_kept_rows)
+    return {key: adapted[key] for key in expected if key in adapted}, report
+
+
+def load_into(model: CaiT, state_dict: Mapping[str, Tensor], **how) -> AdaptReport:
+    """Copy weights into a model that exists, adapted to it; `how` is what `adapt_state_dict` takes.
+
+    The model's dtype and device stay, and so does its head where the stored one does not fit.
+
+    Raises:
+        WeightsError: as `adapt_state_dict`; the model is left as it was.
+    """
+    adapted, report = adapt_state_dict(state_dict, model, **how)
+    model.load_state_dict(adapted, strict=False)
+    return report
+
+
+def build_loaded(
+    config: CaiTConfig, state_dict: Mapping[str, Tensor], *, copy: bool = True, **how
+) -> tuple[CaiT, AdaptReport]:
+    """Build a model around weights, without drawing random ones first.
+
+    The model is laid out on the meta device and the tensors are put in. Half-precision weights are widened to
+    float32, the others stay as stored. A head that the weights do not fill is drawn anew.
+
+    Args:
+        config: the model wanted.
+        state_dict: with the released keys.
+        copy: False puts the given tensors themselves into the model, for a caller who owns and forgets them.
+        how: what `adapt_state_dict` takes.
+
+    Raises:
+        WeightsError: as `adapt_state_dict`.
+    """
+    adapted, report = adapt_state_dict(state_dict, config, **how)
+    with torch.device("meta"):
+        model = CaiT(config)
+    model.load_state_dict(
+        {key: _parameter_of(value, copy) for key, value in adapted.items()}, strict=False, assign=True
+    )
+    if config.num_classes and model.head.weight.is_meta:
+        model.reset_classifier(config.num_classes)
+    return model, report
+
+
+def _parameter_of(tensor: Tensor, copy: bool) -> Tensor:
+    dtype = torch.float32 if tensor.dtype.itemsize < 4 else tensor.dtype
+    return tensor.detach().to(dtype, memory_format=torch.contiguous_format, copy=copy)
+
+
+def _expected_tensors(target: CaiT | CaiTConfig) -> dict[str, tuple[int, ...]]:
+    if isinstance(target, CaiTConfig):
+        with torch.device("meta"):
+            target = CaiT(target)
+    return {key: tuple(tensor.shape) for key, tensor in target.state_dict().items()}
+
+
+def _adapt_pos_embed(adapted: StateDict, config: CaiTConfig, stored_grid: Grid | None) -> tuple[Grid, Grid] | None:
+    """Resize the position embedding in place of the old one; return the two grids if they differ."""
+    pos_embed = adapted.get("pos_embed")
+    if pos_embed is None or pos_embed.ndim != 3:
+        return None  # listed with the other keys that do not fit
+    num_patches = pos_embed.shape[1]
+    side = math.isqrt(num_patches)
+    grid = stored_grid or (side, side)
+    if grid[0] * grid[1] != num_patches:
+        raise WeightsError(
+            f"pos_embed: expected {grid[0]} x {grid[1]} = {grid[0] * grid[1]} rows, got {num_patches}.",
+            remedy="Give the grid (or the img_size) that these weights were trained on.",
+        )
+    if grid == config.grid:
+        return None
+    adapted["pos_embed"] = resize_pos_embed(pos_embed, grid, config.grid)
+    return grid, config.grid
+
+
+def _adapt_head(
+    adapted: StateDict,
+    config: CaiTConfig,
+    old_classes: Sequence[str] | None,
+    new_classes: Sequence[str] | None,
+    keep_rows: bool,
+) -> tuple[tuple[int, int] | None, int]:
+    """Take out a head that does not fit, or fill a new one by name; return old and new size, and rows kept."""
+    weight, bias = (adapted.get(key) for key in HEAD)
+    old = 0 if weight is None else weight.shape[0]
+    renamed = bool(old_classes and new_classes) and list(old_classes or ()) != list(new_classes or ())
+    if old == config.num_classes and not renamed:
+        return None, 0
+    for key in HEAD:
+        adapted.pop(key, None)
+    kept = 0
+    if keep_rows:
+        _require_names(old_classes, old, "old_classes")
+        _require_names(new_classes, config.num_classes, "new_classes")
+        row_of = {name: row for row, name in enumerate(old_classes or ())}
+        pairs = [(new, row_of[name]) for new, name in enumerate(new_classes or ()) if name in row_of]
+        if pairs and weight is not None and bias is not None:
+            adapted |= dict(zip(HEAD, _head_by_name(weight, bias, config.num_classes, pairs), strict=True))
+            kept = len(pairs)
+    return (old, config.num_classes), kept
+
+
+def _head_by_name(
+    weight: Tensor, bias: Tensor, num_classes: int, pairs: list[tuple[int, int]]
+) -> tuple[Tensor, Tensor]:
+    """A fresh head with the rows of `pairs` (new, old) taken over."""
+    new_weight = nn.init.trunc_normal_(weight.new_empty(num_classes, weight.shape[1]), std=0.02)
+    new_bias = bias.new_zeros(num_classes)
+    new_rows, old_rows = (list(rows) for rows in zip(*pairs, strict=True))
+    new_weight[new_rows], new_bias[new_rows] = weight[old_rows], bias[old_rows]
+    return new_weight, new_bias
+
+
+def _require_names(classes: Sequence[str] | None, num_classes: int, what: str) -> None:
+    if classes is None or len(classes) != num_classes:
+        got = "none" if classes is None else str(len(classes))
+        raise WeightsError(
+            f"{what}: expected {num_classes} names to keep rows of the head by name, got {got}.",
+            remedy="Give the names of both models' classes, or let the head start anew.",
+        )
+
+
+def _require_equal_keys(adapted: StateDict, expected: dict[str, tuple[int, ...]], optional: set[str]) -> None:
+    """Raise with the list of keys that are missing, unknown, or of another shape or kind."""
+    faults = [f"{key} missing {shape}" for key, shape in expected.items() if key not in adapted and key not in optional]
+    for key, tensor in adapted.items():
+        shape = tuple(tensor.shape)
+        if key not in expected:
+            faults.append(f"{key} unexpected {shape}")
+        elif shape != expected[key]:
+            faults.append(f"{key} {shape} instead of {expected[key]}")
+        elif not tensor.is_floating_point():
+            faults.append(f"{key} of {tensor.dtype} instead of floating point")
+    if faults:
+        more = f" and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
+        raise WeightsError(
+            f"expected the weights of this model, got {len(faults)} tensors that do not fit: "
+            f"{'; '.join(faults[:MAX_LISTED])}{more}.",
+            remedy="Only image size and classes may differ; choose the model that these weights were trained as.",
+        )

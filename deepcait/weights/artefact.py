@@ -1,0 +1,309 @@
+"""A model on disk: a folder that we, timm (`local-dir:`) and the hub read.
+
+    model.safetensors   the raw weights, keys of the released checkpoints
+    config.json         timm's description, and one section of our own, `deepcait`
+    ema/                the averaged weights in the same form, where training kept some
+
+timm knows ten CaiTs. `architecture` names the nearest of them, and `model_args` carries every size, so that any
+model loads there. A reader meets the old folder or the new one, see `atomic.py`; as it opens two files, one after
+the other, it compares the checksum and looks again when the folder was replaced in between.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from deepcait.errors import ConfigError, WeightsError
+from deepcait.model.cait import CaiT
+from deepcait.model.variants import CaiTConfig
+from deepcait.weights.atomic import current, replace_folder
+from deepcait.weights.layouts import StateDict, canonical_keys, read_checkpoint, variant_name
+from deepcait.weights.timm_layout import (
+    beyond_timm,
+    describe_for_timm,
+    foreign_config,
+    read_classes,
+    read_pretrained_cfg,
+)
+
+FORMAT = 1
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+EMA_FOLDER = "ema"
+FOREIGN_WEIGHTS = (WEIGHTS_FILE, "pytorch_model.bin")
+OWN_ENTRIES = frozenset({WEIGHTS_FILE, CONFIG_FILE, EMA_FOLDER})
+NUM_LOOKS = 5
+
+Which = Literal["raw", "ema"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artefact:
+    """A model folder that was read.
+
+    Args:
+        folder: where it is.
+        config: of the model, at the stored image size and number of classes.
+        name: the model name in our table, None where it has none.
+        state_dict: tensors that own their memory; on the meta device where only the description was asked for.
+        classes: a name for each row of the head, None where unknown.
+        pretrained_cfg: preprocessing and the like, in timm's words.
+        section: our own section: recipe, metrics, provenance, evaluated, ...; empty in a foreign folder.
+        weights: which of the folder's weights these are.
+    """
+
+    folder: Path
+    config: CaiTConfig
+    name: str | None
+    state_dict: StateDict
+    classes: list[str] | None
+    pretrained_cfg: dict[str, Any]
+    section: dict[str, Any] = field(default_factory=dict)
+    weights: Which = "raw"
+
+    @property
+    def stored_grid(self) -> tuple[int, int]:
+        """Rows and columns of the stored position embedding."""
+        return self.config.grid
+
+
+def save_artefact(
+    folder: str | Path,
+    model: nn.Module,
+    *,
+    preprocessing: Mapping[str, Any],
+    classes: Sequence[str] | None,
+    recipe: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    ema_state: Mapping[str, Tensor] | None = None,
+    evaluated: Which = "raw",
+) -> Path:
+    """Write a model folder; an older one there is replaced in one step, files that others put into it are kept.
+
+    Args:
+        folder: its place.
+        model: a CaiT, wrapped by torch.compile or DistributedDataParallel or not.
+        preprocessing: in timm's words (mean, std, crop_pct, interpolation, crop_mode, ...), a `pretrained_cfg`.
+            What follows from the model, such as input_size, is taken from the model.
+        classes: a name for each row of the head, or None (or empty) where there are none.
+        recipe, metrics, provenance: kept as they are; plain JSON.
+        ema_state: averaged weights, saved in `ema/`.
+        evaluated: which of the two the metrics belong to, and a reader gets.
+
+    Raises:
+        ConfigError: classes that are not as many as the head's rows, or a folder that holds something else.
+        WeightsError: the disk is full or can't be written to; the old folder is untouched.
+    """
+    folder = Path(folder)
+    core = _unwrap(model)
+    _require_classes(classes, core.config.num_classes)
+    _require_replaceable(folder)
+    if evaluated == "ema" and ema_state is None:
+        raise ConfigError("evaluated='ema': expected ema_state, got none.", remedy="Give the averaged weights.")
+    story = {"recipe": recipe, "metrics": metrics, "provenance": provenance, "evaluated": evaluated}
+
+    def fill(place: Path) -> None:
+        _write_model(place, core.config, core.state_dict(), preprocessing, classes, story)
+        if ema_state is not None:
+            inner = story | {"evaluated": "raw", "averaged": True}
+            (place / EMA_FOLDER).mkdir()
+            _write_model(place / EMA_FOLDER, core.config, ema_state, preprocessing, classes, inner)
+        for other in _foreign_entries(folder):
+            copy = shutil.copytree if other.is_dir() else shutil.copy2
+            copy(other, place / other.name)
+
+    replace_folder(folder, fill)
+    return folder
+
+
+def read_artefact(
+    folder: str | Path, *, weights: Which | Literal["evaluated"] = "evaluated", shapes_only: bool = False
+) -> Artefact:
+    """Read a model folder, ours or one in the layout of timm's models on the hub.
+
+    Args:
+        folder: with config.json and model.safetensors (a foreign one may have pytorch_model.bin).
+        weights: "raw", "ema", or what the folder says was evaluated.
+        shapes_only: describe it only: no tensor is read and no checksum computed.
+
+    Raises:
+        WeightsError: a file is missing or broken, or the weights are not those that the description was
+            written for (sha256).
+    """
+    folder = Path(folder)
+    for _ in range(NUM_LOOKS):
+        place = current(folder)
+        description = _read_description(place)
+        found, failure = None, None
+        try:
+            found = _read_described(place, description, weights, shapes_only)
+        except WeightsError as error:
+            failure = error
+        if _read_description(current(folder)) == description:
+            break  # else the folder was replaced between its files: look again
+    if found is None:
+        raise failure or AssertionError("neither read nor failed")
+    return dataclasses.replace(found, folder=folder)
+
+
+def is_artefact(folder: str | Path) -> bool:
+    """Whether a folder looks like a model folder, ours or foreign."""
+    folder = current(folder)
+    return (folder / CONFIG_FILE).is_file() and any((folder / name).is_file() for name in FOREIGN_WEIGHTS)
+
+
+def _write_model(
+    place: Path,
+    config: CaiTConfig,
+    state_dict: Mapping[str, Tensor],
+    preprocessing: Mapping[str, Any],
+    classes: Sequence[str] | None,
+    story: Mapping[str, Any],
+) -> None:
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in canonical_keys(state_dict).items()}
+    weights_path = place / WEIGHTS_FILE
+    try:
+        save_file(tensors, weights_path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # The writer wraps what the system said; the caller knows how to answer an OSError.
+        full = "os error 28" in str(error).lower() or "no space" in str(error).lower()
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(weights_path)) from error
+    description = describe_for_timm(config, preprocessing, classes)
+    description["deepcait"] = {
+        "format": FORMAT,
+        "model": variant_name(config),
+        "config": dataclasses.asdict(config),
+        "stored_grid": list(config.grid),
+        "sha256": _sha256(weights_path),
+        "preprocessing": beyond_timm(preprocessing),
+        **story,
+    }
+    text = json.dumps(description, indent=2, allow_nan=False) + "\n"
+    (place / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+def _read_described(
+    folder: Path, description: dict[str, Any], weights: Which | Literal["evaluated"], shapes_only: bool
+) -> Artefact:
+    section = description.get("deepcait") or {}
+    evaluated = section.get("evaluated", "raw")
+    wanted: Which = evaluated if weights == "evaluated" else weights
+    if wanted == "ema":
+        inner = folder / EMA_FOLDER
+        if not inner.is_dir():
+            raise WeightsError(f"{folder}: expected averaged weights in {EMA_FOLDER}/, got none.", remedy="Take raw.")
+        found = read_artefact(inner, weights="raw", shapes_only=shapes_only)
+        return dataclasses.replace(found, folder=folder, section=section, weights="ema")
+    path = next((folder / name for name in FOREIGN_WEIGHTS if (folder / name).is_file()), folder / WEIGHTS_FILE)
+    if section and not shapes_only:
+        _require_checksum(path, section.get("sha256"))
+    state_dict = read_checkpoint(path, shapes_only=shapes_only)
+    pretrained_cfg = read_pretrained_cfg(description, section)
+    if section:
+        config = _own_config(folder, section)
+    else:
+        config = foreign_config(folder, description, state_dict)
+    return Artefact(
+        folder=folder,
+        config=config,
+        name=variant_name(config),
+        state_dict=state_dict,
+        classes=read_classes(description, config.num_classes),
+        pretrained_cfg=pretrained_cfg,
+        section=section,
+    )
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    remedy = f"Give a model folder, with {CONFIG_FILE} and {WEIGHTS_FILE}."
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WeightsError(
+            f"{path}: expected a description of a model, got {error.strerror!r}.", remedy=remedy
+        ) from error
+    except ValueError as error:
+        raise WeightsError(f"{path}: expected JSON, got something else ({error}).", remedy=remedy) from error
+    section = description.get("deepcait") or {} if isinstance(description, dict) else None
+    if not isinstance(section, dict):
+        raise WeightsError(f"{path}: expected an object with our section in it, got no object.", remedy=remedy)
+    if section.get("format", FORMAT) != FORMAT:
+        raise WeightsError(
+            f"{path}: expected format {FORMAT}, got {section.get('format')!r}.", remedy="Use a newer deepcait."
+        )
+    return description
+
+
+def _own_config(folder: Path, section: Mapping[str, Any]) -> CaiTConfig:
+    try:
+        return CaiTConfig(**section["config"])
+    except (KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{folder / CONFIG_FILE}: expected the fields of a CaiT in deepcait.config, got others ({error}).",
+            remedy="Save the model again.",
+        ) from error
+
+
+def _require_checksum(path: Path, expected: str | None) -> None:
+    try:
+        got = _sha256(path)
+    except OSError as error:
+        raise WeightsError(f"{path}: expected weights, got {error.strerror!r}.", remedy="Fetch it again.") from error
+    if got != expected:
+        raise WeightsError(
+            f"{path}: expected sha256 {expected}, as {CONFIG_FILE} beside it says, got {got}.",
+            remedy="The file was changed or cut short after it was saved; fetch the folder again.",
+        )
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _require_classes(classes: Sequence[str] | None, num_classes: int) -> None:
+    if classes and len(classes) != num_classes:
+        raise ConfigError(
+            f"classes: expected {num_classes} names, one for each row of the head, got {len(classes)}.",
+            remedy="Give the names in the order of the head's rows.",
+        )
+
+
+def _require_replaceable(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir() or (any(folder.iterdir()) and not is_artefact(folder)):
+        raise ConfigError(
+            f"{folder}: expected a new place, an empty folder or a model folder to save to, got something else.",
+            remedy="Give another place; nothing was changed.",
+        )
+
+
+def _foreign_entries(folder: Path) -> list[Path]:
+    """What others put into a model folder, a README for instance."""
+    return sorted(path for path in folder.iterdir() if path.name not in OWN_ENTRIES) if folder.is_dir() else []
+
+
+def _unwrap(model: nn.Module) -> CaiT:
+    while not isinstance(model, CaiT):
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if not isinstance(inner, nn.Module):
+            raise ConfigError(
+                f"model: expected a CaiT, got {type(model).__name__}.", remedy="Save the model that was trained."
+            )
+        model = inner
+    return model

@@ -1,0 +1,143 @@
+"""Every model by name: the ten released ones with their sources, and `create_model`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from deepcait.errors import ConfigError
+from deepcait.model.cait import CaiT
+from deepcait.model.variants import CaiTConfig, variant_config, variant_names
+from deepcait.weights.adapt import build_loaded
+from deepcait.weights.artefact import read_artefact
+from deepcait.weights.hub import fetch_released
+from deepcait.weights.layouts import image_size
+from deepcait.weights.published import REEVALUATED, REEVALUATED_COLUMNS, RELEASE_TAG, hub_id
+from deepcait.weights.timm_layout import nearest_architecture
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+OFFICIAL_PREFIX = "https://dl.fbaipublicfiles.com/deit/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """Where released weights come from and what they are.
+
+    Args:
+        name: of the model. hub_id: repository on the Hugging Face hub. url: the authors' own file.
+        accuracies: fractions in [0, 1] of an independent re-evaluation, by column of `REEVALUATED_COLUMNS`.
+    """
+
+    name: str
+    hub_id: str
+    url: str
+    accuracies: dict[str, float]
+    licence: str = "apache-2.0"
+    distilled: bool = True
+    teacher: str = "RegNetY-16GF"
+
+    @property
+    def file(self) -> str:
+        """The name of the authors' file, such as XXS24_224.pth."""
+        return self.url.rpartition("/")[2]
+
+
+def _released(name: str) -> Released:
+    _, size, side = name.split("_")
+    percents = zip(REEVALUATED_COLUMNS, REEVALUATED[name], strict=True)
+    return Released(
+        name=name,
+        hub_id=hub_id(name),
+        url=f"{OFFICIAL_PREFIX}{size.upper()}_{side}.pth",
+        accuracies={column: round(percent / 100, 5) for column, percent in percents},
+    )
+
+
+RELEASED: dict[str, Released] = {name: _released(name) for name in variant_names() if name in REEVALUATED}
+
+
+def list_models() -> list[str]:
+    """Return the names that `create_model` knows.
+
+    >>> "cait_xxs24_224" in list_models()
+    True
+    """
+    return variant_names()
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    **overrides: Any,
+) -> CaiT:
+    """Build a model by name, with random or with released weights.
+
+    With released weights nothing is drawn at random but a head whose number of classes differs; another image
+    size resizes the position embedding.
+
+    >>> create_model("cait_nano_32").num_classes
+    10
+
+    Args:
+        name: one of `list_models()`.
+        pretrained: load the released weights, from the hub's cache or the hub.
+        num_classes: K; None means as many as the table says (1000; cait_nano_32: 10).
+        img_size: height and width; None means what the name says.
+        overrides: other fields of `CaiTConfig`, such as drop_path_rate.
+
+    Raises:
+        ConfigError: unknown name or field, sizes that do not fit, or weights that were never released.
+        WeightsError: the released weights can't be had, or do not fit the overrides.
+    """
+    stored = variant_config(name)
+    sizes = {"num_classes": num_classes, "img_size": img_size}
+    config = stored.replace(**{key: value for key, value in sizes.items() if value is not None}, **overrides)
+    if not pretrained:
+        model = CaiT(config)
+        model.pretrained_cfg = pretrained_cfg_of(config)
+        return model
+    if name == "cait_nano_32":
+        raise ConfigError(
+            "cait_nano_32: expected the weights inside the package, which this version does not hold yet.",
+            remedy="Leave out pretrained=True, or give a released model's name.",
+        )
+    state_dict = read_artefact(fetch_released(name)).state_dict
+    model, _ = build_loaded(config, state_dict, stored_grid=stored.grid, copy=False)
+    model.pretrained_cfg = released_cfg(name, config)
+    return model
+
+
+def pretrained_cfg_of(config: CaiTConfig) -> dict[str, Any]:
+    """Return what timm calls a model's pretrained_cfg, for a model whose images are prepared as the paper's."""
+    return {
+        "architecture": nearest_architecture(config),
+        "input_size": (config.in_chans, *image_size(config)),
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "num_classes": config.num_classes,
+        "pool_size": None,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "custom_load": False,
+    }
+
+
+def released_cfg(name: str, config: CaiTConfig) -> dict[str, Any]:
+    """Return the pretrained_cfg of a model that starts from released weights: source and licence beside the rest."""
+    source = RELEASED[name]
+    origin = {
+        "architecture": name,
+        "tag": RELEASE_TAG,
+        "license": source.licence,
+        "hf_hub_id": source.hub_id,
+        "url": source.url,
+    }
+    return pretrained_cfg_of(config) | origin

@@ -1,0 +1,370 @@
+"""From a model SPEC, as a user writes it, to a model: names, hub, folders, files, what travels in the package."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from deepcait.errors import ConfigError, WeightsError
+from deepcait.model.cait import CaiT
+from deepcait.model.variants import CaiTConfig, variant_config, variant_names
+from deepcait.weights.adapt import AdaptReport, build_loaded
+from deepcait.weights.artefact import Artefact, is_artefact, read_artefact
+from deepcait.weights.hub import fetch_released, fetch_repository, find_cached_config
+from deepcait.weights.layouts import (
+    StateDict,
+    image_size,
+    infer_config,
+    is_weights_file,
+    read_checkpoint,
+    variant_name,
+)
+from deepcait.weights.published import RELEASE_TAG, published
+from deepcait.weights.registry import RELEASED, create_model, pretrained_cfg_of, released_cfg
+
+Kind = Literal["name", "hub", "artefact", "run", "file", "builtin"]
+HUB_PREFIX = "hf-hub:"
+BUILTIN_PREFIX = "builtin:"
+BUILTIN_NANO = Path(__file__).parent.parent / "assets" / "nano"
+# What a run holds, the preferred first.
+RUN_FOLDERS = ("best", "last")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """A model that a SPEC led to.
+
+    Args:
+        spec: as it was given. kind: what it turned out to be.
+        model: in evaluation mode, its pretrained_cfg set.
+        name: in our table, None where it has none.
+        classes: a name for each row of the head, None where unknown.
+        pretrained_cfg: preprocessing and the like, in timm's words.
+        provenance: where the weights come from.
+        section: an artefact's own section (recipe, metrics, ...), else empty.
+        report: what was kept, resized and drawn anew.
+    """
+
+    spec: str
+    kind: Kind
+    model: CaiT
+    name: str | None
+    classes: list[str] | None
+    pretrained_cfg: dict[str, Any]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    section: dict[str, Any] = field(default_factory=dict)
+    report: AdaptReport | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """Weights as they lie there, before they are fitted to what is wanted."""
+
+    kind: Kind
+    config: CaiTConfig
+    state_dict: StateDict
+    classes: list[str] | None
+    pretrained_cfg: dict[str, Any]
+    provenance: dict[str, Any]
+    section: dict[str, Any] = field(default_factory=dict)
+
+
+def resolve(
+    spec: str | Path,
+    *,
+    start: Literal["released", "random"] = "released",
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    classes: Sequence[str] | None = None,
+    keep_rows: bool = False,
+    **overrides: Any,
+) -> Resolved:
+    """Return the model behind a SPEC, fitted to other classes or another image size if asked.
+
+    Args:
+        spec: a model name, `hf-hub:owner/name`, an artefact or run folder, a weights file, or `builtin:nano`. A
+            model name means the model even where a folder of that name exists; `./name` means the folder.
+        start: for a model name: its released weights, or random ones.
+        num_classes, img_size: of the model wanted; None means as stored. For a weights file whose patches form no
+            square, img_size is that of its training.
+        classes: names behind the head's rows wanted; a head for other names than the stored is drawn anew.
+        keep_rows: but rows of classes with equal names are kept.
+        overrides: other fields of `CaiTConfig` that weights do not fix, such as drop_path_rate.
+
+    Raises:
+        ConfigError: the SPEC leads nowhere; the message suggests where it might have.
+        WeightsError: the weights there are broken, unsafe, not a CaiT's, or can't be fetched.
+    """
+    spec = str(spec)
+    wanted: dict[str, Any] = {"img_size": img_size, "num_classes": num_classes} | overrides
+    if classes is not None and num_classes is None:
+        wanted["num_classes"] = len(classes)
+    wanted = {key: value for key, value in wanted.items() if value is not None}
+    if start == "random" and spec in variant_names():
+        return _resolve_random(spec, wanted, classes)
+    stored = _find(spec, img_size, shapes_only=False)
+    config = stored.config.replace(**wanted)
+    model, report = build_loaded(
+        config,
+        stored.state_dict,
+        stored_grid=stored.config.grid,
+        old_classes=stored.classes,
+        new_classes=classes,
+        keep_rows=keep_rows,
+        copy=False,
+    )
+    cfg = stored.pretrained_cfg | {
+        "input_size": (config.in_chans, *image_size(config)),
+        "num_classes": config.num_classes,
+    }
+    model.pretrained_cfg = cfg
+    names = classes if classes is not None else (stored.classes if report.head is None else None)
+    return Resolved(
+        spec=spec,
+        kind=stored.kind,
+        model=model.eval(),
+        name=variant_name(config),
+        classes=None if names is None else list(names),
+        pretrained_cfg=cfg,
+        provenance=stored.provenance,
+        section=stored.section,
+        report=report,
+    )
+
+
+def describe(spec: str | Path) -> dict[str, Any]:
+    """Return the facts of a model, as JSON; reads descriptions and shapes only and never downloads.
+
+    Returns:
+        name, params, gmacs, img_size (an integer for a square), released, top1, real, v2 (published fractions;
+        None for weights of one's own), preprocessing, classes, provenance, kind, config, metrics, recipe.
+
+    Raises:
+        ConfigError, WeightsError: as `resolve`; also a hub repository that is not in the cache.
+    """
+    spec = str(spec)
+    stored = _find(spec, None, shapes_only=True)
+    facts = describe_config(stored.config)
+    if spec in variant_names() or stored.provenance.get("hub_id") in {r.hub_id for r in RELEASED.values()}:
+        name = facts["name"] or spec
+        facts |= {"released": name in RELEASED} | _accuracies(name)
+    section = stored.section
+    return facts | {
+        "kind": stored.kind,
+        "preprocessing": _plain(stored.pretrained_cfg),
+        "classes": stored.classes,
+        "provenance": stored.provenance,
+        "metrics": section.get("metrics"),
+        "recipe": section.get("recipe"),
+        "config": {key: _plain(value) for key, value in vars(stored.config).items()},
+    }
+
+
+def describe_config(config: CaiTConfig) -> dict[str, Any]:
+    """Return what the sizes of a model cost, with the keys of `describe`; nothing published is claimed."""
+    height, width = image_size(config)
+    return {
+        "name": variant_name(config),
+        "params": config.num_params(),
+        "gmacs": round(config.macs() / 1e9, 4),
+        "img_size": height if height == width else [height, width],
+        "released": False,
+        "top1": None,
+        "real": None,
+        "v2": None,
+    }
+
+
+def describe_models() -> list[dict[str, Any]]:
+    """Return one object for each model name: name, params, gmacs, img_size, released, top1, real, v2."""
+    return [
+        describe_config(variant_config(name)) | {"released": name in RELEASED} | _accuracies(name)
+        for name in variant_names()
+    ]
+
+
+def _accuracies(name: str) -> dict[str, Any]:
+    figures = published(name)
+    return {key: figures[key] for key in ("top1", "real", "v2")}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _resolve_random(name: str, wanted: dict[str, Any], classes: Sequence[str] | None) -> Resolved:
+    model = create_model(name, **wanted)
+    return Resolved(
+        spec=name,
+        kind="name",
+        model=model.eval(),
+        name=variant_name(model.config),
+        classes=None if classes is None else list(classes),
+        pretrained_cfg=model.pretrained_cfg,
+        provenance={"source": "random"},
+    )
+
+
+def _find(spec: str, img_size: int | tuple[int, int] | None, *, shapes_only: bool) -> _Stored:
+    """What kind of SPEC this is, decided here and nowhere else."""
+    if spec.startswith(BUILTIN_PREFIX):
+        return _find_builtin(spec, shapes_only)
+    if spec.startswith(HUB_PREFIX):
+        return _find_hub(spec.removeprefix(HUB_PREFIX), shapes_only)
+    if spec in variant_names():
+        return _find_name(spec, shapes_only)
+    path = Path(spec).expanduser()
+    if path.is_dir() or is_artefact(path):
+        return _find_folder(path, shapes_only)
+    if path.exists():
+        return _find_file(path, img_size, shapes_only)
+    raise _nowhere(spec, path)
+
+
+def _find_name(name: str, shapes_only: bool) -> _Stored:
+    config = variant_config(name)
+    released = RELEASED.get(name)
+    if shapes_only:
+        cfg = released_cfg(name, config) if released else pretrained_cfg_of(config)
+        state_dict: StateDict = {}
+    elif name == "cait_nano_32":
+        return _find_builtin(f"{BUILTIN_PREFIX}nano", shapes_only)
+    else:
+        cfg = {}
+        folder = fetch_released(name)  # raises where there is no release
+        cfg, state_dict = released_cfg(name, config), read_artefact(folder).state_dict
+    provenance: dict[str, Any] = {"source": "table"}
+    if released:
+        provenance = {
+            "source": f"{HUB_PREFIX}{released.hub_id}",
+            "hub_id": released.hub_id,
+            "url": released.url,
+            "licence": released.licence,
+            "distilled": released.distilled,
+            "teacher": released.teacher,
+        }
+    return _Stored(
+        kind="name",
+        config=config,
+        state_dict=state_dict,
+        classes=None,
+        pretrained_cfg=cfg,
+        provenance=provenance,
+    )
+
+
+def _find_hub(repository: str, shapes_only: bool) -> _Stored:
+    provenance = {"source": f"{HUB_PREFIX}{repository}", "hub_id": repository.partition("@")[0]}
+    if not shapes_only:
+        return _from_artefact("hub", read_artefact(fetch_repository(repository)), provenance)
+    config_path = find_cached_config(repository)
+    if config_path is None or not is_artefact(config_path.parent):
+        raise WeightsError(
+            f"{HUB_PREFIX}{repository}: expected it in the hub's cache, for `info` downloads nothing; got nothing.",
+            remedy="Any verb that needs the weights (`predict`, `eval`) fetches it; then ask again.",
+        )
+    return _from_artefact("hub", read_artefact(config_path.parent, shapes_only=True), provenance)
+
+
+def _find_builtin(spec: str, shapes_only: bool) -> _Stored:
+    if spec != f"{BUILTIN_PREFIX}nano":
+        raise ConfigError(f"expected builtin:nano, got {spec!r}.", remedy="It is the only model in the package.")
+    if not is_artefact(BUILTIN_NANO):
+        raise ConfigError(
+            "builtin:nano: expected its weights inside the package, which this version does not hold yet.",
+            remedy="Train one with `deepcait demo`, or give a released model's name.",
+        )
+    return _from_artefact("builtin", read_artefact(BUILTIN_NANO, shapes_only=shapes_only), {"source": spec})
+
+
+def _find_folder(path: Path, shapes_only: bool) -> _Stored:
+    if is_artefact(path):
+        return _from_artefact("artefact", read_artefact(path, shapes_only=shapes_only), {"source": str(path)})
+    for name in RUN_FOLDERS:
+        if is_artefact(path / name):
+            found = read_artefact(path / name, shapes_only=shapes_only)
+            return _from_artefact("run", found, {"source": str(path / name)})
+    if (path / "saved_model.pb").is_file():
+        raise ConfigError(
+            f"{path}: expected a model folder, got a Keras SavedModel, which this version does not read yet.",
+            remedy="Give the .pth file or the hub repository of the same model.",
+        )
+    raise ConfigError(
+        f"{path}: expected a model folder (config.json and model.safetensors) or a run folder (best/ or last/ in it), "
+        f"got a folder with {_listing(path)}.",
+        remedy="Give the folder that `train` or `.save` wrote, or a weights file in it.",
+    )
+
+
+def _find_file(path: Path, img_size: int | tuple[int, int] | None, shapes_only: bool) -> _Stored:
+    state_dict = read_checkpoint(path, shapes_only=shapes_only)
+    try:
+        config = infer_config(state_dict)
+    except WeightsError:
+        if img_size is None:
+            raise
+        config = infer_config(state_dict, img_size=img_size)
+    return _Stored(
+        kind="file",
+        config=config,
+        state_dict=state_dict,
+        classes=None,
+        pretrained_cfg=pretrained_cfg_of(config),
+        provenance={"source": str(path)},
+    )
+
+
+def _from_artefact(kind: Kind, found: Artefact, provenance: dict[str, Any]) -> _Stored:
+    story = found.section.get("provenance") or {}
+    return _Stored(
+        kind=kind,
+        config=found.config,
+        state_dict=found.state_dict,
+        classes=found.classes,
+        # A foreign description may be silent on some of it.
+        pretrained_cfg=pretrained_cfg_of(found.config) | found.pretrained_cfg,
+        provenance=story | provenance | {"weights": found.weights},
+        section=found.section,
+    )
+
+
+def _nowhere(spec: str, path: Path) -> ConfigError:
+    """Say that a SPEC leads nowhere, and where it might have led."""
+    name = spec.lower().removeprefix("timm/").removesuffix(f".{RELEASE_TAG}")
+    if name in variant_names():
+        return ConfigError(f"expected a model SPEC, got {spec!r}.", remedy=f"Did you mean {name}?")
+    looks_like_path = is_weights_file(spec) or "/" in spec or "\\" in spec or spec.startswith((".", "~"))
+    if not looks_like_path:
+        near = difflib.get_close_matches(name, variant_names(), n=3)
+        hint = f"Did you mean {' or '.join(near)}?" if near else "`deepcait models` lists the names."
+        return ConfigError(
+            f"expected a model name, hf-hub:owner/name, a folder or a weights file, got {spec!r}, which is none.",
+            remedy=hint,
+        )
+    hints = [f"Did you mean {neighbour}?" for neighbour in _neighbours(path)]
+    if spec.count("/") == 1 and not is_weights_file(spec) and not spec.startswith((".", "~", "/")):
+        hints.append(f"A repository of the hub is written {HUB_PREFIX}{spec}.")
+    return ConfigError(
+        f"{spec}: expected a model folder or a weights file, got nothing: there is no such path.",
+        remedy=" ".join(hints) or "Give a path that exists, or a model name from `deepcait models`.",
+    )
+
+
+def _neighbours(path: Path) -> list[str]:
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return []
+    return [str(path.parent / name) for name in difflib.get_close_matches(path.name, names, n=1)]
+
+
+def _listing(path: Path) -> str:
+    names = sorted(entry.name for entry in path.iterdir())
+    return (
+        ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing in it"
+    )

@@ -1,0 +1,123 @@
+"""The words of timm: its config.json written for our models, and read from foreign ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deepcait.errors import WeightsError
+from deepcait.model.variants import CaiTConfig, variant_config
+from deepcait.weights.layouts import StateDict, image_size, infer_config
+from deepcait.weights.published import REEVALUATED
+
+# The keys of timm's PretrainedCfg that may come from outside; timm refuses any other. Source: timm 1.0.31.
+PREPROCESSING_KEYS = (
+    "tag", "test_input_size", "min_input_size", "interpolation", "crop_pct", "test_crop_pct", "crop_mode", "mean",
+    "std", "label_descriptions", "license", "description", "origin_url", "paper_name", "paper_ids", "notes",
+)  # fmt: skip
+# Those that follow from the model; and those that say where timm's own weights are, which are not these.
+MODEL_KEYS = (
+    "architecture", "input_size", "fixed_input_size", "num_classes", "first_conv", "classifier", "pool_size",
+    "custom_load", "label_names", "label_offset", "test_pool_size", "url", "file", "hf_hub_id", "hf_hub_filename",
+    "source", "state_dict",
+)  # fmt: skip
+
+
+def nearest_architecture(config: CaiTConfig) -> str:
+    """Return the model that timm knows and that is nearest in width, depth and image size."""
+
+    def distance(name: str) -> tuple[float, int, float]:
+        known = variant_config(name)
+        width = abs(math.log(known.embed_dim / config.embed_dim))
+        pixels = math.prod(image_size(known)) / math.prod(image_size(config))
+        return width, abs(known.depth - config.depth), abs(math.log(pixels))
+
+    return min(sorted(REEVALUATED), key=distance)
+
+
+def model_args(config: CaiTConfig) -> dict[str, Any]:
+    """Return the arguments with which timm builds this model from any of its CaiTs."""
+    return {
+        "img_size": list(image_size(config)),
+        "patch_size": config.patch_size,
+        "in_chans": config.in_chans,
+        "embed_dim": config.embed_dim,
+        "depth": config.depth,
+        "num_heads": config.num_heads,
+        "mlp_ratio": config.mlp_ratio,
+        "mlp_ratio_token_only": config.mlp_ratio,
+        "depth_token_only": config.cls_depth,
+        "init_values": config.layer_scale_init,
+    }
+
+
+def describe_for_timm(
+    config: CaiTConfig, preprocessing: Mapping[str, Any], classes: Sequence[str] | None
+) -> dict[str, Any]:
+    """Return what timm reads of config.json: the nearest architecture, every size, preprocessing and classes."""
+    pretrained_cfg = {key: preprocessing[key] for key in PREPROCESSING_KEYS if preprocessing.get(key) is not None}
+    pretrained_cfg |= {
+        "input_size": [config.in_chans, *image_size(config)],
+        "fixed_input_size": True,
+        "num_classes": config.num_classes,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "pool_size": None,
+        "custom_load": False,
+    }
+    description: dict[str, Any] = {
+        "architecture": nearest_architecture(config),
+        "num_classes": config.num_classes,
+        "num_features": config.embed_dim,
+        "global_pool": "token",
+        "model_args": model_args(config),
+        "pretrained_cfg": pretrained_cfg,
+    }
+    if classes:
+        description["label_names"] = list(classes)
+    return description
+
+
+def beyond_timm(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what timm has no words for; it refuses a pretrained_cfg with unknown keys."""
+    known = {*PREPROCESSING_KEYS, *MODEL_KEYS}
+    return {key: value for key, value in preprocessing.items() if key not in known}
+
+
+def foreign_config(folder: Path, description: Mapping[str, Any], state_dict: StateDict) -> CaiTConfig:
+    """Return the sizes in a folder without our section: from the tensors; the description only settles the grid."""
+    architecture = str(description.get("architecture", ""))
+    pool = description.get("global_pool", "token")
+    if not architecture.startswith("cait_") or pool != "token":
+        raise WeightsError(
+            f"{folder}: expected a CaiT that classifies its class token, got {architecture!r} with pooling {pool!r}.",
+            remedy="Another network can only be a teacher (`timm:NAME`).",
+        )
+    pretrained_cfg = description.get("pretrained_cfg", description)
+    said = (description.get("model_args") or {}).get("img_size") or pretrained_cfg.get("input_size", (3, None))[1:]
+    if isinstance(said, int):
+        said = (said, said)
+    try:
+        return infer_config(state_dict)
+    except WeightsError:
+        if len(said) != 2 or "pos_embed" not in state_dict:
+            raise
+        return infer_config(state_dict, img_size=(int(said[0]), int(said[1])))
+
+
+def read_pretrained_cfg(description: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pretrained_cfg in a config.json, old form or new, with what only our section knows."""
+    cfg = dict(description.get("pretrained_cfg", description)) | dict(section.get("preprocessing") or {})
+    cfg["architecture"] = description.get("architecture")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in cfg.items()}
+
+
+def read_classes(description: Mapping[str, Any], num_classes: int) -> list[str] | None:
+    """Return a name for each row of the head, None where the description has not as many."""
+    pretrained_cfg = description.get("pretrained_cfg", {})
+    names = description.get("label_names") or description.get("labels") or pretrained_cfg.get("label_names")
+    if isinstance(names, dict):  # timm allows {index: name}
+        names = [names[key] for key in sorted(names, key=int)]
+    return [str(name) for name in names] if names and len(names) == num_classes else None

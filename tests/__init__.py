@@ -1,0 +1,1 @@
+"""Every test of deepcait; helpers are imported from here by name."""

@@ -1,0 +1,1 @@
+"""Tests of the mathematics: golden numbers, parity, invariants, and that parity can fail."""

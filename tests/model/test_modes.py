@@ -1,0 +1,226 @@
+"""The same network under everything that PyTorch does to networks: compiled, exported, half precise, checkpointed."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import shutil
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from deepcait.model import CaiT
+from tests.model.wild import relative_error, some_images, tiny_config, wild_model
+
+HAS_COMPILER = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+
+
+def gradients(model, images, seed: int = 0) -> list[torch.Tensor]:
+    model.zero_grad()
+    torch.manual_seed(seed)
+    model(images).square().sum().backward()
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
+def assert_same_gradients(got, expected, tolerance: float) -> None:
+    """Each within the tolerance of the largest gradient: some are zero by mathematics."""
+    largest = max(g.abs().max() for g in expected)
+    assert all((a - b).abs().max() <= tolerance * largest for a, b in zip(got, expected, strict=True))
+
+
+# -- compile, export --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile needs a C++ compiler on this machine")
+def test_compiles_as_one_graph_forward_and_backward():
+    torch.compiler.reset()
+    model = wild_model(tiny_config(depth=1, cls_depth=1), dtype=torch.float32)
+    images = some_images(model.config, dtype=torch.float32)
+    expected, expected_gradients = model(images).detach(), gradients(model, images)
+    compiled = torch.compile(model, fullgraph=True)
+    assert relative_error(compiled(images).detach(), expected) < 1e-4
+    assert_same_gradients(gradients(compiled, images), expected_gradients, 1e-4)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
+def test_traces_as_one_graph_with_everything_on(training):
+    """Dynamo and AOTAutograd without a compiler: no graph break, drop-path and checkpointing included."""
+    torch.compiler.reset()
+    model = wild_model(tiny_config(drop_path_rate=0.3)).train(training)
+    model.set_grad_checkpointing()
+    images = some_images(model.config)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_same_gradients(gradients(compiled, images), gradients(model, images), 1e-9)
+
+
+@torch.no_grad()
+def test_exports_with_a_dynamic_batch():
+    model = wild_model(tiny_config(img_size=(16, 24)))
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    program = torch.export.export(model, (some_images(model.config, batch=2),), dynamic_shapes=({0: batch},))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    again = torch.export.load(file).module()
+    for size in (1, 2, 5):
+        images = some_images(model.config, batch=size, seed=size)
+        assert relative_error(again(images), model(images)) < 1e-12
+
+
+# -- half precision ---------------------------------------------------------------------------------------------------
+
+
+class SoftmaxDtypes(TorchDispatchMode):
+    """Remember in which dtype every softmax ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._softmax.default:
+            self.seen.append(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def test_bf16_autocast_keeps_the_residual_stream_and_the_softmax_in_float32():
+    model = wild_model(tiny_config(depth=4), dtype=torch.float32)
+    images = some_images(model.config, batch=4, dtype=torch.float32)
+    dtypes = []
+    for block in [*model.blocks, *model.blocks_token_only]:
+        block.register_forward_hook(lambda _block, _inputs, output: dtypes.append(output.dtype))
+        block.mlp.register_forward_hook(lambda _block, _inputs, output: dtypes.append(output.dtype))
+    expected = model(images).detach()
+    dtypes.clear()
+    with SoftmaxDtypes() as softmax, torch.autocast("cpu", torch.bfloat16):
+        logits = model(images)
+    assert dtypes == [torch.bfloat16, torch.float32] * 6  # MLP, then the stream; in every block
+    assert softmax.seen == [torch.float32] * 6
+    assert 1e-5 < relative_error(logits.detach(), expected) < 0.2
+    logits.float().square().sum().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_bf16_softmax_is_wide_without_autocast_too():
+    model = wild_model(tiny_config(), dtype=torch.bfloat16)
+    images = some_images(model.config, dtype=torch.bfloat16)
+    with SoftmaxDtypes() as softmax, torch.no_grad():
+        logits = model(images)
+    assert (softmax.seen, logits.dtype) == ([torch.float32] * 4, torch.bfloat16)
+    assert logits.isfinite().all()
+
+
+# -- meta device ------------------------------------------------------------------------------------------------------
+
+
+def test_initial_values_survive_the_meta_device():
+    with torch.device("meta"):
+        model = CaiT(tiny_config(depth=3, layer_scale_init=3e-5, drop_path_rate=0.2))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))  # what to_empty leaves is anything
+    torch.manual_seed(0)
+    model.init_weights()
+    for block in [*model.blocks, *model.blocks_token_only]:
+        for gamma in (block.gamma_1, block.gamma_2):
+            assert gamma.unique().tolist() == [torch.tensor(3e-5).item()]
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert model(some_images(model.config, dtype=torch.float32)).isfinite().all()
+    torch.manual_seed(0)
+    direct = CaiT(model.config)
+    direct_again = copy.deepcopy(direct)
+    torch.manual_seed(0)
+    direct_again.init_weights()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, direct_again.get_parameter(name)), name
+
+
+# -- gradient checkpointing -------------------------------------------------------------------------------------------
+
+
+def bytes_kept(model, images) -> int:
+    """Bytes of the distinct tensors that a forward pass keeps for the backward pass, inputs of blocks included."""
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage  # held, so that no address is used twice
+        return tensor
+
+    hooks = [
+        # A checkpoint holds the inputs of its block where saved_tensors_hooks does not see them.
+        block.register_forward_pre_hook(lambda _block, inputs: [keep(tensor) for tensor in inputs] and None)
+        for block in [*model.blocks, *model.blocks_token_only]
+    ]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(images)
+    for hook in hooks:
+        hook.remove()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    del logits
+    return sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in weights)
+
+
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.5])
+def test_checkpointing_changes_no_gradient(drop_path_rate):
+    """With drop-path too: the recomputed forward pass draws the same masks, and later draws are not shifted."""
+    model = wild_model(tiny_config(depth=4, drop_path_rate=drop_path_rate)).train()
+    images = some_images(model.config, batch=8)
+    expected = gradients(model, images)
+    next_draw = torch.rand(3)
+    model.set_grad_checkpointing()
+    assert_same_gradients(gradients(model, images), expected, 1e-6)
+    assert torch.equal(torch.rand(3), next_draw)
+    if drop_path_rate:
+        with pytest.raises(AssertionError):
+            assert_same_gradients(gradients(model, images, seed=1), expected, 1e-6)
+
+
+def test_checkpointing_recomputes_both_stages_and_keeps_less():
+    model = wild_model(tiny_config(depth=4, cls_depth=3)).train()
+    images = some_images(model.config, batch=4)
+    plain = bytes_kept(model, images)
+    runs = [0] * 7
+    for index, block in enumerate([*model.blocks, *model.blocks_token_only]):
+
+        def count(_block, _inputs, index=index):
+            runs[index] += 1
+
+        block.register_forward_pre_hook(count)
+    gradients(model, images)
+    assert runs == [1] * 7
+    model.set_grad_checkpointing()
+    gradients(model, images)
+    assert runs == [3] * 7  # once forward, once more in the backward pass
+    assert bytes_kept(model, images) < plain / 4
+    runs[:] = [0] * 7
+    with torch.no_grad():
+        model(images)
+    assert runs == [1] * 7
+    model.set_grad_checkpointing(False)
+    assert bytes_kept(model, images) == plain
+
+
+# -- copies -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
+)
+def test_copies_are_equal_and_independent(duplicate):
+    model = wild_model(tiny_config())
+    images = some_images(model.config)
+    expected = model(images)
+    other = duplicate(model)
+    assert other.config == model.config
+    assert torch.equal(other(images), expected)
+    other.pos_embed.zero_()
+    other.pretrained_cfg["mean"] = 0
+    assert torch.equal(model(images), expected)
+    assert model.pretrained_cfg == {}

@@ -1,0 +1,332 @@
+"""The house as a test: storeys, order inside a room, cycles, sizes, docstrings; and that each check can say no."""
+
+from __future__ import annotations
+
+import ast
+import socket
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "deepcait"
+
+# A module imports only from lower storeys.
+STOREY = {
+    "errors": 0,
+    "model": 1,
+    "weights": 2,
+    "data": 2,
+    "train": 3,
+    "evaluation": 3,
+    "inference": 3,
+    "explain": 3,
+    "classifier": 4,
+    "report": 4,
+    "bench": 4,
+    "study": 4,
+    "serve": 5,
+    "cli": 6,
+    "__init__": 7,  # the facade: nobody in the house imports it
+    "__main__": 7,
+}
+
+# Inside a room a file imports only from files before it. A room's __init__ comes after all of them.
+ORDER = {
+    "model": ["variants", "embedding", "attention", "block", "cait"],
+    "data": ["png", "image", "source", "folder", "preprocessing", "split", "spec", "dataset"],
+}
+
+MAX_FUNCTION_LINES = 60  # without its docstring
+MAX_FILE_LINES = 400
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def module_name(path: Path, root: Path) -> str:
+    """deepcait/model/cait.py is "model.cait", a room's own file "model.__init__", the facade "__init__"."""
+    return ".".join(path.relative_to(root).with_suffix("").parts)
+
+
+def read_package(root: Path) -> dict[str, str]:
+    """Every module below root with its source."""
+    return {module_name(path, root): path.read_text(encoding="utf-8") for path in sorted(root.rglob("*.py"))}
+
+
+def named_modules(node: ast.AST, importer: str) -> list[str]:
+    """The dotted names that one node of a module imports: import, from-import, import_module("...")."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            folder = ["deepcait", *importer.split(".")][: -node.level]
+            base = ".".join([*folder, base] if base else folder)
+        return [f"{base}.{alias.name}" for alias in node.names]
+    if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+        function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if function in ("import_module", "__import__"):
+            return [str(node.args[0].value)]
+    return []
+
+
+def find_imports(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Which modules of the package each module imports, those inside functions and TYPE_CHECKING included."""
+
+    def resolve(name: str) -> str | None:
+        parts = name.split(".")
+        if parts[0] != "deepcait":
+            return None
+        # The longest part of the name that is a module; the rest is something inside it.
+        for end in range(len(parts), 0, -1):
+            for candidate in (".".join(parts[1:end]), ".".join([*parts[1:end], "__init__"])):
+                if candidate in sources:
+                    return candidate
+        return ".".join(parts[1:])
+
+    found = {}
+    for importer, source in sources.items():
+        names = [name for node in ast.walk(ast.parse(source)) for name in named_modules(node, importer)]
+        found[importer] = {target for target in map(resolve, names) if target is not None} - {importer}
+    return found
+
+
+# -- checking: each function returns the faults it finds, one sentence each -------------------------------------------
+
+
+def storey_faults(imports: dict[str, set[str]]) -> list[str]:
+    """Imports that go up or sideways, and rooms without a storey."""
+    rooms = {name.split(".")[0] for name in imports}
+    faults = [f"{room}: has no storey; give it one in STOREY of {Path(__file__).name}" for room in rooms - set(STOREY)]
+    for importer, targets in imports.items():
+        here = importer.split(".")[0]
+        for target in targets:
+            there = target.split(".")[0]
+            if here != there and here in STOREY and STOREY.get(there, 99) >= STOREY[here]:
+                faults.append(
+                    f"{importer} imports {target}: imports go down, and {here} (storey {STOREY[here]}) does not stand "
+                    f"above {there} (storey {STOREY.get(there, '?')}); let what is needed arrive as an argument"
+                )
+    return sorted(faults)
+
+
+def order_faults(imports: dict[str, set[str]], order: dict[str, list[str]]) -> list[str]:
+    """Imports inside a room from a file that does not come before, and files that the order does not name."""
+    faults = []
+    for importer, targets in imports.items():
+        here, _, file = importer.partition(".")
+        if not file or file == "__init__":
+            continue
+        files = order.get(here, [])
+        if file not in files:
+            faults.append(f"{importer}: not in ORDER[{here!r}] of {Path(__file__).name}; add it after what it imports")
+            continue
+        allowed = {f"{here}.{name}" for name in files[: files.index(file)]}
+        faults += [
+            f"{importer} imports {target}: it comes later in ORDER[{here!r}], or is the room's __init__"
+            for target in targets
+            if target.split(".")[0] == here and target not in allowed
+        ]
+    for room, files in order.items():
+        missing = [file for file in files if f"{room}.{file}" not in imports]
+        faults += [f"ORDER[{room!r}] names {file}, which is no file" for file in missing]
+    return sorted(faults)
+
+
+def cycle_faults(imports: dict[str, set[str]]) -> list[str]:
+    """Modules that reach themselves by following imports."""
+    faults = []
+    for start in imports:
+        reached, waiting = set(), list(imports[start])
+        while waiting:
+            module = waiting.pop()
+            if module not in reached:
+                reached.add(module)
+                waiting += imports.get(module, ())
+        if start in reached:
+            faults.append(f"{start}: imports itself by way of {', '.join(sorted(imports[start] & reached))}")
+    return sorted(faults)
+
+
+def function_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function from its def to its end, without its docstring."""
+    lines = function.end_lineno - function.lineno + 1
+    if ast.get_docstring(function) is not None:
+        docstring = function.body[0]
+        lines -= docstring.end_lineno - docstring.lineno + 1
+    return lines
+
+
+def size_faults(sources: dict[str, str]) -> list[str]:
+    """Files and functions that are too long to read at once."""
+    faults = []
+    for module, source in sources.items():
+        num_lines = len(source.splitlines())
+        if num_lines > MAX_FILE_LINES:
+            faults.append(f"{module}: {num_lines} lines, at most {MAX_FILE_LINES}; two purposes make two files")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and function_lines(node) > MAX_FUNCTION_LINES:
+                faults.append(f"{module}.{node.name}: {function_lines(node)} lines, at most {MAX_FUNCTION_LINES}")
+    return sorted(faults)
+
+
+def docstring_faults(sources: dict[str, str]) -> list[str]:
+    """Modules whose docstring is missing or does not begin with a sentence in one line."""
+    faults = []
+    for module, source in sources.items():
+        first = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0].strip()
+        if not first.endswith((".", "?", "!")) or len(first.split()) < 3:
+            faults.append(f"{module}: the docstring's first line is no sentence: {first!r}")
+    return sorted(faults)
+
+
+# -- the house as it stands -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sources() -> dict[str, str]:
+    return read_package(PACKAGE)
+
+
+@pytest.fixture(scope="module")
+def imports(sources) -> dict[str, set[str]]:
+    return find_imports(sources)
+
+
+def assert_none(faults: list[str]) -> None:
+    assert not faults, "\n" + "\n".join(faults)
+
+
+def test_imports_go_down(imports):
+    assert_none(storey_faults(imports))
+
+
+def test_files_of_a_room_import_in_their_order(imports):
+    assert_none(order_faults(imports, ORDER))
+
+
+def test_no_import_cycle(imports):
+    assert_none(cycle_faults(imports))
+
+
+def test_functions_fit_a_screen_and_files_have_one_purpose(sources):
+    assert_none(size_faults(sources))
+
+
+def test_every_module_begins_with_a_sentence(sources):
+    assert_none(docstring_faults(sources))
+
+
+def test_the_model_is_only_mathematics(sources):
+    """Tensors in, tensors out: no file, log, registry or process in deepcait/model."""
+    plain_python = {"__future__", "collections", "dataclasses", "difflib", "functools", "math", "typing"}
+    allowed = plain_python | {"deepcait", "torch"}
+    used = {
+        (module, name.split(".")[0])
+        for module, source in sources.items()
+        if module.startswith("model.")
+        for node in ast.walk(ast.parse(source))
+        for name in named_modules(node, module)
+    }
+    assert_none([f"{module} imports {name}" for module, name in sorted(used) if name not in allowed])
+
+
+# -- each check can say no --------------------------------------------------------------------------------------------
+
+HOUSE = {
+    "__init__": "from deepcait.classifier import load",
+    "errors": "",
+    "model.__init__": "from deepcait.model.cait import CaiT",
+    "model.block": "from deepcait import errors",
+    "model.cait": "from deepcait.model.block import Block",
+    "weights.spec": "from deepcait.model import CaiT",
+    "data.source": "import deepcait.errors",
+    "train.loop": "from deepcait.weights import spec\nfrom ..data.source import Source",
+    "classifier": "from deepcait.train.loop import fit",
+}
+HOUSE_ORDER = {"model": ["block", "cait"], "weights": ["spec"], "data": ["source"], "train": ["loop"]}
+
+
+def test_a_sound_house_has_no_fault():
+    imports = find_imports(HOUSE)
+    assert imports["model.block"] == {"errors"}
+    assert imports["train.loop"] == {"weights.spec", "data.source"}
+    assert imports["weights.spec"] == {"model.__init__"}
+    assert storey_faults(imports) == order_faults(imports, HOUSE_ORDER) == cycle_faults(imports) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("model.block", "from deepcait.train.loop import fit"),
+        ("model.block", "from ..train import loop"),
+        ("model.block", "import deepcait.train.loop as loop"),
+        ("model.block", "def later():\n    from deepcait.train.loop import fit"),
+        ("model.block", "import importlib\nimportlib.import_module('deepcait.train.loop')"),
+        ("model.block", "from deepcait.train.not_yet_written import fit"),
+        ("weights.spec", "from deepcait.data import source"),
+        ("data.source", "from deepcait import load"),
+        ("data.source", "import deepcait"),
+        ("attic.box", ""),
+    ],
+)
+def test_a_wrong_storey_is_found(module, source):
+    (fault,) = storey_faults(find_imports(HOUSE | {module: source}))
+    assert fault.startswith(module.split(".")[0])
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("model.block", "from deepcait.model.cait import CaiT"),
+        ("model.block", "from .cait import CaiT"),
+        ("model.block", "from deepcait.model import CaiT"),
+        ("model.unlisted", ""),
+    ],
+)
+def test_a_wrong_order_is_found(module, source):
+    (fault,) = order_faults(find_imports(HOUSE | {module: source}), HOUSE_ORDER)
+    assert fault.startswith(module)
+
+
+def test_a_listed_file_that_is_gone_is_found():
+    (fault,) = order_faults(find_imports(HOUSE), HOUSE_ORDER | {"data": ["gone", "source"]})
+    assert "gone" in fault
+
+
+@pytest.mark.parametrize("source", ["from deepcait.model import CaiT", "def later():\n    from . import cait"])
+def test_a_cycle_is_found(source):
+    faults = cycle_faults(find_imports(HOUSE | {"model.block": source}))
+    assert any(fault.startswith("model.block") for fault in faults)
+
+
+def test_a_long_function_and_a_long_file_are_found():
+    body = "    x = 1\n" * (MAX_FUNCTION_LINES - 1)
+    docstring = '    """A sentence.\n\n    More.\n    """\n'
+    assert size_faults({"m": f"def f():\n{docstring}{body}"}) == []
+    assert len(size_faults({"m": f"def f():\n{docstring}{body}    x = 1\n"})) == 1
+    inner = "        x = 1\n" * MAX_FUNCTION_LINES
+    assert len(size_faults({"m": f"class C:\n    async def f():\n{inner}"})) == 1
+    assert size_faults({"m": "x = 1\n" * MAX_FILE_LINES}) == []
+    assert len(size_faults({"m": "x = 1\n" * (MAX_FILE_LINES + 1)})) == 1
+
+
+@pytest.mark.parametrize("source", ["", "x = 1", '"""Utilities."""', '"""A heading without its end\n\nText."""'])
+def test_a_poor_docstring_is_found(source):
+    assert len(docstring_faults({"m": source})) == 1
+    assert docstring_faults({"m": '"""From bytes to batches."""'}) == []
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "somewhere.invalid"])
+def test_the_network_guard_refuses_other_machines(host):
+    # The sockets are closed: were the guard gone, nothing would be sent either.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as closed:
+        pass
+    for call in (closed.connect, closed.connect_ex, lambda address: closed.sendto(b"", address)):
+        with pytest.raises(RuntimeError, match=r"127\.0\.0\.1"):
+            call((host, 9))
+
+
+def test_the_network_guard_lets_this_machine_through():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        socket.create_connection(("localhost", server.getsockname()[1]), timeout=5).close()

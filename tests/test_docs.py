@@ -1,0 +1,106 @@
+"""What the documents say about the project is so: tree, links, make commands, the table of models."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from deepcait.model.variants import variant_config
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+def tree_entries(text: str) -> dict[str, str]:
+    """The entries of the block that begins with `deepcait/`, each with its comment."""
+    block = re.search(r"^```\ndeepcait/\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert block, "README has no block that begins with the line deepcait/"
+    return {name: comment.strip() for name, comment in re.findall(r"^  (\S+)(.*)$", block[1], re.MULTILINE)}
+
+
+def real_entries(folder: Path) -> set[str]:
+    """What stands in the folder: files, and folders (with a slash) that hold any file but caches."""
+
+    def holds_files(path: Path) -> bool:
+        return any(file.is_file() and "__pycache__" not in file.parts for file in path.rglob("*"))
+
+    files = {path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
+    return files | {f"{path.name}/" for path in folder.iterdir() if path.is_dir() and holds_files(path)}
+
+
+def broken_links(text: str, folder: Path) -> list[str]:
+    """Links to files that are not there, and to headings that the file does not have."""
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, heading = link.partition("#")
+        target = (folder / name) if name else None
+        if target is not None and not target.exists():
+            broken.append(link)
+        elif heading and heading not in headings(text if target is None else target.read_text(encoding="utf-8")):
+            broken.append(link)
+    return broken
+
+
+def headings(text: str) -> set[str]:
+    """The anchors of a document's headings."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def make_targets(text: str) -> set[str]:
+    """The targets that a Makefile documents."""
+    return set(re.findall(r"^([a-z]+):.*## ", text, re.MULTILINE))
+
+
+def make_commands(text: str) -> set[str]:
+    """The targets that a document tells the reader to make, in code."""
+    code = re.findall(r"^```.*?^```$|`[^`\n]+`", text, re.MULTILINE | re.DOTALL)
+    return {target for piece in code for target in re.findall(r"(?:^|`)make ([a-z]+)", piece, re.MULTILINE)}
+
+
+def test_the_tree_in_the_readme_is_the_real_tree():
+    entries = tree_entries(README)
+    assert set(entries) == real_entries(ROOT / "deepcait")
+    assert all(entries.values()), f"no comment: {[name for name, comment in entries.items() if not comment]}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files(path):
+    assert broken_links(path.read_text(encoding="utf-8"), path.parent) == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_make_commands_exist(name):
+    targets = make_targets((ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert make_commands((ROOT / name).read_text(encoding="utf-8")) <= targets
+
+
+def test_the_first_screen_has_both_commands():
+    assert {"demo", "test"} <= make_commands("\n".join(README.splitlines()[:15]))
+
+
+def test_the_table_of_models_has_the_computed_figures():
+    rows = re.findall(r"^\| `(cait_\w+)` \| ([\d,]+) \| [\d.]+ \| ([\d.]+) \|", README, re.MULTILINE)
+    assert len(rows) == 10
+    for name, num_params, gmacs in rows:
+        config = variant_config(name)
+        assert (num_params, gmacs) == (f"{config.num_params():,}", f"{config.macs() / 1e9:.2f}"), name
+
+
+def test_each_check_can_say_no(tmp_path):
+    text = (
+        "# A b\n\n```\ndeepcait/\n  model/   tensors\n  gone.py\n```\n[x](gone.md) [y](#a-b) [z](#c)\n\n`make gone`\n"
+    )
+    assert tree_entries(text) == {"model/": "tensors", "gone.py": ""}
+    (tmp_path / "empty" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "file.py").touch()
+    assert real_entries(tmp_path) == {"room/"}
+    assert broken_links(text, tmp_path) == ["gone.md", "#c"]
+    assert make_commands(text) == {"gone"}
+    assert make_targets("demo: x  ## text\nother: y\n") == {"demo"}
