@@ -145,7 +145,9 @@ class Classifier:
             self.model,
             preprocessing=self.model.pretrained_cfg | self.preprocessing.to_pretrained_cfg(),
             classes=self.classes,
-            **{key: self.story.get(key) for key in ("recipe", "metrics", "provenance")},
+            recipe=self.story.get("recipe"),
+            metrics=self.story.get("metrics"),
+            provenance=self.story.get("provenance"),
         )
 
     def _rank(self, logits_BK: Tensor, topk: int) -> list[list[Prediction]]:
@@ -155,7 +157,7 @@ class Classifier:
                 remedy="The weights are damaged, or training diverged: take an earlier checkpoint.",
             )
         probabilities_BK = logits_BK.double().softmax(-1)
-        order_BK = logits_BK.argsort(-1, descending=True, stable=True)[:, :topk]
+        order_BK = logits_BK.argsort(dim=-1, descending=True, stable=True)[:, :topk]
         return [
             [Prediction(index, self.label(index), row_K[index].item()) for index in order_K]
             for order_K, row_K in zip(order_BK.tolist(), probabilities_BK, strict=True)

@@ -62,7 +62,7 @@ def compare_peers() -> list[dict[str, str | int | float | None]]:
             "reported_by": "CaiT paper, with distillation",
             "top1": accuracy["top1"],
         }
-        rows.append(_row(name, model, config.img_size[0], "cait", **known))
+        rows.append(_row(name, model, int(name.rpartition("_")[2]), "cait", **known))
     for rival in RIVALS:
         known = {"reported": rival.reported, "reported_by": rival.reported_by, "top1": rival.top1}
         rows.append(_row(rival.name, build_rival(rival), rival.img_size, "rival", **known))

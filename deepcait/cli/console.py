@@ -48,10 +48,10 @@ class Console:
             print(json.dumps(value, allow_nan=False), flush=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Print a table of plain text: numbers to the right, None as a blank."""
+        """Print a table of plain text: columns of numbers to the right, None as a blank."""
         texts = [[_cell(value) for value in row] for row in rows]
         widths = [max(len(line[i]) for line in [list(columns), *texts]) for i in range(len(columns))]
-        right = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(columns))]
+        right = [all(line[i][:1].isdigit() or not line[i] for line in texts) for i in range(len(columns))]
         for line in [list(columns), ["-" * width for width in widths], *texts]:
             cells = [
                 text.rjust(width) if to_right else text.ljust(width)

@@ -10,7 +10,7 @@ Examples:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -18,6 +18,8 @@ from deepcait.cli.console import Console, percent
 from deepcait.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
+
     from deepcait.data import Source
     from deepcait.evaluation import Metrics
     from deepcait.weights import Resolved
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 class Args:
     """Options of `deepcait eval`."""
 
-    specs: tyro.conf.Positional[tuple[str, ...]]
+    specs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SPEC ...")]
     """One model or several: a name, hf-hub:owner/name, a model or run folder, a weights file."""
     data: str
     """Labelled images: a folder of class folders (with train/val/test above them or not), or builtin:demo."""
@@ -57,13 +59,17 @@ def run(args: Args) -> int | None:
     try:
         device = choose_device(args.device, processes.local_rank)
         console = Console(json=args.json)
-        results = [_measure(spec, args, device, console) for spec in args.specs]
+        results = []
+        for spec in args.specs:
+            if results:
+                console.say()
+            results.append(_measure(spec, args, device, console))
     finally:
         leave_processes()
     console.result(results[0] if len(results) == 1 else results)
 
 
-def _measure(spec: str, args: Args, device: object, console: Console) -> dict:
+def _measure(spec: str, args: Args, device: torch.device, console: Console) -> dict:
     from deepcait.data import Preprocessing
     from deepcait.evaluation import evaluate, open_for
     from deepcait.weights import resolve

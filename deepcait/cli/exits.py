@@ -9,9 +9,5 @@ REFUSED = 3  # a check said no
 STOPPED = 75  # on request; the same command with --resume goes on
 
 
-class Stopped(Exception):  # noqa: N818 - it is no error
-    """Work stopped on request and can be resumed; the message says how."""
-
-
 class Refused(Exception):  # noqa: N818 - it is no error
     """A check said no; the message says which."""

@@ -9,6 +9,7 @@ Examples:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -21,7 +22,7 @@ _NUM_SHOWN = 10
 class Args:
     """Options of `deepcait info`."""
 
-    spec: tyro.conf.Positional[str]
+    spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
     """The model: a name, hf-hub:owner/name (if it is in the cache), a folder, a run or a weights file."""
     json: bool = False
     """Print one JSON object and nothing else."""

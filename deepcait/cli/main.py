@@ -16,7 +16,7 @@ from types import ModuleType
 from deepcait.cli import exits
 from deepcait.cli.console import is_main_process
 from deepcait.cli.options import parse_options
-from deepcait.errors import ConfigError, DeepcaitError
+from deepcait.errors import ConfigError, DeepcaitError, Stopped
 
 # Verb -> one line for the list. The module deepcait.cli.<verb> holds its Args and run(args).
 VERBS = {
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         mistake = _file_mistake(error)
         return _defect() if mistake is None else _mistake(*mistake, as_json)
-    except exits.Stopped as stopped:
+    except Stopped as stopped:
         return _end(str(stopped), exits.STOPPED)
     except exits.Refused as refused:
         return _end(str(refused), exits.REFUSED)
@@ -67,7 +67,8 @@ def _run(argv: list[str]) -> int:
         _print_verbs()
         return exits.DONE
     if argv[0] in ("-V", "--version"):
-        print(f"deepcait {importlib.import_module('deepcait').__version__}")
+        # The package itself: importing it by name would be an import upwards.
+        print(f"deepcait {sys.modules['deepcait'].__version__}")
         return exits.DONE
     verb, rest = argv[0], argv[1:]
     module = _import_verb(verb)

@@ -55,9 +55,15 @@ def _mistake(kind: type, argv: Sequence[str], verb: str, told: str) -> ConfigErr
                 f"deepcait {verb}: expected one of its options, got {word!r}.",
                 remedy=f"Did you mean {near[0]}?" if near else f"`deepcait {verb} --help` lists them.",
             )
-    return ConfigError(
-        f"deepcait {verb}: {_sentence(told)}", remedy=f"`deepcait {verb} --help` shows options and examples."
-    )
+    text = _sentence(told)
+    if text.startswith("Missing from"):
+        text = f"expected {_first_missing(text)}, got none."
+    return ConfigError(f"deepcait {verb}: {text}", remedy=f"`deepcait {verb} --help` shows options and examples.")
+
+
+def _first_missing(text: str) -> str:
+    """The first name in tyro's list of what is missing: an option, or the placeholder of a position."""
+    return text.partition(": ")[2].split(maxsplit=1)[0]
 
 
 def _sentence(told: str) -> str:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import tyro
 
@@ -31,9 +32,9 @@ _OUT_SUFFIXES = (".csv", ".jsonl")
 class Args:
     """Options of `deepcait predict`."""
 
-    spec: tyro.conf.Positional[str]
+    spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
     """The model: a name, hf-hub:owner/name, a model or run folder, a weights file."""
-    paths: tyro.conf.Positional[tuple[str, ...]]
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH ...")]
     """Pictures, or folders with pictures below them."""
     topk: int = 5
     """Answers a picture (as many as there are classes, where they are fewer)."""
@@ -91,18 +92,28 @@ def _print(console: Console, result: dict[str, Any]) -> None:
 def _writer(out: str | None) -> Iterator[Any]:
     """Yield what writes one result to the file; nothing happens without a file.
 
-    The file is opened before any work is done, so that a wrong path is told at once.
+    A wrong path is told before any work is done. The file is there when it is whole; until then, and after a
+    mistake, what lay there before stays as it was.
     """
     if out is None:
         yield lambda result: None
         return
-    if Path(out).suffix not in _OUT_SUFFIXES:
+    path = Path(out)
+    if path.suffix not in _OUT_SUFFIXES:
         raise ConfigError(
             f"--out: expected a file that ends in {' or '.join(_OUT_SUFFIXES)}, got {out!r}.",
             remedy="The ending says which form is written.",
         )
-    with open(out, "w", newline="", encoding="utf-8") as file:
-        yield _csv_rows(file) if out.endswith(".csv") else _json_lines(file)
+    if path.is_dir() or not path.parent.is_dir():
+        got = "a folder" if path.is_dir() else f"no folder {path.parent}"
+        raise ConfigError(f"--out: expected a file in a folder that exists, got {got}.", remedy="Create the folder.")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(unfinished, "w", newline="", encoding="utf-8") as file:
+            yield _csv_rows(file) if path.suffix == ".csv" else _json_lines(file)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _csv_rows(file: TextIO) -> Any:

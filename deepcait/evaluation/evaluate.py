@@ -6,13 +6,14 @@ import difflib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from deepcait.data import Preprocessing, Source, Subset, evaluation_loader, open_split
-from deepcait.errors import ConfigError, DataError, ShapeError
+from deepcait.data import NO_LABEL, Preprocessing, RaisingLoader, Source, Subset, evaluation_loader, open_split
+from deepcait.errors import ConfigError, DataError, DeepcaitError, ShapeError
 from deepcait.evaluation.classes import map_classes, model_classes, pretrained_cfg
 from deepcait.evaluation.counts import Counts, Metrics
 
@@ -65,17 +66,13 @@ def evaluate(
     loader = evaluation_loader(
         part, preprocessing, batch_size=batch_size, num_workers=num_workers, pin_memory=device.type == "cuda"
     )
-    counts, mapping = Counts(), None
-    with _evaluation_mode(model):
-        for images_BCHW, labels_B, _ in loader:
-            logits_BK = _logits(model, images_BCHW.to(device, non_blocking=True))
-            if mapping is None:
-                mapping = torch.tensor(map_classes(source, classes, logits_BK.shape[1]))
-            counts.update(logits_BK, mapping[_require_labels(labels_B, source)])
-            if progress is not None:
-                progress(counts.num_images, len(part))
-    on_gpu = dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl"
-    return counts.merge(device if on_gpu else "cpu").metrics()
+    error, counts = None, Counts()
+    try:
+        counts = _count(model, loader, part, classes, device, progress)
+    except DeepcaitError as caught:
+        error = caught
+    _raise_together(error)
+    return counts.merge(device if _is_shared() and dist.get_backend() == "nccl" else "cpu").metrics()
 
 
 def require_protocol(protocol: str) -> None:
@@ -126,9 +123,46 @@ def model_preprocessing(model: nn.Module) -> Preprocessing:
     return Preprocessing.from_pretrained_cfg(cfg)
 
 
+def _count(
+    model: nn.Module,
+    loader: RaisingLoader,
+    part: Source,
+    classes: Sequence[str] | None,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None,
+) -> Counts:
+    """Count over the images of this process."""
+    counts, mapping = Counts(), None
+    with _evaluation_mode(model):
+        for images_BCHW, labels_B, indices_B in loader:
+            logits_BK = _logits(model, images_BCHW.to(device, non_blocking=True))
+            if mapping is None:
+                mapping = torch.tensor(map_classes(part, classes, logits_BK.shape[1]))
+            counts.update(logits_BK, mapping[_require_labels(labels_B, indices_B, part)])
+            if progress is not None:
+                progress(counts.num_images, len(part))
+    return counts
+
+
+def _is_shared() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _raise_together(error: DeepcaitError | None) -> None:
+    """Raise the first error of any process in all of them: none waits for one that gave up, and rank 0 can tell."""
+    errors: list[Any] = [error]
+    if _is_shared():
+        errors = [None] * dist.get_world_size()
+        gather: Any = dist.all_gather_object  # its annotation is narrower than what it takes
+        gather(errors, error)
+    for raised in errors:
+        if raised is not None:
+            raise raised
+
+
 def _share(source: Source) -> Source:
     """The images of this process: every world-size-th, from its rank on; no image twice."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not _is_shared():
         return source
     return Subset(source, range(dist.get_rank(), len(source), dist.get_world_size()), split=source.split)
 
@@ -157,10 +191,12 @@ def _logits(model: nn.Module, images_BCHW: Tensor) -> Tensor:
     return logits_BK
 
 
-def _require_labels(labels_B: Tensor, source: Source) -> Tensor:
-    if (labels_B < 0).any():
+def _require_labels(labels_B: Tensor, indices_B: Tensor, source: Source) -> Tensor:
+    missing_B = labels_B == NO_LABEL
+    if missing_B.any():
+        where = source.locate(int(indices_B[missing_B][0]))
         raise DataError(
-            f"{source.kind} source: expected a label for every image, got images without.",
+            f"{where}: expected an image with a label, got one without.",
             remedy="Evaluate labelled data; `deepcait predict` takes images without labels.",
         )
     return labels_B

@@ -77,7 +77,8 @@ def adapt_state_dict(
     Args:
         state_dict: with the released keys.
         target: the model, or the configuration of one, that the weights shall fit.
-        stored_grid: rows and columns that pos_embed was trained on; None means a square.
+        stored_grid: rows and columns that pos_embed was trained on; None means the target's where it has as many
+            patches, else a square.
         old_classes: names behind the rows of the stored head.
         new_classes: names behind the rows of the target's head.
         keep_rows: take the rows of classes with equal names into the new head; its other rows are drawn anew.
@@ -157,7 +158,7 @@ def _adapt_pos_embed(adapted: StateDict, config: CaiTConfig, stored_grid: Grid |
         return None  # listed with the other keys that do not fit
     num_patches = pos_embed.shape[1]
     side = math.isqrt(num_patches)
-    grid = stored_grid or (side, side)
+    grid = stored_grid or (config.grid if num_patches == config.num_patches else (side, side))
     if grid[0] * grid[1] != num_patches:
         raise WeightsError(
             f"pos_embed: expected {grid[0]} x {grid[1]} = {grid[0] * grid[1]} rows, got {num_patches}.",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
-from deepcait.errors import WeightsError
+from deepcait.errors import ConfigError, WeightsError
 from deepcait.weights.published import hub_id
 
 CONFIG_FILE = "config.json"
@@ -31,13 +32,14 @@ def fetch_repository(repository: str) -> Path:
         repository: "owner/name", or "owner/name@revision".
 
     Raises:
+        ConfigError: no owner/name.
         WeightsError: no such repository or file, no access, no connection and not in the cache. The message
             names the files, and where to put them by hand.
     """
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    repository, _, revision = repository.partition("@")
-    config_path = _download(repository, CONFIG_FILE, revision or None)
+    repository, revision = _split(repository)
+    config_path = _download(repository, CONFIG_FILE, revision)
     # The commit of the first file: both files belong to one state of the repository.
     commit = config_path.parent.name
     for filename in WEIGHTS_FILES:
@@ -45,7 +47,7 @@ def fetch_repository(repository: str) -> Path:
             return _download(repository, filename, commit, missing_ok=filename != WEIGHTS_FILES[-1]).parent
         except LocalEntryNotFoundError as error:
             if filename == WEIGHTS_FILES[-1]:
-                raise _failure(repository, WEIGHTS_FILES[0], revision or None, error) from error
+                raise _failure(repository, WEIGHTS_FILES[0], revision, error) from error
         except EntryNotFoundError:
             continue
     raise AssertionError("the last weights file either came or raised")
@@ -54,14 +56,18 @@ def fetch_repository(repository: str) -> Path:
 def find_cached_config(repository: str) -> Path | None:
     """Return the config.json of a hub repository if the cache holds it; never asks the network."""
     from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
 
-    name, _, revision = repository.partition("@")
-    try:
-        found = try_to_load_from_cache(name, CONFIG_FILE, revision=revision or None)
-    except HFValidationError as error:
-        raise _failure(name, CONFIG_FILE, revision or None, error) from error
+    name, revision = _split(repository)
+    found = try_to_load_from_cache(name, CONFIG_FILE, revision=revision)
     return Path(found) if isinstance(found, str) else None
+
+
+def _split(repository: str) -> tuple[str, str | None]:
+    """Owner/name and revision, None where none is given."""
+    name, _, revision = repository.partition("@")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII):
+        raise ConfigError(f"expected a repository as owner/name, got {name!r}.", remedy="Write hf-hub:owner/name.")
+    return name, revision or None
 
 
 def _download(repository: str, filename: str, revision: str | None, *, missing_ok: bool = False) -> Path:
@@ -110,7 +116,5 @@ def _reason(error: Exception) -> str:
         return "no answer (offline, or a wrong HF_ENDPOINT or proxy), and the file is not in the cache"
     if isinstance(error, errors.EntryNotFoundError):
         return "no such file in the repository"
-    if isinstance(error, errors.HFValidationError):
-        return "a name that no repository can have (owner/name)"
     first_line = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first_line}".rstrip(". ")

@@ -219,6 +219,8 @@ def _find(spec: str, img_size: int | tuple[int, int] | None, *, shapes_only: boo
     if spec in variant_names():
         return _find_name(spec, shapes_only)
     path = Path(spec).expanduser()
+    if not spec:
+        raise _nowhere(spec, path)
     if path.is_dir() or is_artefact(path):
         return _find_folder(path, shapes_only)
     if path.exists():
@@ -235,7 +237,6 @@ def _find_name(name: str, shapes_only: bool) -> _Stored:
     elif name == "cait_nano_32":
         return _find_builtin(f"{BUILTIN_PREFIX}nano", shapes_only)
     else:
-        cfg = {}
         folder = fetch_released(name)  # raises where there is no release
         cfg, state_dict = released_cfg(name, config), read_artefact(folder).state_dict
     provenance: dict[str, Any] = {"source": "table"}

@@ -14,14 +14,15 @@ from deepcait.weights.published import REEVALUATED
 
 # The keys of timm's PretrainedCfg that may come from outside; timm refuses any other. Source: timm 1.0.31.
 PREPROCESSING_KEYS = (
-    "tag", "test_input_size", "min_input_size", "interpolation", "crop_pct", "test_crop_pct", "crop_mode", "mean",
-    "std", "label_descriptions", "license", "description", "origin_url", "paper_name", "paper_ids", "notes",
+    "interpolation", "crop_pct", "test_crop_pct", "crop_mode", "mean", "std", "label_descriptions", "license",
+    "description", "origin_url", "paper_name", "paper_ids", "notes",
 )  # fmt: skip
-# Those that follow from the model; and those that say where timm's own weights are, which are not these.
+# Those that follow from the model; and those that say which release of timm's this is and where: these weights
+# are a new one, and provenance tells where they came from.
 MODEL_KEYS = (
-    "architecture", "input_size", "fixed_input_size", "num_classes", "first_conv", "classifier", "pool_size",
-    "custom_load", "label_names", "label_offset", "test_pool_size", "url", "file", "hf_hub_id", "hf_hub_filename",
-    "source", "state_dict",
+    "architecture", "input_size", "test_input_size", "min_input_size", "fixed_input_size", "num_classes", "first_conv",
+    "classifier", "pool_size", "test_pool_size", "custom_load", "label_names", "label_offset", "tag", "url", "file",
+    "hf_hub_id", "hf_hub_filename", "source", "state_dict",
 )  # fmt: skip
 
 

@@ -21,9 +21,9 @@ SHAPES = {
     "deeper": tiny_config(depth=7),
     "1 patch": tiny_config(img_size=8),
     "nano": variant_config("cait_nano_32").replace(img_size=(8, 16)),
-    # XS36, S48 and M24 were never released; whole but for the image, the last one but for depth too.
+    # XS36, S48 and M24 were never released: XS36 whole but for image and classes, the others but for depth too.
     "xs36": variant_config("cait_xs36_224").replace(img_size=(32, 48), num_classes=10),
-    "s48": variant_config("cait_s48_224").replace(img_size=(32, 16), num_classes=10),
+    "s48": variant_config("cait_s48_224").replace(img_size=(32, 16), num_classes=10, depth=6),
     "m24": variant_config("cait_m24_224").replace(img_size=32, num_classes=10, depth=3),
 }
 

@@ -1,0 +1,316 @@
+"""The one training loop: steps, evaluations, checkpoints, and a stop at any of them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from deepcait.data.loader import TrainingSet, training_batches
+from deepcait.data.mixing import Mixer
+from deepcait.data.order import Order
+from deepcait.errors import RunError, Stopped
+from deepcait.model import CaiT
+from deepcait.train.average import WeightAverage
+from deepcait.train.checkpoint import Progress, newest_checkpoint, read_checkpoint, save_checkpoint
+from deepcait.train.journal import Journal
+from deepcait.train.optimizer import (
+    build_optimizer,
+    class_weights,
+    freeze,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    parameter_groups,
+)
+from deepcait.train.processes import Processes
+from deepcait.train.recipe import Recipe
+from deepcait.train.schedule import LearningRate
+from deepcait.train.step import Stepper, StepResult
+from deepcait.train.teacher import TeacherView
+from deepcait.train.watch import Watch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a run needs, found and checked before anything is written.
+
+    model: on its device, raw. samples and order: the training data. num_classes: K.
+    evaluate: model -> accuracies of the validation data (`top1`, `top5`, `loss`), the same on every process.
+    save_model: writes a model folder: (name, model, average or None, metrics).
+    """
+
+    recipe: Recipe
+    folder: Path
+    model: CaiT
+    samples: TrainingSet
+    order: Order
+    num_classes: int
+    evaluate: Callable[[nn.Module], dict]
+    save_model: Callable[[str, CaiT, WeightAverage | None, dict], None]
+    processes: Processes
+    device: torch.device
+    teacher: TeacherView | None
+    watch: Watch
+
+
+class Trainer:
+    """A training run in progress.
+
+    Everything that changes is in the model, the average, the optimizer, the scaler and `progress`: what a
+    checkpoint holds.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        recipe = self.recipe = job.recipe
+        freeze(job.model, recipe.train)
+        job.model.set_grad_checkpointing(recipe.compute.grad_checkpointing)
+        if recipe.compute.channels_last:
+            job.model.to(memory_format=torch.channels_last)
+        self.average = WeightAverage(job.model, recipe.ema) if recipe.ema.decay else None
+        self.optimizer = build_optimizer(parameter_groups(job.model, recipe.optimizer), recipe.optimizer)
+        fp16 = recipe.compute.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(job.device.type, enabled=fp16)
+        self.lr = LearningRate(recipe.schedule, recipe.peak_lr, recipe.epochs, job.order.steps_per_epoch)
+        self.last_step = recipe.epochs * job.order.steps_per_epoch
+        self.progress = Progress()
+        self.journal = Journal(job.folder, active=job.processes.is_main, listeners=job.watch.listeners(job.folder))
+        self.stepper = Stepper(
+            wrap(job.model, recipe, job.processes),
+            self.optimizer,
+            self.scaler,
+            Mixer(recipe.mix, job.num_classes, job.order.replica_batch_size),
+            recipe,
+            job.processes,
+            teacher=job.teacher,
+            class_weights_K=self._class_weights(),
+        )
+
+    def fit(self) -> Progress:
+        """Train to the end of the recipe.
+
+        Raises:
+            Stopped: SIGTERM or SIGINT came; the run is saved and resumable.
+            RunError: losses stopped being finite, or the disk is full; the last checkpoint is named.
+        """
+        self._restore()
+        self.journal.state("running", self.progress.step)
+        with StopRequest() as request:
+            try:
+                self._train(request)
+            except Stopped:
+                self.journal.state("stopped", self.progress.step)
+                raise
+            except RunError as error:
+                self.journal.state("failed", self.progress.step, error=error.problem)
+                raise
+        self.journal.write_table()
+        self.journal.state("finished", self.progress.step)
+        return self.progress
+
+    def _train(self, request: StopRequest) -> None:
+        batches, self._saved_at = None, time.monotonic()
+        while True:
+            if self._evaluation_due():
+                self._evaluate()
+            if self.progress.step >= self.last_step or self.progress.stopped_early:
+                return
+            batches = batches or self._batches()
+            result = self._step(batches, request)
+            # An evaluation that is due is left to the resumed run: whoever asks to stop wants it now.
+            if result.stop:
+                self._checkpoint()
+                raise Stopped(f"stopped after step {self.progress.step} of {self.last_step}")
+            if self._checkpoint_due() and not self._evaluation_due():
+                self._checkpoint()
+
+    def _batches(self) -> Iterator:
+        return training_batches(
+            self.job.samples,
+            self.job.order,
+            replicas=self.stepper.replicas,
+            first_step=self.progress.step,
+            last_step=self.last_step,
+            num_workers=self.recipe.data.num_workers,
+            pin_memory=self.job.device.type == "cuda",
+        )
+
+    def _step(self, batches: Iterator, request: StopRequest) -> StepResult:
+        step, watch = self.progress.step, self.job.watch
+        lr = self.lr(step)
+        head_only = step < self.recipe.head_warmup_epochs * self.job.order.steps_per_epoch
+        self.job.model.train()
+        result = self.stepper(step, watch.timed(batches), lr, head_only=head_only, stop=request.asked)
+        self._guard(step, result)
+        if result.updated and self.average:
+            self.average.update_parameters(self.job.model)
+        self._log(step + 1, lr, result)
+        return result
+
+    def _guard(self, step: int, result: StepResult) -> None:
+        """Count steps that were not finite; too many in a row stop the run on every process together."""
+        p = self.progress
+        # The fp16 scaler finds its scale by overflowing now and then: a finite loss is no alarm there.
+        searching = self.scaler.is_enabled() and result.loss == result.loss and abs(result.loss) != float("inf")
+        p.skipped_steps = 0 if result.updated or searching else p.skipped_steps + 1
+        p.skipped_total += not result.updated
+        if p.skipped_steps <= self.recipe.keep.max_skipped_steps:
+            return
+        path, _ = newest_checkpoint(self.job.folder / "checkpoints")
+        names = [
+            self.job.samples.source.names[slot.index]
+            for replica in range(self.recipe.replicas)
+            for slot in self.job.order.slots(step, replica)
+        ]
+        raise RunError(
+            f"step {step + 1}: expected a finite loss and gradient, got loss {result.loss} and gradient norm "
+            f"{result.grad_norm}, for {p.skipped_steps} steps in a row. The last good checkpoint is "
+            f"{path.name if path else 'none yet'}. Images of the batch: {', '.join(names[:16])}"
+            f"{' ...' if len(names) > 16 else ''}.",
+            remedy="Lower optimizer.lr, set optimizer.clip_norm=1, or use bf16 or fp32 instead of fp16; then --resume.",
+        )
+
+    def _log(self, step: int, lr: float, result: StepResult) -> None:
+        p = self.progress
+        p.step = step
+        if result.updated:
+            p.loss_sum, p.correct_sum, p.loss_steps = (
+                p.loss_sum + result.loss,
+                p.correct_sum + result.correct,
+                p.loss_steps + 1,
+            )
+        self.job.watch.step(step, result, lr)
+        if step % self.recipe.keep.log_every_steps and step % self.job.order.steps_per_epoch:
+            return
+        steps = max(1, p.loss_steps)
+        row = {"epoch": step / self.job.order.steps_per_epoch, "lr": lr, "loss": p.loss_sum / steps}
+        row |= {"target_mass": p.correct_sum / steps, "grad_norm": result.grad_norm, "skipped": p.skipped_total}
+        self.journal.metrics("train", step, **row)
+        self.journal.timing(step=step, **self.job.watch.speed(self.job.processes))
+        self.job.watch.log(step, row)
+        p.loss_sum, p.correct_sum, p.loss_steps = 0.0, 0.0, 0
+
+    def _evaluation_due(self) -> bool:
+        steps = self.job.order.steps_per_epoch * self.recipe.keep.evaluate_every_epochs
+        due = self.progress.step % steps == 0 or self.progress.step == self.last_step
+        return due and 0 < self.progress.step != self.progress.evaluated_step
+
+    def _evaluate(self) -> None:
+        """Measure the raw weights, and the averaged ones where they are kept; save models and a checkpoint."""
+        p, job = self.progress, self.job
+        metrics = {"raw": job.evaluate(job.model)}
+        if self.average:
+            metrics["ema"] = job.evaluate(self.average.module)
+        which = "ema" if self.average and self.recipe.ema.evaluated else "raw"
+        row = dict(metrics[which]) | {"weights": which}
+        row |= {
+            f"{other}_{key}": value
+            for other, values in metrics.items()
+            for key, value in values.items()
+            if other != which
+        }
+        p.evaluated_step = p.step
+        better = metrics[which]["top1"] > p.best_top1
+        if better:
+            p.best_top1, p.best_step = metrics[which]["top1"], p.step
+        epoch = p.step // job.order.steps_per_epoch
+        self.journal.metrics("eval", p.step, epoch=epoch, **row)
+        job.watch.evaluated(epoch, row, better)
+        patience = self.recipe.keep.patience_epochs * job.order.steps_per_epoch
+        p.stopped_early = bool(patience) and p.step - p.best_step >= patience
+        if job.processes.is_main:
+            facts = {"step": p.step, "epoch": epoch, **row}
+            if better:
+                job.save_model("best", job.model, self.average, facts)
+            job.save_model("last", job.model, self.average, facts)
+        self._checkpoint()
+        self.journal.write_table()
+
+    def _checkpoint_due(self) -> bool:
+        keep = self.recipe.keep
+        by_step = keep.checkpoint_every_steps and self.progress.step % keep.checkpoint_every_steps == 0
+        by_time = keep.checkpoint_every_s and time.monotonic() - self._saved_at >= keep.checkpoint_every_s
+        return bool(by_step or by_time)
+
+    def _checkpoint(self) -> None:
+        self._saved_at = time.monotonic()
+        if not self.job.processes.is_main:
+            return
+        self.journal.flush()
+        self.progress.scaler = self.scaler.state_dict()
+        folder = self.job.folder / "checkpoints"
+        save_checkpoint(folder, self.progress, self._tensors(), keep=self.recipe.keep.checkpoints)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        tensors = {f"model/{name}": value for name, value in self.job.model.state_dict().items()}
+        tensors |= {f"optimizer/{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
+        if self.average:
+            tensors |= {f"ema/{name}": value for name, value in self.average.state_dict().items()}
+        return tensors
+
+    def _restore(self) -> None:
+        """Go on from the newest valid checkpoint, where there is one."""
+        path, passed_over = newest_checkpoint(self.job.folder / "checkpoints")
+        for line in passed_over:
+            self.job.watch.say(f"passed over {line}")
+        path = self.job.processes.broadcast(path)
+        if path is None:
+            self.journal.cut(0, 0)
+            return
+        self.progress, tensors = read_checkpoint(path)
+        parts: dict[str, dict] = {"model": {}, "optimizer": {}, "ema": {}}
+        for key, value in tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = value
+        self.job.model.load_state_dict(parts["model"])
+        load_optimizer_tensors(self.optimizer, parts["optimizer"])
+        if self.average:
+            self.average.load_state_dict(parts["ema"])
+        if self.progress.scaler:
+            self.scaler.load_state_dict(self.progress.scaler)
+        self.journal.cut(self.progress.step, self.progress.evaluated_step)
+        self.job.watch.resumed(path.name, self.progress.step, self.last_step)
+
+    def _class_weights(self) -> torch.Tensor | None:
+        if not self.recipe.optimizer.class_weights:
+            return None
+        return class_weights(list(self.job.samples.source.labels), self.job.num_classes).to(self.job.device)
+
+
+def wrap(model: CaiT, recipe: Recipe, processes: Processes) -> nn.Module:
+    """Return the model compiled, and wrapped for several processes, as far as asked for; the weights are shared."""
+    net: nn.Module = torch.compile(model) if recipe.compute.compile else model
+    if processes.world_size == 1:
+        return net
+    devices = [processes.local_rank] if next(model.parameters()).is_cuda else None
+    return DistributedDataParallel(net, device_ids=devices)
+
+
+class StopRequest:
+    """Turns SIGTERM and SIGINT into a wish that is granted after the step; a second SIGINT insists."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _: object) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True

@@ -1,0 +1,112 @@
+"""What a recipe would do, counted before it costs anything: steps, learning rates, memory, arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from deepcait.data import open_split
+from deepcait.model import CaiT
+from deepcait.model.variants import CaiTConfig, variant_config, variant_names
+from deepcait.train.recipe import Recipe
+from deepcait.train.run import build_order
+from deepcait.train.schedule import LearningRate
+from deepcait.weights.spec import describe
+
+_BARS = " .:-=+*#%@"
+
+
+def plan(recipe: Recipe, tell: Callable[[str], None]) -> dict:
+    """Print and return the facts of a run; reads names and shapes only, writes and downloads nothing.
+
+    Raises:
+        DeepcaitError: whatever would stop the real run before its first step, as far as it can be seen here.
+    """
+    samples = open_split(recipe.data.source, "train", fraction=recipe.data.val_fraction, seed=recipe.seed)
+    order = build_order(recipe, samples)
+    config = planned_config(recipe, len(samples.classes))
+    lr = LearningRate(recipe.schedule, recipe.peak_lr, recipe.epochs, order.steps_per_epoch)
+    steps = recipe.epochs * order.steps_per_epoch
+    saved = saved_bytes_per_image(config, recipe.compute.grad_checkpointing)
+    copies = 3 + bool(recipe.ema.decay) + (recipe.optimizer.name == "adamw")
+    facts = {
+        "model": recipe.model,
+        "start": recipe.start,
+        "img_size": list(config.img_size),
+        "params": config.num_params(),
+        "gmacs": config.macs() / 1e9,
+        "classes": len(samples.classes),
+        "train_images": len(samples),
+        "epochs": recipe.epochs,
+        "steps_per_epoch": order.steps_per_epoch,
+        "steps": steps,
+        "images": steps * recipe.global_batch_size,
+        "global_batch_size": recipe.global_batch_size,
+        "replicas": recipe.replicas,
+        "lr": {str(s): lr(s) for s in sorted({round(steps * i / 10) for i in range(11)})},
+        "weights_and_optimizer_bytes": 4 * copies * config.num_params(),
+        "activation_bytes": saved * order.replica_batch_size,
+        "train_flops": 6 * config.macs() * steps * recipe.global_batch_size,
+    }
+    for line in _lines(facts, recipe, order.replica_batch_size, [lr(round(steps * i / 60)) for i in range(60)]):
+        tell(line)
+    return facts
+
+
+def planned_config(recipe: Recipe, num_classes: int) -> CaiTConfig:
+    """Return the configuration that training would use, without touching weights."""
+    if recipe.model in variant_names():
+        config = variant_config(recipe.model)
+    else:
+        facts = describe(recipe.model)["config"]
+        config = CaiTConfig(**facts)
+    fields = {"img_size": recipe.img_size, "drop_path_rate": recipe.drop_path_rate}
+    fields |= {"layer_scale_init": recipe.layer_scale_init, "num_classes": num_classes}
+    return config.replace(**{name: value for name, value in fields.items() if value is not None})
+
+
+def saved_bytes_per_image(config: CaiTConfig, grad_checkpointing: bool) -> int:
+    """Return the bytes that one image's forward pass keeps for the backward pass, in float32, weights excluded.
+
+    Counted on the meta device through autograd's own hooks, at two images, each storage once.
+    """
+    with torch.device("meta"):
+        model = CaiT(config).train()
+        images = torch.empty(2, config.in_chans, *config.img_size)
+    model.set_grad_checkpointing(grad_checkpointing)
+    weights = {id(parameter) for parameter in model.parameters()}
+    seen: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        base = tensor._base if tensor._base is not None else tensor
+        if id(base) not in weights:
+            seen[id(base)] = base.numel() * base.element_size(), base
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(images)
+    return sum(num_bytes for num_bytes, _ in seen.values()) // 2
+
+
+def _lines(facts: dict, recipe: Recipe, replica_batch: int, rates: list[float]) -> list[str]:
+    peak = max(rates)
+    curve = "".join(_BARS[round(rate / peak * (len(_BARS) - 1))] for rate in rates)
+    resident = facts["weights_and_optimizer_bytes"]
+    return [
+        f"model          {facts['model']} ({facts['start']}), {facts['img_size'][0]} x {facts['img_size'][1]} px, "
+        f"{facts['params']:,} parameters, {facts['gmacs']:.3g} GMACs an image",
+        f"data           {facts['train_images']:,} training images, {facts['classes']:,} classes",
+        f"steps          {facts['steps']:,} = {facts['epochs']} epochs of {facts['steps_per_epoch']:,}",
+        f"batch          {facts['global_batch_size']} images a step = {facts['replicas']} replicas of {replica_batch}",
+        f"learning rate  {recipe.peak_lr:g} at its peak (lr {recipe.optimizer.lr:g}"
+        + (f" x {facts['global_batch_size']} / {recipe.optimizer.lr_batch})" if recipe.optimizer.lr_batch else ")"),
+        f"               [{curve}]",
+        f"memory         {_size(resident)} weights, gradients, optimizer and average; {_size(facts['activation_bytes'])} "
+        f"kept for the backward pass of one replica of {replica_batch} (float32; autocast keeps less)",
+        f"arithmetic     {facts['train_flops']:.3g} floating-point operations for {facts['images']:,} images",
+    ]
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"

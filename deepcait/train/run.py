@@ -1,0 +1,361 @@
+"""A run as a folder: found and checked first, then written, then trained; or gone on with."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from deepcait.data import Preprocessing, Source, open_split
+from deepcait.data.augment import build_augmentation
+from deepcait.data.loader import TrainingSet
+from deepcait.data.order import Order
+from deepcait.data.seeding import derive_seed, seed_everything
+from deepcait.data.source import describe
+from deepcait.errors import ConfigError, RunError
+from deepcait.model import CaiT
+from deepcait.train.average import WeightAverage
+from deepcait.train.journal import read_state
+from deepcait.train.loop import Job, Trainer
+from deepcait.train.processes import Processes, choose_device, join_processes, leave_processes
+from deepcait.train.recipe import Recipe, load_recipe
+from deepcait.train.teacher import load_teacher
+from deepcait.train.watch import Watch
+from deepcait.weights.artefact import save_artefact
+from deepcait.weights.spec import Resolved, resolve
+
+# What may differ between a run and its resumption: none of it decides a number in metrics.jsonl.
+_FREE_ON_RESUME = ("about", "keep", "compute", "data")
+_EVALUATION_BATCH = 64
+_MANY_IMAGES = 5000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a finished run came to."""
+
+    folder: Path
+    steps: int
+    best_top1: float
+    best_epoch: int
+    classes: list[str]
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    evaluate: Callable[..., dict],
+    resume: bool = False,
+    say: Callable[[str], None] | None = print,
+    live: bool | None = None,
+    tracker: object | None = None,
+) -> Outcome:
+    """Train as a recipe says, into a run folder; under torchrun together with the other processes.
+
+    Args:
+        recipe: with `data.source` filled.
+        folder: of the run; must not hold one yet, unless `resume`.
+        evaluate: called as evaluate(model, source, preprocessing=, batch_size=, num_workers=, device=); returns
+            `top1`, `top5`, `loss` and counts, the same on every process.
+        resume: go on with the run in `folder`, or start it where there is none; a finished one stays as it is.
+        say: prints a line, on rank 0 only.
+        live: draw a progress bar; None decides by the terminal.
+        tracker: anything with wandb's `log(dict, step=)`.
+
+    Raises:
+        DeepcaitError: what the user can mend, before anything is written where possible.
+        Stopped: asked to stop; saved and resumable.
+    """
+    processes = join_processes()
+    try:
+        say = say if processes.is_main else None
+        return _train(recipe, folder, processes, evaluate, resume=resume, say=say, live=live, tracker=tracker)
+    finally:
+        leave_processes()
+
+
+def _train(recipe, folder, processes: Processes, evaluate, *, resume, say, live, tracker) -> Outcome:
+    require_startable(folder, resume)
+    tell = say or (lambda line: None)
+    device = choose_device(recipe.compute.device, processes.local_rank)
+    sources = open_training_data(recipe, tell)
+    found = start_model(recipe, sources[0].classes, tell)
+    preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
+    tell(f"preprocessing: {preprocessing}")
+    teacher = load_teacher(recipe.teacher, preprocessing, found.classes) if recipe.teacher.spec else None
+    if teacher:
+        tell(f"teacher {teacher.origin}")
+    order = build_order(recipe, sources[0])
+    last_step = recipe.epochs * order.steps_per_epoch
+    job = Job(
+        recipe=recipe,
+        folder=folder,
+        model=found.model.to(device),
+        samples=TrainingSet(sources[0], build_augmentation(recipe.augment, preprocessing), recipe.seed),
+        order=order,
+        num_classes=len(found.classes),
+        evaluate=_evaluation(evaluate, sources[1], preprocessing, recipe, device),
+        save_model=_model_writer(folder, recipe, found, preprocessing),
+        processes=processes,
+        device=device,
+        teacher=teacher.to(device) if teacher else None,
+        watch=Watch(
+            last_step,
+            recipe.global_batch_size,
+            say=say,
+            live=live,
+            tensorboard=recipe.keep.tensorboard and processes.is_main,
+            tracker=tracker if processes.is_main else None,
+        ),
+    )
+    trainer = Trainer(job)
+    if processes.is_main:
+        write_run_files(folder, recipe, sources)
+    processes.barrier()
+    tell(_plan(recipe, order, processes, device))
+    try:
+        progress = trainer.fit()
+    finally:
+        job.watch.close()
+    best_epoch = progress.best_step // order.steps_per_epoch
+    return Outcome(
+        folder=folder,
+        steps=progress.step,
+        best_top1=progress.best_top1,
+        best_epoch=best_epoch,
+        classes=found.classes,
+    )
+
+
+def require_startable(folder: Path, resume: bool) -> None:
+    """Raise where a run exists and shall not be gone on with.
+
+    Raises:
+        RunError: the folder holds a run, or something else.
+    """
+    if folder.is_file():
+        raise RunError(f"{folder}: expected a folder for the run, got a file.", remedy="Give another --out.")
+    if (folder / "config.yaml").exists():
+        if not resume:
+            state = read_state(folder).get("state", "unfinished")
+            raise RunError(
+                f"{folder}: expected no run there yet, got one ({state}).",
+                remedy="Go on with it through --resume, or give another --out.",
+            )
+    elif folder.exists() and any(entry.name != "split.json" for entry in folder.iterdir()):
+        raise RunError(f"{folder}: expected an empty folder, got other files.", remedy="Give another --out.")
+
+
+def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:
+    """Return the recipe of a run that goes on: its own, with the given settings that decide no result.
+
+    Raises:
+        ConfigError: the given recipe would change results.
+    """
+    own = load_recipe(str((folder / "config.yaml").resolve()))
+    if given is None:
+        return own
+    frozen = dataclasses.replace(given, **{name: getattr(own, name) for name in _FREE_ON_RESUME})
+    differing = [f.name for f in dataclasses.fields(own) if getattr(frozen, f.name) != getattr(own, f.name)]
+    same_data = dataclasses.replace(given.data, num_workers=own.data.num_workers) == own.data
+    if differing or not same_data or given.compute.precision != own.compute.precision:
+        names = ", ".join(differing or ["data" if not same_data else "compute.precision"])
+        raise ConfigError(
+            f"--resume: expected the settings that {folder} was started with, got others for {names}.",
+            remedy="Leave them out to go on as it was, or start a new run in another --out.",
+        )
+    return given
+
+
+def open_training_data(recipe: Recipe, tell: Callable[[str], None]) -> tuple[Source, Source]:
+    """Return the sources to train on and to validate on; validation maps classes by name.
+
+    Raises:
+        DataError, ConfigError: no data, no classes, or a class in validation that training lacks.
+    """
+    if not recipe.data.source:
+        raise ConfigError("--data: expected a data SPEC, got none.", remedy="Give --data, for example a folder.")
+    settings = {"fraction": recipe.data.val_fraction, "seed": recipe.seed}
+    samples = open_split(recipe.data.source, "train", **settings)
+    validation = open_split(recipe.data.source, "val", classes=samples.classes, **settings)
+    tell(f"data: {describe(samples)}; validation: {describe(validation)}")
+    return samples, validation
+
+
+def start_model(recipe: Recipe, classes: Sequence[str], tell: Callable[[str], None]) -> Resolved:
+    """Return the model that training starts from; the first line printed says which.
+
+    Its random parts (all of it, or a new head) are drawn from the recipe's seed.
+    """
+    fields = {"img_size": recipe.img_size, "drop_path_rate": recipe.drop_path_rate}
+    fields |= {"layer_scale_init": recipe.layer_scale_init}
+    seed_everything(derive_seed("init", recipe.seed))
+    found = resolve(
+        recipe.model,
+        start=recipe.start,
+        classes=classes,
+        **{name: value for name, value in fields.items() if value is not None},
+    )
+    config = found.model.config
+    origin = "random weights" if found.kind == "name" and recipe.start == "random" else f"weights of {recipe.model}"
+    tell(
+        f"model: {found.name or 'a CaiT'} from {origin}; {config.num_params():,} parameters, "
+        f"{config.macs() / 1e9:.3g} GMACs an image"
+    )
+    if found.report and str(found.report):
+        tell(f"weights: {found.report}")
+    if (
+        recipe.train == "all"
+        and origin != "random weights"
+        and recipe.peak_lr > 5e-4
+        and recipe.optimizer.name == "adamw"
+    ):
+        tell(f"note: a learning rate of {recipe.peak_lr:g} is one for random weights; trained ones may be lost")
+    return dataclasses.replace(found, classes=list(classes))
+
+
+def build_order(recipe: Recipe, samples: Source) -> Order:
+    """Return the order of the training data that a recipe fixes."""
+    return Order(
+        num_samples=len(samples),
+        global_batch_size=recipe.global_batch_size,
+        replicas=recipe.replicas,
+        repeats=recipe.augment.repeats,
+        seed=recipe.seed,
+        class_labels=tuple(samples.labels) if recipe.data.balanced else None,
+    )
+
+
+def write_run_files(folder: Path, recipe: Recipe, sources: tuple[Source, Source]) -> None:
+    """Write `config.yaml`, `environment.json` and `data.json`; a resumed run's data must be the same as before.
+
+    Raises:
+        RunError: the folder can't be written, or the data changed since the run began.
+    """
+    facts = {
+        "classes": sources[0].classes,
+        "num_train": len(sources[0]),
+        "num_validation": len(sources[1]),
+        "fingerprint": _fingerprint(sources),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "data.json").exists():
+            _require_same_data(folder, facts)
+        (folder / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        (folder / "data.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (folder / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"{folder}: expected to write the run here, got: {error.strerror}.", remedy="Give another --out."
+        ) from error
+
+
+def environment() -> dict:
+    """Return the versions and the machine behind a run's numbers."""
+    packages = ("deepcait", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
+    versions = {name: _version(name) for name in packages}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "versions": versions,
+        "commit": _commit(),
+    }
+
+
+def _plan(recipe: Recipe, order: Order, processes: Processes, device: torch.device) -> str:
+    accumulated = recipe.replicas // processes.world_size
+    return (
+        f"plan: {recipe.epochs} epochs of {order.steps_per_epoch} steps; {recipe.global_batch_size} images a step = "
+        f"{recipe.replicas} replicas of {order.replica_batch_size}, {accumulated} on each of {processes.world_size} "
+        f"process{'es' if processes.world_size > 1 else ''}; learning rate {recipe.peak_lr:g} at its peak; "
+        f"{device}, {recipe.compute.precision}"
+    )
+
+
+def _evaluation(evaluate, validation: Source, preprocessing: Preprocessing, recipe: Recipe, device) -> Callable:
+    # Starting workers costs seconds; a small validation set is read faster than they start.
+    num_workers = recipe.data.num_workers if len(validation) > _MANY_IMAGES else 0
+
+    def measure(model: nn.Module) -> dict:
+        return evaluate(
+            model,
+            validation,
+            preprocessing=preprocessing,
+            batch_size=_EVALUATION_BATCH,
+            num_workers=num_workers,
+            device=device,
+        )
+
+    return measure
+
+
+def _model_writer(folder: Path, recipe: Recipe, found: Resolved, preprocessing: Preprocessing) -> Callable:
+    settings = dataclasses.asdict(recipe)
+    for name in _FREE_ON_RESUME:
+        settings.pop(name)
+    provenance = {"started_from": found.spec, "start": recipe.start, "teacher": recipe.teacher.spec or None}
+
+    def write(name: str, model: CaiT, average: WeightAverage | None, metrics: dict) -> None:
+        save_artefact(
+            folder / name,
+            model,
+            preprocessing=found.pretrained_cfg | preprocessing.to_pretrained_cfg(),
+            classes=found.classes,
+            recipe=settings,
+            metrics=metrics,
+            provenance=provenance,
+            ema_state=average.module.state_dict() if average else None,
+            evaluated="ema" if average and recipe.ema.evaluated else "raw",
+        )
+
+    return write
+
+
+def _fingerprint(sources: Sequence[Source]) -> str:
+    digest = hashlib.sha256()
+    for source in sources:
+        for name, label in zip(source.names, source.labels, strict=True):
+            digest.update(f"{name}\t{label}\n".encode())
+    return digest.hexdigest()
+
+
+def _require_same_data(folder: Path, facts: dict) -> None:
+    before = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+    if before["fingerprint"] != facts["fingerprint"]:
+        raise RunError(
+            f"{folder}: expected the data that the run began with ({before['num_train']} training and "
+            f"{before['num_validation']} validation images), got other names or labels ({facts['num_train']} and "
+            f"{facts['num_validation']}).",
+            remedy="Bring the data back to what it was, or start a new run in another --out.",
+        )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,121 @@
+"""The commonest mistakes: one paragraph, exit code 2, no traceback; with --json one object."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from PIL import Image
+
+
+class Malicious:
+    """Runs a command when it is unpickled carelessly."""
+
+    def __reduce__(self):
+        return os.system, ("touch was_run",)
+
+
+@pytest.fixture
+def places(tmp_path, model_folder, photos, monkeypatch):
+    """What the mistakes are made with; the current folder is its own."""
+    monkeypatch.chdir(tmp_path)
+    whole = (photos / "cat" / "0.png").read_bytes()
+    files = {
+        "truncated.png": whole[: len(whole) // 2],
+        "text.png": b"this is no picture",
+        "empty.png": b"",
+        "broken.safetensors": b"no weights at all",
+        "malicious.pth": pickle.dumps({"model": Malicious()}),
+        "notes.txt": b"notes",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    for name in ("empty", "flat", "strange/purple", "model_like"):
+        (tmp_path / name).mkdir(parents=True)
+    for place in ("flat/1.png", "strange/purple/1.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / place)
+    bad = tmp_path / "bad_in_folder" / "cat"
+    bad.mkdir(parents=True)
+    (bad / "1.png").write_bytes(whole[:100])
+    torch.save({"head.weight": torch.zeros(3, 3)}, tmp_path / "other_model.pth")
+    (tmp_path / "no_config").mkdir()
+    (tmp_path / "no_config" / "model.safetensors").write_bytes(b"")
+    return tmp_path
+
+
+MODEL, PHOTOS = "<model>", "<photos>"
+# name -> command, and a word that the paragraph must hold
+MISTAKES = {
+    "unknown verb": (["evaluate"], "deepcait eval"),
+    "unknown flag": (["eval", MODEL, "--dataa", PHOTOS], "Did you mean --data?"),
+    "no --data": (["eval", MODEL], "--data"),
+    "no model": (["eval", "--data", PHOTOS], "model"),
+    "flag without value": (["eval", MODEL, "--data"], "--data"),
+    "word for a number": (["eval", MODEL, "--data", PHOTOS, "--batch-size", "many"], "--batch-size"),
+    "batch size 0": (["eval", MODEL, "--data", PHOTOS, "--batch-size", "0"], "batch_size"),
+    "unknown split": (["eval", MODEL, "--data", PHOTOS, "--split", "dev"], "dev"),
+    "absent split": (["eval", MODEL, "--data", PHOTOS, "--split", "test"], "test"),
+    "protocol of later": (["eval", MODEL, "--data", PHOTOS, "--protocol", "real"], "not in this version"),
+    "unknown device": (["eval", MODEL, "--data", PHOTOS, "--device", "gpu"], "gpu"),
+    "no such data": (["eval", MODEL, "--data", "phottos"], "phottos"),
+    "data of unknown kind": (["eval", MODEL, "--data", "notes.txt"], "notes.txt"),
+    "kind of data misspelt": (["eval", MODEL, "--data", "foldr:photos"], "folder"),
+    "empty data": (["eval", MODEL, "--data", "empty"], "empty"),
+    "pictures without class folders": (["eval", MODEL, "--data", "flat"], "class"),
+    "another class": (["eval", MODEL, "--data", "strange"], "purple"),
+    "damaged picture in data": (["eval", MODEL, "--data", "bad_in_folder"], "1.png"),
+    "model name with a slip": (["predict", "cait_xss24_224", "x.png"], "x.png"),
+    "slip, asked for info": (["info", "cait_xss24_224"], "cait_xs24_224"),
+    "no such model path": (["info", "runs/pets"], "runs/pets"),
+    "folder without a model": (["info", "model_like"], "model folder"),
+    "half a model folder": (["info", "no_config"], "config.json"),
+    "corrupt weights": (["info", "broken.safetensors"], "broken.safetensors"),
+    "malicious pickle": (["info", "malicious.pth"], "malicious.pth"),
+    "weights of another model": (["info", "other_model.pth"], "weights of a CaiT"),
+    "no weights file": (["info", "notes.txt"], "notes.txt"),
+    "hub model that is not cached": (["info", "hf-hub:owner/name"], "cache"),
+    "no picture given": (["predict", MODEL], "picture"),
+    "no such picture": (["predict", MODEL, "cta.png"], "cta.png"),
+    "truncated picture": (["predict", MODEL, "truncated.png"], "truncated.png"),
+    "not a picture": (["predict", MODEL, "text.png"], "text.png"),
+    "empty file": (["predict", MODEL, "empty.png"], "empty.png"),
+    "folder without pictures": (["predict", MODEL, "empty"], "empty"),
+    "topk 0": (["predict", MODEL, PHOTOS, "--topk", "0"], "--topk"),
+    "topk of a word": (["predict", MODEL, PHOTOS, "--topk", "all"], "--topk"),
+    "out in a missing folder": (["predict", MODEL, PHOTOS, "--out", "missing/a.csv"], "missing"),
+    "out with another ending": (["predict", MODEL, PHOTOS, "--out", "a.xlsx"], ".csv"),
+    "out is a folder": (["predict", MODEL, PHOTOS, "--out", "flat"], "--out"),
+}
+
+
+def fill_in(command, model_folder, photos):
+    return [{MODEL: model_folder, PHOTOS: photos}.get(word, word) for word in command]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_paragraph(run, places, model_folder, photos, mistake):
+    command, word = MISTAKES[mistake]
+    code, out, err = run(*fill_in(command, model_folder, photos))
+    assert code == 2, err
+    paragraph = " ".join(err[err.index("error: ") :].split())
+    assert "Traceback" not in out + err
+    assert paragraph.startswith("error: ")
+    assert paragraph.count("remedy: ") == 1
+    assert "\n\n" not in err
+    assert max(map(len, err.splitlines())) <= 200
+    assert word in paragraph
+    assert not (places / "was_run").exists()
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_object_with_json(run, places, model_folder, photos, mistake):
+    command, word = MISTAKES[mistake]
+    code, out, err = run(*fill_in(command, model_folder, photos), "--json")
+    assert code == 2
+    answer = json.loads(out)
+    assert set(answer) == {"error", "remedy"}
+    assert word in " ".join(answer.values())
+    assert "Traceback" not in err

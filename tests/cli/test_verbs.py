@@ -1,0 +1,173 @@
+"""The verbs: what they print, with and without --json."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import importlib
+import json
+
+import pytest
+
+from deepcait.cli import eval as eval_verb
+from deepcait.cli.exits import Refused
+from deepcait.cli.main import VERBS
+from deepcait.errors import Stopped
+from deepcait.weights import list_models
+
+MODEL_KEYS = {"name", "params", "gmacs", "img_size", "released", "top1", "real", "v2"}
+
+
+def test_models_lists_every_variant(run, run_json):
+    models = run_json("models")
+    assert [model["name"] for model in models] == list_models()
+    assert all(set(model) >= MODEL_KEYS for model in models)
+    assert sum(model["released"] for model in models) == 10
+    (m48,) = [model for model in models if model["name"] == "cait_m48_448"]
+    assert m48["params"] == 356_460_520
+    assert m48["top1"] == 0.8648
+    code, out, err = run("models")
+    assert (code, err) == (0, "")
+    assert all(name in out for name in list_models())
+
+
+def test_info(run, run_json, model_folder):
+    facts = run_json("info", "cait_s24_224")
+    assert set(facts) >= MODEL_KEYS | {"preprocessing", "classes"}
+    assert run_json("info", model_folder)["classes"] == ["cat", "dog", "owl"]
+    code, out, _ = run("info", model_folder)
+    assert code == 0
+    assert "cat, dog, owl" in out
+    assert "32 x 32 px" in out
+
+
+def test_eval(run, run_json, model_folder, photos):
+    result = run_json("eval", model_folder, "--data", photos)
+    assert result["num_images"] == 12
+    assert result["top1"] == result["correct1"] / 12
+    assert (result["correct5"], result["top5"]) == (12, 1.0)
+    assert result["loss"] > 0
+    code, out, _ = run("eval", model_folder, "--data", photos, "--batch-size", 5)
+    assert code == 0
+    for part in ("folder, split all: 12 images", "by name", "crop ratio 1", f"({result['correct1']} of 12)"):
+        assert part in out
+
+
+def test_eval_of_two_models_is_a_list(run_json, model_folder, photos):
+    first, second = run_json("eval", model_folder, model_folder, "--data", photos)
+    assert first == second
+
+
+def test_eval_names_the_split(run_json, model_folder, photos):
+    (photos / "val").mkdir()
+    for name in ("cat", "dog", "owl"):
+        (photos / name).rename(photos / "val" / name)
+    assert run_json("eval", model_folder, "--data", photos, "--split", "val")["split"] == "val"
+
+
+def test_predict(run, run_json, model_folder, photos):
+    results = run_json("predict", model_folder, photos / "cat", photos / "dog" / "0.png", "--topk", 2)
+    assert [result["file"].rpartition("/")[2] for result in results] == ["0.png", "1.png", "2.png", "3.png", "0.png"]
+    for result in results:
+        assert len(result["predictions"]) == 2
+        assert all(set(answer) == {"index", "label", "probability"} for answer in result["predictions"])
+    code, out, _ = run("predict", model_folder, photos / "cat" / "0.png")
+    assert code == 0
+    assert "owl" in out
+
+
+def test_predict_writes_files(run, model_folder, photos, tmp_path):
+    assert run("predict", model_folder, photos, "--out", tmp_path / "a.csv", "--batch-size", 5)[0] == 0
+    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    assert len(rows) == 12 * 3
+    assert list(rows[0]) == ["file", "rank", "index", "label", "probability"]
+    assert run("predict", model_folder, photos, "--out", tmp_path / "a.jsonl", "--topk", 1)[0] == 0
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert len(lines) == 12
+    assert {len(line["predictions"]) for line in lines} == {1}
+
+
+def test_a_failed_predict_leaves_the_old_file(run, model_folder, photos, tmp_path):
+    out = tmp_path / "a.csv"
+    out.write_text("old")
+    (photos / "owl" / "3.png").write_bytes(b"broken")
+    assert run("predict", model_folder, photos, "--out", out, "--batch-size", 2)[0] == 2
+    assert out.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "photos"]
+
+
+def test_only_rank_0_prints(run, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert run("models") == (0, "", "")
+    assert run("models", "--json") == (0, "", "")
+    assert run("info", "nothing", "--json") == (2, "", "")
+
+
+@pytest.mark.parametrize("verb", ["models", "info", "eval", "predict"])
+def test_help_has_examples(run, verb):
+    code, out, err = run(verb, "--help")
+    assert (code, err) == (0, "")
+    assert f"Examples:\n    deepcait {verb}" in out
+
+
+def test_the_list_of_verbs(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(f"  {verb} " in out for verb in VERBS)
+    assert run()[1] == out
+    assert run("--version")[1].startswith("deepcait ")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (Stopped("stopped"), 75),
+        (Refused("no"), 3),
+        (KeyboardInterrupt(), 130),
+        (FileNotFoundError(errno.ENOENT, "no", "a"), 2),
+        (PermissionError(errno.EACCES, "no", "a"), 2),
+        (IsADirectoryError(errno.EISDIR, "no", "a"), 2),
+        (OSError(errno.ENOSPC, "full"), 2),
+        (ModuleNotFoundError("no", name="pyarrow"), 2),
+        (ModuleNotFoundError("no", name="deepcait.gone"), 1),
+        (OSError(errno.EIO, "broken"), 1),
+        (RuntimeError("ours"), 1),
+    ],
+)
+def test_what_happened_becomes_an_exit_code(run, monkeypatch, raised, code):
+    def fail(args):
+        raise raised
+
+    monkeypatch.setattr(eval_verb, "run", fail)
+    got, out, err = run("eval", "x", "--data", "y")
+    assert (got, out) == (code, "")
+    assert ("Traceback" in err) == ("a defect of deepcait" in err) == (code == 1)
+
+
+def test_every_verb_that_is_there_can_be_called():
+    for verb in VERBS:
+        try:
+            module = importlib.import_module(f"deepcait.cli.{verb}")
+        except ModuleNotFoundError as error:
+            pytest.skip(f"{error.name} is not there yet")
+        assert callable(module.run)
+        assert "Examples:" in module.__doc__
+
+
+def test_peers_count_the_rivals_the_same_way():
+    from deepcait.bench.peers import RIVALS, build_rival, count_macs
+    from deepcait.weights.registry import create_model
+
+    nfnet = build_rival(RIVALS[0])
+    assert round(sum(p.numel() for p in nfnet.parameters()) / 1e6, 1) == 438.4
+    assert round(count_macs(nfnet, 576) / 1e9, 1) == 377.3
+    small = create_model("cait_nano_32")
+    assert count_macs(small.to("meta"), 32) == small.config.macs()
+
+
+def test_attention_of_rivals_is_counted():
+    from deepcait.bench.peers import RIVALS, build_rival, count_macs
+
+    (deit,) = [rival for rival in RIVALS if rival.name.startswith("deit_base_patch16_384")]
+    # timm publishes 55.5 G; without attention it would be 49.4 G.
+    assert round(count_macs(build_rival(deit), 384) / 1e9, 1) == 55.5

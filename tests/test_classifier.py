@@ -1,0 +1,106 @@
+"""A classifier moved to another folder, offline, gives bitwise the logits of before."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+import deepcait
+from deepcait.classifier import Prediction
+from deepcait.data import Preprocessing, open_image
+from deepcait.errors import ConfigError, ImageError, ShapeError, WeightsError
+
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def make_classifier(classes=CLASSES, num_classes=10) -> deepcait.Classifier:
+    torch.manual_seed(1)
+    model = deepcait.create_model("cait_nano_32", num_classes=num_classes)
+    # Gammas of order 1: otherwise the blocks are invisible in the logits.
+    torch.nn.init.normal_(model.head.weight)
+    for name, parameter in model.named_parameters():
+        if "gamma" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.0)
+    return deepcait.Classifier(model, classes=classes, preprocessing=Preprocessing((32, 32), crop_ratio=0.9))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    paths = []
+    for index in range(3):
+        pixels = torch.randint(0, 256, (40, 50, 3), dtype=torch.uint8).numpy()
+        paths.append(tmp_path / f"{index}.png")
+        Image.fromarray(pixels).save(paths[-1])
+    return paths
+
+
+def test_a_moved_model_gives_the_same_bits(tmp_path, pictures):
+    before = make_classifier()
+    before.save(tmp_path / "here")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    after = deepcait.load(tmp_path / "there")
+    images = torch.stack([before.preprocessing(open_image(path)) for path in pictures])
+    assert torch.equal(after.logits(images), before.logits(images))
+    assert after.classes == CLASSES
+    assert after.preprocessing == before.preprocessing
+    assert after.predict(pictures) == before.predict(pictures)
+
+
+def test_predictions_are_ranked(pictures):
+    answers = make_classifier().predict(pictures, topk=10)
+    assert [len(answer) for answer in answers] == [10] * 3
+    for answer in answers:
+        probabilities = [prediction.probability for prediction in answer]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert sum(probabilities) == pytest.approx(1)
+        assert all(isinstance(p, Prediction) and p.label == CLASSES[p.index] for p in answer)
+
+
+def test_a_path_a_picture_and_a_list_are_the_same(pictures):
+    classifier = make_classifier()
+    from_path = classifier.predict(pictures[0])
+    assert classifier.predict(str(pictures[0])) == from_path
+    assert classifier.predict(Image.open(pictures[0])) == from_path
+    (first, *_) = classifier.predict(pictures)
+    assert [answer.index for answer in first] == [answer.index for answer in from_path[0]]
+    assert [answer.probability for answer in first] == pytest.approx(
+        [answer.probability for answer in from_path[0]], abs=1e-5
+    )
+    assert classifier.predict([]) == []
+
+
+def test_fewer_classes_give_fewer_answers_and_no_names_give_indices(pictures):
+    (answer,) = make_classifier(classes=None, num_classes=3).predict(pictures[0])
+    assert [prediction.label for prediction in answer] == [str(prediction.index) for prediction in answer]
+    assert len(answer) == 3
+
+
+def test_mistakes_are_named(tmp_path, pictures):
+    classifier = make_classifier()
+    with pytest.raises(ConfigError, match="topk"):
+        classifier.predict(pictures, topk=0)
+    with pytest.raises(ImageError, match="expected an image file"):
+        classifier.predict(tmp_path)
+    with pytest.raises(ShapeError):
+        classifier.logits(torch.zeros(3, 32, 32))
+    with pytest.raises(ConfigError, match="10 names"):
+        make_classifier(classes=["one"])
+
+
+def test_weights_that_give_no_numbers_are_refused(pictures):
+    classifier = make_classifier()
+    torch.nn.init.constant_(classifier.model.head.bias, float("nan"))
+    with pytest.raises(WeightsError, match="diverged"):
+        classifier.predict(pictures)
+
+
+def test_another_image_size(tmp_path, pictures):
+    make_classifier().save(tmp_path / "model")
+    classifier = deepcait.load(tmp_path / "model", img_size=48)
+    assert classifier.preprocessing.img_size == (48, 48)
+    assert len(classifier.predict(pictures)) == 3
+    with pytest.raises(ConfigError, match="multiples of the patch side"):
+        deepcait.load(tmp_path / "model", img_size=33)
