@@ -49,5 +49,5 @@ class RunError(DeepcaitError):
     """A run folder that can't be started, resumed or read."""
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 - it is no error
     """A run stopped on request after saving itself; the command exits with 75 and `--resume` goes on."""

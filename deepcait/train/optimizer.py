@@ -92,7 +92,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
 
 
 def class_weights(labels: list[int], num_classes: int) -> torch.Tensor:
-    """Return weights (K) with mean 1 over the samples: images / (classes * images of the class); 0 for an absent one."""
+    """Return weights (K), images / (classes * images of the class): mean 1 over the samples; 0 for an absent class."""
     counts = torch.bincount(torch.tensor(labels), minlength=num_classes).double()
     weights = len(labels) / ((counts > 0).sum() * counts)
     return torch.where(counts > 0, weights, 0.0).float()

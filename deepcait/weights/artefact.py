@@ -193,6 +193,8 @@ def _write_model(
     }
     text = json.dumps(description, indent=2, allow_nan=False) + "\n"
     (place / CONFIG_FILE).write_text(text, encoding="utf-8")
+    # safetensors lets the owner alone read its file; it shall be as open as any other file of this user.
+    weights_path.chmod((place / CONFIG_FILE).stat().st_mode)
 
 
 def _read_described(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -75,6 +74,7 @@ def _download(repository: str, filename: str, revision: str | None, *, missing_o
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
+        _require_answer(repository, filename, revision)
         return Path(hf_hub_download(repository, filename, revision=revision))
     except EntryNotFoundError as error:  # also what the client says when it is offline and the cache is empty
         if missing_ok:
@@ -89,20 +89,30 @@ def _download(repository: str, filename: str, revision: str | None, *, missing_o
         raise
 
 
+def _require_answer(repository: str, filename: str, revision: str | None) -> None:
+    """Ask once for a file that is not cached; the client itself asks six times, for half a minute."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repository, filename, revision=revision)
+    if not constants.HF_HUB_OFFLINE and not isinstance(cached, str):
+        url = hf_hub_url(repository, filename, revision=revision)
+        get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+
+
 def _failure(repository: str, filename: str, revision: str | None, error: Exception) -> WeightsError:
     from huggingface_hub import constants
 
-    url = f"{constants.ENDPOINT}/{repository}/resolve/{revision or 'main'}/{filename}"
+    place = f"{constants.ENDPOINT}/{repository}/resolve/{revision or 'main'}"
     return WeightsError(
         f"hf-hub:{repository}: expected {filename} from {constants.ENDPOINT}, got {_reason(error)}.",
-        remedy=f"Fetch {url} and the {CONFIG_FILE} beside it where there is a connection, put both into one folder, "
-        "and give that folder (or the weights file alone) instead of the name.",
+        remedy=f"Fetch {place}/{WEIGHTS_FILES[0]} and {place}/{CONFIG_FILE} where there is a connection, put both into one "
+        "folder, and give that folder (or the weights file alone) instead of the name.",
     )
 
 
 def _reason(error: Exception) -> str:
     """One clause that says why a file did not come."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     if isinstance(error, errors.GatedRepoError):
         return "no access (the repository asks for consent; log in with `hf auth login`)"
@@ -110,9 +120,9 @@ def _reason(error: Exception) -> str:
         return "no such repository (or a private one, and no token: `hf auth login`)"
     if isinstance(error, errors.RevisionNotFoundError):
         return "no such revision"
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+    if constants.HF_HUB_OFFLINE:
         return "nothing: HF_HUB_OFFLINE is set and the file is not in the cache"
-    if isinstance(error, errors.LocalEntryNotFoundError):
+    if isinstance(error, errors.LocalEntryNotFoundError) or "Connect" in type(error).__name__:
         return "no answer (offline, or a wrong HF_ENDPOINT or proxy), and the file is not in the cache"
     if isinstance(error, errors.EntryNotFoundError):
         return "no such file in the repository"

@@ -33,28 +33,17 @@ def assert_same_gradients(got, expected, tolerance: float) -> None:
 # -- compile, export --------------------------------------------------------------------------------------------------
 
 
-needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile needs a C++ compiler on this machine")
-
-
-@pytest.mark.slow
-@needs_compiler
-@torch.no_grad()
-def test_compiles_as_one_graph():
+@pytest.mark.soak
+@pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile needs a C++ compiler on this machine")
+def test_compiles_as_one_graph_forward_and_backward():
+    """One to two minutes of C++ compiler on an empty cache; the default run traces the same graphs, below."""
     torch.compiler.reset()
     model = wild_model(tiny_config(depth=1, cls_depth=1), dtype=torch.float32)
     images = some_images(model.config, dtype=torch.float32)
-    assert relative_error(torch.compile(model, fullgraph=True)(images), model(images)) < 1e-4
-
-
-@pytest.mark.soak
-@needs_compiler
-def test_compiles_as_one_graph_with_its_backward_pass():
-    """About two minutes of C++ compiler the first time; the default run traces the backward pass, below."""
-    torch.compiler.reset()
-    model = wild_model(tiny_config(depth=1, cls_depth=1), dtype=torch.float32).train()
-    images = some_images(model.config, dtype=torch.float32)
-    expected = gradients(model, images)
-    assert_same_gradients(gradients(torch.compile(model, fullgraph=True), images), expected, 1e-4)
+    expected, expected_gradients = model(images).detach(), gradients(model, images)
+    compiled = torch.compile(model, fullgraph=True)
+    assert relative_error(compiled(images).detach(), expected) < 1e-4
+    assert_same_gradients(gradients(compiled, images), expected_gradients, 1e-4)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])

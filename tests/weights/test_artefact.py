@@ -32,12 +32,13 @@ def load(folder, **how) -> CaiT:
     return build_loaded(found.config, found.state_dict)[0].eval()
 
 
-def assert_in_timm(folder, expected, logits) -> None:
+def assert_in_timm(folder, expected, logits) -> torch.nn.Module:
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     got = logits(theirs)
     assert got.shape == expected.shape
     # timm computes the same function in another order.
     assert (got - expected).abs().max() <= 1e-5 * expected.std()
+    return theirs
 
 
 SHAPES = {
@@ -66,12 +67,9 @@ def test_named_models_with_their_classes_load_in_timm(random_weights, logits, tm
     random_weights(model.to_empty(device="cpu"))
     classes = [f"class {index}" for index in range(num_classes)]
     save(tmp_path / "m", model, classes=classes)
-    expected = logits(model)
     found = read_artefact(tmp_path / "m")
     assert (found.name, found.classes) == (name, classes)
-    assert torch.equal(logits(load(tmp_path / "m")), expected)
-    assert_in_timm(tmp_path / "m", expected, logits)
-    theirs = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True)
+    theirs = assert_in_timm(tmp_path / "m", logits(model), logits)
     assert list(theirs.pretrained_cfg["label_names"]) == classes
     for key, tensor in model.state_dict().items():
         assert torch.equal(theirs.state_dict()[key], tensor), key
@@ -97,6 +95,12 @@ def test_the_nearest_architecture_is_one_that_timm_knows():
         if timm.is_model(name):
             assert nearest == name
     assert nearest_architecture(variant_config("cait_xs36_224")) == "cait_xs24_384"
+
+
+def test_whoever_may_read_the_description_may_read_the_weights(tiny, tmp_path):
+    save(tmp_path / "m", tiny())
+    modes = {(tmp_path / "m" / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+    assert len(modes) == 1
 
 
 def test_the_story_comes_back(tiny, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -179,11 +180,19 @@ def test_offline_and_uncached_names_the_file_and_the_way_out(tmp_path, monkeypat
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     for call in (resolve, lambda name: create_model(name, pretrained=True)):
-        with pytest.raises(WeightsError, match="timm/cait_s24_224.fb_dist_in1k.*config.json") as caught:
+        with pytest.raises(WeightsError, match="timm/cait_s24_224.fb_dist_in1k.*model.safetensors") as caught:
             call("cait_s24_224")
         assert "HF_HUB_OFFLINE" in str(caught.value)
         assert "/resolve/main/" in caught.value.remedy
         assert "\n" not in str(caught.value)
+    with monkeypatch.context() as patch:
+        # Nobody answers on this port: one question, no retries, no hang.
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        start = time.monotonic()
+        with pytest.raises(WeightsError, match="no answer"):
+            resolve("cait_s24_224")
+        assert time.monotonic() - start < 5
     with pytest.raises(ConfigError, match="owner/name"):
         resolve("hf-hub:a/b/c")
     with pytest.raises(WeightsError, match="downloads nothing"):
