@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from deepcait.model.lean import talking_heads
+
 
 class TalkingHeadsAttention(nn.Module):
     """Let every patch read every other patch, the heads talking before and after the softmax.
@@ -30,6 +32,7 @@ class TalkingHeadsAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.scale = (embed_dim // num_heads) ** -0.5
+        self.lean = True
         # The order of these four is the order of the released checkpoints.
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
         self.proj = nn.Linear(embed_dim, embed_dim)
@@ -37,8 +40,16 @@ class TalkingHeadsAttention(nn.Module):
         self.proj_w = nn.Linear(num_heads, num_heads)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
-        """Return what each patch reads, (B, N, D), before LayerScale."""
-        return self.attend(tokens_BND)[0]
+        """Return what each patch reads, (B, N, D), before LayerScale.
+
+        By the lean path, unless `lean` is off or the model is being exported: an exported program shall hold
+        standard operators only.
+        """
+        if not self.lean or torch.compiler.is_exporting():
+            return self.attend(tokens_BND)[0]
+        read_BND = talking_heads(self.qkv(tokens_BND), self.proj_l.weight, self.proj_w.weight, self.proj_w.bias)
+        # The softmax cancels this bias; it takes part so that its gradient is zero and not missing.
+        return self.proj(read_BND + 0.0 * self.proj_l.bias.sum())
 
     def attend(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what each patch reads and where it looked; the equations of the class, line by line.

@@ -105,8 +105,8 @@ def _failure(repository: str, filename: str, revision: str | None, error: Except
     place = f"{constants.ENDPOINT}/{repository}/resolve/{revision or 'main'}"
     return WeightsError(
         f"hf-hub:{repository}: expected {filename} from {constants.ENDPOINT}, got {_reason(error)}.",
-        remedy=f"Fetch {place}/{WEIGHTS_FILES[0]} and {place}/{CONFIG_FILE} where there is a connection, put both into one "
-        "folder, and give that folder (or the weights file alone) instead of the name.",
+        remedy=f"Fetch {place}/{WEIGHTS_FILES[0]} and {place}/{CONFIG_FILE} where there is a connection, put both into "
+        "one folder, and give that folder (or the weights file alone) instead of the name.",
     )
 
 

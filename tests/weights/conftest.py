@@ -41,7 +41,7 @@ def random_weights() -> Callable[..., torch.nn.Module]:
 
 @pytest.fixture(scope="session")
 def logits() -> Callable[[torch.nn.Module], torch.Tensor]:
-    """Return a function that runs a model on the same two random images of its size."""
+    """Return a function that runs a model on the same random images of its size, two small ones or one large."""
 
     def run(model: torch.nn.Module) -> torch.Tensor:
         weight = model.patch_embed.proj.weight
@@ -49,7 +49,9 @@ def logits() -> Callable[[torch.nn.Module], torch.Tensor]:
             size = model.config.img_size
         else:
             size = model.patch_embed.img_size
-        images = torch.randn(2, weight.shape[1], *size, generator=torch.Generator().manual_seed(7))
+        images = torch.randn(
+            2 if size[0] < 224 else 1, weight.shape[1], *size, generator=torch.Generator().manual_seed(7)
+        )
         with torch.inference_mode():
             return model(images.to(weight.dtype))
 

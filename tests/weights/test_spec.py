@@ -189,6 +189,7 @@ def test_offline_and_uncached_names_the_file_and_the_way_out(tmp_path, monkeypat
         # Nobody answers on this port: one question, no retries, no hang.
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
         start = time.monotonic()
         with pytest.raises(WeightsError, match="no answer"):
             resolve("cait_s24_224")

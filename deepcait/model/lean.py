@@ -1,0 +1,128 @@
+"""Talking-heads attention a block at a time: the same function, with no N x N map kept and none copied.
+
+A block is a few images, or a few rows of one image, of all heads: small enough to stay in the processor's cache
+through both mixings and the softmax. The backward pass computes each block again instead of keeping its maps. The
+heads are mixed by one small matrix product on the (A, rows * N) view, and the bias of the second mixing becomes a
+sum over the values. `attention.py` has the equations; parity tests hold the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# Measured: maps of this size stay in the second-level cache of a core with room for their neighbours.
+BLOCK_BYTES = 1 << 20
+
+
+@torch.library.custom_op("deepcait::talking_heads", mutates_args=())
+def talking_heads(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) -> Tensor:
+    """Return what every patch reads, heads side by side, (B, N, D).
+
+    Args:
+        qkv_BND3: (B, N, 3 D), queries, keys and values of all heads, as the layer `qkv` gives them.
+        mix_l_AA: weight of the mixing before the softmax; its bias has no effect.
+        mix_w_AA: weight of the mixing after it.
+        bias_w_A: bias of the mixing after it.
+    """
+    q, k, v = _split(qkv_BND3, len(bias_w_A))
+    mix_l, mix_w, bias_w = (tensor.to(q.dtype) for tensor in (mix_l_AA, mix_w_AA, bias_w_A))
+    out_BNAE = torch.empty_like(qkv_BND3[..., : q.shape[1] * q.shape[3]]).unflatten(-1, (q.shape[1], -1))
+    value_sums_BA1E = bias_w[:, None, None] * v.sum(2, keepdim=True)
+    for images, rows in _blocks(q):
+        _, weights = _weights(q[images, :, rows], k[images], mix_l)
+        read = _mix(mix_w, weights) @ v[images] + value_sums_BA1E[images]
+        out_BNAE[images, rows] = read.transpose(1, 2)
+    return out_BNAE.flatten(2)
+
+
+@torch.library.custom_op("deepcait::talking_heads_backward", mutates_args=())
+def talking_heads_backward(
+    grad_BND: Tensor, qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of `talking_heads` for its four arguments, each block's maps computed anew."""
+    q, k, v = _split(qkv_BND3, len(bias_w_A))
+    mix_l, mix_w, bias_w = (tensor.to(q.dtype) for tensor in (mix_l_AA, mix_w_AA, bias_w_A))
+    grad_BANE = grad_BND.to(q.dtype).unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
+    grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    grad_l, grad_w = torch.zeros_like(mix_l, dtype=_wide(q)), torch.zeros_like(mix_w, dtype=_wide(q))
+    for images, rows in _blocks(q):
+        q_rows, grad_rows = q[images, :, rows], grad_BANE[images, :, rows].contiguous()
+        scores, weights = _weights(q_rows, k[images], mix_l)
+        grad_v[images] += _mix(mix_w, weights).transpose(-2, -1) @ grad_rows
+        grad_mixed = grad_rows @ v[images].transpose(-2, -1)
+        grad_w += _mixing_grad(grad_mixed, weights)
+        grad_weights = _mix(mix_w.T, grad_mixed)
+        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, grad_weights.dtype)
+        grad_l += _mixing_grad(grad_scores, scores)
+        grad_scores = _mix(mix_l.T, grad_scores)
+        grad_q[images, :, rows] = grad_scores @ k[images]
+        grad_k[images] += grad_scores.transpose(-2, -1) @ q_rows
+    grad_sums_BA1E = grad_BANE.sum(2, keepdim=True)
+    grad_v += bias_w[:, None, None] * grad_sums_BA1E
+    grad_bias = (grad_sums_BA1E * v.sum(2, keepdim=True)).sum((0, 2, 3))
+    grad_q *= q.shape[-1] ** -0.5
+    grad_qkv = torch.stack((grad_q, grad_k, grad_v), 2).permute(0, 3, 2, 1, 4).flatten(2)
+    return grad_qkv, grad_l.to(mix_l_AA.dtype), grad_w.to(mix_w_AA.dtype), grad_bias.to(bias_w_A.dtype)
+
+
+@talking_heads.register_fake
+def _(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) -> Tensor:
+    return qkv_BND3.new_empty(*qkv_BND3.shape[:-1], qkv_BND3.shape[-1] // 3)
+
+
+@talking_heads_backward.register_fake
+def _(grad_BND: Tensor, qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor):
+    return tuple(torch.empty_like(tensor) for tensor in (qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A))
+
+
+def _save(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad_BND: Tensor) -> tuple[Tensor, ...]:
+    return talking_heads_backward(grad_BND, *ctx.saved_tensors)
+
+
+talking_heads.register_autograd(_backward, setup_context=_save)
+
+
+def _split(qkv_BND3: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled queries, keys and values, each (B, A, N, E) and contiguous."""
+    B, N, _ = qkv_BND3.shape
+    q, k, v = qkv_BND3.reshape(B, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+    return q * q.shape[-1] ** -0.5, k, v
+
+
+def _blocks(q_BANE: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Slices of images and of rows whose maps fit the cache; on an accelerator one block is all there is."""
+    B, A, N, _ = q_BANE.shape
+    row_bytes = A * N * q_BANE.element_size()
+    room = max(1, BLOCK_BYTES // row_bytes) if q_BANE.device.type == "cpu" else B * N
+    num_images, num_rows = max(1, room // N), min(N, room)
+    # Blocks of equal size: a last one of few rows would cost as much in calls as a full one.
+    num_rows = -(-N // -(-N // num_rows))
+    for image in range(0, B, num_images):
+        for row in range(0, N, num_rows):
+            yield slice(image, image + num_images), slice(row, row + num_rows)
+
+
+def _weights(q_bARE: Tensor, k_bANE: Tensor, mix_l: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores before mixing, and weights after mixing and softmax, (images, A, rows, N)."""
+    scores = q_bARE @ k_bANE.transpose(-2, -1)
+    return scores, _mix(mix_l, scores).softmax(-1, dtype=_wide(scores)).to(scores.dtype)
+
+
+def _mix(mix_AA: Tensor, maps_bARN: Tensor) -> Tensor:
+    return (mix_AA @ maps_bARN.flatten(2)).view_as(maps_bARN)
+
+
+def _mixing_grad(grad_bARN: Tensor, maps_bARN: Tensor) -> Tensor:
+    """Gradient of a mixing matrix, (A, A), summed over the block."""
+    return (grad_bARN.flatten(2) @ maps_bARN.flatten(2).transpose(-2, -1)).sum(0, dtype=_wide(maps_bARN))
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
