@@ -32,9 +32,22 @@ STOREY = {
 
 # Inside a room a file imports only from files before it. A room's __init__ comes after all of them.
 ORDER = {
-    "model": ["variants", "embedding", "attention", "block", "cait"],
-    "data": ["png", "image", "source", "folder", "preprocessing", "split", "spec", "dataset"],
-}
+    "model": ["variants", "embedding", "lean", "attention", "block", "cait"],
+    "weights": [
+        "published", "hub", "layouts", "adapt", "atomic", "timm_layout", "artefact", "registry", "spec",
+    ],
+    "data": [
+        "png", "image", "source", "folder", "preprocessing", "split", "spec", "dataset",
+        "seeding", "order", "augment", "mixing", "loader",
+    ],
+    "train": [
+        "schedule", "losses", "strict", "recipe", "optimizer", "average", "processes", "checkpoint", "journal",
+        "teacher", "step", "watch", "loop", "run", "plan",
+    ],
+    "evaluation": ["counts", "classes", "evaluate"],
+    "bench": ["peers"],
+    "cli": ["exits", "console", "options", "main", "models", "info", "eval", "predict", "train", "demo"],
+}  # fmt: skip
 
 MAX_FUNCTION_LINES = 60  # without its docstring
 MAX_FILE_LINES = 400

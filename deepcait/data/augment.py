@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,11 @@ from PIL import Image
 
 from deepcait.data.preprocessing import Preprocessing
 from deepcait.errors import ConfigError
+
+# What timm reads, number by number; it skips in silence what it does not know (`mstd` without a number, `tx`).
+_RAND_AUGMENT = re.compile(
+    r"rand(-(m\d+|n[1-9]\d?|p(0?\.\d+|0|1|1\.0)|mstd(\d+|\d*\.\d+)|mmax\d+|inc[01]|t(weights|3a|3aw)))*"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,12 @@ class Augment:
             raise ConfigError(
                 f"augment: expected repeats >= 1 and probabilities in [0, 1], got repeats={self.repeats}, "
                 f"erase={self.erase}, flip={self.flip}.",
+                remedy="Mend the recipe's augment section.",
+            )
+        if not 0 < self.scale[0] <= self.scale[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1] or self.pad_px < 0:
+            raise ConfigError(
+                f"augment: expected 0 < scale <= 1 and 0 < ratio, each from low to high, and pad_px >= 0, got "
+                f"scale={self.scale}, ratio={self.ratio}, pad_px={self.pad_px}.",
                 remedy="Mend the recipe's augment section.",
             )
 

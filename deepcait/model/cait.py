@@ -120,7 +120,8 @@ class CaiT(nn.Module):
             x: images (B, C, H, W).
             indices: the last n blocks, these blocks (negative from the end), or all.
             norm: apply the final norm to each.
-            stop_early: do not compute blocks past the last one wanted.
+            stop_early: do not compute blocks past the last one wanted; needs `intermediates_only`, since the
+                class token reads the last block.
             output_fmt: "NCHW" for maps (B, D, rows, columns), "NLC" for tokens (B, N, D).
             intermediates_only: return the list alone.
 
@@ -166,6 +167,7 @@ class CaiT(nn.Module):
         if num_classes:
             self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
             init_linear(self.head)
+        self.head.train(self.training)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names that weight decay leaves alone, beside every vector and bias."""
@@ -174,6 +176,11 @@ class CaiT(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute every block of both stages in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
+
+    def set_lean_attention(self, enable: bool = True) -> None:
+        """Choose how patches attend: by blocks that fit the cache (lean, the default), or as the equations stand."""
+        for block in self.blocks:
+            block.attn.lean = enable
 
     def _tokens(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         patches_BND = self._patches(images_BCHW)

@@ -46,7 +46,10 @@ def talking_heads_backward(
     q, k, v = _split(qkv_BND3, len(bias_w_A))
     mix_l, mix_w, bias_w = (tensor.to(q.dtype) for tensor in (mix_l_AA, mix_w_AA, bias_w_A))
     grad_BANE = grad_BND.to(q.dtype).unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
-    grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    # Laid out as the layer `qkv` wants it back; the three are views of it.
+    grad_BN3AE = qkv_BND3.new_zeros(qkv_BND3.shape).unflatten(-1, (3, q.shape[1], -1))
+    grad_q, grad_k, grad_v = grad_BN3AE.permute(2, 0, 3, 1, 4).unbind(0)
+    scale = q.shape[-1] ** -0.5
     grad_l, grad_w = torch.zeros_like(mix_l, dtype=_wide(q)), torch.zeros_like(mix_w, dtype=_wide(q))
     for images, rows in _blocks(q):
         q_rows, grad_rows = q[images, :, rows], grad_BANE[images, :, rows].contiguous()
@@ -58,14 +61,12 @@ def talking_heads_backward(
         grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, grad_weights.dtype)
         grad_l += _mixing_grad(grad_scores, scores)
         grad_scores = _mix(mix_l.T, grad_scores)
-        grad_q[images, :, rows] = grad_scores @ k[images]
+        grad_q[images, :, rows] = (grad_scores @ k[images]).mul_(scale)
         grad_k[images] += grad_scores.transpose(-2, -1) @ q_rows
     grad_sums_BA1E = grad_BANE.sum(2, keepdim=True)
     grad_v += bias_w[:, None, None] * grad_sums_BA1E
     grad_bias = (grad_sums_BA1E * v.sum(2, keepdim=True)).sum((0, 2, 3))
-    grad_q *= q.shape[-1] ** -0.5
-    grad_qkv = torch.stack((grad_q, grad_k, grad_v), 2).permute(0, 3, 2, 1, 4).flatten(2)
-    return grad_qkv, grad_l.to(mix_l_AA.dtype), grad_w.to(mix_w_AA.dtype), grad_bias.to(bias_w_A.dtype)
+    return grad_BN3AE.flatten(2), grad_l.to(mix_l_AA.dtype), grad_w.to(mix_w_AA.dtype), grad_bias.to(bias_w_A.dtype)
 
 
 @talking_heads.register_fake
@@ -93,7 +94,7 @@ def _split(qkv_BND3: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Scaled queries, keys and values, each (B, A, N, E) and contiguous."""
     B, N, _ = qkv_BND3.shape
     q, k, v = qkv_BND3.reshape(B, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4).contiguous().unbind(0)
-    return q * q.shape[-1] ** -0.5, k, v
+    return q.mul_(q.shape[-1] ** -0.5), k, v
 
 
 def _blocks(q_BANE: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -116,12 +117,13 @@ def _weights(q_bARE: Tensor, k_bANE: Tensor, mix_l: Tensor) -> tuple[Tensor, Ten
 
 
 def _mix(mix_AA: Tensor, maps_bARN: Tensor) -> Tensor:
-    return (mix_AA @ maps_bARN.flatten(2)).view_as(maps_bARN)
+    # bmm, not matmul: a matrix times a batch would be folded by copying the maps.
+    return torch.bmm(mix_AA.expand(len(maps_bARN), -1, -1), maps_bARN.flatten(2)).view_as(maps_bARN)
 
 
 def _mixing_grad(grad_bARN: Tensor, maps_bARN: Tensor) -> Tensor:
     """Gradient of a mixing matrix, (A, A), summed over the block."""
-    return (grad_bARN.flatten(2) @ maps_bARN.flatten(2).transpose(-2, -1)).sum(0, dtype=_wide(maps_bARN))
+    return torch.bmm(grad_bARN.flatten(2), maps_bARN.flatten(2).transpose(1, 2)).sum(0, dtype=_wide(maps_bARN))
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

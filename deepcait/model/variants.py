@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass
 
 from deepcait.errors import ConfigError
@@ -47,37 +48,32 @@ class CaiTConfig:
 
     def __post_init__(self) -> None:
         size = self.img_size
-        object.__setattr__(self, "img_size", (size, size) if isinstance(size, int) else tuple(size))
+        size = (size, size) if isinstance(size, int) else size
+        object.__setattr__(self, "img_size", tuple(size) if isinstance(size, list | tuple) else (size,))
+        for field in ("embed_dim", "depth", "num_heads", "patch_size", "in_chans", "cls_depth"):
+            _require(_is_int(getattr(self, field), least=1), field, "a positive integer", getattr(self, field))
+        _require(_is_int(self.num_classes, least=0), "num_classes", "an integer, 0 for features", self.num_classes)
+        _require(_is_number(self.mlp_ratio) and self.hidden_dim > 0, "mlp_ratio", "a positive number", self.mlp_ratio)
+        rate = self.drop_path_rate
+        _require(_is_number(rate) and 0 <= rate < 1, "drop_path_rate", "a probability in [0, 1)", rate)
         if self.layer_scale_init is None:
             object.__setattr__(self, "layer_scale_init", layer_scale_init(self.depth))
-        self._require_valid()
-
-    def _require_valid(self) -> None:
-        for field in ("embed_dim", "depth", "num_heads", "patch_size", "in_chans"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{field}: expected a positive integer, got {value!r}.", remedy=f"Mend {field}.")
-        if self.num_classes < 0 or self.cls_depth < 1:
-            raise ConfigError(
-                f"expected num_classes >= 0 and cls_depth >= 1, got {self.num_classes} and {self.cls_depth}.",
-                remedy="num_classes=0 gives features; the class token needs at least one class-attention block.",
-            )
+        _require(_is_number(self.layer_scale_init), "layer_scale_init", "a number", self.layer_scale_init)
         if self.embed_dim % self.num_heads:
             raise ConfigError(
                 f"num_heads: expected a divisor of embed_dim={self.embed_dim}, got {self.num_heads}.",
                 remedy="Choose embed_dim as a multiple of num_heads (the paper: 48 channels a head).",
             )
-        if len(self.img_size) != 2 or any(side < 1 or side % self.patch_size for side in self.img_size):
-            near = tuple(max(1, round(side / self.patch_size)) * self.patch_size for side in self.img_size)
+        self._require_patches_fit()
+
+    def _require_patches_fit(self) -> None:
+        sides, patch = self.img_size, self.patch_size
+        _require(len(sides) == 2 and all(_is_int(side, least=1) for side in sides), "img_size", "H and W", sides)
+        if any(side % patch for side in sides):
+            near = tuple(max(1, round(side / patch)) * patch for side in sides)
             raise ConfigError(
-                f"img_size: expected a height and width that are multiples of the patch side {self.patch_size}, "
-                f"got {self.img_size}.",
+                f"img_size: expected a height and width that are multiples of the patch side {patch}, got {sides}.",
                 remedy=f"The nearest that fits is {near}.",
-            )
-        if not 0.0 <= self.drop_path_rate < 1.0:
-            raise ConfigError(
-                f"drop_path_rate: expected a probability in [0, 1), got {self.drop_path_rate}.",
-                remedy="The paper uses 0.05 to 0.4, by size.",
             )
 
     @property
@@ -103,6 +99,9 @@ class CaiTConfig:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"Did you mean {near[0]!r}?" if near else f"The fields are {', '.join(known)}."
                 raise ConfigError(f"expected a field of the model, got {name!r}.", remedy=hint)
+        if "depth" in changes and self.layer_scale_init == layer_scale_init(self.depth):
+            # The rule's value belongs to a depth; an exception to the rule stays what it was set to.
+            changes = {"layer_scale_init": None, **changes}
         return dataclasses.replace(self, **changes)
 
     def num_params(self) -> int:
@@ -127,6 +126,19 @@ class CaiTConfig:
         block = 4 * n * d * d + 2 * n * d * h + 2 * n * n * d + 2 * n * n * a * a
         cls_block = 2 * (n + 1) * d * d + 2 * d * d + 2 * (n + 1) * d + 2 * d * h
         return patch_embed + self.depth * block + self.cls_depth * cls_block + d * self.num_classes
+
+
+def _is_int(value: object, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _require(fits: bool, field: str, expected: str, got: object) -> None:
+    if not fits:
+        raise ConfigError(f"{field}: expected {expected}, got {got!r}.", remedy=f"Mend {field}.")
 
 
 def layer_scale_init(depth: int) -> float:

@@ -1,0 +1,28 @@
+"""Data, recipe and model for the runs, once a session; one finished run that nothing disturbed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.processes.harness import finish, make_bench
+from tests.processes.nursery import Nursery
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory):
+    return make_bench(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="session")
+def nursery():
+    server = Nursery()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def straight_run(bench, tmp_path_factory):
+    """A run of one process that went through undisturbed, started as a user does."""
+    folder = tmp_path_factory.mktemp("straight")
+    finish(bench.command(folder / "run"), folder / "log")
+    return folder / "run"
