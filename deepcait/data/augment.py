@@ -84,13 +84,15 @@ def _crop(augment: Augment, preprocessing: Preprocessing) -> list:
     if augment.crop == "random_resized":
         from timm.data.transforms import RandomResizedCropAndInterpolation
 
+        grey = [transforms.Grayscale()] if preprocessing.channels == 1 else []
         return [
+            *grey,
             RandomResizedCropAndInterpolation(
                 preprocessing.img_size,
                 scale=augment.scale,
                 ratio=augment.ratio,
                 interpolation=preprocessing.interpolation,
-            )
+            ),
         ]
     framed = [preprocessing.frame]
     if augment.crop == "pad":
@@ -107,18 +109,19 @@ def rand_augment(text: str, preprocessing: Preprocessing):
     from timm.data.auto_augment import rand_augment_transform
     from timm.data.transforms import str_to_pil_interp
 
-    hparams = {
-        "translate_const": int(min(preprocessing.img_size) * 0.45),
-        "img_mean": tuple(min(255, round(255 * channel)) for channel in preprocessing.mean),
-        "interpolation": str_to_pil_interp(preprocessing.interpolation),
-    }
-    try:
-        transform = rand_augment_transform(text, hparams)
-    except (AssertionError, ValueError) as error:
+    if not _RAND_AUGMENT.fullmatch(text):
         raise ConfigError(
             f"augment.rand_augment: expected a string such as 'rand-m9-mstd0.5-inc1', got {text!r}.",
             remedy="Mend it, or leave it empty for none.",
-        ) from error
+        )
+    # Box, hamming and lanczos only resize; Pillow refuses to shear or rotate with them.
+    warps = preprocessing.interpolation in ("nearest", "bilinear", "bicubic")
+    hparams = {
+        "translate_const": int(min(preprocessing.img_size) * 0.45),
+        "img_mean": tuple(min(255, round(255 * channel)) for channel in preprocessing.mean),
+        "interpolation": str_to_pil_interp(preprocessing.interpolation if warps else "bicubic"),
+    }
+    transform = rand_augment_transform(text, hparams)
     for op in transform.ops:
         if op.name.startswith("Posterize"):
             op.aug_fn = _Posterize(op.aug_fn)

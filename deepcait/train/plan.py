@@ -103,8 +103,8 @@ def _lines(facts: dict, recipe: Recipe, replica_batch: int, rates: list[float]) 
         + (f" x {facts['global_batch_size']} / {recipe.optimizer.lr_batch})" if recipe.optimizer.lr_batch else ")"),
         f"               [{curve}]",
         f"memory         {_size(resident)} weights, gradients, optimizer and average",
-        f"               {_size(facts['activation_bytes'])} kept for the backward pass of one replica of {replica_batch} "
-        "(float32; autocast keeps less)",
+        f"               {_size(facts['activation_bytes'])} kept for the backward pass of one replica of {replica_batch}"
+        " (float32; autocast keeps less)",
         f"arithmetic     {facts['train_flops']:.3g} floating-point operations for {facts['images']:,} images",
     ]
 

@@ -89,6 +89,7 @@ class SoftmaxDtypes(TorchDispatchMode):
 
 def test_bf16_autocast_keeps_the_residual_stream_and_the_softmax_in_float32():
     model = wild_model(tiny_config(depth=4), dtype=torch.float32)
+    model.set_lean_attention(False)  # test_lean.py looks into the lean path
     images = some_images(model.config, batch=4, dtype=torch.float32)
     dtypes = []
     for block in [*model.blocks, *model.blocks_token_only]:
@@ -107,6 +108,7 @@ def test_bf16_autocast_keeps_the_residual_stream_and_the_softmax_in_float32():
 
 def test_bf16_softmax_is_wide_without_autocast_too():
     model = wild_model(tiny_config(), dtype=torch.bfloat16)
+    model.set_lean_attention(False)
     images = some_images(model.config, dtype=torch.bfloat16)
     with SoftmaxDtypes() as softmax, torch.no_grad():
         logits = model(images)

@@ -1,0 +1,128 @@
+"""Numerics: the lean attention is the plain one, forward and backward, whatever the blocks; and it keeps no map."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deepcait.model import lean
+from tests.model.wild import relative_error, some_images, tiny_config, wild_model
+
+CONFIG = tiny_config(depth=3)
+
+
+def twins(dtype=torch.float64):
+    """One model twice, with the plain attention and with the lean one."""
+    plain, model = wild_model(CONFIG).to(dtype), wild_model(CONFIG).to(dtype)
+    plain.set_lean_attention(False)
+    assert all(block.attn.lean for block in model.blocks)
+    return plain, model
+
+
+def logits_and_gradients(model, images):
+    logits = model(images)
+    logits.square().sum().backward()
+    return logits.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def blocks_of(monkeypatch, num_bytes):
+    monkeypatch.setattr(lean, "BLOCK_BYTES", num_bytes)
+
+
+@pytest.mark.parametrize("num_bytes", [1, 700, 5000, 1 << 20])
+def test_lean_equals_plain_in_float64_for_any_block_size(monkeypatch, num_bytes):
+    """One row at a time, some rows, some images, everything at once."""
+    blocks_of(monkeypatch, num_bytes)
+    plain, model = twins()
+    images = some_images(CONFIG).double()
+    expected, expected_grads = logits_and_gradients(plain, images)
+    got, grads = logits_and_gradients(model, images)
+    assert relative_error(got, expected) < 1e-12
+    for name, grad in expected_grads.items():
+        if name.endswith((".proj_l.bias", ".k.bias")):
+            assert grads[name].abs().max() < 1e-9, name
+        else:
+            assert (grads[name] - grad).norm() <= 1e-9 * grad.norm(), name
+    assert all(not grads[f"blocks.{i}.attn.proj_l.bias"].any() for i in range(CONFIG.depth))
+
+
+def test_lean_equals_plain_in_float32():
+    plain, model = twins(torch.float32)
+    images = some_images(CONFIG).float()
+    expected, expected_grads = logits_and_gradients(plain, images)
+    got, grads = logits_and_gradients(model, images)
+    assert relative_error(got, expected) < 1e-5
+    for name, grad in expected_grads.items():
+        if not name.endswith((".proj_l.bias", ".k.bias", ".qkv.bias")):
+            assert (grads[name] - grad).norm() <= 1e-3 * grad.norm(), name
+
+
+@pytest.mark.parametrize("broken", ["scale", "mix_l", "mix_w", "bias_w", "mix_l backward"])
+def test_the_comparison_can_fail(monkeypatch, broken):
+    plain, model = twins()
+    images = some_images(CONFIG).double()
+    split, mix = lean._split, lean._mix
+    attention = model.blocks[0].attn
+    if broken == "scale":
+        monkeypatch.setattr(lean, "_split", lambda qkv, heads: (2 * split(qkv, heads)[0], *split(qkv, heads)[1:]))
+    elif broken == "bias_w":
+        attention.proj_w.bias.data.zero_()
+    elif broken == "mix_l backward":
+        seen = []
+        # Every fourth call of a block is the transposed first mixing of the backward pass.
+        monkeypatch.setattr(
+            lean, "_mix", lambda m, maps: (seen.append(1), mix(m.T if len(seen) % 7 == 0 else m, maps))[1]
+        )
+    else:
+        which = attention.proj_l if broken == "mix_l" else attention.proj_w
+        which.weight.data = which.weight.data.T.contiguous()
+    expected, expected_grads = logits_and_gradients(plain, images)
+    got, grads = logits_and_gradients(model, images)
+    worst = max(relative_error(grads[n], g) for n, g in expected_grads.items() if "bias" not in n)
+    assert max(relative_error(got, expected), worst) > 1e-3
+
+
+def test_no_map_is_kept_for_the_backward_pass():
+    model = wild_model(tiny_config(depth=1))
+    num_patches = model.config.num_patches
+    shapes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (shapes.append(tuple(t.shape)), t)[1], lambda t: t):
+        model(some_images(model.config).to(model.pos_embed.dtype))
+    assert not [shape for shape in shapes if shape[-2:] == (num_patches, num_patches)]
+    model.set_lean_attention(False)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (shapes.append(tuple(t.shape)), t)[1], lambda t: t):
+        model(some_images(model.config).to(model.pos_embed.dtype))
+    assert [shape for shape in shapes if shape[-2:] == (num_patches, num_patches)]
+
+
+def test_the_operators_keep_the_rules_of_torch():
+    """Schema, fake tensors, autograd registration and functionalisation, as torch itself checks them."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, 6, 24, generator=generator, dtype=torch.float64, requires_grad=True)
+    mixing = [torch.randn(2, 2, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    bias = torch.randn(2, generator=generator, dtype=torch.float64, requires_grad=True)
+    torch.library.opcheck(lean.talking_heads, (qkv, *mixing, bias))
+    assert torch.autograd.gradcheck(lean.talking_heads, (qkv, *mixing, bias))
+
+
+def test_the_softmax_is_wide_in_half_precision():
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, 2, 9, 8, generator=generator).bfloat16() for _ in range(2))
+    mixing = torch.randn(2, 2, generator=generator).bfloat16()
+    scores, weights = lean._weights(q, k, mixing)
+    mixed = lean._mix(mixing, scores)
+    assert torch.equal(weights, mixed.float().softmax(-1).bfloat16())
+    assert not torch.equal(weights, mixed.exp() / mixed.exp().sum(-1, keepdim=True))
+
+
+def test_autocast_runs_the_lean_path_in_half_precision_and_stays_near(monkeypatch):
+    model = wild_model(CONFIG).float()
+    images = some_images(CONFIG).float()
+    expected = model(images)
+    seen = []
+    weights = lean._weights
+    monkeypatch.setattr(lean, "_weights", lambda q, k, m: (seen.append(q.dtype), weights(q, k, m))[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model(images)
+    assert set(seen) == {torch.bfloat16}
+    assert relative_error(got.float(), expected) < 0.2
