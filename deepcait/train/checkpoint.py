@@ -50,7 +50,7 @@ class Progress:
 
 
 def save_checkpoint(folder: Path, progress: Progress, tensors: dict[str, torch.Tensor], *, keep: int) -> Path:
-    """Write a checkpoint atomically and delete all but the newest `keep`; return its path.
+    """Write a checkpoint atomically and delete all others but the `keep - 1` before it; return its path.
 
     Raises:
         RunError: the disk is full or can't be written; the older checkpoints are still there.
@@ -71,8 +71,12 @@ def save_checkpoint(folder: Path, progress: Progress, tensors: dict[str, torch.T
             f"{folder}: expected to write a checkpoint of step {progress.step}, got: {error}.",
             remedy="Make room or give write access, then --resume; the previous checkpoint is untouched.",
         ) from error
-    for old in sorted(_candidates(folder), reverse=True)[keep:]:
-        old.unlink(missing_ok=True)
+    # Any other of this step or a later one was passed over on resuming, or is replaced by this one.
+    others = [other for other in _candidates(folder) if other != path]
+    earlier = sorted((other for other in others if _step(other) < progress.step), reverse=True)[: keep - 1]
+    for old in set(others) - set(earlier):
+        with contextlib.suppress(OSError):
+            old.unlink()
     return path
 
 
@@ -107,6 +111,10 @@ def read_checkpoint(path: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
 
 def _candidates(folder: Path) -> list[Path]:
     return [path for path in folder.glob("step_*.safetensors") if _NAME.fullmatch(path.name)]
+
+
+def _step(path: Path) -> int:
+    return int(_NAME.fullmatch(path.name)[1])
 
 
 def _problem(path: Path) -> str | None:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from deepcait.data import open_split
+from deepcait.data import Preprocessing, open_split
+from deepcait.data.augment import build_augmentation
+from deepcait.data.mixing import Mixer
 from deepcait.model import CaiT
 from deepcait.model.variants import CaiTConfig, variant_config, variant_names
 from deepcait.train.recipe import Recipe
@@ -26,6 +28,9 @@ def plan(recipe: Recipe, tell: Callable[[str], None]) -> dict:
     samples = open_split(recipe.data.source, "train", fraction=recipe.data.val_fraction, seed=recipe.seed)
     order = build_order(recipe, samples)
     config = planned_config(recipe, len(samples.classes))
+    # Built for their errors alone.
+    build_augmentation(recipe.augment, Preprocessing(config.img_size))
+    Mixer(recipe.mix, len(samples.classes), order.replica_batch_size)
     lr = LearningRate(recipe.schedule, recipe.peak_lr, recipe.epochs, order.steps_per_epoch)
     steps = recipe.epochs * order.steps_per_epoch
     saved = saved_bytes_per_image(config, recipe.compute.grad_checkpointing)
@@ -103,7 +108,7 @@ def _lines(facts: dict, recipe: Recipe, replica_batch: int, rates: list[float]) 
         + (f" x {facts['global_batch_size']} / {recipe.optimizer.lr_batch})" if recipe.optimizer.lr_batch else ")"),
         f"               [{curve}]",
         f"memory         {_size(resident)} weights, gradients, optimizer and average",
-        f"               {_size(facts['activation_bytes'])} kept for the backward pass of one replica of {replica_batch}"
+        f"               {_size(facts['activation_bytes'])} kept for the backward pass of a replica of {replica_batch}"
         " (float32; autocast keeps less)",
         f"arithmetic     {facts['train_flops']:.3g} floating-point operations for {facts['images']:,} images",
     ]

@@ -185,6 +185,22 @@ class Recipe:
         for name, value in at_least_one.items():
             if value < 1:
                 raise ConfigError(f"{name}: expected 1 or more, got {value}.", remedy="Mend the recipe.")
+        o, s, k = self.optimizer, self.schedule, self.keep
+        not_negative = {"optimizer.lr": o.lr, "optimizer.lr_batch": o.lr_batch, "optimizer.eps": o.eps}
+        not_negative |= {"optimizer.weight_decay": o.weight_decay, "optimizer.clip_norm": o.clip_norm}
+        not_negative |= {"optimizer.layer_decay": o.layer_decay, "head_warmup_epochs": self.head_warmup_epochs}
+        not_negative |= {"schedule.warmup_epochs": s.warmup_epochs, "schedule.warmup_lr": s.warmup_lr}
+        not_negative |= {"schedule.min_lr": s.min_lr, "data.num_workers": self.data.num_workers}
+        not_negative |= {"keep.max_skipped_steps": k.max_skipped_steps, "keep.patience_epochs": k.patience_epochs}
+        not_negative |= {"keep.checkpoint_every_steps": k.checkpoint_every_steps}
+        not_negative |= {"keep.checkpoint_every_s": k.checkpoint_every_s}
+        for name, value in not_negative.items():
+            if value < 0:
+                raise ConfigError(f"{name}: expected 0 or more, got {value}.", remedy="Mend the recipe.")
+        for name in ("beta1", "beta2", "momentum"):
+            if not 0 <= getattr(o, name) < 1:
+                problem = f"optimizer.{name}: expected a number in [0, 1), got {getattr(o, name)}."
+                raise ConfigError(problem, remedy="Mend the recipe.")
         if not 0 <= self.teacher.alpha <= 1 or self.teacher.tau <= 0 or not 0 <= self.ema.decay < 1:
             raise ConfigError(
                 f"expected teacher.alpha in [0, 1], teacher.tau > 0 and ema.decay in [0, 1), got "

@@ -24,6 +24,7 @@ from deepcait.data.seeding import derive_seed, seed_everything
 from deepcait.data.source import describe
 from deepcait.errors import ConfigError, RunError
 from deepcait.model import CaiT
+from deepcait.model.variants import variant_names
 from deepcait.train.average import WeightAverage
 from deepcait.train.journal import read_state
 from deepcait.train.loop import Job, Trainer
@@ -38,6 +39,8 @@ from deepcait.weights.spec import Resolved, resolve
 _FREE_ON_RESUME = ("about", "keep", "compute", "data")
 _EVALUATION_BATCH = 64
 _MANY_IMAGES = 5000
+# Above it AdamW is known to undo what trained weights know (deit issue 88).
+_HIGH_LR = 5e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +92,7 @@ def _train(recipe, folder, processes: Processes, evaluate, *, resume, say, live,
     require_startable(folder, resume)
     tell = say or (lambda line: None)
     device = choose_device(recipe.compute.device, processes.local_rank)
+    tell(f"start: {start_of(recipe)}")
     sources = open_training_data(recipe, tell)
     found = start_model(recipe, sources[0].classes, tell)
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
@@ -193,8 +197,17 @@ def open_training_data(recipe: Recipe, tell: Callable[[str], None]) -> tuple[Sou
     return samples, validation
 
 
+def start_of(recipe: Recipe) -> str:
+    """Return in words what training starts from: a model name means random or released weights, as the recipe says."""
+    if recipe.model not in variant_names():
+        return f"the weights of {recipe.model}"
+    if recipe.start == "released":
+        return f"the released weights of {recipe.model}"
+    return f"{recipe.model} with random weights"
+
+
 def start_model(recipe: Recipe, classes: Sequence[str], tell: Callable[[str], None]) -> Resolved:
-    """Return the model that training starts from; the first line printed says which.
+    """Return the model that training starts from, fitted to the classes of the data.
 
     Its random parts (all of it, or a new head) are drawn from the recipe's seed.
     """
@@ -208,19 +221,13 @@ def start_model(recipe: Recipe, classes: Sequence[str], tell: Callable[[str], No
         **{name: value for name, value in fields.items() if value is not None},
     )
     config = found.model.config
-    origin = "random weights" if found.kind == "name" and recipe.start == "random" else f"weights of {recipe.model}"
     tell(
-        f"model: {found.name or 'a CaiT'} from {origin}; {config.num_params():,} parameters, "
-        f"{config.macs() / 1e9:.3g} GMACs an image"
+        f"model: {found.name or 'a CaiT'}, {config.num_params():,} parameters, {config.macs() / 1e9:.3g} GMACs an image"
     )
     if found.report and str(found.report):
         tell(f"weights: {found.report}")
-    if (
-        recipe.train == "all"
-        and origin != "random weights"
-        and recipe.peak_lr > 5e-4
-        and recipe.optimizer.name == "adamw"
-    ):
+    random = recipe.model in variant_names() and recipe.start == "random"
+    if not random and recipe.train == "all" and recipe.optimizer.name == "adamw" and recipe.peak_lr > _HIGH_LR:
         tell(f"note: a learning rate of {recipe.peak_lr:g} is one for random weights; trained ones may be lost")
     return dataclasses.replace(found, classes=list(classes))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from pathlib import Path
@@ -75,7 +76,12 @@ def set_value(base: Settings, assignment: str) -> Settings:
     if not equals or not path.strip():
         raise ConfigError(f"--set: expected key=value, got {assignment!r}.", remedy="For example --set epochs=10.")
     origin = f"--set {assignment}"
-    node = yaml.compose(value, Loader=yaml.SafeLoader) if value.strip() else _text_node("null", "null")
+    try:
+        # None: nothing, or a comment alone.
+        node = yaml.compose(value, Loader=yaml.SafeLoader) or _text_node("null", "null")
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{origin}: expected YAML, got: {reason}.", remedy="Put the value in quotes.") from None
     for key in reversed(path.strip().split(".")):
         node = yaml.MappingNode("tag:yaml.org,2002:map", [(_text_node("str", key), node)])
     return overlay(base, node, origin)
@@ -129,7 +135,7 @@ def _convert(node: yaml.Node, wanted: Any, here: str) -> Any:
         value = _float(value)
     if wanted is float and type(value) is int:
         value = float(value)
-    if type(value) is not wanted:
+    if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
         names = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
         got = f"a {node.id}" if value is node else repr(value)
         raise ConfigError(f"{here}: expected {names.get(wanted, 'a section')}, got {got}.", remedy="Mend the value.")
@@ -168,5 +174,5 @@ def _scalar(node: yaml.Node) -> Any:
         return node
     try:
         return yaml.SafeLoader("").construct_object(node)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, AttributeError):  # an unknown tag; a date or number that is none
         return node
