@@ -30,7 +30,7 @@ class Mix:
         chances = (self.probability, self.switch, self.label_smoothing)
         if self.mixup < 0 or self.cutmix < 0 or not all(0 <= chance <= 1 for chance in chances):
             raise ConfigError(
-                f"mix: expected mixup and cutmix >= 0, and probability, switch and label_smoothing in [0, 1], got {self}.",
+                f"mix: expected mixup and cutmix >= 0, the others in [0, 1], got {self}.",
                 remedy="Mend the recipe's mix section.",
             )
 
