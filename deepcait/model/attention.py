@@ -70,7 +70,8 @@ class TalkingHeadsAttention(nn.Module):
 
     def _split(self, qkv_BND3: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         B, N, _ = qkv_BND3.shape
-        return qkv_BND3.reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = qkv_BND3.reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        return q, k, v
 
 
 class ClassAttention(nn.Module):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,9 @@ class CaiT(nn.Module):
         self.num_features = config.embed_dim
         self.grad_checkpointing = False
         self.pretrained_cfg: dict = {}
-        D, A, hidden, eps = config.embed_dim, config.num_heads, config.hidden_dim, config.layer_scale_init
+        D, A, hidden = config.embed_dim, config.num_heads, config.hidden_dim
+        # Never None: the configuration fills in the paper's value.
+        eps = cast("float", config.layer_scale_init)
         self.cls_token = nn.Parameter(torch.empty(1, 1, D))
         self.pos_embed = nn.Parameter(torch.empty(1, config.num_patches, D))
         self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, D)
@@ -97,7 +100,7 @@ class CaiT(nn.Module):
         """
         cls_B1D, patches_BND = self._first_cls(images_BCHW), self._patches(images_BCHW)
         maps = []
-        for block in self.blocks_token_only:
+        for block in cast("Iterable[ClassAttentionBlock]", self.blocks_token_only):
             cls_B1D, weights_BA1T = block.attend(cls_B1D, patches_BND)
             maps.append(weights_BA1T[:, :, 0])
         return torch.stack(maps, dim=1)
@@ -179,7 +182,7 @@ class CaiT(nn.Module):
 
     def set_lean_attention(self, enable: bool = True) -> None:
         """Choose how patches attend: by blocks that fit the cache (lean, the default), or as the equations stand."""
-        for block in self.blocks:
+        for block in cast("Iterable[LayerScaleBlock]", self.blocks):
             block.attn.lean = enable
 
     def _tokens(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:

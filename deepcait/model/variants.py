@@ -20,7 +20,7 @@ class CaiTConfig:
         embed_dim: D, width of a token.
         depth: blocks of the patch (self-attention) stage, L.
         num_heads: A; must divide D.
-        img_size: height and width in pixels, or one integer for a square; multiples of the patch side.
+        img_size: height and width in pixels, multiples of the patch side; one integer is taken as a square.
         patch_size: P, side of a patch in pixels.
         in_chans: C, image channels.
         num_classes: K; 0 makes the model return features.
@@ -37,7 +37,7 @@ class CaiTConfig:
     embed_dim: int
     depth: int
     num_heads: int
-    img_size: int | tuple[int, int] = 224
+    img_size: tuple[int, int] = (224, 224)
     patch_size: int = 16
     in_chans: int = 3
     num_classes: int = 1000

@@ -82,7 +82,7 @@ def test_attention_rows_sum_to_one(model, images):
         assert weights.min() >= 0
         torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 10).double(), rtol=0, atol=1e-12)
         assert mixed.min() < 0  # after the second mixing these are no distributions any more
-        assert torch.equal(out, block.attn(tokens))
+        assert relative_error(block.attn(tokens), out) < 1e-12  # by the lean path
     maps = model.class_attention(images)
     assert maps.min() >= 0
     torch.testing.assert_close(maps.sum(-1), torch.ones(2, 2, 3).double(), rtol=0, atol=1e-12)
