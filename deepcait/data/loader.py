@@ -15,7 +15,7 @@ from deepcait.data.seeding import derive_seed, seed_everything
 from deepcait.data.source import Source
 
 
-class TrainingSet(Dataset):
+class TrainingSet(Dataset[tuple[Tensor, int]]):
     """The samples of a source, augmented as their slot in the order says.
 
     The randomness of a sample depends on (seed, epoch, position) and on nothing else: not on the worker, the
@@ -32,11 +32,13 @@ class TrainingSet(Dataset):
         self.transform = transform
         self.seed = seed
 
-    def __getitem__(self, slot: Slot) -> tuple[Tensor, int]:
-        """Return the augmented image (C, H, W) and its label."""
+    def __getitem__(self, index: Slot) -> tuple[Tensor, int]:
+        """Return the augmented image (C, H, W) of a slot and its label."""
+        slot = index
         sample = self.source.read(slot.index)
         image = open_image(sample.data, name=self.source.locate(slot.index))
         seed_everything(derive_seed("sample", self.seed, slot.epoch, slot.position))
+        assert sample.label is not None, "training sources are labelled: see require_labels"
         return self.transform(image), sample.label
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from deepcait.errors import DataError
+
 
 class Sample(NamedTuple):
     """One picture as it lies on disk.
@@ -69,6 +71,21 @@ class Subset:
     def locate(self, index: int) -> str:
         """Where the sample lies in the whole source."""
         return self.source.locate(self.indices[index])
+
+
+def require_labels(source: Source) -> list[int]:
+    """Return the label of every sample.
+
+    Raises:
+        DataError: some samples have none; the message names the first.
+    """
+    for index, label in enumerate(source.labels):
+        if label is None:
+            raise DataError(
+                f"{source.locate(index)}: expected a labelled image, got none of a class.",
+                remedy="Training needs a class for every image.",
+            )
+    return [label for label in source.labels if label is not None]
 
 
 def describe(source: Source) -> str:

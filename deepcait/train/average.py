@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from deepcait.train.recipe import Average
@@ -30,6 +30,11 @@ class WeightAverage(AveragedModel):
         self.module.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def _update(self, averaged: list, current: list, num_averaged: torch.Tensor) -> None:
+    def _update(
+        self,
+        averaged: tuple[Tensor, ...] | list[Tensor],
+        current: tuple[Tensor, ...] | list[Tensor],
+        num_averaged: Tensor | int,
+    ) -> None:
         # AveragedModel copies the first time, so this call is the one after `num_averaged` steps.
         torch._foreach_lerp_(averaged, current, 1.0 - average_decay(int(num_averaged), self.average))

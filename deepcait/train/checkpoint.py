@@ -73,7 +73,7 @@ def save_checkpoint(folder: Path, progress: Progress, tensors: dict[str, torch.T
         ) from error
     # Any other of this step or a later one was passed over on resuming, or is replaced by this one.
     others = [other for other in _candidates(folder) if other != path]
-    earlier = sorted((other for other in others if _step(other) < progress.step), reverse=True)[: keep - 1]
+    earlier = sorted((other for other in others if _parts(other)[0] < progress.step), reverse=True)[: keep - 1]
     for old in set(others) - set(earlier):
         with contextlib.suppress(OSError):
             old.unlink()
@@ -113,8 +113,11 @@ def _candidates(folder: Path) -> list[Path]:
     return [path for path in folder.glob("step_*.safetensors") if _NAME.fullmatch(path.name)]
 
 
-def _step(path: Path) -> int:
-    return int(_NAME.fullmatch(path.name)[1])
+def _parts(path: Path) -> tuple[int, str]:
+    """Step and digest in a checkpoint's name."""
+    match = _NAME.fullmatch(path.name)
+    assert match, path
+    return int(match[1]), match[2]
 
 
 def _problem(path: Path) -> str | None:
@@ -122,7 +125,7 @@ def _problem(path: Path) -> str | None:
         digest = _digest(path)
     except OSError as error:
         return error.strerror or str(error)
-    return None if digest == _NAME.fullmatch(path.name)[2] else "content and name do not match: damaged or truncated"
+    return None if digest == _parts(path)[1] else "content and name do not match: damaged or truncated"
 
 
 def _digest(path: Path, *, flush: bool = False) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from deepcait.data.loader import TrainingSet, training_batches
 from deepcait.data.mixing import Mixer
 from deepcait.data.order import Order
+from deepcait.data.source import require_labels
 from deepcait.errors import RunError, Stopped
 from deepcait.model import CaiT
 from deepcait.train.average import WeightAverage
@@ -282,12 +284,12 @@ class Trainer:
     def _class_weights(self) -> torch.Tensor | None:
         if not self.recipe.optimizer.class_weights:
             return None
-        return class_weights(list(self.job.samples.source.labels), self.job.num_classes).to(self.job.device)
+        return class_weights(require_labels(self.job.samples.source), self.job.num_classes).to(self.job.device)
 
 
 def wrap(model: CaiT, recipe: Recipe, processes: Processes) -> nn.Module:
     """Return the model compiled, and wrapped for several processes, as far as asked for; the weights are shared."""
-    net: nn.Module = torch.compile(model) if recipe.compute.compile else model
+    net = cast("nn.Module", torch.compile(model)) if recipe.compute.compile else model
     if processes.world_size == 1:
         return net
     devices = [processes.local_rank] if next(model.parameters()).is_cuda else None
@@ -299,7 +301,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():

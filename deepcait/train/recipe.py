@@ -130,6 +130,9 @@ class Keep:
     max_skipped_steps: int = 5
     """Steps with a loss or gradient that is not finite; one more stops the run."""
     tensorboard: bool = False
+    """Write TensorBoard files into the run; needs deepcait[track]."""
+    tracker: str = ""
+    """wandb or trackio, to hear every row too; empty for none."""
 
 
 @dataclass(frozen=True, kw_only=True)

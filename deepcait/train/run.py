@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from deepcait.data.augment import build_augmentation
 from deepcait.data.loader import TrainingSet
 from deepcait.data.order import Order
 from deepcait.data.seeding import derive_seed, seed_everything
-from deepcait.data.source import describe
+from deepcait.data.source import describe, require_labels
 from deepcait.errors import ConfigError, RunError
 from deepcait.model import CaiT
 from deepcait.model.variants import variant_names
@@ -62,7 +63,6 @@ def train(
     resume: bool = False,
     say: Callable[[str], None] | None = print,
     live: bool | None = None,
-    tracker: object | None = None,
 ) -> Outcome:
     """Train as a recipe says, into a run folder; under torchrun together with the other processes.
 
@@ -74,7 +74,6 @@ def train(
         resume: go on with the run in `folder`, or start it where there is none; a finished one stays as it is.
         say: prints a line, on rank 0 only.
         live: draw a progress bar; None decides by the terminal.
-        tracker: anything with wandb's `log(dict, step=)`.
 
     Raises:
         DeepcaitError: what the user can mend, before anything is written where possible.
@@ -83,21 +82,31 @@ def train(
     processes = join_processes()
     try:
         say = say if processes.is_main else None
-        return _train(recipe, folder, processes, evaluate, resume=resume, say=say, live=live, tracker=tracker)
+        return _train(recipe, folder, processes, evaluate, resume=resume, say=say, live=live)
     finally:
         leave_processes()
 
 
-def _train(recipe, folder, processes: Processes, evaluate, *, resume, say, live, tracker) -> Outcome:
+def _train(
+    recipe: Recipe,
+    folder: Path,
+    processes: Processes,
+    evaluate: Callable[..., dict],
+    *,
+    resume: bool,
+    say: Callable[[str], None] | None,
+    live: bool | None,
+) -> Outcome:
     require_startable(folder, resume)
     tell = say or (lambda line: None)
     device = choose_device(recipe.compute.device, processes.local_rank)
     tell(f"start: {start_of(recipe)}")
     sources = open_training_data(recipe, tell)
-    found = start_model(recipe, sources[0].classes, tell)
+    classes = list(sources[0].classes)
+    found = start_model(recipe, classes, tell)
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
     tell(f"preprocessing: {preprocessing}")
-    teacher = load_teacher(recipe.teacher, preprocessing, found.classes) if recipe.teacher.spec else None
+    teacher = load_teacher(recipe.teacher, preprocessing, classes) if recipe.teacher.spec else None
     if teacher:
         tell(f"teacher {teacher.origin}")
     order = build_order(recipe, sources[0])
@@ -108,7 +117,7 @@ def _train(recipe, folder, processes: Processes, evaluate, *, resume, say, live,
         model=found.model.to(device),
         samples=TrainingSet(sources[0], build_augmentation(recipe.augment, preprocessing), recipe.seed),
         order=order,
-        num_classes=len(found.classes),
+        num_classes=len(classes),
         evaluate=_evaluation(evaluate, sources[1], preprocessing, recipe, device),
         save_model=_model_writer(folder, recipe, found, preprocessing),
         processes=processes,
@@ -120,7 +129,7 @@ def _train(recipe, folder, processes: Processes, evaluate, *, resume, say, live,
             say=say,
             live=live,
             tensorboard=recipe.keep.tensorboard and processes.is_main,
-            tracker=tracker if processes.is_main else None,
+            tracker=recipe.keep.tracker if processes.is_main else "",
         ),
     )
     trainer = Trainer(job)
@@ -138,7 +147,7 @@ def _train(recipe, folder, processes: Processes, evaluate, *, resume, say, live,
         steps=progress.step,
         best_top1=progress.best_top1,
         best_epoch=best_epoch,
-        classes=found.classes,
+        classes=classes,
     )
 
 
@@ -211,12 +220,12 @@ def start_model(recipe: Recipe, classes: Sequence[str], tell: Callable[[str], No
 
     Its random parts (all of it, or a new head) are drawn from the recipe's seed.
     """
-    fields = {"img_size": recipe.img_size, "drop_path_rate": recipe.drop_path_rate}
+    fields: dict[str, Any] = {"img_size": recipe.img_size, "drop_path_rate": recipe.drop_path_rate}
     fields |= {"layer_scale_init": recipe.layer_scale_init}
     seed_everything(derive_seed("init", recipe.seed))
     found = resolve(
         recipe.model,
-        start=recipe.start,
+        start=cast("Literal['random', 'released']", recipe.start),
         classes=classes,
         **{name: value for name, value in fields.items() if value is not None},
     )
@@ -240,7 +249,7 @@ def build_order(recipe: Recipe, samples: Source) -> Order:
         replicas=recipe.replicas,
         repeats=recipe.augment.repeats,
         seed=recipe.seed,
-        class_labels=tuple(samples.labels) if recipe.data.balanced else None,
+        class_labels=tuple(require_labels(samples)) if recipe.data.balanced else None,
     )
 
 

@@ -8,7 +8,7 @@ import math
 import types
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 
@@ -63,7 +63,7 @@ def overlay(base: Settings, node: yaml.MappingNode, origin: str, path: str = "")
             changes[key] = overlay(current, value_node, origin, f"{path}{key}.")
         else:
             changes[key] = _convert(value_node, hints[key], here)
-    return dataclasses.replace(base, **changes)
+    return dataclasses.replace(cast("Any", base), **changes)
 
 
 def set_value(base: Settings, assignment: str) -> Settings:
@@ -78,7 +78,7 @@ def set_value(base: Settings, assignment: str) -> Settings:
     origin = f"--set {assignment}"
     try:
         # None: nothing, or a comment alone.
-        node = yaml.compose(value, Loader=yaml.SafeLoader) or _text_node("null", "null")
+        node: Any = yaml.compose(value, Loader=yaml.SafeLoader) or _text_node("null", "null")
     except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{origin}: expected YAML, got: {reason}.", remedy="Put the value in quotes.") from None
@@ -137,7 +137,7 @@ def _convert(node: yaml.Node, wanted: Any, here: str) -> Any:
         value = float(value)
     if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
         names = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
-        got = f"a {node.id}" if value is node else repr(value)
+        got = f"a {getattr(node, 'id', 'value')}" if value is node else repr(value)
         raise ConfigError(f"{here}: expected {names.get(wanted, 'a section')}, got {got}.", remedy="Mend the value.")
     return value
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from deepcait.errors import ConfigError
 from deepcait.train.processes import Processes, host_name
 from deepcait.train.step import StepResult
+
+TRACKERS = ("wandb", "trackio")
 
 
 class Watch:
@@ -20,7 +24,7 @@ class Watch:
         say: prints a line; None keeps silent.
         live: draw a progress bar.
         tensorboard: write TensorBoard files too.
-        tracker: anything with wandb's `log(dict, step=)`, such as a wandb or trackio run.
+        tracker: name of a package in wandb's form, one of TRACKERS; empty for none.
     """
 
     def __init__(
@@ -31,7 +35,7 @@ class Watch:
         say: Callable[[str], None] | None = print,
         live: bool | None = None,
         tensorboard: bool = False,
-        tracker: object | None = None,
+        tracker: str = "",
     ) -> None:
         self.last_step = last_step
         self.images_per_step = images_per_step
@@ -40,6 +44,7 @@ class Watch:
         self._say = say
         live = sys.stderr.isatty() if live is None else live
         self._bar = _Bar(last_step) if say and live else None
+        self._last_speed: dict[str, float] = {}
         self._restart_clock()
 
     def say(self, text: str) -> None:
@@ -68,12 +73,11 @@ class Watch:
             text = f"loss {result.loss:.3f}  lr {lr:.1e}  {speed['images_per_s']:.0f} images/s"
             self._bar.update(step, f"{text}  waiting {speed['wait_share']:.0%}")
 
-    def speed(self, processes: Processes) -> dict[str, float | str | int]:
+    def speed(self, processes: Processes) -> dict[str, float | str]:
         """Return the times since the last call, and start counting anew."""
-        values = self._speed() | {"time": time.time(), "host": host_name(), "processes": processes.world_size}
+        self._last_speed = self._speed()
         self._restart_clock()
-        self._last_speed = values
-        return values
+        return {**self._last_speed, "time": time.time(), "host": host_name(), "processes": processes.world_size}
 
     def log(self, step: int, row: dict) -> None:
         """Show a row of the log, where there is no bar."""
@@ -105,8 +109,8 @@ class Watch:
     def listeners(self, folder: Path) -> list[Callable[[dict], None]]:
         """Return who else wants to hear every row of metrics."""
         heard: list[Callable[[dict], None]] = []
-        if self.tracker is not None:
-            heard.append(lambda row: self.tracker.log(_numbers(row), step=row["step"]))
+        if self.tracker:
+            heard.append(_tracker(self.tracker, folder))
         if self.tensorboard:
             heard.append(_tensorboard(folder))
         return heard
@@ -152,9 +156,20 @@ def _numbers(row: dict) -> dict[str, float]:
     return {f"{row['kind']}/{key}": v for key, v in row.items() if key != "step" and isinstance(v, int | float)}
 
 
-def _tensorboard(folder: Path) -> Callable[[dict], None]:
-    from deepcait.errors import ConfigError
+def _tracker(name: str, folder: Path) -> Callable[[dict], None]:
+    # By name only: a recipe from somewhere else must not choose which code runs.
+    if name not in TRACKERS:
+        raise ConfigError(f"keep.tracker: expected {' or '.join(TRACKERS)}, got {name!r}.", remedy="Choose one.")
+    try:
+        run = importlib.import_module(name).init(project="deepcait", name=folder.name)
+    except ImportError:
+        raise ConfigError(
+            f"keep.tracker: expected the package {name}, got none.", remedy=f"pip install {name}."
+        ) from None
+    return lambda row: run.log(_numbers(row), step=row["step"])
 
+
+def _tensorboard(folder: Path) -> Callable[[dict], None]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
