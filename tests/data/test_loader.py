@@ -89,7 +89,9 @@ def test_workers_change_no_bit(photos, order, wanted):
 @pytest.mark.parametrize("first_step", [1, 3, 6])
 def test_a_late_start_changes_no_bit(photos, order, wanted, first_step):
     random.seed(5), np.random.seed(6), torch.manual_seed(7)
-    assert same(batches(training_set(open_folder(photos, None)), order, first_step=first_step), wanted[3 * first_step :])
+    assert same(
+        batches(training_set(open_folder(photos, None)), order, first_step=first_step), wanted[3 * first_step :]
+    )
 
 
 def test_a_process_computes_the_same_for_its_replicas(photos, order, wanted):
@@ -111,7 +113,9 @@ def test_copies_and_epochs_are_augmented_anew(photos, order, wanted):
 def test_skipped_samples_are_never_read(photos, order):
     source = CountingSource(open_folder(photos, None))
     batches(training_set(source), order, first_step=5)
-    assert source.reads == [slot.index for step in (5, 6) for replica in REPLICAS for slot in order.slots(step, replica)]
+    assert source.reads == [
+        slot.index for step in (5, 6) for replica in REPLICAS for slot in order.slots(step, replica)
+    ]
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=[pytest.mark.process, pytest.mark.slow])])

@@ -138,7 +138,9 @@ def test_processes_share_what_one_computes(processes):
     each = 4 // processes
     together = [rows[p][step * each + r] for step in range(5) for p in range(processes) for r in range(each)]
     assert together == list(ReplicaBatches(order, range(4), 2, 7))
-    assert all(len(ReplicaBatches(order, share, 2, 7)) == 5 * each == len(row) for share, row in zip(shares, rows))
+    assert all(
+        len(ReplicaBatches(order, share, 2, 7)) == 5 * each == len(row) for share, row in zip(shares, rows, strict=True)
+    )
 
 
 def test_balanced_draws_are_equal_by_class():

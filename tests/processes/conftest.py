@@ -26,3 +26,11 @@ def straight_run(bench, tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight")
     finish(bench.command(folder / "run"), folder / "log")
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def straight_pair(bench, tmp_path_factory):
+    """A run of two processes under torchrun that went through undisturbed."""
+    folder = tmp_path_factory.mktemp("straight_pair")
+    finish(bench.torchrun(folder / "run"), folder / "log", timeout_s=180)
+    return folder / "run"

@@ -250,16 +250,10 @@ def test_a_full_disk_keeps_the_previous_checkpoint(bench, tmp_path, nursery, str
 
 def fill(disk, *, leave_bytes):
     """Fill a disk but for some bytes."""
-    with open(disk / "filler", "wb") as file:
-        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-        os.posix_fallocate(file.fileno(), 0, max(4096, free - leave_bytes - 4096))
-        while not leave_bytes:
-            try:
-                file.write(b"\0" * 4096)
-                file.flush()
-            except OSError:
-                file.close()
-                break
+    filler = os.open(disk / "filler", os.O_CREAT | os.O_WRONLY)
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    os.posix_fallocate(filler, 0, free - leave_bytes)
+    os.close(filler)
 
 
 def test_a_disk_that_fills_up_by_itself(bench, tmp_path, nursery, straight_run):

@@ -1,0 +1,260 @@
+"""Augmentation: bitwise timm's training transform, black where Pillow 13 refuses, no exception whatever is drawn."""
+
+from __future__ import annotations
+
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from timm.data import create_transform
+from timm.data.auto_augment import RandAugment
+
+from deepcait.data import Preprocessing, open_source
+from deepcait.data.augment import Augment, build_augmentation, rand_augment
+from deepcait.data.image import open_image
+from deepcait.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from deepcait.data.seeding import derive_seed, seed_everything
+from deepcait.errors import ConfigError
+
+PAPER = "rand-m9-mstd0.5-inc1"
+
+
+def photograph(seed: int, width: int = 400, height: int = 300) -> Image.Image:
+    """A generated picture with gradients, a disc and noise, so that crops, warps and colours all show."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    slopes = generator.uniform(-0.5, 0.5, (3, 2))
+    pixels = np.stack([128 + a * (x - width / 2) + b * (y - height / 2) for a, b in slopes], axis=-1)
+    disc = (x - generator.uniform(0, width)) ** 2 + (y - generator.uniform(0, height)) ** 2 < (height / 4) ** 2
+    pixels[disc] = generator.uniform(0, 255, 3)
+    pixels += generator.normal(0, 20, pixels.shape)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[Image.Image]:
+    """Real ones of 32 pixels, generated ones of 300 x 400 and of awkward shapes."""
+    demo = open_source("builtin:demo", "train")
+    real = [open_image(demo.read(index).data, name="demo") for index in range(0, len(demo), 50)]
+    return [*real, *map(photograph, range(6)), photograph(6, 300, 400), photograph(7, 500, 20), photograph(8, 1, 3)]
+
+
+def guard_posterize(transform) -> None:
+    """Let timm's posterize give black at 0 bits, as it did before Pillow 13."""
+    [ra] = [step for step in transform.transforms if isinstance(step, RandAugment)]
+    for op in ra.ops:
+        if op.name == "PosterizeIncreasing":
+            original = op.aug_fn
+            op.aug_fn = lambda image, bits, original=original, **kw: (
+                image.point(lambda _: 0) if bits == 0 else original(image, bits, **kw)
+            )
+
+
+@pytest.mark.parametrize(("interpolation", "img_size"), [("bicubic", (64, 64)), ("bilinear", (48, 80))])
+def test_bitwise_the_training_transform_of_timm(photographs, interpolation, img_size):
+    ours = build_augmentation(Augment(), Preprocessing(img_size, interpolation=interpolation))
+    theirs = create_transform(
+        (3, *img_size),
+        is_training=True,
+        auto_augment=PAPER,
+        re_prob=0.25,
+        re_mode="pixel",
+        re_count=1,
+        interpolation=interpolation,
+        color_jitter=0.4,
+        hflip=0.5,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
+    guard_posterize(theirs)
+    for erasing in (ours.transforms[-1], theirs.transforms[-1]):
+        assert (erasing.probability, erasing.per_pixel, erasing.max_count) == (0.25, True, 1)
+    theirs.transforms[-1].device = "cpu"
+    results = set()
+    for number in range(150):
+        picture = photographs[number % len(photographs)]
+        seed_everything(number)
+        got = ours(picture.copy())
+        seed_everything(number)
+        assert torch.equal(got, theirs(picture.copy())), number
+        results.add(float(got.sum()))
+    assert got.shape == (3, *img_size)
+    assert len(results) > 140  # it is random at all
+
+
+def test_every_part_shows(photographs):
+    """Without one of the parts the same seeds give other pixels: the golden test can fail by each of them."""
+    changes = [
+        {"rand_augment": ""},
+        {"rand_augment": "rand-m9-mstd0.5"},
+        {"erase": 0.0},
+        {"flip": 0.0},
+        {"scale": (0.5, 1.0)},
+        {"ratio": (1.0, 1.0)},
+        {"crop": "none"},
+    ]
+    preprocessing = Preprocessing((32, 32))
+    paper = build_augmentation(Augment(), preprocessing)
+    for change in changes:
+        other = build_augmentation(Augment(**change), preprocessing)
+        different = 0
+        for seed in range(12):
+            images = []
+            for transform in (paper, other):
+                seed_everything(seed)
+                images.append(transform(photographs[-4]))
+            different += not torch.equal(*images)
+        assert different > 1, change
+
+
+def test_only_the_seed_decides(photographs):
+    transform = build_augmentation(Augment(), Preprocessing((32, 32)))
+    seed_everything(7)
+    first = transform(photographs[0])
+    transform(photographs[1])
+    seed_everything(7)
+    assert torch.equal(transform(photographs[0]), first)
+
+
+def test_zero_bits_are_black_as_before_pillow_13(photographs):
+    with pytest.raises(ValueError, match="bits must be"):
+        ImageOps.posterize(photographs[0], 0)
+    transform = rand_augment("rand-m10-p1-inc1", Preprocessing((32, 32)))
+    [op] = [op for op in transform.ops if op.name == "PosterizeIncreasing"]
+    for picture in (photographs[0], photographs[0].convert("L")):
+        assert op.level_fn(10, op.hparams) == (0,)
+        black = op(picture)
+        assert (black.mode, black.size, black.getextrema()) == (
+            picture.mode,
+            picture.size,
+            ((0, 0),) * 3 if picture.mode == "RGB" else (0, 0),
+        )
+    image = photographs[0]
+    assert op.aug_fn(image, 1).tobytes() == ImageOps.posterize(image, 1).tobytes()
+    assert op.aug_fn(image, 8).tobytes() == image.tobytes()
+
+
+def test_the_fill_and_the_shift_are_those_of_timm():
+    [rotate] = [op for op in rand_augment(PAPER, Preprocessing((32, 64))).ops if op.name == "Rotate"]
+    assert rotate.kwargs["fillcolor"] == (124, 116, 104)
+    assert rotate.kwargs["resample"] == Image.Resampling.BICUBIC
+    assert rotate.hparams["translate_const"] == 14  # int(0.45 * the shorter side)
+
+
+@pytest.mark.parametrize("crop", ["random_resized", "pad", "none"])
+def test_travels_to_a_worker(photographs, crop):
+    transform = build_augmentation(Augment(crop=crop), Preprocessing((32, 32)))
+    copy = pickle.loads(pickle.dumps(transform))
+    for seed in range(10):
+        seed_everything(seed)
+        wanted = transform(photographs[-5])
+        seed_everything(seed)
+        assert torch.equal(copy(photographs[-5]), wanted)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["foo", "augmix-m3", "rand-z9", "rand-mX", "rand-m", "rand-m9.5", "rand-m-3", "rand-m9-mstdx", "rand-m9-mstd0.5.5"]
+    + ["rand-tfoo", "rand-p2", "rand-inc2", "rand-m9-", "rand-m9 ", "Rand-m9", "rand-n0", "rand-mmaxx"],
+)
+def test_a_string_that_means_nothing(text):
+    with pytest.raises(ConfigError, match="augment.rand_augment") as caught:
+        rand_augment(text, Preprocessing((32, 32)))
+    assert repr(text) in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    "text", [PAPER, "rand", "rand-m6-mstd0.5-inc1", "rand-n3-p0.5-m10-mstd101-mmax12-inc0", "rand-mstd1-tweights-inc1"]
+)
+def test_strings_that_timm_knows(text, photographs):
+    transform = rand_augment(text, Preprocessing((32, 32)))
+    for seed in range(20):
+        seed_everything(seed)
+        assert transform(photographs[0]).size == photographs[0].size
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"crop": "centre"}, {"repeats": 0}, {"erase": 1.5}, {"erase": -0.1}, {"flip": 2.0}, {"pad_px": -1}]
+    + [{"scale": s} for s in ((-1.0, 1.0), (0.0, 1.0), (1.0, 0.5), (0.5, 2.0))]
+    + [{"ratio": r} for r in ((0.0, 1.0), (2.0, 1.0))],
+)
+def test_settings_that_do_not_fit(settings):
+    with pytest.raises(ConfigError, match="augment"):
+        Augment(**settings)
+
+
+@pytest.mark.parametrize("crop", ["random_resized", "pad", "none"])
+def test_grey_models_get_grey_pictures(photographs, crop):
+    transform = build_augmentation(Augment(crop=crop), Preprocessing((32, 48), mean=(0.5,), std=(0.5,)))
+    for seed in range(30):
+        seed_everything(seed)
+        assert transform(photographs[seed % len(photographs)]).shape == (1, 32, 48)
+
+
+def test_pad_shifts_by_no_more_than_it_pads():
+    image = photograph(0, 32, 32)
+    transform = build_augmentation(
+        Augment(crop="pad", pad_px=4, flip=0, rand_augment="", erase=0), Preprocessing((32, 32))
+    )
+    plain = Preprocessing((32, 32))(image)
+    shifts = set()
+    for seed in range(60):
+        seed_everything(seed)
+        got = transform(image)
+        found = [
+            (dy, dx)
+            for dy in range(-4, 5)
+            for dx in range(-4, 5)
+            if torch.allclose(got[:, 4 - dy : 28 - dy, 4 - dx : 28 - dx], plain[:, 4:28, 4:28], atol=1e-6)
+        ]
+        assert len(found) == 1
+        shifts.add(found[0])
+    assert len(shifts) > 30
+
+
+def random_configuration(generator: random.Random) -> tuple[Augment, Preprocessing]:
+    """Any recipe's augmentation: magnitudes 0..10, noise, kinds of crop, sizes square and not."""
+    parts = [f"m{generator.randint(0, 10)}", f"mstd{generator.choice(['0', '0.5', '1', '2.5', '101'])}"]
+    parts += [f"inc{generator.randint(0, 1)}", f"n{generator.randint(1, 4)}", f"p{generator.choice(['0.5', '1'])}"]
+    parts += generator.choice([[], [], ["mmax12"], ["tweights"]])
+    low = generator.uniform(0.01, 0.9)
+    augment = Augment(
+        crop=generator.choice(["random_resized", "random_resized", "pad", "none"]),
+        scale=(low, generator.uniform(low, 1.0)),
+        ratio=generator.choice([(0.75, 4 / 3), (1.0, 1.0), (0.2, 5.0)]),
+        pad_px=generator.randint(0, 12),
+        flip=generator.choice([0.0, 0.5, 1.0]),
+        rand_augment=generator.choice(["-".join(["rand", *parts])] * 8 + [""]),
+        erase=generator.choice([0.0, 0.25, 1.0]),
+    )
+    size = generator.choice([(32, 32), (32, 48), (64, 16), (96, 96), (16, 16), (224, 224), (8, 8)])
+    interpolation = generator.choice(["bicubic"] * 3 + ["nearest", "bilinear", "box", "hamming", "lanczos"])
+    return augment, Preprocessing(size, interpolation=interpolation, crop_ratio=generator.choice([1.0, 0.875]))
+
+
+def run_configurations(photographs: list[Image.Image], numbers: range) -> None:
+    for number in numbers:
+        generator = random.Random(derive_seed("augmentation", number))
+        augment, preprocessing = random_configuration(generator)
+        picture = generator.choice(photographs)
+        seed_everything(number)
+        try:
+            image = build_augmentation(augment, preprocessing)(picture)
+        except Exception as error:
+            pytest.fail(f"configuration {number}: {error!r} for {augment}, {preprocessing}, {picture.size}")
+        assert image.shape == (3, *preprocessing.img_size), number
+        assert image.dtype == torch.float32
+        assert image.isfinite().all(), number
+
+
+def test_random_configurations(photographs):
+    run_configurations(photographs, range(400))
+
+
+@pytest.mark.soak
+def test_ten_thousand_random_configurations(photographs):
+    run_configurations(photographs, range(10_000))

@@ -1,0 +1,222 @@
+"""Two processes under torchrun: they compute what one computes, and end with the same bytes however they are stopped."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deepcait.data import open_split
+from deepcait.train.journal import read_state
+from deepcait.train.processes import Processes
+from deepcait.train.recipe import load_recipe
+from deepcait.train.run import build_order
+from tests.processes.float64_worker import Part, run_part, write_plan
+from tests.processes.harness import (
+    FINISHED_ENTRIES,
+    RECIPE,
+    finish,
+    free_port,
+    newest_checkpoint_file,
+    result,
+    started,
+    steps_logged,
+)
+
+pytestmark = [pytest.mark.process, pytest.mark.xdist_group("processes")]
+
+WORKER = Path(__file__).parent / "float64_worker.py"
+
+
+def torchrun_plan(plan):
+    launcher = ("--nproc-per-node", "2", "--master-port", str(free_port()))
+    return [sys.executable, "-m", "torch.distributed.run", *launcher, str(WORKER), str(plan)]
+
+
+def distance(one, other, prefix):
+    """Greatest difference over all tensors with this prefix, and the norms of difference and tensors."""
+    names = sorted(name for name in one if name.startswith(prefix))
+    assert names
+    assert names == sorted(name for name in other if name.startswith(prefix))
+    differences = torch.cat([(one[n].double() - other[n].double()).flatten() for n in names])
+    values = torch.cat([one[n].double().flatten() for n in names])
+    return float(differences.abs().max()), float(differences.norm()), float(values.norm())
+
+
+# -- the same function ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def parts(bench, tmp_path_factory):
+    """Recipes with four replicas for two processes: each accumulates over two."""
+    folder = tmp_path_factory.mktemp("parts")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("replicas: 2", "replicas: 4").replace("batch_size: 8", "batch_size: 16"))
+
+    def part(name, last_step, **other):
+        common = {"data": str(bench.data), "recipe": str(recipe), "model": str(bench.model)}
+        return Part(folder=str(folder / name), last_step=last_step, **common, **other)
+
+    return part
+
+
+@pytest.fixture(scope="session")
+def shared(parts, tmp_path_factory):
+    """What two processes made of the parts that the tests below compare with one process."""
+    torch.set_num_threads(1)
+    run_part(parts("one_then_two", 10), Processes())
+    plan = tmp_path_factory.mktemp("plan") / "plan.json"
+    gradients = parts("two_float32", 1, float64=False, settings=("optimizer.clip_norm=0.0",))
+    todo = [parts("two", 20), parts("one_then_two", 20), parts("two_then_one", 10), gradients]
+    write_plan(plan, todo)
+    process = finish(torchrun_plan(plan), plan.with_name("log"))
+    assert process.stdout.count("goes on from") == 1  # one part resumes, and one process says so
+    return {part.folder: load_file(f"{part.folder}/after_{part.last_step}.safetensors") for part in todo}
+
+
+@pytest.fixture(scope="session")
+def alone(parts):
+    """Twenty steps of one process in float64."""
+    torch.set_num_threads(1)
+    return run_part(parts("one", 20), Processes())
+
+
+def test_two_processes_compute_what_one_computes(parts, shared, alone):
+    for prefix in ("model/", "ema/"):
+        far, *_ = distance(alone, shared[parts("two", 20).folder], prefix)
+        print(f"float64, 20 steps, 2 against 1 process, {prefix} differs by at most {far:.1e}")
+        assert far < 1e-10
+    # The test can fail: a step trained otherwise is far away.
+    moved, *_ = distance(alone, run_part(parts("nine", 19), Processes()), "model/")
+    assert moved > 1e-6
+
+
+def test_one_process_becomes_two(parts, shared, alone):
+    far, *_ = distance(alone, shared[parts("one_then_two", 20).folder], "model/")
+    print(f"float64, 10 steps on 1 and 10 on 2 processes differ by at most {far:.1e}")
+    assert far < 1e-10
+
+
+def test_two_processes_become_one(parts, shared, alone):
+    resumed = run_part(parts("two_then_one", 20), Processes())
+    for prefix in ("model/", "ema/"):
+        far, *_ = distance(alone, resumed, prefix)
+        print(f"float64, 10 steps on 2 and 10 on 1 processes, {prefix} differs by at most {far:.1e}")
+        assert far < 1e-10
+
+
+def test_the_order_of_data_stays(parts, shared, alone):
+    """What was really read, step by step, against the order as a function of the step."""
+    two_then_one = parts("two_then_one", 20)
+    if not (Path(two_then_one.folder) / "read_0_of_1.json").exists():
+        run_part(two_then_one, Processes())
+    recipe = load_recipe(two_then_one.recipe)
+    order = build_order(recipe, open_split(two_then_one.data, "train"))
+
+    def expected(replicas, steps):
+        return [list(slot) for step in steps for replica in replicas for slot in order.slots(step, replica)]
+
+    def read(part, name):
+        return json.loads((Path(part.folder) / f"read_{name}.json").read_text())
+
+    assert read(parts("one", 20), "0_of_1") == expected(range(4), range(20))
+    for rank, replicas in enumerate([(0, 1), (2, 3)]):
+        assert read(parts("two", 20), f"{rank}_of_2") == expected(replicas, range(20))
+        assert read(two_then_one, f"{rank}_of_2") == expected(replicas, range(10))
+    assert read(two_then_one, "0_of_1") == expected(range(4), range(10, 20))
+
+
+def test_float32_gradients_of_one_step(parts, shared):
+    settings = ("optimizer.clip_norm=0.0",)
+    alone = run_part(parts("one_float32", 1, float64=False, settings=settings), Processes())
+    _, difference, norm = distance(alone, shared[parts("two_float32", 1).folder], "grad/")
+    print(f"float32, gradients of one step, 2 against 1 process: {difference / norm:.1e} of their norm")
+    assert difference < 1e-5 * norm
+
+
+def test_a_value_that_is_not_finite_on_one_process_stops_both(parts, tmp_path):
+    settings = ("keep.max_skipped_steps=0", "keep.checkpoint_every_steps=3")
+    part = parts("poisoned", 20, settings=settings, poisoned_step=7)
+    write_plan(tmp_path / "plan.json", [part])
+    with started(torchrun_plan(tmp_path / "plan.json"), tmp_path / "log") as process:
+        process.wait_for(lambda: steps_logged(Path(part.folder)) >= 7, timeout_s=120)
+        began = time.monotonic()
+        assert process.wait(60) != 0
+        passed_s = time.monotonic() - began
+    print(f"both stopped {passed_s:.1f} s after the step before")
+    assert passed_s < 30
+    for rank in (0, 1):
+        error = (tmp_path / f"error_{rank}.txt").read_text(encoding="utf-8")
+        assert error.startswith("step 8: expected a finite loss and gradient, got loss nan")
+    assert newest_checkpoint_file(Path(part.folder)).name.startswith("step_00000006-")
+    assert read_state(Path(part.folder))["state"] == "failed"
+
+
+# -- stopped and gone on with -----------------------------------------------------------------------------------------
+
+
+def test_only_the_first_process_prints(straight_pair):
+    stdout = straight_pair.with_name("log.out").read_text(encoding="utf-8")
+    lines = stdout.splitlines()
+    assert sum(line.startswith("plan:") for line in lines) == 1
+    assert "2 replicas of 4, 1 on each of 2 processes" in stdout
+    assert sum(line.startswith("step 45/45") for line in lines) == 1
+    assert len([line for line in lines if line.startswith("step ")]) == 45
+
+
+def test_a_killed_worker_restarts_and_ends_with_the_same_bytes(bench, tmp_path, straight_pair):
+    require_restarts(bench, tmp_path, straight_pair, [(random.Random(0).randint(0, 1), 7)])
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_workers_killed_again_and_again(bench, tmp_path, straight_pair):
+    for number in range(5):
+        (tmp_path / str(number)).mkdir()
+        kills = [(number % 2, 3 + 2 * number), (1 - number % 2, 4)]
+        require_restarts(bench, tmp_path / str(number), straight_pair, kills)
+    print("10 workers killed, 10 restarts, 5 runs equal")
+
+
+def require_restarts(bench, folder, straight_pair, kills):
+    """Kill workers (local rank, after so many steps more); torchrun starts all anew, and the end is the same."""
+    run = folder / "run"
+    launcher = ("--nproc-per-node", "2", "--master-port", str(free_port()), "--max-restarts", "2")
+    with started(bench.torchrun(run, "--resume", launcher=launcher), folder / "log") as process:
+        for rank, steps in kills:
+            goal = steps_logged(run) + steps
+            process.wait_for(lambda goal=goal: steps_logged(run) >= goal, timeout_s=120)
+            [victim] = process.workers(rank)
+            process.kill_only(victim)
+        assert process.wait(180) == 0, process.stderr
+    assert process.stdout.count("goes on from step_") == len(kills)
+    require_equal(run, straight_pair)
+
+
+def require_equal(run, straight):
+    assert result(run) == result(straight)
+    assert {entry.name for entry in run.iterdir()} == FINISHED_ENTRIES
+
+
+def test_all_killed_then_asked_to_stop_then_resumed(bench, tmp_path, straight_pair):
+    run = tmp_path / "run"
+    with started(bench.torchrun(run, "--resume"), tmp_path / "log0") as process:
+        process.wait_for(lambda: steps_logged(run) >= 8, timeout_s=120)
+        process.kill()  # torchrun and both workers
+        process.wait()
+    assert read_state(run)["state"] == "running"
+    with started(bench.torchrun(run, "--resume"), tmp_path / "log1") as process:
+        goal = steps_logged(run) + 8
+        process.wait_for(lambda: steps_logged(run) >= goal, timeout_s=120)
+        process.terminate()
+        assert process.wait(60) != 0
+    assert read_state(run)["state"] == "stopped"
+    assert "defect" not in process.stderr
+    finish(bench.torchrun(run, "--resume"), tmp_path / "log2", timeout_s=180)
+    require_equal(run, straight_pair)

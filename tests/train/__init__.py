@@ -1,0 +1,1 @@
+"""Tests of training: formulas, resumable state, strict settings, the step's numerics."""

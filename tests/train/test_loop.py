@@ -1,0 +1,239 @@
+"""The loop: what is not finite is skipped, counted and named; a run goes on to the same bits; the best is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+
+import pytest
+import torch
+
+from deepcait.data.mixing import Mix
+from deepcait.errors import RunError, Stopped
+from deepcait.train import loop
+from deepcait.train.checkpoint import newest_checkpoint, read_checkpoint
+from deepcait.train.journal import read_metrics, read_state
+from deepcait.train.loop import StopRequest, Trainer
+from deepcait.train.recipe import Average, Keep, Optimizer
+from tests.train.tiny import K, Pixels, section, tiny_job, tiny_model, tiny_recipe, train
+
+
+def full_recipe(**changes):
+    """All that has a state: mixing, depth, average, momentum; every step logged."""
+    settings = {
+        "mix": Mix(),
+        "ema": Average(decay=0.9, evaluated=True),
+        "optimizer": Optimizer(lr=1e-3, lr_batch=0, clip_norm=1.0, layer_decay=0.9),
+        "keep": Keep(log_every_steps=3, checkpoint_every_steps=1, checkpoint_every_s=0, checkpoints=100),
+    }
+    return tiny_recipe(**(settings | changes))
+
+
+def deep_model():
+    return tiny_model(torch.float32, drop_path_rate=0.2)
+
+
+def poisoned_in_step(step: int, recipe, num_samples: int = 32) -> int:
+    """A sample that comes in this step."""
+    job_order = loop.Order(num_samples=num_samples, global_batch_size=8, replicas=2, seed=recipe.seed)
+    return job_order.slots(step, 1)[2].index
+
+
+def test_one_bad_step_is_skipped_and_counted(tmp_path):
+    recipe = full_recipe(epochs=1)
+    bad = poisoned_in_step(2, recipe)
+    trainer = Trainer(tiny_job(tmp_path, recipe, samples=Pixels(poisoned=(bad,)), model=deep_model()))
+    states = []
+    wrapped = trainer.stepper
+
+    def spy(step, batches, lr, **how):
+        states.append([p.detach().clone() for p in trainer.job.model.parameters()])
+        return wrapped(step, batches, lr, **how)
+
+    spy.replicas = wrapped.replicas
+    trainer.stepper = spy
+    progress = trainer.fit()
+    assert (progress.step, progress.skipped_total, progress.skipped_steps) == (4, 1, 0)
+    assert all(torch.equal(a, b) for a, b in zip(states[2], states[3], strict=True))  # step 2 moved nothing
+    assert not all(torch.equal(a, b) for a, b in zip(states[1], states[2], strict=True))
+    assert all(p.isfinite().all() for p in trainer.job.model.parameters())
+    assert all(p.isfinite().all() for p in trainer.average.module.parameters())
+    assert int(trainer.average.n_averaged) == 3
+    trains = [row for row in read_metrics(tmp_path) if row["kind"] == "train"]
+    assert [row["skipped"] for row in trains] == [1, 1]
+    assert all(row["loss"] == row["loss"] for row in trains)  # means of the good steps
+
+
+@pytest.mark.parametrize("max_skipped", [0, 2])
+def test_too_many_bad_steps_stop_the_run_with_names(tmp_path, max_skipped):
+    recipe = section(full_recipe(epochs=1), "keep", max_skipped_steps=max_skipped)
+    samples, good_steps = Pixels(128), 3
+    order = loop.Order(num_samples=128, global_batch_size=8, replicas=2)
+    samples.images[order.slots(1, 0)[3].index] = float("nan")  # alone: forgiven, and forgotten by the next good step
+    for step in range(good_steps, 16):
+        samples.images[order.slots(step, step % 2)[1].index] = float("nan" if step % 3 else "inf")
+    if max_skipped == 0:
+        samples.images[order.slots(1, 0)[3].index] = 0.0
+    with pytest.raises(RunError) as caught:
+        Trainer(tiny_job(tmp_path, recipe, samples=samples, model=deep_model())).fit()
+    stopped_at = good_steps + max_skipped
+    assert f"step {stopped_at + 1}: expected a finite loss" in caught.value.problem
+    assert f"{max_skipped + 1} steps in a row" in caught.value.problem
+    for slot in [*order.slots(stopped_at, 0), *order.slots(stopped_at, 1)]:
+        assert samples.names[slot.index] in caught.value.problem
+    assert "optimizer.lr" in caught.value.remedy
+    path, _ = newest_checkpoint(tmp_path / "checkpoints")
+    assert path.name in caught.value.problem
+    _, tensors = read_checkpoint(path)
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    state = read_state(tmp_path)
+    assert state["state"] == "failed"
+    assert samples.names[order.slots(stopped_at, 0)[0].index] in state["error"]
+
+
+def outcome(folder) -> tuple[bytes, bytes]:
+    path, _ = newest_checkpoint(folder / "checkpoints")
+    return path.read_bytes(), (folder / "metrics.jsonl").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> tuple[bytes, bytes]:
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder, full_recipe(), model=deep_model())
+    return outcome(folder)
+
+
+class Interrupted(Exception):  # noqa: N818
+    """Stands for a kill: nothing is tidied."""
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 4, 5, 7])
+def test_interrupted_anywhere_it_ends_with_the_same_bytes(tmp_path, uninterrupted, after):
+    recipe = full_recipe()
+    trainer = Trainer(tiny_job(tmp_path, recipe, model=deep_model()))
+    wrapped = trainer.stepper
+
+    def dies(step, *args, **how):
+        if step == after:
+            raise Interrupted
+        return wrapped(step, *args, **how)
+
+    dies.replicas = wrapped.replicas
+    trainer.stepper = dies
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    samples = Pixels()
+    train(tmp_path, recipe, samples=samples, model=tiny_model(torch.float32, drop_path_rate=0.2).apply(forget))
+    assert outcome(tmp_path) == uninterrupted
+    assert len(samples.reads) == 8 * (8 - after)  # nothing that was done before is read again
+
+
+def forget(module) -> None:
+    """Other weights than the run's: a resumed run must not lean on what the model started from."""
+    for parameter in module.parameters(recurse=False):
+        torch.nn.init.constant_(parameter, 0.3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_finishes_the_step_and_saves(tmp_path, uninterrupted, number):
+    recipe = section(full_recipe(), "keep", checkpoint_every_steps=0)
+    trainer = Trainer(tiny_job(tmp_path, recipe, model=deep_model()))
+    wrapped = trainer.stepper
+
+    def asked(step, *args, **how):
+        if step == 1:
+            signal.raise_signal(number)
+        return wrapped(step, *args, **how)
+
+    asked.replicas = wrapped.replicas
+    trainer.stepper = asked
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped):
+        trainer.fit()
+    assert signal.getsignal(number) is before
+    assert read_state(tmp_path)["state"] == "stopped"
+    assert newest_checkpoint(tmp_path / "checkpoints")[0].name.startswith("step_00000003-")
+    train(tmp_path, recipe, model=deep_model())
+    assert outcome(tmp_path) == uninterrupted
+    assert read_state(tmp_path)["state"] == "finished"
+
+
+def test_a_second_interrupt_insists():
+    with StopRequest() as request:
+        signal.raise_signal(signal.SIGINT)
+        assert request.asked
+        signal.raise_signal(signal.SIGTERM)  # asks again, no more
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_passed_over_checkpoints_are_named(tmp_path, uninterrupted):
+    recipe = full_recipe()
+    train(tmp_path, recipe, model=deep_model())
+    newest, _ = newest_checkpoint(tmp_path / "checkpoints")
+    newest.write_bytes(newest.read_bytes()[:-1])
+    said: list[str] = []
+    job = tiny_job(tmp_path, recipe, model=deep_model(), watch=loop.Watch(8, 8, say=said.append, live=False))
+    Trainer(job).fit()
+    assert any(newest.name in line and "passed over" in line for line in said)
+    assert any("goes on from step_0000000" in line for line in said)
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_best_last_patience_and_which_weights(tmp_path):
+    saved: list[tuple[str, int]] = []
+    accuracies = iter([0.2, 0.9, 0.5, 0.9, 0.4, 0.3, 0.2, 0.1] + [0.0] * 9)
+    recipe = section(full_recipe(epochs=9, ema=Average(decay=0.0)), "keep", patience_epochs=2)
+    trainer = train(
+        tmp_path,
+        recipe,
+        evaluate=lambda net: {"top1": next(accuracies), "top5": 1.0, "loss": 0.0},
+        save_model=lambda name, model, average, facts: saved.append((name, facts["epoch"])),
+    )
+    assert trainer.progress.best_top1 == 0.9
+    assert trainer.progress.best_step == 8
+    assert trainer.progress.stopped_early
+    assert saved == [("best", 1), ("last", 1), ("best", 2), ("last", 2), ("last", 3), ("last", 4)]
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_raw_and_averaged_weights_are_both_measured(tmp_path, evaluated):
+    recipe = full_recipe(epochs=1, ema=Average(decay=0.9, evaluated=evaluated))
+    trainer = train(tmp_path, recipe, model=deep_model())
+    [row] = [row for row in read_metrics(tmp_path) if row["kind"] == "eval"]
+    raw = float(trainer.job.model.head.bias.detach().abs().sum())
+    averaged = float(trainer.average.module.head.bias.abs().sum())
+    assert raw != averaged
+    assert row["weights"] == ("ema" if evaluated else "raw")
+    assert row["top1"] == (averaged if evaluated else raw)
+    assert row["raw_top1" if evaluated else "ema_top1"] == (raw if evaluated else averaged)
+
+
+def test_the_head_warms_up_alone(tmp_path):
+    recipe = dataclasses.replace(full_recipe(epochs=1), head_warmup_epochs=0.5)
+    model = deep_model()
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer = Trainer(tiny_job(tmp_path, recipe, model=model))
+    wrapped, moved = trainer.stepper, []
+
+    def spy(*args, **how):
+        result = wrapped(*args, **how)
+        moved.append({name for name, p in model.named_parameters() if not torch.equal(p, start[name])})
+        return result
+
+    spy.replicas = wrapped.replicas
+    trainer.stepper = spy
+    trainer.fit()
+    assert moved[0] == moved[1] == {"head.weight", "head.bias"}
+    # The softmax cancels the bias of the first mixing, so it never moves.
+    assert moved[2] == {name for name in start if not name.endswith("proj_l.bias")}
+
+
+def test_it_learns(tmp_path):
+    """Small numbers fit: the loss of fixed pictures falls, whatever else is tested."""
+    recipe = tiny_recipe(epochs=15, optimizer=Optimizer(lr=3e-3, lr_batch=0))
+    train(tmp_path, recipe, model=tiny_model(torch.float32))
+    losses = [row["loss"] for row in read_metrics(tmp_path) if row["kind"] == "train"]
+    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+    assert len(losses) == 60
+    assert K == 7
