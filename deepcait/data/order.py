@@ -75,22 +75,36 @@ class Order:
     def slots(self, step: int, replica: int) -> list[Slot]:
         """Return what a replica computes in a step, in order."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        permutation = _permutation(self.seed, epoch, self.num_samples, self.class_labels)
+        permutation = self._permutation(epoch)
         first = step_in_epoch * self.replica_batch_size
         positions = range(first, first + self.replica_batch_size)
         dealt = [position * self.replicas + replica for position in positions]
         return [Slot(epoch, q, permutation[(q // self.repeats) % self.num_samples]) for q in dealt]
 
+    def _permutation(self, epoch: int) -> list[int]:
+        if epoch not in self._drawn:
+            self._drawn.clear()  # one epoch at a time is asked for
+            generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
+            if self.class_labels is None:
+                drawn = torch.randperm(self.num_samples, generator=generator)
+            else:
+                # torch.multinomial knows no more than 2^24 samples; this is what it does.
+                draws = torch.rand(self.num_samples, generator=generator, dtype=torch.float64)
+                drawn = torch.searchsorted(self._reach, draws).clamp_(max=self.num_samples - 1)
+            self._drawn[epoch] = drawn.tolist()
+        return self._drawn[epoch]
 
-@functools.lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, num_samples: int, class_labels: tuple[int, ...] | None) -> list[int]:
-    generator = torch.Generator().manual_seed(derive_seed("order", seed, epoch))
-    if class_labels is None:
-        return torch.randperm(num_samples, generator=generator).tolist()
-    labels = torch.tensor(class_labels)
-    # A sample's chance is the inverse of its class's size, so every class is equally likely.
-    chance = 1.0 / torch.bincount(labels).double()[labels]
-    return torch.multinomial(chance, num_samples, replacement=True, generator=generator).tolist()
+    @functools.cached_property
+    def _drawn(self) -> dict[int, list[int]]:
+        return {}
+
+    @functools.cached_property
+    def _reach(self) -> torch.Tensor:
+        """Cumulative chance of the samples: the inverse of their class's size, so that classes are equally likely."""
+        labels = torch.tensor(self.class_labels)
+        chance = 1.0 / torch.bincount(labels).double()[labels]
+        return chance.cumsum(0) / chance.sum()
+
 
 
 class ReplicaBatches:

@@ -6,15 +6,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
+import platform
+import subprocess
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
+
+import torch
 
 from deepcait.errors import RunError
 
+REMEDY = "Make room or give write access, then --resume; the last checkpoint is untouched."
 STATES = ("running", "stopped", "finished", "failed")
 
 
@@ -91,16 +98,27 @@ class Journal:
             raise _write_error(self.folder / name, error) from error
 
     def _replace(self, name: str, text: str) -> None:
-        aside = self.folder / f".{name}.new"
-        try:
-            aside.write_text(text, encoding="utf-8")
-            os.replace(aside, self.folder / name)
-        except OSError as error:
-            raise _write_error(self.folder / name, error) from error
+        replace_text(self.folder / name, text)
 
     def _lines(self, name: str) -> list[str]:
         path = self.folder / name
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file of a run so that a kill or a full disk leaves the old one or the new one, never half.
+
+    Raises:
+        RunError: the disk is full or can't be written to; the old file is still there.
+    """
+    aside = path.with_name(f".{path.name}.new")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise _write_error(path, error) from error
 
 
 def read_metrics(folder: Path) -> list[dict]:
@@ -116,6 +134,22 @@ def read_state(folder: Path) -> dict:
         return {}
 
 
+def environment() -> dict:
+    """Return the versions and the machine behind a run's numbers."""
+    packages = ("deepcait", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
+    versions = {name: _version(name) for name in packages}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "versions": versions,
+        "commit": _commit(),
+    }
+
+
 def _row(line: str) -> dict | None:
     try:
         row = json.loads(line)
@@ -127,5 +161,20 @@ def _row(line: str) -> dict | None:
 def _write_error(path: Path, error: OSError) -> RunError:
     return RunError(
         f"{path}: expected to write here, got: {error.strerror or error}.",
-        remedy="Make room or give write access, then --resume; the last checkpoint is untouched.",
+        remedy=REMEDY,
     )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ from deepcait.data.loader import TrainingSet, training_batches
 from deepcait.data.mixing import Mixer
 from deepcait.data.order import Order
 from deepcait.data.source import require_labels
-from deepcait.errors import RunError, Stopped
+from deepcait.errors import DeepcaitError, RunError, Stopped
 from deepcait.model import CaiT
 from deepcait.train.average import WeightAverage
 from deepcait.train.checkpoint import Progress, newest_checkpoint, read_checkpoint, save_checkpoint
@@ -111,8 +112,10 @@ class Trainer:
             except Stopped:
                 self.journal.state("stopped", self.progress.step)
                 raise
-            except RunError as error:
-                self.journal.state("failed", self.progress.step, error=error.problem)
+            except DeepcaitError as error:
+                # A full disk may have no room for this either; the first error is the one to tell.
+                with contextlib.suppress(DeepcaitError):
+                    self.journal.state("failed", self.progress.step, error=error.problem)
                 raise
         self.journal.write_table()
         self.journal.state("finished", self.progress.step)

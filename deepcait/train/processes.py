@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import secrets
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deepcait.errors import ConfigError
+from deepcait.errors import ConfigError, RunError
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,8 @@ class Processes:
 def join_processes(timeout_s: float = 600.0) -> Processes:
     """Join the processes that torchrun started; alone, without torchrun.
 
-    Each restart of torchrun gets a key prefix of its own in the shared store: with the addresses of dead workers
-    left in it, restarts hang or fail (pytorch issues 135712, 167288).
+    Each start gets a key prefix of its own in the store, which torchrun keeps over restarts: with the addresses of
+    dead workers left in it, restarts hang or fail (pytorch issues 135712, 167288).
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ and "RANK" not in os.environ:
         return Processes()
@@ -82,17 +85,49 @@ def join_processes(timeout_s: float = 600.0) -> Processes:
         # Under torchrun the agent hosts the store; started by hand, rank 0 does.
         agent_hosts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         store = dist.TCPStore(host, port, world_size, is_master=rank == 0 and not agent_hosts, timeout=timeout)
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank)
         dist.init_process_group(
             "nccl" if torch.cuda.is_available() else "gloo",
-            store=dist.PrefixStore(f"attempt_{attempt}", store),
+            store=dist.PrefixStore(_agree_on_name(store, rank, world_size, timeout_s), store),
             rank=rank,
             world_size=world_size,
             timeout=timeout,
         )
     return Processes(rank, world_size, local_rank)
+
+
+def _agree_on_name(store: dist.Store, rank: int, world_size: int, timeout_s: float) -> str:
+    """Return a name for this start of the processes: equal on all of them, and never used before in the store.
+
+    torchrun's count of restarts is none: on several hosts, one that only sees another come back restarts without
+    counting. Here every process says hello with a fresh token; rank 0 proposes the tokens that it sees, and goes
+    ahead once every process has answered to exactly these. A dead process's token is never answered to.
+    """
+    token = secrets.token_hex(8)
+    store.set(f"hello/{rank}", token)
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if rank == 0:
+            store.set("tokens", " ".join(store.get(f"hello/{other}").decode() for other in range(world_size)))
+        tokens = store.get("tokens").decode()
+        if len(tokens.split()) == world_size and tokens.split()[rank] == token:
+            name = hashlib.sha256(tokens.encode()).hexdigest()[:16]
+            store.set(f"{name}/answer/{rank}", "")
+            if rank == 0 and store.check([f"{name}/answer/{other}" for other in range(world_size)]):
+                store.set(f"{name}/go", "")
+            if store.check([f"{name}/go"]):
+                return name
+        time.sleep(0.05)
+    raise RunError(
+        f"process {rank}: expected to meet the other {world_size - 1} within {timeout_s:g} s, got no answer from all.",
+        remedy="Check that every host started, and that they reach each other; then --resume.",
+    )
+
+
+def is_lost_process(error: RuntimeError) -> bool:
+    """Whether an exchange failed because another process ended or could not be reached."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
 def leave_processes() -> None:

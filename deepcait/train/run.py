@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import platform
-import subprocess
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,13 +20,19 @@ from deepcait.data.loader import TrainingSet
 from deepcait.data.order import Order
 from deepcait.data.seeding import derive_seed, seed_everything
 from deepcait.data.source import describe, require_labels
-from deepcait.errors import ConfigError, RunError
+from deepcait.errors import ConfigError, RunError, WeightsError
 from deepcait.model import CaiT
 from deepcait.model.variants import variant_names
 from deepcait.train.average import WeightAverage
-from deepcait.train.journal import read_state
+from deepcait.train.journal import REMEDY, environment, read_state, replace_text
 from deepcait.train.loop import Job, Trainer
-from deepcait.train.processes import Processes, choose_device, join_processes, leave_processes
+from deepcait.train.processes import (
+    Processes,
+    choose_device,
+    is_lost_process,
+    join_processes,
+    leave_processes,
+)
 from deepcait.train.recipe import Recipe, load_recipe
 from deepcait.train.teacher import load_teacher
 from deepcait.train.watch import Watch
@@ -38,6 +41,8 @@ from deepcait.weights.spec import Resolved, resolve
 
 # What may differ between a run and its resumption: none of it decides a number in metrics.jsonl.
 _FREE_ON_RESUME = ("about", "keep", "compute", "data")
+# What a folder may hold that holds no run: the second is left by a kill in a run's first moment.
+_BEFORE_A_RUN = ("split.json", ".config.yaml.new")
 _EVALUATION_BATCH = 64
 _MANY_IMAGES = 5000
 # Above it AdamW is known to undo what trained weights know (deit issue 88).
@@ -79,10 +84,19 @@ def train(
         DeepcaitError: what the user can mend, before anything is written where possible.
         Stopped: asked to stop; saved and resumable.
     """
+    # Before the processes meet: afterwards the first may have written what another looks for.
+    require_startable(folder, resume)
     processes = join_processes()
     try:
         say = say if processes.is_main else None
         return _train(recipe, folder, processes, evaluate, resume=resume, say=say, live=live)
+    except RuntimeError as error:
+        if processes.world_size > 1 and is_lost_process(error):
+            raise RunError(
+                f"expected all {processes.world_size} processes to go on together, got: {str(error).splitlines()[0]}",
+                remedy="Look for the error of the process that ended first; then --resume.",
+            ) from error
+        raise
     finally:
         leave_processes()
 
@@ -97,7 +111,6 @@ def _train(
     say: Callable[[str], None] | None,
     live: bool | None,
 ) -> Outcome:
-    require_startable(folder, resume)
     tell = say or (lambda line: None)
     device = choose_device(recipe.compute.device, processes.local_rank)
     tell(f"start: {start_of(recipe)}")
@@ -110,7 +123,6 @@ def _train(
     if teacher:
         tell(f"teacher {teacher.origin}")
     order = build_order(recipe, sources[0])
-    last_step = recipe.epochs * order.steps_per_epoch
     job = Job(
         recipe=recipe,
         folder=folder,
@@ -124,7 +136,7 @@ def _train(
         device=device,
         teacher=teacher.to(device) if teacher else None,
         watch=Watch(
-            last_step,
+            recipe.epochs * order.steps_per_epoch,
             recipe.global_batch_size,
             say=say,
             live=live,
@@ -166,7 +178,7 @@ def require_startable(folder: Path, resume: bool) -> None:
                 f"{folder}: expected no run there yet, got one ({state}).",
                 remedy="Go on with it through --resume, or give another --out.",
             )
-    elif folder.exists() and any(entry.name != "split.json" for entry in folder.iterdir()):
+    elif folder.exists() and any(entry.name not in _BEFORE_A_RUN for entry in folder.iterdir()):
         raise RunError(f"{folder}: expected an empty folder, got other files.", remedy="Give another --out.")
 
 
@@ -179,16 +191,29 @@ def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:
     own = load_recipe(str((folder / "config.yaml").resolve()))
     if given is None:
         return own
-    frozen = dataclasses.replace(given, **{name: getattr(own, name) for name in _FREE_ON_RESUME})
-    differing = [f.name for f in dataclasses.fields(own) if getattr(frozen, f.name) != getattr(own, f.name)]
-    same_data = dataclasses.replace(given.data, num_workers=own.data.num_workers) == own.data
-    if differing or not same_data or given.compute.precision != own.compute.precision:
-        names = ", ".join(differing or ["data" if not same_data else "compute.precision"])
+    free = {name: getattr(own, name) for name in _FREE_ON_RESUME}
+    free["data"] = dataclasses.replace(given.data, num_workers=own.data.num_workers)
+    free["compute"] = dataclasses.replace(own.compute, precision=given.compute.precision)
+    differing = _differing(own, dataclasses.replace(given, **free))
+    if differing:
+        names = ", ".join(differing)
         raise ConfigError(
             f"--resume: expected the settings that {folder} was started with, got others for {names}.",
             remedy="Leave them out to go on as it was, or start a new run in another --out.",
         )
     return given
+
+
+def _differing(one: Any, other: Any, prefix: str = "") -> list[str]:
+    """The dotted names of the settings in which two recipes differ."""
+    names = []
+    for name in (f.name for f in dataclasses.fields(one)):
+        a, b = getattr(one, name), getattr(other, name)
+        if dataclasses.is_dataclass(a):
+            names += _differing(a, b, f"{prefix}{name}.")
+        elif a != b:
+            names.append(prefix + name)
+    return names
 
 
 def open_training_data(recipe: Recipe, tell: Callable[[str], None]) -> tuple[Source, Source]:
@@ -267,40 +292,27 @@ def write_run_files(folder: Path, recipe: Recipe, sources: tuple[Source, Source]
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "data.json").exists():
-            _require_same_data(folder, facts)
-        (folder / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        (folder / "data.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        (folder / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise RunError(
             f"{folder}: expected to write the run here, got: {error.strerror}.", remedy="Give another --out."
         ) from error
-
-
-def environment() -> dict:
-    """Return the versions and the machine behind a run's numbers."""
-    packages = ("deepcait", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
-    versions = {name: _version(name) for name in packages}
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "versions": versions,
-        "commit": _commit(),
-    }
+    if (folder / "data.json").exists():
+        _require_same_data(folder, facts)
+    for unfinished in folder.glob(".*.new"):  # of a process that was killed; models are folders
+        shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
+    # The recipe first: it is what makes a folder a run.
+    replace_text(folder / "config.yaml", recipe.to_yaml())
+    replace_text(folder / "data.json", json.dumps(facts, indent=1) + "\n")
+    replace_text(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
 
 
 def _plan(recipe: Recipe, order: Order, processes: Processes, device: torch.device) -> str:
-    accumulated = recipe.replicas // processes.world_size
+    each = recipe.replicas // processes.world_size
+    split = "" if recipe.replicas == 1 else f" = {recipe.replicas} replicas of {order.replica_batch_size}"
+    shared = "" if processes.world_size == 1 else f", {each} on each of {processes.world_size} processes"
     return (
-        f"plan: {recipe.epochs} epochs of {order.steps_per_epoch} steps; {recipe.global_batch_size} images a step = "
-        f"{recipe.replicas} replicas of {order.replica_batch_size}, {accumulated} on each of {processes.world_size} "
-        f"process{'es' if processes.world_size > 1 else ''}; learning rate {recipe.peak_lr:g} at its peak; "
-        f"{device}, {recipe.compute.precision}"
+        f"plan: {recipe.epochs} epochs of {order.steps_per_epoch} steps, {recipe.global_batch_size} images a step"
+        f"{split}{shared}; learning rate {recipe.peak_lr:g} at its peak; {device}, {recipe.compute.precision}"
     )
 
 
@@ -328,17 +340,20 @@ def _model_writer(folder: Path, recipe: Recipe, found: Resolved, preprocessing: 
     provenance = {"started_from": found.spec, "start": recipe.start, "teacher": recipe.teacher.spec or None}
 
     def write(name: str, model: CaiT, average: WeightAverage | None, metrics: dict) -> None:
-        save_artefact(
-            folder / name,
-            model,
-            preprocessing=found.pretrained_cfg | preprocessing.to_pretrained_cfg(),
-            classes=found.classes,
-            recipe=settings,
-            metrics=metrics,
-            provenance=provenance,
-            ema_state=average.module.state_dict() if average else None,
-            evaluated="ema" if average and recipe.ema.evaluated else "raw",
-        )
+        try:
+            save_artefact(
+                folder / name,
+                model,
+                preprocessing=found.pretrained_cfg | preprocessing.to_pretrained_cfg(),
+                classes=found.classes,
+                recipe=settings,
+                metrics=metrics,
+                provenance=provenance,
+                ema_state=average.module.state_dict() if average else None,
+                evaluated="ema" if average and recipe.ema.evaluated else "raw",
+            )
+        except WeightsError as error:
+            raise RunError(error.problem, remedy=REMEDY) from error
 
     return write
 
@@ -360,18 +375,3 @@ def _require_same_data(folder: Path, facts: dict) -> None:
             f"{facts['num_validation']}).",
             remedy="Bring the data back to what it was, or start a new run in another --out.",
         )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -105,10 +105,11 @@ class Stepper:
             images = images.contiguous(memory_format=torch.channels_last)
         # Seeds the mixing and, right after it, stochastic depth.
         images, targets = self.mixer(images, labels, derive_seed("replica", self.recipe.seed, step, replica))
-        with self._exchange(replica), self._autocast():
-            teacher_logits = self.teacher(images) if self.teacher else None
-            logits = self.net(images)
-            loss = self._loss(logits, targets, teacher_logits)
+        with self._exchange(replica):
+            with self._autocast():
+                teacher_logits = self.teacher(images) if self.teacher else None
+                logits = self.net(images)
+                loss = self._loss(logits, targets, teacher_logits)
             # DistributedDataParallel takes the mean over processes; we want the mean over replicas.
             share = self.processes.world_size / self.recipe.replicas
             self.scaler.scale(loss * share).backward()

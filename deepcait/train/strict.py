@@ -138,7 +138,8 @@ def _convert(node: yaml.Node, wanted: Any, here: str) -> Any:
     if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
         names = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
         got = f"a {getattr(node, 'id', 'value')}" if value is node else repr(value)
-        raise ConfigError(f"{here}: expected {names.get(wanted, 'a section')}, got {got}.", remedy="Mend the value.")
+        remedy = "Put it in quotes." if wanted is str else "Mend the value."
+        raise ConfigError(f"{here}: expected {names.get(wanted, 'a section')}, got {got}.", remedy=remedy)
     return value
 
 

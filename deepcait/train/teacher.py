@@ -93,10 +93,12 @@ def load_teacher(teacher: Teacher, seen: Preprocessing, classes: Sequence[str]) 
         mean=mean,
         std=std,
         img_size=img_size,
-        columns=_columns(own_classes, classes, teacher.spec),
+        columns=None,
         origin=f"{teacher.spec}: sees {img_size[0]} x {img_size[1]} px, mean {list(mean)}, std {list(std)} ({source})",
     )
-    _require_classes(view, seen, classes, teacher.spec)
+    whose = f"its own {len(own_classes)}" if own_classes else f"the student's {len(classes)}"
+    _require_logits(view, seen, len(own_classes or classes), whose, teacher.spec)
+    view.columns = _columns(own_classes, classes, teacher.spec)
     return view
 
 
@@ -145,7 +147,13 @@ def _build_python(text: str) -> nn.Module:
             f"teacher: expected python:package.module:factory, got 'python:{text}' ({error}).",
             remedy="The module must be importable from the current folder or PYTHONPATH.",
         ) from error
-    model = factory()
+    try:
+        model = factory()
+    except Exception as error:  # the user's own code may raise anything
+        raise ConfigError(
+            f"teacher python:{text}: expected a model, got {type(error).__name__}: {error}.",
+            remedy="Mend the factory; it is called without arguments.",
+        ) from error
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"teacher: expected python:{text} to return a torch module, got {type(model).__name__}.",
@@ -179,11 +187,11 @@ def _columns(own: Sequence[str] | None, wanted: Sequence[str], spec: str) -> lis
     return [list(own).index(name) for name in wanted]
 
 
-def _require_classes(view: TeacherView, seen: Preprocessing, classes: Sequence[str], spec: str) -> None:
+def _require_logits(view: TeacherView, seen: Preprocessing, num_classes: int, whose: str, spec: str) -> None:
     answer = view(torch.zeros(1, seen.channels, *seen.img_size))
-    if not isinstance(answer, Tensor) or answer.shape != (1, len(classes)):
+    if not isinstance(answer, Tensor) or answer.shape != (1, num_classes):
         got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         raise ConfigError(
-            f"teacher {spec}: expected logits for the student's {len(classes)} classes, got {got}.",
+            f"teacher {spec}: expected logits for {whose} classes, got {got}.",
             remedy="Take a teacher trained on these classes.",
         )

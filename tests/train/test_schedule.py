@@ -47,12 +47,11 @@ def test_equals_timm_at_whole_epochs(name):
         optimizer,
         t_initial=recipe.epochs,
         lr_min=recipe.schedule.min_lr,
-        warmup_t=int(recipe.schedule.warmup_epochs),
+        warmup_t=recipe.schedule.warmup_epochs,
         warmup_lr_init=recipe.schedule.warmup_lr,
         warmup_prefix=False,
         t_in_epochs=True,
     )
-    assert recipe.schedule.warmup_epochs == int(recipe.schedule.warmup_epochs)
     for epoch in range(recipe.epochs):
         peer.step(epoch)
         assert lr(epoch * STEPS_PER_EPOCH) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), epoch
