@@ -106,7 +106,6 @@ class Order:
         return chance.cumsum(0) / chance.sum()
 
 
-
 class ReplicaBatches:
     """Every batch from one step to another, for the replicas of one process: what a loader's workers follow.
 
