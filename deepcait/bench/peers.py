@@ -86,9 +86,6 @@ def count_macs(model: nn.Module, img_size: int, in_chans: int = 3) -> int:
         model: on the meta device.
         img_size: side of the image in pixels.
     """
-    if isinstance(model, CaiT):
-        # The lean attention is one operator of ours, which the counter does not know.
-        model.set_lean_attention(False)
     images_BCHW = torch.empty(1, in_chans, img_size, img_size, device="meta")
     # With gradients on: without, PyTorch folds linear layers into operators that the counter may not know.
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 # Measured: maps of this size stay in the second-level cache of a core with room for their neighbours.
 BLOCK_BYTES = 1 << 20
@@ -77,6 +78,20 @@ def _(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) ->
 @talking_heads_backward.register_fake
 def _(grad_BND: Tensor, qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor):
     return tuple(torch.empty_like(tensor) for tensor in (qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A))
+
+
+@register_flop_formula(torch.ops.deepcait.talking_heads)
+def _(qkv_shape: list[int], mix_shape: list[int], *_: object, **__: object) -> int:
+    """Two products with the heads' width and two mixings: what the plain path is counted as."""
+    (B, N, width), A = qkv_shape, mix_shape[0]
+    return 2 * B * N * N * (2 * width // 3 + 2 * A * A)
+
+
+@register_flop_formula(torch.ops.deepcait.talking_heads_backward)
+def _(_grad_shape: list[int], qkv_shape: list[int], mix_shape: list[int], *_: object, **__: object) -> int:
+    """The maps once more (one product, two mixings), then four products and four mixings."""
+    (B, N, width), A = qkv_shape, mix_shape[0]
+    return 2 * B * N * N * (5 * width // 3 + 6 * A * A)
 
 
 def _save(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
