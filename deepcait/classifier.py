@@ -16,6 +16,7 @@ from deepcait.data.image import to_rgb
 from deepcait.errors import ConfigError, ShapeError, WeightsError
 from deepcait.model import CaiT
 from deepcait.weights import resolve, save_artefact
+from deepcait.weights.imagenet import readable
 
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image
 
@@ -130,8 +131,8 @@ class Classifier:
             return self.model(images_BCHW.to(self.device)).cpu()
 
     def label(self, index: int) -> str:
-        """Return the name of a class; the index as text where the model has no names."""
-        return self.classes[index] if self.classes is not None else str(index)
+        """Return the name of a class, read out where it is a wnid; the index as text where the model has no names."""
+        return readable(self.classes[index]) if self.classes is not None else str(index)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write model, classes and preprocessing to a folder that `load`, timm and the hub read.

@@ -34,19 +34,22 @@ STOREY = {
 ORDER = {
     "model": ["variants", "embedding", "lean", "attention", "block", "cait"],
     "weights": [
-        "published", "hub", "layouts", "adapt", "atomic", "timm_layout", "artefact", "registry", "spec",
+        "published", "hub", "layouts", "adapt", "atomic", "timm_layout", "artefact", "registry", "imagenet", "spec",
     ],
     "data": [
-        "png", "image", "source", "folder", "preprocessing", "split", "spec", "dataset",
+        "png", "image", "source", "folder", "preprocessing",
+        "optional", "shards", "members", "table", "stored", "split", "manifest", "parquet", "zipped", "tar", "cifar",
+        "matlab", "imagenet", "benchmarks", "spec", "dataset",
         "seeding", "order", "augment", "mixing", "loader",
+        "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
     ],
     "train": [
         "schedule", "losses", "strict", "recipe", "optimizer", "average", "processes", "checkpoint", "journal",
-        "teacher", "step", "watch", "loop", "run", "plan",
+        "teacher", "step", "watch", "skips", "loop", "run", "plan",
     ],
     "evaluation": ["counts", "classes", "evaluate"],
     "bench": ["peers"],
-    "cli": ["exits", "console", "options", "main", "models", "info", "eval", "predict", "train", "demo"],
+    "cli": ["exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "train", "demo"],
 }  # fmt: skip
 
 MAX_FUNCTION_LINES = 60  # without its docstring

@@ -22,6 +22,7 @@ from deepcait.errors import ConfigError, DeepcaitError, Stopped
 VERBS = {
     "models": "every variant: parameters, multiply-adds, published accuracy",
     "info": "one model: the same, its preprocessing, classes and provenance",
+    "doctor": "check a data set: damaged, duplicate, stray and mislabelled images",
     "train": "train, fine-tune or distil a model on your images",
     "eval": "measure models on labelled images",
     "predict": "classify pictures",

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.context import BaseContext
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from deepcait.data.image import open_image
 from deepcait.data.source import Source
-from deepcait.errors import ConfigError, DeepcaitError
+from deepcait.errors import ConfigError, DataError, DeepcaitError
 
 NO_LABEL = -1
+# A worker that broke off is gone as a process a moment later.
+_WAIT_FOR_DEATH_S = 1.0
 
 
 class ImageDataset(Dataset):
@@ -45,18 +51,31 @@ class RaisingLoader(DataLoader):
     """A DataLoader that raises our errors as they are, from worker processes too.
 
     torch rebuilds a worker's exception from its text, which loses type and remedy; here the first
-    error of a batch travels as a value. For `Dataset`s with an index and one item a sample.
+    error of a batch travels as a value. When a worker dies, the error names the picture it was reading.
+    For `Dataset`s over a `source`, with an index and one item a sample.
     """
 
     def __init__(self, dataset: Dataset, **options: Any) -> None:
         collate = options.pop("collate_fn", None) or default_collate
-        super().__init__(_Catching(dataset), collate_fn=_CollateOrError(collate), **options)
+        self._catching = _Catching(dataset, options.get("num_workers", 0))
+        super().__init__(self._catching, collate_fn=_CollateOrError(collate), **options)
 
     def __iter__(self) -> Iterator[Any]:  # pyrefly: ignore[bad-override]
-        for batch in super().__iter__():
-            if isinstance(batch, DeepcaitError):
-                raise batch
-            yield batch
+        try:
+            for batch in super().__iter__():
+                if isinstance(batch, DeepcaitError):
+                    raise batch
+                yield batch
+        except (RuntimeError, EOFError, OSError) as error:
+            # torch says so, or a batch that the worker had sent can't be fetched from it any more.
+            places = self._catching.places_of_dead(error)
+            if not places:
+                raise
+            raise DataError(
+                f"expected the worker processes to go on, got the end of one while it read {', '.join(places)}.",
+                remedy="Mostly the system ended it for want of memory: use fewer workers or smaller pictures; "
+                "`deepcait doctor` tells whether the file does it.",
+            ) from error
 
 
 def evaluation_loader(
@@ -105,19 +124,49 @@ def worker_context() -> BaseContext:
 
 
 class _Catching(Dataset):
-    """Return our errors instead of raising them."""
+    """Return our errors instead of raising them, and note for the main process what each worker reads."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, num_workers: int) -> None:
         self.dataset = dataset
+        # Shared by all processes. Per worker: its process id, and the index that it took up last.
+        self.reading = torch.full((num_workers, 2), -1).share_memory_() if num_workers else None
 
     def __len__(self) -> int:
         return len(self.dataset)  # pyrefly: ignore[bad-argument-type]
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: Any) -> Any:
+        worker = get_worker_info()
+        if self.reading is not None and worker is not None:
+            # A slot of the training order carries its index; elsewhere it is the number itself.
+            self.reading[worker.id] = torch.tensor([os.getpid(), getattr(index, "index", index)])
         try:
             return self.dataset[index]
         except DeepcaitError as error:
             return error
+
+    def places_of_dead(self, error: Exception) -> list[str]:
+        """What workers were reading when they died; empty where the error is about something else."""
+        rows = [] if self.reading is None else [(pid, index) for pid, index in self.reading.tolist() if pid > 0]
+        source: Source = self.dataset.source  # pyrefly: ignore[missing-attribute]
+        named = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+        if named:
+            pids = [int(pid) for pid in named[1].split(",")]
+            return [source.locate(index) for pid, index in rows if pid in pids] or ["its first picture"]
+        end = time.monotonic() + _WAIT_FOR_DEATH_S
+        while rows and os.name == "posix" and time.monotonic() < end:
+            places = [source.locate(index) for pid, index in rows if not _runs(pid)]
+            if places:
+                return places
+            time.sleep(0.05)
+        return []
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class _CollateOrError:

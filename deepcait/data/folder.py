@@ -86,7 +86,7 @@ def open_folder(root: str | os.PathLike[str], split: str | None, classes: Sequen
     for prefix, folder in folders.items():
         for name, files in _class_files(folder, may_be_empty=folder not in defining or split in ("val", "test")):
             if name not in index_of:
-                raise _unknown_class(folder / name, known)
+                raise unknown_class(folder / name, name, known)
             names += [f"{prefix}{name}/{file}" for file in files]
             labels += [index_of[name]] * len(files)
     return FolderSource(root, split=split or "all", classes=known, names=names, labels=labels)
@@ -106,7 +106,7 @@ def find_splits(root: str | os.PathLike[str]) -> dict[str, Path]:
     visible = subfolders(root)
     splits: dict[str, Path] = {}
     for name in visible:
-        split = _SPLIT_OF.get(name.lower())
+        split = split_of(name)
         if split is None or not subfolders(root / name):
             continue
         if split in splits:
@@ -120,6 +120,11 @@ def find_splits(root: str | os.PathLike[str]) -> dict[str, Path]:
             if walk_images(root / name):
                 raise _flat_images(root / name)
     return {split: splits[split] for split in SPLIT_NAMES if split in splits}
+
+
+def split_of(word: str | None) -> str | None:
+    """The split that a word stands for, None where it stands for none: "Validation" is val."""
+    return _SPLIT_OF.get(word.lower()) if word else None
 
 
 def sort_classes(names: Iterable[str]) -> list[str]:
@@ -162,7 +167,7 @@ def _class_files(folder: Path, *, may_be_empty: bool) -> list[tuple[str, list[st
     empty = [str(folder / name) for name, files in listed if not files]
     if empty and not may_be_empty:
         raise DataError(
-            f"Expected images in every class folder, got none in {_some(empty)}.",
+            f"Expected images in every class folder, got none in {some(empty)}.",
             remedy="Fill or remove the empty class folders: each would become a class that nothing teaches.",
         )
     return filled
@@ -196,15 +201,15 @@ def _flat_images(folder: Path) -> DataError:
     )
 
 
-def _unknown_class(folder: Path, known: Sequence[str]) -> DataError:
+def unknown_class(where: object, name: str, known: Sequence[str]) -> DataError:
+    """The error for a class that training did not fix."""
     return DataError(
-        f"{folder}: expected one of the {len(known)} trained classes ({_some(list(known))}), "
-        f"got the class {folder.name!r}.",
-        remedy="Rename the folder to its trained class, or remove it.",
+        f"{where}: expected one of the {len(known)} trained classes ({some(known)}), got the class {name!r}.",
+        remedy="Rename it to its trained class, or remove it.",
     )
 
 
-def _some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """A list for a message, cut short."""
     rest = len(names) - _NUM_SHOWN
     return ", ".join(names[:_NUM_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

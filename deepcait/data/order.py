@@ -81,6 +81,13 @@ class Order:
         dealt = [position * self.replicas + replica for position in positions]
         return [Slot(epoch, q, permutation[(q // self.repeats) % self.num_samples]) for q in dealt]
 
+    def from_slot_on(self, slot: Slot) -> Iterator[int]:
+        """Yield the sample of a slot, then those that follow it in its epoch's row, once around."""
+        permutation = self._permutation(slot.epoch)
+        first = slot.position // self.repeats
+        for number in range(first, first + self.num_samples):
+            yield permutation[number % self.num_samples]
+
     def _permutation(self, epoch: int) -> list[int]:
         if epoch not in self._drawn:
             self._drawn.clear()  # one epoch at a time is asked for

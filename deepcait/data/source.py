@@ -58,6 +58,7 @@ class Subset:
         self.kind = source.kind
         self.split = split
         self.classes = source.classes
+        self.note = getattr(source, "note", "")
         self.names = [source.names[index] for index in self.indices]
         self.labels = [source.labels[index] for index in self.indices]
 
@@ -89,5 +90,7 @@ def require_labels(source: Source) -> list[int]:
 
 
 def describe(source: Source) -> str:
-    """One line for the user: what was recognised."""
-    return f"{source.kind}, split {source.split}: {len(source):,} images, {len(source.classes):,} classes"
+    """One line for the user: what was recognised, and what was assumed (the source's `note`, where it has one)."""
+    note = getattr(source, "note", "")
+    line = f"{source.kind}, split {source.split}: {len(source):,} images, {len(source.classes):,} classes"
+    return f"{line}; {note}" if note else line

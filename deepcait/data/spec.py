@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepcait.data.folder import find_splits, open_folder
+from deepcait.data.benchmarks import inat_splits, load_cars, load_flowers, open_inat
+from deepcait.data.cifar import load_cifar
+from deepcait.data.folder import find_splits, open_folder, subfolders
+from deepcait.data.imagenet import imagenet_splits, open_imagenet, open_imagenet_v2
+from deepcait.data.manifest import load_csv
+from deepcait.data.members import is_image
+from deepcait.data.parquet import load_parquet
+from deepcait.data.shards import is_url
 from deepcait.data.source import Source, Subset
 from deepcait.data.split import read_manifest, stratified_split, write_manifest
+from deepcait.data.table import Reader, Table, open_table, table_splits
+from deepcait.data.tar import load_tar
+from deepcait.data.zipped import load_zip
 from deepcait.errors import ConfigError, DataError
 
 ROLES = ("train", "val", "eval")
@@ -45,6 +56,14 @@ def _builtin_path(place: str) -> Path:
     return _BUILTIN[place]
 
 
+def _listed(load: Callable[[str], tuple[Table, Reader]]) -> Kind:
+    """A kind whose every picture is listed in one table."""
+    return Kind(
+        open=lambda place, split, classes: open_table(*load(place), split, classes),
+        splits=lambda place: table_splits(load(place)[0]),
+    )
+
+
 # A new kind of source is one line here.
 KINDS = {
     "folder": Kind(
@@ -55,36 +74,71 @@ KINDS = {
         open=lambda place, split, classes: open_folder(_builtin_path(place), split, classes),
         splits=lambda place: list(find_splits(_builtin_path(place))),
     ),
+    "csv": _listed(load_csv),
+    "parquet": _listed(load_parquet),
+    "tar": _listed(load_tar),
+    "zip": _listed(load_zip),
+    "imagenet": Kind(open=open_imagenet, splits=imagenet_splits),
+    "imagenet-v2": Kind(open=open_imagenet_v2, splits=lambda place: ["test"]),
+    "cifar10": _listed(functools.partial(load_cifar, "cifar10")),
+    "cifar100": _listed(functools.partial(load_cifar, "cifar100")),
+    "flowers102": _listed(load_flowers),
+    "cars": _listed(load_cars),
+    "inat18": Kind(
+        open=lambda place, split, classes: open_inat(place, 2018, split, classes),
+        splits=lambda place: inat_splits(place, 2018),
+    ),
+    "inat19": Kind(
+        open=lambda place, split, classes: open_inat(place, 2019, split, classes),
+        splits=lambda place: inat_splits(place, 2019),
+    ),
 }
-_LATER_KINDS = "csv parquet tar zip imagenet imagenet-v2 cifar10 cifar100 flowers102 cars inat18 inat19".split()
 
 
 def parse_spec(spec: str | os.PathLike[str]) -> tuple[str, str]:
     """Split a data SPEC into (kind, place); the kind of a bare path is recognised.
 
     Raises:
-        ConfigError: a kind that is unknown or not in this version.
+        ConfigError: an unknown kind.
         DataError: a path that does not exist, or a file of no known kind.
     """
     spec = os.fspath(spec)
     # Two letters at least: "C:" is a drive.
-    prefixed = re.fullmatch(r"([A-Za-z][A-Za-z0-9-]+):(.*)", spec, flags=re.DOTALL)
+    prefixed = re.fullmatch(r"([A-Za-z][A-Za-z0-9-]+):(?!//)(.*)", spec, flags=re.DOTALL)
     path = Path(spec).expanduser()
+    suffix = Path(spec.split("?")[0]).suffix.lower() if is_url(spec) else path.suffix.lower()
     if prefixed and not path.exists():
         kind, place = prefixed.groups()
     elif path.is_dir():
-        kind, place = "folder", spec
-    elif path.suffix.lower() in _SUFFIX_KINDS:
-        kind, place = _SUFFIX_KINDS[path.suffix.lower()], spec
+        kind, place = _kind_of_folder(path), spec
+    elif suffix in _SUFFIX_KINDS:
+        kind, place = _SUFFIX_KINDS[suffix], spec
     else:
         got = "a file of no known kind" if path.exists() else "no such path"
         raise DataError(
-            f"Data {spec!r}: expected a folder of class folders, got {got}.",
+            f"Data {spec!r}: expected a folder of class folders, or a file ending in {', '.join(_SUFFIX_KINDS)}, "
+            f"got {got}.",
             remedy="Check the path, or try builtin:demo.",
         )
     if kind not in KINDS:
-        raise _unknown_kind(spec, kind)
+        near = difflib.get_close_matches(kind, KINDS, n=1)
+        raise ConfigError(
+            f"Data {spec!r}: expected a path or one of the kinds {', '.join(KINDS)}, got {kind!r}.",
+            remedy=f"Did you mean {near[0]}:?" if near else "Give the path of a folder of class folders.",
+        )
     return kind, place
+
+
+def _kind_of_folder(path: Path) -> str:
+    """Shards lying in it (or in its folder data/) and no class folders make it parquet or tar."""
+    folders = [path, *([path / "data"] if (path / "data").is_dir() else [])]
+    shards = {
+        entry.suffix.lower() for folder in folders for entry in folder.iterdir() if not entry.name.startswith(".")
+    }
+    kinds = [_SUFFIX_KINDS[suffix] for suffix in (".parquet", ".tar") if suffix in shards]
+    if not kinds or any(is_image(name) for inner in subfolders(path) for name in os.listdir(path / inner)):
+        return "folder"
+    return "folder" if find_splits(path) else kinds[0]
 
 
 def list_splits(spec: str | os.PathLike[str]) -> list[str]:
@@ -99,7 +153,7 @@ def open_source(
     """Open a data SPEC as it lies; nothing is held out here, see `open_split`.
 
     Args:
-        spec: a path, folder:PATH or builtin:demo.
+        spec: a path, a kind and a path (tar:PATH), a benchmark and its root (cifar10:ROOT), or builtin:demo.
         split: train, val or test; None or "all" takes every picture.
         classes: index -> class name, fixed by training; classes are mapped by name.
 
@@ -170,19 +224,6 @@ def _split_for(role: str, own: list[str]) -> str:
         return "train"
     order, otherwise = (("val", "test"), "val") if role == "val" else (("test", "val"), "all")
     return next((split for split in order if split in own), otherwise)
-
-
-def _unknown_kind(spec: str, kind: str) -> ConfigError:
-    if kind in _LATER_KINDS:
-        return ConfigError(
-            f"Data {spec!r}: expected one of {', '.join(KINDS)}, got the kind {kind}, not in this version yet.",
-            remedy="Unpack it to class folders and give that folder.",
-        )
-    near = difflib.get_close_matches(kind, [*KINDS, *_LATER_KINDS], n=1)
-    return ConfigError(
-        f"Data {spec!r}: expected a path or one of the kinds {', '.join(KINDS)}, got {kind!r}.",
-        remedy=f"Did you mean {near[0]}:?" if near else "Give the path of a folder of class folders.",
-    )
 
 
 def _require_one_of(value: str | None, allowed: Sequence[str | None], what: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deepcait.data.stored import write_text
 from deepcait.errors import ConfigError, DataError
 
 _FORMAT = "deepcait-split-1"
@@ -59,11 +60,7 @@ def write_manifest(
         "train": [name for index, name in enumerate(names) if index not in val],
         "val": [names[index] for index in sorted(val)],
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps({"format": _FORMAT, **facts, **parts}, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_text(Path(path), json.dumps({"format": _FORMAT, **facts, **parts}, indent=1) + "\n")
 
 
 def read_manifest(path: str | os.PathLike[str], names: Sequence[str]) -> tuple[list[int], list[int]]:

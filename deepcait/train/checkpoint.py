@@ -44,6 +44,8 @@ class Progress:
     skipped_steps: int = 0
     """In a row, up to now."""
     skipped_total: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    """Paths of the training pictures that were passed over."""
     stopped_early: bool = False
     scaler: dict = field(default_factory=dict)
     """State of the fp16 gradient scaler."""

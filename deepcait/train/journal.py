@@ -1,6 +1,7 @@
 """What a run writes down while it goes: numbers that follow from its seed, and apart from them its times.
 
 `metrics.jsonl` holds only what seed and step decide, so an interrupted run ends with the same bytes.
+`errors.jsonl` names the pictures that were passed over because they could not be read.
 `timing.jsonl` holds whatever depends on the clock or the host. `metrics.csv` is the first as a table.
 """
 
@@ -22,6 +23,7 @@ import torch
 from deepcait.errors import RunError
 
 REMEDY = "Make room or give write access, then --resume; the last checkpoint is untouched."
+_CUT_FILES = ("metrics.jsonl", "errors.jsonl")  # what a resumed run writes again from its step on
 STATES = ("running", "stopped", "finished", "failed")
 
 
@@ -43,15 +45,17 @@ class Journal:
         """Forget the rows past a resumed step, half-written ones too; they will be written again."""
         if not self.active:
             return
-        kept = []
-        for line in self._lines("metrics.jsonl"):
-            row = _row(line)
-            if row is None:
-                break
-            reached = evaluated_step if row["kind"] == "eval" else step
-            if row["step"] <= reached:
-                kept.append(line)
-        self._replace("metrics.jsonl", "".join(line + "\n" for line in kept))
+        for name in _CUT_FILES:
+            kept = []
+            for line in self._lines(name):
+                row = _row(line)
+                if row is None:
+                    break
+                reached = evaluated_step if row["kind"] == "eval" else step
+                if row["step"] <= reached:
+                    kept.append(line)
+            if name == "metrics.jsonl" or (self.folder / name).exists():
+                self._replace(name, "".join(line + "\n" for line in kept))
 
     def metrics(self, kind: str, step: int, **values: float | int) -> None:
         """Write one row: `kind` is train or eval."""
@@ -59,6 +63,10 @@ class Journal:
         self._append("metrics.jsonl", row)
         for listener in self.listeners if self.active else []:
             listener(row)
+
+    def unreadable(self, step: int, path: str, problem: str) -> None:
+        """Write one row of `errors.jsonl`: a training picture that could not be read, when it first came."""
+        self._append("errors.jsonl", {"kind": "unreadable", "step": step, "path": path, "problem": problem})
 
     def timing(self, **values: float | int | str) -> None:
         """Write one row of what depends on the clock."""
@@ -83,10 +91,10 @@ class Journal:
 
     def flush(self) -> None:
         """Wait until the rows are on the disk: before a checkpoint says that they are."""
-        path = self.folder / "metrics.jsonl"
-        if self.active and path.exists():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+        for path in [self.folder / name for name in _CUT_FILES]:
+            if self.active and path.exists():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
 
     def _append(self, name: str, row: dict) -> None:
         if not self.active:

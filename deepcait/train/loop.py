@@ -35,6 +35,7 @@ from deepcait.train.optimizer import (
 from deepcait.train.processes import Processes
 from deepcait.train.recipe import Recipe
 from deepcait.train.schedule import LearningRate
+from deepcait.train.skips import Skips
 from deepcait.train.step import Stepper, StepResult
 from deepcait.train.teacher import TeacherView
 from deepcait.train.watch import Watch
@@ -86,6 +87,9 @@ class Trainer:
         self.last_step = recipe.epochs * job.order.steps_per_epoch
         self.progress = Progress()
         self.journal = Journal(job.folder, active=job.processes.is_main, listeners=job.watch.listeners(job.folder))
+        data = recipe.data
+        skips = data.on_error == "skip"
+        self.skips = Skips(data.max_errors, self.journal, job.processes, job.watch.say) if skips else None
         self.stepper = Stepper(
             wrap(job.model, recipe, job.processes),
             self.optimizer,
@@ -102,7 +106,9 @@ class Trainer:
 
         Raises:
             Stopped: SIGTERM or SIGINT came; the run is saved and resumable.
-            RunError: losses stopped being finite, or the disk is full; the last checkpoint is named.
+            RunError: losses stopped being finite, too many pictures are unreadable, or the disk is full; the last
+                checkpoint is named.
+            ImageError: a picture is unreadable, and the recipe's data.on_error is raise.
         """
         self._restore()
         self.journal.state("running", self.progress.step)
@@ -146,6 +152,8 @@ class Trainer:
             last_step=self.last_step,
             num_workers=self.recipe.data.num_workers,
             pin_memory=self.job.device.type == "cuda",
+            on_unreadable=self.skips.hear if self.skips else None,
+            max_errors=self.recipe.data.max_errors,
         )
 
     def _step(self, batches: Iterator, request: StopRequest) -> StepResult:
@@ -155,6 +163,8 @@ class Trainer:
         self.job.model.train()
         result = self.stepper(step, watch.timed(batches), lr, head_only=head_only, stop=request.asked)
         self._guard(step, result)
+        if self.skips:
+            self.skips.settle(step + 1, self.progress)
         if result.updated and self.average:
             self.average.update_parameters(self.job.model)
         self._log(step + 1, lr, result)
@@ -198,6 +208,8 @@ class Trainer:
         steps = max(1, p.loss_steps)
         row = {"epoch": step / self.job.order.steps_per_epoch, "lr": lr, "loss": p.loss_sum / steps}
         row |= {"target_mass": p.correct_sum / steps, "grad_norm": result.grad_norm, "skipped": p.skipped_total}
+        if self.skips:
+            row["unreadable"] = len(p.unreadable)
         self.journal.metrics("train", step, **row)
         self.journal.timing(step=step, **self.job.watch.speed(self.job.processes))
         self.job.watch.log(step, row)

@@ -8,6 +8,7 @@ import torch
 
 from deepcait.data import Preprocessing, open_split
 from deepcait.data.augment import build_augmentation
+from deepcait.data.fix_list import leave_out
 from deepcait.data.mixing import Mixer
 from deepcait.model import CaiT
 from deepcait.model.variants import CaiTConfig, variant_config, variant_names
@@ -26,6 +27,8 @@ def plan(recipe: Recipe, tell: Callable[[str], None]) -> dict:
         DeepcaitError: whatever would stop the real run before its first step, as far as it can be seen here.
     """
     samples = open_split(recipe.data.source, "train", fraction=recipe.data.val_fraction, seed=recipe.seed)
+    if recipe.data.exclude:
+        samples = leave_out(samples, recipe.data.exclude)
     order = build_order(recipe, samples)
     config = planned_config(recipe, len(samples.classes))
     # Built for their errors alone.

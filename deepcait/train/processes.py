@@ -55,6 +55,14 @@ class Processes:
             dist.all_reduce(total)
         return total.cpu()
 
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, by rank, on each of them."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.world_size > 1:

@@ -41,6 +41,12 @@ class Data:
     """Worker processes of one training process; changes no result."""
     balanced: bool = False
     """Draw classes equally often."""
+    exclude: str = ""
+    """File of paths to leave out, one a line: what `deepcait doctor --fix-list` writes."""
+    on_error: str = "raise"
+    """An unreadable training image stops the run (raise), or the next readable one takes its place (skip)."""
+    max_errors: int = 100
+    """Different images that skip passes over; one more stops the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +180,7 @@ class Recipe:
         one_of = {
             "start": (self.start, ("random", "released")),
             "train": (self.train, ("all", "head", "attention")),
+            "data.on_error": (self.data.on_error, ("raise", "skip")),
             "optimizer.name": (self.optimizer.name, ("adamw", "sgd")),
             "teacher.kind": (self.teacher.kind, ("hard", "soft")),
             "compute.precision": (self.compute.precision, ("fp32", "bf16", "fp16")),
@@ -194,6 +201,7 @@ class Recipe:
         not_negative |= {"optimizer.layer_decay": o.layer_decay, "head_warmup_epochs": self.head_warmup_epochs}
         not_negative |= {"schedule.warmup_epochs": s.warmup_epochs, "schedule.warmup_lr": s.warmup_lr}
         not_negative |= {"schedule.min_lr": s.min_lr, "data.num_workers": self.data.num_workers}
+        not_negative |= {"data.max_errors": self.data.max_errors}
         not_negative |= {"keep.max_skipped_steps": k.max_skipped_steps, "keep.patience_epochs": k.patience_epochs}
         not_negative |= {"keep.checkpoint_every_steps": k.checkpoint_every_steps}
         not_negative |= {"keep.checkpoint_every_s": k.checkpoint_every_s}

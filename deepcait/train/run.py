@@ -16,6 +16,7 @@ from torch import nn
 
 from deepcait.data import Preprocessing, Source, open_split
 from deepcait.data.augment import build_augmentation
+from deepcait.data.fix_list import leave_out
 from deepcait.data.loader import TrainingSet
 from deepcait.data.order import Order
 from deepcait.data.seeding import derive_seed, seed_everything
@@ -41,6 +42,7 @@ from deepcait.weights.spec import Resolved, resolve
 
 # What may differ between a run and its resumption: none of it decides a number in metrics.jsonl.
 _FREE_ON_RESUME = ("about", "keep", "compute", "data")
+_FREE_OF_DATA = ("num_workers", "on_error", "max_errors")
 # What a folder may hold that holds no run: the second is left by a kill in a run's first moment.
 _BEFORE_A_RUN = ("split.json", ".config.yaml.new")
 _EVALUATION_BATCH = 64
@@ -192,7 +194,7 @@ def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:
     if given is None:
         return own
     free = {name: getattr(own, name) for name in _FREE_ON_RESUME}
-    free["data"] = dataclasses.replace(given.data, num_workers=own.data.num_workers)
+    free["data"] = dataclasses.replace(given.data, **{name: getattr(own.data, name) for name in _FREE_OF_DATA})
     free["compute"] = dataclasses.replace(own.compute, precision=given.compute.precision)
     differing = _differing(own, dataclasses.replace(given, **free))
     if differing:
@@ -227,6 +229,11 @@ def open_training_data(recipe: Recipe, tell: Callable[[str], None]) -> tuple[Sou
     settings = {"fraction": recipe.data.val_fraction, "seed": recipe.seed}
     samples = open_split(recipe.data.source, "train", **settings)
     validation = open_split(recipe.data.source, "val", classes=samples.classes, **settings)
+    if recipe.data.exclude:
+        before = len(samples), len(validation)
+        samples, validation = (leave_out(source, recipe.data.exclude) for source in (samples, validation))
+        left_out = f"{before[0] - len(samples):,} training and {before[1] - len(validation):,} validation images"
+        tell(f"left out by {recipe.data.exclude}: {left_out}")
     tell(f"data: {describe(samples)}; validation: {describe(validation)}")
     return samples, validation
 

@@ -14,6 +14,7 @@ from deepcait.model.variants import CaiTConfig, variant_config, variant_names
 from deepcait.weights.adapt import AdaptReport, build_loaded
 from deepcait.weights.artefact import Artefact, is_artefact, read_artefact
 from deepcait.weights.hub import fetch_released, fetch_repository, find_cached_config
+from deepcait.weights.imagenet import NUM_CLASSES, is_imagenet, wnids
 from deepcait.weights.layouts import (
     StateDict,
     image_size,
@@ -111,7 +112,8 @@ def resolve(
         config,
         stored.state_dict,
         stored_grid=stored.config.grid,
-        old_classes=stored.classes,
+        # Bare integers are indices of the released classes: the head stays.
+        old_classes=None if _are_indices(classes, stored.classes) else stored.classes,
         new_classes=classes,
         keep_rows=keep_rows,
         copy=False,
@@ -253,10 +255,14 @@ def _find_name(name: str, shapes_only: bool) -> _Stored:
         kind="name",
         config=config,
         state_dict=state_dict,
-        classes=None,
+        classes=wnids() if released else None,
         pretrained_cfg=cfg,
         provenance=provenance,
     )
+
+
+def _are_indices(classes: Sequence[str] | None, stored: Sequence[str] | None) -> bool:
+    return classes is not None and is_imagenet(stored) and list(classes) == [str(index) for index in range(NUM_CLASSES)]
 
 
 def _find_hub(repository: str, shapes_only: bool) -> _Stored:
@@ -322,11 +328,14 @@ def _find_file(path: Path, img_size: int | tuple[int, int] | None, shapes_only: 
 
 def _from_artefact(kind: Kind, found: Artefact, provenance: dict[str, Any]) -> _Stored:
     story = found.section.get("provenance") or {}
+    classes = found.classes
+    if classes is None and provenance.get("hub_id") in {source.hub_id for source in RELEASED.values()}:
+        classes = wnids() if found.config.num_classes == NUM_CLASSES else None
     return _Stored(
         kind=kind,
         config=found.config,
         state_dict=found.state_dict,
-        classes=found.classes,
+        classes=classes,
         # A foreign description may be silent on some of it.
         pretrained_cfg=pretrained_cfg_of(found.config) | found.pretrained_cfg,
         provenance=story | provenance | {"weights": found.weights},

@@ -151,14 +151,6 @@ def test_specs_of_one_folder(tmp_path, monkeypatch):
     assert open_source("zip:data").classes == ["cow"], "a path that exists is meant"
 
 
-@pytest.mark.parametrize(
-    "spec", ["csv:a.csv", "a.parquet", "shards/x-{000..015}.tar", "a.zip", "imagenet:ROOT", "cars:."]
-)
-def test_kinds_of_later_versions_say_so(spec):
-    with pytest.raises(ConfigError, match="not in this version yet"):
-        open_source(spec)
-
-
 def test_specs_that_do_not_fit(tmp_path):
     with pytest.raises(ConfigError, match="Did you mean folder:"):
         open_source("foldr:x")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.processes.harness import finish, make_bench
+from tests.processes.harness import finish, finish_pair, make_bench
 from tests.processes.nursery import Nursery
 
 
@@ -29,8 +29,8 @@ def straight_run(bench, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def straight_pair(bench, tmp_path_factory):
-    """A run of two processes under torchrun that went through undisturbed."""
+def straight_pair(bench, nursery, tmp_path_factory):
+    """A run of two processes that went through undisturbed."""
     folder = tmp_path_factory.mktemp("straight_pair")
-    finish(bench.torchrun(folder / "run"), folder / "log", timeout_s=180)
+    finish_pair(bench.command(folder / "run"), folder / "log", nursery)
     return folder / "run"

@@ -1,14 +1,16 @@
 """A process that has imported deepcait and forks real training processes from itself, in 0.1 s instead of 7.
 
 `python -m tests.processes.nursery` reads one JSON request a line: `{"argv", "environment", "log"}` forks a process
-that leads a session of its own and runs the command; `{"poll": pid}` answers its exit code, or null. `Nursery` is
+that leads a session of its own and runs `python argv...`; `{"poll": pid}` answers its exit code, or null. `Nursery` is
 the other end. The soak tests start `python -m deepcait` itself.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -67,11 +69,8 @@ class Child:
 
 
 def _serve() -> None:
-    import deepcait.cli.train
-    import deepcait.evaluation
-    import deepcait.train.run
-    import timm.data.mixup  # noqa: F401
-
+    for name in ("deepcait.cli.train", "deepcait.evaluation", "deepcait.train.run", "timm.data.mixup"):
+        importlib.import_module(name)
     for line in sys.stdin:
         request = json.loads(line)
         if "poll" in request:
@@ -85,15 +84,21 @@ def _serve() -> None:
 
 
 def _become(request: dict) -> None:
-    from deepcait.cli.main import main
-
     os.setsid()
     for number, (ending, flags) in enumerate(
         [("", os.O_RDONLY), (".out", os.O_WRONLY | os.O_CREAT), (".err", os.O_WRONLY | os.O_CREAT)]
     ):
         os.dup2(os.open(request["log"] + ending if ending else os.devnull, flags, 0o644), number)
     os.environ.update(request["environment"])
-    sys.exit(main(request["argv"]))
+    match request["argv"]:
+        case ["-m", "deepcait", *rest]:
+            from deepcait.cli.main import main
+
+            sys.exit(main(rest))
+        case [script, *rest]:
+            sys.argv = [script, *rest]
+            runpy.run_path(script, run_name="__main__")
+            sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -52,15 +52,21 @@ def killed_and_resumed(bench, run, log, *, moments, workers=0, **how):
     return in_save
 
 
-@pytest.fixture
-def stopped_run(bench, tmp_path, nursery):
+@pytest.fixture(scope="session")
+def stopped_once(bench, nursery, tmp_path_factory):
     """A run that SIGTERM stopped after about 12 steps."""
-    run = tmp_path / "stopped"
-    with started(bench.command(run), tmp_path / "stopped_log", nursery=nursery) as process:
-        process.wait_for(lambda: steps_logged(run) >= 12)
+    folder = tmp_path_factory.mktemp("stopped")
+    with started(bench.command(folder / "run"), folder / "log", nursery=nursery) as process:
+        process.wait_for(lambda: steps_logged(folder / "run") >= 12)
         process.terminate()
         assert process.wait() == 75
-    return run
+    return folder / "run"
+
+
+@pytest.fixture
+def stopped_run(stopped_once, tmp_path):
+    """A copy of it: a run may be moved."""
+    return shutil.copytree(stopped_once, tmp_path / "stopped")
 
 
 # -- kill -9 ----------------------------------------------------------------------------------------------------------
@@ -131,7 +137,7 @@ def test_sigterm_and_ctrl_c_finish_the_step_and_save(bench, tmp_path, nursery, s
     assert read_state(run) == {"state": "finished", "step": STEPS}
 
 
-@pytest.mark.parametrize("steps", [9, 45])
+@pytest.mark.parametrize("steps", [9, pytest.param(45, marks=pytest.mark.soak)])
 def test_a_stop_where_an_evaluation_is_due_leaves_it_to_the_resumed_run(bench, tmp_path, nursery, straight_run, steps):
     run, log = tmp_path / "run", tmp_path / "log"
     with started(bench.command(run), log, nursery=nursery) as process:

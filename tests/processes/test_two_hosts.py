@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,7 +35,8 @@ def hosts():
         pytest.skip(f"network namespaces are not permitted here: {answer.stderr.strip()}")
     try:
         ip("netns", "add", names[1])
-        answer = ip("link", "add", names[0], "netns", names[0], "type", "veth", "peer", names[1], "netns", names[1], check=False)
+        cable = ["type", "veth", "peer", names[1], "netns", names[1]]
+        answer = ip("link", "add", names[0], "netns", names[0], *cable, check=False)
         if answer.returncode:
             pytest.skip(f"a pair of virtual interfaces is not permitted here: {answer.stderr.strip()}")
         for name, address in zip(names, ADDRESSES, strict=True):

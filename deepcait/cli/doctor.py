@@ -1,0 +1,82 @@
+"""Check a data set before it costs anything: read every image once and report what is wrong. Changes nothing.
+
+Examples:
+    deepcait doctor --data photos                           every finding, with paths
+    deepcait doctor --data photos --strict                  exit code 3 where there are errors
+    deepcait doctor --data photos --fix-list leave_out.txt  then: deepcait train ... --set data.exclude=leave_out.txt
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deepcait.cli.console import Console
+from deepcait.cli.exits import Refused
+from deepcait.errors import ConfigError
+
+if TYPE_CHECKING:
+    from deepcait.data.findings import Diagnosis
+
+_NUM_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Args:
+    """Options of `deepcait doctor`."""
+
+    data: str
+    """Images: a folder of class folders (with train/val/test above them or not), or another data SPEC."""
+    strict: bool = False
+    """Exit with 3 where there are errors."""
+    fix_list: Path | None = None
+    """Write the paths to leave out of a training, one a line; nothing is deleted."""
+    workers: int | None = None
+    """Processes that read; without it one a core, none for a few images."""
+    json: bool = False
+    """Print one JSON object, with every path, and nothing else."""
+
+
+def run(args: Args) -> int | None:
+    """Examine the data, print what was found."""
+    from deepcait.data.doctor import examine
+    from deepcait.data.fix_list import write_fix_list
+
+    if args.workers is not None and args.workers < 0:
+        raise ConfigError(f"--workers: expected 0 or more, got {args.workers}.", remedy="Choose e.g. 2.")
+    console = Console(json=args.json)
+    with console.progress("examining") as progress:
+        diagnosis = examine(args.data, num_workers=args.workers, progress=progress)
+    _print(console, diagnosis)
+    if args.fix_list is not None:
+        write_fix_list(args.fix_list, diagnosis.leave_out)
+        console.say(f"fix list   {args.fix_list}: {len(diagnosis.leave_out):,} paths")
+    console.result({"data": args.data, **diagnosis.to_dict()})
+    num_errors = diagnosis.count("error")
+    if args.strict and num_errors:
+        raise Refused(f"{args.data}: {num_errors:,} error{'' if num_errors == 1 else 's'}")
+
+
+def _print(console: Console, diagnosis: Diagnosis) -> None:
+    """Each kind with a few of its findings; --json has them all."""
+    from deepcait.data.findings import KINDS, SEVERITIES
+
+    images = ", ".join(f"{split} {num:,}" for split, num in diagnosis.num_images.items())
+    console.say(f"data       {diagnosis.kind}: {images} images, {len(diagnosis.classes):,} classes")
+    for kind, (severity, meaning) in KINDS.items():
+        lines = [
+            f"{path}: {finding.text}" if len(finding.paths) == 1 else path
+            for finding in diagnosis.findings
+            if finding.kind == kind
+            for path in ([] if len(finding.paths) == 1 else [finding.text]) + list(finding.paths)
+        ]
+        if lines:
+            console.say(f"{severity.ljust(10)} {meaning} ({kind})")
+            for line in lines[: _NUM_SHOWN + 1]:
+                console.say(f"             {line}")
+            if len(lines) > _NUM_SHOWN + 1:
+                console.say(f"             and {len(lines) - _NUM_SHOWN - 1:,} more; --json has them all")
+    counts = {severity: diagnosis.count(severity) for severity in SEVERITIES}
+    texts = [f"{num:,} {severity}{'' if num == 1 else 's'}" for severity, num in counts.items()]
+    console.say(f"summary    {', '.join(texts)}")

@@ -1,0 +1,209 @@
+"""The doctor: reads every picture of a data source once, before a training does, and says what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from deepcait.data.duplicates import THUMB_SHAPE, equal_groups, near_groups
+from deepcait.data.findings import Diagnosis, Finding, by_gravity, together
+from deepcait.data.image import IMAGE_SUFFIXES
+from deepcait.data.layout import class_names, look_around
+from deepcait.data.looking import Look, look_at_all
+from deepcait.data.source import Source
+from deepcait.data.spec import list_splits, open_source, parse_spec
+from deepcait.errors import DataError
+
+# Starting workers costs seconds: so many pictures are read here faster.
+_FEW_IMAGES = 300
+_MAX_WORKERS = 8
+_TINY_PX = 8
+_HUGE_PIXELS = 24_000_000
+_EXTREME_ASPECT = 8
+_IMBALANCE = 10  # "a tenth" below
+_SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg"),
+    "MPO": (".jpg", ".jpeg"),  # a JPEG with more pictures behind it
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+}
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A picture that was looked at: its split, the name of its class, where it lies, and what it is like."""
+
+    split: str
+    label: str | None
+    place: str
+    look: Look
+
+
+def examine(
+    spec: str | os.PathLike[str],
+    *,
+    num_workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Diagnosis:
+    """Read every picture of every split once, and return what is wrong or worth knowing; changes nothing.
+
+    Args:
+        spec: a data SPEC.
+        num_workers: processes that read; None takes one a core, and none for a few pictures; 0 reads here.
+        progress: called with (done, total) pictures.
+
+    Raises:
+        ConfigError: a SPEC of no known kind.
+        DataError: nothing is there, or no split can be opened.
+    """
+    kind, place = parse_spec(spec)
+    root = Path(place).expanduser() if kind == "folder" else None
+    findings = look_around(root) if root else []
+    sources, unusable = _open_splits(spec, class_names(root) if root else None)
+    total = sum(len(source) for source in sources.values())
+    if num_workers is None:
+        num_workers = min(os.cpu_count() or 1, _MAX_WORKERS) if total > _FEW_IMAGES else 0
+    done = 0
+
+    def count(num: int) -> None:
+        nonlocal done
+        done += num
+        progress(done, total)
+
+    seen: list[_Seen] = []
+    for split, source in sources.items():
+        looks = look_at_all(source, num_workers, count)
+        labels = [None if label is None else source.classes[label] for label in source.labels]
+        seen += [_Seen(split, labels[index], source.locate(index), look) for index, look in enumerate(looks)]
+    sound = [one for one in seen if one.look.fault is None]
+    findings += unusable + _faults(seen) + _oddities(sound) + _equal(sound) + _alike(sound) + _class_findings(sources)
+    return Diagnosis(
+        kind,
+        {split: len(source) for split, source in sources.items()},
+        list(dict.fromkeys(name for source in sources.values() for name in source.classes)),
+        by_gravity(findings),
+    )
+
+
+def _open_splits(
+    spec: str | os.PathLike[str], classes: Sequence[str] | None
+) -> tuple[dict[str, Source], list[Finding]]:
+    """Open each split by itself: one that can't be opened is a finding, unless it is the only one."""
+    names = list_splits(spec)
+    if not names:
+        return {"all": open_source(spec, classes=classes)}, []
+    sources, findings, errors = {}, [], []
+    for name in names:
+        try:
+            sources[name] = open_source(spec, name, classes=classes)
+        except DataError as error:
+            errors.append(error)
+            findings.append(Finding("unusable_split", (name,), error.problem))
+    if not sources:
+        raise errors[0]
+    return sources, findings
+
+
+def _faults(seen: list[_Seen]) -> list[Finding]:
+    return [
+        Finding(one.look.fault[0], (one.place,), _after_place(one.look.fault[1], one.place), (one.place,))
+        for one in seen
+        if one.look.fault
+    ]
+
+
+def _after_place(text: str, place: str) -> str:
+    return text.removeprefix(f"{place}: ")
+
+
+def _oddities(sound: list[_Seen]) -> list[Finding]:
+    """What single pictures are like: one finding each where a person has to look, else one for all."""
+    findings = []
+    for one in sound:
+        look, paths = one.look, (one.place,)
+        width, height = look.size
+        suffix = PurePath(look.name).suffix.lower()
+        if suffix in IMAGE_SUFFIXES and suffix not in _SUFFIXES.get(look.format, (suffix,)):
+            findings.append(Finding("wrong_extension", paths, f"called {suffix}, holds {look.format}"))
+        if min(look.size) < _TINY_PX:
+            findings.append(Finding("tiny", paths, f"{width} x {height} pixels"))
+        elif max(look.size) > _EXTREME_ASPECT * min(look.size):
+            findings.append(Finding("extreme_aspect", paths, f"{width} x {height} pixels"))
+        if width * height > _HUGE_PIXELS:
+            findings.append(Finding("huge", paths, f"{width} x {height} pixels"))
+    turned = [one.place for one in sound if one.look.turned]
+    others = [one for one in sound if one.look.mode != "RGB"]
+    modes = ", ".join(f"{mode} {num:,}" for mode, num in Counter(one.look.mode for one in others).most_common())
+    animated = [one.place for one in sound if one.look.animated]
+    findings += together("exif_turn", turned, f"{len(turned):,} pictures are turned when read, as their EXIF says")
+    findings += together("not_rgb", [one.place for one in others], f"{len(others):,} pictures become RGB: {modes}")
+    findings += together("animated", animated, f"{len(animated):,} files of several frames: the first is read")
+    return findings
+
+
+def _equal(sound: list[_Seen]) -> list[Finding]:
+    """Pictures of equal pixels: under two labels, in two splits, or simply twice."""
+    findings = []
+    for group in equal_groups([one.look.pixels for one in sound]):
+        ones = [sound[index] for index in group]
+        paths = tuple(one.place for one in ones)
+        labels = list(dict.fromkeys(str(one.label) for one in ones))
+        splits = list(dict.fromkeys(one.split for one in ones))
+        if len(labels) > 1:
+            text = f"equal pixels under the labels {', '.join(labels)}: which is right is yours to say"
+            findings.append(Finding("two_labels", paths, text, paths))
+        if len(splits) > 1:
+            # What measures stays; training does without.
+            text = f"equal pixels in {', '.join(splits)}: the accuracy on what was trained with is no accuracy"
+            trained = tuple(one.place for one in ones if one.split == splits[0])
+            findings.append(Finding("leak", paths, text, trained))
+        if len(labels) == 1 and len(splits) == 1:
+            findings.append(Finding("duplicate", paths, f"equal pixels {len(ones)} times", paths[1:]))
+    return findings
+
+
+def _alike(sound: list[_Seen]) -> list[Finding]:
+    """Pictures that look alike without being equal; whether they are the same is for a person to see."""
+    different = list({one.look.pixels: one for one in reversed(sound)}.values())[::-1]
+    thumbs = np.frombuffer(b"".join(one.look.thumb for one in different), np.uint8).reshape(-1, *THUMB_SHAPE)
+    findings = []
+    for group in near_groups(thumbs):
+        ones = [different[index] for index in group]
+        splits = list(dict.fromkeys(one.split for one in ones))
+        labels = list(dict.fromkeys(str(one.label) for one in ones))
+        text = f"{len(ones)} pictures look alike" + (f", under the labels {', '.join(labels)}" * (len(labels) > 1))
+        kind = "near_leak" if len(splits) > 1 else "near_duplicate"
+        text += f", in {', '.join(splits)}" * (len(splits) > 1)
+        findings.append(Finding(kind, tuple(one.place for one in ones), text))
+    return findings
+
+
+def _class_findings(sources: dict[str, Source]) -> list[Finding]:
+    """Classes that a split lacks, that training lacks, or that are very small beside others."""
+    counts = {
+        split: Counter(source.classes[label] for label in source.labels if label is not None)
+        for split, source in sources.items()
+    }
+    first = next(iter(sources))
+    findings = []
+    for split, found in counts.items():
+        missing = [name for name in counts[first] if name not in found]
+        unknown = [name for name in found if name not in counts[first]]
+        if not found:
+            continue  # without labels
+        paths = [f"{split}/{name}" for name in missing]
+        findings += together("class_missing", paths, f"{len(missing)} classes of {first} have no picture in {split}")
+        paths = [f"{split}/{name}" for name in unknown]
+        findings += together("unknown_class", paths, f"{len(unknown)} classes of {split} are not in {first}")
+    largest, most = max(counts[first].items(), key=lambda pair: pair[1], default=("", 0))
+    small = [f"{first}/{name}" for name, num in counts[first].items() if num * _IMBALANCE < most]
+    text = f"{len(small)} classes are less than a tenth of {largest} ({most:,} pictures): consider data.balanced"
+    return findings + together("imbalance", small, text)

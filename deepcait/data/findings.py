@@ -1,0 +1,118 @@
+"""What the doctor can find: every kind with how grave it is and what it means."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
+
+# Errors stop a training or make its figures wrong; warnings may be meant so; notes are dealt with when reading.
+KINDS = {
+    "unreadable": (ERROR, "files that can't be opened"),
+    "empty_file": (ERROR, "files of zero bytes"),
+    "not_an_image": (ERROR, "files that hold no picture of an allowed format"),
+    "undecodable": (ERROR, "pictures that are damaged, truncated or of values without a known range"),
+    "bomb": (ERROR, "decompression bombs: more pixels than are ever decoded"),
+    "ends_its_reader": (ERROR, "files that end the process that reads them"),
+    "unusable_split": (ERROR, "splits that can't be opened"),
+    "empty_class": (ERROR, "class folders without a picture in training"),
+    "unknown_class": (ERROR, "classes that training lacks"),
+    "two_labels": (ERROR, "the same picture under two labels"),
+    "leak": (ERROR, "the same picture in two splits"),
+    "duplicate": (WARNING, "the same picture twice"),
+    "near_duplicate": (WARNING, "pictures that look alike"),
+    "near_leak": (WARNING, "pictures that look alike in two splits"),
+    "class_missing": (WARNING, "classes without a picture in a split"),
+    "imbalance": (WARNING, "classes of very different size"),
+    "class_names_alike": (WARNING, "class names that differ in case or blanks only"),
+    "wrong_extension": (WARNING, "files whose suffix belies their format"),
+    "tiny": (WARNING, "pictures of a few pixels"),
+    "huge": (WARNING, "pictures that cost much to decode"),
+    "extreme_aspect": (WARNING, "pictures that are a narrow strip"),
+    "hidden_folder": (WARNING, "hidden folders, never read"),
+    "empty_folder": (WARNING, "folders without a picture"),
+    "stray_folder": (WARNING, "folders beside the splits, never read"),
+    "stray_image": (WARNING, "pictures beside class folders, never read"),
+    "unsupported_format": (WARNING, "pictures of a format that is never read"),
+    "stray_file": (NOTE, "files that are no pictures, never read"),
+    "hidden_file": (NOTE, "hidden files, never read"),
+    "exif_turn": (NOTE, "pictures that are turned as their EXIF says"),
+    "not_rgb": (NOTE, "pictures of another mode, read as RGB"),
+    "animated": (NOTE, "files of several frames or pages, read as the first"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that the doctor found.
+
+    kind: a key of KINDS. paths: where; for classes SPLIT/CLASS. text: what exactly.
+    leave_out: those of the paths that a training is better off without.
+    """
+
+    kind: str
+    paths: tuple[str, ...]
+    text: str
+    leave_out: tuple[str, ...] = ()
+
+    @property
+    def severity(self) -> str:
+        """error, warning or note."""
+        return KINDS[self.kind][0]
+
+    def to_dict(self) -> dict:
+        """The same for JSON."""
+        return {
+            "kind": self.kind,
+            "severity": self.severity,
+            "paths": list(self.paths),
+            "text": self.text,
+            "leave_out": list(self.leave_out),
+        }
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All that the doctor found in one data source.
+
+    kind: of the source. num_images: split -> pictures. classes: names, of all splits.
+    findings: by gravity, then in the order of KINDS.
+    """
+
+    kind: str
+    num_images: dict[str, int]
+    classes: list[str]
+    findings: list[Finding]
+
+    def count(self, severity: str) -> int:
+        """How many findings are that grave."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+    @property
+    def leave_out(self) -> list[str]:
+        """Paths that a training is better off without, each once."""
+        return list(dict.fromkeys(path for finding in self.findings for path in finding.leave_out))
+
+    def to_dict(self) -> dict:
+        """The same for JSON."""
+        return {
+            "kind": self.kind,
+            "num_images": self.num_images,
+            "num_classes": len(self.classes),
+            "summary": {severity + "s": self.count(severity) for severity in SEVERITIES},
+            "by_kind": dict(Counter(finding.kind for finding in self.findings)),
+            "findings": [finding.to_dict() for finding in self.findings],
+            "leave_out": self.leave_out,
+        }
+
+
+def together(kind: str, paths: list[str], text: str) -> list[Finding]:
+    """Return one finding for all paths, none where there are none."""
+    return [Finding(kind, tuple(paths), text)] if paths else []
+
+
+def by_gravity(findings: list[Finding]) -> list[Finding]:
+    """Return the findings in the order of KINDS: errors first."""
+    rank = {kind: number for number, kind in enumerate(KINDS)}
+    return sorted(findings, key=lambda finding: rank[finding.kind])

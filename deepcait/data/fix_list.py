@@ -1,0 +1,70 @@
+"""A fix list: a text file of pictures to leave out of a training, one path a line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from deepcait.data.source import Source, Subset
+from deepcait.errors import DataError
+
+
+def write_fix_list(path: str | os.PathLike[str], places: Sequence[str]) -> None:
+    """Write where the pictures lie, absolute, whole or not at all.
+
+    Raises:
+        DataError: a path with a line break in it, or the file can't be written.
+    """
+    for place in places:
+        if "\n" in place or "\r" in place:
+            raise DataError(
+                f"{os.fspath(path)}: expected paths of one line, got {place!r}.", remedy="Rename that file by hand."
+            )
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    text = "".join(_absolute(place) + "\n" for place in places)
+    try:
+        unfinished.write_bytes(text.encode("utf-8", "surrogateescape"))
+        os.replace(unfinished, path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise DataError(
+            f"{path}: expected to write the fix list here, got {error}.", remedy="Give another path."
+        ) from error
+
+
+def read_fix_list(path: str | os.PathLike[str]) -> list[str]:
+    """Return the paths of a fix list, absolute; relative ones count from the current folder.
+
+    Raises:
+        DataError: no such file, or one that can't be read.
+    """
+    try:
+        text = Path(path).expanduser().read_bytes().decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise DataError(
+            f"{os.fspath(path)}: expected a fix list, got {error.strerror}.",
+            remedy="`deepcait doctor --data D --fix-list FILE` writes one.",
+        ) from error
+    return [_absolute(line) for line in text.replace("\r", "").split("\n") if line.strip()]
+
+
+def leave_out(source: Source, path: str | os.PathLike[str]) -> Source:
+    """Return the source without the pictures that a fix list names; classes and their indices stay.
+
+    Raises:
+        DataError: the list can't be read, or leaves no picture.
+    """
+    unwanted = set(read_fix_list(path))
+    kept = [index for index in range(len(source)) if _absolute(source.locate(index)) not in unwanted]
+    if not kept:
+        raise DataError(
+            f"{os.fspath(path)}: expected a list that leaves pictures, got one that names all {len(source)}.",
+            remedy="Mend the data instead.",
+        )
+    return source if len(kept) == len(source) else Subset(source, kept, split=source.split)
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place else os.path.abspath(os.path.expanduser(place))

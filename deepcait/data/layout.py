@@ -1,0 +1,106 @@
+"""What lies in class folders beside the pictures that are read: hidden, stray, empty, misnamed."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from deepcait.data.findings import Finding, together
+from deepcait.data.folder import find_splits, sort_classes, subfolders
+from deepcait.data.image import IMAGE_SUFFIXES, walk_images
+
+# Pictures by their suffix, of formats that the opener does not know.
+_OTHER_SUFFIXES = (
+    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".jfif", ".svg", ".psd", ".raw", ".cr2", ".nef", ".dng", ".ppm"),
+    *(".pgm", ".ico", ".tga", ".exr", ".mp4", ".mov"),
+)
+
+
+def class_names(root: Path) -> list[str]:
+    """The names of all class folders of all splits, sorted as `open_folder` sorts them."""
+    folders = [*find_splits(root).values()] or [root]
+    return sort_classes({name for folder in folders for name in subfolders(folder)})
+
+
+def look_around(root: Path) -> list[Finding]:
+    """Find what the folder of a data set holds beside its pictures; reads names only.
+
+    Raises:
+        DataError: a folder can't be listed.
+    """
+    splits = find_splits(root)
+    found: dict[str, list[str]] = defaultdict(list)
+    findings: list[Finding] = []
+    if splits:
+        _sort_files(root, found, image="stray_image")
+        split_folders = set(splits.values())
+        for path in sorted(path for path in root.iterdir() if path.is_dir() and path not in split_folders):
+            found["hidden_folder" if path.name.startswith(".") else "stray_folder"].append(str(path))
+    for split, folder in (splits or {"": root}).items():
+        _sort_files(folder, found, image="stray_image")
+        found["hidden_folder"] += [str(path) for path in _hidden_folders(folder)]
+        names = subfolders(folder)
+        for name in names:
+            teaches = split in ("train", "") or "train" not in splits
+            _look_into_class(folder / name, found, "empty_class" if teaches else "empty_folder")
+        findings += _names_alike(folder, names)
+    for kind, text in _TEXTS.items():
+        findings += together(kind, found[kind], text.format(num=len(found[kind])))
+    return findings
+
+
+_TEXTS = {
+    "empty_class": "{num} class folders without a picture: training refuses a class that nothing teaches",
+    "hidden_folder": "{num} hidden folders: never read, no class",
+    "empty_folder": "{num} folders without a picture",
+    "stray_folder": "{num} folders beside the splits: never read",
+    "stray_image": "{num} pictures beside the class folders: without a class, never read",
+    "unsupported_format": "{num} pictures of a format that is never read: convert them to JPEG or PNG",
+    "stray_file": "{num} files that are no pictures: never read",
+    "hidden_file": "{num} hidden files: never read",
+}
+
+
+def _look_into_class(folder: Path, found: dict[str, list[str]], empty: str) -> None:
+    if not walk_images(folder):
+        found[empty].append(str(folder))
+    for current, subs, _ in os.walk(folder):
+        here = Path(current)
+        _sort_files(here, found, image=None)
+        found["hidden_folder"] += [str(path) for path in _hidden_folders(here)]
+        subs[:] = sorted(name for name in subs if not name.startswith("."))
+        # A sub-folder is told where it is empty itself, its class folder where no picture is below.
+        found["empty_folder"] += [str(here / name) for name in subs if not any((here / name).iterdir())]
+
+
+def _sort_files(folder: Path, found: dict[str, list[str]], *, image: str | None) -> None:
+    """Put the files of one folder under the kind of finding that they are; pictures under `image`."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            continue
+        suffix = path.suffix.lower()
+        if path.name.startswith("."):
+            kind = "hidden_file"
+        elif suffix in IMAGE_SUFFIXES:
+            kind = image
+        else:
+            kind = "unsupported_format" if suffix in _OTHER_SUFFIXES else "stray_file"
+        if kind is not None:
+            found[kind].append(str(path))
+
+
+def _hidden_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name.startswith(".") and path.is_dir())
+
+
+def _names_alike(folder: Path, names: Sequence[str]) -> list[Finding]:
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        alike["".join(name.casefold().replace("_", "").replace("-", "").split())].append(name)
+    return [
+        Finding("class_names_alike", tuple(str(folder / name) for name in group), f"one class or {len(group)}?")
+        for group in alike.values()
+        if len(group) > 1
+    ]

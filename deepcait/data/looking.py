@@ -1,0 +1,183 @@
+"""Look at every picture of a source once, in worker processes that a picture may end without ending the rest."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from PIL import ExifTags, Image
+
+from deepcait.data.dataset import worker_context
+from deepcait.data.duplicates import pixel_hash, thumbnail
+from deepcait.data.image import FORMATS, MAX_PIXELS, open_image
+from deepcait.data.source import Source
+from deepcait.errors import DataError
+
+_CHUNK = 32
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What one picture is like.
+
+    fault: a kind of finding and what exactly, where the picture can't be read; the rest is empty then.
+    format, mode: as Pillow calls them, of the file. size: width, height as shown. pixels, thumb: see duplicates.
+    """
+
+    fault: tuple[str, str] | None = None
+    name: str = ""
+    format: str = ""
+    mode: str = "RGB"
+    size: tuple[int, int] = (0, 0)
+    turned: bool = False
+    animated: bool = False
+    pixels: bytes = b""
+    thumb: bytes = b""
+
+
+def look_at(source: Source, index: int) -> Look:
+    """Read and decode one picture, and say what it is like; whatever is wrong with it becomes a fault."""
+    place = source.locate(index)
+    try:
+        sample = source.read(index)
+    except DataError as error:
+        empty = os.path.isfile(place) and not os.path.getsize(place)
+        return Look(fault=("empty_file" if empty else "unreadable", error.problem))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = open_image(sample.data, name=place)
+        except DataError as error:
+            return Look(fault=(_kind_of_fault(sample.data), error.problem))
+        with Image.open(io.BytesIO(sample.data), formats=FORMATS) as header:
+            return Look(
+                name=PurePath(sample.name).name,
+                format=header.format or "",
+                mode=header.mode,
+                size=image.size,
+                turned=_is_turned(header),
+                animated=_is_animated(header),
+                pixels=pixel_hash(image),
+                thumb=thumbnail(image),
+            )
+
+
+def look_at_all(source: Source, num_workers: int, done: Callable[[int], None]) -> list[Look]:
+    """Return a look at every picture, in the order of the source.
+
+    A file that ends the process which reads it (too little memory, a crash in a decoder) is found by reading the
+    files in question again, each alone.
+
+    Args:
+        source: must travel to other processes where num_workers > 0.
+        num_workers: processes that read; 0 reads here.
+        done: called with the number of pictures just looked at.
+    """
+    if num_workers == 0:
+        looks = []
+        for index in range(len(source)):
+            looks.append(look_at(source, index))
+            done(1)
+        return looks
+    found: dict[int, Look] = {}
+    waiting = [range(first, min(first + _CHUNK, len(source))) for first in range(0, len(source), _CHUNK)][::-1]
+    while waiting:
+        suspects: list[int] = []
+        for chunk, looks in _in_pool(source, waiting, num_workers):
+            if looks is None:
+                suspects += chunk
+                continue
+            found.update(zip(chunk, looks, strict=True))
+            done(len(chunk))
+        for index, look in _one_by_one(source, sorted(suspects)):
+            found[index] = look
+            done(1)
+    return [found[index] for index in range(len(source))]
+
+
+def _in_pool(source: Source, waiting: list[range], num_workers: int) -> Iterator[tuple[range, list[Look] | None]]:
+    """Take chunks from the end of `waiting` and yield each with its looks; with None where a worker died meanwhile."""
+    with _pool(source, num_workers) as pool:
+        running: dict[Future, range] = {}
+        broken = False
+        while running or (waiting and not broken):
+            while waiting and not broken and len(running) < 2 * num_workers:
+                try:
+                    running[pool.submit(_look_in_worker, waiting[-1])] = waiting[-1]
+                    waiting.pop()
+                except BrokenProcessPool:
+                    broken = True
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                broken = broken or isinstance(future.exception(), BrokenProcessPool)
+                yield running.pop(future), None if future.exception() else future.result()
+
+
+def _one_by_one(source: Source, indices: list[int]) -> Iterator[tuple[int, Look]]:
+    """Look at pictures each alone: the one that ends its worker is known by that."""
+    waiting = indices[::-1]
+    while waiting:
+        with _pool(source, 1) as pool:
+            while waiting:
+                index = waiting.pop()
+                try:
+                    (look,) = pool.submit(_look_in_worker, range(index, index + 1)).result()
+                    yield index, look
+                except BrokenProcessPool:
+                    text = f"{source.locate(index)}: expected a picture, got the end of the process that read it."
+                    yield index, Look(fault=("ends_its_reader", text))
+                    break
+
+
+def _pool(source: Source, num_workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(num_workers, worker_context(), initializer=_start_worker, initargs=(source,))
+
+
+_source_of_worker: Source | None = None
+
+
+def _start_worker(source: Source) -> None:
+    global _source_of_worker
+    _source_of_worker = source
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
+
+
+def _look_in_worker(indices: range) -> list[Look]:
+    assert _source_of_worker is not None
+    return [look_at(_source_of_worker, index) for index in indices]
+
+
+def _kind_of_fault(data: bytes) -> str:
+    """The kind of finding that bytes are which the opener refused."""
+    if not data:
+        return "empty_file"
+    if not data.startswith(_BEGINNINGS) and not (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
+        return "not_an_image"
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+            return "bomb" if header.width * header.height > MAX_PIXELS else "undecodable"
+    except Image.DecompressionBombError:
+        return "bomb"
+    except Exception:  # the opener has said what is wrong
+        return "undecodable"
+
+
+def _is_turned(header: Image.Image) -> bool:
+    try:
+        return int(header.getexif().get(ExifTags.Base.Orientation, 1)) in range(2, 9)
+    except Exception:  # a broken EXIF block turns nothing
+        return False
+
+
+def _is_animated(header: Image.Image) -> bool:
+    try:
+        return header.format in ("GIF", "PNG", "WEBP", "TIFF") and getattr(header, "n_frames", 1) > 1
+    except Exception:  # later frames are never read
+        return False

@@ -1,0 +1,184 @@
+"""CSV and parquet manifests: one row a picture, with its path, its label and, if there are splits, its split."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from deepcait.data.folder import split_of
+from deepcait.data.image import read_image_bytes
+from deepcait.data.members import is_image
+from deepcait.data.optional import optional
+from deepcait.data.shards import find_one, open_binary
+from deepcait.data.table import Label, Table
+from deepcait.errors import DataError
+
+# What each column may be called, the preferred first.
+COLUMNS = {
+    "path": ("path", "file_name", "filename", "file", "image_path", "image", "img", "filepath"),
+    "label": ("label", "class", "class_name", "label_name", "category", "target", "labels"),
+    "split": ("split", "subset", "partition", "set"),
+}
+_MAX_CELL = 2**17
+_NO_FILE = "Manifests list files; parquet that holds the pictures themselves has a column image {bytes, path}."
+
+
+class FileReader:
+    """Fetches pictures that lie as files, by paths relative to a folder."""
+
+    def __init__(self, base: str, paths: Sequence[str]) -> None:
+        self.base = base
+        self.paths = list(paths)
+
+    def read(self, row: int) -> bytes:
+        """Return the file; ImageError when it can't be read."""
+        return read_image_bytes(self.locate(row))
+
+    def locate(self, row: int) -> str:
+        """Path of the picture."""
+        return str(Path(self.base) / self.paths[row])
+
+
+def load_csv(place: str) -> tuple[Table, FileReader]:
+    """Read a manifest of text: commas, semicolons or tabs, with a header or without.
+
+    Without a header the columns are path, label and, where there is a third, split. Labels that are all whole
+    numbers count as class indices.
+
+    Raises:
+        DataError: no such file, another encoding, columns missing, a row that does not fit; with its line number.
+    """
+    place = find_one(place, ".csv")
+    with open_binary(place) as file:
+        data = file.read()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(f"{place}, line {line}: expected UTF-8, got {error}.", remedy="Save it as UTF-8.") from error
+    rows = _csv_rows(place, text)
+    if not rows:
+        raise DataError(f"{place}: expected a row a picture, got an empty file.", remedy="Check the path.")
+    columns, ignored = _columns(place, rows[0][1])
+    if columns is None:
+        columns = {name: number for number, name in enumerate(COLUMNS) if number < len(rows[0][1])}
+        width = len(rows[0][1])
+    else:
+        width, rows = len(rows[0][1]), rows[1:]
+    for line, cells in rows:
+        if len(cells) != width:
+            raise DataError(
+                f"{place}, line {line}: expected {width} columns, got {len(cells)}.",
+                remedy="Put cells that hold the separator in double quotes.",
+            )
+    lines = [line for line, _ in rows]
+    cells = {name: [row[column].strip() for _, row in rows] for name, column in columns.items()}
+    return _manifest("csv", place, cells["path"], cells.get("label"), cells.get("split"), lines, ignored)
+
+
+def load_parquet_manifest(place: str) -> tuple[Table, FileReader]:
+    """Read a parquet file with columns path, label and perhaps split; labels are names or integers.
+
+    Raises:
+        DataError: columns missing, or a row that does not fit.
+    """
+    parquet = optional("pyarrow.parquet")
+    with open_binary(place) as file:
+        try:
+            table = parquet.read_table(file)
+        except Exception as error:  # pyarrow raises kinds of its own, ValueErrors and OSErrors
+            raise DataError(f"{place}: expected a parquet file, got {error}.", remedy="Fetch it again.") from error
+    columns, ignored = _columns(place, table.column_names)
+    if columns is None:
+        raise _missing(place, table.column_names)
+    cells = {name: table.column(column).to_pylist() for name, column in columns.items()}
+    lines = list(range(len(table)))
+    return _manifest("parquet", place, cells["path"], cells.get("label"), cells.get("split"), lines, ignored)
+
+
+def _csv_rows(place: str, text: str) -> list[tuple[int, list[str]]]:
+    """(line number, cells) of every row that is not empty."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    separator = max("\t;,", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows = []
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append((reader.line_num, cells))
+    except csv.Error as error:
+        raise DataError(
+            f"{place}, line {reader.line_num}: expected cells of text, got {error}.", remedy="Mend that line."
+        ) from error
+    return rows
+
+
+def _columns(place: str, header: Sequence[str]) -> tuple[dict[str, int] | None, list[str]]:
+    """Which column is what, None where the row is no header but a picture; and the columns nobody asked for."""
+    words = [cell.strip().lower() for cell in header]
+    columns = {}
+    for name, synonyms in COLUMNS.items():
+        column = next((words.index(synonym) for synonym in synonyms if synonym in words), None)
+        if column is not None:
+            columns[name] = column
+    if "path" not in columns:
+        if is_image(words[0]) and len(words) <= len(COLUMNS):
+            return None, []
+        raise _missing(place, header)
+    return columns, [cell for number, cell in enumerate(header) if number not in columns.values()]
+
+
+def _missing(place: str, header: Sequence[str]) -> DataError:
+    return DataError(
+        f"{place}: expected the columns path and label (and split), got {', '.join(header) or 'none'}.",
+        remedy=f"Rename the columns. {_NO_FILE}",
+    )
+
+
+def _manifest(
+    kind: str,
+    place: str,
+    paths: Sequence[str | None],
+    labels: Sequence[str | int | None] | None,
+    splits: Sequence[str | None] | None,
+    lines: Sequence[int],
+    ignored: Sequence[str],
+) -> tuple[Table, FileReader]:
+    what = "line" if kind == "csv" else "row"
+    for line, path in zip(lines, paths, strict=True):
+        if not isinstance(path, str) or not path or "\0" in path:
+            raise DataError(f"{place}, {what} {line}: expected a path, got {path!r}.", remedy="Mend that row.")
+    words: list[str | None] = [word or None for word in splits] if splits is not None else [None] * len(paths)
+    for line, word in zip(lines, words, strict=True):
+        if splits is not None and (not isinstance(word, str) or split_of(word) is None):
+            raise DataError(
+                f"{place}, {what} {line}: expected the split train, val or test, got {word!r}.",
+                remedy="Mend that row, or leave the column out.",
+            )
+    table = Table(
+        kind=kind,
+        where=place,
+        paths=[path.replace("\\", "/").removeprefix("./") for path in paths if path is not None],
+        labels=_labels(place, what, labels if labels is not None else [None] * len(paths), lines),
+        splits=words,
+        note=f"columns not used: {', '.join(ignored)}" if ignored else "",
+    )
+    return table, FileReader(str(Path(place).parent), table.paths)
+
+
+def _labels(place: str, what: str, cells: Iterable[object], lines: Sequence[int]) -> list[Label]:
+    """Class names as they are; whole numbers as integers, when all labels are."""
+    labels: list[Label] = []
+    for line, cell in zip(lines, cells, strict=True):
+        if isinstance(cell, bool) or not isinstance(cell, str | int | None):
+            raise DataError(
+                f"{place}, {what} {line}: expected a class name or a whole number, got {cell!r}.",
+                remedy="Mend that row.",
+            )
+        labels.append(cell if cell != "" else None)
+    texts = [label for label in labels if isinstance(label, str)]
+    if texts and all(text.isascii() and text.isdecimal() for text in texts):
+        return [int(label) if isinstance(label, str) else label for label in labels]
+    return labels

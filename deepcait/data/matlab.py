@@ -1,0 +1,51 @@
+"""Annotations in Matlab's files, as numbers and texts of Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepcait.data.optional import optional
+from deepcait.errors import DataError
+
+
+def load_matlab(path: Path, name: str) -> Any:
+    """The variable of that name in a .mat file, with the dimensions of length 1 taken away.
+
+    Raises:
+        ConfigError: scipy is not installed.
+        DataError: no such file, or no such variable in it.
+    """
+    loadmat = optional("scipy.io").loadmat
+    try:
+        content = loadmat(str(path), squeeze_me=True, variable_names=[name])
+        return content[name]
+    except Exception as error:  # scipy raises nearly anything for damaged files
+        got = f"no variable {name}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"{path}: expected the official annotations, got {got}.", remedy="Fetch the official file again."
+        ) from error
+
+
+def rows_of(structure: Any, path: Path, *fields: str) -> list[tuple]:
+    """The given fields of every element of a Matlab structure array, as Python values.
+
+    Raises:
+        DataError: a field is missing.
+    """
+    array = np.atleast_1d(structure)
+    missing = [field for field in fields if field not in (array.dtype.names or ())]
+    if missing:
+        raise DataError(
+            f"{path}: expected the fields {', '.join(fields)}, got no {missing[0]}.",
+            remedy="Fetch the official file again.",
+        )
+    columns = [[_plain(value) for value in array[field]] for field in fields]
+    return list(zip(*columns, strict=True))
+
+
+def _plain(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic | np.ndarray) and np.size(value) == 1 else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,84 @@
+"""Names inside archives: safe ones only, and class folders found in a list of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deepcait.data.folder import split_of
+from deepcait.data.image import IMAGE_SUFFIXES
+from deepcait.errors import DataError
+
+
+def safe_name(archive: str, name: str) -> str:
+    """A member's name without "./" in front.
+
+    Nothing is ever unpacked, so such names could do no harm here; an archive that holds them is not what it
+    seems, and somebody will unpack it one day.
+
+    Raises:
+        DataError: an absolute name, one that climbs out with "..", or one with a zero byte.
+    """
+    plain = name.replace("\\", "/")
+    if plain.startswith("/") or re.match(r"[A-Za-z]:/", plain) or ".." in plain.split("/") or "\0" in plain:
+        raise DataError(
+            f"{archive}: expected names inside the archive, got {name!r}, which leads out of it.",
+            remedy="Do not unpack this archive; pack the pictures anew.",
+        )
+    return "/".join(part for part in plain.split("/") if part not in ("", "."))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of the name begins with a dot, or macOS put it there."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def is_image(name: str) -> bool:
+    """Whether the suffix is that of a picture."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """Class folders in a list of paths; `rows` are the positions of those paths that belong to them."""
+
+    rows: list[int]
+    paths: list[str]
+    splits: list[str | None]
+    labels: list[str]
+
+
+def class_folders(where: str, paths: Sequence[str]) -> Tree:
+    """Read <class>/<picture> or <split>/<class>/<picture> out of paths; one folder around it all is left out.
+
+    Raises:
+        DataError: pictures that lie in no class folder.
+    """
+    parts = [path.split("/") for path in paths]
+    while (
+        parts
+        and len({path[0] for path in parts}) == 1
+        and all(len(path) >= 3 for path in parts)
+        and not split_of(parts[0][0])
+    ):
+        parts = [path[1:] for path in parts]
+    with_splits = {path[0] for path in parts if len(path) >= 3 and split_of(path[0])}
+    rows = [row for row, path in enumerate(parts) if not with_splits or path[0] in with_splits]
+    for row in rows:
+        if len(parts[row]) < (3 if with_splits else 2):
+            raise DataError(
+                f"{where}: expected one folder a class, got {paths[row]!r} lying flat.",
+                remedy="Sort the pictures into class folders, e.g. cat/1.jpg: the folder's name is the label.",
+            )
+    words = {word: split_of(word) for word in with_splits}
+    if len(set(words.values())) < len(words):
+        raise DataError(
+            f"{where}: expected one folder a split, got {', '.join(sorted(words))}.", remedy="Merge or rename them."
+        )
+    return Tree(
+        rows=rows,
+        paths=["/".join(parts[row]) for row in rows],
+        splits=[parts[row][0] if with_splits else None for row in rows],
+        labels=[parts[row][1 if with_splits else 0] for row in rows],
+    )

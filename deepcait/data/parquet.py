@@ -1,0 +1,204 @@
+"""Parquet files that hold the pictures themselves, as on the hub: a column image {bytes, path} and a label.
+
+Opening reads labels and paths only. Bytes are fetched a row group at a time; the last group stays in memory, one
+in each process. Read in order this costs nothing; in a random order each picture costs its group, so that large
+files are better trained on as tar, zip or folders.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deepcait.data.manifest import load_parquet_manifest
+from deepcait.data.optional import optional
+from deepcait.data.shards import find_shards, open_binary, shard_stem, splits_of_shards
+from deepcait.data.table import Label, Reader, Table
+from deepcait.errors import DataError, ImageError
+
+IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The columns of a file: `path` is None where pictures are bare bytes, `label` where there are none."""
+
+    image: str
+    path: str | None
+    label: str | None
+    class_names: list[str] | None
+
+
+class ParquetReader:
+    """Fetches rows of parquet files, keeping the row group read last.
+
+    Args:
+        files: the parquet files.
+        groups: (file, row group, first row of the group in the whole table), ascending.
+    """
+
+    def __init__(self, files: Sequence[str], column: str, groups: Sequence[tuple[int, int, int]]) -> None:
+        self.files = list(files)
+        self.column = column
+        self.groups = list(groups)
+        self.firsts = [first for _, _, first in groups]
+        self.first_of_file = {file: first for file, _, first in reversed(self.groups)}
+        self._open: tuple[tuple[int, int], Any] | None = None  # (process, file), its ParquetFile
+        self._kept: tuple[int, Any] | None = None  # group, its column of pictures
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": None, "_kept": None}
+
+    def read(self, row: int) -> bytes:
+        """Return the bytes of the picture; ImageError when the file can't be read or the cell is empty."""
+        number = bisect.bisect_right(self.firsts, row) - 1
+        kept = self._kept
+        if kept is None or kept[0] != number:
+            kept = self._kept = (number, self._read_group(number, row))
+        cell = kept[1][row - self.firsts[number]].as_py()
+        data = cell["bytes"] if isinstance(cell, dict) else cell
+        if not isinstance(data, bytes):
+            raise ImageError(
+                f"{self.locate(row)}: expected a picture, got an empty cell.",
+                remedy="Parquet with paths only is a manifest: give it a column path.",
+            )
+        return data
+
+    def locate(self, row: int) -> str:
+        """File and row in it, for messages."""
+        file = self.groups[bisect.bisect_right(self.firsts, row) - 1][0]
+        return f"{self.files[file]}: row {row - self.first_of_file[file]}"
+
+    def _read_group(self, number: int, row: int) -> Any:
+        file, group, _ = self.groups[number]
+        key = (os.getpid(), file)
+        try:
+            if self._open is None or self._open[0] != key:
+                parquet = optional("pyarrow.parquet")
+                self._open = (key, parquet.ParquetFile(open_binary(self.files[file])))
+            return self._open[1].read_row_group(group, columns=[self.column], use_threads=False).column(0)
+        except DataError as error:
+            raise ImageError(error.problem, remedy=error.remedy) from error
+        except Exception as error:  # pyarrow raises kinds of its own
+            raise ImageError(
+                f"{self.locate(row)}: expected a readable row group, got {error}.",
+                remedy="The file is damaged: fetch it again.",
+            ) from error
+
+
+def load_parquet(place: str) -> tuple[Table, Reader]:
+    """List the pictures of one parquet file, a pattern or a folder; a manifest is recognised by its columns.
+
+    Raises:
+        ConfigError: pyarrow is not installed.
+        DataError: no parquet, no pictures in it, or files that do not fit together.
+    """
+    files = find_shards(place, ".parquet")
+    words = splits_of_shards(files, place)
+    layouts = [_layout(file) for file in files]
+    if layouts[0] is None and len(files) == 1:
+        return load_parquet_manifest(files[0])
+    for file, layout in zip(files, layouts, strict=True):
+        if layout is None or layout != layouts[0]:
+            raise DataError(
+                f"{file}: expected the columns and classes of {files[0]}, got others.",
+                remedy="Give files of one data set.",
+            )
+    layout = layouts[0]
+    assert layout is not None
+    paths: list[str] = []
+    labels: list[Label] = []
+    splits: list[str | None] = []
+    parts: list[str] = []
+    groups: list[tuple[int, int, int]] = []
+    for number, file in enumerate(files):
+        own_paths, own_labels, sizes = _read_rows(file, layout)
+        for group, size in enumerate(sizes):
+            if size:
+                groups.append((number, group, len(paths) + sum(sizes[:group])))
+        paths += own_paths
+        labels += own_labels
+        splits += [words[number]] * len(own_paths)
+        parts += [shard_stem(file)] * len(own_paths)
+    table = Table(
+        kind="parquet",
+        where=place,
+        paths=paths,
+        labels=labels,
+        splits=splits,
+        parts=parts,
+        class_names=layout.class_names,
+    )
+    return table, ParquetReader(files, layout.image, groups)
+
+
+def _read_rows(file: str, layout: _Layout) -> tuple[list[str], list[Label], list[int]]:
+    """Paths and labels of the rows of a file, and the size of each row group; no picture is read."""
+    parquet = optional("pyarrow.parquet")
+    wanted = [column for column in (layout.path, layout.label) if column]
+    with open_binary(file) as opened:
+        try:
+            content = parquet.ParquetFile(opened)
+            sizes = [content.metadata.row_group(group).num_rows for group in range(content.num_row_groups)]
+            num_rows = sum(sizes)
+            table = content.read(columns=wanted) if wanted else None
+            cells = table.column(layout.image).to_pylist() if table is not None and layout.path else []
+            labels = table.column(layout.label).to_pylist() if table is not None and layout.label else [None] * num_rows
+        except Exception as error:  # pyarrow raises kinds of its own
+            raise _damaged(file, error) from error
+    paths = [cell and cell["path"] for cell in cells]
+    if not paths or not all(paths) or len(set(paths)) < len(paths):
+        paths = [f"{row:08d}" for row in range(num_rows)]
+    odd = next((label for label in labels if isinstance(label, bool) or not isinstance(label, str | int | None)), None)
+    if odd is not None:
+        raise DataError(
+            f"{file}: expected integers or class names in the column {layout.label}, got {odd!r}.",
+            remedy="One label a picture.",
+        )
+    # The hub writes -1 where a test set keeps its labels to itself.
+    return [path.replace("\\", "/") for path in paths], [None if label == -1 else label for label in labels], sizes
+
+
+def _layout(file: str) -> _Layout | None:
+    """The columns of a file with pictures in it, None where it holds none."""
+    parquet, types = optional("pyarrow.parquet"), optional("pyarrow").types
+    with open_binary(file) as opened:
+        try:
+            schema = parquet.read_schema(opened)
+        except Exception as error:  # pyarrow raises kinds of its own
+            raise _damaged(file, error) from error
+    fields = {field.name: field.type for field in schema}
+    structs = [name for name, kind in fields.items() if types.is_struct(kind) and kind.get_field_index("bytes") >= 0]
+    binary = [name for name, kind in fields.items() if types.is_binary(kind) or types.is_large_binary(kind)]
+    images = structs or binary
+    image = next((name for name in IMAGE_COLUMNS if name in images), images[0] if images else None)
+    if image is None:
+        return None
+    has_path = image in structs and fields[image].get_field_index("path") >= 0
+    names = _class_labels(schema.metadata or {})
+    label = next((name for name in LABEL_COLUMNS if name in fields), None)
+    if label is None and len(names) == 1:
+        label = next(iter(names))
+    return _Layout(image, f"{image}.path" if has_path else None, label, names.get(label or ""))
+
+
+def _class_labels(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+    """Column -> class names, as the hub's `datasets` writes them into the schema."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {
+            column: [str(name) for name in feature["names"]]
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+        }
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _damaged(file: str, error: Exception) -> DataError:
+    return DataError(f"{file}: expected a parquet file, got {error}.", remedy="Fetch it again.")

@@ -1,0 +1,57 @@
+"""What was found out at some cost, kept beside the data, or in the cache folder where that is read-only."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from deepcait.data.shards import is_url
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
+
+
+def places_of_index(place: str) -> list[Path]:
+    """Where the index of a file may lie: beside it, and in the cache folder; a URL has only the latter."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepcait" / "index"
+    absolute = place if is_url(place) else os.path.abspath(place)
+    cached = cache / f"{hashlib.sha256(absolute.encode('utf-8', 'surrogateescape')).hexdigest()}.json"
+    return [cached] if is_url(place) else [Path(f"{place}.index.json"), cached]
+
+
+def read_index(place: str, stamp: str, form: str) -> Any:
+    """The index of a file as it was stored, None where there is none, or one of another state of the file."""
+    for path in places_of_index(place):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] == form and content["stamp"] == stamp:
+                return content["index"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return None
+
+
+def write_index(place: str, stamp: str, form: str, index: Any) -> Path | None:
+    """Store the index of a file; returns where, None where nothing can be written (it is then built each time)."""
+    text = json.dumps({"format": form, "stamp": stamp, "index": index}) + "\n"
+    for path in places_of_index(place):
+        try:
+            write_text(path, text)
+        except OSError:
+            continue
+        return path
+    return None

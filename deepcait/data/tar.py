@@ -1,0 +1,200 @@
+"""WebDataset shards: tar files of pictures and labels, read in place by an index of offsets.
+
+Members whose names agree up to the first dot of the last part are one sample: `000012.jpg` and `000012.cls` (an
+integer or a class name) or `000012.json` (its key `label`). Shards without any label are read as class folders.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Sequence
+from typing import IO, Any, NamedTuple
+
+from deepcait.data.image import IMAGE_SUFFIXES, MAX_BYTES
+from deepcait.data.members import Tree, class_folders, is_hidden, is_image, safe_name
+from deepcait.data.shards import find_shards, open_binary, read_range, shard_stem, size_and_stamp, splits_of_shards
+from deepcait.data.stored import read_index, write_index
+from deepcait.data.table import Label, Table
+from deepcait.errors import DataError, ImageError
+
+_FORMAT = "deepcait-tar-1"
+_MAX_LABEL_BYTES = 2**20
+
+
+class Entry(NamedTuple):
+    """Where a picture lies in its shard, and its label."""
+
+    name: str
+    offset: int
+    num_bytes: int
+    label: Label
+
+
+class TarReader:
+    """Fetches members of tar files by offset."""
+
+    def __init__(self, shards: Sequence[str], places: Sequence[tuple[int, int, int]], names: Sequence[str]) -> None:
+        self.shards = list(shards)
+        self.places = list(places)  # (shard, offset, bytes) of each row
+        self.names = list(names)
+
+    def read(self, row: int) -> bytes:
+        """Return the bytes of the member and no others; ImageError when they can't be read."""
+        shard, offset, num_bytes = self.places[row]
+        if num_bytes > MAX_BYTES:
+            raise ImageError(
+                f"{self.locate(row)}: expected at most {MAX_BYTES:,} bytes, got {num_bytes:,}.",
+                remedy="Leave it out, or make the picture smaller.",
+            )
+        return read_range(self.shards[shard], offset, num_bytes)
+
+    def locate(self, row: int) -> str:
+        """Shard and member, for messages."""
+        return f"{self.shards[self.places[row][0]]}: {self.names[row]}"
+
+
+def load_tar(place: str) -> tuple[Table, TarReader]:
+    """List the samples of shards: a file, a pattern, a folder, here or behind a URL.
+
+    Raises:
+        DataError: a shard that is no tar, damaged, compressed or unsafe, or without pictures.
+    """
+    shards = find_shards(place, ".tar")
+    words = splits_of_shards(shards, place)
+    found = [(number, entry) for number, shard in enumerate(shards) for entry in index_shard(shard)]
+    if not found:
+        raise DataError(f"{place}: expected images ({' '.join(IMAGE_SUFFIXES)}), got none.", remedy="Check the shards.")
+    names = [entry.name for _, entry in found]
+    splits: list[str | None] = [words[number] for number, _ in found]
+    labels: list[Label] = [entry.label for _, entry in found]
+    if all(label is None for label in labels) and any("/" in name for name in names):
+        tree: Tree = class_folders(place, names)
+        found, names, labels = [found[row] for row in tree.rows], tree.paths, list[Label](tree.labels)
+        splits = [tree.splits[row] or splits[tree.rows[row]] for row in range(len(found))]
+    table = Table(
+        kind="tar",
+        where=place,
+        paths=names,
+        labels=labels,
+        splits=splits,
+        parts=[shard_stem(shards[number]) for number, _ in found],
+    )
+    places = [(number, entry.offset, entry.num_bytes) for number, entry in found]
+    return table, TarReader(shards, places, [entry.name for _, entry in found])
+
+
+def index_shard(shard: str) -> list[Entry]:
+    """The samples of one shard: from its stored index, else by walking through its headers, once.
+
+    Raises:
+        DataError: as `load_tar`.
+    """
+    size, stamp = size_and_stamp(shard)
+    stored = _parse_index(read_index(shard, stamp, _FORMAT), size)
+    if stored is not None:
+        return stored
+    entries = _scan(shard, size)
+    write_index(shard, stamp, _FORMAT, entries)
+    return entries
+
+
+def _parse_index(rows: Any, size: int) -> list[Entry] | None:
+    try:
+        entries = [Entry(*row) for row in rows]
+        for name, offset, num_bytes, label in entries:
+            fits = 0 <= offset and 0 <= num_bytes and offset + num_bytes <= size
+            if not fits or not isinstance(name, str) or not isinstance(label, str | int | None):
+                return None
+    except TypeError:
+        return None
+    return entries
+
+
+def _scan(shard: str, size: int) -> list[Entry]:
+    pictures: dict[str, list[tuple[str, int, int]]] = {}
+    labels: dict[str, dict[str, Label]] = {}
+    try:
+        with open_binary(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            for info in archive:
+                name = safe_name(shard, info.name)
+                if info.isdir() or is_hidden(name):
+                    continue
+                if not info.isreg() or info.issparse() or info.offset_data + info.size > size:
+                    got = "a member cut short" if info.isreg() and not info.issparse() else "a link, device or hole"
+                    raise DataError(
+                        f"{shard}: expected plain files, got {got}: {name}.",
+                        remedy="Pack the pictures themselves (tar --dereference), or fetch the shard again.",
+                    )
+                key, suffix = _key_and_suffix(name)
+                if is_image(name):
+                    pictures.setdefault(key, []).append((name, info.offset_data, info.size))
+                elif suffix in ("cls", "json"):
+                    labels.setdefault(key, {})[suffix] = _read_label(archive, info, shard, suffix)
+            _require_end(file, archive.offset, shard)
+    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, MemoryError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{shard}: expected a whole, uncompressed tar file, got {error}.",
+            remedy="Fetch it again; unpack .tar.gz to .tar, which can be read from the middle.",
+        ) from error
+    entries = []
+    for key, members in pictures.items():
+        own = labels.get(key)
+        if own is None:  # nothing ties them together
+            entries += [Entry(*member, None) for member in members]
+        else:
+            entries.append(Entry(*_one_picture(shard, key, members), own.get("cls", own.get("json"))))
+    return entries
+
+
+def _key_and_suffix(name: str) -> tuple[str, str]:
+    folder, slash, file = name.rpartition("/")
+    stem, _, suffix = file.partition(".")
+    return folder + slash + stem, suffix.lower()
+
+
+def _one_picture(shard: str, key: str, members: list[tuple[str, int, int]]) -> tuple[str, int, int]:
+    """The picture of a sample: its only one, or the only one with nothing between the first dot and the suffix."""
+    plain = [member for member in members if f".{_key_and_suffix(member[0])[1]}" in IMAGE_SUFFIXES]
+    chosen = members if len(members) == 1 else plain
+    if len(chosen) != 1:
+        names = ", ".join(member[0] for member in members[:4])
+        raise DataError(
+            f"{shard}: expected one picture for the sample {key!r}, got {names}.",
+            remedy="Names of one sample differ only after the first dot; rename the others.",
+        )
+    return chosen[0]
+
+
+def _read_label(archive: tarfile.TarFile, info: tarfile.TarInfo, shard: str, suffix: str) -> Label:
+    file = archive.extractfile(info) if info.size <= _MAX_LABEL_BYTES else None
+    text = file.read().decode("utf-8", "replace").strip() if file else "a large file"
+    label: Any = text
+    if suffix == "json":
+        try:
+            content = json.loads(text)
+        except ValueError:
+            content = None
+        label = content.get("label", content.get("cls")) if isinstance(content, dict) else content
+        if label is None and isinstance(content, dict):
+            return None
+    elif text.isascii() and text.lstrip("+-").isdecimal():
+        label = int(text)
+    if not isinstance(label, str | int) or isinstance(label, bool) or label == "":
+        raise DataError(
+            f"{shard}: expected an integer or a class name in {info.name}, got {text[:60]!r}.",
+            remedy="Write .cls as a number, or .json with the key label.",
+        )
+    return None if label == -1 else label
+
+
+def _require_end(file: IO[bytes], offset: int, shard: str) -> None:
+    """Raise where tarfile stopped at a header that it can't read: it takes that for the end."""
+    file.seek(offset)
+    if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise DataError(
+            f"{shard}: expected a member or the end at byte {offset:,}, got something else.",
+            remedy="The shard is damaged: fetch it again.",
+        )

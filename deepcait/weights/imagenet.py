@@ -1,0 +1,80 @@
+"""The 1,000 classes of ImageNet-1k, as the released models order them: wnids, and names to read."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from deepcait.errors import WeightsError
+
+NUM_CLASSES = 1000
+
+
+def wnids() -> list[str]:
+    """Index -> wnid, such as n01440764; read from the tables in timm's package, which is not imported.
+
+    >>> wnids()[0], len(wnids())
+    ('n01440764', 1000)
+
+    Raises:
+        WeightsError: this timm has no such table.
+    """
+    return list(_wnids())
+
+
+def names() -> list[str]:
+    """Index -> name, such as "tench, Tinca tinca"; two pairs of classes share theirs.
+
+    >>> names()[0]
+    'tench, Tinca tinca'
+
+    Raises:
+        WeightsError: this timm has no such table.
+    """
+    return [_name_of()[wnid] for wnid in _wnids()]
+
+
+def readable(class_name: str) -> str:
+    """The name of a class given as one of the 1,000 wnids; any other class name as it is.
+
+    >>> readable("n02123045"), readable("cat")
+    ('tabby, tabby cat', 'cat')
+    """
+    is_wnid = len(class_name) == 9 and class_name[0] == "n" and class_name[1:].isdecimal()
+    return _name_of().get(class_name, class_name) if is_wnid else class_name
+
+
+def is_imagenet(classes: Sequence[str] | None) -> bool:
+    """Whether these are the 1,000 wnids, in order."""
+    return classes is not None and len(classes) == NUM_CLASSES and tuple(classes) == _wnids()
+
+
+@functools.lru_cache(maxsize=1)
+def _wnids() -> tuple[str, ...]:
+    found = tuple(_table("imagenet_synsets.txt").split())
+    if len(found) != NUM_CLASSES or list(found) != sorted(found):
+        raise WeightsError(
+            f"timm's table of ImageNet: expected {NUM_CLASSES} sorted wnids, got {len(found)}.",
+            remedy="Install timm again.",
+        )
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _name_of() -> dict[str, str]:
+    lines = (line.partition("\t") for line in _table("imagenet_synset_to_lemma.txt").splitlines())
+    wanted = set(_wnids())
+    return {wnid: name.strip() for wnid, _, name in lines if wnid in wanted}
+
+
+def _table(file: str) -> str:
+    spec = importlib.util.find_spec("timm")
+    try:
+        folder = Path(spec.origin if spec and spec.origin else "").parent / "data" / "_info"
+        return (folder / file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise WeightsError(
+            f"timm's table {file}: expected it in the package, got {error}.", remedy="Install timm>=1.0.31."
+        ) from error

@@ -1,0 +1,231 @@
+"""The doctor: every kind of planted damage is found with its path, and none where there is none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepcait.data.doctor import examine
+from deepcait.data.duplicates import difference_hashes, near_groups
+from deepcait.data.findings import KINDS, Diagnosis
+from deepcait.data.fix_list import leave_out, read_fix_list, write_fix_list
+from deepcait.data.folder import open_folder
+from deepcait.data.looking import look_at_all
+from deepcait.data.source import Subset
+from deepcait.errors import DataError
+from tests.data.damage import DAMAGE, UNREADABLE, Found, sound_folder
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    return sound_folder(tmp_path / "photos")
+
+
+@pytest.fixture(scope="module")
+def ruin(tmp_path_factory) -> tuple[Path, Found]:
+    """A folder with all the damage at once, and what is to be found."""
+    root = sound_folder(tmp_path_factory.mktemp("ruin") / "photos")
+    return root, set().union(*(plant(root) for plant in DAMAGE.values()))
+
+
+def pairs(diagnosis: Diagnosis) -> Found:
+    return {(finding.kind, path) for finding in diagnosis.findings for path in finding.paths}
+
+
+def contents(root: Path) -> dict[str, str]:
+    files = [path for path in root.rglob("*") if path.is_file()]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_thirty_kinds_and_more():
+    assert len(DAMAGE) >= 30
+
+
+def test_a_sound_folder_has_no_finding(root):
+    diagnosis = examine(root)
+    assert diagnosis.findings == []
+    assert diagnosis.num_images == {"train": 12, "val": 6}
+    assert diagnosis.classes == ["cat", "dog", "owl"]
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_each_damage_is_found_and_nothing_else(root, name):
+    planted = DAMAGE[name](root)
+    assert pairs(examine(root)) == planted
+
+
+def test_all_damage_at_once(ruin):
+    root, planted = ruin
+    before = contents(root)
+    diagnosis = examine(root, num_workers=0)
+    # Other classes that were planted with one picture are small beside the large one, too.
+    extra = {("imbalance", "train/hen"), ("imbalance", "train/Dog ")}
+    assert planted <= pairs(diagnosis)
+    assert pairs(diagnosis) - planted <= extra
+    assert contents(root) == before
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_workers_change_nothing(ruin):
+    root, _ = ruin
+    calls = []
+    parallel = examine(root, num_workers=2, progress=lambda done, total: calls.append((done, total)))
+    assert parallel == examine(root, num_workers=0)
+    total = sum(parallel.num_images.values())
+    assert calls[-1] == (total, total)
+
+
+def test_every_kind_is_planted_or_told_here(ruin):
+    _, planted = ruin
+    untested = set(KINDS) - {kind for kind, _ in planted}
+    assert untested == {"unusable_split", "ends_its_reader"}
+
+
+def test_errors_come_first_and_json_holds_all(ruin):
+    diagnosis = examine(ruin[0])
+    severities = [finding.severity for finding in diagnosis.findings]
+    assert severities == sorted(severities, key=("error", "warning", "note").index)
+    facts = json.loads(json.dumps(diagnosis.to_dict()))
+    assert facts["summary"]["errors"] == diagnosis.count("error") == severities.count("error")
+    assert len(facts["findings"]) == len(diagnosis.findings) == sum(facts["by_kind"].values())
+
+
+def test_texts_say_what_and_do_not_repeat_the_path(ruin):
+    for finding in examine(ruin[0]).findings:
+        assert finding.text
+        assert not any(str(path) in finding.text for path in finding.paths), finding
+
+
+def test_without_splits(root):
+    DAMAGE["half.jpg"](root)
+    diagnosis = examine(root / "train")
+    assert diagnosis.num_images == {"all": 13}
+    assert pairs(diagnosis) == {("undecodable", str(root / "train" / "cat" / "half.jpg"))}
+
+
+def test_a_split_without_pictures_is_a_finding(root):
+    for path in (root / "val").rglob("*.*"):
+        path.unlink()
+    diagnosis = examine(root)
+    assert ("unusable_split", "val") in pairs(diagnosis)
+    assert diagnosis.num_images == {"train": 12}
+
+
+def test_nothing_there_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no such path"):
+        examine(tmp_path / "gone")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no image"):
+        examine(tmp_path / "empty")
+
+
+# ---- a fix list
+
+
+def test_a_fix_list_leaves_a_folder_that_can_be_read(ruin, tmp_path):
+    root, planted = ruin
+    write_fix_list(tmp_path / "list.txt", examine(root).leave_out)
+    left = set(read_fix_list(tmp_path / "list.txt"))
+    assert {path for kind, path in planted if kind in UNREADABLE} <= left
+    source = leave_out(
+        open_folder(root, "train", ["cat", "dog", "fox", "hen", "owl", "yak", "Dog "]), tmp_path / "list.txt"
+    )
+    assert isinstance(source, Subset)
+    looks = look_at_all(source, 0, lambda num: None)
+    assert [look.fault for look in looks if look.fault] == []
+    assert len({look.pixels for look in looks}) == len(looks)
+
+
+def test_relative_and_strange_paths(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_fix_list("list.txt", ["photos/train/cat/0.jpg", "photos/train/dog/caf\udce9.png", "s3://bucket/1.png"])
+    assert read_fix_list("list.txt") == [
+        str(root / "train" / "cat" / "0.jpg"),
+        str(root / "train" / "dog" / "caf\udce9.png"),
+        "s3://bucket/1.png",
+    ]
+    source = leave_out(open_folder("photos", "train"), "list.txt")
+    assert len(source) == 11
+    assert "cat/0.jpg" not in source.names
+
+
+def test_fix_list_errors(root, tmp_path):
+    with pytest.raises(DataError, match="one line"):
+        write_fix_list(tmp_path / "list.txt", ["a\nb.png"])
+    with pytest.raises(DataError, match="expected to write"):
+        write_fix_list(tmp_path / "gone" / "list.txt", [])
+    with pytest.raises(DataError, match="expected a fix list"):
+        read_fix_list(tmp_path / "list.txt")
+    source = open_folder(root, "train")
+    write_fix_list(tmp_path / "list.txt", [source.locate(index) for index in range(len(source))])
+    with pytest.raises(DataError, match="all 12"):
+        leave_out(source, tmp_path / "list.txt")
+
+
+# ---- a file that ends its reader
+
+
+class Deadly:
+    """A source one of whose pictures ends the process that reads it."""
+
+    def __init__(self, source, deadly: set[int]) -> None:
+        self.source, self.deadly = source, deadly
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def locate(self, index: int) -> str:
+        return self.source.locate(index)
+
+    def read(self, index: int):
+        if index in self.deadly:
+            os._exit(9)
+        return self.source.read(index)
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_file_that_ends_its_reader_is_found(root):
+    source = open_folder(root, None)
+    looks = look_at_all(Deadly(source, {3, 11}), 2, lambda num: None)
+    assert [index for index, look in enumerate(looks) if look.fault] == [3, 11]
+    assert looks[3].fault[0] == "ends_its_reader"
+    assert source.locate(3) in looks[3].fault[1]
+
+
+# ---- near duplicates
+
+
+def test_near_groups_agree_with_every_pair():
+    generator = np.random.default_rng(0)
+    base = generator.integers(0, 256, (40, 8, 9, 3), dtype=np.uint8)
+    noisy = [np.clip(base + generator.normal(0, sd, base.shape), 0, 255).astype(np.uint8) for sd in (0, 1, 3, 6)]
+    thumbs = np.concatenate(noisy)
+    hashes = difference_hashes(thumbs)
+    near = np.bitwise_count(hashes[:, None] ^ hashes[None]) <= 3
+    near &= np.abs(thumbs[:, None].astype(int) - thumbs[None]).mean((2, 3, 4)) <= 8
+    grouped = {index for group in near_groups(thumbs) for index in group}
+    assert grouped == {index for index in range(len(thumbs)) if near[index].sum() > 1}
+    assert 80 <= len(grouped) < 160
+    for group in near_groups(thumbs):
+        assert len({index % 40 for index in group}) == 1
+
+
+def test_flat_pictures_of_other_colours_are_not_alike():
+    thumbs = np.stack([np.full((8, 9, 3), value, np.uint8) for value in (0, 60, 64, 200)])
+    assert near_groups(thumbs) == [[1, 2]]
+    assert near_groups(thumbs[:0]) == []
+
+
+def test_difference_hash_is_one_bit_a_pair_of_neighbours():
+    thumb = np.zeros((1, 8, 9, 3), np.uint8)
+    thumb[0, 0, 1] = 9  # brighter than its left neighbour, and the next is darker
+    assert difference_hashes(thumb).tolist() == [1 << 63]
+    rising = np.broadcast_to(np.arange(9, dtype=np.uint8)[None, None, :, None], (1, 8, 9, 3))
+    assert difference_hashes(rising).tolist() == [2**64 - 1]

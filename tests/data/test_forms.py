@@ -1,0 +1,193 @@
+"""The same pictures through every form: the same names, labels and tensors, with any workers, from any step."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepcait.data import Preprocessing, Subset, describe, evaluation_loader, list_splits, open_source, open_split, tar
+from deepcait.data.augment import Augment, build_augmentation
+from deepcait.data.loader import TrainingSet, training_batches
+from deepcait.data.order import Order
+from deepcait.data.spec import KINDS
+from tests.data.forms import write_forms
+
+DEMO = Path(__file__).parent.parent.parent / "deepcait" / "assets" / "demo"
+FORMS = ["folder", "csv", "parquet", "tar", "zip"]
+PREPROCESSING = Preprocessing((32, 32))
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory) -> dict[str, str]:
+    pytest.importorskip("pyarrow")
+    return write_forms(DEMO, tmp_path_factory.mktemp("forms") / "out")
+
+
+class Chain:
+    """Several sources one after the other."""
+
+    kind, split = "chain", "all"
+
+    def __init__(self, sources) -> None:
+        self.places = [(source, index) for source in sources for index in range(len(source))]
+        self.classes = sources[0].classes
+        self.names = [source.names[index] for source, index in self.places]
+        self.labels = [source.labels[index] for source, index in self.places]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def read(self, index: int):
+        source, inner = self.places[index]
+        return source.read(inner)
+
+    def locate(self, index: int) -> str:
+        source, inner = self.places[index]
+        return source.locate(inner)
+
+
+class CountingSource(Subset):
+    """A source that remembers what was read."""
+
+    def __init__(self, source) -> None:
+        super().__init__(source, range(len(source)), split=source.split)
+        self.reads: list[int] = []
+
+    def read(self, index: int):
+        self.reads.append(index)
+        return super().read(index)
+
+
+def tensors(source, num_workers: int, batch_size: int = 200) -> list[tuple[str, int, bytes]]:
+    """(name, label, bytes of the tensor) of every picture, as the loader delivers them."""
+    loader = evaluation_loader(source, PREPROCESSING, batch_size=batch_size, num_workers=num_workers)
+    return [
+        (source.names[index], label, image.numpy().tobytes())
+        for images, labels, indices in loader
+        for image, label, index in zip(images, labels.tolist(), indices.tolist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("split", ["train", "test", None])
+@pytest.mark.parametrize("form", FORMS)
+def test_names_and_labels_are_the_same(forms, form, split):
+    source, wanted = open_source(forms[form], split), open_source(forms["folder"], split)
+    assert sorted(zip(source.names, source.labels, strict=True)) == sorted(
+        zip(wanted.names, wanted.labels, strict=True)
+    )
+    assert len(source) == {"train": 1000, "test": 500, None: 1500}[split]
+    assert list_splits(forms[form]) == ["train", "test"]
+    assert describe(source).startswith(f"{form}, split {split or 'all'}: {len(source):,} images, 10 classes")
+    if form == "tar":
+        assert source.classes == [str(index) for index in range(10)]
+        assert "bare integers, taken as class indices 0 to 9" in describe(source)
+        assert "bare integers" in describe(Subset(source, [0], split="val"))
+    else:
+        assert source.classes == wanted.classes
+    assert pickle.loads(pickle.dumps(source)).read(7) == source.read(7)
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_tensors_are_the_same_by_name(forms, form):
+    wanted = tensors(open_source(forms["folder"], "test"), 0)
+    source = open_source(forms[form], "test")
+    found = tensors(source, 0)
+    assert [name for name, _, _ in found] == source.names
+    assert sorted(found) == sorted(wanted)
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_workers_change_no_tensor(forms, num_workers):
+    chain = Chain([open_source(forms[form], "test") for form in FORMS])
+    assert tensors(chain, num_workers) == tensors(chain, 0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_late_start_is_exact_and_reads_nothing_it_skips(forms, form, monkeypatch):
+    order = Order(num_samples=1000, global_batch_size=16, replicas=2, seed=3)
+
+    def run(first_step):
+        source = CountingSource(open_split(forms[form], "train"))
+        samples = TrainingSet(source, build_augmentation(Augment(repeats=1), PREPROCESSING), 3)
+        ranges = []
+        original = tar.read_range
+        monkeypatch.setattr(tar, "read_range", lambda *place: ranges.append(place) or original(*place))
+        batches = list(training_batches(samples, order, replicas=[0, 1], first_step=first_step, last_step=9))
+        monkeypatch.setattr(tar, "read_range", original)
+        return source, batches, ranges
+
+    _, whole, _ = run(0)
+    source, late, ranges = run(6)
+    assert len(late) == 6
+    assert all((a[0] == b[0]).all() and (a[1] == b[1]).all() for a, b in zip(late, whole[12:], strict=True))
+    slots = [slot.index for step in (6, 7, 8) for replica in (0, 1) for slot in order.slots(step, replica)]
+    assert source.reads == slots
+    if form == "tar":  # no byte is fetched but those of these pictures
+        assert [size for _, _, size in ranges] == [len(source.read(index).data) for index in slots]
+
+
+def test_a_row_group_is_read_once_in_order_and_one_is_kept(forms, monkeypatch):
+    source = open_source(forms["parquet"], "test")
+    groups, original = [], source.reader._read_group
+    monkeypatch.setattr(
+        source.reader, "_read_group", lambda number, row: groups.append(number) or original(number, row)
+    )
+    for index in range(250):
+        source.read(index)
+    first = groups[0]
+    assert groups == [first, first + 1, first + 2]
+    source.read(0)
+    assert groups[-1] == first
+
+
+def test_training_on_one_form_and_validating_on_another(forms):
+    classes = open_split(forms["folder"], "train").classes
+    by_index = open_split(forms["tar"], "eval", classes=classes)
+    by_name = open_split(forms["csv"], "eval", classes=classes)
+    assert by_index.classes == by_name.classes == classes
+    assert dict(zip(by_index.names, by_index.labels, strict=True)) == dict(
+        zip(by_name.names, by_name.labels, strict=True)
+    )
+    assert "indices of the 10 classes of the model" in describe(by_index)
+    turned = open_source(forms["csv"], "test", classes=classes[::-1])
+    assert all(
+        turned.classes[label] == name.split("/")[0] for name, label in zip(turned.names, turned.labels, strict=True)
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_kind_in_front_says_the_same(forms, form):
+    assert form in KINDS
+    assert open_source(f"{form}:{forms[form]}", "test").names == open_source(forms[form], "test").names
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_all_of_cifar10_through_every_form(tmp_path):
+    """DEEPCAIT_CIFAR: a folder with folder/ and parquet/ as the official pictures lie on the hub."""
+    root = os.environ.get("DEEPCAIT_CIFAR")
+    if not root:
+        pytest.skip("DEEPCAIT_CIFAR does not name a folder with CIFAR-10 as folder/ and parquet/")
+    specs = write_forms(Path(root) / "folder", tmp_path / "out", per_shard=2500) | {
+        "hub": f"parquet:{Path(root) / 'parquet'}"
+    }
+    sources = {form: open_source(spec) for form, spec in specs.items()}
+    wanted = {name: (label, data) for name, label, data in tensors(sources["folder"], 0)}
+    assert len(wanted) == 60_000
+    for num_workers in (0, 1, 3):
+        for form, source in sources.items():
+            assert sorted(source.names) == sorted(wanted)
+            done = 0
+            loader = evaluation_loader(source, PREPROCESSING, batch_size=500, num_workers=num_workers)
+            for images, labels, indices in loader:
+                for image, label, index in zip(images, labels.tolist(), indices.tolist(), strict=True):
+                    assert index == done, form
+                    assert wanted[source.names[index]] == (label, np.asarray(image).tobytes()), (form, num_workers)
+                    done += 1
+            assert done == 60_000

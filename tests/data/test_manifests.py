@@ -1,0 +1,156 @@
+"""CSV and parquet manifests, and parquet that holds pictures."""
+
+from __future__ import annotations
+
+import pytest
+
+from deepcait.data import describe, list_splits, open_source
+from deepcait.errors import DataError, ImageError
+from tests.data.forms import write_parquet
+
+
+def manifest(tmp_path, text: str | bytes, name: str = "list.csv"):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label\na/1.png,dog\nb/2.png,cat\n",
+        "a/1.png,dog\nb/2.png,cat\n",
+        "\ufefffile_name;class;width\r\n./a/1.png;dog;3\r\n\r\nb/2.png;cat;4\r\n",
+        'label\tFILENAME\ndog\t"a/1.png"\n cat\tb\\2.png\n',
+    ],
+)
+def test_headers_separators_and_ends_of_lines(tmp_path, text):
+    source = open_source(manifest(tmp_path, text))
+    assert source.names == ["a/1.png", "b/2.png"]
+    assert (source.classes, source.labels, source.kind) == (["cat", "dog"], [1, 0], "csv")
+    assert ("columns not used: width" in describe(source)) == ("width" in text)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").write_bytes(b"bytes")
+    assert source.read(0) == (b"bytes", 1, "a/1.png")
+    with pytest.raises(ImageError, match=r"2\.png.*no such file"):
+        source.read(1)
+
+
+def test_splits_of_a_manifest(tmp_path):
+    path = manifest(
+        tmp_path, "path,label,split\ntrain/1.png,dog,train\ntrain/2.png,cat,train\nx/3.png,cat,Validation\n"
+    )
+    assert list_splits(path) == ["train", "val"]
+    assert open_source(path, "train").names == ["1.png", "2.png"]
+    val = open_source(path, "val")
+    assert (val.names, val.classes, val.labels) == (["x/3.png"], ["cat", "dog"], [0])
+    assert val.locate(0) == str(tmp_path / "x/3.png")
+    assert open_source(path).names == ["train/1.png", "train/2.png", "Validation/x/3.png"]
+    with pytest.raises(DataError, match="expected the split test, got train, val"):
+        open_source(path, "test")
+
+
+def test_whole_numbers_are_indices(tmp_path):
+    path = manifest(tmp_path, "path,label\n1.png,2\n2.png,0\n")
+    assert open_source(path).labels == [2, 0]
+    assert open_source(path, classes=["a", "b", "c"]).classes == ["a", "b", "c"]
+    with pytest.raises(DataError, match="expected labels 0 to 1, got 2"):
+        open_source(path, classes=["a", "b"])
+    unlabelled = open_source(manifest(tmp_path, "path\n1.png\n", "u.csv"))
+    assert unlabelled.labels == [None]
+    assert "no labels" in describe(unlabelled)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\n1.png,a\n2.png\n", r"list\.csv, line 3: expected 2 columns, got 1"),
+        ("path,label\n1.png,a\n,b\n", "line 3: expected a path"),
+        ("path,label,split\n1.png,a,train\n2.png,a,extra\n", "line 3: expected the split .* got 'extra'"),
+        ("photo,species\n1.png,a\n", "expected the columns path and label .* got photo, species"),
+        ("path,label\n1.png,a\n1.png,b\n", r"1\.png more than once"),
+        ("path,label\n", "expected images, got none"),
+        ("", "empty file"),
+        ('path,label\n1.png,"a\n', "line 2: expected cells"),
+        (b"path,label\n1.png,\xff\n", "line 2: expected UTF-8"),
+        ("path,label,split\n1.png,a,train\n2.png,zebra,val\n", r"2\.png: expected one of the 1 trained.*'zebra'"),
+    ],
+)
+def test_manifests_that_do_not_fit(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
+        open_source(manifest(tmp_path, text), "val" if "zebra" in str(text) else None)
+
+
+def test_a_manifest_maps_to_trained_classes_by_name(tmp_path):
+    path = manifest(tmp_path, "1.png,dog\n2.png,cat\n")
+    assert open_source(path, classes=["cow", "dog", "cat"]).labels == [1, 2]
+    with pytest.raises(DataError, match="got the class 'cat'"):
+        open_source(path, classes=["cow", "dog"])
+
+
+# ---- parquet
+
+
+def test_a_parquet_manifest(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(
+        pyarrow.table({"path": ["1.png", "2.png"], "label": [1, 0], "w": [3, 4]}), tmp_path / "l.parquet"
+    )
+    source = open_source(tmp_path / "l.parquet")
+    assert (source.names, source.labels) == (["1.png", "2.png"], [1, 0])
+    assert "columns not used: w" in describe(source)
+    parquet.write_table(pyarrow.table({"x": [1]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="expected the columns path and label"):
+        open_source(tmp_path / "x.parquet")
+    parquet.write_table(pyarrow.table({"path": ["1.png"], "label": [0.5]}), tmp_path / "f.parquet")
+    with pytest.raises(DataError, match="row 0: expected a class name or a whole number, got 0.5"):
+        open_source(tmp_path / "f.parquet")
+
+
+def test_parquet_with_pictures(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "data").mkdir()
+    for split, labels in (("train", [1, 0, 1]), ("validation", [0, -1, None])):
+        pictures = [(f"{number}.png", f"{split} {number}".encode()) for number in range(3)]
+        write_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet", pictures, labels, ["cat", "dog"], group=2)
+    source = open_source(tmp_path, "val")
+    assert (source.kind, source.classes, source.labels) == ("parquet", ["cat", "dog"], [0, None, None])
+    assert [source.read(index).data for index in (2, 0, 1)] == [b"validation 2", b"validation 0", b"validation 1"]
+    assert source.locate(2).endswith("validation-00000-of-00001.parquet: row 2")
+    assert open_source(tmp_path).names[3] == "validation/0.png"
+    assert open_source(tmp_path, "train", classes=["dog", "cat"]).labels == [0, 1, 0]
+
+
+def test_parquet_without_names_or_paths(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.table({"image": [b"one", b"two", None], "label": [4, 0, 0]})
+    for number in range(2):
+        parquet.write_table(table, tmp_path / f"{number}.parquet", row_group_size=2)
+    source = open_source(tmp_path)
+    assert source.names[:4] == ["0/00000000", "0/00000001", "0/00000002", "1/00000000"]
+    assert "bare integers, taken as class indices 0 to 4 (3 unused)" in describe(source)
+    assert source.read(4).data == b"two"
+    with pytest.raises(ImageError, match="row 2: expected a picture, got an empty cell"):
+        source.read(2)
+    parquet.write_table(table.rename_columns(["image", "fine_label"]), tmp_path / "2.parquet")
+    with pytest.raises(DataError, match=r"2\.parquet: expected the columns and classes of"):
+        open_source(tmp_path)
+
+
+def test_damaged_parquet(tmp_path):
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "x.parquet"
+    write_parquet(path, [("1.png", b"x" * 5000)], [0], None)
+    whole = path.read_bytes()
+    source = open_source(path)
+    for broken in (b"", b"PAR1", whole[:-20], b"x" * 100):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match=r"x\.parquet: expected a parquet file"):
+            open_source(path)
+    path.unlink()
+    with pytest.raises(ImageError, match="no such file"):
+        source.read(0)
