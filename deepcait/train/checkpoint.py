@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from deepcait.errors import RunError
+from deepcait.weights.atomic import sync
 
 FORMAT = 1
 _NAME = re.compile(r"step_(\d{8})-([0-9a-f]{16})\.safetensors")
@@ -66,6 +67,7 @@ def save_checkpoint(folder: Path, progress: Progress, tensors: dict[str, torch.T
         save_file(tensors, aside, metadata={"deepcait": json.dumps(header, sort_keys=True)})
         path = folder / f"step_{progress.step:08d}-{_digest(aside, flush=True)}.safetensors"
         os.replace(aside, path)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)

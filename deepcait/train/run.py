@@ -40,9 +40,23 @@ from deepcait.train.watch import Watch
 from deepcait.weights.artefact import save_artefact
 from deepcait.weights.spec import Resolved, resolve
 
-# What may differ between a run and its resumption: none of it decides a number in metrics.jsonl.
-_FREE_ON_RESUME = ("about", "keep", "compute", "data")
-_FREE_OF_DATA = ("num_workers", "on_error", "max_errors")
+# What may differ between a run and its resumption. Nothing here decides a row of metrics.jsonl but by rounding.
+_FREE_ON_RESUME = (
+    "about.",
+    "compute.device",
+    "compute.compile",
+    "compute.grad_checkpointing",
+    "compute.channels_last",
+    "data.num_workers",
+    "data.on_error",
+    "data.max_errors",
+    "keep.checkpoint",
+    "keep.max_skipped_steps",
+    "keep.tensorboard",
+    "keep.tracker",
+)
+# Sections of the recipe that a trained model need not remember.
+_NOT_OF_THE_MODEL = ("about", "keep", "compute", "data")
 # What a folder may hold that holds no run: the second is left by a kill in a run's first moment.
 _BEFORE_A_RUN = ("split.json", ".config.yaml.new")
 _EVALUATION_BATCH = 64
@@ -193,10 +207,7 @@ def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:
     own = load_recipe(str((folder / "config.yaml").resolve()))
     if given is None:
         return own
-    free = {name: getattr(own, name) for name in _FREE_ON_RESUME}
-    free["data"] = dataclasses.replace(given.data, **{name: getattr(own.data, name) for name in _FREE_OF_DATA})
-    free["compute"] = dataclasses.replace(own.compute, precision=given.compute.precision)
-    differing = _differing(own, dataclasses.replace(given, **free))
+    differing = [name for name in _differing(own, given) if not name.startswith(_FREE_ON_RESUME)]
     if differing:
         names = ", ".join(differing)
         raise ConfigError(
@@ -342,7 +353,7 @@ def _evaluation(evaluate, validation: Source, preprocessing: Preprocessing, reci
 
 def _model_writer(folder: Path, recipe: Recipe, found: Resolved, preprocessing: Preprocessing) -> Callable:
     settings = dataclasses.asdict(recipe)
-    for name in _FREE_ON_RESUME:
+    for name in _NOT_OF_THE_MODEL:
         settings.pop(name)
     provenance = {"started_from": found.spec, "start": recipe.start, "teacher": recipe.teacher.spec or None}
 

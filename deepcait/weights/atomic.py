@@ -37,7 +37,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise _failure(path, error) from error
     finally:
@@ -63,10 +63,10 @@ def replace_folder(folder: str | Path, fill: Callable[[Path], None]) -> None:
         aside.mkdir()
         fill(aside)
         for path in sorted(aside.rglob("*"), reverse=True):
-            _sync(path)
-        _sync(aside)
+            sync(path)
+        sync(aside)
         _move_in(aside, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except OSError as error:
         raise _failure(folder, error) from error
     finally:
@@ -117,7 +117,7 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(other))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file, or the list of names in a folder, is on the disk."""
     if os.name != "posix" and path.is_dir():
         return  # Windows opens no folders

@@ -42,13 +42,13 @@ def require_equal(run, straight):
 
 
 def killed_and_resumed(bench, run, log, *, moments, workers=0, **how):
-    """Kill a run at these moments, resume it each time, and let it end; how many kills hit a save."""
+    """Kill a run at these moments, resume it each time, and let it end without workers; how many kills hit a save."""
     command = bench.command(run, "--resume", "--set", f"data.num_workers={workers}")
     in_save = 0
     for number, moment in enumerate(moments):
         with started(command, log.with_name(f"log{number}"), **how) as process:
             in_save += kill_at(process, run, **moment)
-    finish(command, log, **how)
+    finish(bench.command(run, "--resume"), log, **how)
     return in_save
 
 
@@ -137,7 +137,8 @@ def test_sigterm_and_ctrl_c_finish_the_step_and_save(bench, tmp_path, nursery, s
     assert read_state(run) == {"state": "finished", "step": STEPS}
 
 
-@pytest.mark.parametrize("steps", [9, pytest.param(45, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("steps", [9, 45])
 def test_a_stop_where_an_evaluation_is_due_leaves_it_to_the_resumed_run(bench, tmp_path, nursery, straight_run, steps):
     run, log = tmp_path / "run", tmp_path / "log"
     with started(bench.command(run), log, nursery=nursery) as process:
@@ -229,7 +230,7 @@ def one_paragraph(stderr):
     return lines[0].startswith("error: ") and "Traceback" not in stderr and len(lines) <= 8
 
 
-@pytest.mark.parametrize("room", ["for one checkpoint", "for no more rows"])
+@pytest.mark.parametrize("room", ["for one checkpoint", pytest.param("for no more rows", marks=pytest.mark.soak)])
 def test_a_full_disk_keeps_the_previous_checkpoint(bench, tmp_path, nursery, straight_run, room):
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=64m", "tmpfs") as disk:
         run, log = disk / "run", tmp_path / "log"
@@ -262,6 +263,7 @@ def fill(disk, *, leave_bytes):
     os.close(filler)
 
 
+@pytest.mark.soak
 def test_a_disk_that_fills_up_by_itself(bench, tmp_path, nursery, straight_run):
     """The run needs more room than there is; after the disk is enlarged it goes on."""
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=1700k", "tmpfs") as disk:
