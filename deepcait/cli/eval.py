@@ -32,7 +32,7 @@ class Args:
     specs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SPEC ...")]
     """One model or several: a name, hf-hub:owner/name, a model or run folder, a weights file."""
     data: str
-    """Labelled images: a folder of class folders (with train/val/test above them or not), or builtin:demo."""
+    """Labelled images: a folder of class folders, a .csv, .parquet, .tar or .zip, imagenet:ROOT, builtin:demo, ..."""
     split: Literal["train", "val", "test", "all"] | None = None
     """Which part of the data; without it test, else val, else all."""
     protocol: Literal["folder", "imagenet", "real", "v2"] = "folder"

@@ -34,7 +34,7 @@ class Args:
     out: Path
     """Folder of the run; what is measured and saved goes there."""
     data: str | None = None
-    """Labelled images: a folder of class folders (with train/val/test above them or not), or builtin:demo."""
+    """Labelled images: a folder of class folders, a .csv, .parquet, .tar or .zip, imagenet:ROOT, builtin:demo, ..."""
     recipe: str | None = None
     """Name of a recipe or path of a .yaml file; without it: finetune."""
     model: str | None = None

@@ -67,7 +67,7 @@ def describe_mapping(source: Source, classes: Sequence[str] | None) -> str:
     """Return one sentence for the user: how the data's classes find the model's."""
     num_used = len({label for label in source.labels if label is not None})
     if _all_integers(source.classes) and not set(source.classes) & set(classes or ()):
-        return f"{num_used:,} of the model's classes, folder names are class indices"
+        return f"{num_used:,} of the model's classes, the bare integers of the data are class indices"
     if classes is None:
         return f"{num_used:,} classes, in the order of the data (the model has no names)"
     return f"{num_used:,} of the model's {len(classes):,} classes, by name"

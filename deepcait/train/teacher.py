@@ -175,7 +175,9 @@ def _size(teacher: Teacher, cfg: dict, seen: Preprocessing) -> tuple[int, int]:
 
 
 def _columns(own: Sequence[str] | None, wanted: Sequence[str], spec: str) -> list[int] | None:
-    if own is None or list(own) == list(wanted):
+    # Classes that are bare integers are the teacher's own indices.
+    bare = own is not None and list(wanted) == [str(index) for index in range(len(own))]
+    if own is None or bare or list(own) == list(wanted):
         return None
     missing = [name for name in wanted if name not in own]
     if missing:
