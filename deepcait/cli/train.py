@@ -6,7 +6,7 @@ Examples:
     deepcait train --data photos --out runs/photos --resume           go on where it stopped
     deepcait train --data photos --out runs/photos --dry-run          what it would do; touches nothing
     deepcait train --data imagenet:ROOT --out runs/s24 --recipe distill --model cait_s24_224
-    deepcait train --data photos --out runs/t --teacher timm:resnet50.a1_in1k --set epochs=10 mix.mixup=0.2
+    deepcait train --data photos --out runs/t --teacher runs/photos --set epochs=10 mix.mixup=0.2
     torchrun --nproc-per-node 8 -m deepcait train --data imagenet:ROOT --out runs/xxs24 --recipe pretrain
 
 Stopped by Ctrl-C or SIGTERM it finishes the step, saves, and exits with 75; --resume then goes on to the same bits.

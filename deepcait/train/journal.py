@@ -11,6 +11,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import platform
 import subprocess
@@ -59,7 +60,9 @@ class Journal:
 
     def metrics(self, kind: str, step: int, **values: float | int) -> None:
         """Write one row: `kind` is train or eval."""
-        row = {"kind": kind, "step": step, **values}
+        # NaN and infinity are no JSON; a skipped step has such a gradient.
+        finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
+        row = {"kind": kind, "step": step, **finite}
         self._append("metrics.jsonl", row)
         for listener in self.listeners if self.active else []:
             listener(row)

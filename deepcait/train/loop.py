@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -174,7 +175,7 @@ class Trainer:
         """Count steps that were not finite; too many in a row stop the run on every process together."""
         p = self.progress
         # The fp16 scaler finds its scale by overflowing now and then: a finite loss is no alarm there.
-        searching = self.scaler.is_enabled() and result.loss == result.loss and abs(result.loss) != float("inf")
+        searching = self.scaler.is_enabled() and math.isfinite(result.loss)
         p.skipped_steps = 0 if result.updated or searching else p.skipped_steps + 1
         p.skipped_total += not result.updated
         if p.skipped_steps <= self.recipe.keep.max_skipped_steps:
@@ -197,11 +198,9 @@ class Trainer:
         p = self.progress
         p.step = step
         if result.updated:
-            p.loss_sum, p.correct_sum, p.loss_steps = (
-                p.loss_sum + result.loss,
-                p.correct_sum + result.correct,
-                p.loss_steps + 1,
-            )
+            p.loss_sum += result.loss
+            p.correct_sum += result.correct
+            p.loss_steps += 1
         self.job.watch.step(step, result, lr)
         if step % self.recipe.keep.log_every_steps and step % self.job.order.steps_per_epoch:
             return
