@@ -101,6 +101,8 @@ class Trainer:
             teacher=job.teacher,
             class_weights_K=self._class_weights(),
         )
+        shape = job.model.config
+        self.stepper.rehearse(torch.zeros(job.order.replica_batch_size, shape.in_chans, *shape.img_size))
 
     def fit(self) -> Progress:
         """Train to the end of the recipe.

@@ -97,6 +97,23 @@ class Stepper:
         self.scaler.update()
         return StepResult(loss, correct, norm, updated, bool(total[2] > 0))
 
+    def rehearse(self, images: Tensor) -> None:
+        """Exchange gradients once for nothing, so that every step of this process adds them up in the same order.
+
+        DistributedDataParallel regroups its buckets after the first exchange. With three processes or more the
+        groups decide the order of a sum: without this the first step after a resumption would round otherwise.
+
+        Args:
+            images: (B, C, H, W), a replica's batch of any content.
+        """
+        if not isinstance(self.net, DistributedDataParallel):
+            return
+        self.net.train()
+        with self._autocast():
+            logits = self.net(images.to(self.device, self.dtype))
+        (logits.sum() * 0.0).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _replica(self, step: int, replica: int, images: Tensor, labels: Tensor) -> tuple[float, float]:
         """Forward and backward of one replica; returns its loss and the target mass that it met."""
         images = images.to(self.device, self.dtype, non_blocking=True)

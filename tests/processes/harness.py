@@ -231,9 +231,9 @@ def finish(command: Sequence[str], log: Path, *, timeout_s: float = 120.0, **how
 
 
 @contextmanager
-def started_pair(command: Sequence[str], log: Path, nursery: Nursery) -> Iterator[list[Started]]:
-    """Start two processes that train together, without torchrun: what it would set is set here, in half the time."""
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+def started_pair(command: Sequence[str], log: Path, nursery: Nursery, *, size: int = 2) -> Iterator[list[Started]]:
+    """Start two processes, or more, that train together, without torchrun: what it would set is set here, faster."""
+    world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     with ExitStack() as stack:
         yield [
             stack.enter_context(
@@ -244,15 +244,15 @@ def started_pair(command: Sequence[str], log: Path, nursery: Nursery) -> Iterato
                     nursery=nursery,
                 )
             )
-            for rank in (0, 1)
+            for rank in range(size)
         ]
 
 
-def finish_pair(command: Sequence[str], log: Path, nursery: Nursery) -> list[Started]:
-    """Run two processes to their end, which must be a good one."""
-    with started_pair(command, log, nursery) as pair:
+def finish_pair(command: Sequence[str], log: Path, nursery: Nursery, *, size: int = 2) -> list[Started]:
+    """Run two processes, or more, to their end, which must be a good one."""
+    with started_pair(command, log, nursery, size=size) as pair:
         codes = [process.wait(120) for process in pair]
-    assert codes == [0, 0], "\n".join(f"{process.stdout}\n{process.stderr}" for process in pair)
+    assert codes == [0] * size, "\n".join(f"{process.stdout}\n{process.stderr}" for process in pair)
     return pair
 
 

@@ -6,6 +6,7 @@ import json
 import random
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,18 @@ def test_float32_gradients_of_one_step(parts, shared):
     _, difference, norm = distance(alone, shared[parts("two_float32", 1).folder], "grad/")
     print(f"float32, gradients of one step, 2 against 1 process: {difference / norm:.1e} of their norm")
     assert difference < 1e-5 * norm
+
+
+def test_four_processes_gone_on_with_add_up_in_the_same_order(parts, nursery, tmp_path):
+    """From three processes on a sum over them depends on how DistributedDataParallel groups the gradients."""
+    plan = tmp_path / "plan.json"
+    once, stopped, resumed = parts("four", 8), parts("four_resumed", 4), parts("four_resumed", 8)
+    todo = [replace(part, float64=False) for part in (once, stopped, resumed)]
+    write_plan(plan, todo)
+    first, *_ = finish_pair([sys.executable, str(WORKER), str(plan)], tmp_path / "log", nursery, size=4)
+    assert first.stdout.count("goes on from") == 1
+    straight, again = (load_file(f"{part.folder}/after_8.safetensors") for part in (once, resumed))
+    assert all(torch.equal(straight[name], again[name]) for name in straight)
 
 
 def test_a_value_that_is_not_finite_on_one_process_stops_both(parts, nursery, tmp_path):
