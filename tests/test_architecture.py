@@ -45,7 +45,7 @@ ORDER = {
     ],
     "train": [
         "schedule", "losses", "strict", "recipe", "optimizer", "average", "processes", "checkpoint", "journal",
-        "teacher", "step", "watch", "skips", "loop", "run", "plan",
+        "teacher", "start", "step", "watch", "skips", "loop", "run", "plan",
     ],
     "evaluation": ["counts", "classes", "evaluate"],
     "bench": ["peers"],

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,11 +19,9 @@ from deepcait.data.augment import build_augmentation
 from deepcait.data.fix_list import leave_out
 from deepcait.data.loader import TrainingSet
 from deepcait.data.order import Order
-from deepcait.data.seeding import derive_seed, seed_everything
 from deepcait.data.source import describe, require_labels
 from deepcait.errors import ConfigError, RunError, WeightsError
 from deepcait.model import CaiT
-from deepcait.model.variants import variant_names
 from deepcait.train.average import WeightAverage
 from deepcait.train.journal import REMEDY, environment, read_state, replace_text
 from deepcait.train.loop import Job, Trainer
@@ -35,10 +33,11 @@ from deepcait.train.processes import (
     leave_processes,
 )
 from deepcait.train.recipe import Recipe, load_recipe
+from deepcait.train.start import keep_start, kept_start, start_model, start_of
 from deepcait.train.teacher import load_teacher
 from deepcait.train.watch import Watch
 from deepcait.weights.artefact import save_artefact
-from deepcait.weights.spec import Resolved, resolve
+from deepcait.weights.spec import Resolved
 
 # What may differ between a run and its resumption. Nothing here decides a row of metrics.jsonl but by rounding.
 _FREE_ON_RESUME = (
@@ -61,8 +60,6 @@ _NOT_OF_THE_MODEL = ("about", "keep", "compute", "data")
 _BEFORE_A_RUN = ("split.json", ".config.yaml.new")
 _EVALUATION_BATCH = 64
 _MANY_IMAGES = 5000
-# Above it AdamW is known to undo what trained weights know (deit issue 88).
-_HIGH_LR = 5e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +129,7 @@ def _train(
     tell(f"start: {start_of(recipe)}")
     sources = open_training_data(recipe, tell)
     classes = list(sources[0].classes)
-    found = start_model(recipe, classes, tell)
+    found = kept_start(folder, recipe, tell) or start_model(recipe, classes, tell)
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
     tell(f"preprocessing: {preprocessing}")
     teacher = load_teacher(recipe.teacher, preprocessing, classes) if recipe.teacher.spec else None
@@ -163,18 +160,18 @@ def _train(
     trainer = Trainer(job)
     if processes.is_main:
         write_run_files(folder, recipe, sources)
+        keep_start(folder, found)
     processes.barrier()
     tell(_plan(recipe, order, processes, device))
     try:
         progress = trainer.fit()
     finally:
         job.watch.close()
-    best_epoch = progress.best_step // order.steps_per_epoch
     return Outcome(
         folder=folder,
         steps=progress.step,
         best_top1=progress.best_top1,
-        best_epoch=best_epoch,
+        best_epoch=progress.best_step // order.steps_per_epoch,
         classes=classes,
     )
 
@@ -247,41 +244,6 @@ def open_training_data(recipe: Recipe, tell: Callable[[str], None]) -> tuple[Sou
         tell(f"left out by {recipe.data.exclude}: {left_out}")
     tell(f"data: {describe(samples)}; validation: {describe(validation)}")
     return samples, validation
-
-
-def start_of(recipe: Recipe) -> str:
-    """Return in words what training starts from: a model name means random or released weights, as the recipe says."""
-    if recipe.model not in variant_names():
-        return f"the weights of {recipe.model}"
-    if recipe.start == "released":
-        return f"the released weights of {recipe.model}"
-    return f"{recipe.model} with random weights"
-
-
-def start_model(recipe: Recipe, classes: Sequence[str], tell: Callable[[str], None]) -> Resolved:
-    """Return the model that training starts from, fitted to the classes of the data.
-
-    Its random parts (all of it, or a new head) are drawn from the recipe's seed.
-    """
-    fields: dict[str, Any] = {"img_size": recipe.img_size, "drop_path_rate": recipe.drop_path_rate}
-    fields |= {"layer_scale_init": recipe.layer_scale_init}
-    seed_everything(derive_seed("init", recipe.seed))
-    found = resolve(
-        recipe.model,
-        start=cast("Literal['random', 'released']", recipe.start),
-        classes=classes,
-        **{name: value for name, value in fields.items() if value is not None},
-    )
-    config = found.model.config
-    tell(
-        f"model: {found.name or 'a CaiT'}, {config.num_params():,} parameters, {config.macs() / 1e9:.3g} GMACs an image"
-    )
-    if found.report and str(found.report):
-        tell(f"weights: {found.report}")
-    random = recipe.model in variant_names() and recipe.start == "random"
-    if not random and recipe.train == "all" and recipe.optimizer.name == "adamw" and recipe.peak_lr > _HIGH_LR:
-        tell(f"note: a learning rate of {recipe.peak_lr:g} is one for random weights; trained ones may be lost")
-    return dataclasses.replace(found, classes=list(classes))
 
 
 def build_order(recipe: Recipe, samples: Source) -> Order:

@@ -183,6 +183,16 @@ def test_a_truncated_checkpoint_is_passed_over_and_named(bench, stopped_run, tmp
     require_equal(stopped_run, straight_run)
 
 
+def test_a_run_goes_on_without_the_model_it_started_from(bench, stopped_run, straight_run, tmp_path, nursery):
+    run = shutil.copytree(stopped_run, tmp_path / "run")
+    aside = bench.model.rename(bench.model.with_name("moved"))
+    try:
+        finish(bench.command(run, "--resume"), tmp_path / "log", nursery=nursery)
+    finally:
+        aside.rename(bench.model)
+    require_equal(run, straight_run)
+
+
 def test_changed_data_is_refused(bench, stopped_run, capsys):
     before = everything(stopped_run)
     extra = bench.data / "train" / CLASSES[0] / "one_more.png"
