@@ -37,7 +37,7 @@ ORDER = {
         "published", "hub", "layouts", "adapt", "atomic", "timm_layout", "artefact", "registry", "imagenet", "spec",
     ],
     "data": [
-        "png", "image", "source", "folder", "preprocessing",
+        "png", "image", "source", "folder", "resample", "preprocessing",
         "optional", "shards", "members", "table", "stored", "split", "manifest", "parquet", "zipped", "tar", "cifar",
         "matlab", "imagenet", "benchmarks", "spec", "dataset",
         "seeding", "order", "augment", "mixing", "loader",
@@ -48,8 +48,10 @@ ORDER = {
         "teacher", "start", "step", "watch", "skips", "loop", "run", "plan",
     ],
     "evaluation": ["counts", "classes", "evaluate"],
-    "bench": ["peers"],
-    "cli": ["exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "train", "demo"],
+    "bench": ["peers", "data"],
+    "cli": [
+        "exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "train", "demo", "bench",
+    ],
 }  # fmt: skip
 
 MAX_FUNCTION_LINES = 60  # without its docstring

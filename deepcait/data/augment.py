@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
+from deepcait.data.image import open_pixels
 from deepcait.data.preprocessing import Preprocessing
+from deepcait.data.resample import FAST_FILTERS, resize_pixels
 from deepcait.errors import ConfigError
 
 # What timm reads, number by number; it skips in silence what it does not know (`mstd` without a number, `tx`).
@@ -38,11 +44,18 @@ class Augment:
     """Probability of erasing a rectangle, filled with one normal draw a pixel."""
     repeats: int = 3
     """Copies of a picture in one epoch's row, each augmented differently (repeated augmentation)."""
+    resampler: str = "torch"
+    """What random_resized resizes with. torch: fast, up to 2 of 255 levels from Pillow, and a JPEG decoded at a
+    fraction of its size where the crop stays at least as large as the model's. pillow: bitwise timm's."""
 
     def __post_init__(self) -> None:
         if self.crop not in ("random_resized", "pad", "none"):
             raise ConfigError(
                 f"augment.crop: expected random_resized, pad or none, got {self.crop!r}.", remedy="Choose one."
+            )
+        if self.resampler not in ("torch", "pillow"):
+            raise ConfigError(
+                f"augment.resampler: expected torch or pillow, got {self.resampler!r}.", remedy="Choose one."
             )
         if self.repeats < 1 or not 0 <= self.erase <= 1 or not 0 <= self.flip <= 1:
             raise ConfigError(
@@ -58,46 +71,156 @@ class Augment:
             )
 
 
-def build_augmentation(augment: Augment, preprocessing: Preprocessing):
+class Patch(NamedTuple):
+    """An erased rectangle: its upper left corner, and what it is filled with, (C, h, w) float32."""
+
+    top: int
+    left: int
+    values: Tensor
+
+
+class Changed(NamedTuple):
+    """Augmented pictures before they are normalised, and what will be erased of each.
+
+    One: pixels_CHW uint8 and one list of patches; a batch of them: pixels_BCHW and B lists.
+    """
+
+    pixels: Tensor
+    patches: Sequence[Sequence[Patch]]
+
+
+class Augmentation:
+    """The training transform.
+
+    It draws from the global generators of Python, NumPy and torch, in timm's order: seed them first.
+
+    Args:
+        augment: what is done.
+        preprocessing: the size, the filter, and what normalises.
+    """
+
+    def __init__(self, augment: Augment, preprocessing: Preprocessing) -> None:
+        self.augment = augment
+        self.preprocessing = preprocessing
+        self.rand_augment = rand_augment(augment.rand_augment, preprocessing) if augment.rand_augment else None
+        self.erasing = _erasing(augment.erase) if augment.erase else None
+        self.fast = augment.resampler == "torch" and preprocessing.interpolation in FAST_FILTERS
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return the changed picture, normalised: image_CHW float32."""
+        return self.finish(self.change(image))
+
+    def read(self, data: bytes, name: str) -> Changed:
+        """Decode a picture and change it, decoding no more than the crop needs. Raises ImageError, naming it."""
+        if self.augment.crop != "random_resized" or self.preprocessing.channels != 3:
+            return self.change(Image.fromarray(open_pixels(data, name=name)))
+        box, divisor = None, 1
+
+        def shrink(width: int, height: int) -> int:
+            nonlocal box, divisor
+            box = self._box(width, height)
+            divisor = self._divisor(box) if self.fast else 1
+            return divisor
+
+        pixels = open_pixels(data, name=name, shrink=shrink)
+        box = box or self._box(pixels.shape[1], pixels.shape[0])
+        return self._color(self._cut(pixels, box, divisor))
+
+    def change(self, image: Image.Image) -> Changed:
+        """Change a decoded picture."""
+        if self.augment.crop == "random_resized":
+            image = image.convert("L" if self.preprocessing.channels == 1 else "RGB")
+            return self._color(self._cut(np.array(image), self._box(*image.size), 1))
+        image = self.preprocessing.frame(image)
+        if self.augment.crop == "pad":
+            from torchvision import transforms
+
+            image = transforms.RandomCrop(self.preprocessing.img_size, padding=self.augment.pad_px)(image)
+        return self._color(image)
+
+    def finish(self, changed: Changed) -> Tensor:
+        """Normalise a picture, (C, H, W), or a batch, (B, C, H, W), and erase."""
+        images = self.preprocessing.normalise(changed.pixels)
+        images_BCHW = images if images.ndim == 4 else images[None]
+        for image_CHW, patches in zip(images_BCHW, changed.patches, strict=True):
+            for top, left, values in patches:
+                height, width = values.shape[1:]
+                image_CHW[:, top : top + height, left : left + width] = values.to(images.device, non_blocking=True)
+        return images
+
+    def _box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Draw (top, left, height, width) of the part of a picture that is kept."""
+        from timm.data.transforms import RandomResizedCropAndInterpolation
+
+        # Only its size is read.
+        picture_HW = torch.empty((height, width), device="meta")
+        return RandomResizedCropAndInterpolation.get_params(picture_HW, self.augment.scale, self.augment.ratio)
+
+    def _divisor(self, box: tuple[int, int, int, int]) -> int:
+        """By how much a JPEG may be decoded smaller: its crop stays at least as large as the model's picture."""
+        (_, _, height, width), (out_height, out_width) = box, self.preprocessing.img_size
+        fitting = [n for n in (2, 4, 8) if height // n >= out_height and width // n >= out_width]
+        return max(fitting, default=1)
+
+    def _cut(self, pixels_HWC: np.ndarray, box: tuple[int, int, int, int], divisor: int) -> Image.Image:
+        """Cut the box, given in pixels of the undivided picture, and resize it."""
+        top, left, height, width = (side // divisor for side in box)
+        cut = np.ascontiguousarray(pixels_HWC[top : top + height, left : left + width])
+        size = self.preprocessing.img_size
+        if cut.shape[:2] == size:
+            return Image.fromarray(cut)
+        if self.fast:
+            return Image.fromarray(resize_pixels(cut, size, self.preprocessing.interpolation))
+        kernel = getattr(Image.Resampling, self.preprocessing.interpolation.upper())
+        return Image.fromarray(cut).resize(size[::-1], kernel)
+
+    def _color(self, image: Image.Image) -> Changed:
+        """Flip, RandAugment, and what will be erased."""
+        # torch's generator, as torchvision's flip draws.
+        if self.augment.flip and torch.rand(1) < self.augment.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.rand_augment is not None:
+            image = self.rand_augment(image)
+        channels, (height, width) = self.preprocessing.channels, self.preprocessing.img_size
+        pixels = torch.from_numpy(np.array(image).reshape(height, width, channels)).permute(2, 0, 1)
+        record = _Erased()
+        if self.erasing is not None:
+            self.erasing._erase(record, channels, height, width, torch.float32)
+        return Changed(pixels, [record.patches])
+
+
+class _Erased:
+    """Stands in for the picture that timm erases from, and notes what would be written."""
+
+    def __init__(self) -> None:
+        self.patches: list[Patch] = []
+
+    def __setitem__(self, place: tuple[slice, slice, slice], values: Tensor) -> None:
+        self.patches.append(Patch(place[1].start, place[2].start, values))
+
+
+def build_augmentation(augment: Augment, preprocessing: Preprocessing) -> Augmentation:
     """Return the training transform: a PIL picture in, a normalised tensor (C, H, W) out.
 
     It draws from the global generators of Python, NumPy and torch: seed them first.
+
+    Raises:
+        ConfigError: a RandAugment string that timm can't read.
     """
-    from torchvision import transforms
-
-    steps = [*_crop(augment, preprocessing)]
-    if augment.flip:
-        steps.append(transforms.RandomHorizontalFlip(augment.flip))
-    if augment.rand_augment:
-        steps.append(rand_augment(augment.rand_augment, preprocessing))
-    steps += [transforms.ToTensor(), transforms.Normalize(preprocessing.mean, preprocessing.std)]
-    if augment.erase:
-        from timm.data.random_erasing import RandomErasing
-
-        steps.append(RandomErasing(augment.erase, mode="pixel", device="cpu"))
-    return transforms.Compose(steps)
+    return Augmentation(augment, preprocessing)
 
 
-def _crop(augment: Augment, preprocessing: Preprocessing) -> list:
-    from torchvision import transforms
+def collate(items: Sequence[Changed]) -> Changed:
+    """Put pictures into one batch: pixels (B, C, H, W), a list of patches for each."""
+    return Changed(
+        torch.stack([item.pixels for item in items]), [patches for item in items for patches in item.patches]
+    )
 
-    if augment.crop == "random_resized":
-        from timm.data.transforms import RandomResizedCropAndInterpolation
 
-        grey = [transforms.Grayscale()] if preprocessing.channels == 1 else []
-        return [
-            *grey,
-            RandomResizedCropAndInterpolation(
-                preprocessing.img_size,
-                scale=augment.scale,
-                ratio=augment.ratio,
-                interpolation=preprocessing.interpolation,
-            ),
-        ]
-    framed = [preprocessing.frame]
-    if augment.crop == "pad":
-        framed.append(transforms.RandomCrop(preprocessing.img_size, padding=augment.pad_px))
-    return framed
+def _erasing(probability: float) -> Any:
+    from timm.data.random_erasing import RandomErasing
+
+    return RandomErasing(probability, mode="pixel", device="cpu")
 
 
 def rand_augment(text: str, preprocessing: Preprocessing):
@@ -121,7 +244,11 @@ def rand_augment(text: str, preprocessing: Preprocessing):
         "img_mean": tuple(min(255, round(255 * channel)) for channel in preprocessing.mean),
         "interpolation": str_to_pil_interp(preprocessing.interpolation if warps else "bicubic"),
     }
-    transform = rand_augment_transform(text, hparams)
+    return guard_posterize(rand_augment_transform(text, hparams))
+
+
+def guard_posterize(transform: Any) -> Any:
+    """Let the Posterize of a RandAugment of timm keep 0 bits under Pillow 13; returns the same object."""
     for op in transform.ops:
         if op.name.startswith("Posterize"):
             op.aug_fn = _Posterize(op.aug_fn)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from deepcait.data.image import open_image
+from deepcait.data.preprocessing import Preprocessing
 from deepcait.data.source import Source
 from deepcait.errors import ConfigError, DataError, DeepcaitError
 
@@ -42,9 +43,19 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         """(image_CHW, label or NO_LABEL, index). Raises ImageError that names the file."""
+        return self._item(index, self.transform)
+
+    def _item(self, index: int, transform: Callable[[Image.Image], Tensor]) -> tuple[Tensor, int, int]:
         sample = self.source.read(index)
         image = open_image(sample.data, name=self.source.locate(index))
-        return self.transform(image), NO_LABEL if sample.label is None else sample.label, index
+        return transform(image), NO_LABEL if sample.label is None else sample.label, index
+
+
+class _PixelDataset(ImageDataset):
+    """The same with the pictures still in 8-bit pixels: workers send a quarter of the bytes."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        return self._item(index, self.transform.pixels if isinstance(self.transform, Preprocessing) else self.transform)
 
 
 class RaisingLoader(DataLoader):
@@ -52,11 +63,12 @@ class RaisingLoader(DataLoader):
 
     torch rebuilds a worker's exception from its text, which loses type and remedy; here the first
     error of a batch travels as a value. When a worker dies, the error names the picture it was reading.
-    For `Dataset`s over a `source`, with an index and one item a sample.
+    For `Dataset`s over a `source`, with an index and one item a sample. `finish` is applied to each batch, here.
     """
 
     def __init__(self, dataset: Dataset, **options: Any) -> None:
         collate = options.pop("collate_fn", None) or default_collate
+        self._finish: Callable[[Any], Any] = options.pop("finish", None) or (lambda batch: batch)
         self._catching = _Catching(dataset, options.get("num_workers", 0))
         super().__init__(self._catching, collate_fn=_CollateOrError(collate), **options)
 
@@ -65,7 +77,7 @@ class RaisingLoader(DataLoader):
             for batch in super().__iter__():
                 if isinstance(batch, DeepcaitError):
                     raise batch
-                yield batch
+                yield self._finish(batch)
         except (RuntimeError, EOFError, OSError) as error:
             # torch says so, or a batch that the worker had sent can't be fetched from it any more.
             places = self._catching.places_of_dead(error)
@@ -85,10 +97,12 @@ def evaluation_loader(
     batch_size: int,
     num_workers: int = 0,
     pin_memory: bool = False,
+    device: torch.device | str = "cpu",
 ) -> RaisingLoader:
     """Every picture once, in the order of the source, the last batch as small as it comes.
 
-    Yields (images_BCHW float32, labels_B int64, indices_B int64); label NO_LABEL where there is none.
+    Yields (images_BCHW float32, labels_B int64, indices_B int64); label NO_LABEL where there is none. Where the
+    transform is a `Preprocessing`, pictures travel to the device as 8-bit pixels and are normalised there.
 
     Raises:
         ConfigError: batch_size < 1 or num_workers < 0.
@@ -100,14 +114,21 @@ def evaluation_loader(
             remedy="Choose e.g. 32 and 2.",
         )
     return RaisingLoader(
-        ImageDataset(source, preprocessing),
+        _PixelDataset(source, preprocessing),
+        finish=lambda batch: _normalise(batch, preprocessing, torch.device(device)),
         batch_size=batch_size,
         shuffle=False,
         drop_last=False,
         num_workers=num_workers,
         pin_memory=pin_memory,
         multiprocessing_context=worker_context() if num_workers else None,
+        persistent_workers=num_workers > 0,
     )
+
+
+def _normalise(batch: list[Tensor], transform: Callable, device: torch.device) -> list[Tensor]:
+    images = batch[0].to(device, non_blocking=True)
+    return [transform.normalise(images) if isinstance(transform, Preprocessing) else images, *batch[1:]]
 
 
 def worker_context() -> BaseContext:

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +69,38 @@ def open_image(
     else:
         name = name or os.fspath(source)
         data = read_image_bytes(source, name=name, max_bytes=max_bytes)
+    image = _open(data, name, max_bytes, max_pixels)
+    # A copy, so that nothing of the file is left in it: no EXIF that could turn it a second time.
+    image = image.copy() if type(image) is not Image.Image else image
+    image.info = {}
+    return image
+
+
+def open_pixels(data: bytes, *, name: str, shrink: Callable[[int, int], int] | None = None) -> np.ndarray:
+    """Decode one picture as `open_image` does, to its pixels, a JPEG at a fraction of its size where that is enough.
+
+    Args:
+        data: the file's bytes.
+        name: what errors call the picture.
+        shrink: called with width and height of a JPEG that lies upright, before it is decoded; returns 1, 2, 4 or 8,
+            the divisor of both sides. Its decoder then leaves out what would be averaged away (DCT scaling).
+
+    Returns:
+        pixels_HWC: uint8 RGB; sides ceil(side / divisor).
+
+    Raises:
+        ImageError: as `open_image`.
+    """
+    return np.array(_open(data, name, MAX_BYTES, MAX_PIXELS, shrink))
+
+
+def _open(
+    data: bytes, name: str, max_bytes: int, max_pixels: int, shrink: Callable[[int, int], int] | None = None
+) -> Image.Image:
+    """Decode with every exception turned into an ImageError."""
     _require_byte_count(len(data), name, max_bytes)
     try:
-        return _decode(data, name, max_pixels)
+        return _decode(data, name, max_pixels, shrink)
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -150,7 +180,7 @@ def walk_images(folder: Path) -> list[str]:
         ]
         prefix = Path(current).relative_to(folder).as_posix()
         prefix = "" if prefix == "." else prefix + "/"
-        names += [prefix + name for name in files if _is_visible_image(name)]
+        names += [prefix + name for name in files if is_visible_image(name)]
     return sorted(names, key=natural_key)
 
 
@@ -181,8 +211,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    """Decode without the net that `open_image` holds underneath."""
+def _decode(data: bytes, name: str, max_pixels: int, shrink: Callable[[int, int], int] | None) -> Image.Image:
+    """Decode without the net that `_open` holds underneath."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         if width < 1 or height < 1:
@@ -193,6 +223,10 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
             # Pillow decodes over a wrong checksum; verify() spends the file object, so it gets its own.
             with Image.open(io.BytesIO(data), formats=("PNG",)) as checked:
                 checked.verify()
+        if shrink is not None and image.format == "JPEG" and _TURNS.get(_orientation(image)) is None:
+            divisor = shrink(width, height)
+            if divisor > 1:
+                image.draft(None, (width // divisor, height // divisor))
         image.load()
         if image.format == "PNG" and png_misses_pixels(data, image):
             raise ImageError(
@@ -200,13 +234,12 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
                 remedy="The file is damaged: fetch it again, or remove it.",
             )
         try:
-            upright = to_rgb(image)
+            upright = image if image.mode == "RGB" and not image.has_transparency_data else to_rgb(image)
         except ImageError as error:
             raise ImageError(f"{name}: {error.problem}", remedy=error.remedy) from error
         turn = _TURNS.get(_orientation(image))
     if turn is not None:
         upright = upright.transpose(turn)
-    upright.info = {}
     return upright
 
 
@@ -249,7 +282,8 @@ def _first_bytes(data: bytes) -> str:
     return f"a file that starts with {data[:8]!r}"
 
 
-def _is_visible_image(name: str) -> bool:
+def is_visible_image(name: str) -> bool:
+    """Whether a file name is that of an image and not hidden."""
     return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from deepcait.data.augment import Augmentation, Changed, collate
 from deepcait.data.dataset import RaisingLoader, worker_context
 from deepcait.data.image import open_image
 from deepcait.data.order import Order, ReplicaBatches, Slot
-from deepcait.data.seeding import derive_seed, seed_everything
+from deepcait.data.seeding import derive_seed, seed_sample
 from deepcait.data.source import Source
 from deepcait.errors import ImageError, RunError
 
@@ -36,12 +38,34 @@ class TrainingSet(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: Slot) -> tuple[Tensor, int]:
         """Return the augmented image (C, H, W) of a slot and its label."""
-        slot = index
+        item, label = self.change(index)
+        if isinstance(self.transform, Augmentation):
+            item = self.transform.finish(cast("Changed", item))
+        return cast("Tensor", item), label
+
+    def change(self, slot: Slot) -> tuple[Changed | Tensor, int]:
+        """The same before it is normalised, where the transform is an `Augmentation`: what workers send."""
         sample = self.source.read(slot.index)
-        image = open_image(sample.data, name=self.source.locate(slot.index))
-        seed_everything(derive_seed("sample", self.seed, slot.epoch, slot.position))
+        name = self.source.locate(slot.index)
         assert sample.label is not None, "training sources are labelled: see require_labels"
+        seed = derive_seed("sample", self.seed, slot.epoch, slot.position)
+        if isinstance(self.transform, Augmentation):
+            seed_sample(seed)
+            return self.transform.read(sample.data, name), sample.label
+        image = open_image(sample.data, name=name)
+        seed_sample(seed)
         return self.transform(image), sample.label
+
+
+class _Changing(Dataset[tuple[Changed | Tensor, int]]):
+    """A training set whose pictures are normalised later, a batch at a time."""
+
+    def __init__(self, samples: TrainingSet) -> None:
+        self.source = samples.source
+        self.samples = samples
+
+    def __getitem__(self, index: Slot) -> tuple[Changed | Tensor, int]:
+        return self.samples.change(index)
 
 
 class Unreadable(NamedTuple):
@@ -51,7 +75,7 @@ class Unreadable(NamedTuple):
     problem: str
 
 
-class Skipping(Dataset[tuple[Tensor, int, list[Unreadable]]]):
+class Skipping(Dataset[tuple[Changed | Tensor, int, list[Unreadable]]]):
     """A training set where the place of an unreadable picture is taken by the next readable one of the row.
 
     So what stands in a slot still follows from the slot and the files alone; it is augmented with the slot's seed.
@@ -68,12 +92,12 @@ class Skipping(Dataset[tuple[Tensor, int, list[Unreadable]]]):
         self.order = order
         self.max_errors = max_errors
 
-    def __getitem__(self, index: Slot) -> tuple[Tensor, int, list[Unreadable]]:
-        """Return image, label, and what had to be passed over. Raises RunError when that is too much."""
+    def __getitem__(self, index: Slot) -> tuple[Changed | Tensor, int, list[Unreadable]]:
+        """Return image (not normalised yet), label, and what was passed over. Raises RunError when that is too much."""
         passed_over: list[Unreadable] = []
         for candidate in self.order.from_slot_on(index):
             try:
-                return (*self.samples[index._replace(index=candidate)], passed_over)
+                return (*self.samples.change(index._replace(index=candidate)), passed_over)
             except ImageError as error:
                 passed_over.append(Unreadable(self.source.locate(candidate), error.problem))
             if len(passed_over) > self.max_errors:
@@ -102,9 +126,11 @@ def training_batches(
     pin_memory: bool = False,
     on_unreadable: Callable[[Unreadable], None] | None = None,
     max_errors: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images (B, C, H, W) and labels (B) for each step and each of these replicas, in order.
+    """Yield images (B, C, H, W) on the device and labels (B) for each step and each of these replicas, in order.
 
+    Pictures travel as 8-bit pixels, from worker to process and on to the device; a batch is normalised there.
     One loader serves the whole run, so workers start once and no epoch begins with an empty queue.
     With `on_unreadable` unreadable pictures are replaced as `Skipping` does, and told to it as their batch is taken.
 
@@ -113,29 +139,60 @@ def training_batches(
         RunError: while iterating, more than `max_errors` unreadable pictures in a row.
         DataError: while iterating, names the picture with which a worker process died.
     """
-    loader = RaisingLoader(
-        samples if on_unreadable is None else Skipping(samples, order, max_errors),
-        collate_fn=None if on_unreadable is None else _collate_with_unreadable,
-        batch_sampler=ReplicaBatches(order, replicas, first_step, last_step),
+    return iter(
+        training_loader(
+            samples if on_unreadable is None else Skipping(samples, order, max_errors),
+            ReplicaBatches(order, replicas, first_step, last_step),
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            device=device,
+            on_unreadable=on_unreadable,
+        )
+    )
+
+
+def training_loader(
+    samples: TrainingSet | Skipping,
+    batches: Iterable[list[Slot]],
+    *,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    device: torch.device | str = "cpu",
+    on_unreadable: Callable[[Unreadable], None] | None = None,
+) -> RaisingLoader:
+    """Return the loader behind `training_batches`: the batches of slots that it is given, each time it is iterated."""
+    changing = _Changing(samples) if isinstance(samples, TrainingSet) else samples
+    transform, place = changing.samples.transform, torch.device(device)
+    tell = on_unreadable or (lambda unreadable: None)
+
+    def finish(batch: tuple) -> tuple[Tensor, Tensor]:
+        images, labels, passed_over = batch
+        for one in passed_over:
+            tell(Unreadable(*one))
+        if isinstance(transform, Augmentation):
+            pixels, patches = images
+            images = transform.finish(Changed(pixels.to(place, non_blocking=True), patches))
+        return images.to(place, non_blocking=True), labels
+
+    return RaisingLoader(
+        changing,
+        collate_fn=_collate,
+        finish=finish,
+        batch_sampler=batches,
         num_workers=num_workers,
         worker_init_fn=_start_worker,
         multiprocessing_context=worker_context() if num_workers else None,
+        persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None,
     )
-    return iter(loader) if on_unreadable is None else _telling(loader, on_unreadable)
 
 
-def _collate_with_unreadable(items: list[tuple[Tensor, int, list[Unreadable]]]) -> tuple:
-    images, labels = default_collate([(image, label) for image, label, _ in items])
-    return images, labels, [one for _, _, passed_over in items for one in passed_over]
-
-
-def _telling(loader: RaisingLoader, tell: Callable[[Unreadable], None]) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, labels, passed_over in loader:
-        for one in passed_over:
-            tell(Unreadable(*one))
-        yield images, labels
+def _collate(items: list[tuple]) -> tuple:
+    """Batch of images, labels, and what was passed over, where the items say so."""
+    images, labels, *passed_over = zip(*items, strict=True)
+    batch = collate(images) if isinstance(images[0], Changed) else default_collate(list(images))
+    return batch, torch.tensor(labels), [one for several in passed_over for row in several for one in row]
 
 
 def _start_worker(_: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from deepcait.data.resample import FAST_FILTERS, resize_pixels
 from deepcait.errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -43,12 +44,16 @@ class Preprocessing:
     Deviation: a picture so long and thin that a side would be resized to more than 32 times the
     target's longer side loses its outer parts first; whole, 50 KB on disk could fill all memory.
 
+    One path for every verb: pixels as integers, then numbers, a picture or a batch at a time, with the same bits.
+
     Args:
         img_size: (H, W) in pixels.
         mean: of each channel, of values in [0, 1].
         std: of each channel, positive.
         interpolation: nearest, bilinear, bicubic, box, hamming or lanczos; with antialiasing.
         crop_ratio: share of the resized side that the crop keeps, in (0, 1]; timm's crop_pct.
+        resampler: "pillow", bitwise timm's; or "torch", the same filter in less time, up to 2 of 255 levels away
+            (`docs/results/data_loader.md`), bicubic and bilinear only. It is not part of what travels with a model.
 
     Raises:
         ConfigError: a value outside these ranges, or mean and std of different length.
@@ -59,6 +64,7 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bicubic"
     crop_ratio: float = 1.0
+    resampler: str = "pillow"
 
     def __post_init__(self) -> None:
         # JSON gives lists; a frozen value with lists could not be compared or hashed.
@@ -70,6 +76,7 @@ class Preprocessing:
         _require(len(self.std) == len(self.mean), "std", f"{len(self.mean)} numbers like mean", self.std)
         _require(all(0 < value < math.inf for value in self.std), "std", "positive numbers", self.std)
         _require(self.interpolation in _INTERPOLATIONS, "interpolation", ", ".join(_INTERPOLATIONS), self.interpolation)
+        _require(self.resampler in ("pillow", "torch"), "resampler", "pillow or torch", self.resampler)
         fits = isinstance(self.crop_ratio, (int, float)) and 0 < self.crop_ratio <= 1
         _require(fits, "crop_ratio", "a number in (0, 1]", self.crop_ratio)
 
@@ -87,12 +94,37 @@ class Preprocessing:
         Raises:
             ConfigError: C is neither 1 (grey) nor 3 (RGB).
         """
-        image = self.frame(image)
-        pixels_HWC = np.array(image, dtype=np.uint8).reshape(*self.img_size, self.channels)
-        image_CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
-        mean_C11 = torch.tensor(self.mean, dtype=torch.float32).view(-1, 1, 1)
-        std_C11 = torch.tensor(self.std, dtype=torch.float32).view(-1, 1, 1)
-        return image_CHW.sub_(mean_C11).div_(std_C11)
+        return self.normalise(self.pixels(image))
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """The part of the picture that the model sees, as pixels_CHW, uint8: a quarter of the tensor's bytes.
+
+        Raises:
+            ConfigError: C is neither 1 (grey) nor 3 (RGB).
+        """
+        framed = np.array(self.frame(image), dtype=np.uint8).reshape(*self.img_size, self.channels)
+        return torch.from_numpy(framed).permute(2, 0, 1).contiguous()
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Scale to [0, 1], subtract the mean, divide by the std.
+
+        Args:
+            pixels: uint8, (C, H, W) or (B, C, H, W).
+
+        Returns:
+            The same shape in float32, on the same device; the same bits for a picture alone and in a batch.
+        """
+        mean_C11, std_C11 = (
+            torch.tensor(values, dtype=torch.float32).view(-1, 1, 1).to(pixels.device, non_blocking=True)
+            for values in (self.mean, self.std)
+        )
+        if pixels.ndim == 3 or pixels.device.type != "cpu":
+            return pixels.to(torch.float32).div_(255).sub_(mean_C11).div_(std_C11)
+        images_BCHW = torch.empty(pixels.shape, dtype=torch.float32)
+        # Picture by picture: each stays in the processor's cache from the first operation to the last.
+        for image_CHW, pixels_CHW in zip(images_BCHW, pixels, strict=True):
+            torch.div(pixels_CHW, 255, out=image_CHW).sub_(mean_C11).div_(std_C11)
+        return images_BCHW
 
     def frame(self, image: Image.Image) -> Image.Image:
         """The part of the picture that the model sees, as a picture of W x H pixels with C channels."""
@@ -102,11 +134,14 @@ class Preprocessing:
             image = image.convert(mode)
         image = self._limit_aspect(image)
         width, height = self._covering_size(*image.size)
-        if image.size != (width, height):
-            image = image.resize((width, height), _INTERPOLATIONS[self.interpolation])
         crop_height, crop_width = self.img_size
         # round() to even, as torchvision's CenterCrop has it.
         left, top = round((width - crop_width) / 2.0), round((height - crop_height) / 2.0)
+        if self.resampler == "torch" and image.size != (width, height) and self.interpolation in FAST_FILTERS:
+            resized = resize_pixels(np.array(image), (height, width), self.interpolation)
+            return Image.fromarray(np.ascontiguousarray(resized[top : top + crop_height, left : left + crop_width]))
+        if image.size != (width, height):
+            image = image.resize((width, height), _INTERPOLATIONS[self.interpolation])
         return image.crop((left, top, left + crop_width, top + crop_height))
 
     def to_pretrained_cfg(self) -> dict[str, Any]:

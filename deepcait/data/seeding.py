@@ -26,3 +26,13 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.manual_seed(seed)
+
+
+def seed_sample(seed: int) -> None:
+    """Seed the generators that augmentation draws from, to the same state as `seed_everything`, without accelerators'.
+
+    It is called for every picture, and looking for accelerators takes longer than seeding.
+    """
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed)

@@ -64,7 +64,12 @@ def evaluate(
     device = next((tensor.device for tensor in model.parameters()), torch.device(device or "cpu"))
     part = _share(source)
     loader = evaluation_loader(
-        part, preprocessing, batch_size=batch_size, num_workers=num_workers, pin_memory=device.type == "cuda"
+        part,
+        preprocessing,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+        device=device,
     )
     error, counts = None, Counts()
     try:

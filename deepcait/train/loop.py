@@ -155,6 +155,7 @@ class Trainer:
             last_step=self.last_step,
             num_workers=self.recipe.data.num_workers,
             pin_memory=self.job.device.type == "cuda",
+            device=self.job.device,
             on_unreadable=self.skips.hear if self.skips else None,
             max_errors=self.recipe.data.max_errors,
         )

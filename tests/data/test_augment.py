@@ -55,7 +55,7 @@ def guard_posterize(transform) -> None:
 
 @pytest.mark.parametrize(("interpolation", "img_size"), [("bicubic", (64, 64)), ("bilinear", (48, 80))])
 def test_bitwise_the_training_transform_of_timm(photographs, interpolation, img_size):
-    ours = build_augmentation(Augment(), Preprocessing(img_size, interpolation=interpolation))
+    ours = build_augmentation(Augment(resampler="pillow"), Preprocessing(img_size, interpolation=interpolation))
     theirs = create_transform(
         (3, *img_size),
         is_training=True,
@@ -70,7 +70,7 @@ def test_bitwise_the_training_transform_of_timm(photographs, interpolation, img_
         std=IMAGENET_STD,
     )
     guard_posterize(theirs)
-    for erasing in (ours.transforms[-1], theirs.transforms[-1]):
+    for erasing in (ours.erasing, theirs.transforms[-1]):
         assert (erasing.probability, erasing.per_pixel, erasing.max_count) == (0.25, True, 1)
     theirs.transforms[-1].device = "cpu"
     results = set()

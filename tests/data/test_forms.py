@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from deepcait.data.augment import Augment, build_augmentation
 from deepcait.data.loader import TrainingSet, training_batches
 from deepcait.data.order import Order
 from deepcait.data.spec import KINDS
+from deepcait.train.journal import environment
 from tests.data.forms import write_forms
 
 DEMO = Path(__file__).parent.parent.parent / "deepcait" / "assets" / "demo"
@@ -34,6 +37,7 @@ class Chain:
     kind, split = "chain", "all"
 
     def __init__(self, sources) -> None:
+        self.sources = sources
         self.places = [(source, index) for source in sources for index in range(len(source))]
         self.classes = sources[0].classes
         self.names = [source.names[index] for source, index in self.places]
@@ -185,18 +189,61 @@ def cifar(tmp_path_factory) -> Chain:
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_all_of_cifar10_through_every_form(cifar, num_workers):
     wanted: dict[str, tuple[int, bytes]] = {}
-    num_done = 0
+    began, num_done = time.monotonic(), 0
     for images, labels, indices in evaluation_loader(cifar, PREPROCESSING, batch_size=500, num_workers=num_workers):
-        for image, label, index in zip(images, labels.tolist(), indices.tolist(), strict=True):
-            assert index == num_done
-            found = label, hashlib.sha256(image.numpy().tobytes()).digest()
+        assert indices.tolist() == list(range(num_done, num_done + len(indices)))
+        num_done += len(indices)
+        for image, label, index in zip(images.numpy(), labels.tolist(), indices.tolist(), strict=True):
+            found = label, hashlib.sha256(image).digest()
             # The folder comes first and says what is wanted.
             if index < 60_000:
                 wanted[cifar.names[index]] = found
             assert wanted[cifar.names[index]] == found, cifar.locate(index)
-            num_done += 1
     assert len(wanted) == 60_000
     assert num_done == 60_000 * (len(FORMS) + 1)
     # The same for any number of workers.
     digest = hashlib.sha256(b"".join(data for _, data in (wanted[name] for name in sorted(wanted)))).hexdigest()
     assert digest == SEEN.setdefault("digest", digest)
+    note_result(
+        f"{num_workers} workers", {"images": num_done, "seconds": round(time.monotonic() - began), "same": True}
+    )
+    note_result("sha256 of all tensors in the order of their names", digest)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("form", [*FORMS, "hub"])
+def test_a_late_start_in_cifar10_is_exact_and_reads_nothing_it_skips(cifar, form):
+    """50 steps from the middle of an epoch on: the bits of a run from the start, and only their pictures are read."""
+    source = cifar.sources[[*FORMS, "hub"].index(form)]
+    order = Order(num_samples=60_000, global_batch_size=64, replicas=2, seed=3)
+    transform = build_augmentation(Augment(repeats=1, crop="pad", rand_augment="", erase=0.0), PREPROCESSING)
+
+    def run(first_step, last_step):
+        counting = CountingSource(source)
+        options = {"replicas": [0, 1], "first_step": first_step, "last_step": last_step}
+        batches = list(training_batches(TrainingSet(counting, transform, 3), order, **options))
+        return counting, batches
+
+    _, whole = run(430, 482)
+    counting, late = run(470, 482)
+    assert all((a[0] == b[0]).all() and (a[1] == b[1]).all() for a, b in zip(late, whole[80:], strict=True))
+    slots = [slot.index for step in range(470, 482) for replica in (0, 1) for slot in order.slots(step, replica)]
+    assert counting.reads == slots
+    note_result(f"late start, {form}", {"steps": "470 to 481 of 937", "read": len(slots), "read of what is skipped": 0})
+
+
+def note_result(key: str, value: object) -> None:
+    """Write a finding into data_forms.json below DEEPCAIT_RESULTS, where that is set."""
+    folder = os.environ.get("DEEPCAIT_RESULTS")
+    if not folder:
+        return
+    path = Path(folder) / "data_forms.json"
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content |= {
+        "what": "60,000 images of CIFAR-10 as folder, CSV, parquet, tar shards, zip and the hub's parquet",
+        "command": "DEEPCAIT_CIFAR=ROOT DEEPCAIT_RESULTS=docs/results pytest tests/data/test_forms.py -m soak",
+        "environment": environment(),
+        key: value,
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deepcait.data import Preprocessing, open_split
-from deepcait.data.augment import build_augmentation
+from deepcait.data.augment import Patch, build_augmentation
 from deepcait.data.loader import TrainingSet
 from deepcait.errors import RunError
 from deepcait.train.loop import Job, Trainer
@@ -55,10 +55,12 @@ class RecordingSet(TrainingSet):
         self.read = []
         self.poisoned = poisoned
 
-    def __getitem__(self, slot):
+    def change(self, slot):
         self.read.append(list(slot))
-        image, label = super().__getitem__(slot)
-        return (image.fill_(torch.nan) if slot == self.poisoned else image), label
+        image, label = super().change(slot)
+        if slot == self.poisoned:
+            image = image._replace(patches=[[Patch(0, 0, torch.full(image.pixels.shape, torch.nan))]])
+        return image, label
 
 
 def run_part(part: Part, processes: Processes) -> dict[str, Tensor]:

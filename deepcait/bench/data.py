@@ -1,0 +1,291 @@
+"""The data loader against timm's: the same pictures, recipe and workers, in alternating rounds."""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import numpy as np
+import torch
+
+from deepcait.data import Preprocessing, Sample, Source, evaluation_loader, open_image, open_source
+from deepcait.data.augment import Augment, build_augmentation, guard_posterize
+from deepcait.data.image import is_visible_image, list_images, read_image_bytes
+from deepcait.data.loader import TrainingSet, training_loader
+from deepcait.data.order import Slot
+from deepcait.errors import ConfigError
+from deepcait.train.journal import environment
+
+IMG_SIZE = (224, 224)
+SEED = 0
+_NUM_COMPARED = 250
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One loader under the clock: `run` delivers all batches of a round and returns how many pictures they held."""
+
+    name: str
+    run: Callable[[], int]
+
+
+def compare_loaders(
+    data: str,
+    *,
+    rounds: int = 20,
+    num_workers: int = 2,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Measure images per second of our loaders and timm's.
+
+    Rounds alternate; in each, every loader delivers all pictures once, from workers that wait to workers that wait.
+    One round more, the first, is not counted. timm's `create_loader` runs with its prefetcher (its default), its
+    posterize guarded as ours. Both read the same bytes through the same source.
+
+    Args:
+        data: a folder of pictures, or a data SPEC; labels do not matter.
+        rounds: counted rounds.
+        num_workers: processes of each loader.
+        batch_size: pictures a batch.
+        progress: called with rounds done and to do.
+
+    Returns:
+        `data_ratio`, `data_eval_ratio` and `data_eval_fast_ratio` (the resampler "torch"): ours / timm, medians;
+        `images_per_s` of each loader; quartiles of the rounds' ratios; what was measured, with what, where.
+
+    Raises:
+        ConfigError: numbers that make no sense.
+        DataError: no pictures there.
+    """
+    for name, value, least in (("rounds", rounds, 2), ("batch-size", batch_size, 1), ("workers", num_workers, 0)):
+        if value < least:
+            raise ConfigError(f"--{name}: expected {least} or more, got {value}.", remedy=f"Choose {max(least, 20)}.")
+    pictures = Pictures(open_pictures(data), batch_size)
+    lanes = build_lanes(pictures, batch_size, num_workers)
+    speeds: dict[str, list[float]] = {lane.name: [] for lane in lanes}
+    for number in range(rounds + 1):
+        for lane in lanes if number % 2 else lanes[::-1]:
+            began = time.perf_counter()
+            num_images = lane.run()
+            seconds = time.perf_counter() - began
+            if number:
+                speeds[lane.name].append(num_images / seconds)
+        progress(number, rounds)
+    pairs = {
+        "data_ratio": ("train", "timm_train"),
+        "data_eval_ratio": ("eval", "timm_eval"),
+        "data_eval_fast_ratio": ("eval_fast", "timm_eval"),
+    }
+    each = {name: [a / b for a, b in zip(speeds[x], speeds[y], strict=True)] for name, (x, y) in pairs.items()}
+    return {
+        **{name: median(speeds[ours]) / median(speeds[peer]) for name, (ours, peer) in pairs.items()},
+        "images_per_s": {name: median(values) for name, values in speeds.items()},
+        "quartiles": {name: quantiles(values, n=4) for name, values in each.items()},
+        "rounds": rounds,
+        "num_images": len(pictures.source),
+        "images_per_round": len(pictures),
+        "workers": num_workers,
+        "batch_size": batch_size,
+        "img_size": list(IMG_SIZE),
+        "resampler": compare_resamplers(pictures.source),
+        "cpu": f"{_processor()}, {os.cpu_count()} threads",
+        "environment": environment(),
+    }
+
+
+def open_pictures(data: str) -> Source:
+    """Return the pictures of a flat folder, or of a data SPEC, all splits of it."""
+    path = Path(data)
+    if path.is_dir() and any(is_visible_image(entry.name) for entry in path.iterdir()):
+        return FlatFolder(path)
+    return open_source(data)
+
+
+class FlatFolder:
+    """A folder of pictures as a source of one class."""
+
+    kind, split = "folder of pictures", "all"
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = [str(path) for path in list_images(folder)]
+        self.names = [os.path.basename(path) for path in self.paths]
+        self.labels: Sequence[int | None] = [0] * len(self.paths)
+        self.classes = ["picture"]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> Sample:
+        """The picture's bytes, class 0. Raises ImageError."""
+        return Sample(read_image_bytes(self.paths[index]), 0, self.names[index])
+
+    def locate(self, index: int) -> str:
+        """Its path."""
+        return self.paths[index]
+
+
+class Pictures:
+    """A source made long enough for whole batches, as our loader and as timm's reader see it: label 0 for all."""
+
+    kind, split, classes = "bench", "all", ["picture"]
+
+    def __init__(self, source: Source, batch_size: int) -> None:
+        self.source = source
+        self.num_batches = -(-len(source) // batch_size)
+        self.num_images = self.num_batches * batch_size
+        self.names = [source.names[index % len(source)] for index in range(self.num_images)]
+        self.labels: Sequence[int | None] = [0] * self.num_images
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def read(self, index: int) -> Sample:
+        """The sample, with label 0."""
+        return self.source.read(index % len(self.source))._replace(label=0)
+
+    def locate(self, index: int) -> str:
+        """Where the sample lies."""
+        return self.source.locate(index % len(self.source))
+
+    def __getitem__(self, index: int) -> tuple[io.BytesIO, int]:
+        return io.BytesIO(self.read(index).data), 0
+
+
+class _Epochs:
+    """Batches of slots: another epoch each time it is iterated."""
+
+    def __init__(self, num_images: int, batch_size: int) -> None:
+        self.num_images, self.batch_size, self.epoch = num_images, batch_size, 0
+
+    def __iter__(self) -> Iterator[list[Slot]]:
+        self.epoch += 1
+        row = np.random.default_rng(self.epoch).permutation(self.num_images).tolist()
+        slots = [Slot(index, self.epoch, position) for position, index in enumerate(row)]
+        return iter([slots[start : start + self.batch_size] for start in range(0, len(slots), self.batch_size)])
+
+    def __len__(self) -> int:
+        return self.num_images // self.batch_size
+
+
+def build_lanes(pictures: Pictures, batch_size: int, num_workers: int) -> list[Lane]:
+    """Return the loaders to compare, ours and timm's."""
+    preprocessing = Preprocessing(IMG_SIZE)
+    samples = TrainingSet(pictures, build_augmentation(Augment(repeats=1), preprocessing), SEED)
+    train = training_loader(samples, _Epochs(len(pictures), batch_size), num_workers=num_workers)
+    plain = {"batch_size": batch_size, "num_workers": num_workers}
+    fast = Preprocessing(IMG_SIZE, resampler="torch")
+    lanes = {
+        "train": train,
+        "timm_train": _timm_loader(pictures, batch_size, num_workers, training=True),
+        "eval": evaluation_loader(pictures, preprocessing, **plain),
+        "eval_fast": evaluation_loader(pictures, fast, **plain),
+        "timm_eval": _timm_loader(pictures, batch_size, num_workers, training=False),
+    }
+    return [Lane(name, lambda loader=loader: sum(len(batch[0]) for batch in loader)) for name, loader in lanes.items()]
+
+
+def _timm_loader(pictures: Pictures, batch_size: int, num_workers: int, *, training: bool) -> Any:
+    from timm.data import ImageDataset, create_loader
+    from timm.data.auto_augment import RandAugment
+
+    paper = Augment()
+    recipe: dict[str, Any] = {
+        "is_training": True,
+        "auto_augment": paper.rand_augment,
+        "re_prob": paper.erase,
+        "re_mode": "pixel",
+        "hflip": paper.flip,
+        "scale": paper.scale,
+        "ratio": paper.ratio,
+    }
+    dataset = ImageDataset("", reader=pictures)
+    loader = create_loader(
+        dataset,
+        input_size=(3, *IMG_SIZE),
+        batch_size=batch_size,
+        interpolation="bicubic",
+        num_workers=num_workers,
+        crop_pct=1.0,
+        device=torch.device("cpu"),
+        persistent_workers=num_workers > 0,
+        **(recipe if training else {}),
+    )
+    for step in getattr(dataset.transform, "transforms", ()):
+        if isinstance(step, RandAugment):
+            guard_posterize(step)
+    return loader
+
+
+def compare_resamplers(source: Source) -> dict[str, float | int]:
+    """Compare the pixels of the two resamplers on some pictures of a source, in levels of 255."""
+    exact, fast = (Preprocessing(IMG_SIZE, resampler=name) for name in ("pillow", "torch"))
+    largest, total, differing, num_images = 0, 0, 0, min(len(source), _NUM_COMPARED)
+    for index in range(num_images):
+        image = open_image(source.read(index).data, name=source.locate(index))
+        difference = (exact.pixels(image).int() - fast.pixels(image).int()).abs()
+        largest = max(largest, int(difference.max()))
+        total += int(difference.sum())
+        differing += int((difference > 0).sum())
+    num_values = num_images * 3 * IMG_SIZE[0] * IMG_SIZE[1]
+    return {
+        "num_images": num_images,
+        "largest_difference": largest,
+        "mean_difference": total / num_values,
+        "share_differing": differing / num_values,
+    }
+
+
+def markdown(result: dict[str, Any], command: str) -> str:
+    """The figures as a page."""
+    speed, quartiles, pixels = result["images_per_s"], result["quartiles"], result["resampler"]
+    rows = [
+        ("training, the paper's recipe", "train", "timm_train", "data_ratio"),
+        ("evaluation, bitwise timm's", "eval", "timm_eval", "data_eval_ratio"),
+        ("evaluation, resampler torch", "eval_fast", "timm_eval", "data_eval_fast_ratio"),
+    ]
+    lines = [
+        "# The data loader against timm's",
+        "",
+        f"    {command}",
+        "",
+        f"{result['num_images']} pictures, {result['workers']} workers, batches of {result['batch_size']}, "
+        f"{result['img_size'][0]} px, medians of {result['rounds']} alternating rounds; {result['cpu']}.",
+        "",
+        "| | ours, images/s | timm, images/s | ratio | quartiles of the rounds |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {what} | {speed[ours]:.1f} | {speed[peer]:.1f} | {result[key]:.2f} | "
+            f"{quartiles[key][0]:.2f} to {quartiles[key][2]:.2f} |"
+            for what, ours, peer, key in rows
+        ),
+        "",
+        f"Pixels of the resampler torch against Pillow's, {pixels['num_images']} pictures: at most "
+        f"{pixels['largest_difference']} of 255 levels, {pixels['mean_difference']:.5f} in the mean, "
+        f"{pixels['share_differing']:.2%} of the values differ.",
+        "",
+        "Environment: " + ", ".join(f"{name} {value}" for name, value in _flat(result["environment"])) + ".",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _flat(content: dict[str, Any]) -> list[tuple[str, Any]]:
+    pairs = []
+    for name, value in content.items():
+        pairs += _flat(value) if isinstance(value, dict) else [(name, value)]
+    return [(name, value) for name, value in pairs if not isinstance(value, list)]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
