@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deepcait.data.image import open_pixels
+from deepcait.data.image import decode_image
 from deepcait.data.preprocessing import Preprocessing
 from deepcait.data.resample import FAST_FILTERS, resize_pixels
 from deepcait.errors import ConfigError
@@ -113,7 +113,7 @@ class Augmentation:
     def read(self, data: bytes, name: str) -> Changed:
         """Decode a picture and change it, decoding no more than the crop needs. Raises ImageError, naming it."""
         if self.augment.crop != "random_resized" or self.preprocessing.channels != 3:
-            return self.change(Image.fromarray(open_pixels(data, name=name)))
+            return self.change(decode_image(data, name=name))
         box, divisor = None, 1
 
         def shrink(width: int, height: int) -> int:
@@ -122,15 +122,14 @@ class Augmentation:
             divisor = self._divisor(box) if self.fast else 1
             return divisor
 
-        pixels = open_pixels(data, name=name, shrink=shrink)
-        box = box or self._box(pixels.shape[1], pixels.shape[0])
-        return self._color(self._cut(pixels, box, divisor))
+        image = decode_image(data, name=name, shrink=shrink)
+        return self._color(self._cut(image, box or self._box(*image.size), divisor))
 
     def change(self, image: Image.Image) -> Changed:
         """Change a decoded picture."""
         if self.augment.crop == "random_resized":
             image = image.convert("L" if self.preprocessing.channels == 1 else "RGB")
-            return self._color(self._cut(np.array(image), self._box(*image.size), 1))
+            return self._color(self._cut(image, self._box(*image.size), 1))
         image = self.preprocessing.frame(image)
         if self.augment.crop == "pad":
             from torchvision import transforms
@@ -162,17 +161,16 @@ class Augmentation:
         fitting = [n for n in (2, 4, 8) if height // n >= out_height and width // n >= out_width]
         return max(fitting, default=1)
 
-    def _cut(self, pixels_HWC: np.ndarray, box: tuple[int, int, int, int], divisor: int) -> Image.Image:
+    def _cut(self, image: Image.Image, box: tuple[int, int, int, int], divisor: int) -> Image.Image:
         """Cut the box, given in pixels of the undivided picture, and resize it."""
         top, left, height, width = (side // divisor for side in box)
-        cut = np.ascontiguousarray(pixels_HWC[top : top + height, left : left + width])
+        cut = image.crop((left, top, left + width, top + height))
         size = self.preprocessing.img_size
-        if cut.shape[:2] == size:
-            return Image.fromarray(cut)
+        if cut.size == size[::-1]:
+            return cut
         if self.fast:
-            return Image.fromarray(resize_pixels(cut, size, self.preprocessing.interpolation))
-        kernel = getattr(Image.Resampling, self.preprocessing.interpolation.upper())
-        return Image.fromarray(cut).resize(size[::-1], kernel)
+            return Image.fromarray(resize_pixels(np.array(cut), size, self.preprocessing.interpolation))
+        return cut.resize(size[::-1], getattr(Image.Resampling, self.preprocessing.interpolation.upper()))
 
     def _color(self, image: Image.Image) -> Changed:
         """Flip, RandAugment, and what will be erased."""

@@ -76,8 +76,8 @@ def open_image(
     return image
 
 
-def open_pixels(data: bytes, *, name: str, shrink: Callable[[int, int], int] | None = None) -> np.ndarray:
-    """Decode one picture as `open_image` does, to its pixels, a JPEG at a fraction of its size where that is enough.
+def decode_image(data: bytes, *, name: str, shrink: Callable[[int, int], int] | None = None) -> Image.Image:
+    """Decode one picture as `open_image` does, without a last copy, a JPEG at a fraction of its size if that is enough.
 
     Args:
         data: the file's bytes.
@@ -86,12 +86,13 @@ def open_pixels(data: bytes, *, name: str, shrink: Callable[[int, int], int] | N
             the divisor of both sides. Its decoder then leaves out what would be averaged away (DCT scaling).
 
     Returns:
-        pixels_HWC: uint8 RGB; sides ceil(side / divisor).
+        Mode "RGB", upright, sides ceil(side / divisor). It may still carry what the file says of itself: take pixels
+        or parts of it, no more.
 
     Raises:
         ImageError: as `open_image`.
     """
-    return np.array(_open(data, name, MAX_BYTES, MAX_PIXELS, shrink))
+    return _open(data, name, MAX_BYTES, MAX_PIXELS, shrink)
 
 
 def _open(

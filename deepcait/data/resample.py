@@ -17,13 +17,15 @@ def resize_pixels(pixels_HWC: np.ndarray, size: tuple[int, int], interpolation: 
     differ by up to 2 of 255 levels.
 
     Args:
-        pixels_HWC: uint8; may be a part of a larger array.
+        pixels_HWC: uint8, contiguous; or pixels_HW.
         size: (height, width) in pixels.
         interpolation: one of FAST_FILTERS.
 
     Returns:
-        pixels_HWC: uint8, of the size asked for.
+        The same with the size asked for.
     """
-    pixels_1CHW = torch.from_numpy(pixels_HWC if pixels_HWC.ndim == 3 else pixels_HWC[..., None]).permute(2, 0, 1)[None]
-    resized_1CHW = F.interpolate(pixels_1CHW, size=size, mode=interpolation, antialias=True)
-    return resized_1CHW[0].permute(1, 2, 0).numpy().reshape(*size, *pixels_HWC.shape[2:])
+    pixels_1HWC = torch.from_numpy(pixels_HWC if pixels_HWC.ndim == 3 else pixels_HWC[..., None])[None]
+    # Channels stay last, in the input and in the output: torch is fastest so, and Pillow wants them so.
+    resized_1CHW = F.interpolate(pixels_1HWC.permute(0, 3, 1, 2), size=size, mode=interpolation, antialias=True)
+    resized_HWC = resized_1CHW.permute(0, 2, 3, 1).contiguous()[0]
+    return resized_HWC.numpy().reshape(*size, *pixels_HWC.shape[2:])
