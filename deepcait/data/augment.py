@@ -15,6 +15,7 @@ from torch import Tensor
 from deepcait.data.image import decode_image
 from deepcait.data.preprocessing import Preprocessing
 from deepcait.data.resample import FAST_FILTERS, resize_pixels
+from deepcait.data.slide import SLIDES, Slide
 from deepcait.errors import ConfigError
 
 # What timm reads, number by number; it skips in silence what it does not know (`mstd` without a number, `tx`).
@@ -45,8 +46,9 @@ class Augment:
     repeats: int = 3
     """Copies of a picture in one epoch's row, each augmented differently (repeated augmentation)."""
     resampler: str = "torch"
-    """What random_resized resizes with. torch: fast, up to 2 of 255 levels from Pillow, and a JPEG decoded at a
-    fraction of its size where the crop stays at least as large as the model's. pillow: bitwise timm's."""
+    """What random_resized resizes with, and RandAugment shears and shifts. torch: fast, up to 2 of 255 levels from
+    Pillow, and a JPEG decoded at a fraction of its size where the crop stays at least as large as the model's
+    picture. pillow: bitwise timm's."""
 
     def __post_init__(self) -> None:
         if self.crop not in ("random_resized", "pad", "none"):
@@ -105,6 +107,9 @@ class Augmentation:
         self.rand_augment = rand_augment(augment.rand_augment, preprocessing) if augment.rand_augment else None
         self.erasing = _erasing(augment.erase) if augment.erase else None
         self.fast = augment.resampler == "torch" and preprocessing.interpolation in FAST_FILTERS
+        for op in self.rand_augment.ops if self.fast and self.rand_augment is not None else ():
+            if op.name in SLIDES:
+                op.aug_fn = Slide(op.name, op.aug_fn)
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the changed picture, normalised: image_CHW float32."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import random
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from timm.data import create_transform
-from timm.data.auto_augment import RandAugment
+from timm.data.auto_augment import NAME_TO_OP, RandAugment
 
 from deepcait.data import Preprocessing, open_source
-from deepcait.data.augment import Augment, build_augmentation, rand_augment
+from deepcait.data.augment import Augment, build_augmentation, collate, rand_augment
 from deepcait.data.image import open_image
 from deepcait.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from deepcait.data.seeding import derive_seed, seed_everything
+from deepcait.data.slide import SLIDES, Slide
 from deepcait.errors import ConfigError
 
 PAPER = "rand-m9-mstd0.5-inc1"
@@ -83,6 +85,111 @@ def test_bitwise_the_training_transform_of_timm(photographs, interpolation, img_
         results.add(float(got.sum()))
     assert got.shape == (3, *img_size)
     assert len(results) > 140  # it is random at all
+
+
+def draws_of(resampler: str, seed: int, picture: Image.Image, **settings) -> tuple[torch.Tensor, float]:
+    """The image in levels of 255, and what the generators give next."""
+    transform = build_augmentation(Augment(resampler=resampler, **settings), Preprocessing((64, 48)))
+    seed_everything(seed)
+    image = transform(picture)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (image * std + mean) * 255, random.random() + np.random.rand() + float(torch.rand(1))
+
+
+def test_the_fast_resampler_draws_the_same_and_stays_within_two_levels(photographs):
+    for number in range(60):
+        picture = photographs[number % len(photographs)]
+        fast, exact = (
+            draws_of(name, number, picture, rand_augment="", erase=number % 2) for name in ("torch", "pillow")
+        )
+        assert fast[1] == exact[1]
+        assert (fast[0] - exact[0]).abs().max() <= 2.01, number
+        fast, exact = (draws_of(name, number, picture) for name in ("torch", "pillow"))
+        assert fast[1] == exact[1], number
+
+
+@pytest.mark.parametrize("name", SLIDES)
+def test_sliding_is_pillows_warp_within_one_level(photographs, name):
+    original, fill = NAME_TO_OP[name], (124, 116, 104)
+    slide, apart, differing = Slide(name, original), 0, 0
+    for number, amount in enumerate((-0.45, -0.3, -0.1, 0.0, 0.017, 0.2, 0.3, 0.45, 1.5, -2.0)):
+        for picture in (photographs[number], photograph(number, 61, 40), Image.new("RGB", (30, 20), (7, 99, 201))):
+            options = {"resample": Image.Resampling.BICUBIC, "fillcolor": fill}
+            got, wanted = (np.asarray(op(picture, amount, **options)).astype(int) for op in (slide, original))
+            assert got.shape == wanted.shape
+            apart = max(apart, np.abs(got - wanted).max())
+            differing += (got != wanted).mean() / 30
+    assert apart <= 1
+    assert differing < 1e-3
+    grey = photographs[0].convert("L")
+    options = {"resample": Image.Resampling.BICUBIC, "fillcolor": 124}
+    assert slide(grey, 0.2, **options).tobytes() == original(grey, 0.2, **options).tobytes()
+
+
+def jpeg(picture: Image.Image, orientation: int | None = None) -> bytes:
+    held, exif = io.BytesIO(), Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    picture.save(held, "JPEG", quality=95, exif=exif)
+    return held.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("scale", "size", "divisor"),
+    [(1.0, (900, 700), 8), (1.0, (400, 300), 4), (1.0, (255, 260), 2), (1.0, (127, 300), 1), (0.02, (900, 700), 1)],
+)
+def test_a_jpeg_is_decoded_no_larger_than_needed_and_never_too_small(monkeypatch, scale, size, divisor):
+    picture = photograph(3, *size)
+    augmentation = build_augmentation(
+        Augment(scale=(scale, scale), ratio=(0.999, 1.001), rand_augment="", erase=0, flip=0), Preprocessing((64, 64))
+    )
+    seen, divisors, original = [], set(), augmentation._cut
+
+    def cut(image, box, divisor):
+        seen.append((image.size, box, divisor))
+        return original(image, box, divisor)
+
+    monkeypatch.setattr(augmentation, "_cut", cut)
+    for seed in range(20):
+        seed_everything(seed)
+        got = augmentation.finish(augmentation.read(jpeg(picture), "picture"))
+        [(decoded, box, found)] = seen
+        divisors.add(found)
+        assert decoded == tuple(-(-side // found) for side in size)
+        assert found == 1 or min(box[2] // found, box[3] // found) >= 64  # no pixel is made up
+        larger = found * 2
+        assert found == 8 or min(box[2] // larger, box[3] // larger) < 64  # nor decoded for nothing
+        seed_everything(seed)
+        assert (got - augmentation(open_image(jpeg(picture)))).abs().mean() < 0.12  # the same part, slightly softer
+        seen.clear()
+    assert divisors == {divisor}
+
+
+def test_turned_jpegs_and_exact_recipes_are_decoded_whole(monkeypatch):
+    sizes = []
+    augmentation = build_augmentation(Augment(scale=(1.0, 1.0), rand_augment=""), Preprocessing((32, 32)))
+    monkeypatch.setattr(augmentation, "_divisor", lambda box: sizes.append(box) or 1)
+    augmentation.read(jpeg(photograph(1, 300, 200), orientation=6), "picture")
+    assert sizes == []
+    exact = build_augmentation(Augment(resampler="pillow"), Preprocessing((32, 32)))
+    for orientation in (None, 6):
+        data = jpeg(photograph(1, 300, 200), orientation)
+        for seed in range(5):
+            seed_everything(seed)
+            got = exact.finish(exact.read(data, "picture"))
+            seed_everything(seed)
+            assert torch.equal(got, exact(open_image(data)))
+
+
+def test_a_batch_is_finished_like_its_pictures(photographs):
+    augmentation = build_augmentation(Augment(erase=0.5), Preprocessing((32, 48)))
+    seed_everything(0)
+    items = [augmentation.change(picture) for picture in photographs]
+    assert 0 < sum(len(item.patches[0]) for item in items) < len(items)
+    images = augmentation.finish(collate(items))
+    assert images.dtype == torch.float32
+    for image, item in zip(images, items, strict=True):
+        assert torch.equal(image, augmentation.finish(item))
 
 
 def test_every_part_shows(photographs):
