@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deepcait.data.image import decode_image
 from deepcait.data.preprocessing import Preprocessing
-from deepcait.data.resample import FAST_FILTERS, resize_pixels
+from deepcait.data.resample import FAST_FILTERS, planes, resize_pixels
 from deepcait.data.slide import SLIDES, Slide
 from deepcait.errors import ConfigError
 
@@ -185,7 +185,7 @@ class Augmentation:
         if self.rand_augment is not None:
             image = self.rand_augment(image)
         channels, (height, width) = self.preprocessing.channels, self.preprocessing.img_size
-        pixels = torch.from_numpy(np.array(image).reshape(height, width, channels)).permute(2, 0, 1)
+        pixels = planes(image)
         record = _Erased()
         if self.erasing is not None:
             self.erasing._erase(record, channels, height, width, torch.float32)

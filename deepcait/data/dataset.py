@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from deepcait.data.image import open_image
+from deepcait.data.image import decode_image, open_image
 from deepcait.data.preprocessing import Preprocessing
-from deepcait.data.source import Source
+from deepcait.data.source import Sample, Source
 from deepcait.errors import ConfigError, DataError, DeepcaitError
 
 NO_LABEL = -1
@@ -43,19 +43,24 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         """(image_CHW, label or NO_LABEL, index). Raises ImageError that names the file."""
-        return self._item(index, self.transform)
-
-    def _item(self, index: int, transform: Callable[[Image.Image], Tensor]) -> tuple[Tensor, int, int]:
         sample = self.source.read(index)
         image = open_image(sample.data, name=self.source.locate(index))
-        return transform(image), NO_LABEL if sample.label is None else sample.label, index
+        return self.transform(image), _label(sample), index
 
 
 class _PixelDataset(ImageDataset):
-    """The same with the pictures still in 8-bit pixels: workers send a quarter of the bytes."""
+    """The same with the pictures still in 8-bit pixels where a `Preprocessing` makes them."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        return self._item(index, self.transform.pixels if isinstance(self.transform, Preprocessing) else self.transform)
+        if not isinstance(self.transform, Preprocessing):
+            return super().__getitem__(index)
+        sample = self.source.read(index)
+        image = decode_image(sample.data, name=self.source.locate(index))
+        return self.transform.pixels(image), _label(sample), index
+
+
+def _label(sample: Sample) -> int:
+    return NO_LABEL if sample.label is None else sample.label
 
 
 class RaisingLoader(DataLoader):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deepcait.data.resample import FAST_FILTERS, resize_pixels
+from deepcait.data.resample import FAST_FILTERS, planes, resize_pixels
 from deepcait.errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -102,8 +102,7 @@ class Preprocessing:
         Raises:
             ConfigError: C is neither 1 (grey) nor 3 (RGB).
         """
-        framed = np.array(self.frame(image), dtype=np.uint8).reshape(*self.img_size, self.channels)
-        return torch.from_numpy(framed).permute(2, 0, 1).contiguous()
+        return planes(self.frame(image))
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Scale to [0, 1], subtract the mean, divide by the std.
