@@ -40,7 +40,7 @@ ORDER = {
         "png", "image", "source", "folder", "resample", "preprocessing",
         "optional", "shards", "members", "table", "stored", "split", "manifest", "parquet", "zipped", "tar", "cifar",
         "matlab", "imagenet", "benchmarks", "spec", "dataset",
-        "seeding", "order", "slide", "augment", "mixing", "loader",
+        "seeding", "order", "slide", "augment", "mixing", "shrunk", "loader",
         "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
     ],
     "train": [

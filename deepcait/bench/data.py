@@ -17,9 +17,10 @@ import torch
 
 from deepcait.data import Preprocessing, Sample, Source, evaluation_loader, open_image, open_source
 from deepcait.data.augment import Augment, build_augmentation, guard_posterize
-from deepcait.data.image import is_visible_image, list_images, read_image_bytes
+from deepcait.data.image import decode_image, is_visible_image, list_images, read_image_bytes
 from deepcait.data.loader import TrainingSet, training_loader
 from deepcait.data.order import Slot
+from deepcait.data.seeding import seed_everything
 from deepcait.errors import ConfigError
 from deepcait.train.journal import environment
 
@@ -96,6 +97,7 @@ def compare_loaders(
         "batch_size": batch_size,
         "img_size": list(IMG_SIZE),
         "resampler": compare_resamplers(pictures.source),
+        "stages_ms": measure_stages(pictures.source),
         "cpu": f"{_processor()}, {os.cpu_count()} threads",
         "environment": environment(),
     }
@@ -243,6 +245,45 @@ def compare_resamplers(source: Source) -> dict[str, float | int]:
     }
 
 
+def measure_stages(source: Source) -> dict[str, float]:
+    """Measure where the time of a picture goes, without workers: milliseconds, medians of passes over some pictures."""
+    from timm.data import create_transform
+
+    paper, preprocessing = Augment(repeats=1), Preprocessing(IMG_SIZE)
+    ours = build_augmentation(paper, preprocessing)
+    theirs: Any = create_transform(
+        (3, *IMG_SIZE), is_training=True, auto_augment=paper.rand_augment, interpolation="bicubic", use_prefetcher=True
+    )
+    for step in theirs.transforms:
+        if step.__class__.__name__ == "RandAugment":
+            guard_posterize(step)
+    files = [source.read(index).data for index in range(min(len(source), _NUM_COMPARED // 2))]
+    decoded = [decode_image(data, name="picture") for data in files]
+    cut = [ours._cut(image, ours._box(*image.size), 1) for image in decoded]
+    pixels = [ours._color(image).pixels for image in cut]
+    stages: dict[str, tuple[Callable, Sequence]] = {
+        "decode (Pillow)": (lambda data: decode_image(data, name="picture"), files),
+        "crop and resize": (lambda image: ours._cut(image, ours._box(*image.size), 1), decoded),
+        "crop and resize, timm": (theirs.transforms[0], decoded),
+        "flip, RandAugment, erasing": (ours._color, cut),
+        "flip, RandAugment, timm": (lambda image: theirs.transforms[2](theirs.transforms[1](image)), cut),
+        "resize and crop of evaluation": (preprocessing.pixels, decoded),
+        "the same, resampler torch": (Preprocessing(IMG_SIZE, resampler="torch").pixels, decoded),
+        "normalise": (preprocessing.normalise, pixels),
+        "training, all but normalise": (lambda data: ours.read(data, "picture"), files),
+        "training, timm, all but normalise": (lambda data: theirs(open_image(data)), files),
+    }
+    times: dict[str, list[float]] = {name: [] for name in stages}
+    for number in range(7):
+        for name, (run, items) in stages.items():
+            seed_everything(number)
+            began = time.process_time()
+            for item in items:
+                run(item)
+            times[name].append(1e3 * (time.process_time() - began) / len(items))
+    return {name: round(median(values), 3) for name, values in times.items()}
+
+
 def markdown(result: dict[str, Any], command: str) -> str:
     """The figures as a page."""
     speed, quartiles, pixels = result["images_per_s"], result["quartiles"], result["resampler"]
@@ -270,6 +311,12 @@ def markdown(result: dict[str, Any], command: str) -> str:
         f"Pixels of the resampler torch against Pillow's, {pixels['num_images']} pictures: at most "
         f"{pixels['largest_difference']} of 255 levels, {pixels['mean_difference']:.5f} in the mean, "
         f"{pixels['share_differing']:.2%} of the values differ.",
+        "",
+        "Where the time of a picture goes, one process, milliseconds of processor time:",
+        "",
+        "| stage | ms |",
+        "|---|---|",
+        *(f"| {name} | {value:.2f} |" for name, value in result["stages_ms"].items()),
         "",
         "Environment: " + ", ".join(f"{name} {value}" for name, value in _flat(result["environment"])) + ".",
     ]

@@ -1,8 +1,8 @@
 """Parquet files that hold the pictures themselves, as on the hub: a column image {bytes, path} and a label.
 
-Opening reads labels and paths only. Bytes are fetched a row group at a time; the last group stays in memory, one
-in each process. Read in order this costs nothing; in a random order each picture costs its group, so that large
-files are better trained on as tar, zip or folders.
+Opening reads labels and paths only. Bytes are fetched a row group at a time; the groups used last stay in memory, up
+to KEPT_BYTES in each process. Read in order this costs nothing; in a random order a picture costs its group unless
+that is kept, so that files larger than that are better trained on as tar, zip or folders.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from deepcait.data.shards import find_shards, open_binary, shard_stem, splits_of
 from deepcait.data.table import Label, Reader, Table
 from deepcait.errors import DataError, ImageError
 
+# Of row groups, in each process; one group is kept however large it is.
+KEPT_BYTES = 256 * 2**20
+
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
 
@@ -35,7 +38,7 @@ class _Layout:
 
 
 class ParquetReader:
-    """Fetches rows of parquet files, keeping the row group read last.
+    """Fetches rows of parquet files, keeping the row groups used last.
 
     Args:
         files: the parquet files.
@@ -49,18 +52,15 @@ class ParquetReader:
         self.firsts = [first for _, _, first in groups]
         self.first_of_file = {file: first for file, _, first in reversed(self.groups)}
         self._open: tuple[tuple[int, int], Any] | None = None  # (process, file), its ParquetFile
-        self._kept: tuple[int, Any] | None = None  # group, its column of pictures
+        self._kept: dict[int, Any] = {}  # group -> its column of pictures, the one used last at the end
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": None, "_kept": None}
+        return self.__dict__ | {"_open": None, "_kept": {}}
 
     def read(self, row: int) -> bytes:
         """Return the bytes of the picture; ImageError when the file can't be read or the cell is empty."""
         number = bisect.bisect_right(self.firsts, row) - 1
-        kept = self._kept
-        if kept is None or kept[0] != number:
-            kept = self._kept = (number, self._read_group(number, row))
-        cell = kept[1][row - self.firsts[number]].as_py()
+        cell = self._group(number, row)[row - self.firsts[number]].as_py()
         data = cell["bytes"] if isinstance(cell, dict) else cell
         if not isinstance(data, bytes):
             raise ImageError(
@@ -73,6 +73,16 @@ class ParquetReader:
         """File and row in it, for messages."""
         file = self.groups[bisect.bisect_right(self.firsts, row) - 1][0]
         return f"{self.files[file]}: row {row - self.first_of_file[file]}"
+
+    def _group(self, number: int, row: int) -> Any:
+        column = self._kept.pop(number, None)
+        if column is None:
+            column = self._read_group(number, row)
+            num_bytes = column.nbytes + sum(kept.nbytes for kept in self._kept.values())
+            while self._kept and num_bytes > KEPT_BYTES:
+                num_bytes -= self._kept.pop(next(iter(self._kept))).nbytes
+        self._kept[number] = column
+        return column
 
     def _read_group(self, number: int, row: int) -> Any:
         file, group, _ = self.groups[number]

@@ -139,10 +139,11 @@ def size_and_stamp(place: str) -> tuple[int, str]:
     def look() -> tuple[int, str]:
         if is_url(place):
             filesystem, path = _filesystem(place)
-            size = filesystem.info(path)["size"]
+            info = filesystem.info(path)
+            size = info["size"]
             if size is None:
                 raise OSError("the server does not tell its size")
-            return int(size), f"{size} {filesystem.ukey(path)}"
+            return int(size), f"{size} {filesystem.ukey(path)} {info.get('ETag', '')}".rstrip()
         status = os.stat(place)
         return status.st_size, f"{status.st_size} {status.st_mtime_ns}"
 

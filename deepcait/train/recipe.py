@@ -47,6 +47,10 @@ class Data:
     """An unreadable training image stops the run (raise), or the next readable one takes its place (skip)."""
     max_errors: int = 100
     """Different images that skip passes over; one more stops the run."""
+    shrink_px: int = 0
+    """Make larger training images smaller first, their shorter side this many pixels; 0 is off."""
+    cache: str = ""
+    """Folder to keep the shrunk images in; changes no result."""
 
 
 @dataclass(frozen=True, kw_only=True)

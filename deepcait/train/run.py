@@ -19,6 +19,7 @@ from deepcait.data.augment import build_augmentation
 from deepcait.data.fix_list import leave_out
 from deepcait.data.loader import TrainingSet
 from deepcait.data.order import Order
+from deepcait.data.shrunk import shrunk
 from deepcait.data.source import describe, require_labels
 from deepcait.errors import ConfigError, RunError, WeightsError
 from deepcait.model import CaiT
@@ -49,6 +50,7 @@ _FREE_ON_RESUME = (
     "data.num_workers",
     "data.on_error",
     "data.max_errors",
+    "data.cache",
     "keep.checkpoint",
     "keep.max_skipped_steps",
     "keep.tensorboard",
@@ -242,6 +244,7 @@ def open_training_data(recipe: Recipe, tell: Callable[[str], None]) -> tuple[Sou
         samples, validation = (leave_out(source, recipe.data.exclude) for source in (samples, validation))
         left_out = f"{before[0] - len(samples):,} training and {before[1] - len(validation):,} validation images"
         tell(f"left out by {recipe.data.exclude}: {left_out}")
+    samples = shrunk(samples, recipe.data.shrink_px, recipe.data.cache)
     tell(f"data: {describe(samples)}; validation: {describe(validation)}")
     return samples, validation
 

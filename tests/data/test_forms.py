@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from deepcait.data import Preprocessing, Subset, describe, evaluation_loader, list_splits, open_source, open_split, tar
+from deepcait.data import (
+    Preprocessing,
+    Subset,
+    describe,
+    evaluation_loader,
+    list_splits,
+    open_source,
+    open_split,
+    parquet,
+    tar,
+)
 from deepcait.data.augment import Augment, build_augmentation
 from deepcait.data.loader import TrainingSet, training_batches
 from deepcait.data.order import Order
@@ -137,18 +147,29 @@ def test_a_late_start_is_exact_and_reads_nothing_it_skips(forms, form, monkeypat
         assert [size for _, _, size in ranges] == [len(source.read(index).data) for index in slots]
 
 
-def test_a_row_group_is_read_once_in_order_and_one_is_kept(forms, monkeypatch):
-    source = open_source(forms["parquet"], "test")
-    groups, original = [], source.reader._read_group
-    monkeypatch.setattr(
-        source.reader, "_read_group", lambda number, row: groups.append(number) or original(number, row)
-    )
-    for index in range(250):
-        source.read(index)
-    first = groups[0]
-    assert groups == [first, first + 1, first + 2]
-    source.read(0)
-    assert groups[-1] == first
+def test_row_groups_are_read_once_and_as_many_kept_as_fit(forms, monkeypatch):
+    def read(indices, kept_bytes):
+        source = open_source(forms["parquet"], "test")
+        groups, original = [], source.reader._read_group
+        monkeypatch.setattr(parquet, "KEPT_BYTES", kept_bytes)
+        monkeypatch.setattr(
+            source.reader, "_read_group", lambda number, row: groups.append(number) or original(number, row)
+        )
+        for index in indices:
+            source.read(index)
+        return groups, source.reader
+
+    first = read([0], 0)[0][0]
+    assert read([*range(250), 0], 0)[0] == [first, first + 1, first + 2, first]
+    assert read([*range(250), 0, 499, 120], 2**28)[0] == [first, first + 1, first + 2, first + 4]
+    size = read([0], 0)[1]._kept[first].nbytes
+    # Room for two and a half: the one used longest ago goes.
+    groups, reader = read([0, 100, 0, 200, 100, 0], int(2.5 * size))
+    assert groups == [first, first + 1, first + 2, first + 1, first]
+    assert len(reader._kept) == 2
+    monkeypatch.undo()
+    vars(reader).pop("_read_group", None)
+    assert pickle.loads(pickle.dumps(reader))._kept == {}
 
 
 def test_training_on_one_form_and_validating_on_another(forms):

@@ -1,0 +1,52 @@
+"""`deepcait bench --data`: the ratios are there, the files only where asked for, mistakes are told."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepcait.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for number in range(5):
+        Image.fromarray(generator.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(root / f"{number}.jpg")
+    (root / "notes.txt").write_text("no picture")
+    return root
+
+
+def test_a_flat_folder(photos, tmp_path, capsys):
+    options = ["--rounds", "2", "--workers", "0", "--batch-size", "4", "--json", "--out", str(tmp_path / "out")]
+    assert main(["bench", "--data", str(photos), *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    speed = result["images_per_s"]
+    assert result["num_images"] == 5
+    assert result["images_per_round"] == 8
+    assert result["data_ratio"] == pytest.approx(speed["train"] / speed["timm_train"])
+    assert result["data_eval_ratio"] == pytest.approx(speed["eval"] / speed["timm_eval"])
+    assert 0 <= result["resampler"]["largest_difference"] <= 2
+    written = json.loads((tmp_path / "out" / "data_loader.json").read_text())
+    assert written["data_ratio"] == result["data_ratio"]
+    assert "--rounds 2" in written["command"]
+    assert f"{result['data_ratio']:.2f}" in (tmp_path / "out" / "data_loader.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "something to measure"),
+        (["--data", "PHOTOS", "--rounds", "1"], "--rounds: expected 2"),
+        (["--data", "PHOTOS", "--workers", "-1"], "--workers"),
+        (["--data", "PHOTOS", "--batch-size", "0"], "--batch-size"),
+        (["--data", "/no/such/place"], "/no/such/place"),
+    ],
+)
+def test_mistakes(photos, capsys, options, told):
+    assert main(["bench", *(str(photos) if word == "PHOTOS" else word for word in options)]) == 2
+    assert told in capsys.readouterr().err
