@@ -152,7 +152,7 @@ def training_batches(
 
 
 def training_loader(
-    samples: TrainingSet | Skipping,
+    samples: Dataset,
     batches: Iterable[list[Slot]],
     *,
     num_workers: int = 0,
@@ -162,7 +162,8 @@ def training_loader(
 ) -> RaisingLoader:
     """Return the loader behind `training_batches`: the batches of slots that it is given, each time it is iterated."""
     changing = _Changing(samples) if isinstance(samples, TrainingSet) else samples
-    transform, place = changing.samples.transform, torch.device(device)
+    transform = getattr(getattr(changing, "samples", changing), "transform", None)
+    place = torch.device(device)
     tell = on_unreadable or (lambda unreadable: None)
 
     def finish(batch: tuple) -> tuple[Tensor, Tensor]:
