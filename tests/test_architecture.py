@@ -32,7 +32,10 @@ STOREY = {
 
 # Inside a room a file imports only from files before it. A room's __init__ comes after all of them.
 ORDER = {
-    "model": ["variants", "embedding", "lean", "attention", "block", "cait"],
+    "model": [
+        "variants", "alternatives", "embedding", "lean", "attention", "block", "cait", "ablation_init", "ablation",
+        "convnet", "networks",
+    ],
     "weights": [
         "published", "hub", "layouts", "adapt", "atomic", "timm_layout", "artefact", "registry", "imagenet", "spec",
     ],

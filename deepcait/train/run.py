@@ -20,6 +20,7 @@ from deepcait.data.fix_list import leave_out
 from deepcait.data.loader import TrainingSet
 from deepcait.data.order import Order
 from deepcait.data.source import describe, require_labels
+from deepcait.data.split import limited
 from deepcait.errors import ConfigError, RunError, WeightsError
 from deepcait.model import CaiT
 from deepcait.train.average import WeightAverage
@@ -243,7 +244,10 @@ def open_training_data(recipe: Recipe, tell: Callable[[str], None]) -> tuple[Sou
         left_out = f"{before[0] - len(samples):,} training and {before[1] - len(validation):,} validation images"
         tell(f"left out by {recipe.data.exclude}: {left_out}")
     tell(f"data: {describe(samples)}; validation: {describe(validation)}")
-    return samples, validation
+    for what, limit in (("training", recipe.data.limit), ("validation", recipe.data.val_limit)):
+        if limit:
+            tell(f"only {limit:,} {what} images of them, drawn class by class")
+    return limited(samples, recipe.data.limit), limited(validation, recipe.data.val_limit)
 
 
 def build_order(recipe: Recipe, samples: Source) -> Order:
