@@ -52,7 +52,8 @@ ORDER = {
     ],
     "evaluation": ["counts", "classes", "evaluate"],
     "bench": ["peers"],
-    "cli": ["exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "train", "demo"],
+    "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
+    "cli": ["exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "train", "study", "demo"],
 }  # fmt: skip
 
 MAX_FUNCTION_LINES = 60  # without its docstring
