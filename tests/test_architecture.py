@@ -53,7 +53,9 @@ ORDER = {
     "evaluation": ["counts", "classes", "evaluate"],
     "bench": ["peers"],
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
-    "cli": ["exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "train", "study", "demo"],
+    "cli": [
+        "exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "train", "study", "demo",
+    ],
 }  # fmt: skip
 
 MAX_FUNCTION_LINES = 60  # without its docstring

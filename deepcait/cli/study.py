@@ -2,7 +2,7 @@
 
 Examples:
     deepcait study layerscale --data folder:cifar10 --out studies/layerscale --budget 2
-    deepcait study layerscale --data folder:cifar10 --out studies/layerscale --only baseline,rezero,layerscale --budget 2
+    deepcait study layerscale --data folder:cifar10 --out studies/rezero --only rezero,layerscale --budget 1
     deepcait study distillation --data folder:cifar10 --out studies/distil --teacher runs/teacher --budget 1
     deepcait study heads --data folder:cifar10 --out studies/heads --budget 1 --dry-run     what it would do
 
@@ -44,6 +44,8 @@ class Args:
     """Epochs of a cell, instead of --budget."""
     images: int | None = None
     """Training images, drawn class by class and always the same; 0 takes all."""
+    data_name: str = ""
+    """What the data is called in tables; without it the last part of its SPEC."""
     val_images: int = 0
     """Validation images, drawn in the same way; 0 takes all."""
     only: str = ""
@@ -74,7 +76,8 @@ def run(args: Args) -> int | None:
     if args.dry_run:
         _dry_run(args, grid, wished, console)
         return
-    plan = start_study(args.out, wished, lambda: _plan(args, grid, wished, console))
+    fixed = {"epochs": args.epochs, "images": args.images, "val_images": args.val_images or None}
+    plan = start_study(args.out, wished, fixed, lambda: _plan(args, grid, wished, console))
     console.say(f"{grid.title}: {len(grid.rows)} x {len(grid.columns)} cells, {plan.seeds} seeds, {plan.epochs} epochs")
     found = run_study(args.out, grid, plan, evaluate=_evaluate, say=console.say)
     console.say(f"\n{markdown(found, grid)}")
@@ -111,6 +114,7 @@ def _wished(args: Args, grid: Grid, only: tuple[str, ...]) -> StudyPlan:
     return StudyPlan(
         study=args.name,
         data=args.data,
+        data_name=args.data_name or args.data.rstrip("/").rpartition("/")[2],
         seeds=args.seeds,
         epochs=args.epochs or recipe.epochs,
         images=recipe.data.limit if args.images is None else args.images,
@@ -129,8 +133,8 @@ def _plan(args: Args, grid: Grid, wished: StudyPlan, console: Console) -> tuple[
         return wished, {}
     plan, measured = fit_to_budget(grid, wished, args.budget, console.say)
     console.say(
-        f"fits {args.budget:g} hours: {plan.epochs} epochs of {plan.images:,} images, {plan.val_images:,} for validation, "
-        f"{measured['expected_hours']:.2g} hours expected"
+        f"fits {args.budget:g} hours: {plan.epochs} epochs of {plan.images:,} images, {plan.val_images:,} for "
+        f"validation, {measured['expected_hours']:.2g} hours expected"
     )
     return plan, measured
 
@@ -151,10 +155,8 @@ def _dry_run(args: Args, grid: Grid, wished: StudyPlan, console: Console) -> Non
     console.table(("row", "column", "parameters", "MMACs", "epochs"), rows)
     images = f"{plan.images:,}" if plan.images else "all"
     console.say(f"{len(rows) * plan.seeds} runs = {len(rows)} cells of {plan.seeds} seeds, on {images} images")
-    console.result(
-        {"study": grid.name, "seeds": plan.seeds, "epochs": plan.epochs, "images": plan.images, "cells": facts}
-        | measured
-    )
+    head = {"study": grid.name, "seeds": plan.seeds, "epochs": plan.epochs, "images": plan.images}
+    console.result(head | {"cells": facts} | measured)
 
 
 def _publish(folder: Path, out: Path, found: dict, grid: Grid) -> None:

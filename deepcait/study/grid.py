@@ -147,14 +147,12 @@ def parse_grid(name: str, text: str) -> Grid:
     """
     content: dict[str, Any] = yaml.safe_load(text)
     try:
-        lines = {
-            kind: tuple(_line(entry) for entry in content.pop(kind)) for kind in ("rows", "columns") if kind in content
-        }
+        kinds = [kind for kind in ("rows", "columns") if kind in content]
+        lines = {kind: tuple(_line(entry) for entry in content.pop(kind)) for kind in kinds}
         grid = Grid(name=name, set=tuple(content.pop("set", ())), **cast("Any", lines), **content)
     except (TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"study {name}: expected the keys of a study, got others ({error}).", remedy="Mend it."
-        ) from error
+        problem = f"study {name}: expected the keys of a study, got others ({error})."
+        raise ConfigError(problem, remedy="Mend the file.") from error
     ids = [line.id for line in (*grid.rows, *grid.columns)]
     lost = [line.follows for line in grid.rows if line.follows and line.follows not in ids] + (
         [] if grid.reference in ids else [grid.reference]

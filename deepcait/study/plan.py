@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -37,13 +38,14 @@ class StudyPlan:
     """Everything that decides a study's table, fixed when it starts and kept in its folder.
 
     Args:
-        study: its name. data: SPEC. teacher: SPEC, empty for none.
+        study: its name. data: SPEC. data_name: what tables call it. teacher: SPEC, empty for none.
         seeds: how many. epochs: of a cell. images: training images, 0 for all. val_images: the same for validation.
         only: rows and columns kept; empty for all. set: more settings of every cell.
     """
 
     study: str
     data: str
+    data_name: str
     seeds: int
     epochs: int
     images: int
@@ -81,7 +83,7 @@ def cell_recipe(grid: Grid, plan: StudyPlan, cell: Cell, cells: Path) -> Recipe:
         grid: the study. plan: its plan. cell: of it.
         cells: the folder of all cells' runs.
     """
-    recipe = load_recipe(grid.recipe, [*grid.set, *cell.settings, *plan.set])
+    recipe = _settings(grid.recipe, (*grid.set, *cell.settings, *plan.set))
     epochs = max(1, round(plan.epochs * cell.row.epochs))
     warmup = min(recipe.schedule.warmup_epochs, 0.2 * epochs)
     teacher = plan.teacher if cell.teacher else ""
@@ -99,6 +101,11 @@ def cell_recipe(grid: Grid, plan: StudyPlan, cell: Cell, cells: Path) -> Recipe:
         return changed
     own = {name: None for name in dataclasses.asdict(recipe.shape)}
     return dataclasses.replace(changed, model=str(cells / cell.start), shape=dataclasses.replace(recipe.shape, **own))
+
+
+@functools.cache
+def _settings(recipe: str, assignments: tuple[str, ...]) -> Recipe:
+    return load_recipe(recipe, assignments)
 
 
 def cell_config(grid: Grid, plan: StudyPlan, cell: Cell, cells: Path, num_classes: int) -> CaiTConfig:
@@ -231,11 +238,11 @@ def scale_of(grid: Grid, plan: StudyPlan, cells: Path, num_train: int, num_valid
     """Return the scale of a study in words, for the title of its tables."""
     first = cells_of(grid, 1)[0]
     recipe = cell_recipe(grid, plan, first, cells)
-    tokens = sorted({cell_config(grid, plan, c, cells, 2).num_patches for c in cells_of(grid, 1)})
-    widths = sorted({cell_config(grid, plan, c, cells, 2).embed_dim for c in cells_of(grid, 1)})
+    configs = [cell_config(grid, plan, cell, cells, 2) for cell in cells_of(grid, 1)]
+    tokens, widths = sorted({c.num_patches for c in configs}), sorted({c.embed_dim for c in configs})
     seeds = "1 seed" if plan.seeds == 1 else f"{plan.seeds} seeds"
     return (
-        f"{num_train:,} training images, {_listed(tokens)} tokens, width {_listed(widths)}, "
+        f"{plan.data_name}, {num_train:,} training images, {_listed(tokens)} tokens, width {_listed(widths)}, "
         f"{_plural(recipe.epochs, 'epoch')}, {seeds}; top-1 of {num_validation:,} images"
     )
 

@@ -15,7 +15,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,18 @@ from deepcait.weights.atomic import write_bytes
 
 PLAN_FILE = "study.json"
 _FOLDERS = ("cells", "locks", "failed")
-_WAIT_S = 5.0
+_WAIT_S = 2.0
 
 
-def start_study(folder: Path, wished: StudyPlan, make_plan: Callable[[], tuple[StudyPlan, dict]]) -> StudyPlan:
+def start_study(
+    folder: Path, wished: StudyPlan, fixed: Mapping[str, int | None], make_plan: Callable[[], tuple[StudyPlan, dict]]
+) -> StudyPlan:
     """Return the plan of the study in a folder: the one that is there, or a new one, made and kept.
 
     Args:
         folder: of the study.
-        wished: what was asked for; where a plan is there already, it must agree but for epochs and images.
+        wished: what was asked for; where a plan is there already, it must agree.
+        fixed: epochs, images and val_images where they were given and not left to a budget, else None.
         make_plan: returns the plan and what was measured for it; called by one machine only.
 
     Raises:
@@ -63,7 +66,8 @@ def start_study(folder: Path, wished: StudyPlan, make_plan: Callable[[], tuple[S
             elif not ours:
                 time.sleep(_WAIT_S)  # another machine is measuring
     plan = read_plan(folder / PLAN_FILE)
-    sizes = {"epochs": plan.epochs, "images": plan.images, "val_images": plan.val_images}
+    sizes: dict[str, Any] = {"epochs": plan.epochs, "images": plan.images, "val_images": plan.val_images}
+    sizes |= {name: size for name, size in fixed.items() if size is not None}
     asked = dataclasses.replace(wished, **sizes)
     if asked != plan:
         names = [f.name for f in dataclasses.fields(plan) if getattr(plan, f.name) != getattr(asked, f.name)]
@@ -160,9 +164,8 @@ def _report(folder: Path, grid: Grid, plan: StudyPlan) -> dict[str, Any]:
     try:
         machine = json.loads((folder / "speed.json").read_text(encoding="utf-8"))["environment"]
     except (OSError, ValueError, KeyError) as error:
-        raise RunError(
-            f"{folder / 'speed.json'}: expected what began the study, got {error}.", remedy="Begin anew."
-        ) from error
+        problem = f"{folder / 'speed.json'}: expected what was noted when the study began, got {error}."
+        raise RunError(problem, remedy="Begin the study anew in another --out.") from error
     found = results(folder, grid, plan, machine)
     write_reports(folder, found, grid)
     return found

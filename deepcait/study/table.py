@@ -12,6 +12,7 @@ from deepcait.study.grid import Cell, Grid, Line, cells_of
 from deepcait.study.outcome import Summary, read_outcome, reference_of, summarise, verdict
 from deepcait.study.plan import StudyPlan, cell_config, cell_recipe, scale_of
 from deepcait.weights.atomic import write_bytes
+from deepcait.weights.spec import describe
 
 
 def results(folder: Path, grid: Grid, plan: StudyPlan, environment: dict[str, Any]) -> dict[str, Any]:
@@ -49,11 +50,24 @@ def results(folder: Path, grid: Grid, plan: StudyPlan, environment: dict[str, An
         "reference": grid.reference,
         "paper": grid.paper,
         "data": data,
-        "plan": dataclasses.asdict(plan) | {"only": list(plan.only), "set": list(plan.set)},
+        # Where data and teacher lie on this machine is nobody's business.
+        "plan": dataclasses.asdict(plan) | {"data": plan.data_name, "teacher": teacher_facts(plan.teacher)},
         "environment": environment,
         "table": rows,
         "cells": [_cell_facts(folder, grid, plan, cell, len(data["classes"])) for cell in cells_of(grid, plan.seeds)],
     }
+
+
+def teacher_facts(spec: str) -> dict[str, Any] | None:
+    """Return what is known of a teacher: its name, size, and the accuracy that its own run found; None without one."""
+    if not spec:
+        return None
+    facts: dict[str, Any] = {"name": spec.rstrip("/").rpartition("/")[2]}
+    if spec.startswith(("timm:", "python:")):
+        return facts
+    described = describe(spec)
+    metrics = described["metrics"] or {}
+    return facts | {"params": described["params"], "top1": metrics.get("top1"), "num_images": metrics.get("num_images")}
 
 
 def command_of(plan: StudyPlan) -> str:
@@ -67,9 +81,13 @@ def command_of(plan: StudyPlan) -> str:
 
 
 def markdown(found: dict[str, Any], grid: Grid) -> str:
-    """Return the page of a study: its question, its scale, the table with the paper's figures beside, how to read it."""
+    """Return the page of a study: its question and scale, the table with the paper's figures beside."""
     lines = [f"# {found['title']}: {found['scale']}", "", found["question"], ""]
     lines += _wide(found, grid) if len(grid.columns) > 1 else _long(found, grid)
+    teacher = found["plan"]["teacher"]
+    if teacher:
+        accuracy = f", top-1 {teacher['top1']:.2%} of {teacher['num_images']:,} images" if teacher.get("top1") else ""
+        lines += ["", f"Teacher: {teacher['name']}{accuracy}."]
     lines += ["", f"Paper: {' '.join(found['paper'].split())}", ""]
     lines += [
         f"Our figures: mean over {found['plan']['seeds']} seeds of the accuracy after the last epoch, in percent, and "
