@@ -65,7 +65,7 @@ def test_what_a_study_writes(whole):
     assert "2 seeds" in title
     assert "not verified" in page
     assert (whole / "plot.png").read_bytes().startswith(b"\x89PNG")
-    assert found["environment"]["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(found["environment"]["versions"]["torch"])
     assert not any((whole / "locks").iterdir())
     assert len({cell["metrics"]["loss"] for cell in found["cells"]}) == 4, "a table of equal cells proves little"
     assert len({cell["metrics"]["top1"] for cell in found["cells"]}) > 1
@@ -168,6 +168,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_table(whole, tmp_path):
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_two_processes_share_the_cells(whole, tmp_path):
     out = tmp_path / "shared"
     running = [child(*command(out)) for _ in range(2)]
