@@ -27,14 +27,15 @@ def plot(found: dict[str, Any], grid: Grid, path: Path) -> None:
         raise ConfigError(
             "plot: expected the package matplotlib, got none.", remedy='Run `pip install "deepcait[explain]"`.'
         ) from None
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    wide = len(grid.columns) > 1
+    figure = Figure(figsize=(9, 5 if wide else 1.5 + 0.4 * len(grid.rows)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    if len(grid.columns) > 1:
+    if wide:
         _lines(axes, found, grid)
     else:
         _dots(axes, found, grid)
-    axes.set_title(f"{found['title']}\n{found['scale']}", fontsize=9)
+    figure.suptitle(f"{found['title']}\n{found['scale']}", fontsize=9)  # over the whole width: the scale is long
     axes.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
