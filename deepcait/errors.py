@@ -49,5 +49,9 @@ class RunError(DeepcaitError):
     """A run folder that can't be started, resumed or read."""
 
 
+class DivergedError(RunError):
+    """A run whose losses or gradients stopped being finite, more often in a row than its recipe allows."""
+
+
 class Stopped(Exception):  # noqa: N818 - it is no error
     """A run stopped on request after saving itself; the command exits with 75 and `--resume` goes on."""

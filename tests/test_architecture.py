@@ -32,7 +32,10 @@ STOREY = {
 
 # Inside a room a file imports only from files before it. A room's __init__ comes after all of them.
 ORDER = {
-    "model": ["variants", "embedding", "lean", "attention", "block", "cait"],
+    "model": [
+        "variants", "alternatives", "embedding", "lean", "attention", "block", "cait", "ablation_init", "ablation",
+        "convnet", "networks",
+    ],
     "weights": [
         "published", "hub", "layouts", "adapt", "atomic", "timm_layout", "artefact", "registry", "imagenet", "spec",
     ],
@@ -49,8 +52,10 @@ ORDER = {
     ],
     "evaluation": ["counts", "classes", "evaluate"],
     "bench": ["peers", "data"],
+    "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
     "cli": [
-        "exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "train", "demo", "bench",
+        "exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "train", "bench",
+        "study", "demo",
     ],
 }  # fmt: skip
 

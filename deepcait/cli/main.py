@@ -27,6 +27,7 @@ VERBS = {
     "eval": "measure models on labelled images",
     "predict": "classify pictures",
     "bench": "ours against peers: how fast data is read",
+    "study": "run the paper's experiments again at a small scale, its figures beside ours",
     "demo": "train, measure and use a small model on real photographs, in minutes",
 }
 _LINE_WIDTH = 100

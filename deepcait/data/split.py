@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deepcait.data.source import Source, Subset
 from deepcait.data.stored import write_text
 from deepcait.errors import ConfigError, DataError
 
 _FORMAT = "deepcait-split-1"
+_LIMIT_SEED = "limit"
 
 
 def stratified_split(
@@ -49,6 +51,30 @@ def stratified_split(
             num_val = min(max(1, round(fraction * len(indices))), len(indices) - 1)
             val.update(sorted(indices, key=lambda index: _rank(seed, names[index]))[:num_val])
     return [index for index in range(len(names)) if index not in val], sorted(val)
+
+
+def limited(source: Source, limit: int) -> Source:
+    """Return at most `limit` samples of a source, each class in proportion; 0, or more than there are, takes all.
+
+    Within a class the images are ranked as for the split, with a seed of its own, so the choice follows from names
+    alone. A smaller limit takes a part of what a larger one takes, but for rounding between classes.
+    """
+    if not limit or limit >= len(source):
+        return source
+    members: dict[int | None, list[int]] = defaultdict(list)
+    for index, label in enumerate(source.labels):
+        members[label].append(index)
+    shares = {label: limit * len(indices) / len(source) for label, indices in members.items()}
+    counts = {label: int(share) for label, share in shares.items()}
+    # What rounding down left over goes to the classes that lost most, the first of equals.
+    for label in sorted(shares, key=lambda label: counts[label] - shares[label])[: limit - sum(counts.values())]:
+        counts[label] += 1
+    chosen = [
+        index
+        for label, indices in members.items()
+        for index in sorted(indices, key=lambda index: _rank(_LIMIT_SEED, source.names[index]))[: counts[label]]
+    ]
+    return Subset(source, sorted(chosen), split=source.split)
 
 
 def write_manifest(
@@ -92,5 +118,5 @@ def _not_a_manifest(path: str | os.PathLike[str], got: str) -> DataError:
     return DataError(f"{path}: expected a split manifest ({_FORMAT}), got {got}.", remedy="Delete it to split anew.")
 
 
-def _rank(seed: int, name: str) -> bytes:
+def _rank(seed: int | str, name: str) -> bytes:
     return hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogateescape")).digest()

@@ -20,7 +20,7 @@ from deepcait.data.loader import TrainingSet, training_batches
 from deepcait.data.mixing import Mixer
 from deepcait.data.order import Order
 from deepcait.data.source import require_labels
-from deepcait.errors import DeepcaitError, RunError, Stopped
+from deepcait.errors import DeepcaitError, DivergedError, Stopped
 from deepcait.model import CaiT
 from deepcait.train.average import WeightAverage
 from deepcait.train.checkpoint import Progress, newest_checkpoint, read_checkpoint, save_checkpoint
@@ -109,8 +109,8 @@ class Trainer:
 
         Raises:
             Stopped: SIGTERM or SIGINT came; the run is saved and resumable.
-            RunError: losses stopped being finite, too many pictures are unreadable, or the disk is full; the last
-                checkpoint is named.
+            DivergedError: losses stopped being finite; the last checkpoint is named.
+            RunError: too many pictures are unreadable, or the disk is full.
             ImageError: a picture is unreadable, and the recipe's data.on_error is raise.
         """
         self._restore()
@@ -189,7 +189,7 @@ class Trainer:
             for replica in range(self.recipe.replicas)
             for slot in self.job.order.slots(step, replica)
         ]
-        raise RunError(
+        raise DivergedError(
             f"step {step + 1}: expected a finite loss and gradient, got loss {result.loss} and gradient norm "
             f"{result.grad_norm}, for {p.skipped_steps} steps in a row. The last good checkpoint is "
             f"{path.name if path else 'none yet'}. Images of the batch: {', '.join(names[:16])}"
@@ -314,10 +314,14 @@ def wrap(model: CaiT, recipe: Recipe, processes: Processes) -> nn.Module:
 
 
 class StopRequest:
-    """Turns SIGTERM and SIGINT into a wish that is granted after the step; a second SIGINT insists."""
+    """Turns SIGTERM and SIGINT into a wish that is granted after the step; a second SIGINT insists.
+
+    A wish that came too late to be granted, in the last evaluation, goes on to whoever listened before in Python.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self._number = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -326,11 +330,14 @@ class StopRequest:
                 self._before[number] = signal.signal(number, self._ask)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        listener = self._before.get(self._number)
+        if self.asked and kind is None and callable(listener) and listener is not signal.default_int_handler:
+            listener(self._number, None)
 
     def _ask(self, number: int, _: object) -> None:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self._number = True, number

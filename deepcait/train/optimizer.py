@@ -88,7 +88,11 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
         name, _, what = key.rpartition("/")
         parameter = parameters[name]
         # The step counter of a fused optimizer lives on the parameter's device too.
-        optimizer.state[parameter][what] = value.to(parameter.device)
+        value = value.to(parameter.device)
+        if value.shape == parameter.shape:
+            # A fused update walks through memory: it must lie there as the parameter does, channels last or not.
+            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+        optimizer.state[parameter][what] = value
 
 
 def class_weights(labels: list[int], num_classes: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -10,11 +11,14 @@ from deepcait.data import Preprocessing, open_split
 from deepcait.data.augment import build_augmentation
 from deepcait.data.fix_list import leave_out
 from deepcait.data.mixing import Mixer
-from deepcait.model import CaiT
-from deepcait.model.variants import CaiTConfig, variant_config, variant_names
+from deepcait.data.split import limited
+from deepcait.model.alternatives import lay_over
+from deepcait.model.networks import build_model, config_of, is_model_name, named_config
+from deepcait.model.variants import CaiTConfig
 from deepcait.train.recipe import Recipe
 from deepcait.train.run import build_order
 from deepcait.train.schedule import LearningRate
+from deepcait.train.start import shape_of
 from deepcait.weights.spec import describe
 
 _BARS = " .:-=+*#%@"
@@ -29,6 +33,7 @@ def plan(recipe: Recipe, tell: Callable[[str], None]) -> dict:
     samples = open_split(recipe.data.source, "train", fraction=recipe.data.val_fraction, seed=recipe.seed)
     if recipe.data.exclude:
         samples = leave_out(samples, recipe.data.exclude)
+    samples = limited(samples, recipe.data.limit)
     order = build_order(recipe, samples)
     config = planned_config(recipe, len(samples.classes))
     # Built for their errors alone.
@@ -64,14 +69,9 @@ def plan(recipe: Recipe, tell: Callable[[str], None]) -> dict:
 
 def planned_config(recipe: Recipe, num_classes: int) -> CaiTConfig:
     """Return the configuration that training would use, without touching weights."""
-    if recipe.model in variant_names():
-        config = variant_config(recipe.model)
-    else:
-        facts = describe(recipe.model)["config"]
-        config = CaiTConfig(**facts)
-    fields = {"img_size": recipe.img_size, "drop_path_rate": recipe.drop_path_rate}
-    fields |= {"layer_scale_init": recipe.layer_scale_init, "num_classes": num_classes}
-    return config.replace(**{name: value for name, value in fields.items() if value is not None})
+    config = named_config(recipe.model) if is_model_name(recipe.model) else config_of(describe(recipe.model)["config"])
+    config = config.replace(**shape_of(recipe), num_classes=num_classes)
+    return lay_over(config, dataclasses.asdict(recipe.ablation))
 
 
 def saved_bytes_per_image(config: CaiTConfig, grad_checkpointing: bool) -> int:
@@ -80,7 +80,7 @@ def saved_bytes_per_image(config: CaiTConfig, grad_checkpointing: bool) -> int:
     Counted on the meta device through autograd's own hooks, at two images, each storage once.
     """
     with torch.device("meta"):
-        model = CaiT(config).train()
+        model = build_model(config).train()
         images = torch.empty(2, config.in_chans, *config.img_size)
     model.set_grad_checkpointing(grad_checkpointing)
     weights = {id(parameter) for parameter in model.parameters()}

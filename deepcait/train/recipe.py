@@ -30,6 +30,42 @@ class About:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Other sizes than those of the model's name; null is the model's own."""
+
+    embed_dim: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    patch_size: int | None = None
+    cls_depth: int | None = None
+    """Blocks of the class stage."""
+    mlp_ratio: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """The paper's choices exchanged for those that it compares with; null is the model's own (CaiT: the first named).
+
+    `AblationConfig` says what each one does. With all of them null, the network is the plain CaiT.
+    """
+
+    residual: str | None = None
+    """layerscale, scalar, rezero, skipinit, fixup, tfixup or none."""
+    pre_norm: bool | None = None
+    """true: branches are normalised before; false: as the originals of rezero, skipinit, fixup and tfixup."""
+    class_token: str | None = None
+    """class_stage, inserted (into the patch stage) or average (no class token)."""
+    insert_at: int | None = None
+    """Block of the patch stage before which an inserted class token joins; 0 is ViT."""
+    class_mlp: bool | None = None
+    """false leaves out the MLPs of the class stage."""
+    talking_heads: str | None = None
+    """both, before (the softmax), after, or none."""
+    drop_path_shape: str | None = None
+    """uniform, or linear from 0 in the first block to drop_path_rate in the last."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """Where pictures come from."""
 
@@ -51,6 +87,10 @@ class Data:
     """Make larger training images smaller first, their shorter side this many pixels; 0 is off."""
     cache: str = ""
     """Folder to keep the shrunk images in; changes no result."""
+    limit: int = 0
+    """Train on this many images, drawn class by class from their names, whatever the seed; 0 takes all."""
+    val_limit: int = 0
+    """Validate on this many, drawn in the same way; 0 takes all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +200,8 @@ class Recipe:
     """null is the model table's."""
     drop_path_rate: float | None = None
     """null is the model table's."""
+    shape: Shape = field(default_factory=Shape)
+    ablation: Ablation = field(default_factory=Ablation)
     train: str = "all"
     """Which parameters move: all, head, or attention."""
     head_warmup_epochs: float = 0.0
@@ -205,7 +247,8 @@ class Recipe:
         not_negative |= {"optimizer.layer_decay": o.layer_decay, "head_warmup_epochs": self.head_warmup_epochs}
         not_negative |= {"schedule.warmup_epochs": s.warmup_epochs, "schedule.warmup_lr": s.warmup_lr}
         not_negative |= {"schedule.min_lr": s.min_lr, "data.num_workers": self.data.num_workers}
-        not_negative |= {"data.max_errors": self.data.max_errors}
+        not_negative |= {"data.max_errors": self.data.max_errors, "data.limit": self.data.limit}
+        not_negative |= {"data.val_limit": self.data.val_limit}
         not_negative |= {"keep.max_skipped_steps": k.max_skipped_steps, "keep.patience_epochs": k.patience_epochs}
         not_negative |= {"keep.checkpoint_every_steps": k.checkpoint_every_steps}
         not_negative |= {"keep.checkpoint_every_s": k.checkpoint_every_s}

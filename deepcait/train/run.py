@@ -21,6 +21,7 @@ from deepcait.data.loader import TrainingSet
 from deepcait.data.order import Order
 from deepcait.data.shrunk import shrunk
 from deepcait.data.source import describe, require_labels
+from deepcait.data.split import limited
 from deepcait.errors import ConfigError, RunError, WeightsError
 from deepcait.model import CaiT
 from deepcait.train.average import WeightAverage
@@ -246,7 +247,10 @@ def open_training_data(recipe: Recipe, tell: Callable[[str], None]) -> tuple[Sou
         tell(f"left out by {recipe.data.exclude}: {left_out}")
     samples = shrunk(samples, recipe.data.shrink_px, recipe.data.cache)
     tell(f"data: {describe(samples)}; validation: {describe(validation)}")
-    return samples, validation
+    for what, limit in (("training", recipe.data.limit), ("validation", recipe.data.val_limit)):
+        if limit:
+            tell(f"only {limit:,} {what} images of them, drawn class by class")
+    return limited(samples, recipe.data.limit), limited(validation, recipe.data.val_limit)
 
 
 def build_order(recipe: Recipe, samples: Source) -> Order:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from deepcait.data.seeding import derive_seed, seed_everything
-from deepcait.model import CaiT, CaiTConfig
-from deepcait.model.variants import variant_names
+from deepcait.model.alternatives import AblationConfig
+from deepcait.model.networks import build_model, config_of, is_model_name
+from deepcait.model.variants import CaiTConfig
 from deepcait.train.checkpoint import newest_checkpoint
 from deepcait.train.journal import replace_text
 from deepcait.train.recipe import Recipe
@@ -23,7 +24,7 @@ _HIGH_LR = 5e-4
 
 def start_of(recipe: Recipe) -> str:
     """Return in words what training starts from: a model name means random or released weights, as the recipe says."""
-    if recipe.model not in variant_names():
+    if not is_model_name(recipe.model):
         return f"the weights of {recipe.model}"
     if recipe.start == "released":
         return f"the released weights of {recipe.model}"
@@ -35,22 +36,29 @@ def start_model(recipe: Recipe, classes: Sequence[str], tell: Callable[[str], No
 
     Its random parts (all of it, or a new head) are drawn from the recipe's seed.
     """
-    fields: dict[str, Any] = {"img_size": recipe.img_size, "drop_path_rate": recipe.drop_path_rate}
-    fields |= {"layer_scale_init": recipe.layer_scale_init}
+    fields = shape_of(recipe)
     seed_everything(derive_seed("init", recipe.seed))
     found = resolve(
         recipe.model,
         start=cast("Literal['random', 'released']", recipe.start),
         classes=classes,
-        **{name: value for name, value in fields.items() if value is not None},
+        ablation=dataclasses.asdict(recipe.ablation),
+        **fields,
     )
     _tell_of(found, tell)
     if found.report and str(found.report):
         tell(f"weights: {found.report}")
-    random = recipe.model in variant_names() and recipe.start == "random"
+    random = is_model_name(recipe.model) and recipe.start == "random"
     if not random and recipe.train == "all" and recipe.optimizer.name == "adamw" and recipe.peak_lr > _HIGH_LR:
         tell(f"note: a learning rate of {recipe.peak_lr:g} is one for random weights; trained ones may be lost")
     return dataclasses.replace(found, classes=list(classes))
+
+
+def shape_of(recipe: Recipe) -> dict[str, Any]:
+    """Return the fields of the model that a recipe sets to other values than the model's own."""
+    fields = {"img_size": recipe.img_size, "drop_path_rate": recipe.drop_path_rate}
+    fields |= {"layer_scale_init": recipe.layer_scale_init} | dataclasses.asdict(recipe.shape)
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def keep_start(folder: Path, found: Resolved) -> None:
@@ -75,7 +83,7 @@ def kept_start(folder: Path, recipe: Recipe, tell: Callable[[str], None]) -> Res
     seed_everything(derive_seed("init", recipe.seed))
     try:
         facts = json.loads(kept.read_text(encoding="utf-8"))
-        model = CaiT(CaiTConfig(**facts.pop("config")))
+        model = build_model(config_of(facts.pop("config")))
     except (ValueError, TypeError, KeyError):
         tell(f"{START_FILE} is unreadable; looking for {recipe.model} instead")
         return None
@@ -87,6 +95,7 @@ def kept_start(folder: Path, recipe: Recipe, tell: Callable[[str], None]) -> Res
 
 def _tell_of(found: Resolved, tell: Callable[[str], None]) -> None:
     config = found.model.config
-    tell(
-        f"model: {found.name or 'a CaiT'}, {config.num_params():,} parameters, {config.macs() / 1e9:.3g} GMACs an image"
-    )
+    kind = "a CaiT" if isinstance(config, CaiTConfig) else "a convolutional teacher"
+    tell(f"model: {found.name or kind}, {config.num_params():,} parameters, {config.macs() / 1e9:.3g} GMACs an image")
+    if isinstance(config, AblationConfig) and config.options:
+        tell(f"instead of the paper's: {', '.join(f'{name} {value}' for name, value in config.options.items())}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deepcait.errors import WeightsError
 from deepcait.model.cait import CaiT
 from deepcait.model.embedding import resize_pos_embed
+from deepcait.model.networks import build_model
 from deepcait.model.variants import CaiTConfig
 from deepcait.weights.layouts import StateDict
 
@@ -86,7 +87,7 @@ def adapt_state_dict(
     Raises:
         WeightsError: any other tensor is missing, unknown, or of another shape; the message lists them.
     """
-    config = target if isinstance(target, CaiTConfig) else target.config
+    config = target.config if isinstance(target, nn.Module) else target
     adapted = dict(state_dict)
     resized = _adapt_pos_embed(adapted, config, stored_grid)
     head, num_kept_rows = _adapt_head(adapted, config, old_classes, new_classes, keep_rows)
@@ -130,7 +131,7 @@ def build_loaded(
     """
     adapted, report = adapt_state_dict(state_dict, config, **how)
     with torch.device("meta"):
-        model = CaiT(config)
+        model = build_model(config)
     model.load_state_dict(
         {key: _parameter_of(value, copy) for key, value in adapted.items()}, strict=False, assign=True
     )
@@ -145,9 +146,9 @@ def _parameter_of(tensor: Tensor, copy: bool) -> Tensor:
 
 
 def _expected_tensors(target: CaiT | CaiTConfig) -> dict[str, tuple[int, ...]]:
-    if isinstance(target, CaiTConfig):
+    if not isinstance(target, nn.Module):
         with torch.device("meta"):
-            target = CaiT(target)
+            target = build_model(target)
     return {key: tuple(tensor.shape) for key, tensor in target.state_dict().items()}
 
 

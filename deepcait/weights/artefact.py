@@ -19,14 +19,17 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deepcait.errors import ConfigError, WeightsError
+from deepcait.model.alternatives import AblationConfig
 from deepcait.model.cait import CaiT
+from deepcait.model.convnet import ConvNet
+from deepcait.model.networks import config_of
 from deepcait.model.variants import CaiTConfig
 from deepcait.weights.atomic import current, replace_folder
 from deepcait.weights.layouts import StateDict, canonical_keys, read_checkpoint, variant_name
@@ -185,7 +188,7 @@ def _write_model(
     description["deepcait"] = {
         "format": FORMAT,
         "model": variant_name(config),
-        "config": dataclasses.asdict(config),
+        **_own_description(config),
         "stored_grid": list(config.grid),
         "sha256": _sha256(weights_path),
         "preprocessing": beyond_timm(preprocessing),
@@ -250,9 +253,17 @@ def _read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
+def _own_description(config: CaiTConfig) -> dict[str, Any]:
+    """What fixes the network: its configuration, and beside it what is not the paper's choice."""
+    if not isinstance(config, AblationConfig):
+        return {"config": dataclasses.asdict(config)}
+    own = {field.name: getattr(config, field.name) for field in dataclasses.fields(CaiTConfig)}
+    return {"config": own, "ablation": config.options}
+
+
 def _own_config(folder: Path, section: Mapping[str, Any]) -> CaiTConfig:
     try:
-        return CaiTConfig(**section["config"])
+        return config_of({**section["config"], **(section.get("ablation") or {})})
     except (KeyError, TypeError) as error:
         raise WeightsError(
             f"{folder / CONFIG_FILE}: expected the fields of a CaiT in deepcait.config, got others ({error}).",
@@ -301,11 +312,11 @@ def _foreign_entries(folder: Path) -> list[Path]:
 
 
 def _unwrap(model: nn.Module) -> CaiT:
-    while not isinstance(model, CaiT):
+    while not isinstance(model, CaiT | ConvNet):
         inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
         if not isinstance(inner, nn.Module):
             raise ConfigError(
                 f"model: expected a CaiT, got {type(model).__name__}.", remedy="Save the model that was trained."
             )
         model = inner
-    return model
+    return cast("CaiT", model)

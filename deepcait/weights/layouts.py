@@ -132,11 +132,14 @@ def infer_config(state_dict: Mapping[str, Tensor], *, img_size: int | tuple[int,
 
 def image_size(config: CaiTConfig) -> tuple[int, int]:
     """Return height and width in pixels."""
-    return config.grid[0] * config.patch_size, config.grid[1] * config.patch_size
+    height, width = config.img_size
+    return height, width
 
 
 def variant_name(config: CaiTConfig) -> str | None:
     """Return the model name behind a configuration, whatever its classes; None if the table has no such model."""
+    if type(config) is not CaiTConfig:
+        return None  # a teacher, or a CaiT with some of the paper's choices exchanged
     size = _size_name(config)
     height, width = image_size(config)
     name = f"cait_{size}_{height}"

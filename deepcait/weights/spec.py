@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from deepcait.errors import ConfigError, WeightsError
+from deepcait.model.alternatives import lay_over
 from deepcait.model.cait import CaiT
+from deepcait.model.networks import TEACHERS, build_model, is_model_name, named_config
 from deepcait.model.variants import CaiTConfig, variant_config, variant_names
 from deepcait.weights.adapt import AdaptReport, build_loaded
 from deepcait.weights.artefact import Artefact, is_artefact, read_artefact
@@ -24,7 +26,7 @@ from deepcait.weights.layouts import (
     variant_name,
 )
 from deepcait.weights.published import RELEASE_TAG, published
-from deepcait.weights.registry import RELEASED, create_model, pretrained_cfg_of, released_cfg
+from deepcait.weights.registry import RELEASED, pretrained_cfg_of, released_cfg
 
 Kind = Literal["name", "hub", "artefact", "run", "file", "builtin"]
 HUB_PREFIX = "hf-hub:"
@@ -81,6 +83,7 @@ def resolve(
     img_size: int | tuple[int, int] | None = None,
     classes: Sequence[str] | None = None,
     keep_rows: bool = False,
+    ablation: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> Resolved:
     """Return the model behind a SPEC, fitted to other classes or another image size if asked.
@@ -93,6 +96,7 @@ def resolve(
             square, img_size is that of its training.
         classes: names behind the head's rows wanted; a head for other names than the stored is drawn anew.
         keep_rows: but rows of classes with equal names are kept.
+        ablation: alternatives of the paper, laid over the model; see `AblationConfig`.
         overrides: other fields of `CaiTConfig` that weights do not fix, such as drop_path_rate.
 
     Raises:
@@ -104,10 +108,10 @@ def resolve(
     if classes is not None and num_classes is None:
         wanted["num_classes"] = len(classes)
     wanted = {key: value for key, value in wanted.items() if value is not None}
-    if start == "random" and spec in variant_names():
-        return _resolve_random(spec, wanted, classes)
+    if start == "random" and is_model_name(spec):
+        return _resolve_random(spec, lay_over(named_config(spec).replace(**wanted), ablation or {}), classes)
     stored = _find(spec, img_size, shapes_only=False)
-    config = stored.config.replace(**wanted)
+    config = lay_over(stored.config.replace(**wanted), ablation or {})
     model, report = build_loaded(
         config,
         stored.state_dict,
@@ -199,8 +203,9 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _resolve_random(name: str, wanted: dict[str, Any], classes: Sequence[str] | None) -> Resolved:
-    model = create_model(name, **wanted)
+def _resolve_random(name: str, config: CaiTConfig, classes: Sequence[str] | None) -> Resolved:
+    model = build_model(config)
+    model.pretrained_cfg = pretrained_cfg_of(config)
     return Resolved(
         spec=name,
         kind="name",
@@ -218,7 +223,7 @@ def _find(spec: str, img_size: int | tuple[int, int] | None, *, shapes_only: boo
         return _find_builtin(spec, shapes_only)
     if spec.startswith(HUB_PREFIX):
         return _find_hub(spec.removeprefix(HUB_PREFIX), shapes_only)
-    if spec in variant_names():
+    if is_model_name(spec):
         return _find_name(spec, shapes_only)
     path = Path(spec).expanduser()
     if not spec:
@@ -231,11 +236,16 @@ def _find(spec: str, img_size: int | tuple[int, int] | None, *, shapes_only: boo
 
 
 def _find_name(name: str, shapes_only: bool) -> _Stored:
-    config = variant_config(name)
+    config = named_config(name)
     released = RELEASED.get(name)
     if shapes_only:
         cfg = released_cfg(name, config) if released else pretrained_cfg_of(config)
         state_dict: StateDict = {}
+    elif name in TEACHERS:
+        raise ConfigError(
+            f"{name}: expected trained weights, got none: the package holds no teacher.",
+            remedy="Train one with `deepcait train --recipe teacher_32`, and give its run folder.",
+        )
     elif name == "cait_nano_32":
         return _find_builtin(f"{BUILTIN_PREFIX}nano", shapes_only)
     else:

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepcait.errors import WeightsError
+from deepcait.errors import ConfigError, WeightsError
+from deepcait.model.alternatives import AblationConfig
+from deepcait.model.convnet import ConvConfig
 from deepcait.model.variants import CaiTConfig, variant_config
 from deepcait.weights.layouts import StateDict, image_size, infer_config
 from deepcait.weights.published import REEVALUATED
@@ -25,9 +27,17 @@ MODEL_KEYS = (
     "hf_hub_id", "hf_hub_filename", "source", "state_dict",
 )  # fmt: skip
 
+DEEPCAIT_ONLY = "deepcait_only"
+
 
 def nearest_architecture(config: CaiTConfig) -> str:
-    """Return the model that timm knows and that is nearest in width, depth and image size."""
+    """Return the model that timm knows and that is nearest in width, depth and image size.
+
+    For a network that timm does not have, a name that it answers "Unknown model" to, so that it never builds
+    another one around the weights.
+    """
+    if unknown_to_timm(config):
+        return DEEPCAIT_ONLY
 
     def distance(name: str) -> tuple[float, int, float]:
         known = variant_config(name)
@@ -68,17 +78,41 @@ def describe_for_timm(
         "pool_size": None,
         "custom_load": False,
     }
+    reason = unknown_to_timm(config)
     description: dict[str, Any] = {
         "architecture": nearest_architecture(config),
         "num_classes": config.num_classes,
-        "num_features": config.embed_dim,
         "global_pool": "token",
-        "model_args": model_args(config),
         "pretrained_cfg": pretrained_cfg,
     }
+    if reason:
+        description[DEEPCAIT_ONLY] = reason
+    else:
+        description |= {"num_features": config.embed_dim, "model_args": model_args(config)}
     if classes:
         description["label_names"] = list(classes)
     return description
+
+
+def unknown_to_timm(config: CaiTConfig) -> str:
+    """Return why timm has no such network, in a sentence; an empty text where it has one."""
+    if isinstance(config, ConvConfig):
+        return "timm does not have this network: it is deepcait's convolutional teacher."
+    if not isinstance(config, AblationConfig) or config.same_at_inference:
+        return ""
+    options = ", ".join(f"{name}={value}" for name, value in config.options.items())
+    return f"timm does not have this network: it is a CaiT with {options}."
+
+
+def require_known_to_timm(config: CaiTConfig) -> None:
+    """Raise unless timm can build the network: before anything is written in its layout alone.
+
+    Raises:
+        ConfigError: timm does not have it.
+    """
+    reason = unknown_to_timm(config)
+    if reason:
+        raise ConfigError(f"timm's layout: expected a CaiT. {reason}", remedy="Save it as a model folder of deepcait.")
 
 
 def beyond_timm(preprocessing: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,232 @@
+"""CaiT with some of its choices exchanged for those that the paper compares; CaiT itself stays as it is."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deepcait.errors import ConfigError
+from deepcait.model.ablation_init import init_fixup, init_tfixup, initial_scale
+from deepcait.model.alternatives import SCALAR_RULES, AblationConfig
+from deepcait.model.attention import ClassAttention, TalkingHeadsAttention, merge_heads, mix_heads, softmax_wide
+from deepcait.model.block import NORM_EPS, Mlp, drop_path
+from deepcait.model.cait import CaiT, init_linear
+from deepcait.model.embedding import PatchEmbed
+
+
+class PartlyTalkingHeadsAttention(nn.Module):
+    """Self-attention whose heads talk at one place only, or not at all (plain multi-head attention).
+
+    Args:
+        embed_dim: D. num_heads: A; must divide D.
+        before, after: whether heads are mixed before the softmax, and after it.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, *, before: bool, after: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (embed_dim // num_heads) ** -0.5
+        self.lean = True  # as the paper's attention has it; decides nothing here
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.proj_l = nn.Linear(num_heads, num_heads) if before else None
+        self.proj_w = nn.Linear(num_heads, num_heads) if after else None
+
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        """Return what each token reads, (B, N, D)."""
+        B, N, _ = tokens_BND.shape
+        q, k, v = self.qkv(tokens_BND).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        if self.proj_l is None and self.proj_w is None:
+            return self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
+        maps_BANN = (q * self.scale) @ k.transpose(-2, -1)
+        if self.proj_l is not None:
+            maps_BANN = mix_heads(self.proj_l, maps_BANN)
+        maps_BANN = softmax_wide(maps_BANN)
+        if self.proj_w is not None:
+            maps_BANN = mix_heads(self.proj_w, maps_BANN)
+        return self.proj(merge_heads(maps_BANN @ v))
+
+
+def _scale(config: AblationConfig) -> nn.Parameter | None:
+    if config.residual == "layerscale":
+        return nn.Parameter(torch.empty(config.embed_dim))
+    return nn.Parameter(torch.empty(1)) if config.residual in SCALAR_RULES else None
+
+
+def _norm(config: AblationConfig) -> nn.Module:
+    return nn.LayerNorm(config.embed_dim, eps=NORM_EPS) if config.pre_norm else nn.Identity()
+
+
+def _scaled(scale: Tensor | None, branch: Tensor) -> Tensor:
+    return branch if scale is None else scale * branch
+
+
+class AblatedBlock(nn.Module):
+    """One block of the patch stage under another residual rule, with or without norms and talking heads."""
+
+    def __init__(self, config: AblationConfig, drop_path_rate: float) -> None:
+        super().__init__()
+        self.drop_path_rate = drop_path_rate
+        self.gamma_1, self.gamma_2 = _scale(config), _scale(config)
+        self.norm1 = _norm(config)
+        D, A, talking = config.embed_dim, config.num_heads, config.talking_heads
+        if talking == "both":
+            self.attn: nn.Module = TalkingHeadsAttention(D, A)
+        else:
+            self.attn = PartlyTalkingHeadsAttention(D, A, before=talking == "before", after=talking == "after")
+        self.norm2 = _norm(config)
+        self.mlp = Mlp(D, config.hidden_dim)
+
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        """Return tokens (B, N, D) for tokens (B, N, D)."""
+        read_BND = _scaled(self.gamma_1, self.attn(self.norm1(tokens_BND)))
+        tokens_BND = tokens_BND + drop_path(read_BND, self.drop_path_rate, self.training)
+        branch_BND = _scaled(self.gamma_2, self.mlp(self.norm2(tokens_BND)))
+        return tokens_BND + drop_path(branch_BND, self.drop_path_rate, self.training)
+
+
+class AblatedClassBlock(nn.Module):
+    """One block of the class stage under another residual rule, with or without norms and MLP."""
+
+    def __init__(self, config: AblationConfig) -> None:
+        super().__init__()
+        self.gamma_1 = _scale(config)
+        self.gamma_2 = _scale(config) if config.class_mlp else None
+        self.norm1 = _norm(config)
+        self.attn = ClassAttention(config.embed_dim, config.num_heads)
+        self.norm2 = _norm(config) if config.class_mlp else None
+        self.mlp = Mlp(config.embed_dim, config.hidden_dim) if config.class_mlp else None
+
+    def forward(self, cls_B1D: Tensor, patches_BND: Tensor) -> Tensor:
+        """Return the class token after one look at the patches, (B, 1, D)."""
+        return self.attend(cls_B1D, patches_BND)[0]
+
+    def attend(self, cls_B1D: Tensor, patches_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the class token after this block, (B, 1, D), and its attention, (B, A, 1, T)."""
+        read_B1D, weights_BA1T = self.attn.attend(self.norm1(torch.cat((cls_B1D, patches_BND), dim=1)))
+        cls_B1D = cls_B1D + _scaled(self.gamma_1, read_B1D)
+        if self.mlp is not None and self.norm2 is not None:
+            cls_B1D = cls_B1D + _scaled(self.gamma_2, self.mlp(self.norm2(cls_B1D)))
+        return cls_B1D, weights_BA1T
+
+
+class AblatedCaiT(CaiT):
+    """CaiT with some choices exchanged. With none exchanged: the same parameters, initial draws and logits.
+
+    Args:
+        config: shapes, initial values, and the options.
+    """
+
+    def __init__(self, config: AblationConfig) -> None:
+        # Not CaiT's own: its blocks would be drawn and thrown away.
+        nn.Module.__init__(self)
+        self.config = config
+        self.num_classes = config.num_classes
+        self.num_features = config.embed_dim
+        self.grad_checkpointing = False
+        self.pretrained_cfg: dict = {}
+        D, average = config.embed_dim, config.class_token == "average"
+        self.register_parameter("cls_token", None if average else nn.Parameter(torch.empty(1, 1, D)))
+        self.pos_embed = nn.Parameter(torch.empty(1, config.num_patches, D))
+        self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, D)
+        self.blocks = nn.ModuleList(AblatedBlock(config, rate) for rate in config.drop_path_rates)
+        self.blocks_token_only = nn.ModuleList(AblatedClassBlock(config) for _ in range(config.class_blocks))
+        self.norm = nn.LayerNorm(D, eps=NORM_EPS)
+        self.head = nn.Linear(D, config.num_classes) if config.num_classes else nn.Identity()
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw every parameter anew: as CaiT, then what the residual rule asks for."""
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.cls_token is not None:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                init_linear(module)
+            elif isinstance(module, nn.LayerNorm | nn.Conv2d):
+                module.reset_parameters()
+        value = initial_scale(self._own)
+        for block in (*self.blocks, *self.blocks_token_only):
+            for scale in (block.gamma_1, block.gamma_2):
+                if scale is not None:
+                    nn.init.constant_(cast("Tensor", scale), value)
+        if self._own.residual == "fixup":
+            init_fixup(self, self._own)
+        elif self._own.residual == "tfixup":
+            init_tfixup(self, self._own)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return logits (B, K); features (B, D) where the model has no classes."""
+        if self._own.class_token == "average":
+            return self.forward_head(self.forward_features(images_BCHW))
+        return super().forward(images_BCHW)
+
+    def forward_features(self, images_BCHW: Tensor) -> Tensor:
+        """Return all tokens after the last norm: (B, 1 + N, D), the class token first; without one (B, N, D)."""
+        if self._own.class_token == "average":
+            return self.norm(self._through(images_BCHW))
+        return super().forward_features(images_BCHW)
+
+    def forward_head(self, tokens_BTD: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the logits (B, K) of normalised tokens; with `pre_logits` what is classified, (B, D)."""
+        if self._own.class_token != "average":
+            return super().forward_head(tokens_BTD, pre_logits)
+        pooled_BD = tokens_BTD.mean(dim=1)
+        return pooled_BD if pre_logits else self.head(pooled_BD)
+
+    def class_attention(self, images_BCHW: Tensor) -> Tensor:
+        """Return where the class token looked, (B, class blocks, A, 1 + N).
+
+        Raises:
+            ConfigError: the model has no class stage.
+        """
+        self._require_class_stage("class_attention")
+        return super().class_attention(images_BCHW)
+
+    def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return the patch tokens after chosen blocks, as CaiT does.
+
+        Raises:
+            ConfigError: the model has no class stage.
+        """
+        self._require_class_stage("forward_intermediates")
+        return super().forward_intermediates(x, *args, **kwargs)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a new, freshly drawn head in place, as CaiT does."""
+        without = self.cls_token is None
+        if without:  # CaiT's own asks it for device and dtype
+            self.register_parameter("cls_token", nn.Parameter(self.pos_embed.detach()[:, :1]))
+        super().reset_classifier(num_classes, global_pool)
+        if without:
+            self.register_parameter("cls_token", None)
+
+    @property
+    def _own(self) -> AblationConfig:
+        return cast("AblationConfig", self.config)
+
+    def _tokens(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        if self._own.class_token == "class_stage":
+            return super()._tokens(images_BCHW)
+        tokens_BTD = self._through(images_BCHW)
+        return tokens_BTD[:, :1], tokens_BTD[:, 1:]
+
+    def _through(self, images_BCHW: Tensor) -> Tensor:
+        """All tokens after the patch stage, an inserted class token first."""
+        tokens_BTD = self._embed(images_BCHW)
+        inserted = self._own.class_token == "inserted"
+        for index, block in enumerate(self.blocks):
+            if inserted and index == self._own.insert_at:
+                tokens_BTD = torch.cat((self._first_cls(images_BCHW), tokens_BTD), dim=1)
+            tokens_BTD = self._run(block, tokens_BTD)
+        return tokens_BTD
+
+    def _require_class_stage(self, what: str) -> None:
+        if not self._own.class_blocks:
+            raise ConfigError(
+                f"{what}: expected a model with a class stage, got class_token: {self._own.class_token}.",
+                remedy="Take a CaiT, or a model trained with ablation.class_token=class_stage.",
+            )

@@ -1,0 +1,160 @@
+"""Who works on what, on one machine or several that share a folder: a lock file that names its owner.
+
+A lock is a file that only one process can create. Its owner touches it now and then. A lock whose owner is gone is
+stale: at once where the owner ran on this machine and no longer does, after `STALE_S` without a touch elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+BEAT_S = 20.0
+STALE_S = 300.0
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+@contextmanager
+def claim(lock: Path) -> Iterator[bool]:
+    """Yield whether the lock is ours now; it is given back at the end, and kept alive until then.
+
+    Args:
+        lock: the file; its folder exists.
+    """
+    token = _take(lock) or (_take(lock) if _clear_stale(lock) else None)
+    if token is None:
+        yield False
+        return
+    done = threading.Event()
+    beat = threading.Thread(target=_keep_alive, args=(lock, token, done), daemon=True)
+    beat.start()
+    try:
+        yield True
+    finally:
+        done.set()
+        beat.join()
+        if _read(lock).get("token") == token:
+            with contextlib.suppress(OSError):
+                lock.unlink()
+
+
+def owner_of(lock: Path) -> str:
+    """Return who holds a lock, in words for people."""
+    owner = _read(lock)
+    return f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another process"
+
+
+def _take(lock: Path) -> str | None:
+    """Create the lock with its whole content in one step; None where it is there already."""
+    token = secrets.token_hex(8)
+    aside = lock.with_name(f".{lock.name}.{token}")
+    aside.write_text(json.dumps(_here() | {"token": token}) + "\n", encoding="utf-8")
+    try:
+        os.link(aside, lock)
+        return token
+    except FileExistsError:
+        return None
+    except OSError:  # a disk without hard links: created and filled in two steps
+        return token if _create(lock, aside.read_bytes()) else None
+    finally:
+        aside.unlink()
+
+
+def _create(lock: Path, content: bytes) -> bool:
+    try:
+        with open(lock, "xb") as file:
+            file.write(content)
+        return True
+    except FileExistsError:
+        return False
+
+
+def _clear_stale(lock: Path) -> bool:
+    """Take a stale lock away; True where the way may be free now."""
+    owner = _read(lock)
+    if not _is_stale(lock, owner):
+        return False
+    aside = lock.with_name(f".{lock.name}.{secrets.token_hex(8)}.stale")
+    try:
+        os.rename(lock, aside)
+    except OSError:
+        return True  # somebody else was faster
+    if _read(aside) != owner:
+        # Between our look and the renaming another process had cleared it and made its own: that one goes back.
+        with contextlib.suppress(OSError):
+            os.link(aside, lock)
+        aside.unlink()
+        return False
+    aside.unlink()
+    return True
+
+
+def _is_stale(lock: Path, owner: dict) -> bool:
+    if owner and {key: owner.get(key) for key in ("host", "boot", "space")} == _machine():
+        # A stopped or busy owner touches nothing and lives all the same.
+        return owner.get("started") != _started(owner.get("pid", 0))
+    try:
+        # By the clock of whoever keeps the folder: a probe's time and the lock's come from the same one.
+        probe = lock.with_name(f".{lock.name}.{secrets.token_hex(8)}.now")
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+        return now - lock.stat().st_mtime > STALE_S
+    except FileNotFoundError:
+        return False
+
+
+def _keep_alive(lock: Path, token: str, done: threading.Event) -> None:
+    while not done.wait(BEAT_S):
+        with contextlib.suppress(OSError):
+            if _read(lock).get("token") == token:
+                os.utime(lock)
+
+
+def _read(lock: Path) -> dict:
+    try:
+        content = json.loads(lock.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _here() -> dict:
+    return {**_machine(), "pid": os.getpid(), "started": _started(os.getpid()), "since": time.time()}
+
+
+def _machine() -> dict[str, str]:
+    """What two processes that can see each other's numbers have in common."""
+    boot, space = "", ""
+    with contextlib.suppress(OSError):
+        boot, space = _BOOT.read_text().strip(), os.readlink("/proc/self/ns/pid")
+    return {"host": platform.node(), "boot": boot, "space": space}
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this machine began, in ticks; None where there is none. A number used again is another."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return _alive(pid)
+
+
+def _alive(pid: int) -> str | None:
+    """The same where there is no /proc: only whether it lives."""
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return "alive"
+    except OSError:
+        return None
+    return "alive"

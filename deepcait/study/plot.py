@@ -1,0 +1,67 @@
+"""A study's table as a picture: every seed a dot, the mean a line or a bar's end."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from deepcait.errors import ConfigError
+from deepcait.study.grid import Grid
+from deepcait.weights.atomic import write_bytes
+
+
+def plot(found: dict[str, Any], grid: Grid, path: Path) -> None:
+    """Write the picture, a PNG.
+
+    Args:
+        found: from `table.results`. grid: the study. path: of the picture.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError(
+            "plot: expected the package matplotlib, got none.", remedy='Run `pip install "deepcait[explain]"`.'
+        ) from None
+    wide = len(grid.columns) > 1
+    figure = Figure(figsize=(9, 5 if wide else 1.5 + 0.4 * len(grid.rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    if wide:
+        _lines(axes, found, grid)
+    else:
+        _dots(axes, found, grid)
+    figure.suptitle(f"{found['title']}\n{found['scale']}", fontsize=9)  # over the whole width: the scale is long
+    axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    write_bytes(path, buffer.getvalue())
+
+
+def _lines(axes: Any, found: dict[str, Any], grid: Grid) -> None:
+    """Rows from left to right, a line for each column."""
+    for number, column in enumerate(grid.columns):
+        places = [place for place in found["table"] if place["column"] == column.id]
+        at = [(x, place) for x, place in enumerate(places) if place["mean"] is not None]
+        colour = f"C{number}"
+        axes.plot([x for x, _ in at], [100 * p["mean"] for _, p in at], color=colour, label=column.title)
+        for x, place in at:
+            axes.plot([x] * len(place["top1"]), [100 * value for value in place["top1"]], ".", color=colour)
+    axes.set_xticks(range(len(grid.rows)), [row.title for row in grid.rows])
+    axes.set_ylabel("top-1 %")
+    axes.legend(fontsize=8)
+
+
+def _dots(axes: Any, found: dict[str, Any], grid: Grid) -> None:
+    """A line of dots for each row, the first on top."""
+    for y, place in enumerate(found["table"]):
+        if place["mean"] is not None:
+            axes.plot([100 * value for value in place["top1"]], [y] * len(place["top1"]), ".", color="C0")
+            axes.plot([100 * place["mean"]], [y], "|", color="C1", markersize=14)
+    axes.set_yticks(range(len(grid.rows)), [row.title for row in grid.rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("top-1 % (dots: seeds, bar: mean)")

@@ -1,0 +1,187 @@
+"""A study as a folder: cells claimed one after another, on one machine or several, each an ordinary resumable run.
+
+study.json     the plan: everything that decides the table
+speed.json     what was measured for --budget, and the machine
+cells/NAME/    runs
+locks/         who works on what
+failed/        cells whose losses stopped being finite
+table.md, results.json, plot.png
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deepcait.errors import ConfigError, DivergedError, RunError, Stopped
+from deepcait.study.claim import claim, owner_of
+from deepcait.study.grid import Cell, Grid, cells_of
+from deepcait.study.outcome import failure_path, read_outcome
+from deepcait.study.plan import StudyPlan, cell_recipe, read_plan
+from deepcait.study.plot import plot
+from deepcait.study.table import results, write_reports
+from deepcait.train.journal import environment
+from deepcait.train.run import train
+from deepcait.weights.atomic import write_bytes
+
+PLAN_FILE = "study.json"
+_FOLDERS = ("cells", "locks", "failed")
+_WAIT_S = 2.0
+
+
+def start_study(
+    folder: Path, wished: StudyPlan, fixed: Mapping[str, int | None], make_plan: Callable[[], tuple[StudyPlan, dict]]
+) -> StudyPlan:
+    """Return the plan of the study in a folder: the one that is there, or a new one, made and kept.
+
+    Args:
+        folder: of the study.
+        wished: what was asked for; where a plan is there already, it must agree.
+        fixed: epochs, images and val_images where they were given and not left to a budget, else None.
+        make_plan: returns the plan and what was measured for it; called by one machine only.
+
+    Raises:
+        ConfigError: the folder holds something else, or a study with other settings.
+    """
+    known = (PLAN_FILE, "speed.json", *_FOLDERS, "table.md", "results.json", "plot.png")
+    others = [p.name for p in folder.iterdir() if p.name not in known and p.name[0] != "."] if folder.is_dir() else []
+    if folder.is_file() or (others and not (folder / PLAN_FILE).exists()):
+        raise ConfigError(f"{folder}: expected a new folder or a study, got something else.", remedy="Mend --out.")
+    for name in _FOLDERS:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    while not (folder / PLAN_FILE).exists():
+        with claim(folder / "locks" / "plan.lock") as ours:
+            if ours and not (folder / PLAN_FILE).exists():
+                plan, measured = make_plan()
+                speed = {"measured": measured, "environment": environment()}
+                write_bytes(folder / "speed.json", (json.dumps(speed, indent=1) + "\n").encode())
+                write_bytes(folder / PLAN_FILE, plan.to_json().encode())
+            elif not ours:
+                time.sleep(_WAIT_S)  # another machine is measuring
+    plan = read_plan(folder / PLAN_FILE)
+    sizes: dict[str, Any] = {"epochs": plan.epochs, "images": plan.images, "val_images": plan.val_images}
+    sizes |= {name: size for name, size in fixed.items() if size is not None}
+    asked = dataclasses.replace(wished, **sizes)
+    if asked != plan:
+        names = [f.name for f in dataclasses.fields(plan) if getattr(plan, f.name) != getattr(asked, f.name)]
+        raise ConfigError(
+            f"{folder}: expected the study that was begun there, got other settings for {', '.join(names)}.",
+            remedy="Give the same settings to go on with it, or another --out.",
+        )
+    return plan
+
+
+def run_study(
+    folder: Path,
+    grid: Grid,
+    plan: StudyPlan,
+    *,
+    evaluate: Callable[..., dict],
+    say: Callable[[str], None],
+    live: bool | None = None,
+) -> dict[str, Any]:
+    """Train every cell that is not done, and return what the study found.
+
+    Several processes, on machines that share the folder, take different cells.
+
+    Args:
+        folder: of the study. grid: the study. plan: from `start_study`.
+        evaluate: as `train` takes it.
+        say: prints a line. live: draw a progress bar in each cell.
+
+    Raises:
+        Stopped: SIGTERM or SIGINT came; the same command goes on.
+        DeepcaitError: what the user can mend; a cell whose losses are not finite is a result, and no error.
+    """
+    cells = cells_of(grid, plan.seeds)
+    with _stopping():
+        told_to_wait = False
+        while waiting := [cell for cell in cells if read_outcome(folder, cell).state == "open"]:
+            did_something = False
+            for cell in waiting:
+                if _try(folder, grid, plan, cell, evaluate, say, live):
+                    did_something = True
+                    _report(folder, grid, plan)
+            if not did_something:
+                if not told_to_wait:
+                    say(f"waiting for {owner_of(folder / 'locks' / f'{waiting[0].name}.lock')}")
+                told_to_wait = True
+                time.sleep(_WAIT_S)
+    found = _report(folder, grid, plan)
+    try:
+        plot(found, grid, folder / "plot.png")
+    except ConfigError as error:
+        say(f"no plot: {error.problem} {error.remedy}")
+    return found
+
+
+def _try(
+    folder: Path,
+    grid: Grid,
+    plan: StudyPlan,
+    cell: Cell,
+    evaluate: Callable[..., dict],
+    say: Callable[[str], None],
+    live: bool | None,
+) -> bool:
+    """Train one cell to its end; False where it is somebody else's, or what it starts from is not there yet."""
+    if cell.start is not None:
+        before = dataclasses.replace(cell, row=next(row for row in grid.rows if row.id == cell.row.follows))
+        state = read_outcome(folder, before).state
+        if state == "failed":
+            _fail(folder, cell, f"what it starts from failed: {before.name}")
+            return True
+        if state == "open":
+            return False
+    with claim(folder / "locks" / f"{cell.name}.lock") as ours:
+        if not ours or read_outcome(folder, cell).state != "open":
+            return False
+        all_cells = cells_of(grid, plan.seeds)
+        done = sum(read_outcome(folder, other).state != "open" for other in all_cells)
+        say(f"\ncell {done + 1} of {len(all_cells)}: {cell.row.title}, {cell.column.title}, seed {cell.seed}")
+        recipe = cell_recipe(grid, plan, cell, folder / "cells")
+        try:
+            outcome = train(recipe, folder / "cells" / cell.name, evaluate=evaluate, resume=True, say=say, live=live)
+            say(f"top-1 {outcome.best_top1:.2%}")
+        except DivergedError as error:
+            _fail(folder, cell, error.problem)
+            say(f"failed: {error.problem}")
+    return True
+
+
+def _fail(folder: Path, cell: Cell, reason: str) -> None:
+    write_bytes(failure_path(folder, cell), (json.dumps({"reason": reason}) + "\n").encode())
+
+
+def _report(folder: Path, grid: Grid, plan: StudyPlan) -> dict[str, Any]:
+    try:
+        machine = json.loads((folder / "speed.json").read_text(encoding="utf-8"))["environment"]
+    except (OSError, ValueError, KeyError) as error:
+        problem = f"{folder / 'speed.json'}: expected what was noted when the study began, got {error}."
+        raise RunError(problem, remedy="Begin the study anew in another --out.") from error
+    found = results(folder, grid, plan, machine)
+    write_reports(folder, found, grid)
+    return found
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Turn SIGTERM and SIGINT between two runs into `Stopped`; a run itself listens on its own, and saves first."""
+
+    def stop(number: int, _: object) -> None:
+        raise Stopped("stopped between two steps of the study; the same command goes on")
+
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,75 @@
+"""The convolutional teacher: its counts, its form, and that it can't be taken for a CaiT."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from deepcait.errors import ConfigError, ShapeError
+from deepcait.model.convnet import ConvConfig, ConvNet
+from deepcait.model.networks import TEACHERS, build_model, config_of, is_model_name, named_config
+from deepcait.model.variants import variant_names
+
+
+@pytest.mark.parametrize("config", [ConvConfig(), ConvConfig(widths=(8, 12, 16), img_size=(24, 40), num_classes=3)])
+def test_counts(config):
+    net = ConvNet(config).eval()
+    assert config.num_params() == sum(p.numel() for p in net.parameters())
+    with FlopCounterMode(display=False) as counter:
+        logits = net(torch.randn(1, 3, *config.img_size))
+    assert counter.get_total_flops() / 2 == config.macs()
+    assert logits.shape == (1, config.num_classes)
+    assert config_of(vars(config)) == config
+
+
+def test_the_one_that_travels_is_small_enough():
+    assert 1e6 < TEACHERS["convnet_32"].num_params() < 3e6
+
+
+def test_its_function_by_hand():
+    net = ConvNet(ConvConfig(widths=(8, 12, 16))).double().eval()
+    for stage in net.stages:
+        for norm in (stage.norm1, stage.norm2):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2.0)
+    x = images = torch.randn(2, 3, 32, 32).double()
+
+    def normed(norm, maps):
+        shift, scale = norm.running_mean[:, None, None], norm.running_var[:, None, None].add(1e-5).rsqrt()
+        return F.gelu((maps - shift) * scale)
+
+    x = F.gelu(F.conv2d(x, net.stem.weight, net.stem.bias))
+    for stage in net.stages:
+        x = normed(stage.norm1, F.max_pool2d(F.conv2d(x, stage.conv1.weight, padding=1), 2))
+        x = x + normed(stage.norm2, F.conv2d(x, stage.conv2.weight, padding=1))
+    assert torch.allclose(net(images), x.flatten(2).amax(-1) @ net.head.weight.T / 9, atol=1e-12)
+
+
+def test_every_tensor_of_its_state_is_a_number_with_a_point():
+    state = ConvNet(ConvConfig()).state_dict()
+    assert all(tensor.is_floating_point() for tensor in state.values())
+    assert "stages.0.norm1.running_mean" in state
+
+
+def test_it_is_a_name_but_no_model_of_the_paper():
+    assert is_model_name("convnet_32")
+    assert not is_model_name("convnet_33")
+    assert "convnet_32" not in variant_names()
+    assert isinstance(build_model(named_config("convnet_32")), ConvNet)
+
+
+def test_mistakes():
+    net = ConvNet(ConvConfig(widths=(8, 8, 8)))
+    with pytest.raises(ShapeError):
+        net(torch.randn(1, 3, 16, 16))
+    with pytest.raises(ConfigError, match="drop_path_rate"):
+        ConvConfig().replace(drop_path_rate=0.1)
+    for wrong in ({"img_size": 16}, {"widths": (8, 8)}, {"num_classes": 0}):
+        with pytest.raises(ConfigError):
+            ConvConfig(**wrong)
+    with pytest.raises(ConfigError, match="class_attention"):
+        net.class_attention(torch.randn(1, 3, 32, 32))
+    net.reset_classifier(3)
+    assert net(torch.randn(2, 3, 32, 32)).shape == (2, 3)

@@ -1,0 +1,1 @@
+"""Studies: grids, claims, counting, and a whole small one."""

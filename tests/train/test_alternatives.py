@@ -1,0 +1,160 @@
+"""Recipes with alternatives, other sizes, fewer images, or a teacher's network: planned, trained, gone on with."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import deepcait
+from deepcait.data import open_source
+from deepcait.data.split import limited
+from deepcait.errors import ConfigError, Stopped
+from deepcait.model import CaiT, CaiTConfig
+from deepcait.model.ablation import AblatedCaiT
+from deepcait.model.convnet import ConvNet
+from deepcait.train.loop import Trainer
+from deepcait.train.plan import plan, planned_config
+from deepcait.train.recipe import Recipe, load_recipe
+from deepcait.train.run import train
+from deepcait.train.start import start_model
+
+TINY = ["data.source=builtin:demo", "data.limit=64", "data.val_limit=20", "data.num_workers=0", "compute.device=cpu"]
+TINY += ["global_batch_size=16", "epochs=1", "keep.log_every_steps=1"]
+TINY_CAIT = [*TINY, "shape.depth=2", "shape.patch_size=8", "shape.embed_dim=24", "shape.num_heads=3", "ema.decay=0"]
+
+
+def score(model, source, **how) -> dict:
+    from deepcait.evaluation import evaluate
+
+    return evaluate(model, source, **how).to_dict()
+
+
+def run(folder: Path, recipe: Recipe, **how):
+    return train(recipe, folder, evaluate=score, say=None, live=False, **how)
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    ["ablation={residual: rezero, talking_heads: none}", "ablation.class_token=average", "ablation.insert_at=0"],
+)
+def test_plan_and_training_agree_on_the_network(assignment):
+    recipe = load_recipe("scratch_32", [*TINY_CAIT, assignment])
+    model = start_model(recipe, [str(i) for i in range(10)], lambda line: None).model
+    config = planned_config(recipe, 10)
+    assert model.config == config
+    assert isinstance(model, AblatedCaiT) == (assignment != "ablation.insert_at=0")
+    facts = plan(recipe, lambda line: None)
+    assert (facts["params"], facts["train_images"]) == (sum(p.numel() for p in model.parameters()), 64)
+
+
+def test_without_the_sections_the_network_and_its_first_weights_are_as_before():
+    """What decides the bits: the class, the draws, the configuration. A section full of the paper's own words too."""
+    recipe = load_recipe("scratch_32")
+    found = start_model(recipe, [str(i) for i in range(10)], lambda line: None)
+    assert type(found.model) is CaiT
+    assert type(found.model.config) is CaiTConfig
+    said = load_recipe("scratch_32", ["ablation={residual: layerscale, pre_norm: true, class_token: class_stage}"])
+    again = start_model(said, [str(i) for i in range(10)], lambda line: None).model
+    assert type(again) is CaiT
+    assert all(torch.equal(t, again.state_dict()[n]) for n, t in found.model.state_dict().items())
+    # Drawn before there were alternatives (commit 18195b3), on any machine: the first weights of seed 0.
+    weights = found.model.blocks[3].mlp.fc1.weight.detach().double()
+    assert weights.sum().item() == pytest.approx(FIRST_WEIGHTS_SUM, abs=1e-4)
+
+
+FIRST_WEIGHTS_SUM = -1.5800312146148485
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    ["ablation.residual=resnet", "shape.num_heads=5", "ablation={class_token: inserted, insert_at: 2}"]
+    + ["data.limit=-1", "ablation.residuals=none", "shape.dept=3"],
+)
+def test_mistakes_are_told_before_anything_is_written(assignment, tmp_path):
+    with pytest.raises(ConfigError):
+        run(tmp_path / "run", load_recipe("scratch_32", [*TINY_CAIT, assignment]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_limit_takes_classes_evenly_and_always_the_same():
+    source = open_source("builtin:demo", "train")
+    some = limited(source, 64)
+    counts = torch.bincount(torch.tensor(some.labels), minlength=10)
+    assert len(some) == 64
+    assert set(counts.tolist()) == {6, 7}
+    assert len(set(some.names)) == 64
+    assert set(some.names) <= set(limited(source, 200).names)
+    assert limited(source, 64).names == some.names
+    assert limited(source, 0) is limited(source, 10**6) is source
+    # Not the first pictures of each class.
+    assert limited(source, 20).names != [source.names[i] for i in some.indices[:20]]
+
+
+def stop_after(steps: int, monkeypatch) -> None:
+    step = Trainer._step
+
+    def stopping(self, batches, request):
+        request.asked = request.asked or self.progress.step + 1 >= steps
+        return step(self, batches, request)
+
+    monkeypatch.setattr(Trainer, "_step", stopping)
+
+
+@pytest.mark.parametrize(
+    ("name", "assignments"),
+    [
+        ("scratch_32", [*TINY_CAIT, "ablation={residual: fixup, talking_heads: none, drop_path_shape: linear}"]),
+        ("scratch_32", [*TINY_CAIT, "ablation={residual: scalar, class_token: average}", "drop_path_rate=0.2"]),
+        # Weights, gradients and the optimizer's state lie in memory in one order, after resuming too.
+        ("scratch_32", [*TINY_CAIT, "ablation={residual: none}", "compute.channels_last=true"]),
+        ("teacher_32", TINY),
+    ],
+)
+def test_stopped_and_gone_on_with_it_ends_with_the_same_bytes(name, assignments, tmp_path, monkeypatch):
+    recipe = load_recipe(name, assignments)
+    run(tmp_path / "whole", recipe)
+    with monkeypatch.context() as context:
+        stop_after(2, context)
+        with pytest.raises(Stopped):
+            run(tmp_path / "cut", recipe)
+    run(tmp_path / "cut", recipe, resume=True)
+    for file in ("best/model.safetensors", "metrics.jsonl"):
+        assert digest(tmp_path / "whole" / file) == digest(tmp_path / "cut" / file), file
+    loaded = deepcait.load(tmp_path / "cut").model
+    assert isinstance(loaded, ConvNet if name == "teacher_32" else AblatedCaiT)
+    section = json.loads((tmp_path / "cut" / "best" / "config.json").read_text())["deepcait"]
+    assert section["recipe"]["ablation"] == dataclasses.asdict(recipe.ablation)
+
+
+def test_the_small_cait_learns_from_the_convolutional_teacher(tmp_path):
+    """The way that `nano_32` goes: a teacher's run folder, another network, the same classes."""
+    run(tmp_path / "teacher", load_recipe("teacher_32", TINY))
+    student = load_recipe("nano_32", [*TINY_CAIT, f"teacher.spec={tmp_path / 'teacher'}"])
+    outcome = run(tmp_path / "student", student)
+    assert outcome.steps == 4
+    with pytest.raises(ConfigError, match="know every class"):
+        run(
+            tmp_path / "other",
+            dataclasses.replace(student, data=dataclasses.replace(student.data, source=pets(tmp_path))),
+        )
+
+
+def pets(tmp_path: Path) -> str:
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for name in ("cat", "unicorn"):
+            folder = tmp_path / "pets" / split / name
+            folder.mkdir(parents=True)
+            for index in range(16):
+                Image.new("RGB", (32, 32), (index, 0, 0)).save(folder / f"{index}.png")
+    return str(tmp_path / "pets")
