@@ -49,7 +49,10 @@ ORDER = {
     ],
     "evaluation": ["counts", "classes", "evaluate"],
     "bench": ["peers"],
-    "cli": ["exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "train", "demo"],
+    "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
+    "cli": [
+        "exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "train", "serve", "demo",
+    ],
 }  # fmt: skip
 
 MAX_FUNCTION_LINES = 60  # without its docstring
