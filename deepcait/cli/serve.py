@@ -77,7 +77,7 @@ def run(args: Args) -> int | None:
         max_body_bytes=round(args.max_megabytes * 2**20),
         max_pixels=round(args.max_megapixels * 1e6),
         deadline_s=args.deadline_s,
-        body_timeout_s=min(Limits.body_timeout_s, args.deadline_s),
+        body_timeout_s=min(Limits.body_timeout_s, 0.75 * args.deadline_s),
     )
     console = Console(json=args.json)
     classifier = load(args.spec, device=args.device)

@@ -135,7 +135,7 @@ class Service:
             )
 
     @asynccontextmanager
-    async def _admitted(self) -> AsyncIterator[None]:
+    async def _admitted(self, request: Request) -> AsyncIterator[None]:
         """A place among the requests that are worked on, for as long as the deadline allows."""
         if self._num_requests >= self.limits.max_requests:
             raise overloaded(f"requests: expected at most {self.limits.max_requests} at once, got more.")
@@ -144,6 +144,8 @@ class Service:
             async with asyncio.timeout(self.limits.deadline_s):
                 yield
         except TimeoutError:
+            if not request.scope.get(BODY_READ):
+                raise _slow_body(self.limits.deadline_s) from None
             raise overloaded(f"answer: expected within {self.limits.deadline_s:g} s, got none in time.") from None
         finally:
             self._num_requests -= 1
@@ -152,13 +154,13 @@ class Service:
 
     async def _predict(self, request: Request) -> Response:
         topk = _topk(request)
-        async with self._admitted():
+        async with self._admitted(request):
             seen, timing = await self._ask(request, explain=False, topk=topk)
         return Answer([_as_result(one) for one in seen], headers=_server_timing(timing))
 
     async def _explain(self, request: Request) -> Response:
         topk = _topk(request)
-        async with self._admitted():
+        async with self._admitted(request):
             (seen,), timing = await self._ask(request, explain=True, topk=topk)
         return Answer(_as_explanation(seen, self.classifier.model.config.grid), headers=_server_timing(timing))
 
@@ -204,11 +206,7 @@ class Service:
                     if request.scope[BODY_READ]:
                         return form.finish()
         except TimeoutError:
-            raise RequestError(
-                408,
-                f"body: expected whole within {self.limits.body_timeout_s:g} s, got {num_bytes:,} bytes.",
-                remedy="Send it faster, or in smaller requests.",
-            ) from None
+            raise _slow_body(self.limits.body_timeout_s) from None
         finally:
             self._num_buffered_bytes -= num_bytes
             self.counters.add("body_bytes_total", num_bytes)
@@ -255,6 +253,11 @@ class Service:
         if request.headers.get("if-none-match") == asset.etag:
             return Response(None, 304, headers)
         return Response(asset.content, 200, headers, asset.media_type)
+
+
+def _slow_body(limit_s: float) -> RequestError:
+    problem = f"body: expected whole within {limit_s:g} s, got a part of it."
+    return RequestError(408, problem, remedy="Send it faster, or in smaller requests.")
 
 
 def _topk(request: Request) -> int:

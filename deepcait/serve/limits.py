@@ -25,8 +25,8 @@ class Limits:
         max_connections: open connections; further ones are told 503.
         num_decoders: threads that decode pictures.
         header_timeout_s: from connecting, or from the first byte of a further request, to the end of its headers.
-        body_timeout_s: from the end of the headers to the end of the body.
         deadline_s: from the end of the headers to the answer.
+        body_timeout_s: from the end of the headers to the end of the body.
         write_timeout_s: how long a client may leave an answer unread.
         keep_alive_s: how long an idle connection stays open.
 
@@ -46,8 +46,8 @@ class Limits:
     max_connections: int = 512
     num_decoders: int = 2
     header_timeout_s: float = 10.0
-    body_timeout_s: float = 20.0
     deadline_s: float = 30.0
+    body_timeout_s: float = 20.0
     write_timeout_s: float = 20.0
     keep_alive_s: int = 5
 
@@ -56,11 +56,11 @@ class Limits:
             value = getattr(self, field.name)
             if not value > 0 and not (field.name == "max_wait_s" and value == 0):
                 raise ConfigError(
-                    f"--{field.name.replace('_', '-')}: expected a positive number, got {value!r}.",
+                    f"{field.name}: expected a positive number, got {value!r}.",
                     remedy="Give 1, or more.",
                 )
         if self.max_images > self.max_queue:
             raise ConfigError(
-                f"--max-queue: expected room for the {self.max_images} pictures of one request, got {self.max_queue}.",
+                f"max_queue: expected room for the {self.max_images} pictures of one request, got {self.max_queue}.",
                 remedy="Raise --max-queue, or lower --max-images.",
             )

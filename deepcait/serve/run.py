@@ -6,7 +6,6 @@ import ipaddress
 import logging
 import signal
 import socket
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 
 _BACKLOG = 512
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
-# Threads hand the interpreter over this often. With Python's 5 ms the network would wait that long for the event
-# loop after each of its hundreds of operations.
-_SWITCH_INTERVAL_S = 0.0005
 
 
 def serve(
@@ -70,7 +66,7 @@ def serve(
         _warm_up(classifier, limits.max_batch)
         service = Service(classifier, name=name, limits=limits, hosts=hosts)
         server = uvicorn.Server(server_config(service, limits))
-        with _quiet_end(), _switching():
+        with _quiet_end():
             shown = f"[{address[0]}]" if ":" in address[0] else address[0]
             listening(f"http://{shown}:{address[1]}/")
             server.run(sockets=[listener])
@@ -143,13 +139,3 @@ def _quiet_end() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _switching() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)

@@ -106,6 +106,14 @@ def test_the_deadline(patient):
     assert patient.batches == [1, 1]
 
 
+def test_a_deadline_before_the_body_is_whole(patient):
+    """That is the client's slowness, not ours: 408."""
+    with live(patient, deadline_s=0.2) as running, running.connect() as connection:
+        connection.send(GOOD[:-9])
+        reply = connection.read()
+        assert (reply.status, set(reply.json)) == (408, {"error", "remedy"})
+
+
 def test_a_model_that_fails(classifier, monkeypatch):
     """Everyone in the batch is told; the thread lives on."""
     with live(classifier) as running:
