@@ -122,7 +122,11 @@ class Protocol(H11Protocol):
             self.transport.close()
             return
         self.transport.write(_raw_answer(error))
-        self.transport.write_eof()
+        try:
+            self.transport.write_eof()
+        except OSError:  # the client has gone already
+            self.transport.abort()
+            return
         self.loop.call_later(DRAIN_S, self.transport.abort)
 
 

@@ -99,6 +99,9 @@ async def run_clients(running: Command, cases: list[Case], *, clients: int, seco
                     outcome.faults.append(body.decode()[:300])
             elif status == 503:
                 await asyncio.sleep(0.05)
+                if b"connection: close" in head.lower():
+                    writer.close()
+                    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
             else:
                 outcome.faults.append(f"{status} {body.decode()[:300]}")
         writer.close()
