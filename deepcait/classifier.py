@@ -114,7 +114,7 @@ class Classifier:
         answers = []
         for start in range(0, len(pictures), batch_size):
             batch = [self.preprocessing(_open(picture)) for picture in pictures[start : start + batch_size]]
-            answers += self._rank(self.logits(torch.stack(batch)), topk)
+            answers += self.rank(self.logits(torch.stack(batch)), topk)
         return answers
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
@@ -129,6 +129,24 @@ class Classifier:
             )
         with torch.no_grad():
             return self.model(images_BCHW.to(self.device)).cpu()
+
+    def rank(self, logits_BK: Tensor, topk: int) -> list[list[Prediction]]:
+        """Return the `topk` most probable classes of each row of logits, the first the most probable.
+
+        Raises:
+            WeightsError: logits that are no numbers.
+        """
+        if not logits_BK.isfinite().all():
+            raise WeightsError(
+                "logits: expected numbers, got infinite ones or none.",
+                remedy="The weights are damaged, or training diverged: take an earlier checkpoint.",
+            )
+        probabilities_BK = logits_BK.double().softmax(-1)
+        order_BK = logits_BK.argsort(dim=-1, descending=True, stable=True)[:, :topk]
+        return [
+            [Prediction(index, self.label(index), row_K[index].item()) for index in order_K]
+            for order_K, row_K in zip(order_BK.tolist(), probabilities_BK, strict=True)
+        ]
 
     def label(self, index: int) -> str:
         """Return the name of a class, read out where it is a wnid; the index as text where the model has no names."""
@@ -150,19 +168,6 @@ class Classifier:
             metrics=self.story.get("metrics"),
             provenance=self.story.get("provenance"),
         )
-
-    def _rank(self, logits_BK: Tensor, topk: int) -> list[list[Prediction]]:
-        if not logits_BK.isfinite().all():
-            raise WeightsError(
-                "logits: expected numbers, got infinite ones or none.",
-                remedy="The weights are damaged, or training diverged: take an earlier checkpoint.",
-            )
-        probabilities_BK = logits_BK.double().softmax(-1)
-        order_BK = logits_BK.argsort(dim=-1, descending=True, stable=True)[:, :topk]
-        return [
-            [Prediction(index, self.label(index), row_K[index].item()) for index in order_K]
-            for order_K, row_K in zip(order_BK.tolist(), probabilities_BK, strict=True)
-        ]
 
 
 def _open(picture: Picture) -> Image.Image:

@@ -53,9 +53,10 @@ ORDER = {
     "evaluation": ["counts", "classes", "evaluate"],
     "bench": ["peers", "data"],
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
+    "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
     "cli": [
         "exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "train", "bench",
-        "study", "demo",
+        "study", "serve", "demo",
     ],
 }  # fmt: skip
 

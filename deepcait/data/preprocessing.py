@@ -143,6 +143,20 @@ class Preprocessing:
             image = image.resize((width, height), _INTERPOLATIONS[self.interpolation])
         return image.crop((left, top, left + crop_width, top + crop_height))
 
+    def seen_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Where `frame` lies in a picture of this size: (left, top, right, bottom) in its pixels."""
+        (x0, x1), (y0, y1) = self._kept_sides(width, height)
+        resized_width, resized_height = self._covering_size(x1 - x0, y1 - y0)
+        crop_height, crop_width = self.img_size
+        left, top = round((resized_width - crop_width) / 2.0), round((resized_height - crop_height) / 2.0)
+        scale_x, scale_y = (x1 - x0) / resized_width, (y1 - y0) / resized_height
+        return (
+            x0 + left * scale_x,
+            y0 + top * scale_y,
+            x0 + (left + crop_width) * scale_x,
+            y0 + (top + crop_height) * scale_y,
+        )
+
     def to_pretrained_cfg(self) -> dict[str, Any]:
         """The same in timm's words, made of plain lists and numbers for JSON."""
         return {
@@ -193,17 +207,21 @@ class Preprocessing:
 
     def _limit_aspect(self, image: Image.Image) -> Image.Image:
         """Cut the outer parts of a side that would be resized to over 32 times the target."""
+        (left, right), (top, bottom) = self._kept_sides(*image.size)
+        box = (left, top, right, bottom)
+        return image if box == (0, 0, *image.size) else image.crop(box)
+
+    def _kept_sides(self, width: int, height: int) -> list[tuple[int, int]]:
+        """From where to where the picture is used: of its width, then of its height."""
         longest = _MAX_ASPECT * max(math.floor(side / self.crop_ratio) for side in self.img_size)
-        left_top, right_bottom = [], []
-        for side, resized in zip(image.size, self._covering_size(*image.size), strict=True):
+        kept_sides = []
+        for side, resized in zip((width, height), self._covering_size(width, height), strict=True):
             kept = side
             if resized > longest:
                 kept = max(1, side * longest // resized)
                 kept += (side - kept) % 2  # as much on the left as on the right: the centre stays
-            left_top.append((side - kept) // 2)
-            right_bottom.append((side + kept) // 2)
-        box = (left_top[0], left_top[1], right_bottom[0], right_bottom[1])
-        return image if box == (0, 0, *image.size) else image.crop(box)
+            kept_sides.append(((side - kept) // 2, (side + kept) // 2))
+        return kept_sides
 
 
 def _tuple_of(kind: type, values: Any, field: str) -> tuple:

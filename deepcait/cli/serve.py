@@ -1,0 +1,105 @@
+"""Answer over HTTP: predictions, class attention, and a page to try both with.
+
+Examples:
+    deepcait serve builtin:nano                          then open http://127.0.0.1:8000/
+    deepcait serve runs/pets --port 0                    a free port; the line printed says which
+    curl -F "image=@cat.jpg" http://127.0.0.1:8000/predict
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from deepcait.cli.console import Console
+from deepcait.errors import ConfigError
+
+_LOCAL = ("127.", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Args:
+    """Options of `deepcait serve`."""
+
+    spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
+    """The model: a name, hf-hub:owner/name, a model or run folder, a weights file, builtin:nano."""
+    host: str = "127.0.0.1"
+    """Address to listen on; the default is reached from this machine only."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one."""
+    allow_host: tuple[str, ...] = ()
+    """Names that requests may call the service by, for a proxy in front of it."""
+    threads: int | None = None
+    """Threads of the network (default: PyTorch's choice)."""
+    device: str | None = None
+    """Where it computes, for example cpu or cuda:0 (default: a GPU where there is one)."""
+    max_batch: int = 16
+    """Images that pass through the network at once."""
+    max_wait_ms: float = 2.0
+    """How long a batch that is not full waits for requests on their way."""
+    max_queue: int = 128
+    """Images that wait for the network; more are told 503."""
+    max_images: int = 32
+    """Pictures in one request."""
+    max_megabytes: float = 20.0
+    """A request body."""
+    max_megapixels: float = 40.0
+    """A picture, by its header, before it is decoded."""
+    deadline_s: float = 30.0
+    """From the headers of a request to its answer."""
+    json: bool = False
+    """Print the address as one JSON object and nothing else."""
+
+
+def run(args: Args) -> int | None:
+    """Load the model, listen, and answer until SIGINT or SIGTERM."""
+    from deepcait.classifier import load
+
+    try:
+        from deepcait.serve.limits import Limits
+        from deepcait.serve.run import serve
+    except ModuleNotFoundError as error:
+        if (error.name or "deepcait").startswith("deepcait"):
+            raise
+        raise ConfigError(
+            f"serve needs the package {error.name}, which is not installed.", remedy='pip install "deepcait[serve]"'
+        ) from error
+    if args.threads is not None and args.threads < 1:
+        raise ConfigError(f"--threads: expected 1 or more, got {args.threads}.", remedy="Give 1, or more.")
+    limits = Limits(
+        max_batch=args.max_batch,
+        max_wait_s=args.max_wait_ms / 1000,
+        max_queue=args.max_queue,
+        max_requests=args.max_queue,
+        max_images=args.max_images,
+        max_body_bytes=round(args.max_megabytes * 2**20),
+        max_pixels=round(args.max_megapixels * 1e6),
+        deadline_s=args.deadline_s,
+        body_timeout_s=min(Limits.body_timeout_s, 0.75 * args.deadline_s),
+    )
+    console = Console(json=args.json)
+    classifier = load(args.spec, device=args.device)
+
+    def listening(address: str) -> None:
+        height, width = classifier.preprocessing.img_size
+        facts = {"url": address, "model": args.spec, "classes": classifier.model.num_classes}
+        console.result(facts | {"img_size": [height, width]})
+        if not args.json:
+            console.say(f"serving {args.spec} ({facts['classes']:,} classes, {height} x {width} px) at {address}")
+        if not args.host.startswith(_LOCAL):
+            console.note("Whoever reaches this address may use it: there is no password. docs/serve.md has a proxy.")
+
+    serve(
+        classifier,
+        name=args.spec,
+        host=args.host,
+        port=args.port,
+        threads=args.threads,
+        limits=limits,
+        allow_hosts=args.allow_host,
+        listening=listening,
+    )
+    if not args.json:
+        console.say("stopped; every request that was let in has been answered")

@@ -1,0 +1,1 @@
+"""The HTTP service and its page: one model, one inference queue, strict limits."""

@@ -1,0 +1,332 @@
+"""The service as an ASGI application: what each path answers, and who is let in."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deepcait.errors import DeepcaitError, ImageError
+from deepcait.serve.counters import Counters
+from deepcait.serve.limits import Limits
+from deepcait.serve.pages import read_assets, sample_names
+from deepcait.serve.pipeline import Pipeline, Seen, Timing
+from deepcait.serve.refusal import BODY_READ, SECURITY_HEADERS, Answer, Refusal, RequestError, overloaded
+from deepcait.serve.upload import Form, Picture
+
+if TYPE_CHECKING:
+    from deepcait.classifier import Classifier
+
+_DEFAULT_TOPK = 5
+_DIGITS = 6  # of a weight of attention: a page needs no more, and the answer stays small
+_KNOWN_PATHS = {"/", "/predict", "/explain", "/healthz", "/metrics", "/model"}
+
+
+class Service:
+    """The application: routes inside, the door around them.
+
+    Args:
+        classifier: the model that answers.
+        name: what the page calls it.
+        limits: see there.
+        hosts: names in the Host header that are answered; None answers any. The service of one machine names
+            itself only, so that no page of another host can be made to speak to it by a changed DNS entry.
+    """
+
+    def __init__(
+        self, classifier: Classifier, *, name: str, limits: Limits | None = None, hosts: Collection[str] | None = None
+    ) -> None:
+        self.classifier = classifier
+        self.name = name
+        self.limits = limits or Limits()
+        self.hosts = None if hosts is None else {host.lower() for host in hosts}
+        self.counters = Counters()
+        self.pipeline = Pipeline(classifier, self.limits, self.counters)
+        self._assets = read_assets()
+        self._num_requests = 0
+        self._num_buffered_bytes = 0
+        self._routes = Starlette(
+            routes=[
+                Route("/predict", self._predict, methods=["POST"]),
+                Route("/explain", self._explain, methods=["POST"]),
+                Route("/healthz", self._healthz),
+                Route("/metrics", self._metrics),
+                Route("/model", self._model),
+                *(Route(path, self._asset) for path in self._assets),
+            ],
+            exception_handlers={
+                RequestError: _refuse,
+                HTTPException: _refuse_unknown,
+                DeepcaitError: _refuse_model,
+                Exception: _refuse_defect,
+            },
+        )
+        self._routes.router.redirect_slashes = False
+
+    def close(self) -> None:
+        """Finish what waits and end the threads."""
+        self.pipeline.close()
+
+    # -- the door --------------------------------------------------------------------------------------------------
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; count it."""
+        if scope["type"] != "http":
+            raise ValueError(f"expected http, got {scope['type']}")
+        began_s = time.perf_counter()
+        status = 0
+
+        async def counting_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        application: ASGIApp = self._routes
+        try:
+            self._require_fitting_headers(scope)
+        except RequestError as error:
+            application = Refusal(error)
+        try:
+            await application(scope, receive, counting_send)
+        except ClientDisconnect:
+            status = 499  # nobody is there to be answered; the number that proxies log for it
+        finally:
+            path = scope["path"]
+            known = path if path in _KNOWN_PATHS else "static" if path in self._assets else "other"
+            self.counters.add("requests_total", path=known, status=status)
+            self.counters.add("request_seconds_total", time.perf_counter() - began_s)
+
+    def _require_fitting_headers(self, scope: Scope) -> None:
+        if scope["http_version"] not in ("1.0", "1.1"):
+            problem = f"request: expected HTTP/1.1, got HTTP/{scope['http_version']}."
+            raise RequestError(400, problem, remedy="Check what sends it.")
+        num_bytes = len(scope["raw_path"]) + len(scope["query_string"])
+        host = ""
+        for name, value in scope["headers"]:
+            num_bytes += len(name) + len(value)
+            if name == b"host":
+                host = value.decode("latin-1")
+            elif name == b"sec-fetch-site" and value == b"cross-site" and scope["method"] == "POST":
+                raise RequestError(
+                    403, "request: expected one from this page, got one from another site.", remedy="Open this page."
+                )
+        if num_bytes > self.limits.max_header_bytes:
+            raise RequestError(
+                431,
+                f"headers: expected at most {self.limits.max_header_bytes:,} bytes, got {num_bytes:,}.",
+                remedy="Send fewer and shorter headers.",
+            )
+        if self.hosts is not None and _host_name(host) not in self.hosts:
+            raise RequestError(
+                421,
+                f"Host: expected {' or '.join(sorted(self.hosts))}, got {host[:100]!r}.",
+                remedy="Ask by this name, or start the service with --allow-host NAME.",
+            )
+
+    @asynccontextmanager
+    async def _admitted(self, request: Request) -> AsyncIterator[None]:
+        """A place among the requests that are worked on, for as long as the deadline allows."""
+        if self._num_requests >= self.limits.max_requests:
+            raise overloaded(f"requests: expected at most {self.limits.max_requests} at once, got more.")
+        self._num_requests += 1
+        try:
+            async with asyncio.timeout(self.limits.deadline_s):
+                yield
+        except TimeoutError:
+            if not request.scope.get(BODY_READ):
+                raise _slow_body(self.limits.deadline_s) from None
+            raise overloaded(f"answer: expected within {self.limits.deadline_s:g} s, got none in time.") from None
+        finally:
+            self._num_requests -= 1
+
+    # -- what the paths answer -------------------------------------------------------------------------------------
+
+    async def _predict(self, request: Request) -> Response:
+        topk = _topk(request)
+        async with self._admitted(request):
+            seen, timing = await self._ask(request, explain=False, topk=topk)
+        return Answer([_as_result(one) for one in seen], headers=_server_timing(timing))
+
+    async def _explain(self, request: Request) -> Response:
+        topk = _topk(request)
+        async with self._admitted(request):
+            (seen,), timing = await self._ask(request, explain=True, topk=topk)
+        return Answer(_as_explanation(seen, self.classifier.model.config.grid), headers=_server_timing(timing))
+
+    async def _ask(self, request: Request, *, explain: bool, topk: int) -> tuple[list[Seen], Timing]:
+        self.pipeline.expect()
+        try:
+            pictures = await self._read(request)
+            if explain and len(pictures) != 1:
+                raise RequestError(
+                    400, f"form: expected one picture to explain, got {len(pictures)}.", remedy="Send them one by one."
+                )
+        except BaseException:
+            self.pipeline.forget()
+            raise
+        try:
+            return await self.pipeline.answer(pictures, explain=explain, topk=topk)
+        except ImageError as error:
+            raise RequestError(400, error.problem, remedy=error.remedy) from error
+
+    async def _read(self, request: Request) -> list[Picture]:
+        """The pictures of the body, counted while it comes in."""
+        form = Form(request.headers.get("content-type", ""), self.limits)
+        if encoding := request.headers.get("content-encoding"):
+            raise RequestError(415, f"Content-Encoding: expected none, got {encoding[:40]!r}.", remedy="Send it plain.")
+        if int(request.headers.get("content-length", 0)) > self.limits.max_body_bytes:
+            raise self._too_large()
+        num_bytes = 0
+        try:
+            async with asyncio.timeout(self.limits.body_timeout_s):
+                while True:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    chunk = message.get("body", b"")
+                    request.scope[BODY_READ] = not message.get("more_body", False)
+                    num_bytes += len(chunk)
+                    self._num_buffered_bytes += len(chunk)
+                    if num_bytes > self.limits.max_body_bytes:
+                        raise self._too_large()
+                    if self._num_buffered_bytes > self.limits.max_buffered_bytes:
+                        raise overloaded("bodies: expected less at once, got more than the service keeps in memory.")
+                    form.write(chunk)
+                    if request.scope[BODY_READ]:
+                        return form.finish()
+        except TimeoutError:
+            raise _slow_body(self.limits.body_timeout_s) from None
+        finally:
+            self._num_buffered_bytes -= num_bytes
+            self.counters.add("body_bytes_total", num_bytes)
+
+    def _too_large(self) -> RequestError:
+        return RequestError(
+            413,
+            f"body: expected at most {self.limits.max_body_bytes:,} bytes, got more.",
+            remedy="Make the pictures smaller, or send them in several requests.",
+        )
+
+    async def _healthz(self, request: Request) -> Response:
+        if not self.pipeline.is_alive():
+            raise overloaded("service: expected every thread at work, got one that has ended.")
+        return Answer({"status": "ok"})
+
+    async def _metrics(self, request: Request) -> Response:
+        gauges: dict[str, tuple[str, float]] = {
+            "queue_images": ("Images that wait for the network now.", self.pipeline.num_waiting),
+            "requests_open": ("Predict and explain requests being worked on now.", self._num_requests),
+        }
+        headers = {**SECURITY_HEADERS, "cache-control": "no-store"}
+        return Response(self.counters.text(gauges), 200, headers, "text/plain; version=0.0.4; charset=utf-8")
+
+    async def _model(self, request: Request) -> Response:
+        config, classifier = self.classifier.model.config, self.classifier
+        facts = {
+            "model": self.name,
+            "classes": classifier.model.num_classes,
+            "img_size": list(classifier.preprocessing.img_size),
+            "grid": list(config.grid),
+            "blocks": config.cls_depth,
+            "heads": config.num_heads,
+            "max_body_bytes": self.limits.max_body_bytes,
+            "samples": sample_names(),
+        }
+        return Answer(facts)
+
+    async def _asset(self, request: Request) -> Response:
+        asset = self._assets.get(request.scope["path"])
+        if asset is None:  # the router lets a line break at the end of a path pass
+            raise HTTPException(404)
+        headers = {**SECURITY_HEADERS, "etag": asset.etag, "cache-control": "no-cache"}
+        if request.headers.get("if-none-match") == asset.etag:
+            return Response(None, 304, headers)
+        return Response(asset.content, 200, headers, asset.media_type)
+
+
+def _slow_body(limit_s: float) -> RequestError:
+    problem = f"body: expected whole within {limit_s:g} s, got a part of it."
+    return RequestError(408, problem, remedy="Send it faster, or in smaller requests.")
+
+
+def _topk(request: Request) -> int:
+    topk = _DEFAULT_TOPK
+    for name, value in request.query_params.multi_items():
+        if name != "topk":
+            raise RequestError(400, f"query: expected topk only, got {name[:40]!r}.", remedy="Leave it out.")
+        if not (value.isascii() and value.isdigit() and 0 < len(value) <= 6 and int(value) > 0):
+            raise RequestError(400, f"topk: expected 1 or more, got {value[:40]!r}.", remedy="Give a whole number.")
+        topk = int(value)
+    return topk
+
+
+def _as_result(seen: Seen) -> dict[str, Any]:
+    """The object that `predict --json` has for a picture."""
+    return {"file": seen.name, "predictions": [prediction._asdict() for prediction in seen.predictions]}
+
+
+def _as_explanation(seen: Seen, grid: tuple[int, int]) -> dict[str, Any]:
+    """The same with the class attention; patches row by row, the class token's own share beside them."""
+    attention_LAT = seen.attention
+    assert attention_LAT is not None
+    rounded = [[[round(weight, _DIGITS) for weight in head] for head in block] for block in attention_LAT.tolist()]
+    return _as_result(seen) | {
+        "size": list(seen.size),
+        "box": [round(side, 3) for side in seen.box],
+        "grid": list(grid),
+        "attention": [[head[1:] for head in block] for block in rounded],
+        "class_token": [[head[0] for head in block] for block in rounded],
+    }
+
+
+def _server_timing(timing: Timing) -> dict[str, str]:
+    stations = {"decode": timing.decode_s, "queue": timing.queue_s, "network": timing.network_s}
+    texts = [f"{name};dur={1000 * seconds:.2f}" for name, seconds in stations.items()]
+    return {"server-timing": ", ".join([*texts, f'batch;desc="{timing.batch}"'])}
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without its port; empty where it is none."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return Refusal(error)
+
+
+async def _refuse_unknown(request: Request, error: Exception) -> Response:
+    """What the router refuses: no such path, or a method that it does not take."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        problem = f"method: expected {allowed}, got {request.method[:20]}."
+        return Refusal(RequestError(405, problem, remedy="Use one of them.", headers={"allow": allowed}))
+    problem = f"path: expected one of {', '.join(sorted(_KNOWN_PATHS))}, got {request.url.path[:100]!r}."
+    return Refusal(RequestError(error.status_code, problem, remedy="The page is at /."))
+
+
+async def _refuse_model(request: Request, error: Exception) -> Response:
+    """An error of the model, not of the request."""
+    assert isinstance(error, DeepcaitError)
+    return Refusal(RequestError(500, error.problem, remedy=error.remedy))
+
+
+async def _refuse_defect(request: Request, error: Exception) -> Response:
+    return Refusal(
+        RequestError(500, "service: expected an answer, got a defect.", remedy="Its log has the traceback; report it.")
+    )

@@ -1,0 +1,55 @@
+"""Counters of the service as plain text, in the form that Prometheus reads."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+
+_HELP = {
+    "requests_total": "Answers, by path and status.",
+    "refused_connections_total": "Requests that were no HTTP, too slow or too large to become one, by status.",
+    "images_total": "Images that passed through the network.",
+    "batches_total": "Batches they passed in.",
+    "body_bytes_total": "Bytes of request bodies.",
+    "request_seconds_total": "Time from the headers to the answer, summed over requests.",
+    "decode_seconds_total": "Time in decoding and preprocessing, summed over pictures.",
+    "queue_seconds_total": "Time images waited for the network, summed over images.",
+    "network_seconds_total": "Time in the network, summed over batches.",
+}
+
+
+class Counters:
+    """Sums that only grow; safe to add to from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sums: defaultdict[tuple[str, str], float] = defaultdict(int)
+
+    def add(self, name: str, value: float = 1, **labels: object) -> None:
+        """Add to a counter; labels make several of one name."""
+        text = ",".join(f'{key}="{label}"' for key, label in labels.items())
+        with self._lock:
+            self._sums[name, f"{{{text}}}" if text else ""] += value
+
+    def get(self, name: str) -> float:
+        """Return a counter's sum over all its labels."""
+        with self._lock:
+            return sum(value for (known, _), value in self._sums.items() if known == name)
+
+    def text(self, gauges: dict[str, tuple[str, float]]) -> str:
+        """Return every counter, and values of the moment (name -> help and value), one a line."""
+        with self._lock:
+            sums = sorted(self._sums.items())
+        lines = []
+        for name, help_text in _HELP.items():
+            lines += [f"# HELP deepcait_{name} {help_text}", f"# TYPE deepcait_{name} counter"]
+            own = [(labels, value) for (known, labels), value in sums if known == name]
+            lines += [f"deepcait_{name}{labels} {_number(value)}" for labels, value in own or [("", 0)]]
+        for name, (help_text, value) in gauges.items():
+            lines += [f"# HELP deepcait_{name} {help_text}", f"# TYPE deepcait_{name} gauge"]
+            lines.append(f"deepcait_{name} {_number(value)}")
+        return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.6f}"

@@ -1,0 +1,66 @@
+"""How much one request, one client and all of them together may take; every limit in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from deepcait.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Limits of the service; what exceeds one is refused with a 4xx, or with 503 where only the moment is wrong.
+
+    Args:
+        max_batch: images that pass through the network at once.
+        max_wait_s: how long a batch that is not full waits for requests that are on their way.
+        max_queue: images that wait for the network; more get 503.
+        max_requests: predict and explain requests at once, from their first body byte to their answer; more get 503.
+        max_images: pictures in one request.
+        max_body_bytes: a request body, checked by Content-Length and while it streams in.
+        max_buffered_bytes: the bodies of all requests together; more get 503.
+        max_pixels: a picture, by its header, before it is decoded.
+        max_header_bytes: request line and headers.
+        max_connections: open connections; further ones are told 503.
+        num_decoders: threads that decode pictures.
+        header_timeout_s: from connecting, or from the first byte of a further request, to the end of its headers.
+        deadline_s: from the end of the headers to the answer.
+        body_timeout_s: from the end of the headers to the end of the body.
+        write_timeout_s: how long a client may leave an answer unread.
+        keep_alive_s: how long an idle connection stays open.
+
+    Raises:
+        ConfigError: a limit that is not positive.
+    """
+
+    max_batch: int = 16
+    max_wait_s: float = 0.002
+    max_queue: int = 128
+    max_requests: int = 128
+    max_images: int = 32
+    max_body_bytes: int = 20 * 2**20
+    max_buffered_bytes: int = 256 * 2**20
+    max_pixels: int = 40_000_000
+    max_header_bytes: int = 16 * 2**10
+    max_connections: int = 512
+    num_decoders: int = 2
+    header_timeout_s: float = 10.0
+    deadline_s: float = 30.0
+    body_timeout_s: float = 20.0
+    write_timeout_s: float = 20.0
+    keep_alive_s: int = 5
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not value > 0 and not (field.name == "max_wait_s" and value == 0):
+                raise ConfigError(
+                    f"{field.name}: expected a positive number, got {value!r}.",
+                    remedy="Give 1, or more.",
+                )
+        if self.max_images > self.max_queue:
+            raise ConfigError(
+                f"max_queue: expected room for the {self.max_images} pictures of one request, got {self.max_queue}.",
+                remedy="Raise --max-queue, or lower --max-images.",
+            )

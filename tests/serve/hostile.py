@@ -1,0 +1,122 @@
+"""Hostile requests without end: each is wrong in one way or several, and must get a 4xx with our JSON error."""
+
+from __future__ import annotations
+
+import random
+import zlib
+
+from tests.serve.harness import BOUNDARY, form, part, picture_bytes, request
+from tests.serve.test_refusals import NEEDS_TIGHT_LIMITS, REFUSED, bomb
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_PICTURES = [picture_bytes(seed, format=name) for seed, name in enumerate(_FORMATS)]
+_PATHS = "etc/passwd .. %2e%2e ..%2f ..\\ %00 ~root proc/self/environ C:\\x static %ff page.js".split()
+_TYPES = ["text/plain", "application/json", "image/png", "*/*", "", "multipart", "a" * 300, "image/svg+xml"]
+
+
+def damaged_picture(draw: random.Random) -> bytes:
+    """A picture that no decoder takes: cut, or its magic number gone, or only its beginning and noise."""
+    data = bytearray(draw.choice(_PICTURES))
+    match draw.randrange(4):
+        case 0:
+            data[: draw.randint(2, 8)] = draw.randbytes(8)
+        case 1:
+            del data[draw.randint(0, min(20, len(data) - 1)) :]
+        case 2:
+            data = data[:12] + draw.randbytes(draw.randint(1, 400))
+        case _:
+            data = bytearray(draw.randbytes(draw.randint(1, 3000)))
+    return bytes(data)
+
+
+def mutated_picture(draw: random.Random) -> bytes:
+    """A picture with a few bytes changed anywhere: it may still be one."""
+    data = bytearray(draw.choice(_PICTURES))
+    for _ in range(draw.randint(1, 6)):
+        data[draw.randrange(len(data))] = draw.randrange(256)
+    return bytes(data)
+
+
+def broken_form(draw: random.Random) -> bytes:
+    """A form that is cut, or has lost its beginning, its names or everything."""
+    good = form(part(draw.choice(_PICTURES)))
+    match draw.randrange(4):
+        case 0:
+            return good[: draw.randrange(len(good) - len(BOUNDARY) - 4)]
+        case 1:
+            return good[draw.randint(1, 40) :]
+        case 2:
+            return good.replace(b"Content-Disposition", draw.randbytes(6).replace(b"\n", b" ") + b"Disposition", 1)
+        case _:
+            return draw.randbytes(draw.randint(0, 2000))
+
+
+def wrong_type(draw: random.Random) -> bytes:
+    """A body under another type than a form's, or a part under another than a picture's."""
+    kind = draw.choice(_TYPES)
+    if draw.random() < 0.5:
+        return request(body=draw.choice(_PICTURES), headers={"Content-Type": kind})
+    return request(body=form(part(draw.choice(_PICTURES), kind=kind if kind != "image/png" else "image/x-xcf")))
+
+
+def path_trick(draw: random.Random) -> bytes:
+    """A path that wants a file, in the request line or as the name of a file that is none."""
+    path = "/" + "/".join(draw.choice(_PATHS) for _ in range(draw.randint(1, 6)))
+    if draw.random() < 0.5:
+        return request(path, method=draw.choice(["GET", "POST", "HEAD", "PUT"]).replace("HEAD", "GET"))
+    name = path.replace('"', "")
+    return request(body=form(part(b"", filename=name), part(b"x", filename=name, name=draw.choice(["image", "path"]))))
+
+
+def huge_headers(draw: random.Random) -> bytes:
+    """More headers than anyone needs: one long, or many short."""
+    if draw.random() < 0.5:
+        return request("/", method="GET", headers={"X-Long": "x" * draw.randint(17_000, 400_000)})
+    return request("/", method="GET", headers={f"X-{i}": "y" * 20 for i in range(draw.randint(800, 3000))})
+
+
+def broken_http(draw: random.Random) -> bytes:
+    """Bytes that are no request, or one with a piece knocked out of its head."""
+    if draw.random() < 0.4:
+        return draw.randbytes(draw.randint(1, 300)).replace(b"\n", b"") + b"\r\n\r\n"
+    head, _, body = request(body=form(part(_PICTURES[0]))).partition(b"\r\n\r\n")
+    at = draw.randrange(len(b"POST /predict HTTP/1.1"))
+    return head[:at] + bytes([draw.choice(b"\x00\x01\x7f\xff \t")]) * 2 + head[at:] + b"\r\n\r\n" + body
+
+
+def large_picture(draw: random.Random) -> bytes:
+    """A bomb: few bytes that would be an enormous picture."""
+    side = draw.randint(8_000, 60_000)
+    return request(body=form(part(bomb(side, side))))
+
+
+def compressed(draw: random.Random) -> bytes:
+    """A good form that says it is compressed."""
+    body = zlib.compress(form(part(_PICTURES[0])))
+    return request(body=body, headers={"Content-Encoding": draw.choice(["gzip", "deflate", "br", "zstd"])})
+
+
+def known(draw: random.Random) -> bytes:
+    """One of the refusals that have a test of their own."""
+    names = [name for name, (_, status, _) in REFUSED.items() if status < 500 and name not in NEEDS_TIGHT_LIMITS]
+    return REFUSED[draw.choice(names)][0]
+
+
+def hostile(draw: random.Random) -> tuple[str, bytes, bool]:
+    """Kind, bytes on the wire, and whether it must be refused: a mutated picture may have stayed one."""
+    kind = draw.choices(
+        ["damaged", "mutated", "form", "type", "path", "headers", "http", "bomb", "compressed", "known"],
+        [20, 20, 12, 8, 10, 4, 10, 2, 2, 12],
+    )[0]
+    match kind:
+        case "damaged":
+            return kind, request(body=form(part(damaged_picture(draw)))), True
+        case "mutated":
+            return kind, request(draw.choice(["/predict", "/explain"]), form(part(mutated_picture(draw)))), False
+        case "form":
+            return kind, request(body=broken_form(draw)), True
+    makers = {
+        "type": wrong_type, "path": path_trick, "headers": huge_headers, "http": broken_http, "bomb": large_picture,
+        "compressed": compressed, "known": known,
+    }  # fmt: skip
+    return kind, makers[kind](draw), True

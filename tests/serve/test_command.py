@@ -1,0 +1,73 @@
+"""`deepcait serve`: its mistakes are told before anything listens."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import socket
+import sys
+
+import pytest
+
+from deepcait.cli.main import main
+from deepcait.errors import ConfigError
+from deepcait.serve.run import listen_on
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--port", "70000"], "--port"),
+        (["--port", "80 80"], "--port"),
+        (["--host", "no.such.host.invalid"], "no.such.host.invalid"),
+        (["--threads", "0"], "--threads"),
+        (["--max-batch", "0"], "max_batch"),
+        (["--max-queue", "3"], "max_queue"),
+        (["--deadline-s", "0"], "deadline_s"),
+        (["--max-megapixels", "-1"], "max_pixels"),
+    ],
+)
+def test_mistakes(capsys, monkeypatch, options, word):
+    monkeypatch.setattr(socket, "getaddrinfo", _refuse_names(socket.getaddrinfo))
+    assert main(["serve", "builtin:nano", *options, "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert set(told) == {"error", "remedy"}
+    assert word in told["error"]
+
+
+def _refuse_names(original):
+    """Names are looked up without a network: none is known."""
+
+    def getaddrinfo(host, *args, **kwargs):
+        if not host.replace(".", "").isdigit():
+            raise socket.gaierror(-2, "Name or service not known")
+        return original(host, *args, **kwargs)
+
+    return getaddrinfo
+
+
+def test_a_port_that_is_taken():
+    with listen_on("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: expected a free address"):
+            listen_on("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn", "python_multipart"])
+def test_without_the_extra(capsys, monkeypatch, package):
+    for name in [name for name in sys.modules if name.startswith("deepcait.serve.")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["serve", "builtin:nano", "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert package in told["error"]
+    assert told["remedy"] == 'pip install "deepcait[serve]"'
+    monkeypatch.undo()
+    importlib.import_module("deepcait.serve.run")
+
+
+def test_help_has_examples(capsys):
+    assert main(["serve", "--help"]) == 0
+    assert "Examples:\n    deepcait serve builtin:nano" in capsys.readouterr().out

@@ -1,0 +1,194 @@
+"""More than the service can do at once: 503 and when to come again; what was let in is answered, at the end too."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+from deepcait.errors import ConfigError
+from deepcait.serve.limits import Limits
+from tests.serve.harness import command, form, live, part, picture_bytes, request, wait_until
+
+GOOD = request(body=form(part(picture_bytes())))
+
+
+def send_all(running, number: int, data: bytes = GOOD):
+    """Send the same request on several connections; the connections."""
+    opened = [running.open() for _ in range(number)]
+    for connection in opened:
+        connection.send(data)
+    return opened
+
+
+def assert_overloaded(reply) -> None:
+    assert reply.status == 503, reply
+    assert int(reply.headers["retry-after"]) >= 1
+    assert set(reply.json) == {"error", "remedy"}
+
+
+def test_a_full_queue(patient):
+    """The network holds one image, three wait, the fifth is told 503 at once; then all four are answered."""
+    with live(patient, max_batch=1, max_queue=3, max_images=3, max_wait_s=0) as running:
+        first = send_all(running, 1)
+        wait_until(lambda: patient.batches == [1])
+        waiting = send_all(running, 3)
+        wait_until(lambda: running.service.pipeline.num_waiting == 3)
+        reply = running.ask(GOOD)
+        assert_overloaded(reply)
+        assert "3 waiting of at most 3" in reply.json["error"]
+        patient.go.set()
+        assert [connection.read().status for connection in first + waiting] == [200] * 4
+        assert running.ask(GOOD).status == 200
+    assert patient.batches == [1] * 5
+
+
+def test_a_request_of_many_pictures_is_let_in_whole_or_not(patient):
+    with live(patient, max_batch=1, max_queue=3, max_images=3, max_wait_s=0) as running:
+        (first,) = send_all(running, 1)
+        wait_until(lambda: patient.batches == [1])
+        (second,) = send_all(running, 1)
+        wait_until(lambda: running.service.pipeline.num_waiting == 1)
+        three = form(*[part(picture_bytes())] * 3)
+        assert_overloaded(running.ask(request(body=three)))
+        patient.go.set()
+        assert first.read().status == second.read().status == 200
+        assert len(running.ask(request(body=three)).json) == 3
+
+
+def test_what_waits_becomes_one_batch(patient):
+    with live(patient, max_batch=8) as running:
+        (first,) = send_all(running, 1)
+        wait_until(lambda: patient.batches == [1])
+        rest = send_all(running, 11)
+        wait_until(lambda: running.service.pipeline.num_waiting == 11)
+        wait_until(lambda: len(running.service.pipeline._placed) == 11)
+        patient.go.set()
+        assert {connection.read().status for connection in [first, *rest]} == {200}
+    assert patient.batches == [1, 8, 3]
+
+
+def test_too_many_requests_at_once(patient):
+    """Those who have not sent their body yet count, too."""
+    with live(patient, max_requests=2) as running:
+        opened = send_all(running, 2, GOOD[:-9])
+        wait_until(lambda: running.service._num_requests == 2)
+        assert_overloaded(running.ask(GOOD))
+        for connection in opened:
+            connection.send(GOOD[-9:])
+        patient.go.set()
+        assert [connection.read().status for connection in opened] == [200, 200]
+
+
+def test_too_many_bytes_at_once(classifier):
+    with live(classifier, max_buffered_bytes=100_000) as running:
+        large = request(body=form(part(bytes(90_000))))
+        (opened,) = send_all(running, 1, large[:-9])
+        wait_until(lambda: running.service._num_buffered_bytes > 90_000)
+        assert_overloaded(running.ask(request(body=form(part(bytes(50_000))))))
+        opened.send(large[-9:])
+        assert opened.read().status == 400  # no picture, but read
+        assert running.ask(GOOD).status == 200
+
+
+def test_the_deadline(patient):
+    """Neither an image in the network nor one in the queue keeps its client longer than the deadline."""
+    with live(patient, deadline_s=0.3, max_batch=1) as running:
+        connections = send_all(running, 3)
+        for connection in connections:
+            assert_overloaded(connection.read())
+        assert running.service._num_requests == 0
+        patient.go.set()
+        wait_until(lambda: running.service.pipeline.num_waiting == 0)
+        assert running.ask(GOOD).status == 200
+    # The two that nobody waited for any more were dropped, not computed.
+    assert patient.batches == [1, 1]
+
+
+def test_a_deadline_before_the_body_is_whole(patient):
+    """That is the client's slowness, not ours: 408."""
+    with live(patient, deadline_s=0.2) as running, running.connect() as connection:
+        connection.send(GOOD[:-9])
+        reply = connection.read()
+        assert (reply.status, set(reply.json)) == (408, {"error", "remedy"})
+
+
+def test_a_model_that_fails(classifier, monkeypatch):
+    """Everyone in the batch is told; the thread lives on."""
+    with live(classifier) as running:
+        with monkeypatch.context() as patch:
+            patch.setattr(classifier, "logits", lambda images: classifier.model(images) * float("nan"))
+            reply = running.ask(GOOD)
+            assert (reply.status, set(reply.json)) == (500, {"error", "remedy"})
+            assert "damaged" in reply.json["remedy"]
+            patch.setattr(classifier, "logits", lambda images: 1 / 0)
+            assert running.ask(GOOD).status == 500
+        assert running.ask(GOOD).status == 200
+        assert running.ask(request("/healthz", method="GET")).status == 200
+
+
+def test_health_says_no_when_a_thread_has_ended(classifier):
+    with live(classifier) as running:
+        running.service.pipeline._to_decode.put(None)
+        wait_until(lambda: not running.service.pipeline.is_alive())
+        assert_overloaded(running.ask(request("/healthz", method="GET")))
+        running.service.pipeline._threads[0] = running.service.pipeline._threads[1]
+
+
+def test_the_end_answers_what_was_let_in(patient):
+    """The service is told to end while one image is in the network and five wait: six answers."""
+    answers = []
+    with live(patient, max_batch=2, max_wait_s=0) as running:
+        connections = send_all(running, 6)
+        wait_until(lambda: patient.batches and running.service._num_requests == 6)
+        threading.Timer(0.3, patient.go.set).start()
+        reader = threading.Thread(target=lambda: answers.extend(connection.read() for connection in connections))
+        reader.start()
+    reader.join(20)
+    assert [reply.status for reply in answers] == [200] * 6
+    with pytest.raises(OSError):  # noqa: PT011 - nobody listens any more
+        running.ask(GOOD)
+
+
+@pytest.mark.parametrize("limits", [{"max_batch": 0}, {"deadline_s": -1}, {"max_queue": 5}, {"max_wait_s": -0.1}])
+def test_limits_that_do_not_fit(limits):
+    with pytest.raises(ConfigError, match="expected"):
+        Limits(**limits)
+
+
+@pytest.mark.process
+def test_the_command():
+    """The line says the address; SIGTERM in the middle of requests loses none; the exit code is 0."""
+    with command("--json", "--max-batch", "4", "--threads", "1") as running:
+        facts = json.loads(running.first_line)
+        assert facts["url"] == running.url
+        assert (facts["classes"], facts["img_size"]) == (10, [32, 32])
+        connections = send_all(running, 24)
+        wait_until(lambda: b'status="200"' in running.ask(request("/metrics", method="GET")).body)
+        ended: list[tuple[int, str, str]] = []
+        stopper = threading.Thread(target=lambda: ended.append(running.stop()))
+        stopper.start()
+        replies = [connection.read() for connection in connections]
+        stopper.join()
+    assert [reply.status for reply in replies] == [200] * 24
+    assert len({reply.body for reply in replies if reply.status}) >= 1
+    assert ended == [(0, "", "")]
+
+
+def test_retry_after_grows_with_the_queue(patient):
+    with live(patient, max_batch=1, max_queue=3, max_images=3, max_wait_s=0) as running:
+        running.service.pipeline._image_s = 4.0
+        first = send_all(running, 4)
+        wait_until(lambda: running.service.pipeline.num_waiting == 3)
+        reply = running.ask(GOOD)
+        assert_overloaded(reply)
+        assert reply.headers["retry-after"] == "12"
+        patient.go.set()
+        assert {connection.read().status for connection in first} == {200}
+
+
+def test_a_lone_request_does_not_wait_for_others(classifier):
+    """A batch waits only for requests that are on their way; here none is: waiting would outlast the deadline."""
+    with live(classifier, max_wait_s=1000.0, deadline_s=20.0) as running:
+        assert running.ask(GOOD).status == 200

@@ -1,0 +1,306 @@
+"""What the service refuses: each wrong request gets its status and our JSON error, and the next good one is right."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+import zlib
+
+import pytest
+
+from deepcait.serve import app, refusal
+from deepcait.serve.limits import Limits
+from deepcait.serve.upload import Form
+from tests.serve.harness import BOUNDARY, form, live, part, picture_bytes, request
+
+GOOD = request(body=form(part(picture_bytes())))
+TIGHT = {"max_body_bytes": 100_000, "max_images": 4, "max_pixels": 1_000_000, "max_header_bytes": 4000}
+SLOW = {"header_timeout_s": 0.4, "body_timeout_s": 0.4, "keep_alive_s": 1}
+
+
+@pytest.fixture(scope="module")
+def tight(classifier):
+    """A service with small limits."""
+    with live(classifier, **TIGHT, **SLOW) as running:
+        yield running
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def bomb(width: int = 30_000, height: int = 30_000) -> bytes:
+    """A PNG of a few KB that says it is 900 megapixels, and holds a good part of them."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(20_000_000))) + chunk(b"IEND", b"")
+
+
+def assert_refused(reply, status: int, word: str) -> None:
+    assert reply.status == status, reply
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["content-security-policy"]
+    assert set(reply.json) == {"error", "remedy"}
+    assert word in reply.json["error"] + reply.json["remedy"]
+
+
+def breaks_off(connection) -> bool:
+    """Whether the service ends the connection while a byte is sent now and then."""
+    for _ in range(200):
+        try:
+            connection.send(b"x")
+        except ConnectionError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def ask_form(*parts: bytes, **headers):
+    return request(body=form(*parts), headers=headers)
+
+
+PICTURE = picture_bytes()
+TYPE = "Content-Type"
+# name -> bytes on the wire, status, a word of the answer
+REFUSED = {
+    "no picture": (ask_form(part(b"I am no picture")), 400, "expected an image"),
+    "an empty file": (ask_form(part(b"")), 400, "empty"),
+    "a truncated picture": (ask_form(part(PICTURE[: len(PICTURE) // 2])), 400, "damaged"),
+    "a bomb": (ask_form(part(bomb())), 400, "1,000,000 pixels"),
+    "one bad picture among good ones": (ask_form(part(PICTURE), part(b"x", filename="bad")), 400, "bad"),
+    "an SVG": (ask_form(part(b"<svg xmlns='http://www.w3.org/2000/svg'/>", kind="image/svg+xml")), 415, "svg"),
+    "text as a part": (ask_form(part(PICTURE, kind="text/html")), 415, "text/html"),
+    "a part without a type": (ask_form(part(PICTURE, kind=None)), 415, "text/plain"),
+    "JSON": (request(body=b"{}", headers={TYPE: "application/json"}), 415, "multipart/form-data"),
+    "a bare picture": (request(body=PICTURE, headers={TYPE: "image/png"}), 415, "image/png"),
+    "no content type": (request(body=PICTURE, headers={TYPE: None}), 415, "none"),
+    "another multipart": (
+        request(body=form(part(PICTURE)), headers={TYPE: f"multipart/mixed; boundary={BOUNDARY}"}), 415, "mixed"),
+    "a compressed body": (request(body=zlib.compress(form()), headers={"Content-Encoding": "gzip"}), 415, "gzip"),
+    "no boundary": (request(body=form(), headers={TYPE: "multipart/form-data"}), 400, "boundary"),
+    "a long boundary": (request(body=b"x", headers={TYPE: f"multipart/form-data; boundary={71 * 'b'}"}), 400, "71"),
+    "another boundary": (
+        request(body=form(part(PICTURE)), headers={TYPE: "multipart/form-data; boundary=other"}), 400, "broken"),
+    "a form cut short": (request(body=form(part(PICTURE))[:-40]), 400, "closing boundary"),
+    "an empty form": (request(body=form()), 400, "at least one picture"),
+    "an empty body": (request(), 400, "closing boundary"),
+    "rubbish": (request(body=bytes(range(256)) * 9), 400, "broken"),
+    "a field of another name": (ask_form(part(PICTURE, name="file")), 400, "'file'"),
+    "a path as text": (ask_form(part(b"/etc/passwd", filename=None, kind="image/png")), 400, "text"),
+    "no disposition": (request(body=form(b"Content-Type: image/png\r\n\r\n" + PICTURE)), 400, "Disposition"),
+    "a header of a part twice": (
+        request(body=form(b"Content-Type: image/png\r\n" + part(PICTURE))), 400, "twice"),
+    "a huge header of a part": (ask_form(part(PICTURE, filename="a" * 9000)), 400, "header size"),
+    "many headers of a part": (request(body=form(b"A: b\r\n" * 20 + part(PICTURE))), 400, "header count|twice"),
+    "five pictures of at most four": (ask_form(*[part(PICTURE)] * 5), 413, "at most 4 pictures"),
+    "a body over the limit": (ask_form(part(bytes(200_000))), 413, "100,000 bytes"),
+    "a topk of nothing": (request("/predict?topk=0", form(part(PICTURE))), 400, "topk"),
+    "a topk of a word": (request("/predict?topk=many", form(part(PICTURE))), 400, "topk"),
+    "an enormous topk": (request(f"/predict?topk={10**30}", form(part(PICTURE))), 400, "topk"),
+    "an unknown parameter": (request("/predict?topk=1&path=/etc/passwd", form(part(PICTURE))), 400, "path"),
+    "two pictures to explain": (request("/explain", form(part(PICTURE), part(PICTURE))), 400, "one picture"),
+    "GET of predict": (request("/predict", method="GET"), 405, "POST"),
+    "PUT of a picture": (request("/predict", PICTURE, method="PUT"), 405, "PUT"),
+    "DELETE of the page": (request("/", method="DELETE"), 405, "DELETE"),
+    "an unknown method": (request("/predict", method="BREW"), 405, "BREW"),
+    "an unknown path": (request("/admin", method="GET"), 404, "/admin"),
+    "a path upwards": (request("/static/../../../../etc/passwd", method="GET"), 404, "passwd"),
+    "an encoded path upwards": (request("/static/%2e%2e%2f%2e%2e%2fapp.py", method="GET"), 404, "app.py"),
+    "a doubled slash": (request("//etc/passwd", method="GET"), 404, "passwd"),
+    "a null byte": (request("/static/page.js%00.png", method="GET"), 404, "page.js"),
+    "a line break at the end": (request("/static/page.js%0A", method="GET"), 404, "page.js"),
+    "a backslash": (request("/static\\..\\app.py", method="GET"), 404, "app.py"),
+    "another host": (request("/", method="GET", headers={"Host": "evil.example"}), 421, "evil.example"),
+    "a host that is none": (request("/", method="GET", headers={"Host": "[::1"}), 421, "[::1"),
+    "a request of another site": (
+        request(body=form(part(PICTURE)), headers={"Sec-Fetch-Site": "cross-site"}), 403, "another site"),
+    "no host": (request("/", method="GET", headers={"Host": None}), 400, "Host"),
+    "headers of 8 KB at once": (request("/", method="GET", headers={"X": "x" * 8000}), 431, "4,000 bytes"),
+    "headers of 300 KB": (request("/", method="GET", headers={"X": "x" * 300_000}), 431, "4,000 bytes"),
+    "a target of 20 KB": (request("/" + "a" * 20_000, method="GET"), 431, "4,000 bytes"),
+    "a line without a colon": (b"GET / HTTP/1.1\r\nHost 127.0.0.1\r\n\r\n", 400, "header"),
+    "a header that is folded first": (b"GET / HTTP/1.1\r\n folded\r\n\r\n", 400, "header"),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40), 400, "HTTP/1.1"),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "HTTP/1.1"),
+    "no HTTP": (b"hello there\r\n\r\n", 400, "HTTP/1.1"),
+    "two content lengths": (request(body=b"abc", headers={"content-length": "7"}), 400, "HTTP/1.1"),
+    "a negative content length": (request(headers={"Content-Length": "-5"}), 400, "HTTP/1.1"),
+    "a content length of a word": (request(headers={"Content-Length": "many"}), 400, "HTTP/1.1"),
+    "a length of 10^15": (request(headers={"Content-Length": str(10**15)}), 413, "100,000 bytes"),
+    "a broken chunk": (
+        request(headers={"Content-Length": None, "Transfer-Encoding": "chunked"}) + b"zz\r\nabc\r\n", 400, "HTTP/1.1"),
+    "an unknown transfer encoding": (
+        request(headers={"Content-Length": None, "Transfer-Encoding": "gzip"}), 501, "HTTP/1.1"),
+}  # fmt: skip
+NEEDS_TIGHT_LIMITS = {"five pictures of at most four", "a body over the limit", "headers of 8 KB at once"}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(tight, name):
+    data, status, words = REFUSED[name]
+    reply = tight.ask(data)
+    assert_refused(reply, status, "")
+    assert any(word in reply.json["error"] + reply.json["remedy"] for word in words.split("|")), reply.json
+    assert tight.ask(GOOD).status == 200
+
+
+def test_a_chunked_body_is_counted(tight):
+    """No Content-Length says how much comes; the stream is cut at the limit."""
+    head = request(headers={"Content-Length": None, "Transfer-Encoding": "chunked"})
+    body = form(part(bytes(300_000)))
+    data = b"".join(b"%x\r\n%s\r\n" % (len(body[i : i + 9999]), body[i : i + 9999]) for i in range(0, len(body), 9999))
+    assert_refused(tight.ask(head + data + b"0\r\n\r\n"), 413, "100,000 bytes")
+    assert tight.service._num_buffered_bytes == 0
+    good = form(part(PICTURE))
+    assert tight.ask(head + b"%x\r\n%s\r\n0\r\n\r\n" % (len(good), good)).status == 200
+
+
+def test_a_slow_body(tight):
+    with tight.connect() as connection:
+        connection.send(GOOD[:-9])
+        assert_refused(connection.read(), 408, "within 0.4 s")
+
+
+def test_slow_headers(tight):
+    with tight.connect() as connection:
+        began_s = time.monotonic()
+        for letter in b"GET / HTTP/1.1\r\nX-Slow: lo":  # a byte now and then resets no clock
+            try:
+                connection.send(bytes([letter]))
+            except OSError:
+                break
+            time.sleep(0.03)
+        assert_refused(connection.read(), 408, "within 0.4 s")
+        assert time.monotonic() - began_s < 5
+
+
+def test_slow_headers_after_an_answer(tight):
+    with tight.connect() as connection:
+        connection.send(GOOD + b"GET / HTT")
+        assert connection.read().status == 200
+        assert_refused(connection.read(), 408, "within 0.4 s")
+    with tight.connect() as connection:
+        connection.send(GOOD)
+        assert connection.read().status == 200
+        connection.send(b"GET / HTT")
+        assert_refused(connection.read(), 408, "within 0.4 s")
+
+
+def test_a_silent_connection_ends(tight):
+    with tight.connect(timeout=5) as connection:
+        assert connection.read().status == 0
+
+
+def test_a_body_that_nobody_reads_ends(tight):
+    """An answer was given at once; what trickles in afterwards does not hold the connection."""
+    with tight.connect(timeout=5) as connection:
+        connection.send(request("/healthz", b"", method="GET", headers={"Content-Length": "1000"}))
+        assert connection.read().status == 200
+        assert breaks_off(connection)
+
+
+def test_an_answer_that_nobody_reads_ends(classifier):
+    """Requests one after the other, no answer taken: the service lets go."""
+    with live(classifier, write_timeout_s=0.3) as running:
+        with running.connect(timeout=5) as connection:
+            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.send(request("/static/page.js", method="GET") * 2000)  # 30 MB to take
+            assert breaks_off(connection)
+        assert running.ask(GOOD).status == 200
+
+
+def test_a_client_that_leaves(tight):
+    for data in (GOOD[:-9], GOOD, GOOD[:30]):
+        with tight.connect() as connection:
+            connection.send(data)
+    assert tight.ask(GOOD).status == 200
+    assert tight.service._num_requests == tight.service._num_buffered_bytes == 0
+
+
+def test_too_many_connections(classifier):
+    with live(classifier, max_connections=2) as running, running.connect() as first, running.connect() as second:
+        for connection in (first, second):
+            connection.send(GOOD)
+            assert connection.read().status == 200
+        with running.connect() as third:
+            reply = third.read()
+            assert_refused(reply, 503, "at most 2")
+            assert reply.headers["retry-after"] == "1"
+
+
+def test_expect_100_continue(tight):
+    """A client that asks first is told to go on, or refused before it sends."""
+    with tight.connect() as connection:
+        head, body = GOOD.split(b"\r\n\r\n", 1)
+        connection.send(head + b"\r\nExpect: 100-continue\r\n\r\n")
+        assert connection.read().status == 100
+        connection.send(body)
+        assert connection.read().status == 200
+    with tight.connect() as connection:
+        connection.send(request(headers={"Content-Length": "900000", "Expect": "100-continue"}))
+        assert_refused(connection.read(), 413, "100,000")
+
+
+def test_no_file_of_a_request_is_opened(tight, tmp_path):
+    """The name of a file that exists comes back as a name; what counts is the content sent."""
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(picture_bytes(7))
+    reply = tight.ask(ask_form(part(b"nothing", filename=str(secret))))
+    assert_refused(reply, 400, str(secret))
+    reply = tight.ask(ask_form(part(PICTURE, filename=str(secret))))
+    assert reply.json[0]["predictions"] == tight.ask(GOOD).json[0]["predictions"]
+
+
+def test_a_defect_is_told_as_json(classifier, monkeypatch):
+    def fail(seen):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(app, "_as_result", fail)
+    with live(classifier) as running:
+        assert_refused(running.ask(GOOD), 500, "defect")
+        monkeypatch.undo()
+        assert running.ask(GOOD).status == 200
+
+
+# -- each safeguard can say no: without it the tests above fail -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    [
+        ("a bomb", {"max_pixels": 10**9}),
+        ("five pictures of at most four", {"max_images": 5}),
+        ("a body over the limit", {"max_body_bytes": 10**6}),
+        ("headers of 8 KB at once", {"max_header_bytes": 10**5}),
+    ],
+)
+def test_without_the_limit_it_is_another_answer(classifier, name, limits):
+    data, status, word = REFUSED[name]
+    with live(classifier, **(TIGHT | limits)) as running:
+        reply = running.ask(data)
+        assert reply.status != status or word not in reply.json["error"]
+
+
+def test_without_draining_the_answer_is_lost(classifier, monkeypatch):
+    """A client that is still sending sees a broken connection where what it sends is not taken in."""
+
+    async def drain_nothing(receive):
+        return
+
+    monkeypatch.setattr(refusal, "_drain", drain_nothing)
+    body = form(part(bytes(30_000_000)))
+    with live(classifier, **TIGHT) as running, running.connect() as connection:
+        with pytest.raises(ConnectionError):
+            connection.send(request(body=body))
+
+
+def test_the_form_keeps_its_parts_apart():
+    """Whole or byte by byte, a form gives the same pictures."""
+    data = form(part(b"\r\n--" + BOUNDARY.encode()[:5], filename="a"), part(PICTURE, filename="b"))
+    for step in (1, 7, len(data)):
+        reader = Form(f"multipart/form-data; boundary={BOUNDARY}", Limits())
+        for start in range(0, len(data), step):
+            reader.write(data[start : start + step])
+        first, second = reader.finish()
+        assert (first.name, bytes(first.data)) == ("a", b"\r\n--" + BOUNDARY.encode()[:5])
+        assert (second.name, bytes(second.data)) == ("b", PICTURE)
