@@ -34,7 +34,8 @@ STOREY = {
 ORDER = {
     "model": ["variants", "embedding", "lean", "attention", "block", "cait"],
     "weights": [
-        "published", "hub", "layouts", "adapt", "atomic", "timm_layout", "artefact", "registry", "imagenet", "spec",
+        "published", "hub", "layouts", "crc32c", "tensor_bundle", "keras", "adapt", "atomic", "timm_layout", "artefact",
+        "registry", "imagenet", "spec",
     ],
     "data": [
         "png", "image", "source", "folder", "preprocessing",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from deepcait.weights.adapt import AdaptReport, build_loaded
 from deepcait.weights.artefact import Artefact, is_artefact, read_artefact
 from deepcait.weights.hub import fetch_released, fetch_repository, find_cached_config
 from deepcait.weights.imagenet import NUM_CLASSES, is_imagenet, wnids
+from deepcait.weights.keras import is_saved_model, read_saved_model
 from deepcait.weights.layouts import (
     StateDict,
     image_size,
@@ -26,7 +28,7 @@ from deepcait.weights.layouts import (
 from deepcait.weights.published import RELEASE_TAG, published
 from deepcait.weights.registry import RELEASED, create_model, pretrained_cfg_of, released_cfg
 
-Kind = Literal["name", "hub", "artefact", "run", "file", "builtin"]
+Kind = Literal["name", "hub", "artefact", "run", "file", "keras", "builtin"]
 HUB_PREFIX = "hf-hub:"
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_NANO = Path(__file__).parent.parent / "assets" / "nano"
@@ -86,8 +88,9 @@ def resolve(
     """Return the model behind a SPEC, fitted to other classes or another image size if asked.
 
     Args:
-        spec: a model name, `hf-hub:owner/name`, an artefact or run folder, a weights file, or `builtin:nano`. A
-            model name means the model even where a folder of that name exists; `./name` means the folder.
+        spec: a model name, `hf-hub:owner/name`, an artefact or run folder, a Keras SavedModel of cait-tf, a weights
+            file, or `builtin:nano`. A model name means the model even where a folder of that
+            name exists; `./name` means the folder.
         start: for a model name: its released weights, or random ones.
         num_classes, img_size: of the model wanted; None means as stored. For a weights file whose patches form no
             square, img_size is that of its training.
@@ -107,6 +110,8 @@ def resolve(
     if start == "random" and spec in variant_names():
         return _resolve_random(spec, wanted, classes)
     stored = _find(spec, img_size, shapes_only=False)
+    if "notes" in stored.provenance:
+        warnings.warn(f"{spec}: {stored.provenance['notes']}.", stacklevel=2)
     config = stored.config.replace(**wanted)
     model, report = build_loaded(
         config,
@@ -296,15 +301,25 @@ def _find_folder(path: Path, shapes_only: bool) -> _Stored:
         if is_artefact(path / name):
             found = read_artefact(path / name, shapes_only=shapes_only)
             return _from_artefact("run", found, {"source": str(path / name)})
-    if (path / "saved_model.pb").is_file():
-        raise ConfigError(
-            f"{path}: expected a model folder, got a Keras SavedModel, which this version does not read yet.",
-            remedy="Give the .pth file or the hub repository of the same model.",
-        )
+    if is_saved_model(path):
+        return _find_keras(path, shapes_only)
     raise ConfigError(
         f"{path}: expected a model folder (config.json and model.safetensors) or a run folder (best/ or last/ in it), "
         f"got a folder with {_listing(path)}.",
         remedy="Give the folder that `train` or `.save` wrote, or a weights file in it.",
+    )
+
+
+def _find_keras(path: Path, shapes_only: bool) -> _Stored:
+    state_dict, notes = read_saved_model(path, shapes_only=shapes_only)
+    config = infer_config(state_dict)
+    return _Stored(
+        kind="keras",
+        config=config,
+        state_dict=state_dict,
+        classes=wnids() if config.num_classes == NUM_CLASSES else None,
+        pretrained_cfg=pretrained_cfg_of(config),
+        provenance={"source": str(path)} | ({"notes": " ".join(notes)} if notes else {}),
     )
 
 
