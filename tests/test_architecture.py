@@ -34,8 +34,8 @@ STOREY = {
 ORDER = {
     "model": ["variants", "embedding", "lean", "attention", "block", "cait"],
     "weights": [
-        "published", "hub", "layouts", "crc32c", "tensor_bundle", "keras", "adapt", "atomic", "timm_layout", "artefact",
-        "registry", "imagenet", "spec",
+        "published", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "hints", "adapt", "atomic", "timm_layout",
+        "artefact", "registry", "imagenet", "spec",
     ],
     "data": [
         "png", "image", "source", "folder", "preprocessing",

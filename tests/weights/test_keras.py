@@ -147,7 +147,7 @@ def test_a_changed_bit_anywhere_is_our_error(folder, name):
     path = folder / name
     whole = path.read_bytes()
     unnoticed = []
-    for offset in changes_in(path, 60):
+    for offset in changes_in(path, 30):
         path.write_bytes(flipped(path, offset))
         if not is_noticed(folder):
             unnoticed.append(offset)
