@@ -35,7 +35,7 @@ ORDER = {
     "model": ["variants", "embedding", "lean", "attention", "block", "cait"],
     "weights": [
         "published", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "hints", "adapt", "atomic", "timm_layout",
-        "artefact", "registry", "imagenet", "spec",
+        "artefact", "registry", "imagenet", "spec", "push", "card",
     ],
     "data": [
         "png", "image", "source", "folder", "preprocessing",
@@ -50,7 +50,9 @@ ORDER = {
     ],
     "evaluation": ["counts", "classes", "evaluate"],
     "bench": ["peers"],
-    "cli": ["exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "train", "demo"],
+    "cli": [
+        "exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "train", "push", "demo",
+    ],
 }  # fmt: skip
 
 MAX_FUNCTION_LINES = 60  # without its docstring

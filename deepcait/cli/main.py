@@ -26,6 +26,7 @@ VERBS = {
     "train": "train, fine-tune or distil a model on your images",
     "eval": "measure models on labelled images",
     "predict": "classify pictures",
+    "push": "put a model into a repository of the Hugging Face hub, with a card",
     "demo": "train, measure and use a small model on real photographs, in minutes",
 }
 _LINE_WIDTH = 100

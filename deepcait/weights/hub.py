@@ -54,7 +54,7 @@ def fetch_repository(repository: str) -> Path:
     """
     from huggingface_hub.errors import EntryNotFoundError
 
-    repository, revision = _split(repository)
+    repository, revision = split_repository(repository)
     missing: Exception | None = None
     layouts = [*((CONFIG_FILE, name) for name in WEIGHTS_FILES), SAVED_MODEL_FILES]
     # Where there is no connection the layout that is in the cache must be tried first.
@@ -75,7 +75,7 @@ def fetch_repository(repository: str) -> Path:
 
 def find_cached(repository: str) -> Path | None:
     """Return the folder of a hub repository if the cache holds its description; never asks the network."""
-    name, revision = _split(repository)
+    name, revision = split_repository(repository)
     found = [_find_in_cache(name, filename, revision) for filename in (CONFIG_FILE, SAVED_MODEL_FILES[0])]
     return next((path.parent for path in found if path is not None), None)
 
@@ -87,8 +87,12 @@ def _find_in_cache(repository: str, filename: str, revision: str | None) -> Path
     return Path(found) if isinstance(found, str) else None
 
 
-def _split(repository: str) -> tuple[str, str | None]:
-    """Owner/name and revision, None where none is given."""
+def split_repository(repository: str) -> tuple[str, str | None]:
+    """Return owner/name and revision, None where none is given.
+
+    Raises:
+        ConfigError: no owner/name.
+    """
     name, _, revision = repository.partition("@")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII):
         raise ConfigError(f"expected a repository as owner/name, got {name!r}.", remedy="Write hf-hub:owner/name.")
@@ -111,8 +115,7 @@ def _download(repository: str, filename: str, revision: str | None, *, missing_o
     except (OSError, ValueError, RuntimeError) as error:
         raise _failure(repository, filename, revision, error) from error
     except Exception as error:
-        # The client's HTTP library has errors of its own; it may be another library tomorrow.
-        if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests", "huggingface_hub"):
+        if is_of_client(error):
             raise _failure(repository, filename, revision, error) from error
         raise
     _require_announced(repository, path)
@@ -193,14 +196,19 @@ def _failure(repository: str, filename: str, revision: str | None, error: Except
         )
     place = f"{constants.ENDPOINT}/{repository}/resolve/{revision or 'main'}"
     return WeightsError(
-        f"hf-hub:{repository}: expected {filename} from {constants.ENDPOINT}, got {_reason(error)}.",
+        f"hf-hub:{repository}: expected {filename} from {constants.ENDPOINT}, got {reason_of(error)}.",
         remedy=f"Fetch {place}/{WEIGHTS_FILES[0]} and {place}/{CONFIG_FILE} where there is a connection, put both into "
         "one folder, and give that folder (or the weights file alone) instead of the name.",
     )
 
 
-def _reason(error: Exception) -> str:
-    """One clause that says why a file did not come."""
+def is_of_client(error: Exception) -> bool:
+    """Whether an error is one of the hub's client, or of its HTTP library (another one tomorrow)."""
+    return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests", "huggingface_hub")
+
+
+def reason_of(error: Exception) -> str:
+    """Return one clause that says why the hub did not do what was asked."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.GatedRepoError):
