@@ -37,7 +37,8 @@ ORDER = {
         "convnet", "networks",
     ],
     "weights": [
-        "published", "hub", "layouts", "adapt", "atomic", "timm_layout", "artefact", "registry", "imagenet", "spec",
+        "published", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "hints", "adapt", "atomic", "timm_layout",
+        "artefact", "registry", "imagenet", "spec", "push", "card",
     ],
     "data": [
         "png", "image", "source", "folder", "resample", "preprocessing",
@@ -56,7 +57,7 @@ ORDER = {
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
     "cli": [
         "exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "train", "bench",
-        "study", "serve", "demo",
+        "study", "serve", "push", "demo",
     ],
 }  # fmt: skip
 

@@ -29,6 +29,7 @@ VERBS = {
     "bench": "ours against peers: how fast data is read",
     "study": "run the paper's experiments again at a small scale, its figures beside ours",
     "serve": "answer over HTTP, with a page that shows where the model looked",
+    "push": "put a model into a repository of the Hugging Face hub, with a card",
     "demo": "train, measure and use a small model on real photographs, in minutes",
 }
 _LINE_WIDTH = 100

@@ -1,15 +1,32 @@
-"""The one place that asks the Hugging Face hub for files; cache, mirrors and resuming are its client's."""
+"""The one place that asks the Hugging Face hub for files; cache, mirrors and proxies are its client's.
+
+Two things the client (2.4) does not do are done here: a file that was cut off is kept and continued by the next
+try, also of another process, and what came is compared with the sha256 that the hub announced.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
+import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deepcait.errors import ConfigError, WeightsError
+from deepcait.weights.keras import SAVED_MODEL_FILES
 from deepcait.weights.published import hub_id
 
+if TYPE_CHECKING:
+    from huggingface_hub import HfFileMetadata
+
+HUB_PREFIX = "hf-hub:"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def fetch_released(name: str) -> Path:
@@ -23,7 +40,7 @@ def fetch_released(name: str) -> Path:
 
 
 def fetch_repository(repository: str) -> Path:
-    """Return a local folder with config.json and the weights of a hub repository in timm's layout.
+    """Return a local folder with a hub repository in timm's layout, or with the Keras SavedModel in it.
 
     HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and the proxy variables are honoured by the hub's client.
 
@@ -35,34 +52,47 @@ def fetch_repository(repository: str) -> Path:
         WeightsError: no such repository or file, no access, no connection and not in the cache. The message
             names the files, and where to put them by hand.
     """
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError
 
-    repository, revision = _split(repository)
-    config_path = _download(repository, CONFIG_FILE, revision)
-    # The commit of the first file: both files belong to one state of the repository.
-    commit = config_path.parent.name
-    for filename in WEIGHTS_FILES:
+    repository, revision = split_repository(repository)
+    missing: Exception | None = None
+    layouts = [*((CONFIG_FILE, name) for name in WEIGHTS_FILES), SAVED_MODEL_FILES]
+    # Where there is no connection the layout that is in the cache must be tried first.
+    for layout in sorted(layouts, key=lambda files: _find_in_cache(repository, files[0], revision) is None):
+        at, folder = revision, None
         try:
-            return _download(repository, filename, commit, missing_ok=filename != WEIGHTS_FILES[-1]).parent
-        except LocalEntryNotFoundError as error:
-            if filename == WEIGHTS_FILES[-1]:
-                raise _failure(repository, WEIGHTS_FILES[0], revision, error) from error
-        except EntryNotFoundError:
-            continue
-    raise AssertionError("the last weights file either came or raised")
+            for filename in layout:
+                path = _download(repository, filename, at, missing_ok=True)
+                if folder is None:
+                    # The commit of the first file: all files belong to one state of the repository.
+                    folder, at = path.parent, path.parent.name
+            if folder is not None:
+                return folder
+        except EntryNotFoundError as error:  # also: offline, and not in the cache
+            missing = missing or error
+    raise _failure(repository, WEIGHTS_FILES[0], revision, missing or FileNotFoundError())
 
 
-def find_cached_config(repository: str) -> Path | None:
-    """Return the config.json of a hub repository if the cache holds it; never asks the network."""
+def find_cached(repository: str) -> Path | None:
+    """Return the folder of a hub repository if the cache holds its description; never asks the network."""
+    name, revision = split_repository(repository)
+    found = [_find_in_cache(name, filename, revision) for filename in (CONFIG_FILE, SAVED_MODEL_FILES[0])]
+    return next((path.parent for path in found if path is not None), None)
+
+
+def _find_in_cache(repository: str, filename: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    name, revision = _split(repository)
-    found = try_to_load_from_cache(name, CONFIG_FILE, revision=revision)
+    found = try_to_load_from_cache(repository, filename, revision=revision)
     return Path(found) if isinstance(found, str) else None
 
 
-def _split(repository: str) -> tuple[str, str | None]:
-    """Owner/name and revision, None where none is given."""
+def split_repository(repository: str) -> tuple[str, str | None]:
+    """Return owner/name and revision, None where none is given.
+
+    Raises:
+        ConfigError: no owner/name.
+    """
     name, _, revision = repository.partition("@")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII):
         raise ConfigError(f"expected a repository as owner/name, got {name!r}.", remedy="Write hf-hub:owner/name.")
@@ -74,8 +104,10 @@ def _download(repository: str, filename: str, revision: str | None, *, missing_o
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        _require_answer(repository, filename, revision)
-        return Path(hf_hub_download(repository, filename, revision=revision))
+        metadata = _ask(repository, filename, revision)
+        if metadata is not None:
+            _fill_cache(repository, filename, metadata)
+        path = Path(hf_hub_download(repository, filename, revision=revision))
     except EntryNotFoundError as error:  # also what the client says when it is offline and the cache is empty
         if missing_ok:
             raise
@@ -83,35 +115,100 @@ def _download(repository: str, filename: str, revision: str | None, *, missing_o
     except (OSError, ValueError, RuntimeError) as error:
         raise _failure(repository, filename, revision, error) from error
     except Exception as error:
-        # The client's HTTP library has errors of its own; it may be another library tomorrow.
-        if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests", "huggingface_hub"):
+        if is_of_client(error):
             raise _failure(repository, filename, revision, error) from error
         raise
+    _require_announced(repository, path)
+    return path
 
 
-def _require_answer(repository: str, filename: str, revision: str | None) -> None:
+def _ask(repository: str, filename: str, revision: str | None) -> HfFileMetadata | None:
     """Ask once for a file that is not cached; the client itself asks six times, for half a minute."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
-    cached = try_to_load_from_cache(repository, filename, revision=revision)
-    if not constants.HF_HUB_OFFLINE and not isinstance(cached, str):
-        url = hf_hub_url(repository, filename, revision=revision)
-        get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    if constants.HF_HUB_OFFLINE or _find_in_cache(repository, filename, revision) is not None:
+        return None
+    url = hf_hub_url(repository, filename, revision=revision)
+    return get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+
+
+def _fill_cache(repository: str, filename: str, metadata: HfFileMetadata) -> None:
+    """Put a large file where the client looks for it, going on where an earlier try ended.
+
+    The client deletes what it has when a download fails. Files of the hub's own chunked storage are left to it:
+    those it checks and resumes by chunks.
+    """
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.file_download import http_get, repo_folder_name
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+    etag, commit = metadata.etag, metadata.commit_hash
+    if metadata.xet_file_data is not None or etag is None or commit is None or not _SHA256.fullmatch(etag):
+        return
+    folder = repo_folder_name(repo_id=repository, repo_type="model")
+    blob = Path(constants.HF_HUB_CACHE) / folder / "blobs" / etag
+    lock = Path(constants.HF_HUB_CACHE) / ".locks" / folder / f"{etag}.lock"
+    partial = blob.with_name(f"{etag}.incomplete")
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if blob.exists():
+            return
+        with open(partial, "ab") as file:
+            if metadata.size is not None and file.tell() > metadata.size:
+                file.truncate(0)
+            http_get(
+                hf_hub_url(repository, filename, revision=commit),
+                file,
+                resume_size=file.tell(),
+                headers=build_hf_headers(),
+                expected_size=metadata.size,
+                displayed_filename=filename,
+            )
+        os.replace(partial, blob)
+
+
+def _require_announced(repository: str, path: Path) -> None:
+    """Compare a cached file with the sha256 that the hub announced: large files are kept under it."""
+    blob = path.resolve()
+    if not _SHA256.fullmatch(blob.name):
+        return
+    with open(blob, "rb") as file:
+        got = hashlib.file_digest(file, "sha256").hexdigest()
+    if got != blob.name:
+        for place in (path, blob):
+            with contextlib.suppress(OSError):
+                place.unlink()
+        raise WeightsError(
+            f"hf-hub:{repository}: expected {path.name} with sha256 {blob.name}, as the hub announced it, got {got}.",
+            remedy="What came was removed from the cache; try again, or ask whoever runs the mirror in HF_ENDPOINT.",
+        )
 
 
 def _failure(repository: str, filename: str, revision: str | None, error: Exception) -> WeightsError:
     from huggingface_hub import constants
 
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC):
+        return WeightsError(
+            f"hf-hub:{repository}: expected to write {filename} into the cache {constants.HF_HUB_CACHE}, "
+            f"got {error.strerror!r}.",
+            remedy="Set HF_HOME to a folder with room that can be written to.",
+        )
     place = f"{constants.ENDPOINT}/{repository}/resolve/{revision or 'main'}"
     return WeightsError(
-        f"hf-hub:{repository}: expected {filename} from {constants.ENDPOINT}, got {_reason(error)}.",
+        f"hf-hub:{repository}: expected {filename} from {constants.ENDPOINT}, got {reason_of(error)}.",
         remedy=f"Fetch {place}/{WEIGHTS_FILES[0]} and {place}/{CONFIG_FILE} where there is a connection, put both into "
         "one folder, and give that folder (or the weights file alone) instead of the name.",
     )
 
 
-def _reason(error: Exception) -> str:
-    """One clause that says why a file did not come."""
+def is_of_client(error: Exception) -> bool:
+    """Whether an error is one of the hub's client, or of its HTTP library (another one tomorrow)."""
+    return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests", "huggingface_hub")
+
+
+def reason_of(error: Exception) -> str:
+    """Return one clause that says why the hub did not do what was asked."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -122,6 +219,8 @@ def _reason(error: Exception) -> str:
         return "no such revision"
     if constants.HF_HUB_OFFLINE:
         return "nothing: HF_HUB_OFFLINE is set and the file is not in the cache"
+    if "Timeout" in type(error).__name__:
+        return "no answer for too long (the connection stalled; what came is kept, and the next try goes on from there)"
     if isinstance(error, errors.LocalEntryNotFoundError) or "Connect" in type(error).__name__:
         return "no answer (offline, or a wrong HF_ENDPOINT or proxy), and the file is not in the cache"
     if isinstance(error, errors.EntryNotFoundError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,21 +15,21 @@ from deepcait.model.networks import TEACHERS, build_model, is_model_name, named_
 from deepcait.model.variants import CaiTConfig, variant_config, variant_names
 from deepcait.weights.adapt import AdaptReport, build_loaded
 from deepcait.weights.artefact import Artefact, is_artefact, read_artefact
-from deepcait.weights.hub import fetch_released, fetch_repository, find_cached_config
+from deepcait.weights.hints import listing, nowhere
+from deepcait.weights.hub import HUB_PREFIX, fetch_released, fetch_repository, find_cached
 from deepcait.weights.imagenet import NUM_CLASSES, is_imagenet, wnids
+from deepcait.weights.keras import is_saved_model, read_saved_model
 from deepcait.weights.layouts import (
     StateDict,
     image_size,
     infer_config,
-    is_weights_file,
     read_checkpoint,
     variant_name,
 )
-from deepcait.weights.published import RELEASE_TAG, published
+from deepcait.weights.published import published
 from deepcait.weights.registry import RELEASED, pretrained_cfg_of, released_cfg
 
-Kind = Literal["name", "hub", "artefact", "run", "file", "builtin"]
-HUB_PREFIX = "hf-hub:"
+Kind = Literal["name", "hub", "artefact", "run", "file", "keras", "builtin"]
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_NANO = Path(__file__).parent.parent / "assets" / "nano"
 # What a run holds, the preferred first.
@@ -89,8 +89,9 @@ def resolve(
     """Return the model behind a SPEC, fitted to other classes or another image size if asked.
 
     Args:
-        spec: a model name, `hf-hub:owner/name`, an artefact or run folder, a weights file, or `builtin:nano`. A
-            model name means the model even where a folder of that name exists; `./name` means the folder.
+        spec: a model name, `hf-hub:owner/name`, an artefact or run folder, a Keras SavedModel of cait-tf, a weights
+            file, or `builtin:nano`. A model name means the model even where a folder of that
+            name exists; `./name` means the folder.
         start: for a model name: its released weights, or random ones.
         num_classes, img_size: of the model wanted; None means as stored. For a weights file whose patches form no
             square, img_size is that of its training.
@@ -111,6 +112,8 @@ def resolve(
     if start == "random" and is_model_name(spec):
         return _resolve_random(spec, lay_over(named_config(spec).replace(**wanted), ablation or {}), classes)
     stored = _find(spec, img_size, shapes_only=False)
+    if "notes" in stored.provenance:
+        warnings.warn(f"{spec}: {stored.provenance['notes']}.", stacklevel=2)
     config = lay_over(stored.config.replace(**wanted), ablation or {})
     model, report = build_loaded(
         config,
@@ -227,12 +230,12 @@ def _find(spec: str, img_size: int | tuple[int, int] | None, *, shapes_only: boo
         return _find_name(spec, shapes_only)
     path = Path(spec).expanduser()
     if not spec:
-        raise _nowhere(spec, path)
+        raise nowhere(spec, path)
     if path.is_dir() or is_artefact(path):
         return _find_folder(path, shapes_only)
     if path.exists():
         return _find_file(path, img_size, shapes_only)
-    raise _nowhere(spec, path)
+    raise nowhere(spec, path)
 
 
 def _find_name(name: str, shapes_only: bool) -> _Stored:
@@ -277,15 +280,15 @@ def _are_indices(classes: Sequence[str] | None, stored: Sequence[str] | None) ->
 
 def _find_hub(repository: str, shapes_only: bool) -> _Stored:
     provenance = {"source": f"{HUB_PREFIX}{repository}", "hub_id": repository.partition("@")[0]}
-    if not shapes_only:
-        return _from_artefact("hub", read_artefact(fetch_repository(repository)), provenance)
-    config_path = find_cached_config(repository)
-    if config_path is None or not is_artefact(config_path.parent):
-        raise WeightsError(
-            f"{HUB_PREFIX}{repository}: expected it in the hub's cache, for `info` downloads nothing; got nothing.",
-            remedy="Any verb that needs the weights (`predict`, `eval`) fetches it; then ask again.",
-        )
-    return _from_artefact("hub", read_artefact(config_path.parent, shapes_only=True), provenance)
+    folder = find_cached(repository) if shapes_only else fetch_repository(repository)
+    if folder is not None and is_artefact(folder):
+        return _from_artefact("hub", read_artefact(folder, shapes_only=shapes_only), provenance)
+    if folder is not None and is_saved_model(folder):
+        return _find_keras(folder, shapes_only, provenance)
+    raise WeightsError(
+        f"{HUB_PREFIX}{repository}: expected it in the hub's cache, for `info` downloads nothing; got nothing.",
+        remedy="Any verb that needs the weights (`predict`, `eval`) fetches it; then ask again.",
+    )
 
 
 def _find_builtin(spec: str, shapes_only: bool) -> _Stored:
@@ -306,15 +309,25 @@ def _find_folder(path: Path, shapes_only: bool) -> _Stored:
         if is_artefact(path / name):
             found = read_artefact(path / name, shapes_only=shapes_only)
             return _from_artefact("run", found, {"source": str(path / name)})
-    if (path / "saved_model.pb").is_file():
-        raise ConfigError(
-            f"{path}: expected a model folder, got a Keras SavedModel, which this version does not read yet.",
-            remedy="Give the .pth file or the hub repository of the same model.",
-        )
+    if is_saved_model(path):
+        return _find_keras(path, shapes_only, {"source": str(path)})
     raise ConfigError(
         f"{path}: expected a model folder (config.json and model.safetensors) or a run folder (best/ or last/ in it), "
-        f"got a folder with {_listing(path)}.",
+        f"got a folder with {listing(path)}.",
         remedy="Give the folder that `train` or `.save` wrote, or a weights file in it.",
+    )
+
+
+def _find_keras(path: Path, shapes_only: bool, provenance: dict[str, Any]) -> _Stored:
+    state_dict, notes = read_saved_model(path, shapes_only=shapes_only)
+    config = infer_config(state_dict)
+    return _Stored(
+        kind="keras",
+        config=config,
+        state_dict=state_dict,
+        classes=wnids() if config.num_classes == NUM_CLASSES else None,
+        pretrained_cfg=pretrained_cfg_of(config),
+        provenance=provenance | ({"notes": " ".join(notes)} if notes else {}),
     )
 
 
@@ -350,41 +363,4 @@ def _from_artefact(kind: Kind, found: Artefact, provenance: dict[str, Any]) -> _
         pretrained_cfg=pretrained_cfg_of(found.config) | found.pretrained_cfg,
         provenance=story | provenance | {"weights": found.weights},
         section=found.section,
-    )
-
-
-def _nowhere(spec: str, path: Path) -> ConfigError:
-    """Say that a SPEC leads nowhere, and where it might have led."""
-    name = spec.lower().removeprefix("timm/").removesuffix(f".{RELEASE_TAG}")
-    if name in variant_names():
-        return ConfigError(f"expected a model SPEC, got {spec!r}.", remedy=f"Did you mean {name}?")
-    looks_like_path = is_weights_file(spec) or "/" in spec or "\\" in spec or spec.startswith((".", "~"))
-    if not looks_like_path:
-        near = difflib.get_close_matches(name, variant_names(), n=3)
-        hint = f"Did you mean {' or '.join(near)}?" if near else "`deepcait models` lists the names."
-        return ConfigError(
-            f"expected a model name, hf-hub:owner/name, a folder or a weights file, got {spec!r}, which is none.",
-            remedy=hint,
-        )
-    hints = [f"Did you mean {neighbour}?" for neighbour in _neighbours(path)]
-    if spec.count("/") == 1 and not is_weights_file(spec) and not spec.startswith((".", "~", "/")):
-        hints.append(f"A repository of the hub is written {HUB_PREFIX}{spec}.")
-    return ConfigError(
-        f"{spec}: expected a model folder or a weights file, got nothing: there is no such path.",
-        remedy=" ".join(hints) or "Give a path that exists, or a model name from `deepcait models`.",
-    )
-
-
-def _neighbours(path: Path) -> list[str]:
-    try:
-        names = [entry.name for entry in path.parent.iterdir()]
-    except OSError:
-        return []
-    return [str(path.parent / name) for name in difflib.get_close_matches(path.name, names, n=1)]
-
-
-def _listing(path: Path) -> str:
-    names = sorted(entry.name for entry in path.iterdir())
-    return (
-        ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing in it"
     )

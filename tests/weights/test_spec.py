@@ -168,7 +168,7 @@ def test_folders_of_other_things_are_named(tmp_path):
     with pytest.raises(ConfigError, match="nothing in it"):
         resolve(tmp_path)
     (tmp_path / "saved_model.pb").write_bytes(b"x")
-    with pytest.raises(ConfigError, match="Keras"):
+    with pytest.raises(WeightsError, match=r"variables\.index"):
         resolve(tmp_path)
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(WeightsError, match=r"'\.txt'"):

@@ -1,0 +1,219 @@
+"""The card of a model on the hub: what it is, what it was trained on, how good it is, how it is used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from deepcait.errors import ConfigError
+from deepcait.model.variants import variant_names
+from deepcait.weights.hub import HUB_PREFIX
+from deepcait.weights.layouts import image_size
+from deepcait.weights.published import REEVALUATED, hub_id
+from deepcait.weights.push import without_paths
+from deepcait.weights.spec import Resolved, describe_config
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
+
+PICTURE_FILE = "class_attention.png"
+UNKNOWN = "unknown"
+
+# What data are called -> their identifier on the hub, as far as we know it.
+HUB_DATASETS = {"imagenet-1k": "imagenet-1k", "cifar-10": "cifar10", "cifar-100": "cifar100"}
+_CITATION = """@inproceedings{touvron2021going,
+  title = {Going deeper with Image Transformers},
+  author = {Touvron, Hugo and Cord, Matthieu and Sablayrolles, Alexandre and Synnaeve, Gabriel
+            and J{\\'e}gou, Herv{\\'e}},
+  booktitle = {ICCV},
+  year = {2021}
+}"""
+
+
+def model_card(
+    repository: str, found: Resolved, *, licence: str | None = None, data: str | None = None, picture: bool = False
+) -> str:
+    """Return the README.md of a model's repository: metadata of the hub's form, then text.
+
+    Args:
+        repository: owner/name.
+        found: the model.
+        licence: the hub's identifier of one, such as apache-2.0; None takes the model's own, else "unknown".
+        data: what the model was trained on; None takes what the model remembers.
+        picture: show `class_attention.png`, which lies beside the card.
+
+    Raises:
+        ConfigError: a licence that is no identifier.
+    """
+    from huggingface_hub import ModelCardData
+
+    licence = licence or _licence(found)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
+        raise ConfigError(
+            f"--licence: expected an identifier of the hub's, got {licence!r}.",
+            remedy="Such as apache-2.0, mit, cc-by-4.0, other; https://huggingface.co/docs/hub/repositories-licenses.",
+        )
+    data = _line(data or _data(found))
+    known = next((name for key, name in HUB_DATASETS.items() if key in data.lower()), None)
+    results = _results(found, data, known)
+    metadata = ModelCardData(
+        license=licence,
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "deepcait", "cait", "pytorch"],
+        datasets=[known] if known else None,
+        base_model=_base_model(found, repository),
+        metrics=["accuracy"] if results else None,
+        model_name=repository.partition("/")[2],
+        eval_results=results or None,
+    )
+    return f"---\n{metadata.to_yaml()}\n---\n\n{_text(repository, found, licence, data, picture)}"
+
+
+def read_card(text: str) -> ModelCardData:
+    """Return the metadata of a card.
+
+    Raises:
+        ConfigError: none, or none that the hub reads.
+    """
+    from huggingface_hub import ModelCard
+
+    try:
+        metadata = ModelCard(text).data
+        if not metadata.license:
+            raise ValueError("no licence")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"card: expected metadata that the hub reads, got {error}.", remedy="Write it anew."
+        ) from error
+    return metadata
+
+
+def _text(repository: str, found: Resolved, licence: str, data: str, picture: bool) -> str:
+    facts = describe_config(found.model.config)
+    size = " x ".join(map(str, image_size(found.model.config)))
+    rows = {
+        "model": found.name or "a CaiT of its own sizes",
+        "parameters": f"{facts['params']:,}",
+        "multiply-adds": f"{facts['gmacs']:.2f} G for one image",
+        "image": f"{size} px, {found.model.config.in_chans} channels",
+        "classes": _classes(found),
+        "trained on": data,
+        "licence": licence,
+    } | {key.replace("_", " "): _line(value) for key, value in _provenance(found).items()}
+    parts = [
+        f"# {repository}",
+        "A CaiT (deep image transformer with LayerScale and class attention) for image classification, "
+        "saved with [deepcait](https://pypi.org/project/deepcait/) in the layout of timm's models.",
+        _table(("", ""), list(rows.items())),
+        _metrics_text(found),
+        f'## Use\n\n```python\nimport deepcait\n\nclassifier = deepcait.load("{HUB_PREFIX}{repository}")\n'
+        'print(classifier.predict("picture.jpg", topk=5))\n```\n\n'
+        f'```python\nimport timm\n\nmodel = timm.create_model("{HUB_PREFIX}{repository}", pretrained=True).eval()\n'
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n```",
+    ]
+    if picture:
+        parts.append(
+            f"## What it looks at\n\n![Class attention]({PICTURE_FILE})\n\nA picture as the model sees it, and where "
+            "the class token of its last block looks, averaged over the heads: bright is much."
+        )
+    parts.append(
+        f"## Paper\n\n[Going deeper with Image Transformers](https://arxiv.org/abs/2103.17239)\n\n```bibtex\n{_CITATION}\n```"
+    )
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _metrics_text(found: Resolved) -> str:
+    metrics = found.section.get("metrics") or {}
+    rows: list[tuple[str, ...]] = []
+    for key, label in (("top1", "top-1"), ("top5", "top-5")):
+        if _is_fraction(metrics.get(key)):
+            counts = [metrics.get(f"correct{key[-1]}"), metrics.get("num_images")]
+            of = f"{counts[0]:,} of {counts[1]:,}" if all(isinstance(count, int) for count in counts) else ""
+            rows.append((label, f"{100 * metrics[key]:.2f} %", of))
+    if found.name in REEVALUATED and _is_released(found):
+        top1, top5 = REEVALUATED[found.name][:2]
+        rows += [
+            ("top-1", f"{top1:.2f} %", "ImageNet val, re-evaluated by timm"),
+            ("top-5", f"{top5:.2f} %", "the same"),
+        ]
+    return "## Accuracy\n\n" + _table(("", "accuracy", "images"), rows) if rows else ""
+
+
+def _results(found: Resolved, data: str, known: str | None) -> list[EvalResult]:
+    from huggingface_hub import EvalResult
+
+    metrics = found.section.get("metrics") or {}
+    if _is_released(found) and found.name in REEVALUATED:
+        metrics = dict(zip(("top1", "top5"), (value / 100 for value in REEVALUATED[found.name][:2]), strict=True))
+    return [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image Classification",
+            dataset_type=known or re.sub(r"[^a-z0-9]+", "-", data.lower()).strip("-")[:60] or UNKNOWN,
+            dataset_name=data,
+            metric_type="accuracy",
+            metric_name=label,
+            metric_value=round(metrics[key], 6),
+        )
+        for key, label in (("top1", "top-1"), ("top5", "top-5"))
+        if _is_fraction(metrics.get(key))
+    ]
+
+
+def _is_fraction(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
+
+
+def _is_released(found: Resolved) -> bool:
+    return found.provenance.get("hub_id") in {hub_id(name) for name in REEVALUATED}
+
+
+def _licence(found: Resolved) -> str:
+    own = found.pretrained_cfg.get("license") or found.provenance.get("licence")
+    return str(own).lower() if own else UNKNOWN
+
+
+def _data(found: Resolved) -> str:
+    if _is_released(found):
+        return "ImageNet-1k, with RegNetY-16GF as the teacher"
+    return str(found.provenance.get("trained_on") or UNKNOWN)
+
+
+def _base_model(found: Resolved, repository: str) -> str | None:
+    """The repository that training started from, where it is one."""
+    start = str(found.provenance.get("started_from") or "")
+    if start in variant_names() and start in REEVALUATED and found.provenance.get("start") == "released":
+        start = hub_id(start)
+    elif start.startswith(HUB_PREFIX):
+        start = start.removeprefix(HUB_PREFIX).partition("@")[0]
+    elif _is_released(found):
+        start = str(found.provenance["hub_id"])
+    else:
+        return None
+    return start if start != repository else None
+
+
+def _provenance(found: Resolved) -> Mapping[str, Any]:
+    """What may be told of a model's past: no path of anybody's machine."""
+    shown = ("started_from", "recipe", "teacher", "unfinished", "notes")
+    past = {key: without_paths(found.provenance.get(key)) for key in shown}
+    return {key: value for key, value in past.items() if value}
+
+
+def _classes(found: Resolved) -> str:
+    if not found.classes:
+        return f"{found.model.num_classes:,}"
+    few = ", ".join(_line(name) for name in found.classes[:8])
+    return f"{len(found.classes):,}: {few}" + (" ..." if len(found.classes) > 8 else "")
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _line(text: object) -> str:
+    """One line of plain text: nobody's class name shall end a table or a block."""
+    return " ".join(str(text).replace("`", "'").replace("<", "&lt;").split())

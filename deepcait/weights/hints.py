@@ -1,0 +1,50 @@
+"""What to answer to a SPEC that leads nowhere: the place where it might have led."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from deepcait.errors import ConfigError
+from deepcait.model.variants import variant_names
+from deepcait.weights.hub import HUB_PREFIX
+from deepcait.weights.layouts import is_weights_file
+from deepcait.weights.published import RELEASE_TAG
+
+
+def nowhere(spec: str, path: Path) -> ConfigError:
+    """Say that a SPEC leads nowhere, and where it might have led."""
+    name = spec.lower().removeprefix("timm/").removesuffix(f".{RELEASE_TAG}")
+    if name in variant_names():
+        return ConfigError(f"expected a model SPEC, got {spec!r}.", remedy=f"Did you mean {name}?")
+    looks_like_path = is_weights_file(spec) or "/" in spec or "\\" in spec or spec.startswith((".", "~"))
+    if not looks_like_path:
+        near = difflib.get_close_matches(name, variant_names(), n=3)
+        hint = f"Did you mean {' or '.join(near)}?" if near else "`deepcait models` lists the names."
+        return ConfigError(
+            f"expected a model name, hf-hub:owner/name, a folder or a weights file, got {spec!r}, which is none.",
+            remedy=hint,
+        )
+    hints = [f"Did you mean {neighbour}?" for neighbour in _neighbours(path)]
+    if spec.count("/") == 1 and not is_weights_file(spec) and not spec.startswith((".", "~", "/")):
+        hints.append(f"A repository of the hub is written {HUB_PREFIX}{spec}.")
+    return ConfigError(
+        f"{spec}: expected a model folder or a weights file, got nothing: there is no such path.",
+        remedy=" ".join(hints) or "Give a path that exists, or a model name from `deepcait models`.",
+    )
+
+
+def _neighbours(path: Path) -> list[str]:
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return []
+    return [str(path.parent / name) for name in difflib.get_close_matches(path.name, names, n=1)]
+
+
+def listing(path: Path) -> str:
+    """Return what a folder holds, the first five names."""
+    names = sorted(entry.name for entry in path.iterdir())
+    return (
+        ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing in it"
+    )

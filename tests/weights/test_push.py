@@ -1,0 +1,200 @@
+"""What is pushed is a whole repository: deepcait and timm load it, its card is valid, and no secret leaves."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard, constants
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from PIL import Image
+
+import deepcait
+from deepcait.cli.main import main
+from deepcait.errors import ConfigError
+from deepcait.weights.artefact import read_artefact, save_artefact
+from deepcait.weights.card import model_card, read_card
+from deepcait.weights.push import without_paths
+from deepcait.weights.registry import pretrained_cfg_of
+from deepcait.weights.spec import resolve
+from tests.hub_server import Hub, run_hub
+
+CLASSES = ["ant", "bee", "cat", "dog", "elk"]
+METRICS = {"top1": 0.8125, "top5": 1.0, "correct1": 26, "correct5": 32, "num_images": 32, "loss": 0.5}
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    """A model as training leaves it, with paths of this machine in its memory."""
+    return save_artefact(
+        tmp_path / "trained",
+        tiny(),
+        preprocessing=pretrained_cfg_of(tiny().config),
+        classes=CLASSES,
+        metrics=METRICS,
+        recipe={"model": str(tmp_path / "start"), "epochs": 3, "teacher": {"spec": f"timm:x,weights={tmp_path}/t.pth"}},
+        provenance={"started_from": str(tmp_path / "start"), "start": "released", "teacher": None},
+    )
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub that takes commits, an empty cache, and no token anywhere."""
+    repository = tmp_path / "on_the_hub"
+    repository.mkdir()
+    with run_hub(Hub({"owner/pets": repository})) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        yield server
+
+
+def test_what_was_pushed_loads_here_and_in_timm(hub, folder, logits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    assert main(["push", str(folder), "owner/pets", "--data", "CIFAR-10", "--licence", "mit", "--json"]) == 0
+    answer = capsys.readouterr()
+    assert hub.token not in answer.out + answer.err
+    told = json.loads(answer.out)
+    assert told["files"] == ["README.md", "class_attention.png", "config.json", "model.safetensors"]
+    assert told["url"].startswith(f"{hub.endpoint}/owner/pets/commit/")
+    (commit,) = hub.commits
+    assert sorted(commit["paths"]) == told["files"]
+    monkeypatch.delenv("HF_TOKEN")
+    expected = logits(resolve(folder).model)
+    found = resolve("hf-hub:owner/pets")
+    assert torch.equal(logits(found.model), expected)
+    assert (found.classes, found.section["metrics"]) == (CLASSES, METRICS)
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'on_the_hub'}", pretrained=True).eval()
+    assert (logits(theirs) - expected).abs().max() <= 1e-5 * expected.std()
+    assert read_card((tmp_path / "on_the_hub" / "README.md").read_text()).license == "mit"
+
+
+def test_nothing_of_this_machine_is_pushed(folder, tmp_path, capsys):
+    out = tmp_path / "dry"
+    assert main(["push", str(folder), "owner/pets", "--dry-run", "--out", str(out)]) == 0
+    assert "nothing was sent" in capsys.readouterr().out
+    assert str(tmp_path) in (folder / "config.json").read_text()  # it was there to be found
+    for path in out.rglob("*"):
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+    assert read_artefact(out).section["recipe"] == {
+        "model": "start",
+        "epochs": 3,
+        "teacher": {"spec": "timm:x,weights=t.pth"},
+    }
+
+
+def test_a_dry_run_needs_no_token_and_no_server(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    assert main(["push", str(folder), "owner/pets", "--dry-run"]) == 0
+    assert main(["push", str(folder), "owner/pets", "--dry-run"]) == 0  # again, over the first
+    capsys.readouterr()
+    assert deepcait.load(tmp_path / "pets").classes == CLASSES
+    with Image.open(tmp_path / "pets" / "class_attention.png") as picture:
+        assert picture.size == (2 * 224 + 8, 224)
+        left, right = picture.crop((0, 0, 224, 224)), picture.crop((232, 0, 456, 224))
+        assert left.tobytes() != right.tobytes()
+        assert len(set(right.convert("L").tobytes())) > 20
+    assert (tmp_path / "pets" / "class_attention.png").stat().st_size < 200_000
+
+
+@pytest.mark.parametrize(
+    ("words", "token", "part"),
+    [
+        (["owner/pets"], None, "hf auth login"),
+        (["owner/pets"], "hf_a_wrong_one", "owner/pets: expected http"),
+        (["pets"], "hf_x", "owner/name"),
+        (["owner/pets@main"], "hf_x", "revision"),
+        (["owner/pets", "--licence", "All rights reserved"], "hf_x", "--licence"),
+        (["owner/pets", "--out", "x"], "hf_x", "--dry-run"),
+        (["owner/pets", "--picture", "missing.png"], "hf_x", "missing.png"),
+    ],
+)
+def test_mistakes_are_one_paragraph_without_the_token(hub, folder, monkeypatch, capsys, words, token, part):
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    assert main(["push", str(folder), *words]) == 2
+    answer = capsys.readouterr()
+    assert part in " ".join(answer.err.split())
+    assert "remedy: " in answer.err
+    assert "Traceback" not in answer.err
+    assert token is None or token not in answer.out + answer.err
+    assert hub.commits == []
+
+
+def test_a_hub_that_is_not_there(folder, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert main(["push", str(folder), "owner/pets"]) == 2
+    assert "no answer" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_card_is_valid_metadata_and_tells_the_figures(folder):
+    text = model_card("owner/pets", resolve(folder), licence="cc-by-4.0", data="CIFAR-10, 1,000 of its images")
+    metadata = ModelCard(text).data.to_dict()
+    assert metadata["license"] == "cc-by-4.0"
+    assert metadata["pipeline_tag"] == "image-classification"
+    assert metadata["datasets"] == ["cifar10"]
+    name, results = model_index_to_eval_results(metadata["model-index"])
+    assert name == "pets"
+    assert [(one.metric_type, one.metric_name, one.metric_value) for one in results] == [
+        ("accuracy", "top-1", 0.8125),
+        ("accuracy", "top-5", 1.0),
+    ]
+    for word in ("81.25 %", "26 of 32", "hf-hub:owner/pets", "timm.create_model", "ant, bee", "2103.17239"):
+        assert word in text
+    # The hub's own form of identifiers.
+    assert all(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) for name in metadata["datasets"])
+
+
+def test_a_model_that_says_little_has_a_card_too(tiny, tmp_path):
+    torch.save(tiny().state_dict(), tmp_path / "w.pth")
+    metadata = read_card(model_card("owner/x", resolve(tmp_path / "w.pth")))
+    assert metadata.license == "unknown"
+    assert metadata.datasets is None
+    assert metadata.eval_results is None
+
+
+def test_a_released_model_s_card_names_source_licence_and_measured_accuracy(random_weights, tmp_path, monkeypatch):
+    found = resolve("cait_nano_32", start="random")
+    released = {"hub_id": "timm/cait_xxs24_224.fb_dist_in1k", "licence": "apache-2.0"}
+    object.__setattr__(found, "provenance", released)
+    object.__setattr__(found, "name", "cait_xxs24_224")
+    metadata = read_card(model_card("owner/copy", found))
+    assert metadata.license == "apache-2.0"
+    assert metadata.base_model == released["hub_id"]
+    assert metadata.datasets == ["imagenet-1k"]
+    assert [one.metric_value for one in metadata.eval_results] == [0.784, 0.94326]
+
+
+def test_hostile_names_stay_in_their_cell(tiny, tmp_path):
+    names = ["a|b", "c\n---\nlicense: mit", "`rm`", "<script>", "e"]
+    save_artefact(tmp_path / "m", tiny(), preprocessing=pretrained_cfg_of(tiny().config), classes=names)
+    text = model_card("owner/x", resolve(tmp_path / "m"), data="d\n---\nlicense: mit")
+    assert text.count("\n---\n") == 1
+    assert "<script>" not in text
+    assert read_card(text).license == "unknown"
+
+
+def test_a_text_without_metadata_is_no_card():
+    for text in ("no card", "---\ntags:\n- x\n---\n", "---\n{\n---\n"):
+        with pytest.raises(ConfigError, match="metadata"):
+            read_card(text)
+
+
+def test_only_paths_are_cut(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    assert without_paths(["cait_s24_224", "hf-hub:o/n", "runs/a", "~/m.pth", 3, None]) == [
+        "cait_s24_224", "hf-hub:o/n", "a", "m.pth", 3, None,
+    ]  # fmt: skip
