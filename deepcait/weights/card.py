@@ -78,10 +78,11 @@ def read_card(text: str) -> ModelCardData:
         ConfigError: none, or none that the hub reads.
     """
     from huggingface_hub import ModelCard
+    from huggingface_hub import ModelCardData as Metadata
 
     try:
         metadata = ModelCard(text).data
-        if not metadata.license:
+        if not isinstance(metadata, Metadata) or not metadata.license:
             raise ValueError("no licence")
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
