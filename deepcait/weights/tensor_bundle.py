@@ -163,7 +163,8 @@ def _read_table(path: Path, data: bytes) -> Iterator[tuple[str, bytes]]:
     if len(data) < _FOOTER_BYTES or struct.unpack("<Q", data[-8:])[0] != _MAGIC:
         raise _damaged(path, "the index of a checkpoint", "a file that does not end like one")
     footer = data[-_FOOTER_BYTES:]
-    _, position = _guarded(path, _handle, footer, 0)
+    (offset, size), position = _guarded(path, _handle, footer, 0)
+    list(_read_block(path, data, offset, size))  # holds nothing that we need, but a change in it is a change
     (offset, size), _ = _guarded(path, _handle, footer, position)
     for _, value in _read_block(path, data, offset, size):
         (offset, size), _ = _guarded(path, _handle, value, 0)
