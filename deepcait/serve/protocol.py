@@ -70,6 +70,7 @@ class Protocol(H11Protocol):
         """Answer what is no HTTP; called by uvicorn while it handles the parser's error."""
         error = sys.exc_info()[1]
         status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
+        status = status if status < 500 else 400  # 501 for a transfer encoding: the request is at fault, not we
         if status == 431:
             problem = f"headers: expected at most {self.limits.max_header_bytes:,} bytes, got more."
             self._refuse(RequestError(431, problem, remedy="Send fewer and shorter headers."))

@@ -118,6 +118,17 @@ class Live:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
 
+    @property
+    def pid(self) -> int:
+        """The process that answers."""
+        return os.getpid()
+
+    @property
+    def resident_bytes(self) -> int:
+        """Its memory."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return 1024 * int(re.search(r"VmRSS:\s+(\d+)", status)[1])
+
     def ask(self, data: bytes, timeout: float = 20.0) -> Reply:
         """Send bytes on a connection of their own; what the service answers, though it may refuse to read them all."""
         with self.connect(timeout) as connection:
@@ -177,9 +188,8 @@ class Command(Live):
         super().__init__(int(found[1]))
 
     @property
-    def resident_bytes(self) -> int:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return 1024 * int(re.search(r"VmRSS:\s+(\d+)", status)[1])
+    def pid(self) -> int:
+        return self.process.pid
 
     def stop(self) -> tuple[int, str, str]:
         """Ask it to end; exit code and what it had still to say."""

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import deepcait
 from deepcait.data import open_image
-from tests.serve.harness import DEMO, Command, command, form, part, request
+from tests.serve.harness import DEMO, Live, command, form, part, request
 
 TOLERANCE = 1e-5
 NUM_PICTURES = 64
@@ -73,7 +73,7 @@ def make_cases(number: int = NUM_PICTURES) -> list[Case]:
     return [Case(path, classifier.predict(open_image(path))[0]) for path in paths]
 
 
-async def run_clients(running: Command, cases: list[Case], *, clients: int, seconds: float) -> Outcome:
+async def run_clients(running: Live, cases: list[Case], *, clients: int, seconds: float) -> Outcome:
     """Each client keeps its connection and sends one request after the other."""
     outcome = Outcome()
     began_s = time.perf_counter()

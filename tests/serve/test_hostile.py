@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from deepcait.data import open_image
-from tests.serve.harness import command, form, live, part, picture_bytes, request
+from tests.serve.harness import command, form, live, part, picture_bytes, request, wait_until
 from tests.serve.hostile import hostile
 from tests.serve.test_answers import assert_same
 
@@ -53,7 +53,7 @@ def test_a_hundred_hostile_requests(classifier):
     with live(classifier, **LIMITS) as running:
         answered = attack(running, 0, 120, predictions)
         assert {kind for kind, _ in answered} >= {"damaged", "mutated", "form", "path", "http", "known", "slow"}
-        assert running.service._num_requests == running.service._num_buffered_bytes == 0
+        wait_until(lambda: running.service._num_requests == running.service._num_buffered_bytes == 0)
         assert running.service.pipeline.num_waiting == 0
 
 

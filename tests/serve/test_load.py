@@ -7,7 +7,8 @@ import statistics
 
 import pytest
 
-from tests.serve.harness import command
+import deepcait
+from tests.serve.harness import command, live
 from tests.serve.load import compare, growth, make_cases, measure, run_clients
 
 THREADS = ("--threads", "1")
@@ -28,10 +29,9 @@ def test_many_clients_for_a_moment(cases):
     assert outcome.statuses[200] > 64
 
 
-@pytest.mark.process
 def test_a_small_queue_refuses_some_and_answers_the_others_right(cases):
-    with command(*THREADS, "--max-queue", "8", "--max-images", "1") as running:
-        outcome = asyncio.run(run_clients(running, cases, clients=64, seconds=1.5))
+    with live(deepcait.load("builtin:nano"), max_queue=8, max_requests=8, max_images=1) as running:
+        outcome = asyncio.run(run_clients(running, cases, clients=64, seconds=1.0))
     assert outcome.faults == []
     assert outcome.statuses[503] > 0
     assert outcome.statuses[200] > 0

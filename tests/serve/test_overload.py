@@ -98,7 +98,7 @@ def test_the_deadline(patient):
         connections = send_all(running, 3)
         for connection in connections:
             assert_overloaded(connection.read())
-        assert running.service._num_requests == 0
+        wait_until(lambda: running.service._num_requests == 0)
         patient.go.set()
         wait_until(lambda: running.service.pipeline.num_waiting == 0)
         assert running.ask(GOOD).status == 200
