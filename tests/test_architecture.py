@@ -47,7 +47,10 @@ ORDER = {
         "schedule", "losses", "strict", "recipe", "optimizer", "average", "processes", "checkpoint", "journal",
         "teacher", "step", "watch", "skips", "loop", "run", "plan",
     ],
-    "evaluation": ["counts", "classes", "evaluate"],
+    "evaluation": [
+        "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",
+        "expected", "safeguards", "evaluate", "plots", "tables",
+    ],
     "bench": ["peers"],
     "cli": ["exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "train", "demo"],
 }  # fmt: skip
