@@ -148,6 +148,27 @@ class Classifier:
             for order_K, row_K in zip(order_BK.tolist(), probabilities_BK, strict=True)
         ]
 
+    def embed(self, images: Picture | Sequence[Picture], *, batch_size: int = 32) -> Tensor:
+        """Return the features of each picture, (B, D) on the CPU: the class token that the head reads.
+
+        Raises:
+            ConfigError: batch_size below 1.
+            ImageError: a picture that can't be read.
+        """
+        pictures = [images] if isinstance(images, str | os.PathLike | Image.Image) else list(images)
+        _require_positive("batch_size", batch_size)
+        parts = [torch.empty(0, self.model.num_features)]
+        for start in range(0, len(pictures), batch_size):
+            batch = [self.preprocessing(_open(picture)) for picture in pictures[start : start + batch_size]]
+            parts.append(self.features(torch.stack(batch)))
+        return torch.cat(parts)
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """Return the features (B, D), on the CPU, for preprocessed images; the logits are the head of them."""
+        with torch.no_grad():
+            tokens_BTD = self.model.forward_features(images_BCHW.to(self.device))
+            return self.model.forward_head(tokens_BTD, pre_logits=True).cpu()
+
     def label(self, index: int) -> str:
         """Return the name of a class, read out where it is a wnid; the index as text where the model has no names."""
         return readable(self.classes[index]) if self.classes is not None else str(index)

@@ -51,7 +51,10 @@ ORDER = {
         "schedule", "losses", "strict", "recipe", "optimizer", "average", "processes", "checkpoint", "journal",
         "teacher", "start", "step", "watch", "skips", "loop", "run", "plan",
     ],
-    "evaluation": ["counts", "classes", "evaluate"],
+    "evaluation": [
+        "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",
+        "expected", "safeguards", "evaluate", "plots", "tables",
+    ],
     "bench": ["peers", "data"],
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],

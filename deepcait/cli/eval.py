@@ -3,26 +3,37 @@
 Examples:
     deepcait eval runs/pets --data photos             test, else val, else all of class folders
     deepcait eval runs/pets --data photos --split val --json
-    deepcait eval runs/a runs/b --data builtin:demo   two models on the same images
-    torchrun --nproc-per-node 2 -m deepcait eval cait_s24_224 --data imagenet/val
+    deepcait eval runs/a runs/b --data builtin:demo --out table.md    two models on the same images
+    deepcait eval cait_s24_224 --data imagenet --protocol imagenet    ImageNet's validation below imagenet/
+    deepcait eval cait_s24_224 --data imagenet --protocol real        the reassessed labels; v2: ImageNet-V2
+    deepcait eval cait_s24_224 --data imagenet-a --class-mask data    only its 200 classes may be answered
+    deepcait eval cait_s24_224 --data photos --img-size 224,288,320   several resolutions
+    deepcait eval runs/pets --data photos --per-image answers.csv --plots figures
+    torchrun --nproc-per-node 2 -m deepcait eval cait_s24_224 --data imagenet --protocol imagenet
 """
 
 from __future__ import annotations
 
+import datetime
+import shlex
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from deepcait.cli.console import Console, percent
+from deepcait.cli.console import Console, is_main_process, percent
 from deepcait.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
     from deepcait.data import Source
-    from deepcait.evaluation import Metrics
+    from deepcait.evaluation import Expected, Metrics, Records
     from deepcait.weights import Resolved
+
+    Size = int | tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -36,48 +47,101 @@ class Args:
     split: Literal["train", "val", "test", "all"] | None = None
     """Which part of the data; without it test, else val, else all."""
     protocol: Literal["folder", "imagenet", "real", "v2"] = "folder"
-    """How labels are read and counted."""
+    """Which images count and which labels are right: as they lie, or as the published figures have it."""
+    real_labels: Path | None = None
+    """For --protocol real: the file of labels; without it the published one, from timm's package."""
+    class_mask: str | None = None
+    """The only classes that may be answered: `data` for those of the data (ImageNet-A, -R), or a file of them."""
+    img_size: str | None = None
+    """Image side in pixels, several with commas (224,288,320), height x width as 224x320; without it the model's."""
     batch_size: int = 32
     """Images a step; changes no result."""
     workers: int = 0
     """Processes that decode images; changes no result."""
     device: str = "auto"
     """Where the model computes: auto, cpu, cuda, cuda:1."""
+    per_image: Path | None = None
+    """Write one row an image to this .csv: labels, best answers, their probabilities."""
+    plots: Path | None = None
+    """Draw reliability, classes and confusion into this folder, as PNG and SVG, values as JSON beside (matplotlib)."""
+    out: Path | None = None
+    """Write the table of results to this file: .md, .csv, or .json (with every class and the confusion matrix)."""
     json: bool = False
-    """Print one JSON object (a list of them for several models) and nothing else."""
+    """Print one JSON object (a list of them for several models or sizes) and nothing else."""
 
 
 def run(args: Args) -> int | None:
     """Measure each model and print its figures."""
-    from deepcait.evaluation import require_protocol
     from deepcait.train.processes import choose_device, join_processes, leave_processes
 
-    if not args.specs:
-        raise ConfigError("eval: expected a model, got none.", remedy="deepcait eval SPEC --data FOLDER")
-    require_protocol(args.protocol)
+    _require_sound(args)
     processes = join_processes()
     try:
         device = choose_device(args.device, processes.local_rank)
         console = Console(json=args.json)
-        results = []
+        rows: list[dict[str, Any]] = []
+        records: list[Records] = []
         for spec in args.specs:
-            if results:
-                console.say()
-            results.append(_measure(spec, args, device, console))
+            for img_size in _sizes(args.img_size):
+                if rows:
+                    console.say()
+                row, own = _measure(spec, img_size, args, device, console)
+                rows.append(row)
+                records.append(own)
     finally:
         leave_processes()
-    console.result(results[0] if len(results) == 1 else results)
+    _pair(rows, records)
+    _print_pairs(console, rows)
+    if is_main_process():
+        _write(args, rows, records, console)
+    console.result(rows[0] if len(rows) == 1 else rows)
 
 
-def _measure(spec: str, args: Args, device: torch.device, console: Console) -> dict:
+def _require_sound(args: Args) -> None:
+    """Tell what can't work before anything is read."""
+    from deepcait.evaluation import require_protocol
+    from deepcait.evaluation.plots import require_matplotlib
+    from deepcait.evaluation.tables import TABLE_SUFFIXES, require_file
+
+    if not args.specs:
+        raise ConfigError("eval: expected a model, got none.", remedy="deepcait eval SPEC --data FOLDER")
+    require_protocol(args.protocol)
+    _sizes(args.img_size)
+    if args.out is not None:
+        require_file(args.out, TABLE_SUFFIXES, "--out")
+    if args.per_image is not None:
+        require_file(args.per_image, (".csv",), "--per-image")
+    if args.plots is not None:
+        require_matplotlib()
+    if args.plots is not None and args.plots.exists() and not args.plots.is_dir():
+        raise ConfigError(f"--plots: expected a folder, got the file {args.plots}.", remedy="Give another place.")
+
+
+def _sizes(text: str | None) -> list[Size]:
+    """Read --img-size: sides with commas, each one number or height x width."""
+    sizes: list[Size] = []
+    for part in text.split(",") if text is not None else ():
+        sides = part.strip().lower().split("x")
+        if len(sides) > 2 or not all(side.isascii() and side.isdecimal() and int(side) > 0 for side in sides):
+            raise ConfigError(
+                f"--img-size: expected pixels such as 224, 224,288,320 or 224x320, got {text!r}.", remedy="Mend it."
+            )
+        sizes.append(int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1])))
+    return sizes or [None]
+
+
+def _measure(
+    spec: str, img_size: Size, args: Args, device: torch.device, console: Console
+) -> tuple[dict[str, Any], Records]:
     from deepcait.data import Preprocessing
-    from deepcait.evaluation import evaluate, open_for
+    from deepcait.evaluation import evaluate, expected_accuracy, open_for, read_mask
     from deepcait.weights import resolve
 
-    source = open_for(args.data, split=args.split)
-    found = resolve(spec)
+    source = open_for(args.data, split=args.split, protocol=args.protocol)
+    found = resolve(spec, img_size=img_size)
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
-    _print_setup(console, spec, source, found, preprocessing)
+    class_mask = None if args.class_mask is None else read_mask(args.class_mask)
+    _print_setup(console, args, spec, source, found, preprocessing)
     with console.progress("evaluating") as progress:
         metrics = evaluate(
             found.model,
@@ -87,25 +151,163 @@ def _measure(spec: str, args: Args, device: torch.device, console: Console) -> d
             batch_size=args.batch_size,
             num_workers=args.workers,
             classes=found.classes,
+            class_mask=class_mask,
+            real_labels=args.real_labels,
             device=device,
             progress=progress,
+            warn=lambda text: None,
         )
-    _print_metrics(console, metrics)
-    return {"model": spec, "data": args.data, "split": source.split, "protocol": args.protocol, **metrics.to_dict()}
+    # Figures of a release hold for its own resolution.
+    expected = expected_accuracy(found, args.protocol, source, class_mask) if img_size is None else None
+    warnings = [*metrics.warnings, *_more_warnings(metrics, expected, source, args)]
+    _print_metrics(console, metrics, expected)
+    for text in warnings:
+        console.note(f"warning: {text}")
+    return _row(spec, args, source, found, preprocessing, metrics, expected, warnings), metrics.records
 
 
-def _print_setup(console: Console, spec: str, source: Source, found: Resolved, preprocessing: object) -> None:
+def _more_warnings(metrics: Metrics, expected: Expected | None, source: Source, args: Args) -> list[str]:
+    from deepcait.evaluation.expected import differs
+    from deepcait.weights.imagenet import subset_name
+
+    warnings = []
+    # Of a part of the images a warning says so already.
+    if expected is not None and not any("not comparable" in text for text in metrics.warnings):
+        text = differs(expected, metrics.top1)
+        warnings += [text] if text else []
+    subset = subset_name(source.classes) if args.class_mask is None else None
+    if subset is not None:
+        warnings.append(
+            f"class mask: the data has the 200 classes of {subset}, whose published figures count among these alone; "
+            f"here any of the model's {metrics.records.num_classes:,} may be answered. Give --class-mask data."
+        )
+    return warnings
+
+
+def _row(
+    spec: str,
+    args: Args,
+    source: Source,
+    found: Resolved,
+    preprocessing: Any,
+    metrics: Metrics,
+    expected: Expected | None,
+    warnings: list[str],
+) -> dict[str, Any]:
+    """What --json prints of one measurement."""
+    from deepcait.evaluation import summarise
+    from deepcait.weights.spec import describe_config
+
+    facts = describe_config(found.model.config)
+    return {
+        "model": spec,
+        "data": args.data,
+        "split": source.split,
+        "protocol": args.protocol,
+        "img_size": facts["img_size"],
+        "params": facts["params"],
+        "gmacs": facts["gmacs"],
+        **metrics.to_dict(),
+        "num_skipped": metrics.num_skipped,
+        "class_mask": args.class_mask,
+        "num_possible": metrics.records.num_possible,
+        **summarise(metrics),
+        "expected": None if expected is None else {"top1": expected.top1, "top5": expected.top5},
+        "preprocessing": preprocessing.to_pretrained_cfg(),
+        "proposed_order": metrics.proposed_order,
+        "warnings": warnings,
+    }
+
+
+def _pair(rows: list[dict[str, Any]], records: list[Records]) -> None:
+    """Add to each row how it compares with each other one on the same images."""
+    from deepcait.evaluation import compare
+
+    if len(rows) < 2:
+        return
+    for i, row in enumerate(rows):
+        row["paired"] = []
+        for j, other in enumerate(rows):
+            if i == j:
+                continue
+            paired = compare(records[i], records[j])
+            row["paired"].append(
+                {
+                    "model": other["model"],
+                    "img_size": other["img_size"],
+                    "only_this": paired.only_first,
+                    "only_other": paired.only_second,
+                    "p_value": paired.p_value,
+                }
+            )
+
+
+def _write(args: Args, rows: list[dict[str, Any]], records: list[Records], console: Console) -> None:
+    from deepcait.evaluation.plots import write_plots
+    from deepcait.evaluation.tables import write_images, write_table
+    from deepcait.train.journal import environment
+
+    if args.per_image is not None:
+        write_images(args.per_image, list(zip(rows, records, strict=True)))
+        console.say(f"images         {args.per_image}")
+    if args.plots is not None:
+        for number, (row, own) in enumerate(zip(rows, records, strict=True), start=1):
+            folder = args.plots if len(rows) == 1 else args.plots / str(number)
+            write_plots(folder, own, f"{row['model']}, {row['img_size']} px")
+            console.say(f"plots          {folder}")
+    if args.out is not None:
+        command = "deepcait " + " ".join(shlex.quote(word) for word in sys.argv[1:])
+        stamp = {"command": command, "date": datetime.date.today().isoformat(), **environment()}
+        write_table(args.out, rows, records, stamp)
+        console.say(f"table          {args.out}")
+
+
+def _print_setup(
+    console: Console, args: Args, spec: str, source: Source, found: Resolved, preprocessing: object
+) -> None:
     from deepcait.data import describe
     from deepcait.evaluation import describe_mapping
 
+    of_file = args.protocol == "real"
+    classes = "class indices of the ReaL labels" if of_file else describe_mapping(source, found.classes)
     console.say(f"model          {spec}")
     console.say(f"data           {describe(source)}")
-    console.say(f"classes        {describe_mapping(source, found.classes)}")
+    console.say(f"protocol       {args.protocol}")
+    console.say(f"classes        {classes}")
     console.say(f"preprocessing  {preprocessing}")
 
 
-def _print_metrics(console: Console, metrics: Metrics) -> None:
-    num = metrics.num_images
-    console.say(f"top-1          {percent(metrics.top1)}  ({metrics.correct1:,} of {num:,})")
-    console.say(f"top-5          {percent(metrics.top5)}  ({metrics.correct5:,} of {num:,})")
+def _print_metrics(console: Console, metrics: Metrics, expected: Expected | None) -> None:
+    from deepcait.evaluation import summarise
+
+    num, facts = metrics.num_images, summarise(metrics)
+    known = (None, None) if expected is None else (expected.top1, expected.top5)
+    beside = ["" if one is None else f"  expected {percent(one)}" for one in known]
+    if metrics.num_skipped:
+        console.say(f"skipped        {metrics.num_skipped:,} images without a label")
+    low, high = facts["intervals"]["top1"]
+    console.say(
+        f"top-1          {percent(metrics.top1)}  ({metrics.correct1:,} of {num:,})  95 %: {percent(low)} to "
+        f"{percent(high)}{beside[0]}"
+    )
+    console.say(f"top-5          {percent(metrics.top5)}  ({metrics.correct5:,} of {num:,}){beside[1]}")
     console.say(f"loss           {metrics.loss:.6f} nats an image")
+    console.say(
+        f"balanced       {percent(facts['balanced_accuracy'])}  (mean over classes), F1 {facts['macro_f1']:.4f}"
+    )
+    if facts["ece"] is not None:
+        console.say(f"calibration    expected error {percent(facts['ece'])}")
+
+
+def _print_pairs(console: Console, rows: list[dict[str, Any]]) -> None:
+    if len(rows) < 2:
+        return
+    first = rows[0]
+    console.say()
+    table = []
+    for row in rows:
+        against = row["paired"][0]
+        cells = ("", "", "") if row is first else (against["only_this"], against["only_other"], against["p_value"])
+        p_value = f"{cells[2]:.3g}" if cells[2] != "" else ""
+        table.append((row["model"], row["img_size"], percent(row["top1"]), percent(row["top5"]), *cells[:2], p_value))
+    console.table(("model", "px", "top-1", "top-5", "only this right", "only the first right", "p (McNemar)"), table)

@@ -4,14 +4,16 @@ Examples:
     deepcait predict runs/pets cat.jpg                    five answers with their probabilities
     deepcait predict runs/pets photos/ --topk 1           every picture below a folder
     deepcait predict runs/pets photos/ --out answers.csv  one row an answer; .jsonl: one line a picture
+    deepcait predict runs/pets photos/ --embeddings features.npz    `file` and `embedding`, a row a picture
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ from deepcait.cli.console import Console
 from deepcait.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from deepcait.classifier import Prediction
 
 _OUT_SUFFIXES = (".csv", ".jsonl")
@@ -40,6 +44,8 @@ class Args:
     """Answers a picture (as many as there are classes, where they are fewer)."""
     out: str | None = None
     """Write to this file, .csv or .jsonl, instead of printing."""
+    embeddings: Path | None = None
+    """Write the features that the classifier's head reads to this .npz: arrays `file` (N) and `embedding` (N, D)."""
     batch_size: int = 32
     """Pictures that pass through the network at once."""
     json: bool = False
@@ -50,6 +56,7 @@ def run(args: Args) -> int | None:
     """Classify every picture and print or write the answers."""
     from deepcait.classifier import load
     from deepcait.data import list_images
+    from deepcait.evaluation.tables import require_file
 
     if not args.paths:
         raise ConfigError("predict: expected a picture, got none.", remedy="deepcait predict SPEC picture.jpg")
@@ -59,13 +66,19 @@ def run(args: Args) -> int | None:
             raise ConfigError(f"{option}: expected 1 or more, got {getattr(args, name)}.", remedy="Give 1, or more.")
     console = Console(json=args.json)
     paths = [path for place in args.paths for path in list_images(place)]
+    if args.embeddings is not None:
+        require_file(args.embeddings, (".npz",), "--embeddings")
     with _writer(args.out) as write, console.progress("predicting") as progress:
         classifier = load(args.spec)
-        results = []
+        results, features = [], []
+        # Features alone need no answers.
+        answering = args.json or args.out is not None or args.embeddings is None
         for start in range(0, len(paths), args.batch_size):
             part = paths[start : start + args.batch_size]
-            answers = classifier.predict(part, topk=args.topk, batch_size=args.batch_size)
-            for path, predictions in zip(part, answers, strict=True):
+            if args.embeddings is not None:
+                features.append(classifier.embed(part, batch_size=args.batch_size))
+            answers = classifier.predict(part, topk=args.topk, batch_size=args.batch_size) if answering else []
+            for path, predictions in zip(part, answers, strict=answering):
                 result = _as_result(path, predictions)
                 write(result)
                 if args.json:
@@ -73,6 +86,9 @@ def run(args: Args) -> int | None:
                 elif args.out is None:
                     _print(console, result)
             progress(start + len(part), len(paths))
+    if args.embeddings is not None:
+        _write_embeddings(args.embeddings, paths, features)
+        console.say(f"{len(paths):,} pictures embedded; features in {args.embeddings}")
     if args.out is not None:
         console.say(f"{len(paths):,} pictures classified; answers in {args.out}")
     console.result(results)
@@ -95,18 +111,13 @@ def _writer(out: str | None) -> Iterator[Any]:
     A wrong path is told before any work is done. The file is there when it is whole; until then, and after a
     mistake, what lay there before stays as it was.
     """
+    from deepcait.evaluation.tables import require_file
+
     if out is None:
         yield lambda result: None
         return
     path = Path(out)
-    if path.suffix not in _OUT_SUFFIXES:
-        raise ConfigError(
-            f"--out: expected a file that ends in {' or '.join(_OUT_SUFFIXES)}, got {out!r}.",
-            remedy="The ending says which form is written.",
-        )
-    if path.is_dir() or not path.parent.is_dir():
-        got = "a folder" if path.is_dir() else f"no folder {path.parent}"
-        raise ConfigError(f"--out: expected a file in a folder that exists, got {got}.", remedy="Create the folder.")
+    require_file(path, _OUT_SUFFIXES, "--out")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(unfinished, "w", newline="", encoding="utf-8") as file:
@@ -114,6 +125,17 @@ def _writer(out: str | None) -> Iterator[Any]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _write_embeddings(path: Path, paths: Sequence[Path], features: Sequence[Tensor]) -> None:
+    import numpy as np
+    import torch
+
+    from deepcait.weights.atomic import write_bytes
+
+    content = io.BytesIO()
+    np.savez(content, file=np.array([str(name) for name in paths]), embedding=torch.cat(list(features)).numpy())
+    write_bytes(path, content.getvalue())
 
 
 def _csv_rows(file: TextIO) -> Any:

@@ -5,7 +5,7 @@ from deepcait.data.folder import FolderSource, find_splits, open_folder
 from deepcait.data.image import IMAGE_SUFFIXES, list_images, open_image
 from deepcait.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deepcait.data.source import Sample, Source, Subset, describe
-from deepcait.data.spec import list_splits, open_source, open_split
+from deepcait.data.spec import list_splits, open_source, open_split, parse_spec
 from deepcait.data.split import read_manifest, stratified_split, write_manifest
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "open_image",
     "open_source",
     "open_split",
+    "parse_spec",
     "read_manifest",
     "stratified_split",
     "worker_context",

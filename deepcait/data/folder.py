@@ -32,7 +32,7 @@ class FolderSource:
     kind = "folder"
 
     def __init__(
-        self, base: Path, *, split: str, classes: Sequence[str], names: Sequence[str], labels: Sequence[int]
+        self, base: Path, *, split: str, classes: Sequence[str], names: Sequence[str], labels: Sequence[int | None]
     ) -> None:
         self.base = Path(base)
         self.split = split
@@ -195,10 +195,13 @@ def _require_split(root: Path, splits: dict[str, Path], split: str) -> Path:
 
 
 def _flat_images(folder: Path) -> DataError:
-    return DataError(
-        f"{folder}: expected one sub-folder a class, got images lying flat.",
-        remedy="Sort them into class folders, e.g. cat/1.jpg and dog/2.jpg: the folder's name is the label.",
-    )
+    remedy = "Sort them into class folders, e.g. cat/1.jpg and dog/2.jpg: the folder's name is the label."
+    if any(path.name.startswith("ILSVRC2012_val_") for path in folder.iterdir()):
+        remedy = (
+            "These are ImageNet's validation images: give imagenet:ROOT, with ROOT above this folder and a file of "
+            "labels or the unpacked ILSVRC2012_devkit_t12 in it."
+        )
+    return DataError(f"{folder}: expected one sub-folder a class, got images lying flat.", remedy=remedy)
 
 
 def unknown_class(where: object, name: str, known: Sequence[str]) -> DataError:

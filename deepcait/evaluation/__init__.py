@@ -1,18 +1,49 @@
 """From counts to metrics: how good a model is on labelled images, exactly."""
 
 from deepcait.evaluation.classes import describe_mapping, map_classes, model_classes
+from deepcait.evaluation.compare import Paired, compare, mcnemar
 from deepcait.evaluation.counts import Counts, Metrics
-from deepcait.evaluation.evaluate import PROTOCOLS, evaluate, model_preprocessing, open_for, require_protocol
+from deepcait.evaluation.evaluate import evaluate, model_preprocessing
+from deepcait.evaluation.expected import Expected, expected_accuracy
+from deepcait.evaluation.intervals import bootstrap_mean, wilson
+from deepcait.evaluation.masks import read_mask
+from deepcait.evaluation.metrics import (
+    calibration,
+    confusion,
+    list_classes,
+    list_confusion,
+    list_reliability,
+    per_class,
+    summarise,
+)
+from deepcait.evaluation.protocols import PROTOCOLS, open_for, require_protocol
+from deepcait.evaluation.records import Records
 
 __all__ = [
     "PROTOCOLS",
     "Counts",
+    "Expected",
     "Metrics",
+    "Paired",
+    "Records",
+    "bootstrap_mean",
+    "calibration",
+    "compare",
+    "confusion",
     "describe_mapping",
     "evaluate",
+    "expected_accuracy",
+    "list_classes",
+    "list_confusion",
+    "list_reliability",
     "map_classes",
+    "mcnemar",
     "model_classes",
     "model_preprocessing",
     "open_for",
+    "per_class",
+    "read_mask",
     "require_protocol",
+    "summarise",
+    "wilson",
 ]

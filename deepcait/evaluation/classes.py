@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from deepcait.data import Source
+from deepcait.data import Preprocessing, Source
 from deepcait.errors import ConfigError, DataError
+from deepcait.weights.imagenet import NUM_CLASSES, wnids
 
 _NUM_SHOWN = 5
 
 
 def pretrained_cfg(model: Any) -> dict:
-    """Return the model's own description in timm's words; empty where it has none."""
+    """Return the model's own description in timm's words; empty where it has none.
+
+    Read from `pretrained_cfg` (older timm: `default_cfg`), or from a `Preprocessing` in an attribute `preprocessing`.
+    """
     # DistributedDataParallel keeps the model in `module`.
     inner = getattr(model, "module", model)
-    return getattr(inner, "pretrained_cfg", None) or {}
+    own = getattr(inner, "preprocessing", None)
+    cfg = getattr(inner, "pretrained_cfg", None) or getattr(inner, "default_cfg", None) or {}
+    cfg = dict(cfg) if isinstance(cfg, Mapping) else vars(cfg)
+    return own.to_pretrained_cfg() | cfg if isinstance(own, Preprocessing) else cfg
 
 
 def model_classes(model: nn.Module) -> list[str] | None:
     """Return index -> class name as the model's `pretrained_cfg` has it, or None."""
     names = pretrained_cfg(model).get("label_names")
     return list(names) if names else None
+
+
+def assumed_classes(source: Source, num_classes: int) -> list[str] | None:
+    """Return the names of a nameless model's classes where they can be known: 1,000 of them and data with wnids.
+
+    Every published ImageNet model has its classes in the order of the sorted wnids.
+    """
+    used = {source.classes[label] for label in source.labels if label is not None}
+    return wnids() if num_classes == NUM_CLASSES and used and used <= set(wnids()) else None
 
 
 def map_classes(source: Source, classes: Sequence[str] | None, num_classes: int) -> list[int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ _TICKS_PER_NAT = 2**32
 _LOW_BITS = 31
 # No classifier's loss is larger; what is (or is not a number) makes the mean undefined.
 _MAX_LOSS = 2.0**30
+# Fills the row of an image that has fewer labels than another.
+NO_CLASS = -1
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,20 @@ class Metrics:
         correct1: of these, how many have the label first.
         correct5: how many have it among the first five (all, where there are fewer classes).
         loss: mean cross-entropy in nats; NaN where the loss of some image is not finite.
+        num_skipped: images of the data that the protocol leaves out (`real`: those without labels).
+        records: what was answered for each image, see `Records`; None where nobody asked.
+        warnings: what the safeguards found, one sentence or two each; empty where all is well.
+        proposed_order: model class -> the class that its answers look like, where the class order looks wrong.
     """
 
     num_images: int
     correct1: int
     correct5: int
     loss: float
+    num_skipped: int = 0
+    records: Any = field(default=None, compare=False, repr=False)
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+    proposed_order: dict[int, int] | None = field(default=None, compare=False, repr=False)
 
     @property
     def top1(self) -> float:
@@ -75,31 +86,15 @@ class Counts:
     loss_ticks: int = 0
     num_unbounded: int = 0
 
-    def update(self, logits_BK: Tensor, labels_B: Tensor) -> None:
-        """Add a batch.
+    def update(self, logits_BK: Tensor, labels: Tensor) -> None:
+        """Add a batch; see `score` for the arguments and errors."""
+        self.add(*score(logits_BK, labels))
 
-        Raises:
-            ShapeError: logits that are not (B, K) for B labels.
-            DataError: a label outside 0..K-1.
-        """
-        logits_BK, labels_B = logits_BK.detach().cpu().double(), labels_B.detach().cpu().long()
-        if logits_BK.ndim != 2 or labels_B.shape != logits_BK.shape[:1] or logits_BK.shape[1] < 1:
-            raise ShapeError(
-                f"logits: expected (B, K) and B labels, got {tuple(logits_BK.shape)} and {tuple(labels_B.shape)}.",
-                remedy="Evaluate a classifier that returns one row of logits an image.",
-            )
-        num_classes = logits_BK.shape[1]
-        outside_B = (labels_B < 0) | (labels_B >= num_classes)
-        if outside_B.any():
-            raise DataError(
-                f"labels: expected 0 to {num_classes - 1}, got {int(labels_B[outside_B][0])}.",
-                remedy="Use a model with as many classes as the data, or map the labels to its classes.",
-            )
-        ranks_B = label_ranks(logits_BK, labels_B)
-        self.num_images += len(labels_B)
+    def add(self, ranks_B: Tensor, losses_B: Tensor) -> None:
+        """Add what `score` found for a batch."""
+        self.num_images += len(ranks_B)
         self.correct1 += int((ranks_B < 1).sum())
         self.correct5 += int((ranks_B < 5).sum())
-        losses_B = torch.nn.functional.cross_entropy(logits_BK, labels_B, reduction="none")
         bounded_B = losses_B.isfinite() & (losses_B < _MAX_LOSS)
         self.num_unbounded += int((~bounded_B).sum())
         self.loss_ticks += sum((losses_B[bounded_B] * _TICKS_PER_NAT).round().long().tolist())
@@ -130,6 +125,45 @@ class Counts:
         mean = self.loss_ticks / (_TICKS_PER_NAT * self.num_images)
         loss = math.nan if self.num_unbounded else mean
         return Metrics(self.num_images, self.correct1, self.correct5, loss)
+
+
+def score(logits_BK: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each image how many classes come before its label, (B,), and its loss in nats, (B,) float64.
+
+    An image may have several labels, any of which is right: its rank is that of the best of them, its loss
+    -log of the probability that the model gives to all of them together.
+
+    Args:
+        logits_BK: of the batch.
+        labels: class indices (B,), or (B, L) with -1 where an image has fewer than L.
+
+    Raises:
+        ShapeError: logits that are not (B, K) for B labels.
+        DataError: a label outside 0..K-1, or an image without a label.
+    """
+    logits_BK, labels = logits_BK.detach().cpu().double(), labels.detach().cpu().long()
+    labels_BL = labels[:, None] if labels.ndim == 1 else labels
+    if logits_BK.ndim != 2 or labels_BL.shape[:1] != logits_BK.shape[:1] or logits_BK.shape[1] < 1:
+        raise ShapeError(
+            f"logits: expected (B, K) and B labels, got {tuple(logits_BK.shape)} and {tuple(labels.shape)}.",
+            remedy="Evaluate a classifier that returns one row of logits an image.",
+        )
+    num_classes = logits_BK.shape[1]
+    outside_BL = (labels_BL < 0) | (labels_BL >= num_classes)
+    outside_BL[:, 1:] &= labels_BL[:, 1:] != NO_CLASS
+    if outside_BL.any():
+        raise DataError(
+            f"labels: expected 0 to {num_classes - 1}, got {int(labels_BL[outside_BL][0])}.",
+            remedy="Use a model with as many classes as the data, or map the labels to its classes.",
+        )
+    if labels_BL.shape[1] == 1:
+        losses_B = torch.nn.functional.cross_entropy(logits_BK, labels_BL[:, 0], reduction="none")
+        return label_ranks(logits_BK, labels_BL[:, 0]), losses_B
+    present_BL, known_BL = labels_BL != NO_CLASS, labels_BL.clamp(min=0)
+    ranks_BL = torch.stack([label_ranks(logits_BK, labels_B) for labels_B in known_BL.unbind(1)], dim=1)
+    log_probabilities_BL = logits_BK.log_softmax(1).gather(1, known_BL).masked_fill(~present_BL, -math.inf)
+    ranks_B = ranks_BL.masked_fill(~present_BL, max(num_classes, 5)).amin(1)
+    return ranks_B, -log_probabilities_BL.logsumexp(1)
 
 
 def label_ranks(logits_BK: Tensor, labels_B: Tensor) -> Tensor:

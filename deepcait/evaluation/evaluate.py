@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+import warnings as python_warnings
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from deepcait.data import NO_LABEL, Preprocessing, RaisingLoader, Source, Subset, evaluation_loader, open_split
-from deepcait.errors import ConfigError, DataError, DeepcaitError, ShapeError
-from deepcait.evaluation.classes import map_classes, model_classes, pretrained_cfg
-from deepcait.evaluation.counts import Counts, Metrics
-
-PROTOCOLS = ("folder", "imagenet", "real", "v2")
+from deepcait.data import Preprocessing, Source
+from deepcait.errors import ConfigError
+from deepcait.evaluation.classes import model_classes, pretrained_cfg
+from deepcait.evaluation.counts import Metrics
+from deepcait.evaluation.measure import Loading, Wanted, is_shared, measure
+from deepcait.evaluation.protocols import check_complete, open_for, plan_task
+from deepcait.evaluation.records import Records
+from deepcait.evaluation.safeguards import (
+    better_normalisation,
+    declares_normalisation,
+    near_chance,
+    other_preprocessing,
+    wrong_order,
+)
 
 
 def evaluate(
@@ -30,8 +37,11 @@ def evaluate(
     num_workers: int = 0,
     split: str | None = None,
     classes: Sequence[str] | None = None,
+    class_mask: str | Sequence[str | int] | None = None,
+    real_labels: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Metrics:
     """Count right answers and add up the loss over every image once, then divide.
 
@@ -41,76 +51,61 @@ def evaluate(
     Args:
         model: returns logits (B, K) for images (B, C, H, W).
         data: a data SPEC, or an open source.
-        protocol: "folder", labels as they lie; the others come later.
+        protocol: "folder", labels as they lie; "imagenet", "real" or "v2", see `protocols`.
         preprocessing: picture -> image_CHW; None takes what the model's `pretrained_cfg` says.
         batch_size: images a step; changes no count.
         num_workers: processes that decode; changes nothing measured.
         split: train, val, test or all; None takes test, else val, else all.
-        classes: index -> class name of the model; None takes `label_names` of its `pretrained_cfg`, else the
-            classes of the data in their order, which must then be as many as the model's.
+        classes: index -> class name of the model; None takes `label_names` of its `pretrained_cfg`, else the wnids for
+            1,000 outputs and data of wnids, else the classes of the data in their order, which must then be as many.
+        class_mask: the only classes that may be answered: "data" for those of the data (as is usual for ImageNet-A and
+            -R), or their names or indices; None lets all through.
+        real_labels: for "real": the file of labels; None takes the copy in timm's package.
         device: the model is moved there and stays; None leaves it where it is.
         progress: called after each step with the images done and to do, of this process.
+        warn: called with each sentence that a safeguard has to say; None makes it a Python warning.
+
+    Returns:
+        The metrics, with `records` of every image and the `warnings`.
 
     Raises:
-        ConfigError: an unknown protocol or split, no preprocessing known.
-        DataError: a class or label that the model does not have, an image that can't be read.
+        ConfigError: an unknown protocol or split, no preprocessing known, a class mask that does not fit.
+        DataError: a class or label that the model does not have, an image that can't be read, data that is not what
+            the protocol is about.
     """
-    require_protocol(protocol)
-    source = open_for(data, split=split)
-    classes = model_classes(model) if classes is None else list(classes)
-    preprocessing = preprocessing or model_preprocessing(model)
+    task = plan_task(open_for(data, split=split, protocol=protocol), protocol, real_labels)
+    wanted = Wanted(task, model_classes(model) if classes is None else list(classes), class_mask)
+    given, preprocessing = preprocessing, preprocessing or model_preprocessing(model)
     if device is not None:
         model.to(device)
     device = next((tensor.device for tensor in model.parameters()), torch.device(device or "cpu"))
-    part = _share(source)
-    loader = evaluation_loader(
-        part,
-        preprocessing,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        pin_memory=device.type == "cuda",
-        device=device,
+    how = Loading(batch_size, num_workers, device)
+    counts, records = measure(model, wanted, range(len(task.source)), preprocessing, how, progress)
+    metrics = counts.metrics()
+
+    def ask_again(other: Preprocessing, rows: Sequence[int]) -> Records:
+        positions = records.positions_N[list(rows)].tolist()
+        return measure(model, wanted, positions, other, how)[1]
+
+    found = wrong_order(records)
+    unknown = given is not None and not declares_normalisation(model)
+    warnings = [
+        *task.warnings,
+        *check_complete(task, records.num_classes),
+        other_preprocessing(model, preprocessing),
+        better_normalisation(records, preprocessing, ask_again) if unknown else None,
+        near_chance(metrics, records.num_possible),
+        found[0] if found else None,
+    ]
+    told = tuple(warning for warning in warnings if warning is not None)
+    _tell(told, warn)
+    return dataclasses.replace(
+        metrics,
+        num_skipped=task.num_skipped,
+        records=records,
+        warnings=told,
+        proposed_order=found[1] if found else None,
     )
-    error, counts = None, Counts()
-    try:
-        counts = _count(model, loader, part, classes, device, progress)
-    except DeepcaitError as caught:
-        error = caught
-    _raise_together(error)
-    return counts.merge(device if _is_shared() and dist.get_backend() == "nccl" else "cpu").metrics()
-
-
-def require_protocol(protocol: str) -> None:
-    """Pass for the protocol of this version.
-
-    Raises:
-        ConfigError: an unknown protocol, or one that is not in this version.
-    """
-    if protocol == "folder":
-        return
-    if protocol in PROTOCOLS:
-        raise ConfigError(f"protocol: {protocol!r} is not in this version yet.", remedy="Use folder.")
-    near = difflib.get_close_matches(protocol, PROTOCOLS, n=1)
-    raise ConfigError(
-        f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}.",
-        remedy=f"Did you mean {near[0]}?" if near else "Use folder.",
-    )
-
-
-def open_for(data: str | os.PathLike[str] | Source, *, split: str | None = None) -> Source:
-    """Open what is to be evaluated: a data SPEC's test, else val, else all; an open source as it is.
-
-    Raises:
-        ConfigError: a split for a source that is open already.
-    """
-    if isinstance(data, str | os.PathLike):
-        return open_split(data, "eval", split=split)
-    if split not in (None, data.split):
-        raise ConfigError(
-            f"split: expected none, since the source is open already, got {split!r}.",
-            remedy="Open that split of it, or give the data as a SPEC.",
-        )
-    return data
 
 
 def model_preprocessing(model: nn.Module) -> Preprocessing:
@@ -128,80 +123,12 @@ def model_preprocessing(model: nn.Module) -> Preprocessing:
     return Preprocessing.from_pretrained_cfg(cfg)
 
 
-def _count(
-    model: nn.Module,
-    loader: RaisingLoader,
-    part: Source,
-    classes: Sequence[str] | None,
-    device: torch.device,
-    progress: Callable[[int, int], None] | None,
-) -> Counts:
-    """Count over the images of this process."""
-    counts, mapping = Counts(), None
-    with _evaluation_mode(model):
-        for images_BCHW, labels_B, indices_B in loader:
-            logits_BK = _logits(model, images_BCHW.to(device, non_blocking=True))
-            if mapping is None:
-                mapping = torch.tensor(map_classes(part, classes, logits_BK.shape[1]))
-            counts.update(logits_BK, mapping[_require_labels(labels_B, indices_B, part)])
-            if progress is not None:
-                progress(counts.num_images, len(part))
-    return counts
-
-
-def _is_shared() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _raise_together(error: DeepcaitError | None) -> None:
-    """Raise the first error of any process in all of them: none waits for one that gave up, and rank 0 can tell."""
-    errors: list[Any] = [error]
-    if _is_shared():
-        errors = [None] * dist.get_world_size()
-        gather: Any = dist.all_gather_object  # its annotation is narrower than what it takes
-        gather(errors, error)
-    for raised in errors:
-        if raised is not None:
-            raise raised
-
-
-def _share(source: Source) -> Source:
-    """The images of this process: every world-size-th, from its rank on; no image twice."""
-    if not _is_shared():
-        return source
-    return Subset(source, range(dist.get_rank(), len(source), dist.get_world_size()), split=source.split)
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each module is in the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _logits(model: nn.Module, images_BCHW: Tensor) -> Tensor:
-    logits_BK = model(images_BCHW)
-    if not isinstance(logits_BK, Tensor) or logits_BK.ndim != 2 or logits_BK.shape[0] != images_BCHW.shape[0]:
-        got = tuple(logits_BK.shape) if isinstance(logits_BK, Tensor) else type(logits_BK).__name__
-        raise ShapeError(
-            f"model: expected logits (B={images_BCHW.shape[0]}, K), got {got}.",
-            remedy="Give a module that returns one row of logits an image.",
-        )
-    return logits_BK
-
-
-def _require_labels(labels_B: Tensor, indices_B: Tensor, source: Source) -> Tensor:
-    missing_B = labels_B == NO_LABEL
-    if missing_B.any():
-        where = source.locate(int(indices_B[missing_B][0]))
-        raise DataError(
-            f"{where}: expected an image with a label, got one without.",
-            remedy="Evaluate labelled data; `deepcait predict` takes images without labels.",
-        )
-    return labels_B
+def _tell(warnings: Sequence[str], warn: Callable[[str], None] | None) -> None:
+    if is_shared() and dist.get_rank() != 0:
+        return
+    for text in warnings:
+        if warn is not None:
+            warn(text)
+        else:
+            # The line of whoever called `evaluate`.
+            python_warnings.warn(text, UserWarning, stacklevel=3)

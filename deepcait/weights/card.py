@@ -77,6 +77,7 @@ def read_card(text: str) -> ModelCardData:
     Raises:
         ConfigError: none, or none that the hub reads.
     """
+    import yaml
     from huggingface_hub import ModelCard
     from huggingface_hub import ModelCardData as Metadata
 
@@ -84,7 +85,7 @@ def read_card(text: str) -> ModelCardData:
         metadata = ModelCard(text).data
         if not isinstance(metadata, Metadata) or not metadata.license:
             raise ValueError("no licence")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(
             f"card: expected metadata that the hub reads, got {error}.", remedy="Write it anew."
         ) from error

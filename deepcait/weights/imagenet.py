@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from deepcait.errors import WeightsError
 
 NUM_CLASSES = 1000
+# Sets of images of 200 of the classes each: the names under which their published accuracies stand.
+SUBSETS = ("imagenet_a", "imagenet_r")
+NUM_SUBSET = 200
 
 
 def wnids() -> list[str]:
@@ -51,9 +54,17 @@ def is_imagenet(classes: Sequence[str] | None) -> bool:
     return classes is not None and len(classes) == NUM_CLASSES and tuple(classes) == _wnids()
 
 
+def subset_name(classes: Iterable[str]) -> str | None:
+    """Which set of 200 of the classes these wnids are: "imagenet_a", "imagenet_r", or None."""
+    wanted = set(classes)
+    if len(wanted) != NUM_SUBSET:
+        return None
+    return next((name for name in SUBSETS if wanted == set(read_table(f"{name}_synsets.txt").split())), None)
+
+
 @functools.lru_cache(maxsize=1)
 def _wnids() -> tuple[str, ...]:
-    found = tuple(_table("imagenet_synsets.txt").split())
+    found = tuple(read_table("imagenet_synsets.txt").split())
     if len(found) != NUM_CLASSES or list(found) != sorted(found):
         raise WeightsError(
             f"timm's table of ImageNet: expected {NUM_CLASSES} sorted wnids, got {len(found)}.",
@@ -64,12 +75,17 @@ def _wnids() -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=1)
 def _name_of() -> dict[str, str]:
-    lines = (line.partition("\t") for line in _table("imagenet_synset_to_lemma.txt").splitlines())
+    lines = (line.partition("\t") for line in read_table("imagenet_synset_to_lemma.txt").splitlines())
     wanted = set(_wnids())
     return {wnid: name.strip() for wnid, _, name in lines if wnid in wanted}
 
 
-def _table(file: str) -> str:
+def read_table(file: str) -> str:
+    """The text of a table in timm's package, as it lies there; timm is not imported.
+
+    Raises:
+        WeightsError: this timm has no such table.
+    """
     spec = importlib.util.find_spec("timm")
     try:
         folder = Path(spec.origin if spec and spec.origin else "").parent / "data" / "_info"

@@ -46,4 +46,4 @@ def test_bare_integers_keep_the_released_head():
 def test_a_missing_table_says_so(monkeypatch):
     monkeypatch.setattr(imagenet.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(WeightsError, match="timm"):
-        imagenet._table("imagenet_synsets.txt")
+        imagenet.read_table("imagenet_synsets.txt")

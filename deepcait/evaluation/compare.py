@@ -1,0 +1,69 @@
+"""Whether one model is better than another on the same images, or only luckier."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from deepcait.errors import ConfigError
+from deepcait.evaluation.records import Records
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two models on the same images: what only one of them has right, and how likely luck explains it.
+
+    Args:
+        only_first, only_second: images that only this one answers right.
+        p_value: McNemar's exact test, two-sided: how often two equally good models would differ this much.
+    """
+
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def compare(first: Records, second: Records) -> Paired:
+    """Compare the first answers of two models, image by image.
+
+    Raises:
+        ConfigError: they were measured on other images.
+    """
+    if list(first.names) != list(second.names):
+        raise ConfigError(
+            "compare: expected two measurements of the same images, got others.",
+            remedy="Evaluate both models on the same data, split and protocol.",
+        )
+    return count_pairs(first.correct_N, second.correct_N)
+
+
+def count_pairs(first_N: Tensor, second_N: Tensor) -> Paired:
+    """Compare two rows of right and wrong answers."""
+    only_first, only_second = int((first_N & ~second_N).sum()), int((second_N & ~first_N).sum())
+    return Paired(only_first, only_second, mcnemar(only_first, only_second))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the two-sided p-value of McNemar's exact test: the images on which both agree say nothing.
+
+    >>> mcnemar(1, 9)
+    0.021484375
+
+    Args:
+        only_first, only_second: images that only one of the two has right; under equality a fair coin each.
+    """
+    num, fewer = only_first + only_second, min(only_first, only_second)
+    # Exact integers: 2^num overflows a float from 1,024 images on.
+    tail, term = 0, 1
+    for i in range(fewer + 1):
+        tail += term
+        term = term * (num - i) // (i + 1)
+    return min(1.0, _ratio(2 * tail, num))
+
+
+def _ratio(numerator: int, exponent: int) -> float:
+    """Return numerator / 2^exponent, for integers of any size."""
+    shift = max(0, numerator.bit_length() - 64)
+    return math.ldexp(float(numerator >> shift), shift - exponent)

@@ -1,0 +1,167 @@
+"""More than counts: per class, balanced, calibrated. All from the records of the images, in float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepcait.evaluation.counts import Metrics
+from deepcait.evaluation.intervals import bootstrap_mean, wilson
+from deepcait.evaluation.records import Records
+
+NUM_BINS = 15
+
+
+@dataclass(frozen=True)
+class PerClass:
+    """One value a class of the model, K in all; 0 where a denominator is 0.
+
+    Args:
+        support_K: images with this label. answered_K: images with this first answer. hits_K: both.
+    """
+
+    support_K: Tensor
+    answered_K: Tensor
+    hits_K: Tensor
+
+    @property
+    def recall_K(self) -> Tensor:  # noqa: N802 - the shape
+        """Accuracy on the images of the class."""
+        return _divide(self.hits_K, self.support_K)
+
+    @property
+    def precision_K(self) -> Tensor:  # noqa: N802
+        """How many of the answers with this class are right."""
+        return _divide(self.hits_K, self.answered_K)
+
+    @property
+    def f1_K(self) -> Tensor:  # noqa: N802
+        """Harmonic mean of the two."""
+        return _divide(2 * self.hits_K, self.support_K + self.answered_K)
+
+    def macro(self, values_K: Tensor) -> float:
+        """Mean over the classes that occur, as label or as answer."""
+        return values_K[(self.support_K + self.answered_K) > 0].mean().item()
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean recall over the classes that have images."""
+        return self.recall_K[self.support_K > 0].mean().item()
+
+
+def confusion(records: Records) -> Tensor:
+    """Return how often each first answer was given for each label, (K labels, K answers), integers.
+
+    An image with several labels counts for the answered one where it is among them, else for its first.
+    """
+    K = records.num_classes
+    return torch.bincount(records.label_N * K + records.first_N, minlength=K * K).reshape(K, K)
+
+
+def per_class(records: Records) -> PerClass:
+    """Count labels, first answers and hits of each class."""
+    K = records.num_classes
+    return PerClass(
+        support_K=torch.bincount(records.label_N, minlength=K),
+        answered_K=torch.bincount(records.first_N, minlength=K),
+        hits_K=torch.bincount(records.label_N[records.correct_N], minlength=K),
+    )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far confidence is to be believed, in M bins of equal width: [0, 1/M), ..., [(M-1)/M, 1].
+
+    Args:
+        num_M: images whose highest probability lies in the bin.
+        confidence_M, accuracy_M: their means; 0 in an empty bin.
+    """
+
+    num_M: Tensor
+    confidence_M: Tensor
+    accuracy_M: Tensor
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: the mean distance of the two, weighted by images; NaN without images."""
+        gaps_M = (self.confidence_M - self.accuracy_M).abs()
+        return ((gaps_M * self.num_M).sum() / self.num_M.sum()).item()
+
+
+def calibration(records: Records, num_bins: int = NUM_BINS) -> Calibration:
+    """Sort the images into bins by the probability of their first answer; an image with NaN is left out."""
+    confidences_N = records.probabilities_NT[:, 0]
+    finite_N = confidences_N.isfinite()
+    confidences_N, correct_N = confidences_N[finite_N], records.correct_N[finite_N].double()
+    edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64)
+    bins_N = (torch.bucketize(confidences_N, edges, right=True) - 1).clamp(max=num_bins - 1)
+    num_M = torch.bincount(bins_N, minlength=num_bins)
+    sums = [torch.bincount(bins_N, weights=values, minlength=num_bins) for values in (confidences_N, correct_N)]
+    return Calibration(num_M, *(_divide(values_M, num_M) for values_M in sums))
+
+
+def summarise(metrics: Metrics) -> dict[str, Any]:
+    """Return the figures beyond the counts, for JSON: balanced, macro, calibration, and 95 % intervals."""
+    records: Records = metrics.records
+    classes = per_class(records)
+    finite = bool(records.losses_N.isfinite().all())
+    intervals: dict[str, Any] = {
+        "top1": list(wilson(metrics.correct1, metrics.num_images)),
+        "top5": list(wilson(metrics.correct5, metrics.num_images)),
+        "loss": list(bootstrap_mean(records.losses_N)) if finite else None,
+    }
+    ece = calibration(records).ece
+    return {
+        "balanced_accuracy": classes.balanced_accuracy,
+        "macro_precision": classes.macro(classes.precision_K),
+        "macro_recall": classes.macro(classes.recall_K),
+        "macro_f1": classes.macro(classes.f1_K),
+        "ece": None if math.isnan(ece) else ece,
+        "intervals": intervals,
+    }
+
+
+def list_classes(records: Records) -> list[dict[str, Any]]:
+    """Return one object for each class that occurs, for JSON and CSV; `accuracy` is its recall."""
+    classes = per_class(records)
+    columns = (classes.support_K, classes.answered_K, classes.hits_K)
+    rates = (classes.recall_K, classes.precision_K, classes.f1_K)
+    return [
+        {
+            "index": index,
+            "class": records.class_name(index),
+            **dict(zip(("num_images", "num_answers", "num_correct"), (int(c[index]) for c in columns), strict=True)),
+            **dict(zip(("accuracy", "precision", "f1"), (float(r[index]) for r in rates), strict=True)),
+        }
+        for index in (classes.support_K + classes.answered_K).nonzero().flatten().tolist()
+    ]
+
+
+def list_confusion(records: Records) -> list[dict[str, int]]:
+    """Return the cells of the confusion matrix that are not 0: {label, answer, num_images}."""
+    pairs_N2 = torch.stack([records.label_N, records.first_N], dim=1)
+    cells, numbers = pairs_N2.unique(dim=0, return_counts=True)
+    return [
+        {"label": label, "answer": answer, "num_images": number}
+        for (label, answer), number in zip(cells.tolist(), numbers.tolist(), strict=True)
+    ]
+
+
+def list_reliability(records: Records) -> list[dict[str, float | int]]:
+    """Return the bins of the reliability curve."""
+    curve = calibration(records)
+    return [
+        {"from": i / NUM_BINS, "to": (i + 1) / NUM_BINS, "num_images": int(number), "confidence": c, "accuracy": a}
+        for i, (number, c, a) in enumerate(
+            zip(curve.num_M, curve.confidence_M.tolist(), curve.accuracy_M.tolist(), strict=True)
+        )
+    ]
+
+
+def _divide(numerators: Tensor, denominators: Tensor) -> Tensor:
+    """The quotients in float64; 0 where a denominator is 0."""
+    return numerators.double() / denominators.clamp(min=1).double()

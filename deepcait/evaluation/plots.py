@@ -1,0 +1,110 @@
+"""Pictures of a measurement: reliability, classes, confusion; each as PNG and SVG with its values as JSON beside."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deepcait.errors import ConfigError
+from deepcait.evaluation.metrics import confusion, list_classes, list_confusion, list_reliability
+from deepcait.evaluation.records import Records
+
+FORMATS = ("png", "svg")
+_MAX_NAMES = 40
+_COLOUR, _SECOND = "#2b6cb0", "#b7791f"
+
+
+def require_matplotlib() -> None:
+    """Pass where plots can be drawn, before any work is done.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    _figure_class()
+
+
+def write_plots(folder: Path, records: Records, title: str) -> list[Path]:
+    """Write reliability, per_class and confusion, each as .png, .svg and .json.
+
+    Args:
+        folder: created where it is missing; files of these names in it are replaced.
+        records: of one measurement.
+        title: above each picture.
+
+    Returns:
+        The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    drawings: dict[str, tuple[Callable[[Any, Records], None], list]] = {
+        "reliability": (_draw_reliability, list_reliability(records)),
+        "per_class": (_draw_classes, list_classes(records)),
+        "confusion": (_draw_confusion, list_confusion(records)),
+    }
+    files = []
+    for name, (draw, values) in drawings.items():
+        figure = _figure_class()(figsize=(7, 6), layout="constrained")
+        axes = figure.subplots()
+        draw(axes, records)
+        axes.set_title(title)
+        for suffix in FORMATS:
+            # Without a date in it, the same values make the same file.
+            metadata = {"Date": None} if suffix == "svg" else {}
+            files.append(folder / f"{name}.{suffix}")
+            figure.savefig(files[-1], dpi=150, metadata=metadata)
+        files.append(folder / f"{name}.json")
+        files[-1].write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return files
+
+
+def _figure_class() -> Any:
+    try:
+        # The class itself: pyplot would look for a screen and keep every figure alive.
+        return importlib.import_module("matplotlib.figure").Figure
+    except ImportError as error:
+        raise ConfigError(
+            f"plots: expected the package matplotlib, got: {error}.", remedy="pip install 'deepcait[explain]'"
+        ) from error
+
+
+def _draw_reliability(axes: Any, records: Records) -> None:
+    bins = list_reliability(records)
+    width, num = 1 / len(bins), sum(one["num_images"] for one in bins)
+    filled = [one for one in bins if one["num_images"]]
+    shares = [one["num_images"] / num for one in filled]
+    means = [[one[key] for one in filled] for key in ("confidence", "accuracy")]
+    left = [one["from"] for one in filled]
+    axes.bar(left, shares, width, align="edge", color=_SECOND, alpha=0.35, label="share of the images")
+    axes.plot([0, 1], [0, 1], "--", color="grey", linewidth=1, label="perfectly calibrated")
+    axes.plot(*means, "o-", color=_COLOUR, label="accuracy in the bin")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the first answer", ylabel="how often it is right")
+    axes.legend()
+
+
+def _draw_classes(axes: Any, records: Records) -> None:
+    classes = sorted(list_classes(records), key=lambda one: (one["accuracy"], one["index"]))
+    classes = [one for one in classes if one["num_images"]]
+    places = range(len(classes))
+    axes.barh(places, [100 * one["accuracy"] for one in classes], color=_COLOUR)
+    axes.set(xlabel="accuracy on the images of the class, %", xlim=(0, 100), ylim=(-0.5, len(classes) - 0.5))
+    if len(classes) <= _MAX_NAMES:
+        axes.set_yticks(places, [f"{one['class']} ({one['num_images']})" for one in classes])
+    else:
+        axes.set_ylabel(f"{len(classes):,} classes, the worst below")
+
+
+def _draw_confusion(axes: Any, records: Records) -> None:
+    """Only classes that occur; each row as shares of the images with that label."""
+    cells_KK = confusion(records).double()
+    used = (cells_KK.sum(0) + cells_KK.sum(1)).nonzero().flatten()
+    cells_UU = cells_KK[used][:, used]
+    shares_UU = cells_UU / cells_UU.sum(1, keepdim=True).clamp(min=1)
+    image = axes.imshow(shares_UU.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.figure.colorbar(image, ax=axes, label="share of the images with this label")
+    axes.set(xlabel="answer", ylabel="label")
+    if len(used) <= _MAX_NAMES:
+        names = [records.class_name(index) for index in used.tolist()]
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)

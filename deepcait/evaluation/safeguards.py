@@ -1,0 +1,197 @@
+"""Signs that a figure is wrong although nothing failed: guessing, a wrong class order, another preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepcait.data import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from deepcait.evaluation.classes import pretrained_cfg
+from deepcait.evaluation.compare import count_pairs
+from deepcait.evaluation.counts import Metrics
+from deepcait.evaluation.intervals import wilson
+from deepcait.evaluation.records import Records
+
+# What is said of fewer images is luck.
+_FEWEST_IMAGES = 30
+_NEAR_CHANCE = 0.02
+_SURE = 0.999
+_MIN_P_VALUE = 0.001
+_NUM_PROBED = 256
+_NUM_SHOWN = 4
+_NORMALISATIONS = {
+    "ImageNet's": (IMAGENET_MEAN, IMAGENET_STD),
+    "0.5 and 0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "0 and 1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+def near_chance(metrics: Metrics, num_possible: int) -> str | None:
+    """Warn where the accuracy can't be told from guessing among the possible classes."""
+    chance = 1 / num_possible
+    low, _ = wilson(metrics.correct1, metrics.num_images, _SURE)
+    if metrics.num_images < _FEWEST_IMAGES or num_possible < 2 or low > chance + _NEAR_CHANCE * (1 - chance):
+        return None
+    return (
+        f"top-1 {100 * metrics.top1:.2f} % is about what guessing gives ({100 * chance:.2f} %): the class order of "
+        "data and model may differ, the weights may be random ones, or the preprocessing another."
+    )
+
+
+def wrong_order(records: Records) -> tuple[str, dict[int, int]] | None:
+    """Warn where the answers are right but for the order of the classes, and propose the order.
+
+    A permutation is read off the confusion matrix of every second image and tested on the others, so that it can't
+    be found in noise: over the classes that it moves, it must be surely more than twice as often right.
+
+    Returns:
+        The warning, and for each class of the data that has images the class that its answers mean; None where the
+        order is right, or nothing sure can be said.
+    """
+    labels_N, answers_N = records.label_N, records.first_N
+    half_N = _every_second_of_its_class(labels_N)
+    order = _match(labels_N[half_N], answers_N[half_N])
+    moved = {label: answer for label, answer in order.items() if label != answer}
+    others = zip(labels_N[~half_N].tolist(), answers_N[~half_N].tolist(), strict=True)
+    tested = [(label, answer) for label, answer in others if label in moved]
+    num, num_within = len(tested), len(set(moved.values()) & set(order))
+    # Answers that are no classes of the data are no other order of them.
+    if num < _FEWEST_IMAGES or len(moved) < 2 or 2 * num_within < len(moved):
+        return None
+    low, _ = wilson(sum(moved[label] == answer for label, answer in tested), num, _SURE)
+    _, high = wilson(sum(label == answer for label, answer in tested), num, _SURE)
+    if low <= 2 * high:
+        return None
+    return _describe_order(records, moved, low), order
+
+
+def other_preprocessing(model: nn.Module, used: Preprocessing) -> str | None:
+    """Warn where the preprocessing is another than the model declares in its `pretrained_cfg`."""
+    cfg = pretrained_cfg(model)
+    facts: list[tuple[str, Any, Any]] = []
+    for key, name, got in (
+        ("mean", "mean", used.mean),
+        ("std", "std", used.std),
+        ("interpolation", "interpolation", used.interpolation),
+        ("crop_pct", "crop ratio", used.crop_ratio),
+        ("input_size", "image size", (used.channels, *used.img_size)),
+    ):
+        declared = cfg.get(key)
+        declared = tuple(declared) if isinstance(declared, list | tuple) else declared
+        if declared is not None and not _equal(declared, got):
+            facts.append((name, declared, got))
+    if not facts:
+        return None
+    told = "; ".join(f"{name} {_text(declared)}, got {_text(got)}" for name, declared, got in facts)
+    return f"preprocessing: expected the model's own {told}. The accuracy is not that of the model as it was trained."
+
+
+def declares_normalisation(model: nn.Module) -> bool:
+    """Whether the model says how its images are normalised."""
+    return pretrained_cfg(model).get("mean") is not None
+
+
+def better_normalisation(
+    records: Records, used: Preprocessing, measure: Callable[[Preprocessing, Sequence[int]], Records]
+) -> str | None:
+    """Warn where a model that declares nothing answers surely better with another common mean and std.
+
+    The model is asked about at most 256 of the images again, under each of the common normalisations; McNemar's
+    test on these images must exclude luck.
+
+    Args:
+        records: of all images, under `used`.
+        measure: (preprocessing, rows of the records) -> records of these images.
+    """
+    if len(records) < _FEWEST_IMAGES or used.channels != len(IMAGENET_MEAN):
+        return None
+    rows = torch.linspace(0, len(records) - 1, min(len(records), _NUM_PROBED)).long()
+    own_N, best = records.correct_N[rows], None
+    for name, (mean, std) in _NORMALISATIONS.items():
+        if _equal(mean, used.mean) and _equal(std, used.std):
+            continue
+        other = Preprocessing(used.img_size, mean, std, used.interpolation, used.crop_ratio)
+        correct_N = measure(other, rows.tolist()).correct_N
+        paired = count_pairs(correct_N, own_N)
+        if paired.only_first > paired.only_second and paired.p_value < _MIN_P_VALUE:
+            if best is None or int(correct_N.sum()) > best[0]:
+                best = (int(correct_N.sum()), name, mean, std)
+    if best is None:
+        return None
+    right, name, mean, std = best
+    return (
+        f"preprocessing: with mean and std {name} ({_text(mean)} and {_text(std)}) the model has {right:,} of "
+        f"{len(rows):,} images right, with those used ({_text(used.mean)} and {_text(used.std)}) {int(own_N.sum()):,}: "
+        "it was probably trained with the former."
+    )
+
+
+def _every_second_of_its_class(labels_N: Tensor) -> Tensor:
+    """Which images are the first, third, ... of their class."""
+    half_N = torch.zeros(len(labels_N), dtype=torch.bool)
+    for label in labels_N.unique().tolist():
+        half_N[(labels_N == label).nonzero().flatten()[::2]] = True
+    return half_N
+
+
+def _match(labels_N: Tensor, answers_N: Tensor) -> dict[int, int]:
+    """Give each label an answer of its own: the largest share of its images first; equals stay as they are."""
+    num_of = dict(zip(*(column.tolist() for column in labels_N.unique(return_counts=True)), strict=True))
+    cells_C2, numbers_C = torch.stack([labels_N, answers_N], 1).unique(dim=0, return_counts=True)
+    cells = [
+        (-number / num_of[label], label != answer, label, answer)
+        for (label, answer), number in zip(cells_C2.tolist(), numbers_C.tolist(), strict=True)
+    ]
+    order: dict[int, int] = {}
+    taken: set[int] = set()
+    for _, _, label, answer in sorted(cells):
+        if label not in order and answer not in taken:
+            order[label] = answer
+            taken.add(answer)
+    return order
+
+
+def _describe_order(records: Records, moved: dict[int, int], share: float) -> str:
+    pairs = [f"{records.class_name(label)} -> {records.class_name(answer)}" for label, answer in moved.items()]
+    rest = len(pairs) - _NUM_SHOWN
+    shown = ", ".join(pairs[:_NUM_SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")
+    shifts = {(answer - label) for label, answer in moved.items()}
+    cause = ""
+    if len(shifts) == 1:
+        (shift,) = shifts
+        cause = f" Every answer is the label {'+' if shift > 0 else '-'} {abs(shift)}: labels are off by {abs(shift)}."
+    elif _is_text_order(moved):
+        cause = " It is the order of numbers sorted as text (0, 1, 10, 100, ...)."
+    return (
+        f"class order: the confusion matrix is a permutation: over {share:.0%} of the images of {len(moved):,} classes "
+        f"are answered by another class, each by one of its own ({shown}).{cause} The classes of data and model stand "
+        "in another order; give the model's with classes=, or name the data's folders as the model names its classes."
+    )
+
+
+def _is_text_order(moved: dict[int, int]) -> bool:
+    """Whether classes moved as numbers do that are sorted as text."""
+    for num_classes in {max(*moved, *moved.values()) + 1, 10, 100, 1000}:
+        as_text = sorted(range(num_classes), key=str)
+        inverse = {number: place for place, number in enumerate(as_text)}
+        for order in (dict(enumerate(as_text)), inverse):
+            if all(order.get(label) == answer for label, answer in moved.items()):
+                return True
+    return False
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(_equal(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return abs(one - other) < 1e-6
+    return one == other
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(f"{part:g}" for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,152 @@
+"""What was measured as files: a row a model (Markdown, CSV, JSON), and a row an image (CSV)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deepcait.errors import ConfigError
+from deepcait.evaluation.metrics import list_classes, list_confusion, list_reliability
+from deepcait.evaluation.records import Records
+from deepcait.weights.atomic import write_bytes
+
+TABLE_SUFFIXES = (".md", ".csv", ".json")
+IMAGE_COLUMNS = (
+    *("path", "label", "predictions", "probabilities", "correct", "loss"),
+    *("label_name", "prediction_name", "model", "img_size"),
+)
+_ACCURACY = {"folder": "top-1", "imagenet": "ImNet top-1", "real": "ReaL top-1", "v2": "V2 top-1"}
+
+
+def require_file(path: Path, suffixes: Sequence[str], option: str) -> None:
+    """Pass for a file that can be written, before any work is done.
+
+    Raises:
+        ConfigError: another ending, a folder, or no folder to write in.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise ConfigError(
+            f"{option}: expected a file that ends in {' or '.join(suffixes)}, got {str(path)!r}.",
+            remedy="The ending says which form is written.",
+        )
+    if path.is_dir() or not path.parent.is_dir():
+        got = "a folder" if path.is_dir() else f"no folder {path.parent}"
+        raise ConfigError(f"{option}: expected a file in a folder that exists, got {got}.", remedy="Create the folder.")
+
+
+def write_table(
+    path: Path, rows: Sequence[Mapping[str, Any]], records: Sequence[Records], stamp: Mapping[str, Any]
+) -> None:
+    """Write the rows of several measurements as the file's ending says; JSON has everything, per class too.
+
+    Args:
+        path: ends in .md, .csv or .json.
+        rows: as `eval --json` prints them.
+        records: of the same measurements.
+        stamp: where the figures come from: command, date, commit, versions, hardware.
+    """
+    if path.suffix.lower() == ".json":
+        full = [dict(row) | detail(own) for row, own in zip(rows, records, strict=True)]
+        text = json.dumps({**stamp, "results": full}, indent=1, allow_nan=False) + "\n"
+    elif path.suffix.lower() == ".csv":
+        text = _csv([_flat(row) for row in rows])
+    else:
+        text = markdown(rows) + f"\n`{stamp['command']}`, {stamp['date']}, commit {stamp['commit']}.\n"
+    write_bytes(path, text.encode("utf-8"))
+
+
+def detail(records: Records) -> dict[str, Any]:
+    """Return what has more than one value: each class, the confusion matrix, the reliability curve."""
+    return {
+        "per_class": list_classes(records),
+        "confusion": list_confusion(records),
+        "reliability": list_reliability(records),
+    }
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table like the paper's: parameters, multiply-adds, resolution, accuracies in percent."""
+    several = len(rows) > 1
+    columns = ["model", "params (M)", "GMACs", "px", _ACCURACY[rows[0]["protocol"]], "95 % interval", "top-5", "loss"]
+    columns += ["expected"] + (["against the first (p)"] if several else [])
+    lines = ["| " + " | ".join(columns) + " |", "| --- |" + " ---: |" * (len(columns) - 1)]
+    for row in rows:
+        low, high = row["intervals"]["top1"]
+        cells = [
+            f"`{row['model']}`",
+            f"{row['params'] / 1e6:.1f}",
+            f"{row['gmacs']:.2f}",
+            _pixels(row["img_size"]),
+            f"{100 * row['top1']:.2f}",
+            f"{100 * low:.2f} to {100 * high:.2f}",
+            f"{100 * row['top5']:.2f}",
+            "" if row["loss"] is None else f"{row['loss']:.4f}",
+            "" if row["expected"] is None else f"{100 * row['expected']['top1']:.2f}",
+        ]
+        if several:
+            cells.append("" if row is rows[0] else _against_first(row))
+        lines.append("| " + " | ".join(cells) + " |")
+    first = rows[0]
+    lines.append(f"\n{first['num_images']:,} images of {first['data']}, protocol {first['protocol']}.")
+    return "\n".join(lines) + "\n"
+
+
+def write_images(path: Path, measured: Sequence[tuple[Mapping[str, Any], Records]]) -> None:
+    """Write one row an image: its name, labels, best answers and their probabilities; parted by blanks.
+
+    Args:
+        path: the CSV file.
+        measured: a row of `eval --json` with its records, one or several.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(IMAGE_COLUMNS)
+    for row, records in measured:
+        tail = (row["model"], _pixels(row["img_size"]))
+        answers, probabilities = records.answers_NT.tolist(), records.probabilities_NT.tolist()
+        label, loss, correct = records.label_N.tolist(), records.losses_N.tolist(), records.correct_N.tolist()
+        for i, name in enumerate(records.names):
+            cells = (
+                name,
+                " ".join(map(str, records.row_labels(i))),
+                " ".join(map(str, answers[i])),
+                " ".join(map(repr, probabilities[i])),
+                int(correct[i]),
+                repr(loss[i]),
+                records.class_name(label[i]),
+                records.class_name(answers[i][0]),
+            )
+            writer.writerow((*cells, *tail))
+    write_bytes(path, text.getvalue().encode("utf-8"))
+
+
+def _against_first(row: Mapping[str, Any]) -> str:
+    paired = row["paired"][0]
+    return f"+{paired['only_this']} -{paired['only_other']} ({paired['p_value']:.2g})"
+
+
+def _pixels(img_size: int | Sequence[int]) -> str:
+    return str(img_size) if isinstance(img_size, int) else " x ".join(map(str, img_size))
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a row that fit a cell; intervals as two columns, the expected accuracy as one."""
+    flat = {key: value for key, value in row.items() if not isinstance(value, list | dict)}
+    flat["img_size"] = _pixels(row["img_size"])
+    for key, ends in row["intervals"].items():
+        flat[f"{key}_low"], flat[f"{key}_high"] = ends or ("", "")
+    flat["expected_top1"] = row["expected"]["top1"] if row["expected"] else ""
+    flat["warnings"] = " ".join(row["warnings"])
+    return flat
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
