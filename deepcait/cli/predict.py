@@ -4,7 +4,7 @@ Examples:
     deepcait predict runs/pets cat.jpg                    five answers with their probabilities
     deepcait predict runs/pets photos/ --topk 1           every picture below a folder
     deepcait predict runs/pets photos/ --out answers.csv  one row an answer; .jsonl: one line a picture
-    deepcait predict runs/pets photos/ --embeddings features.npz    `file` and `embedding`, a row a picture
+    deepcait predict runs/pets photos/ --embeddings features.npz    a row a picture
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Args:
     out: str | None = None
     """Write to this file, .csv or .jsonl, instead of printing."""
     embeddings: Path | None = None
-    """Write the features that the classifier's head reads to this .npz: arrays `file` (N) and `embedding` (N, D)."""
+    """Write the features that the classifier's head reads to this .npz: arrays `files` (N) and `embeddings` (N, D)."""
     batch_size: int = 32
     """Pictures that pass through the network at once."""
     json: bool = False
@@ -134,7 +134,7 @@ def _write_embeddings(path: Path, paths: Sequence[Path], features: Sequence[Tens
     from deepcait.weights.atomic import write_bytes
 
     content = io.BytesIO()
-    np.savez(content, file=np.array([str(name) for name in paths]), embedding=torch.cat(list(features)).numpy())
+    np.savez(content, files=np.array([str(name) for name in paths]), embeddings=torch.cat(list(features)).numpy())
     write_bytes(path, content.getvalue())
 
 

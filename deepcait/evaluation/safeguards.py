@@ -22,11 +22,12 @@ _SURE = 0.999
 _MIN_P_VALUE = 0.001
 _NUM_PROBED = 256
 _NUM_SHOWN = 4
-_NORMALISATIONS = {
-    "ImageNet's": (IMAGENET_MEAN, IMAGENET_STD),
-    "0.5 and 0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "0 and 1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-}
+# ImageNet's; that of Inception, Lite and most vision transformers; none.
+_NORMALISATIONS = (
+    (IMAGENET_MEAN, IMAGENET_STD),
+    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+)
 
 
 def near_chance(metrics: Metrics, num_possible: int) -> str | None:
@@ -65,6 +66,9 @@ def wrong_order(records: Records) -> tuple[str, dict[int, int]] | None:
     _, high = wilson(sum(label == answer for label, answer in tested), num, _SURE)
     if low <= 2 * high:
         return None
+    # Sure that there is one: the proposal may use all images.
+    order = _match(labels_N, answers_N)
+    moved = {label: answer for label, answer in order.items() if label != answer}
     return _describe_order(records, moved, low), order
 
 
@@ -109,23 +113,23 @@ def better_normalisation(
     if len(records) < _FEWEST_IMAGES or used.channels != len(IMAGENET_MEAN):
         return None
     rows = torch.linspace(0, len(records) - 1, min(len(records), _NUM_PROBED)).long()
-    own_N, best = records.correct_N[rows], None
-    for name, (mean, std) in _NORMALISATIONS.items():
+    own_N = records.correct_N[rows]
+    better: list[tuple[int, Preprocessing]] = []
+    for mean, std in _NORMALISATIONS:
         if _equal(mean, used.mean) and _equal(std, used.std):
             continue
         other = Preprocessing(used.img_size, mean, std, used.interpolation, used.crop_ratio)
         correct_N = measure(other, rows.tolist()).correct_N
         paired = count_pairs(correct_N, own_N)
         if paired.only_first > paired.only_second and paired.p_value < _MIN_P_VALUE:
-            if best is None or int(correct_N.sum()) > best[0]:
-                best = (int(correct_N.sum()), name, mean, std)
-    if best is None:
+            better.append((int(correct_N.sum()), other))
+    if not better:
         return None
-    right, name, mean, std = best
+    num_correct, other = max(better, key=lambda one: one[0])
     return (
-        f"preprocessing: with mean and std {name} ({_text(mean)} and {_text(std)}) the model has {right:,} of "
-        f"{len(rows):,} images right, with those used ({_text(used.mean)} and {_text(used.std)}) {int(own_N.sum()):,}: "
-        "it was probably trained with the former."
+        f"preprocessing: with mean {_text(other.mean)} and std {_text(other.std)} the model has {num_correct:,} of "
+        f"{len(rows):,} images right, with mean {_text(used.mean)} and std {_text(used.std)} as used "
+        f"{int(own_N.sum()):,}: it was probably trained with the former."
     )
 
 

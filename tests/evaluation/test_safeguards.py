@@ -1,0 +1,262 @@
+"""The safeguards warn where they should, only there, and are missed where they are taken away."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import deepcait
+from deepcait.data import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Subset, open_source
+from deepcait.evaluation import evaluate
+from deepcait.evaluation import evaluate as evaluate_function
+from deepcait.evaluation.counts import Counts
+from deepcait.evaluation.expected import Expected, differs, expected_accuracy
+from deepcait.evaluation.records import join, record
+from deepcait.evaluation.safeguards import near_chance, other_preprocessing, wrong_order
+from deepcait.weights import Resolved
+from tests.evaluation.tiny_imagenet import PLAIN, GreyModel, build_v2
+
+evaluate_module = __import__("sys").modules[evaluate_function.__module__]
+V2_MODEL = {"num_classes": 12, "step": 16}
+
+
+def make_records(labels, answers, num_classes):
+    """Records of images with these labels and answers."""
+    labels, answers = torch.as_tensor(labels), torch.as_tensor(answers)
+    logits = 5.0 * torch.nn.functional.one_hot(answers, num_classes).double()
+    ranks = (labels != answers).long()
+    rows = torch.arange(len(labels))
+    part = record(rows, logits, labels[:, None], (ranks, torch.ones(len(labels))), num_classes)
+    return join([part], [str(row) for row in rows.tolist()], None)
+
+
+def answers_of(labels, accuracy, num_classes):
+    """What a model of this accuracy answers; its errors fall anywhere."""
+    wrong = torch.randint(0, num_classes, labels.shape)
+    return torch.where(torch.rand(labels.shape) < accuracy, labels, wrong)
+
+
+# -- the order of the classes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "num_each", "accuracy"), [(10, 30, 0.45), (10, 100, 0.9), (100, 10, 0.6), (2, 60, 0.9)]
+)
+def test_a_permuted_class_order_is_found_and_proposed(num_classes, num_each, accuracy):
+    labels = torch.arange(num_classes).repeat(num_each)
+    order = torch.arange(num_classes).roll(1) if num_classes == 2 else torch.randperm(num_classes)
+    records = make_records(labels, order[answers_of(labels, accuracy, num_classes)], num_classes)
+    text, proposed = wrong_order(records)
+    assert "confusion matrix is a permutation" in text
+    right = sum(proposed.get(label) == order[label] for label in range(num_classes))
+    assert right >= 0.95 * num_classes
+    # Read with the proposed order, the answers are as good as they were.
+    again = {answer: label for label, answer in proposed.items()}
+    mended = torch.tensor([again.get(answer, -1) for answer in records.first_N.tolist()])
+    assert (mended == labels).float().mean() > accuracy - 0.05
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 10, 100])
+@pytest.mark.parametrize("accuracy", [0.0, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("num_images", [20, 53, 500, 5000])
+def test_no_order_is_found_where_it_is_right_or_there_is_none(num_classes, accuracy, num_images):
+    for _ in range(5):
+        labels = torch.randint(0, num_classes, (num_images,))
+        assert wrong_order(make_records(labels, answers_of(labels, accuracy, num_classes), num_classes)) is None
+
+
+def test_one_answer_for_everything_is_no_order():
+    labels = torch.arange(10).repeat(50)
+    assert wrong_order(make_records(labels, torch.full_like(labels, 3), 10)) is None
+    # A few classes stand for all, outside those of the data.
+    assert wrong_order(make_records(labels % 2, 5 + labels % 2, 10)) is None
+
+
+def test_two_classes_that_are_mixed_up_by_half_are_no_order():
+    labels = torch.arange(10).repeat(60)
+    swapped = torch.arange(10)
+    swapped[[4, 5]] = torch.tensor([5, 4])
+    half = torch.where(torch.rand(labels.shape) < 0.55, swapped[labels], labels)
+    assert wrong_order(make_records(labels, half, 10)) is None
+    # Two swapped folders are found although the other eight are right.
+    text, proposed = wrong_order(make_records(labels, swapped[labels], 10))
+    assert proposed[4] == 5
+    assert "2 classes" in text
+
+
+def test_an_offset_of_one_is_named():
+    labels = torch.arange(20).repeat(10)
+    text, _ = wrong_order(make_records(labels, (labels - 1).clamp(min=0), 1000))
+    assert "off by 1" in text
+
+
+def test_evaluate_proposes_the_order(tmp_path, monkeypatch):
+    build_v2(tmp_path, 12)
+    names = [str(index) for index in range(12)]
+    right = evaluate(GreyModel(names, **V2_MODEL), tmp_path, preprocessing=PLAIN, warn=pytest.fail)
+    assert (right.proposed_order, right.warnings) == (None, ())
+    reversed_names = GreyModel(names[::-1], **V2_MODEL)
+    told = []
+    metrics = evaluate(reversed_names, tmp_path, preprocessing=PLAIN, warn=told.append)
+    assert list(metrics.warnings) == told
+    assert any("class order" in text for text in told)
+    assert metrics.proposed_order == {index: 11 - index for index in range(12)}
+    monkeypatch.setattr(evaluate_module, "wrong_order", lambda records: None)
+    assert not any("class order:" in text for text in evaluate(
+        reversed_names, tmp_path, preprocessing=PLAIN, warn=told.append).warnings)  # fmt: skip
+
+
+# -- guessing ---------------------------------------------------------------------------------------------------------
+
+
+def counted(correct, num):
+    return Counts(num, correct, correct, 0).metrics()
+
+
+@pytest.mark.parametrize(
+    ("correct", "num", "num_classes", "warned"),
+    [
+        (50, 50_000, 1000, True),
+        (600, 50_000, 1000, True),  # sorted as text: a perfect model has 1.2 %
+        (2_000, 50_000, 1000, False),
+        (53, 530, 10, True),
+        (120, 530, 10, False),
+        (50, 100, 2, True),
+        (80, 100, 2, False),
+        (0, 12, 10, False),  # too few to say
+        (100, 100, 1, False),
+    ],
+)
+def test_near_chance(correct, num, num_classes, warned):
+    assert (near_chance(counted(correct, num), num_classes) is not None) == warned
+
+
+def test_evaluate_warns_of_guessing(tmp_path, monkeypatch):
+    build_v2(tmp_path, 12)
+    blind = GreyModel(**V2_MODEL)
+    blind.greys_K = blind.greys_K + 1000  # the last class always wins
+    with pytest.warns(UserWarning, match=r"8\.33 % is about what guessing gives \(8\.33 %\)") as caught:
+        evaluate(blind, tmp_path, preprocessing=PLAIN)
+    assert caught[0].filename == __file__
+    monkeypatch.setattr(evaluate_module, "near_chance", lambda metrics, num_possible: None)
+    assert not any("guessing" in t for t in evaluate(blind, tmp_path, preprocessing=PLAIN, warn=print).warnings)
+
+
+# -- preprocessing ----------------------------------------------------------------------------------------------------
+
+OWN = Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.875)
+
+
+class Declared(nn.Module):
+    def __init__(self, **attributes):
+        super().__init__()
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Declared(pretrained_cfg=OWN.to_pretrained_cfg()),
+        Declared(default_cfg=OWN.to_pretrained_cfg()),
+        Declared(preprocessing=OWN),
+        Declared(module=Declared(pretrained_cfg=OWN.to_pretrained_cfg())),
+    ],
+)
+def test_another_preprocessing_than_the_model_s_own_is_told(model):
+    assert other_preprocessing(model, OWN) is None
+    text = other_preprocessing(model, Preprocessing((8, 8), crop_ratio=1.0))
+    assert "mean 0.5 0.5 0.5, got 0.485 0.456 0.406" in text
+    assert "std" in text
+    assert "crop ratio 0.875, got 1" in text
+    assert "interpolation" not in text
+    assert "image size 3 8 8, got 3 9 9" in other_preprocessing(model, Preprocessing((9, 9), OWN.mean, OWN.std))
+    assert other_preprocessing(Declared(), OWN) is None
+
+
+def test_evaluate_warns_of_another_preprocessing(monkeypatch):
+    model = deepcait.create_model("cait_nano_32")
+    few = Subset(open_source("builtin:demo", "test"), range(0, 500, 50), split="test")
+    own = Preprocessing.from_pretrained_cfg(model.pretrained_cfg)
+    other = Preprocessing(own.img_size, (0.1, 0.2, 0.3), own.std, own.interpolation, own.crop_ratio)
+
+    def warnings(preprocessing):
+        return [text for text in evaluate(
+            model, few, preprocessing=preprocessing, warn=print).warnings
+            if text.startswith("preprocessing")]  # fmt: skip
+
+    assert warnings(own) == []
+    assert warnings(None) == []
+    assert "mean" in warnings(other)[0]
+    monkeypatch.setattr(evaluate_module, "other_preprocessing", lambda model, preprocessing: None)
+    assert warnings(other) == []
+
+
+class Trained(nn.Module):
+    """Tells light from dark, right only where it sees pictures through mean 0.5 and std 0.5; declares nothing."""
+
+    def forward(self, images_BCHW):
+        values_B = images_BCHW.mean((1, 2, 3))
+        # Four classes, at -0.8, -0.3, 0.3, 0.8.
+        return -(values_B[:, None] - torch.tensor([-0.8, -0.3, 0.3, 0.8])).abs()
+
+
+def test_a_model_that_declares_nothing_is_asked(tmp_path, monkeypatch):
+    for label, value in enumerate((-0.8, -0.3, 0.3, 0.8)):
+        (tmp_path / str(label)).mkdir()
+        for number in range(15):
+            grey = round(255 * (0.5 + 0.5 * value)) + number - 7
+            Image.new("RGB", (8, 8), (grey,) * 3).save(tmp_path / str(label) / f"{number}.png")
+    own, wrong = (Preprocessing((8, 8), *pair) for pair in (((0.5,) * 3, (0.5,) * 3), (IMAGENET_MEAN, IMAGENET_STD)))
+    good = evaluate(Trained(), tmp_path, preprocessing=own, warn=pytest.fail)
+    assert good.correct1 == 60
+    bad = evaluate(Trained(), tmp_path, preprocessing=wrong, warn=print)
+    assert bad.correct1 < 60
+    (text,) = [text for text in bad.warnings if text.startswith("preprocessing")]
+    assert "with mean 0.5 0.5 0.5 and std 0.5 0.5 0.5 the model has 60 of 60 images right" in text
+    monkeypatch.setattr(evaluate_module, "better_normalisation", lambda *_: None)
+    assert not any(t.startswith("preprocessing") for t in evaluate(
+        Trained(), tmp_path, preprocessing=wrong, warn=print).warnings)  # fmt: skip
+
+
+# -- what a released model reaches ------------------------------------------------------------------------------------
+
+
+def resolved(name, kind="name", provenance=None) -> Resolved:
+    model = deepcait.create_model("cait_nano_32")
+    return Resolved(
+        spec=name, kind=kind, model=model, name=name, classes=None, pretrained_cfg={}, provenance=provenance or {}
+    )
+
+
+class Data:
+    classes = ("cat", "dog")
+
+
+def test_the_accuracy_expected_of_a_released_model():
+    xxs24 = resolved("cait_xxs24_224")
+    assert expected_accuracy(xxs24, "imagenet", Data()) == Expected(0.784, 0.94326)
+    assert expected_accuracy(xxs24, "real", Data()) == Expected(0.8524, 0.96714)
+    assert expected_accuracy(xxs24, "v2", Data()) == Expected(0.6729, 0.8751)
+    assert expected_accuracy(xxs24, "folder", Data()) is None
+    assert expected_accuracy(resolved("cait_xs36_224"), "imagenet", Data()) is None  # never released
+    assert expected_accuracy(resolved("cait_xxs24_224", "run"), "imagenet", Data()) is None  # weights of one's own
+    hub = resolved("cait_xxs24_224", "hub", {"hub_id": "timm/cait_xxs24_224.fb_dist_in1k"})
+    assert expected_accuracy(hub, "imagenet", Data()) == Expected(0.784, 0.94326)
+
+
+def test_imagenet_a_and_r_are_recognised_by_their_classes():
+    from deepcait.weights.imagenet import read_table
+
+    for subset, top1 in (("imagenet_a", 0.1488), ("imagenet_r", 0.4143)):
+        data = Data()
+        data.classes = read_table(f"{subset}_synsets.txt").split()
+        assert expected_accuracy(resolved("cait_xxs24_224"), "folder", data, "data") == Expected(top1, None)
+        assert expected_accuracy(resolved("cait_xxs24_224"), "folder", data) is None
+
+
+def test_another_accuracy_than_expected_is_told():
+    assert differs(Expected(0.784, None), 0.7838) is None
+    assert "expected 78.40 %" in differs(Expected(0.784, None), 0.74)
