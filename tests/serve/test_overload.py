@@ -179,7 +179,9 @@ def test_the_command():
 def test_retry_after_grows_with_the_queue(patient):
     with live(patient, max_batch=1, max_queue=3, max_images=3, max_wait_s=0) as running:
         running.service.pipeline._image_s = 4.0
-        first = send_all(running, 4)
+        first = send_all(running, 1)
+        wait_until(lambda: patient.batches == [1])
+        first += send_all(running, 3)
         wait_until(lambda: running.service.pipeline.num_waiting == 3)
         reply = running.ask(GOOD)
         assert_overloaded(reply)
