@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepcait.cli.console import Console, percent
+from deepcait.cli.report import write_at_end
 
 _SHOWN = 6
 
@@ -43,6 +44,9 @@ def run(args: Args) -> int | None:
     )
     pictures = _classify(folder, console)
     console.say(f"\nmodel          {folder / 'best'}")
+    report = write_at_end(folder, console)
+    if report is not None:
+        console.say(f"page           {report}")
     console.say(f"curves         {folder / 'metrics.csv'}")
     console.say(f"try            deepcait predict {folder} PICTURE")
     console.say(f"took           {time.monotonic() - began:.0f} s")

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from deepcait.cli.console import Console
+from deepcait.cli.console import Console, is_main_process
+from deepcait.cli.report import write_at_end
 
 if TYPE_CHECKING:
     from deepcait.train.recipe import Recipe
@@ -74,6 +75,8 @@ def run(args: Args) -> int | None:
     outcome = train(recipe, args.out, evaluate=_evaluate, resume=args.resume, say=console.say)
     console.say(f"done: best top-1 {outcome.best_top1:.2%} in epoch {outcome.best_epoch}")
     console.say(f"model:     {args.out / 'best'}")
+    if recipe.keep.report and is_main_process():
+        write_at_end(args.out, console)
     console.say(f"next:      deepcait predict {args.out} PICTURE")
     console.result(_facts(args.out))
 

@@ -183,6 +183,8 @@ class Keep:
     """Write TensorBoard files into the run; needs deepcait[track]."""
     tracker: str = ""
     """wandb or trackio, to hear every row too; empty for none."""
+    report: bool = True
+    """Write `report.html` at the end, which asks the best model about the validation images once more."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,7 @@ _FREE_ON_RESUME = (
     "data.cache",
     "keep.checkpoint",
     "keep.max_skipped_steps",
+    "keep.report",
     "keep.tensorboard",
     "keep.tracker",
 )
