@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from deepcait.data import Preprocessing, open_image
 from deepcait.data.image import to_rgb
 from deepcait.errors import ConfigError, ShapeError, WeightsError
+from deepcait.explain import DEFAULT_METHODS, Explanation, explain_image
 from deepcait.model import CaiT
 from deepcait.weights import resolve, save_artefact
 from deepcait.weights.imagenet import readable
@@ -58,7 +60,7 @@ def load(
 
 
 class Classifier:
-    """A model that predicts, and saves itself whole.
+    """A model that predicts, explains itself, and saves itself whole.
 
     Args:
         model: put into evaluation mode and moved to the device.
@@ -168,6 +170,53 @@ class Classifier:
         with torch.no_grad():
             tokens_BTD = self.model.forward_features(images_BCHW.to(self.device))
             return self.model.forward_head(tokens_BTD, pre_logits=True).cpu()
+
+    def explain(
+        self,
+        image: Picture,
+        *,
+        target: int | str | None = None,
+        methods: Sequence[str] = DEFAULT_METHODS,
+        steps: int = 0,
+    ) -> Explanation:
+        """Return where the model looked in one picture, and how true each map is to it.
+
+        Args:
+            image: path or picture.
+            target: index or name of the class asked about; None takes the most probable.
+            methods: of `deepcait.explain.METHODS`; class attention is always among the maps.
+            steps: parts of deletion and insertion, which score the maps; 0 leaves them out.
+
+        Raises:
+            ConfigError: an unknown class or method, or a package of deepcait[explain] is missing.
+            ImageError: a picture that can't be read.
+        """
+        picture = _open(image)
+        return explain_image(
+            self.model,
+            self.preprocessing(picture).to(self.device),
+            self.preprocessing.frame(picture),
+            target=self.index(target) if isinstance(target, str) else target,
+            labels=[self.label(index) for index in range(self.model.num_classes)],
+            methods=methods,
+            steps=steps,
+        )
+
+    def index(self, name: str) -> int:
+        """Return the index of a class by its name, its stored name, or its index as text.
+
+        Raises:
+            ConfigError: the model has no such class; similar names are suggested.
+        """
+        names = [self.label(index) for index in range(self.model.num_classes)]
+        for known in (names, self.classes or [], [str(index) for index in range(len(names))]):
+            if name in known:
+                return known.index(name)
+        near = difflib.get_close_matches(name, names, n=3)
+        raise ConfigError(
+            f"class: expected one of the model's {len(names)}, got {name!r}.",
+            remedy=f"Did you mean {' or '.join(near)}?" if near else "`deepcait info SPEC` lists them.",
+        )
 
     def label(self, index: int) -> str:
         """Return the name of a class, read out where it is a wnid; the index as text where the model has no names."""

@@ -33,8 +33,8 @@ STOREY = {
 # Inside a room a file imports only from files before it. A room's __init__ comes after all of them.
 ORDER = {
     "model": [
-        "variants", "alternatives", "embedding", "lean", "attention", "block", "cait", "ablation_init", "ablation",
-        "convnet", "networks",
+        "variants", "alternatives", "embedding", "lean", "attention", "block", "cait", "trace", "ablation_init",
+        "ablation", "convnet", "networks",
     ],
     "weights": [
         "published", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "hints", "adapt", "atomic", "timm_layout",
@@ -55,12 +55,17 @@ ORDER = {
         "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",
         "expected", "safeguards", "evaluate", "plots", "tables",
     ],
+    "explain": [
+        "colours", "optional", "maps", "attribution", "faithfulness", "picture", "explanation", "markup", "gallery",
+        "layers", "figures",
+    ],
+    "report": ["intervals", "record", "results", "charts", "parts", "page", "compare"],
     "bench": ["peers", "data"],
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
     "cli": [
-        "exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "train", "bench",
-        "study", "serve", "push", "demo",
+        "exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "explain",
+        "report", "train", "bench", "study", "serve", "push", "demo",
     ],
 }  # fmt: skip
 

@@ -26,6 +26,8 @@ VERBS = {
     "train": "train, fine-tune or distil a model on your images",
     "eval": "measure models on labelled images",
     "predict": "classify pictures",
+    "explain": "where a model looked in your pictures, and what its layers do",
+    "report": "a run as one page: curves, figures, confusion, mistakes; or two runs compared",
     "bench": "ours against peers: how fast data is read",
     "study": "run the paper's experiments again at a small scale, its figures beside ours",
     "serve": "answer over HTTP, with a page that shows where the model looked",

@@ -46,7 +46,7 @@ def parse_options(kind: type, argv: Sequence[str], *, verb: str, description: st
 
 
 def _mistake(kind: type, argv: Sequence[str], verb: str, told: str) -> ConfigError:
-    known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(kind)] + ["--help"]
+    known = [f"--{field.name.rstrip('_').replace('_', '-')}" for field in dataclasses.fields(kind)] + ["--help"]
     for word in argv:
         name = word.partition("=")[0].replace("_", "-")
         if word.startswith("--") and word != "--" and name not in known:

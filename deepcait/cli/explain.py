@@ -1,0 +1,175 @@
+"""Show where a model looked: class attention of every head, rollout, gradients, checks, scores; PNG, HTML and .npz.
+
+Examples:
+    deepcait explain runs/pets cat.jpg --out looks              maps, a page (looks/index.html), and the numbers
+    deepcait explain runs/pets photos/ --out looks --class dog  why, or why not, a dog
+    deepcait explain runs/pets cat.jpg --out looks --method all Integrated Gradients and occlusion too
+    deepcait explain runs/pets photos/ --out looks --figures    what each layer of the model does
+    deepcait explain cait_s24_384 tall.jpg --out looks --img-size 512x256
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from deepcait.cli.console import Console
+from deepcait.errors import ConfigError
+
+if TYPE_CHECKING:
+    from deepcait.classifier import Classifier
+    from deepcait.explain.gallery import Entry, Plate
+
+_SHOWN_ANSWERS = 5
+
+
+@dataclass(frozen=True)
+class Args:
+    """Options of `deepcait explain`."""
+
+    spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
+    """The model: a name, hf-hub:owner/name, a model or run folder, a weights file."""
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")]
+    """Pictures, or folders with pictures below them."""
+    out: Path
+    """Folder for the page (index.html), the PNGs and the numbers."""
+    method: str = "class-attention,rollout,gradient"
+    """Maps with commas between: class-attention, rollout, gradient, integrated-gradients, occlusion; or all."""
+    class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
+    """Name or index of the class asked about; without it the most probable of each picture."""
+    steps: int = 16
+    """Steps of deletion and insertion, which score the maps; 0 leaves the scores out."""
+    figures: bool = False
+    """Also the layers: strength of the branches, LayerScale, head mixing, attention; and accuracy against cost."""
+    table: str | None = None
+    """Results for accuracy against cost: .csv or .json with name, gmacs, params, top1; else the published ones."""
+    img_size: str | None = None
+    """Another size of the model's input in pixels, HEIGHTxWIDTH or one number; positions are resized."""
+    device: str = "auto"
+    """Where the model computes: auto, cpu, cuda, cuda:1."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+
+def run(args: Args) -> int | None:
+    """Explain every picture, and write what came of it."""
+    from deepcait.classifier import load
+    from deepcait.data import list_images
+    from deepcait.explain import METHODS
+    from deepcait.explain.explanation import require_methods
+    from deepcait.explain.gallery import gallery
+    from deepcait.train.processes import choose_device
+    from deepcait.weights.atomic import write_bytes
+
+    if not args.images:
+        raise ConfigError("explain: expected a picture, got none.", remedy="deepcait explain SPEC picture.jpg --out F")
+    methods = METHODS if args.method == "all" else tuple(args.method.split(","))
+    require_methods(methods)
+    if args.steps < 0:
+        raise ConfigError(f"--steps: expected 0 or more, got {args.steps}.", remedy="Give 16, or 0 for no scores.")
+    if args.out.is_file():
+        raise ConfigError(f"--out: expected a folder, got the file {args.out}.", remedy="Give another folder.")
+    console = Console(json=args.json)
+    paths = [path for place in args.images for path in list_images(place)]
+    classifier = load(args.spec, img_size=_img_size(args.img_size), device=choose_device(args.device, 0))
+    if args.class_ is not None:
+        classifier.index(args.class_)  # a wrong name is told before any work is done
+    entries, facts = [], []
+    with console.progress("explaining") as progress:
+        for number, path in enumerate(paths):
+            entry, about = _explain(classifier, path, number, methods, args)
+            entries.append(entry)
+            facts.append(about)
+            progress(number + 1, len(paths))
+    plates = _figures(classifier, paths, args, console) if args.figures else []
+    page = gallery(args.spec, _sentence(classifier), entries, plates)
+    write_bytes(args.out / "index.html", page.encode())
+    for about in facts:
+        console.say(
+            f"{about['file']}: {about['class']['label']} {about['class']['probability']:.1%}  {about['folder']}"
+        )
+    console.say(f"page: {args.out / 'index.html'}")
+    console.result({"page": str(args.out / "index.html"), "images": facts, "figures": len(plates)})
+
+
+def _explain(
+    classifier: Classifier, path: Path, number: int, methods: Sequence[str], args: Args
+) -> tuple[Entry, dict[str, Any]]:
+    from deepcait.explain.gallery import Entry
+
+    found = classifier.explain(path, target=args.class_, methods=methods, steps=args.steps)
+    (answers,) = classifier.predict(path, topk=_SHOWN_ANSWERS)
+    # Numbered: two folders may hold pictures of one name.
+    folder = args.out / f"{number:03d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', path.stem)[:80]}"
+    files = found.save(folder)
+    entry = Entry(
+        name=path.name,
+        folder=folder.name,
+        explanation=found,
+        predictions=[(answer.label, answer.probability) for answer in answers],
+    )
+    about = {
+        "file": str(path),
+        "folder": str(folder),
+        "class": {"index": found.target, "label": found.label, "probability": found.probability},
+        "predictions": [answer._asdict() for answer in answers],
+        "files": [file.name for file in files],
+        "maps": {
+            made.method: {
+                "caption": made.caption,
+                "faithfulness": None if made.faithfulness is None else made.faithfulness.to_dict(),
+            }
+            for made in found.maps.values()
+        },
+    }
+    return entry, about
+
+
+def _figures(classifier: Classifier, paths: Sequence[Path], args: Args, console: Console) -> list[Plate]:
+    """The figures of the model over the pictures, also as PNG and JSON."""
+    from deepcait.data import open_image
+    from deepcait.explain.figures import accuracy_plate, layer_plates, read_results
+    from deepcait.explain.layers import measure_layers
+    from deepcait.explain.picture import to_bytes
+    from deepcait.weights.atomic import write_bytes
+
+    results = read_results(args.table)
+    pictures = (classifier.preprocessing(open_image(path)).to(classifier.device) for path in paths)
+    measures = measure_layers(classifier.model, pictures)
+    plates = [*layer_plates(measures), accuracy_plate(results, published=args.table is None)]
+    folder = args.out / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for plate in plates:
+        write_bytes(folder / f"{plate.title.lower().replace(' ', '_')}.png", to_bytes(plate.image))
+    captions = {plate.title: plate.caption for plate in plates}
+    numbers = {"captions": captions, "layers": measures.to_dict(), "accuracy": results}
+    write_bytes(folder / "figures.json", (json.dumps(numbers, indent=1) + "\n").encode())
+    console.say(f"figures: {folder}")
+    return plates
+
+
+def _sentence(classifier: Classifier) -> str:
+    config = classifier.model.config
+    rows, columns = config.grid
+    return (
+        f"{config.depth} patch blocks and {config.cls_depth} class blocks, {config.num_heads} heads, "
+        f"{rows} x {columns} patches of {config.patch_size} px, {config.num_params():,} parameters, "
+        f"{config.num_classes:,} classes."
+    )
+
+
+def _img_size(text: str | None) -> int | tuple[int, int] | None:
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if not (1 <= len(sides) <= 2 and all(side.isdecimal() and int(side) > 0 for side in sides)):
+        raise ConfigError(
+            f"--img-size: expected a side or HEIGHTxWIDTH in pixels, got {text!r}.", remedy="For example 512x256."
+        )
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))

@@ -1,0 +1,84 @@
+"""One page about a run, or two runs compared; a single HTML file that needs no network.
+
+Examples:
+    deepcait report runs/pets                        writes runs/pets/report.html
+    deepcait report runs/pets --out pets.html
+    deepcait report runs/a runs/b                    writes comparison.html: curves, results, settings that differ
+    deepcait report runs/pets --data moved/photos    where the pictures lie elsewhere now
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from deepcait.cli.console import Console
+from deepcait.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Args:
+    """Options of `deepcait report`."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN]")]
+    """One run folder, or two to compare."""
+    out: Path | None = None
+    """The file; without it report.html in the run, or comparison.html here."""
+    data: str | None = None
+    """Data SPEC in place of the run's own, where the pictures lie elsewhere now."""
+    images: int = 10_000
+    """Most validation images that the best model is asked about; of more, as many are taken at even distances."""
+    device: str = "auto"
+    """Where the model computes: auto, cpu, cuda, cuda:1."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+
+def run(args: Args) -> int | None:
+    """Write the page."""
+    from deepcait.report import write_comparison, write_report
+    from deepcait.report.compare import FILE_NAME
+    from deepcait.train.processes import choose_device
+
+    if not 1 <= len(args.runs) <= 2:
+        raise ConfigError(f"report: expected one or two runs, got {len(args.runs)}.", remedy="deepcait report RUN")
+    if args.images < 1:
+        raise ConfigError(f"--images: expected 1 or more, got {args.images}.", remedy="Leave it out for 10,000.")
+    if args.out is not None and (args.out.is_dir() or not args.out.parent.is_dir()):
+        got = "a folder" if args.out.is_dir() else f"no folder {args.out.parent}"
+        raise ConfigError(f"--out: expected a file in a folder that exists, got {got}.", remedy="For example run.html.")
+    console = Console(json=args.json)
+    device = choose_device(args.device, 0)
+    with console.progress("asking the best model") as progress:
+        options = {"data": args.data, "max_images": args.images, "device": device, "progress": progress}
+        if len(args.runs) == 1:
+            path = write_report(args.runs[0], args.out, **options)
+        else:
+            path = write_comparison(args.runs[0], args.runs[1], args.out or Path(FILE_NAME), **options)
+    console.say(f"report: {path}")
+    console.result({"report": str(path), "runs": [str(folder) for folder in args.runs]})
+
+
+def write_at_end(folder: Path, console: Console) -> Path | None:
+    """Write the report of a run that has just ended; what goes wrong here is a warning, for the run is safe.
+
+    Returns:
+        The file, or None where it could not be written.
+    """
+    try:
+        from deepcait.report import write_report
+
+        with console.progress("report: asking the best model") as progress:
+            path = write_report(folder, progress=progress)
+    # Whatever it is: hours of training must not end as a failure for want of a page.
+    except (Exception, KeyboardInterrupt) as error:
+        problem = f"{type(error).__name__} {error}".strip()
+        with contextlib.suppress(OSError):
+            console.note(f"warning: no report was written ({problem}); `deepcait report {folder}` tries again")
+        return None
+    console.say(f"report:    {path}")
+    return path

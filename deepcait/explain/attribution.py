@@ -1,0 +1,80 @@
+"""Checks from outside the attention: Integrated Gradients and occlusion, computed by captum."""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from deepcait.explain.optional import optional
+from deepcait.model import CaiT
+
+
+class Attribution(NamedTuple):
+    """What each pixel contributed to a class's logit, against a picture of the data's mean colour.
+
+    values: (H, W), signed, summed over the channels.
+    gap: for Integrated Gradients, how far the sum of all values is from the difference of the two logits, as a part
+        of that difference: 0 is exact, and it shrinks with more steps. None for occlusion.
+    """
+
+    values: Tensor
+    gap: float | None
+
+
+def integrated_gradients(
+    model: CaiT, image_CHW: Tensor, target: int, *, steps: int = 32, batch_size: int = 8
+) -> Attribution:
+    """Return Integrated Gradients of the target's logit, from the mean colour (zeros after normalisation).
+
+    Source: Sundararajan et al. 2017, arXiv:1703.01365; Gauss-Legendre steps, by captum.
+
+    Raises:
+        ConfigError: captum is not installed.
+    """
+    captum = optional("captum.attr", "Integrated Gradients")
+    image_1CHW = image_CHW[None].detach()
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        method = captum.IntegratedGradients(model)
+        values_1CHW = method.attribute(
+            image_1CHW, torch.zeros_like(image_1CHW), target=target, n_steps=steps, internal_batch_size=batch_size
+        )
+    values_CHW = values_1CHW[0].detach().float()
+    with torch.no_grad():
+        rise = (model(image_1CHW) - model(torch.zeros_like(image_1CHW)))[0, target].item()
+    gap = abs(values_CHW.sum().item() - rise) / max(abs(rise), 1e-12)
+    return Attribution(values_CHW.sum(0), gap)
+
+
+@torch.no_grad()
+def occlusion(model: CaiT, image_CHW: Tensor, target: int, *, batch_size: int = 8) -> Attribution:
+    """Return how far the target's logit falls when one patch at a time is covered by the mean colour.
+
+    Source: Zeiler and Fergus 2014, arXiv:1311.2901; windows are the model's own patches, by captum.
+
+    Raises:
+        ConfigError: captum is not installed.
+    """
+    captum = optional("captum.attr", "Occlusion")
+    window = (image_CHW.shape[0], model.config.patch_size, model.config.patch_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        values_1CHW = captum.Occlusion(model).attribute(
+            image_CHW[None],
+            sliding_window_shapes=window,
+            strides=window,
+            baselines=0,
+            target=target,
+            perturbations_per_eval=batch_size,
+        )
+    # Every element of a window has the whole fall, channels too.
+    return Attribution(values_1CHW[0].float().mean(0), None)
+
+
+def pool_to_grid(values_HW: Tensor, patch_size: int) -> Tensor:
+    """Return the mean over each patch, (rows, columns)."""
+    height, width = values_HW.shape
+    return values_HW.reshape(height // patch_size, patch_size, width // patch_size, patch_size).mean((1, 3))

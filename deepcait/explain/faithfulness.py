@@ -1,0 +1,112 @@
+"""Is a map true to the model? Delete or insert patches in its order, and compare with orders drawn by lot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deepcait.errors import ConfigError
+
+Probability = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faithfulness:
+    """Areas under the curves of the target's probability, from 0 to 1 in the share of patches changed.
+
+    deletion: the most important patches are covered first; a faithful map brings it low.
+    insertion: into a covered picture, the most important first; a faithful map brings it high.
+    random_deletion, random_insertion: the same for orders drawn by lot, the mean of `num_random`.
+    deletion_curve, insertion_curve: probabilities at `steps` + 1 points.
+    """
+
+    deletion: float
+    insertion: float
+    random_deletion: float
+    random_insertion: float
+    num_random: int
+    deletion_curve: tuple[float, ...]
+    insertion_curve: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, float | int]:
+        """Return the areas, for JSON."""
+        names = ("deletion", "insertion", "random_deletion", "random_insertion", "num_random")
+        return {name: getattr(self, name) for name in names}
+
+
+def measure_faithfulness(
+    probability: Probability,
+    image_CHW: Tensor,
+    importance: Tensor,
+    *,
+    steps: int = 16,
+    num_random: int = 4,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> Faithfulness:
+    """Cover patches with the mean colour (zeros after normalisation), in order of importance and by lot.
+
+    Args:
+        probability: the target's probability, (B,), for images (B, C, H, W).
+        image_CHW: normalised.
+        importance: (rows, columns) of the patch grid, larger is more important; ties keep reading order.
+        steps: how many parts the patches are covered in; never more than there are patches.
+        num_random: orders drawn by lot, from `seed`.
+        batch_size: images that pass through the network at once.
+
+    Source: deletion and insertion, Petsiuk et al. 2018, arXiv:1806.07421.
+    Deviation: patches, not pixels, are covered, and the same mean colour stands in for both (there a blurred
+    picture is the start of insertion): a CaiT reads patches.
+
+    Raises:
+        ConfigError: steps or num_random below 1, or values that are not numbers.
+    """
+    if steps < 1 or num_random < 1:
+        raise ConfigError(f"expected steps and num_random from 1 on, got {steps}, {num_random}.", remedy="Give more.")
+    if not importance.isfinite().all():
+        raise ConfigError("importance: expected numbers, got infinite ones or none.", remedy="Check the model.")
+    N = importance.numel()
+    order_N = importance.flatten().argsort(descending=True, stable=True)
+    generator = torch.Generator().manual_seed(seed)
+    orders = [order_N.cpu(), *(torch.randperm(N, generator=generator) for _ in range(num_random))]
+    curves = [_curves(probability, image_CHW, tuple(importance.shape), order, steps, batch_size) for order in orders]
+    (deletion, insertion), *by_lot = curves
+    return Faithfulness(
+        deletion=area(deletion),
+        insertion=area(insertion),
+        random_deletion=sum(area(curve) for curve, _ in by_lot) / num_random,
+        random_insertion=sum(area(curve) for _, curve in by_lot) / num_random,
+        num_random=num_random,
+        deletion_curve=tuple(deletion.tolist()),
+        insertion_curve=tuple(insertion.tolist()),
+    )
+
+
+def area(curve: Tensor) -> float:
+    """Return the area under a curve over [0, 1] at equal steps, by trapezoids."""
+    return float((curve[:-1] + curve[1:]).double().mean() / 2)
+
+
+def _curves(
+    probability: Probability, image_CHW: Tensor, grid: tuple[int, ...], order_N: Tensor, steps: int, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Probabilities while patches are deleted, and while they are inserted."""
+    rows, columns = grid
+    _, height, width = image_CHW.shape
+    rank_N = torch.empty_like(order_N)
+    rank_N[order_N] = torch.arange(len(order_N))
+    steps = min(steps, len(order_N))
+    counts_S = torch.tensor([round(step * len(order_N) / steps) for step in range(steps + 1)])
+    changed_SN = rank_N[None, :] < counts_S[:, None]
+    changed_S1HW = (
+        changed_SN.view(-1, 1, rows, columns)
+        .repeat_interleave(height // rows, dim=2)
+        .repeat_interleave(width // columns, dim=3)
+        .to(image_CHW.device)
+    )
+    pictures = torch.cat((image_CHW * ~changed_S1HW, image_CHW * changed_S1HW))
+    values = torch.cat([probability(part).float().cpu() for part in pictures.split(batch_size)])
+    return values[: steps + 1], values[steps + 1 :]

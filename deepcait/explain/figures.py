@@ -1,0 +1,223 @@
+"""The paper's figures for any model, by matplotlib: branch strength, LayerScale, head mixing, attention, accuracy."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deepcait.errors import ConfigError
+from deepcait.explain.gallery import Plate
+from deepcait.explain.layers import LayerMeasures
+from deepcait.explain.optional import optional
+from deepcait.weights.spec import describe_models
+
+# Blue and orange, told apart by everyone; the first also stands for attention, the second for the MLP.
+_BLUE, _ORANGE, _GREY = "#24509e", "#c26a00", "#7a8290"
+_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 110,
+    "svg.hashsalt": "deepcait",
+}
+
+
+def layer_plates(measures: LayerMeasures) -> list[Plate]:
+    """Return the figures of one model's layers.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    return [
+        branch_ratio(measures),
+        layer_scale(measures),
+        head_mixing(measures),
+        attention_by_layer(measures),
+    ]
+
+
+def branch_ratio(measures: LayerMeasures) -> Plate:
+    """Return how strong the branches are against the main stream, by layer."""
+    with _canvas(1, 1, 6.4, 3.4) as (figure, (axes,)):
+        x = np.arange(len(measures.attention_ratio))
+        axes.plot(x, measures.attention_ratio, "o-", color=_BLUE, markersize=3.5, label="attention")
+        axes.plot(x, measures.mlp_ratio, "s--", color=_ORANGE, markersize=3.5, label="MLP")
+        _mark_class_stage(axes, measures)
+        axes.set(xlabel="block", ylabel="||branch|| / ||main||", ylim=(0, None))
+        axes.legend(frameon=False)
+        image = _draw(figure)
+    caption = (
+        f"Mean over {_images(measures)} and all tokens of the 2-norm of what a branch adds (LayerScale applied, "
+        "stochastic depth off) divided by the 2-norm of the stream it is added to. Right of the line, the class "
+        "stage, there is one token. After the paper's figure of this ratio; its averaging is not known to us, so "
+        "levels may differ from it."
+    )
+    return Plate(title="Strength of the branches", caption=caption, image=image)
+
+
+def layer_scale(measures: LayerMeasures) -> Plate:
+    """Return the distribution of |gamma| by depth."""
+    with _canvas(1, 2, 8.4, 3.4, sharey=True) as (figure, all_axes):
+        for index, (axes, name, colour) in enumerate(
+            zip(all_axes, ("attention", "MLP"), (_BLUE, _ORANGE), strict=True)
+        ):
+            gammas_MD = measures.gammas[:, index].clip(1e-12)
+            x = np.arange(len(gammas_MD))
+            for low, high, alpha in ((0, 100, 0.15), (25, 75, 0.35)):
+                bounds = np.percentile(gammas_MD, (low, high), axis=1)
+                axes.fill_between(x, *bounds, color=colour, alpha=alpha, linewidth=0)
+            axes.plot(x, np.median(gammas_MD, axis=1), color=colour, linewidth=2)
+            _mark_class_stage(axes, measures)
+            axes.set(xlabel="block", title=f"gamma of the {name}", yscale="log")
+        all_axes[0].set_ylabel("|gamma|")
+        image = _draw(figure)
+    caption = (
+        "Absolute LayerScale values over the width: median (line), middle half (dark band), smallest to largest "
+        "(light band). Right of the line: the class stage. Our addition: the paper shows no such figure."
+    )
+    return Plate(title="LayerScale by depth", caption=caption, image=image)
+
+
+def head_mixing(measures: LayerMeasures) -> Plate:
+    """Return the matrices of both head mixings, for up to eight blocks spread over the depth."""
+    chosen = np.unique(np.linspace(0, measures.depth - 1, min(8, measures.depth)).round().astype(int))
+    with _canvas(2, len(chosen), 1.25 * len(chosen) + 1.2, 3.3) as (figure, all_axes):
+        shown = None
+        for row, (matrices_LAA, name) in enumerate(
+            ((measures.mixing, "before softmax"), (measures.mixing_after, "after softmax"))
+        ):
+            largest = float(np.abs(matrices_LAA[chosen]).max()) or 1.0
+            axes_of_row = all_axes[row * len(chosen) : (row + 1) * len(chosen)]
+            for axes, block in zip(axes_of_row, chosen, strict=True):
+                shown = axes.imshow(matrices_LAA[block], cmap="PuOr", vmin=-largest, vmax=largest)
+                axes.grid(False)
+                axes.set_xticks([])
+                axes.set_yticks([])
+                if row == 0:
+                    axes.set_title(f"block {block}", fontsize=9)
+            axes_of_row[0].set_ylabel(name, fontsize=9)
+            figure.colorbar(shown, ax=list(axes_of_row), shrink=0.85)
+        image = _draw(figure)
+    caption = (
+        "Weights of the two layers that mix the heads of a patch block (rows: heads out, columns: heads in), orange "
+        "below 0, purple above; one scale a row. The biases are left out: the first has no effect. Our addition."
+    )
+    return Plate(title="Talking heads", caption=caption, image=image)
+
+
+def attention_by_layer(measures: LayerMeasures) -> Plate:
+    """Return entropy and distance of attention by layer, a point a head."""
+    with _canvas(1, 2, 8.4, 3.4) as (figure, (left, right)):
+        for axes, values_MA, even in (
+            (left, measures.entropy, measures.uniform_entropy),
+            (right, measures.distance, measures.uniform_distance),
+        ):
+            x = np.arange(len(values_MA))
+            axes.plot(x, values_MA, "o", color=_BLUE, markersize=3, alpha=0.55)
+            axes.plot(x, values_MA.mean(1), color=_BLUE, linewidth=2, label="mean of heads")
+            axes.axhline(even, color=_GREY, linestyle=":", label="even attention")
+            axes.set(xlabel="block", ylim=(0, None))
+        _mark_class_stage(left, measures)
+        left.set_ylabel("entropy (nats)")
+        right.set_ylabel("distance (patches)")
+        right.legend(frameon=False, loc="lower right")
+        image = _draw(figure)
+    caption = (
+        f"Left: entropy of the attention rows, mean over {_images(measures)} and queries. Right: how far a patch "
+        "looks, the attention-weighted distance between patch centres, patch stage only. A point a head. Both from the "
+        "softmax, before the second head mixing. Our addition."
+    )
+    return Plate(title="How evenly and how far it looks", caption=caption, image=image)
+
+
+def accuracy_plate(rows: Sequence[dict[str, Any]], *, published: bool) -> Plate:
+    """Return accuracy against multiply-adds and against parameters.
+
+    Args:
+        rows: with `name`, `gmacs`, `params`, `top1` (a fraction).
+        published: these are the published figures, which nobody measured here.
+    """
+    with _canvas(1, 2, 9.4, 4.0, sharey=True) as (figure, all_axes):
+        for axes, key, factor, label in zip(
+            all_axes, ("gmacs", "params"), (1, 1e-6), ("GMACs an image", "parameters (M)"), strict=True
+        ):
+            x, y = [row[key] * factor for row in rows], [100 * row["top1"] for row in rows]
+            axes.plot(x, y, "o", color=_BLUE, markersize=5)
+            for row, place, height in zip(rows, x, y, strict=True):
+                name = str(row["name"]).removeprefix("cait_")
+                axes.annotate(name, (place, height), fontsize=7, xytext=(4, -9), textcoords="offset points")
+            axes.set(xlabel=label, xscale="log")
+        all_axes[0].set_ylabel("top-1 (%)")
+        image = _draw(figure)
+    source = "Published figures, not measured here." if published else "From the table that was given."
+    caption = f"{len(rows)} models. {source} GMACs are multiply-adds of one image, what the paper calls FLOPs."
+    return Plate(title="Accuracy against cost", caption=caption, image=image)
+
+
+def read_results(path: str | Path | None) -> list[dict[str, Any]]:
+    """Return the rows of a results table: `name`, `gmacs`, `params`, `top1`; without a path the published ones.
+
+    Args:
+        path: a .csv, or a .json list of objects such as `deepcait models --json` prints; rows without an accuracy
+            are left out.
+
+    Raises:
+        ConfigError: another form, or no row with all four.
+    """
+    if path is None:
+        rows: Any = describe_models()
+    else:
+        text = Path(path).read_text(encoding="utf-8")
+        try:
+            rows = list(csv.DictReader(io.StringIO(text))) if str(path).endswith(".csv") else json.loads(text)
+        except ValueError:
+            rows = None
+    found = []
+    for row in rows if isinstance(rows, list) else []:
+        try:
+            found.append({"name": row["name"], **{key: float(row[key]) for key in ("gmacs", "params", "top1")}})
+        except (KeyError, TypeError, ValueError):
+            continue
+    if not found:
+        raise ConfigError(
+            f"{path}: expected rows with name, gmacs, params and top1 (a fraction), got none.",
+            remedy="Give a .csv with these columns, or what `deepcait models --json` prints.",
+        )
+    return found
+
+
+@contextmanager
+def _canvas(rows: int, columns: int, width: float, height: float, **options: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield a matplotlib figure and its axes in reading order; nothing global stays changed."""
+    matplotlib = optional("matplotlib", "figures")
+    figure_module = optional("matplotlib.figure", "figures")
+    with matplotlib.rc_context(_STYLE):
+        figure = figure_module.Figure(figsize=(width, height))
+        yield figure, figure.subplots(rows, columns, squeeze=False, **options).flatten()
+
+
+def _draw(figure: Any) -> Image.Image:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    buffer.seek(0)
+    return Image.open(buffer).convert("RGB")
+
+
+def _mark_class_stage(axes: Any, measures: LayerMeasures) -> None:
+    axes.axvline(measures.depth - 0.5, color=_GREY, linewidth=1)
+
+
+def _images(measures: LayerMeasures) -> str:
+    return f"{measures.num_images} image{'s' if measures.num_images > 1 else ''}"

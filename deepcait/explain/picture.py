@@ -1,0 +1,130 @@
+"""Maps as pictures: over the image, beside it, and a panel for every head; Pillow only."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from deepcait.explain.colours import colourise
+
+MIN_SIDE_PX = 224  # small images are shown larger, by whole factors
+_GAP_PX = 8
+_PAPER, _INK, _FAINT = (255, 255, 255), (28, 30, 34), (90, 94, 102)
+
+
+def enlarge(frame: Image.Image, min_side_px: int = MIN_SIDE_PX) -> Image.Image:
+    """Return the image as RGB, its pixels repeated until the shorter side is long enough to look at."""
+    factor = max(1, -(-min_side_px // min(frame.size)))
+    return frame.convert("RGB").resize((frame.width * factor, frame.height * factor), Image.Resampling.NEAREST)
+
+
+def fit(frame: Image.Image, longest_px: int) -> Image.Image:
+    """Return the image with its longer side at `longest_px`, for panels and thumbnails."""
+    factor = longest_px / max(frame.size)
+    size = (max(1, round(frame.width * factor)), max(1, round(frame.height * factor)))
+    # Enlarged pixels stay squares; reduced ones are averaged.
+    return frame.convert("RGB").resize(size, Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BICUBIC)
+
+
+def stretch(values: np.ndarray, size: tuple[int, int], *, lowest: float = 0.0) -> np.ndarray:
+    """Return a map (rows, columns) as (height, width) in [0, 1]: bicubic, `lowest` becomes 0, the largest value 1.
+
+    Smaller values are shown as 0. A map without a larger one is 0 everywhere.
+
+    Args:
+        size: (width, height) in pixels.
+    """
+    span = float(values.max()) - lowest
+    scaled = ((values - lowest).clip(min=0) / span if span > 0 else np.zeros_like(values)).astype(np.float32)
+    return np.asarray(Image.fromarray(scaled, mode="F").resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+
+
+def heat(values: np.ndarray, size: tuple[int, int], *, lowest: float = 0.0) -> Image.Image:
+    """Return the map alone in colours."""
+    return Image.fromarray(colourise(stretch(values, size, lowest=lowest)))
+
+
+def overlay(frame: Image.Image, values: np.ndarray, *, opacity: float = 0.65, lowest: float = 0.0) -> Image.Image:
+    """Return the map in colours over the image in grey.
+
+    Args:
+        frame: what the model saw.
+        values: (rows, columns) of the map.
+        opacity: of the map, from 0 to 1.
+        lowest: the value that is shown as 0.
+    """
+    return Image.blend(frame.convert("L").convert("RGB"), heat(values, frame.size, lowest=lowest), opacity)
+
+
+def side_by_side(frame: Image.Image, values: np.ndarray, caption: str, *, lowest: float = 0.0) -> Image.Image:
+    """Return the image, the map over it, and the map alone, the caption below."""
+    shown = enlarge(frame)
+    panels = [shown, overlay(shown, values, lowest=lowest), heat(values, shown.size, lowest=lowest)]
+    return _sheet([panels], caption)
+
+
+def head_grid(frame: Image.Image, heads_LAyx: np.ndarray, caption: str, *, panel_px: int = 144) -> Image.Image:
+    """Return a row for each class block: the mean of its heads, then every head, each with its largest value.
+
+    Args:
+        frame: what the model saw.
+        heads_LAyx: (class blocks, heads, rows, columns).
+        caption: below the grid.
+        panel_px: longer side of a panel.
+    """
+    shown = fit(frame, panel_px)
+    rows, titles = [], []
+    for number, heads_Ayx in enumerate(heads_LAyx):
+        maps = [heads_Ayx.mean(0), *heads_Ayx]
+        names = ["mean", *(f"head {head}" for head in range(len(heads_Ayx)))]
+        rows.append([shown, *(overlay(shown, values) for values in maps)])
+        largest = [f"{name}, max {values.max():.3f}" for name, values in zip(names, maps, strict=True)]
+        titles.append([f"class block {number}", *largest])
+    return _sheet(rows, caption, titles)
+
+
+def to_bytes(image: Image.Image, kind: str = "PNG") -> bytes:
+    """Return the image as the bytes of a file; the same image gives the same bytes."""
+    buffer = io.BytesIO()
+    options = {"quality": 88, "method": 4} if kind == "WEBP" else {"optimize": True}
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _sheet(
+    rows: Sequence[Sequence[Image.Image]], caption: str, titles: Sequence[Sequence[str]] | None = None
+) -> Image.Image:
+    """Panels on white, a title above each where there are titles, the caption below all."""
+    panel_width, panel_height = rows[0][0].size
+    small, text = ImageFont.load_default(11), ImageFont.load_default(13)
+    title_height = 18 if titles else 0
+    width = max(_GAP_PX + (panel_width + _GAP_PX) * len(rows[0]), 360)
+    lines = _wrapped(caption, text, width - 2 * _GAP_PX)
+    body_height = _GAP_PX + (panel_height + title_height + _GAP_PX) * len(rows)
+    sheet = Image.new("RGB", (width, body_height + 18 * len(lines) + _GAP_PX), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for y, panels in enumerate(rows):
+        top = _GAP_PX + y * (panel_height + title_height + _GAP_PX)
+        for x, panel in enumerate(panels):
+            left = _GAP_PX + x * (panel_width + _GAP_PX)
+            if titles:
+                draw.text((left, top), titles[y][x], fill=_FAINT, font=small)
+            sheet.paste(panel, (left, top + title_height))
+    for number, line in enumerate(lines):
+        draw.text((_GAP_PX, body_height + 18 * number), line, fill=_INK, font=text)
+    return sheet
+
+
+def _wrapped(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:
+    lines, line = [], ""
+    for word in caption.split():
+        longer = f"{line} {word}".strip()
+        if line and font.getlength(longer) > width_px:
+            lines.append(line)
+            line = word
+        else:
+            line = longer
+    return [*lines, line] if line else lines

@@ -1,0 +1,143 @@
+"""Line charts as inline SVG: no library, no script; colours follow the page, every point can be read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from deepcait.explain.markup import Markup, element, join
+
+_WIDTH, _HEIGHT = 560, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 34
+_MAX_POINTS = 300
+_MAX_DOTS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line of a chart.
+
+    points: (x, y); those that are no number are left out. band: (x, low, high) around it.
+    colour: 0 to 3, of the page's series. dashed: so that lines differ without colour, too.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float | None]]
+    band: Sequence[tuple[float, float, float]] = field(default=())
+    colour: int = 0
+    dashed: bool = False
+
+    @property
+    def known(self) -> list[tuple[float, float]]:
+        """The points that are numbers."""
+        return [(x, y) for x, y in self.points if isinstance(y, int | float) and math.isfinite(y)]
+
+
+def line_chart(
+    title: str, series: Sequence[Series], *, x_label: str, percent: bool = False, caption: str = ""
+) -> Markup:
+    """Return a chart with its key and caption; a sentence where there is nothing to draw.
+
+    Args:
+        title: heading above it, and the chart's accessible name.
+        series: lines, drawn in order.
+        x_label: below the axis.
+        percent: y values are fractions, shown in percent.
+        caption: below the chart.
+    """
+    drawn = [line for line in series if line.known]
+    head = join(element("strong", title), caption)
+    if not drawn:
+        return element("figure", element("p", "Nothing was written down.", class_="soft"), element("figcaption", head))
+    everything = [y for line in drawn for _, y in line.known] + [
+        y for line in drawn for _, *lh in line.band for y in lh
+    ]
+    x_scale = _Scale([x for line in drawn for x, _ in line.known], _LEFT, _WIDTH - _RIGHT)
+    y_scale = _Scale(everything, _HEIGHT - _BOTTOM, _TOP, nice=True)
+    parts = [*_axes(x_scale, y_scale, x_label, percent)]
+    for line in drawn:
+        parts += _line(line, x_scale, y_scale, percent)
+    label = f"{title}: " + "; ".join(_in_words(line, percent) for line in drawn)
+    chart = element("svg", *parts, class_="chart", viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=label)
+    keys = [
+        element("li", line.name, class_="dashed" if line.dashed else None, style=f"--key: var(--series-{line.colour})")
+        for line in drawn
+    ]
+    return element("figure", element("ul", *keys, class_="keys"), chart, element("figcaption", head))
+
+
+class _Scale:
+    """From values to places along an axis, and the round values in between."""
+
+    def __init__(self, values: Sequence[float], start_px: float, end_px: float, *, nice: bool = False) -> None:
+        self.low, self.high = min(values), max(values)
+        if self.low == self.high:
+            self.low, self.high = self.low - (abs(self.low) or 1) * 0.1, self.high + (abs(self.high) or 1) * 0.1
+        self.start_px, self.end_px = start_px, end_px
+        self.step = _round_step((self.high - self.low) / 4)
+        if nice:
+            self.low = math.floor(self.low / self.step + 1e-9) * self.step
+            self.high = math.ceil(self.high / self.step - 1e-9) * self.step
+
+    def __call__(self, value: float) -> float:
+        part = (value - self.low) / (self.high - self.low)
+        return round(self.start_px + part * (self.end_px - self.start_px), 1)
+
+    def ticks(self) -> list[float]:
+        first = math.ceil(self.low / self.step - 1e-9)
+        last = math.floor(self.high / self.step + 1e-9)
+        return [number * self.step for number in range(first, last + 1)]
+
+
+def _round_step(step: float) -> float:
+    """The nearest 1, 2 or 5 times a power of ten that is not smaller."""
+    power = 10 ** math.floor(math.log10(step))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
+
+
+def _axes(x_scale: _Scale, y_scale: _Scale, x_label: str, percent: bool) -> list[Markup]:
+    parts = []
+    for value in y_scale.ticks():
+        y = y_scale(value)
+        parts.append(element("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="axis"))
+        parts.append(element("text", _text(value, percent), x=_LEFT - 8, y=y + 4, text_anchor="end"))
+    for value in x_scale.ticks():
+        x = x_scale(value)
+        parts.append(element("text", _text(value, False), x=x, y=_HEIGHT - _BOTTOM + 18, text_anchor="middle"))
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(element("text", x_label, x=middle, y=_HEIGHT - 2, text_anchor="middle"))
+    return parts
+
+
+def _line(line: Series, x_scale: _Scale, y_scale: _Scale, percent: bool) -> list[Markup]:
+    parts, points = [], _thinned(line.known)
+    if line.band:
+        upper = [f"{x_scale(x)},{y_scale(high)}" for x, _, high in line.band]
+        lower = [f"{x_scale(x)},{y_scale(low)}" for x, low, _ in reversed(line.band)]
+        parts.append(element("polygon", points=" ".join(upper + lower), class_=f"band s{line.colour}"))
+    style = f"line s{line.colour}{' dashed' if line.dashed else ''}"
+    parts.append(element("polyline", points=" ".join(f"{x_scale(x)},{y_scale(y)}" for x, y in points), class_=style))
+    if len(points) <= _MAX_DOTS:
+        for x, y in points:
+            told = element("title", f"{line.name}, {x:g}: {_text(y, percent, exact=True)}")
+            parts.append(element("circle", told, cx=x_scale(x), cy=y_scale(y), r=3.2, class_=f"s{line.colour}"))
+    return parts
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `_MAX_POINTS` of them, the last among them."""
+    if len(points) <= _MAX_POINTS:
+        return points
+    return [points[index * (len(points) - 1) // (_MAX_POINTS - 1)] for index in range(_MAX_POINTS)]
+
+
+def _in_words(line: Series, percent: bool) -> str:
+    (_, first), (_, last) = line.known[0], line.known[-1]
+    return f"{line.name} from {_text(first, percent, exact=True)} to {_text(last, percent, exact=True)}"
+
+
+def _text(value: float, percent: bool, *, exact: bool = False) -> str:
+    if percent:
+        return f"{100 * value:.2f} %" if exact else f"{100 * value:.4g} %"
+    return f"{value:.4g}" if exact or abs(value) < 1e4 else f"{value:,.0f}"

@@ -1,0 +1,156 @@
+"""Two runs on one page: curves laid over each other, what differs in results and in settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from deepcait.explain.markup import Markup, element, join, page, table
+from deepcait.report import parts
+from deepcait.report.intervals import difference, mcnemar
+from deepcait.report.record import Record, read_run
+from deepcait.report.results import Results, measure_if_possible
+from deepcait.weights.atomic import write_bytes
+
+FILE_NAME = "comparison.html"
+_FREE = ("about.",)  # words about a recipe, which change nothing
+
+
+def write_comparison(first: str | Path, second: str | Path, out: str | Path, **measuring: Any) -> Path:
+    """Write the comparison of two runs, and return its path.
+
+    Args:
+        first, second: run folders; differences are second minus first.
+        out: the file.
+        measuring: passed on to `measure_run`: data, max_images, device, progress.
+
+    Raises:
+        RunError: no run there.
+        WeightsError: the file can't be written.
+    """
+    records = read_run(first), read_run(second)
+    answers = [measure_if_possible(record, **measuring) for record in records]
+    write_bytes(out, render_comparison(*records, *answers).encode())
+    return Path(out)
+
+
+def render_comparison(
+    first: Record, second: Record, first_answers: tuple[Results | None, str], second_answers: tuple[Results | None, str]
+) -> str:
+    """Return the page; `answers` are results, or None with the reason."""
+    both = first, second
+    names = _names(first, second)
+    sections = [
+        ("results", "Results", _results(both, names)),
+        ("images", "The same images", _paired(both, names, first_answers, second_answers)),
+        ("curves", "Curves", parts.curves(both)),
+        ("classes", "Class by class", _classes(names, first_answers[0], second_answers[0])),
+        ("settings", "Settings that differ", _differing(names, *map(parts.flat_settings, both), free=_FREE)),
+        ("environment", "Environment that differs", _differing(names, *map(parts.flat_environment, both))),
+        ("repeat", "Repeat them", parts.code("\n".join(map(parts.repeat_command, both)))),
+    ]
+    header = join(
+        element("p", "deepcait report, two runs", class_="kicker"),
+        element("h1", f"{names[0]} and {names[1]}"),
+        *(
+            element("p", element("strong", name), ": ", parts.model_words(run))
+            for name, run in zip(names, both, strict=True)
+        ),
+        parts.contents([(anchor, title) for anchor, title, _ in sections]),
+    )
+    main = join(*(parts.section(anchor, title, body) for anchor, title, body in sections))
+    return page(f"{names[0]} and {names[1]}: comparison", header, main, parts.footer())
+
+
+def _names(first: Record, second: Record) -> tuple[str, str]:
+    if first.name != second.name:
+        return first.name, second.name
+    return str(first.folder), str(second.folder)
+
+
+def _results(both: tuple[Record, Record], names: tuple[str, str]) -> Markup:
+    one, other = (record.best for record in both)
+    rows = []
+    for label, hits, share in (("top-1", "correct1", "top1"), ("top-5", "correct5", "top5")):
+        row = [label, parts.percent(one.get(share)), parts.percent(other.get(share))]
+        if all(isinstance(run.get(hits), int) and run.get("num_images") for run in (one, other)):
+            low, high = difference(*((run[hits], run["num_images"]) for run in (one, other)))
+            row += [_points(other[share] - one[share]), f"{_points(low)} to {_points(high)}"]
+        else:
+            row += ["–", ""]
+        rows.append(row)
+    rows.append(["validation loss", *(_number(run.get("loss")) for run in (one, other)), "", ""])
+    rows.append(["best epoch", *(str(run.get("epoch", "–")) for run in (one, other)), "", ""])
+    rows.append(["training images a second", *(_number(run.images_per_s) for run in both), "", ""])
+    caption = (
+        "The best model of each run. Differences in percentage points, second minus first; the interval is Newcombe's "
+        "for independent images, which is wide where both saw the same ones: see below."
+    )
+    return table(["", *names, "difference", "95 % interval"], rows, caption=caption)
+
+
+def _paired(both, names: tuple[str, str], *answers: tuple[Results | None, str]) -> Markup:
+    (one, reason_one), (other, reason_other) = answers
+    if one is None or other is None:
+        return element("p", reason_one or reason_other, class_="soft")
+    if both[0].data.get("fingerprint") != both[1].data.get("fingerprint") or one.names != other.names:
+        return element(
+            "p", "The two runs have other data, so their images can't be compared one by one.", class_="soft"
+        )
+    right_one, right_other = one.right, other.right
+    only_one, only_other = int((right_one & ~right_other).sum()), int((~right_one & right_other).sum())
+    p_value = mcnemar(only_one, only_other)
+    rows = [
+        ["both right", f"{int((right_one & right_other).sum()):,}"],
+        [f"only {names[0]} right", f"{only_one:,}"],
+        [f"only {names[1]} right", f"{only_other:,}"],
+        ["both wrong", f"{int((~right_one & ~right_other).sum()):,}"],
+    ]
+    words = (
+        f"McNemar's exact test: p = {p_value:.2g}. "
+        + (
+            "The two differ by more than chance in drawing images would give."
+            if p_value < 0.05
+            else "Chance in drawing images alone may have made this difference."
+        )
+        + " Other seeds of training are not in this."
+    )
+    return join(table(["validation images", "number"], rows), element("p", words, style="margin-top: 12px"))
+
+
+def _classes(names: tuple[str, str], one: Results | None, other: Results | None) -> Markup:
+    if one is None or other is None or one.classes != other.classes:
+        return element("p", "The two runs can't be compared class by class.", class_="soft")
+    rows = []
+    for index, label in enumerate(one.classes):
+        shares = []
+        for results in (one, other):
+            total = int(results.confusion[index].sum())
+            shares.append(int(results.confusion[index, index]) / total if total else None)
+        before, after = shares
+        change = None if before is None or after is None else after - before
+        rows.append((change or 0.0, [label, *map(parts.percent, shares), "–" if change is None else _points(change)]))
+    rows.sort(key=lambda row: row[0])
+    caption = "Share of the label's images answered right; the greatest loss first."
+    return table(["label", *names, "difference"], [row for _, row in rows], caption=caption)
+
+
+def _differing(
+    names: tuple[str, str], one: dict[str, str], other: dict[str, str], *, free: tuple[str, ...] = ()
+) -> Markup:
+    rows = [
+        [name, one.get(name, "–") or "(empty)", other.get(name, "–") or "(empty)"]
+        for name in sorted({*one, *other})
+        if one.get(name) != other.get(name) and not name.startswith(free or ("\0",))
+    ]
+    if not rows:
+        return element("p", "Nothing.", class_="soft")
+    return table(["", *names], rows)
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.2f}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, int | float) else "–"

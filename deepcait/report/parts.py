@@ -1,0 +1,186 @@
+"""The parts that both reports are made of: tiles, curves, tables of settings, how to repeat a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from deepcait.explain.markup import Markup, element, join
+from deepcait.report.charts import Series, line_chart
+from deepcait.report.intervals import wilson
+from deepcait.report.record import Record
+
+WORDS = {"running": "not finished", "stopped": "stopped, can go on", "failed": "failed", "finished": "finished"}
+
+
+def percent(share: float | None) -> str:
+    """Return a share for people, or a dash."""
+    return "–" if share is None else f"{100 * share:.2f} %"
+
+
+def interval(hits: int | None, trials: int | None) -> str:
+    """Return a share's 95 % interval for people, or nothing where the counts are not known."""
+    if not isinstance(hits, int) or not isinstance(trials, int) or not trials:
+        return ""
+    low, high = wilson(hits, trials)
+    return f"{100 * low:.2f} to {100 * high:.2f} %"
+
+
+def tile(name: str, value: str, note: str = "") -> Markup:
+    """Return one large figure."""
+    return element("div", element("dt", name), element("dd", value, element("small", note)), class_="tile")
+
+
+def tiles(*made: Markup) -> Markup:
+    """Return a row of large figures."""
+    return element("dl", *made, class_="tiles")
+
+
+def section(anchor: str, title: str, *body: str | None) -> Markup:
+    """Return one section of the page."""
+    return element("section", element("h2", title), *body, id=anchor, aria_label=title)
+
+
+def contents(sections: Sequence[tuple[str, str]]) -> Markup:
+    """Return links to the sections."""
+    links = [element("li", element("a", title, href=f"#{anchor}")) for anchor, title in sections]
+    return element("nav", element("ul", *links), aria_label="Sections")
+
+
+def curves(records: Sequence[Record]) -> Markup:
+    """Return the charts of one run, or of several laid over each other."""
+    many = len(records) > 1
+    charts = [_losses(records, many), _accuracies(records, many)]
+    for title, key, caption in (
+        ("Learning rate", "lr", "The rate of the highest group."),
+        ("Gradient norm", "grad_norm", "Of all gradients together, before clipping; of the last step of each row."),
+    ):
+        lines = [
+            _line(record, "train_rows", key, _name(record, title.lower(), many), n, "epoch")
+            for n, record in enumerate(records)
+        ]
+        charts.append(line_chart(title, lines, x_label="epoch", caption=caption))
+    speed = [
+        _line(record, "timing_rows", "images_per_s", _name(record, "images a second", many), number, "step")
+        for number, record in enumerate(records)
+    ]
+    caption = "Training images a second, all processes together."
+    charts.append(line_chart("Speed", speed, x_label="step", caption=caption))
+    return element("div", *charts, class_="grid wide")
+
+
+def _losses(records: Sequence[Record], many: bool) -> Markup:
+    lines = []
+    for number, record in enumerate(records):
+        colour = 2 * number if many else 0
+        lines.append(_line(record, "train_rows", "loss", _name(record, "training", many), colour, "epoch"))
+        validation = _line(record, "eval_rows", "loss", _name(record, "validation", many), colour + 1, "epoch")
+        lines.append(dataclasses.replace(validation, dashed=True))
+    caption = (
+        "Nats. Training: with augmentation, mixing and smoothing as the recipe says; so it may lie above validation."
+    )
+    return line_chart("Loss", lines, x_label="epoch", caption=caption)
+
+
+def _accuracies(records: Sequence[Record], many: bool) -> Markup:
+    lines = []
+    for number, record in enumerate(records):
+        band = [
+            (float(row["epoch"]), *wilson(row["correct1"], row["num_images"]))
+            for row in record.eval_rows
+            if {"epoch", "correct1", "num_images"} <= row.keys()
+        ]
+        line = _line(record, "eval_rows", "top1", _name(record, "top-1", many), number, "epoch")
+        lines.append(dataclasses.replace(line, band=band, dashed=many and number > 0))
+        if many:
+            continue
+        lines.append(_line(record, "eval_rows", "top5", "top-5", 1, "epoch"))
+        for key in sorted({key for row in record.eval_rows for key in row if key.endswith("_top1")}):
+            name = f"top-1, {key.removesuffix('_top1')} weights"
+            lines.append(dataclasses.replace(_line(record, "eval_rows", key, name, 2, "epoch"), dashed=True))
+    caption = "Of the validation images. The band is the 95 % interval of top-1 (Wilson)."
+    return line_chart("Accuracy", lines, x_label="epoch", percent=True, caption=caption)
+
+
+def _line(record: Record, rows: str, key: str, name: str, colour: int, x: str) -> Series:
+    points = [(float(row[x]), row.get(key)) for row in getattr(record, rows) if isinstance(row.get(x), int | float)]
+    return Series(name=name, points=points, colour=colour % 4)
+
+
+def _name(record: Record, what: str, many: bool) -> str:
+    return f"{record.name}: {what}" if many else what
+
+
+def flat_settings(record: Record) -> dict[str, str]:
+    """Return every setting of the recipe by its dotted name, as text."""
+    found: dict[str, str] = {}
+
+    def walk(value: Any, prefix: str) -> None:
+        for field in dataclasses.fields(value):
+            inner, name = getattr(value, field.name), f"{prefix}{field.name}"
+            if dataclasses.is_dataclass(inner):
+                walk(inner, f"{name}.")
+            else:
+                found[name] = str(inner)
+
+    walk(record.recipe, "")
+    return found
+
+
+def flat_environment(record: Record) -> dict[str, str]:
+    """Return versions and machine, as text."""
+    found: dict[str, str] = {}
+    for name, value in record.environment.items():
+        if isinstance(value, dict):
+            found |= {inner: str(version) for inner, version in value.items() if version is not None}
+        elif value is not None:
+            found[name] = str(value)
+    return found
+
+
+def repeat_command(record: Record) -> str:
+    """Return what starts the same run again, in another folder."""
+    commit = record.environment.get("commit")
+    again = f"{record.folder}-again"
+    lines = [f"git checkout {shlex.quote(str(commit))}    # the code of this run"] if commit else []
+    config = shlex.quote(str(record.folder / "config.yaml"))
+    lines.append(f"deepcait train --recipe {config} --out {shlex.quote(again)}")
+    return "\n".join(lines)
+
+
+def state_words(record: Record) -> str:
+    """Return how the run stands."""
+    state = str(record.state.get("state", "unknown"))
+    text = WORDS.get(state, state)
+    problem = record.state.get("error")
+    return f"{text}: {problem}" if problem else text
+
+
+def model_words(record: Record) -> str:
+    """Return model, data and length of a run in one sentence."""
+    recipe, data = record.recipe, record.data
+    images = f"{data['num_train']:,} images of {len(data['classes']):,} classes" if _knows_data(data) else "its data"
+    teacher = f", taught by {recipe.teacher.spec}" if recipe.teacher.spec else ""
+    return f"{recipe.model} on {images} for {recipe.epochs} epochs{teacher}: {state_words(record)}."
+
+
+def _knows_data(data: dict[str, Any]) -> bool:
+    return isinstance(data.get("num_train"), int) and isinstance(data.get("classes"), list)
+
+
+def definition(rows: Sequence[tuple[str, str]]) -> Markup:
+    """Return facts as a table of two columns."""
+    body = [element("tr", element("th", name, scope="row"), element("td", value)) for name, value in rows]
+    return element("div", element("table", element("tbody", *body)), class_="scroll")
+
+
+def code(text: str) -> Markup:
+    """Return lines as they are."""
+    return element("pre", element("code", text), tabindex="0")
+
+
+def footer() -> Markup:
+    """Return the page's last line."""
+    return join("Made by deepcait report. This page is one file: it asks no other host for anything.")

@@ -1,0 +1,109 @@
+"""What a run wrote down, read back: recipe, rows, times, environment, data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepcait.errors import RunError
+from deepcait.train.journal import read_metrics, read_state
+from deepcait.train.recipe import Recipe, load_recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One run folder.
+
+    train_rows, eval_rows: of `metrics.jsonl`. timing_rows: of `timing.jsonl`.
+    environment, data, state: as the run wrote them; empty where a file is missing or broken.
+    """
+
+    folder: Path
+    recipe: Recipe
+    recipe_text: str
+    train_rows: list[dict[str, Any]]
+    eval_rows: list[dict[str, Any]]
+    timing_rows: list[dict[str, Any]]
+    environment: dict[str, Any]
+    data: dict[str, Any]
+    state: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The evaluation with the highest top-1, the first of equals, which made `best/`; empty without one."""
+        return max(self.eval_rows, key=lambda row: row["top1"], default={})
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The last evaluation; empty without one."""
+        return self.eval_rows[-1] if self.eval_rows else {}
+
+    @property
+    def seconds(self) -> float:
+        """Time that training steps took, evaluations left out."""
+        return sum(row.get("seconds") or 0.0 for row in self.timing_rows)
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Training images per second over the whole run; None where no time was written."""
+        images = sum((row.get("images_per_s") or 0.0) * (row.get("seconds") or 0.0) for row in self.timing_rows)
+        return images / self.seconds if self.seconds else None
+
+
+def read_run(folder: str | Path) -> Record:
+    """Read a run folder, finished or not.
+
+    Raises:
+        RunError: it is no run.
+        ConfigError: its `config.yaml` is broken.
+    """
+    folder = Path(folder)
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise RunError(
+            f"{folder}: expected a run folder (config.yaml in it), got {'none' if folder.is_dir() else 'no folder'}.",
+            remedy="Give the folder that `deepcait train --out` wrote.",
+        )
+    rows = read_metrics(folder)
+    return Record(
+        folder=folder,
+        recipe=load_recipe(str(config.resolve())),
+        recipe_text=config.read_text(encoding="utf-8"),
+        train_rows=[row for row in rows if row["kind"] == "train"],
+        eval_rows=[row for row in rows if row["kind"] == "eval" and isinstance(row.get("top1"), int | float)],
+        timing_rows=_read_lines(folder / "timing.jsonl"),
+        environment=_read_object(folder / "environment.json"),
+        data=_read_object(folder / "data.json"),
+        state=read_state(folder),
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # a kill may have cut the last one
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
