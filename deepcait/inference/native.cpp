@@ -8,7 +8,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/native/CPUBlas.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
@@ -20,6 +19,11 @@
 #include <limits>
 #include <memory>
 #include <vector>
+
+// The matrix product of the BLAS inside libtorch; column-major, every argument by address.
+extern "C" void sgemm_(const char* turn_a, const char* turn_b, const int* m, const int* n, const int* k,
+                       const float* alpha, const float* a, const int* lda, const float* b, const int* ldb,
+                       const float* beta, float* c, const int* ldc);
 
 namespace {
 
@@ -140,18 +144,21 @@ struct Shapes {
   int64_t padded, rows;          // columns of a map in memory, rows of a block
 };
 
+// c = a b, all column-major; a is turned first where asked.
+void multiply(bool turn_a, int m, int n, int k, const float* a, int lda, const float* b, int ldb, float* c, int ldc) {
+  const float one = 1.0f, zero = 0.0f;
+  sgemm_(turn_a ? "T" : "N", "N", &m, &n, &k, &one, a, &lda, b, &ldb, &zero, c, &ldc);
+}
+
 void attend_block(const float* qkv, float* out, float* maps, int64_t image, int64_t first, int64_t rows,
                   const Shapes& s, const float* mix_l, const float* mix_w, const float* bias_w) {
-  using at::native::TransposeType;
-  const auto same = TransposeType::NoTranspose, turned = TransposeType::Transpose;
   const float* tokens = qkv + image * s.N * s.width;
   const int64_t stride = s.rows * s.padded;
   // Column-major products of row-major matrices: every matrix is seen transposed.
   for (int64_t a = 0; a < s.A; ++a) {
     const float* q = tokens + first * s.width + a * s.E;
     const float* k = tokens + s.D + a * s.E;
-    at::native::cpublas::gemm(turned, same, s.N, rows, s.E, 1.0f, k, s.width, q, s.width, 0.0f, maps + a * stride,
-                              s.padded);
+    multiply(true, s.N, rows, s.E, k, s.width, q, s.width, maps + a * stride, s.padded);
   }
   const RowFunction attend = row_function(s.A);
   for (int64_t row = 0; row < rows; ++row)
@@ -159,8 +166,7 @@ void attend_block(const float* qkv, float* out, float* maps, int64_t image, int6
   for (int64_t a = 0; a < s.A; ++a) {
     const float* v = tokens + 2 * s.D + a * s.E;
     float* place = out + (image * s.N + first) * s.D + a * s.E;
-    at::native::cpublas::gemm(same, same, s.E, rows, s.N, 1.0f, v, s.width, maps + a * stride, s.padded, 0.0f, place,
-                              s.D);
+    multiply(false, s.E, rows, s.N, v, s.width, maps + a * stride, s.padded, place, s.D);
   }
 }
 
