@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from deepcait.classifier import Classifier, load
     from deepcait.errors import DeepcaitError
     from deepcait.evaluation import evaluate
+    from deepcait.inference.fold import fold
     from deepcait.model import CaiT, CaiTConfig
     from deepcait.weights.registry import create_model, list_models
 
@@ -25,6 +26,7 @@ __all__ = [
     "__version__",
     "create_model",
     "evaluate",
+    "fold",
     "list_models",
     "load",
 ]
@@ -37,6 +39,7 @@ _HOME = {
     "DeepcaitError": "deepcait.errors",
     "create_model": "deepcait.weights.registry",
     "evaluate": "deepcait.evaluation",
+    "fold": "deepcait.inference.fold",
     "list_models": "deepcait.weights.registry",
     "load": "deepcait.classifier",
 }

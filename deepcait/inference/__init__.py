@@ -1,0 +1,1 @@
+"""Fast and elsewhere: the folded model, the engines that run it, export with proof."""

@@ -1,0 +1,313 @@
+"""The same network rewritten for inference: less arithmetic, fewer operators, the same logits.
+
+What is folded, all of it exact in real numbers and computed in float64:
+
+    LayerNorm's affine, q-scale, LayerScale   into the linear layers next to them
+    bias of proj_l, of every key              nothing: constant along a row, the softmax cancels it
+    bias of every value                       into the bias of the projection: rows sum to a constant
+    bias of proj_w                            into one sum over the tokens (engines), or the mixing itself (blocks)
+    keys and values of the class attention    q (W_k x) = (W_k' q) x and A (W_v x) = W_v (A x): products with all
+                                              tokens fall from width D for each channel to width D for each head
+    normalised patches                        once for both class blocks, since no affine is left that differs
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deepcait.errors import ConfigError, ShapeError
+from deepcait.inference.blocks import attend_blocks
+from deepcait.model.block import NORM_EPS, ClassAttentionBlock, LayerScaleBlock
+from deepcait.model.cait import CaiT
+from deepcait.model.variants import CaiTConfig
+
+
+def fold(model: nn.Module) -> FoldedCaiT:
+    """Return the same function of the images, rewritten for inference; the model itself is left as it is.
+
+    Logits agree within rounding (1e-5 of their spread in float32). Weights are copies: training the model afterwards
+    does not reach them.
+
+    Args:
+        model: a CaiT, wrapped by torch.compile or DistributedDataParallel or not.
+
+    Raises:
+        ConfigError: another network than a CaiT.
+    """
+    core = getattr(model, "_orig_mod", model)
+    core = getattr(core, "module", core)
+    if isinstance(core, FoldedCaiT):
+        return core
+    if type(core) is not CaiT:
+        raise ConfigError(
+            f"fold: expected a CaiT, got {type(core).__name__}.",
+            remedy="Only the network of the paper can be folded; run this one as it is.",
+        )
+    return FoldedCaiT(core)
+
+
+class _Constants(nn.Module):
+    """A module whose tensors are constants, put there by `_keep`."""
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
+class FoldedCaiT(_Constants):
+    """A CaiT for inference, made by `fold`.
+
+    Eager, the patches attend in blocks that fit the cache and no N x N map of all heads is ever whole; compiled,
+    exported or asked for gradients of the images, whole maps are used, in operators that every engine knows.
+
+    Args:
+        model: what is folded.
+    """
+
+    def __init__(self, model: CaiT) -> None:
+        super().__init__()
+        self.config: CaiTConfig = model.config
+        self.num_classes = model.num_classes
+        self.num_features = model.num_features
+        self.pretrained_cfg = dict(model.pretrained_cfg)
+        with torch.no_grad():
+            embed = model.patch_embed.proj
+            bias = cast("Tensor", embed.bias)
+            _keep(self, model.cls_token, patch_weight=embed.weight, cls_token=model.cls_token)
+            _keep(self, model.cls_token, positions=(model.pos_embed.double() + bias.double()))
+            N = self.config.num_patches
+            blocks = (FoldedBlock(cast("LayerScaleBlock", block), N) for block in model.blocks)
+            self.blocks = nn.ModuleList(blocks)
+            cls_blocks = (FoldedClassBlock(cast("ClassAttentionBlock", block)) for block in model.blocks_token_only)
+            self.blocks_token_only = nn.ModuleList(cls_blocks)
+            if self.num_classes:
+                weight, bias = _after_norm(cast("nn.Linear", model.head), model.norm)
+            else:
+                # No layer follows the last norm: its affine stays, as a product with a diagonal matrix would be one.
+                weight, bias = model.norm.weight, model.norm.bias
+            _keep(self, model.cls_token, head_weight=weight, head_bias=bias)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> FoldedCaiT:
+        """Stay in evaluation mode.
+
+        Raises:
+            ConfigError: asked to train.
+        """
+        if mode:
+            refuse_training()
+        return super().train(False)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return logits (B, K); features (B, D) where the model has no classes.
+
+        Raises:
+            ShapeError: images of another size or number of channels than the model's.
+        """
+        cls_BD = self._read(self._patches(images_BCHW))[0]
+        if not self.num_classes:
+            return F.layer_norm(cls_BD, cls_BD.shape[-1:], self.head_weight, self.head_bias, NORM_EPS)
+        return F.linear(normalize(cls_BD), self.head_weight, self.head_bias)
+
+    def class_attention(self, images_BCHW: Tensor) -> Tensor:
+        """Return where the class token looked: (B, class blocks, A, 1 + N), as `CaiT.class_attention`."""
+        return torch.stack(self._read(self._patches(images_BCHW))[1], dim=1)
+
+    def get_classifier(self) -> NoReturn:
+        """Refuse: the head holds the last norm too."""
+        refuse_training()
+
+    def _patches(self, images_BCHW: Tensor) -> Tensor:
+        expected = (self.config.in_chans, *self.config.img_size)
+        if tuple(images_BCHW.shape[1:]) != expected:
+            raise ShapeError(
+                f"images: expected (B, {', '.join(map(str, expected))}), got {tuple(images_BCHW.shape)}.",
+                remedy="Resize the images, or build the model with this img_size and in_chans.",
+            )
+        maps_BDHW = F.conv2d(images_BCHW, self.patch_weight, stride=self.config.patch_size)
+        tokens_BND = self.positions + maps_BDHW.flatten(2).transpose(1, 2)
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting() or _wants_gradient(tokens_BND):
+            for block in self.blocks:
+                tokens_BND = block(tokens_BND)
+            return tokens_BND
+        return self.run_blocks(tokens_BND.contiguous())
+
+    def run_blocks(self, tokens_BND: Tensor) -> Tensor:
+        """Pass contiguous patch tokens through the patch stage, in place, a block of rows of the maps at a time."""
+        for block in self.blocks:
+            cast("FoldedBlock", block).run(tokens_BND)
+        return tokens_BND
+
+    def _read(self, patches_BND: Tensor) -> tuple[Tensor, list[Tensor]]:
+        patches_BND = normalize(patches_BND)
+        cls_BD = self.cls_token[:, 0].expand(patches_BND.shape[0], -1)
+        maps = []
+        for block in self.blocks_token_only:
+            cls_BD, weights_BAT = block(cls_BD, patches_BND)
+            maps.append(weights_BAT)
+        return cls_BD, maps
+
+
+class FoldedBlock(_Constants):
+    """A block of the patch stage with everything folded in.
+
+    Args:
+        block: what is folded.
+        num_patches: N; the value bias that the attention collects depends on it.
+    """
+
+    def __init__(self, block: LayerScaleBlock, num_patches: int) -> None:
+        super().__init__()
+        attn = block.attn
+        D, A = attn.qkv.in_features, attn.num_heads
+        self.num_heads = A
+        weight, bias = _after_norm(attn.qkv, block.norm1)
+        weight[:D] *= attn.scale
+        bias[:D] *= attn.scale
+        value_bias = bias[2 * D :].clone()
+        bias[D:] = 0
+        proj, proj_bias = _before_scale(attn.proj, block.gamma_1)
+        mix_w, bias_w = attn.proj_w.weight.double(), cast("Tensor", attn.proj_w.bias).double()
+        # A row of the mixed maps sums to this, so a value's bias arrives that often.
+        row_sums = mix_w.sum(1) + num_patches * bias_w
+        proj_bias += proj @ (_per_channel(row_sums, D) * value_bias)
+        like = block.gamma_1
+        _keep(self, like, qkv_weight=weight, qkv_bias=bias, proj_weight=proj, proj_bias=proj_bias)
+        _keep(self, like, mix_l=attn.proj_l.weight, mix_w=mix_w, bias_w=bias_w)
+        _keep(self, like, sum_weight=(proj * _per_channel(bias_w, D)) @ weight[2 * D :])
+        _keep_mlp(self, block)
+
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        """Return patch tokens (B, N, D), through whole maps and operators that every engine knows."""
+        tokens_BND = tokens_BND + self._attend(normalize(tokens_BND))
+        return tokens_BND + _mlp(self, normalize(tokens_BND))
+
+    def run(self, tokens_BND: Tensor) -> None:
+        """The same in place, a block of rows of the maps at a time."""
+        B, N, D = tokens_BND.shape
+        flat = tokens_BND.view(B * N, D)
+        qkv = torch.addmm(self.qkv_bias, normalize(flat), self.qkv_weight.t())
+        read = attend_blocks(qkv.view(B, N, 3 * D), self.mix_l, self.mix_w, self.bias_w)
+        del qkv
+        flat += torch.addmm(self.proj_bias, read.view(B * N, D), self.proj_weight.t())
+        del read
+        flat += _mlp(self, normalize(flat))
+
+    def _attend(self, tokens_BND: Tensor) -> Tensor:
+        B, N, D = tokens_BND.shape
+        A = self.num_heads
+        qkv = F.linear(tokens_BND, self.qkv_weight, self.qkv_bias)
+        q, k, v = qkv.reshape(B, N, 3, A, D // A).permute(2, 0, 3, 1, 4).unbind(0)
+        scores_BANN = self._mix(self.mix_l, q @ k.transpose(-2, -1))
+        mixed_BANN = self._mix(self.mix_w, scores_BANN.softmax(-1))
+        read_BND = (mixed_BANN @ v).transpose(1, 2).reshape(B, N, D)
+        # What the bias of proj_w adds to every token: a sum over the values, taken before they are made.
+        sums_B1D = F.linear(tokens_BND.sum(1, keepdim=True), self.sum_weight)
+        return F.linear(read_BND, self.proj_weight, self.proj_bias) + sums_B1D
+
+    def _mix(self, mix_AA: Tensor, maps_BANN: Tensor) -> Tensor:
+        B, A, N, _ = maps_BANN.shape
+        return (mix_AA @ maps_BANN.reshape(B, A, N * N)).reshape(B, A, N, N)
+
+
+class FoldedClassBlock(_Constants):
+    """A block of the class stage: the class token's question is turned into the tokens' own space, and asked there.
+
+    Args:
+        block: what is folded.
+    """
+
+    def __init__(self, block: ClassAttentionBlock) -> None:
+        super().__init__()
+        attn = block.attn
+        D, A = attn.q.in_features, attn.num_heads
+        self.num_heads = A
+        q_weight, q_bias = _after_norm(attn.q, block.norm1)
+        k_weight, _ = _after_norm(attn.k, block.norm1)
+        v_weight, v_bias = _after_norm(attn.v, block.norm1)
+        proj, proj_bias = _before_scale(attn.proj, block.gamma_1)
+        proj_bias += proj @ v_bias  # rows of the attention sum to 1
+        like = block.gamma_1
+        _keep(self, like, q_weight=q_weight * attn.scale, q_bias=q_bias * attn.scale)
+        _keep(self, like, k_AED=k_weight.view(A, D // A, D), v_ADE=v_weight.view(A, D // A, D).transpose(1, 2))
+        _keep(self, like, proj_weight=proj, proj_bias=proj_bias)
+        _keep_mlp(self, block)
+
+    def forward(self, cls_BD: Tensor, patches_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the class token after this block, (B, D), and its attention, (B, A, 1 + N).
+
+        Args:
+            cls_BD: the class token.
+            patches_BND: patch tokens, normalised.
+        """
+        B, D = cls_BD.shape
+        own_BD = normalize(cls_BD)
+        asked_ABE = F.linear(own_BD, self.q_weight, self.q_bias).view(B, self.num_heads, -1).transpose(0, 1)
+        asked_BAD = torch.bmm(asked_ABE, self.k_AED).transpose(0, 1)
+        own_B1D = own_BD.unsqueeze(1)
+        scores = (asked_BAD @ own_B1D.transpose(1, 2), asked_BAD @ patches_BND.transpose(1, 2))
+        weights_BAT = torch.cat(scores, dim=-1).softmax(-1)
+        seen_BAD = weights_BAT[..., :1] * own_B1D + weights_BAT[..., 1:] @ patches_BND
+        read_BD = torch.bmm(seen_BAD.transpose(0, 1), self.v_ADE).transpose(0, 1).reshape(B, D)
+        cls_BD = cls_BD + F.linear(read_BD, self.proj_weight, self.proj_bias)
+        return cls_BD + _mlp(self, normalize(cls_BD)), weights_BAT
+
+
+def normalize(tokens: Tensor) -> Tensor:
+    """Mean 0 and variance 1 for each token: LayerNorm without its affine."""
+    return F.layer_norm(tokens, tokens.shape[-1:], eps=NORM_EPS)
+
+
+def refuse_training() -> NoReturn:
+    """Say that a folded model is for inference only."""
+    raise ConfigError(
+        "fold: expected inference, got a request to train a folded model.",
+        remedy="Train the model that it was folded from, and fold that again.",
+    )
+
+
+def _after_norm(layer: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear layer that takes in the affine of the norm before it, in float64."""
+    weight = layer.weight.double()
+    bias = cast("Tensor", layer.bias).double() + weight @ norm.bias.double()
+    return weight * norm.weight.double(), bias
+
+
+def _before_scale(layer: nn.Linear, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear layer that takes in the LayerScale after it, in float64."""
+    return layer.weight.double() * gamma.double()[:, None], cast("Tensor", layer.bias).double() * gamma.double()
+
+
+def _per_channel(per_head_A: Tensor, embed_dim: int) -> Tensor:
+    return per_head_A.repeat_interleave(embed_dim // len(per_head_A))
+
+
+def _keep_mlp(module: nn.Module, block: LayerScaleBlock | ClassAttentionBlock) -> None:
+    weight, bias = _after_norm(block.mlp.fc1, block.norm2)
+    _keep(module, block.gamma_2, fc1_weight=weight, fc1_bias=bias)
+    weight, bias = _before_scale(block.mlp.fc2, block.gamma_2)
+    _keep(module, block.gamma_2, fc2_weight=weight, fc2_bias=bias)
+
+
+def _mlp(module: _Constants, tokens: Tensor) -> Tensor:
+    hidden = F.linear(tokens, module.fc1_weight, module.fc1_bias)
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or _wants_gradient(hidden):
+        hidden = F.gelu(hidden)
+    else:
+        torch.ops.aten.gelu.out(hidden, out=hidden)
+    return F.linear(hidden, module.fc2_weight, module.fc2_bias)
+
+
+def _wants_gradient(tensor: Tensor) -> bool:
+    return tensor.requires_grad and torch.is_grad_enabled()
+
+
+def _keep(module: nn.Module, like: Tensor, **tensors: Tensor) -> None:
+    """Register constants of the module, in the dtype and on the device of `like`, as memory of their own."""
+    for name, tensor in tensors.items():
+        kept = tensor.detach().to(like.device, like.dtype)
+        module.register_buffer(name, kept.clone(memory_format=torch.contiguous_format))
