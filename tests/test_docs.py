@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -104,3 +105,27 @@ def test_each_check_can_say_no(tmp_path):
     assert broken_links(text, tmp_path) == ["gone.md", "#c"]
     assert make_commands(text) == {"gone"}
     assert make_targets("demo: x  ## text\nother: y\n") == {"demo"}
+
+
+def accuracies(found) -> set[str]:
+    """Every measured accuracy in a results file, as README prints it."""
+    if isinstance(found, dict):
+        own = {f"{100 * found[key]:.2f}" for key in ("top1", "top5") if isinstance(found.get(key), float)}
+        return own.union(*map(accuracies, found.values()))
+    return set().union(*map(accuracies, found)) if isinstance(found, list) else set()
+
+
+def unmeasured(text: str) -> list[str]:
+    """Accuracies in a text that no file in docs/results/ holds."""
+    measured = set()
+    for path in (ROOT / "docs" / "results").glob("*.json"):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        assert results["command"], f"{path.name}: which command writes it again?"
+        measured |= accuracies(results)
+    return [number for number in re.findall(r"(\d+\.\d\d) %", text) if number not in measured]
+
+
+def test_every_accuracy_that_readme_prints_was_measured():
+    assert re.search(r"\d\.\d\d %", README)
+    assert unmeasured(README) == []
+    assert unmeasured(README.replace("55.39 %", "55.40 %")) == ["55.40"]
