@@ -44,7 +44,7 @@ $(VENV)/.core: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing deepcait and its tools. PyTorch for Linux comes with its CUDA libraries: about 3 GB to fetch, 6 GB on disk."
-	$(PIP) install -c constraints.txt -e ".[dev,data,serve]"
+	$(PIP) install -c constraints.txt -e ".[dev,data,serve,explain]"
 	@touch $@
 
 # The first Python that is new enough and can make an environment; the remedy where there is none.
