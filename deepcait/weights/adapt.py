@@ -1,4 +1,4 @@
-"""Weights of one shape made to fit a model of another: other image size, other classes, nothing else."""
+"""Weights of one shape made to fit a model of another: other image or patch size, channels, classes, more blocks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from deepcait.model.embedding import resize_pos_embed
 from deepcait.model.networks import build_model
 from deepcait.model.variants import CaiTConfig
 from deepcait.weights.layouts import StateDict
+from deepcait.weights.reshape import Means, change_channels, new_blocks, resize_patches
 
 Grid = tuple[int, int]
 HEAD = ("head.weight", "head.bias")
+PATCHES = ("patch_embed.proj.weight", "patch_embed.proj.bias")
 MAX_LISTED = 8
 
 
@@ -30,18 +32,30 @@ class AdaptReport:
         resized: old and new grid of the position embedding, None where it was kept.
         head: old and new number of classes where the head did not stay, else None.
         num_kept_rows: rows of the new head that came from classes of the same name.
+        patch: old and new patch side in pixels where patches were resampled, else None.
+        channels: old and new number of image channels where they differ, else None.
+        num_new_blocks: blocks added after the stored ones.
     """
 
     num_kept: int
     resized: tuple[Grid, Grid] | None = None
     head: tuple[int, int] | None = None
     num_kept_rows: int = 0
+    patch: tuple[int, int] | None = None
+    channels: tuple[int, int] | None = None
+    num_new_blocks: int = 0
 
     def __str__(self) -> str:
         parts = [f"kept {self.num_kept} tensors"]
         if self.resized:
             (old_rows, old_cols), (rows, cols) = self.resized
             parts.append(f"resized pos_embed {old_rows}x{old_cols} -> {rows}x{cols}")
+        if self.patch:
+            parts.append(f"resampled patches {self.patch[0]} px -> {self.patch[1]} px")
+        if self.channels:
+            parts.append(f"changed channels {self.channels[0]} -> {self.channels[1]}")
+        if self.num_new_blocks:
+            parts.append(f"added {self.num_new_blocks} blocks that pass their tokens on")
         if self.head:
             old, new = self.head
             verb = "re-initialised" if new else "dropped"
@@ -57,6 +71,9 @@ class AdaptReport:
             "resized": self.resized,
             "head": self.head,
             "num_kept_rows": self.num_kept_rows,
+            "patch": self.patch,
+            "channels": self.channels,
+            "num_new_blocks": self.num_new_blocks,
         }
 
 
@@ -68,12 +85,15 @@ def adapt_state_dict(
     old_classes: Sequence[str] | None = None,
     new_classes: Sequence[str] | None = None,
     keep_rows: bool = False,
+    old_norm: tuple[Means, Means] | None = None,
+    new_norm: tuple[Means, Means] | None = None,
 ) -> tuple[StateDict, AdaptReport]:
     """Return the weights in the target's shapes, and what was changed.
 
     The position embedding is resized from the stored grid. The head is left out where the classes differ, in
-    number or, where both lists are known, in name: the target keeps its freshly drawn one. The tensors that fit
-    are passed on, not copied.
+    number or, where both lists are known, in name: the target keeps its freshly drawn one. Patches of another side
+    are resampled, other channels derived, blocks that are not stored start as identities (see `reshape.py`). The
+    tensors that fit are passed on, not copied.
 
     Args:
         state_dict: with the released keys.
@@ -83,19 +103,31 @@ def adapt_state_dict(
         old_classes: names behind the rows of the stored head.
         new_classes: names behind the rows of the target's head.
         keep_rows: take the rows of classes with equal names into the new head; its other rows are drawn anew.
+        old_norm, new_norm: means and deviations by channel, where the channels change; see `change_channels`.
 
     Raises:
         WeightsError: any other tensor is missing, unknown, or of another shape; the message lists them.
     """
     config = target.config if isinstance(target, nn.Module) else target
     adapted = dict(state_dict)
-    resized = _adapt_pos_embed(adapted, config, stored_grid)
-    head, num_kept_rows = _adapt_head(adapted, config, old_classes, new_classes, keep_rows)
     expected = _expected_tensors(target)
+    resized = _adapt_pos_embed(adapted, config, stored_grid)
+    patch, channels = _adapt_patches(adapted, config, old_norm, new_norm)
+    # The alternatives of an ablation have blocks of their own kinds, which start otherwise.
+    added = new_blocks(adapted, expected) if type(config) is CaiTConfig else {}
+    head, num_kept_rows = _adapt_head(adapted, config, old_classes, new_classes, keep_rows)
+    adapted |= added
     optional = set(HEAD) if head else set()
     _require_equal_keys(adapted, expected, optional)
-    num_changed = (resized is not None) + sum(key in adapted for key in HEAD if head)
-    report = AdaptReport(num_kept=len(adapted) - num_changed, resized=resized, head=head, num_kept_rows=num_kept_rows)
+    report = AdaptReport(
+        num_kept=sum(tensor is state_dict.get(key) for key, tensor in adapted.items()),
+        resized=resized,
+        head=head,
+        num_kept_rows=num_kept_rows,
+        patch=patch,
+        channels=channels,
+        num_new_blocks=sum(key.endswith("gamma_1") for key in added),
+    )
     return {key: adapted[key] for key in expected if key in adapted}, report
 
 
@@ -171,6 +203,23 @@ def _adapt_pos_embed(adapted: StateDict, config: CaiTConfig, stored_grid: Grid |
     return grid, config.grid
 
 
+def _adapt_patches(
+    adapted: StateDict,
+    config: CaiTConfig,
+    old_norm: tuple[Means, Means] | None,
+    new_norm: tuple[Means, Means] | None,
+) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    """Resample the patch projection and change its channels; return old and new side, old and new channels."""
+    kernel, bias = (adapted.get(key) for key in PATCHES)
+    if kernel is None or bias is None or kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3]:
+        return None, None
+    side, chans = kernel.shape[2], kernel.shape[1]
+    kernel, bias = change_channels(kernel, bias, config.in_chans, old_norm=old_norm, new_norm=new_norm)
+    adapted |= zip(PATCHES, (resize_patches(kernel, config.patch_size), bias), strict=True)
+    patch = (side, config.patch_size) if side != config.patch_size else None
+    return patch, (chans, config.in_chans) if chans != config.in_chans else None
+
+
 def _adapt_head(
     adapted: StateDict,
     config: CaiTConfig,
@@ -234,5 +283,6 @@ def _require_equal_keys(adapted: StateDict, expected: dict[str, tuple[int, ...]]
         raise WeightsError(
             f"expected the weights of this model, got {len(faults)} tensors that do not fit: "
             f"{'; '.join(faults[:MAX_LISTED])}{more}.",
-            remedy="Only image size and classes may differ; choose the model that these weights were trained as.",
+            remedy="Only image and patch size, channels, classes and more blocks may differ; choose the model that these "
+            "weights were trained as.",
         )

@@ -29,13 +29,24 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     Raises:
         WeightsError: the disk is full, read-only, ...; the old file is still there.
     """
+    replace_file(path, lambda aside: aside.write_bytes(data))
+
+
+def replace_file(path: str | Path, fill: Callable[[Path], object]) -> None:
+    """Replace one file with what `fill` writes, or create it; a reader never sees it half written.
+
+    Args:
+        path: its place.
+        fill: is given a path beside the place, on the same disk, and writes the file there.
+
+    Raises:
+        WeightsError: the disk is full, read-only, ...; the old file is still there.
+    """
     path = Path(os.path.realpath(path))
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        fill(aside)
+        sync(aside)
         os.replace(aside, path)
         sync(path.parent)
     except OSError as error:

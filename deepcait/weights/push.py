@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
 from deepcait.errors import ConfigError, WeightsError
-from deepcait.weights.artefact import save_artefact
 from deepcait.weights.hub import is_of_client, reason_of, split_repository
+from deepcait.weights.outgoing import write_timm
 from deepcait.weights.spec import Resolved
 
 
@@ -49,15 +50,8 @@ def save_for_hub(folder: Path, found: Resolved) -> Path:
         ConfigError: the folder holds something else.
         WeightsError: it can't be written.
     """
-    return save_artefact(
-        folder,
-        found.model,
-        preprocessing=found.pretrained_cfg,
-        classes=found.classes,
-        recipe=without_paths(found.section.get("recipe")),
-        metrics=found.section.get("metrics"),
-        provenance=without_paths(found.provenance),
-    )
+    section = found.section | {"recipe": without_paths(found.section.get("recipe"))}
+    return write_timm(dataclasses.replace(found, section=section, provenance=without_paths(found.provenance)), folder)
 
 
 def without_paths(value: Any) -> Any:

@@ -13,6 +13,7 @@ from deepcait.weights.artefact import read_artefact
 from deepcait.weights.hub import fetch_released
 from deepcait.weights.layouts import image_size
 from deepcait.weights.published import REEVALUATED, REEVALUATED_COLUMNS, RELEASE_TAG, hub_id
+from deepcait.weights.reshape import norm_of
 from deepcait.weights.timm_layout import nearest_architecture
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -106,9 +107,20 @@ def create_model(
             remedy="Leave out pretrained=True, or give a released model's name.",
         )
     state_dict = read_artefact(fetch_released(name)).state_dict
-    model, _ = build_loaded(config, state_dict, stored_grid=stored.grid, copy=False)
-    model.pretrained_cfg = released_cfg(name, config)
+    cfg = released_cfg(name, config)
+    norms = {"old_norm": (IMAGENET_MEAN, IMAGENET_STD), "new_norm": (cfg["mean"], cfg["std"])}
+    model, _ = build_loaded(config, state_dict, stored_grid=stored.grid, copy=False, **norms)
+    model.pretrained_cfg = cfg
     return model
+
+
+def for_channels(cfg: dict[str, Any], in_chans: int) -> dict[str, Any]:
+    """Return a pretrained_cfg with means and deviations for this number of channels.
+
+    >>> for_channels({"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0)}, 4)["std"]
+    (1.0, 1.0, 1.0, 1.0)
+    """
+    return cfg | {key: norm_of(cfg[key], in_chans) for key in ("mean", "std")}
 
 
 def pretrained_cfg_of(config: CaiTConfig) -> dict[str, Any]:
@@ -120,8 +132,8 @@ def pretrained_cfg_of(config: CaiTConfig) -> dict[str, Any]:
         "interpolation": "bicubic",
         "crop_pct": 1.0,
         "crop_mode": "center",
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
+        "mean": norm_of(IMAGENET_MEAN, config.in_chans),
+        "std": norm_of(IMAGENET_STD, config.in_chans),
         "num_classes": config.num_classes,
         "pool_size": None,
         "first_conv": "patch_embed.proj",

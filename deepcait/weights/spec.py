@@ -27,7 +27,7 @@ from deepcait.weights.layouts import (
     variant_name,
 )
 from deepcait.weights.published import published
-from deepcait.weights.registry import RELEASED, pretrained_cfg_of, released_cfg
+from deepcait.weights.registry import RELEASED, for_channels, pretrained_cfg_of, released_cfg
 
 Kind = Literal["name", "hub", "artefact", "run", "file", "keras", "builtin"]
 BUILTIN_PREFIX = "builtin:"
@@ -98,7 +98,8 @@ def resolve(
         classes: names behind the head's rows wanted; a head for other names than the stored is drawn anew.
         keep_rows: but rows of classes with equal names are kept.
         ablation: alternatives of the paper, laid over the model; see `AblationConfig`.
-        overrides: other fields of `CaiTConfig` that weights do not fix, such as drop_path_rate.
+        overrides: other fields of `CaiTConfig`: those that weights do not fix, such as drop_path_rate, and those
+            that they can be fitted to: in_chans, patch_size, a larger depth.
 
     Raises:
         ConfigError: the SPEC leads nowhere; the message suggests where it might have.
@@ -115,6 +116,7 @@ def resolve(
     if "notes" in stored.provenance:
         warnings.warn(f"{spec}: {stored.provenance['notes']}.", stacklevel=2)
     config = lay_over(stored.config.replace(**wanted), ablation or {})
+    renormalised = for_channels(stored.pretrained_cfg, config.in_chans)
     model, report = build_loaded(
         config,
         stored.state_dict,
@@ -123,9 +125,11 @@ def resolve(
         old_classes=None if _are_indices(classes, stored.classes) else stored.classes,
         new_classes=classes,
         keep_rows=keep_rows,
+        old_norm=_norm(stored.pretrained_cfg),
+        new_norm=_norm(renormalised),
         copy=False,
     )
-    cfg = stored.pretrained_cfg | {
+    cfg = renormalised | {
         "input_size": (config.in_chans, *image_size(config)),
         "num_classes": config.num_classes,
     }
@@ -198,6 +202,10 @@ def describe_models() -> list[dict[str, Any]]:
 def _accuracies(name: str) -> dict[str, Any]:
     figures = published(name)
     return {key: figures[key] for key in ("top1", "real", "v2")}
+
+
+def _norm(cfg: dict[str, Any]) -> tuple[Any, Any]:
+    return cfg["mean"], cfg["std"]
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,104 @@
+"""What we write loads where people already work: timm for every variant, the authors' layout, and back, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from deepcait.errors import ConfigError, WeightsError
+from deepcait.model import CaiT, variant_config
+from deepcait.model.variants import variant_names
+from deepcait.weights import outgoing
+from deepcait.weights.artefact import save_artefact
+from deepcait.weights.outgoing import write_official, write_timm
+from deepcait.weights.registry import pretrained_cfg_of
+from deepcait.weights.spec import resolve
+
+# Every variant is tried; these in everyday tests. XS36 is one that timm has no model for, and so is nano.
+EVERYDAY = ("cait_nano_32", "cait_xs36_224")
+
+
+def sized(names):
+    return [
+        pytest.param(name, num, marks=[] if name in EVERYDAY else pytest.mark.soak)
+        for name in names
+        for num in (1000, 7)
+        if not (name == "cait_xs36_224" and num == 1000)
+    ] + [pytest.param("cait_xs36_224", 1000, marks=pytest.mark.soak)]
+
+
+@pytest.mark.parametrize(("name", "num_classes"), sized(variant_names()))
+def test_timm_loads_every_variant_and_gives_its_logits(random_weights, logits, tmp_path, name, num_classes):
+    config = variant_config(name).replace(num_classes=num_classes)
+    with torch.device("meta"):
+        model = CaiT(config)
+    random_weights(model.to_empty(device="cpu"))
+    classes = [f"class {index}" for index in range(num_classes)]
+    save_artefact(tmp_path / "ours", model, preprocessing=pretrained_cfg_of(config), classes=classes)
+    expected = logits(model)
+    del model
+    write_timm(resolve(tmp_path / "ours"), tmp_path / "timm")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    got = logits(theirs)
+    assert got.shape == expected.shape == (expected.shape[0], num_classes)
+    assert (got - expected).abs().max() <= 1e-5 * expected.std()
+    assert list(theirs.pretrained_cfg["label_names"]) == classes
+    assert theirs.pretrained_cfg["input_size"] == (3, *config.img_size)
+
+
+def timm_random(random_weights) -> torch.nn.Module:
+    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 8, "img_size": 32, "num_classes": 5}
+    return random_weights(timm.create_model("cait_xxs24_224", **sizes))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_official_to_ours_to_timm_to_ours_is_bit_equal(random_weights, tmp_path, suffix):
+    theirs = timm_random(random_weights)
+    state_dict = theirs.state_dict()
+    torch.save({"model": {f"module.{key}": tensor for key, tensor in state_dict.items()}}, tmp_path / "official.pth")
+    ours = resolve(tmp_path / "official.pth")
+    write_timm(ours, tmp_path / "timm")
+    again = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
+    timm.models.save_for_hf(again, tmp_path / "by_timm", safe_serialization=True)
+    back = resolve(tmp_path / "by_timm")
+    write_official(back, tmp_path / f"again{suffix}")
+    last = resolve(tmp_path / f"again{suffix}").model.state_dict()
+    assert list(last) == list(state_dict)
+    for stage in (ours.model.state_dict(), again.state_dict(), back.model.state_dict(), last):
+        for key, tensor in state_dict.items():
+            assert torch.equal(stage[key], tensor), key
+    if suffix == ".pth":  # what the authors' own code does with it
+        content = torch.load(tmp_path / "again.pth", weights_only=True)
+        assert list(content) == ["model"]
+        theirs.load_state_dict({key.removeprefix("module."): value for key, value in content["model"].items()})
+        assert list(content["model"]) == [f"module.{key}" for key in state_dict]
+
+
+@pytest.mark.parametrize("name", ["out.onnx", "out", "folder.pth"])
+def test_another_ending_is_an_error(tiny, tmp_path, name):
+    torch.save(tiny().state_dict(), tmp_path / "w.pth")
+    if name == "folder.pth":
+        (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=r"\.pth or \.safetensors"):
+        write_official(resolve(tmp_path / "w.pth"), tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_full_disk_leaves_the_old_file(tiny, tmp_path, monkeypatch, suffix):
+    torch.save(tiny().state_dict(), tmp_path / "w.pth")
+    found, path = resolve(tmp_path / "w.pth"), tmp_path / f"out{suffix}"
+    path.write_bytes(b"old")
+
+    def full(*_, **__):
+        raise RuntimeError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(outgoing.torch, "save", full)
+    monkeypatch.setattr(outgoing, "save_file", full)
+    with pytest.raises(WeightsError, match="Make room"):
+        write_official(found, path)
+    assert path.read_bytes() == b"old"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(["w.pth", path.name])
+    with pytest.raises(WeightsError, match="expected to write"):
+        monkeypatch.undo()
+        write_official(found, tmp_path / "missing" / f"out{suffix}")
