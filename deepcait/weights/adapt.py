@@ -283,6 +283,6 @@ def _require_equal_keys(adapted: StateDict, expected: dict[str, tuple[int, ...]]
         raise WeightsError(
             f"expected the weights of this model, got {len(faults)} tensors that do not fit: "
             f"{'; '.join(faults[:MAX_LISTED])}{more}.",
-            remedy="Only image and patch size, channels, classes and more blocks may differ; choose the model that these "
-            "weights were trained as.",
+            remedy="Only image and patch size, channels, classes and more blocks may differ; choose the model that "
+            "these weights were trained as.",
         )
