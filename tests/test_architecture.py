@@ -66,7 +66,7 @@ ORDER = {
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
     "cli": [
         "exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "explain",
-        "report", "train", "bench", "study", "serve", "push", "demo",
+        "report", "train", "bench", "study", "serve", "export", "push", "demo",
     ],
 }  # fmt: skip
 
