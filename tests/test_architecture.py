@@ -38,7 +38,7 @@ ORDER = {
     ],
     "weights": [
         "published", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "hints", "reshape", "adapt", "atomic",
-        "timm_layout", "artefact", "registry", "imagenet", "spec", "outgoing", "push", "card",
+        "timm_layout", "artefact", "registry", "imagenet", "spec", "outgoing", "push", "card", "teachers",
     ],
     "data": [
         "png", "image", "source", "folder", "resample", "preprocessing",
