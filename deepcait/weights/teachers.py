@@ -82,7 +82,7 @@ def list_teachers(filters: Sequence[str] = (), *, table: str | Path | None = Non
     for name in timm.list_pretrained():
         cfg = get_pretrained_cfg(name)
         # Without a head (features only, image-text models) there are no logits to learn from.
-        if not cfg.num_classes or not _fits(name, filters):
+        if cfg is None or not cfg.num_classes or not _fits(name, filters):
             continue
         top1, params = known.get(name, (_own_top1(name), None))
         rows.append(
