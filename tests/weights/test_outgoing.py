@@ -48,7 +48,7 @@ def test_timm_loads_every_variant_and_gives_its_logits(random_weights, logits, r
     expected = logits(model)
     del model
     write_timm(resolve(room / "ours"), room / "timm")
-    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    theirs = timm.create_model(f"local-dir:{room / 'timm'}", pretrained=True).eval()
     got = logits(theirs)
     assert got.shape == expected.shape == (expected.shape[0], num_classes)
     assert (got - expected).abs().max() <= 1e-5 * expected.std()
