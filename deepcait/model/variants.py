@@ -172,7 +172,7 @@ VARIANTS: dict[str, CaiTConfig] = {
 }
 
 # Not of the paper: our own small model for 32-pixel pictures, ten classes.
-NANO = _variant(96, 12, 0.0, num_heads=4, img_size=32, patch_size=4, num_classes=10)
+NANO = _variant(128, 7, 0.0, num_heads=4, img_size=32, patch_size=4, num_classes=10)
 
 
 def variant_names() -> list[str]:
