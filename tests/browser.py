@@ -21,6 +21,15 @@ marks = [
 ]
 
 
+def wait_for(page, expression: str) -> None:
+    """Wait until JavaScript says yes; asked from outside, for the page's policy lets nobody evaluate text in it."""
+    for _ in range(500):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(20)
+    raise AssertionError(f"it did not become so: {expression}")
+
+
 def assert_no_serious_fault(page) -> None:
     """What axe calls serious or critical."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()

@@ -11,7 +11,7 @@ from PIL import Image
 
 import deepcait
 from deepcait.data import open_image
-from tests.browser import DESK, PHONE, assert_no_serious_fault, marks, outlined
+from tests.browser import DESK, PHONE, assert_no_serious_fault, marks, outlined, wait_for
 from tests.serve.harness import DEMO, ROOT, live
 
 PHOTOGRAPH = DEMO / "truck" / sorted(os.listdir(DEMO / "truck"))[1]
@@ -58,15 +58,6 @@ def open_page(browser, service):
 def is_fault(message) -> bool:
     """An error on the console, but for what the browser says of a picture that was refused, as it shall be."""
     return message.type == "error" and "400 (Bad Request)" not in message.text
-
-
-def wait_for(page, expression: str) -> None:
-    """Wait until JavaScript says yes; asked from outside, for the page's policy lets nobody evaluate text in it."""
-    for _ in range(500):
-        if page.evaluate(expression):
-            return
-        page.wait_for_timeout(20)
-    raise AssertionError(f"it did not become so: {expression}")
 
 
 def wait_for_picture(page, name: str) -> None:
