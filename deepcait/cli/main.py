@@ -31,6 +31,7 @@ VERBS = {
     "bench": "ours against peers: how fast data is read",
     "study": "run the paper's experiments again at a small scale, its figures beside ours",
     "serve": "answer over HTTP, with a page that shows where the model looked",
+    "export": "write a model in the form that others read: onnx, openvino, pt2, timm, the authors' own",
     "push": "put a model into a repository of the Hugging Face hub, with a card",
     "demo": "train, measure and use a small model on real photographs, in minutes",
 }

@@ -112,7 +112,9 @@ def require_known_to_timm(config: CaiTConfig) -> None:
     """
     reason = unknown_to_timm(config)
     if reason:
-        raise ConfigError(f"timm's layout: expected a CaiT. {reason}", remedy="Save it as a model folder of deepcait.")
+        raise ConfigError(
+            f"expected a CaiT as it was published. {reason}", remedy="Save it as a model folder of deepcait."
+        )
 
 
 def beyond_timm(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
