@@ -198,7 +198,8 @@ def _failure(repository: str, filename: str, revision: str | None, error: Except
     return WeightsError(
         f"hf-hub:{repository}: expected {filename} from {constants.ENDPOINT}, got {reason_of(error)}.",
         remedy=f"Fetch {place}/{WEIGHTS_FILES[0]} and {place}/{CONFIG_FILE} where there is a connection, put both into "
-        "one folder, and give that folder (or the weights file alone) instead of the name.",
+        "one folder, and give that folder (or the weights file alone) instead of the name. More in "
+        "docs/errors.md#weights-that-cant-be-fetched.",
     )
 
 
