@@ -1,4 +1,4 @@
-"""Our docstrings are plain text with indented formulas; Sphinx reads reStructuredText. This leads from one to the other."""
+"""Our docstrings are plain text with indented formulas; Sphinx reads reStructuredText: from one to the other."""
 
 from __future__ import annotations
 

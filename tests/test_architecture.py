@@ -37,8 +37,8 @@ ORDER = {
         "ablation", "convnet", "networks",
     ],
     "weights": [
-        "published", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "hints", "reshape", "adapt", "atomic",
-        "timm_layout", "artefact", "registry", "imagenet", "spec", "outgoing", "push", "card",
+        "published", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "reshape", "adapt", "atomic",
+        "timm_layout", "artefact", "registry", "hints", "imagenet", "spec", "outgoing", "push", "card", "teachers",
     ],
     "data": [
         "png", "image", "source", "folder", "resample", "preprocessing",

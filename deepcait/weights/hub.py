@@ -187,6 +187,7 @@ def _require_announced(repository: str, path: Path) -> None:
 
 def _failure(repository: str, filename: str, revision: str | None, error: Exception) -> WeightsError:
     from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
 
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC):
         return WeightsError(
@@ -198,8 +199,9 @@ def _failure(repository: str, filename: str, revision: str | None, error: Except
     return WeightsError(
         f"hf-hub:{repository}: expected {filename} from {constants.ENDPOINT}, got {reason_of(error)}.",
         remedy=f"Fetch {place}/{WEIGHTS_FILES[0]} and {place}/{CONFIG_FILE} where there is a connection, put both into "
-        "one folder, and give that folder (or the weights file alone) instead of the name. More in "
-        "docs/errors.md#weights-that-cant-be-fetched.",
+        "one folder, and give that folder (or the weights file alone) instead of the name; or copy "
+        f"{Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type='model')} from a machine that "
+        "has it. More in docs/errors.md#weights-that-cant-be-fetched.",
     )
 
 

@@ -16,7 +16,9 @@ PAGES = [
 ]
 # A section with this sentence shows what can't be tried on one machine.
 NOT_RUN = "Not run here"
-_PROGRAM = re.compile(r"(?:[A-Z_]+=\S+ )*(?:(?:\.venv|env)/bin/)?(deepcait|torchrun|make|pip|python3?|curl|pytest)(?: |$)")
+_PROGRAM = re.compile(
+    r"(?:[A-Z_]+=\S+ )*(?:(?:\.venv|env)/bin/)?(deepcait|torchrun|make|pip|python3?|curl|pytest)(?: |$)"
+)
 
 
 @dataclass(frozen=True)

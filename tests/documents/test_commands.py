@@ -36,7 +36,7 @@ from tests.documents.shown import NOT_RUN, PAGES, ROOT, Block, blocks, section_t
 DEMO = ROOT / "deepcait" / "assets" / "demo"
 CLASSES = ("cat", "dog", "frog")
 TINY = ["epochs=1", "global_batch_size=12", "replicas=1", "data.num_workers=0", "augment.repeats=1"]
-RUNS = ("first", "kd", "pets", "a", "b", "teacher", "small", "old", "nano")
+RUNS = ("first", "kd", "pets", "a", "b", "teacher", "small", "old")
 BENCHMARK = re.compile(r"^(imagenet|imagenet-v2|cifar10|cifar100|flowers102|cars|inat18|inat19|parquet|tar|zip):")
 
 
@@ -79,7 +79,9 @@ def place(things, tmp_path, monkeypatch) -> Path:
 
 def adapted(verb: str, rest: list[str]) -> list[str] | None:
     """The arguments of a verb as they are run here; None where they are only parsed."""
-    rest = [re.sub(r"^cait_\w+$", "tiny1000", word) if verb not in ("info", "models", "train") else word for word in rest]
+    rest = [
+        re.sub(r"^cait_\w+$", "tiny1000", word) if verb not in ("info", "models", "train") else word for word in rest
+    ]
     data = rest[rest.index("--data") + 1] if "--data" in rest else ""
     if verb in ("bench", "demo") or (verb == "push" and "--dry-run" not in rest):
         return None
@@ -143,7 +145,9 @@ def run_curl(argv: list[str], place: Path) -> None:
         pytest.skip("curl is not installed")
     with live(deepcait.load(place / "tiny")) as running:
         ours = [re.sub(r"http://127\.0\.0\.1:\d+", running.url.rstrip("/"), word) for word in argv]
-        done = subprocess.run(["curl", "-sS", "--max-time", "60", "--fail-with-body", *ours], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["curl", "-sS", "--max-time", "60", "--fail-with-body", *ours], capture_output=True, text=True, check=False
+        )
     assert done.returncode == 0, done.stderr + done.stdout
     assert '"predictions"' in done.stdout
 
@@ -154,7 +158,9 @@ def check_other(program: str, argv: list[str]) -> None:
         targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
         assert {word for word in argv if "=" not in word} <= targets
     elif program == "pip":
-        extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+            "optional-dependencies"
+        ]
         named = re.findall(r"\[([\w,]+)\]", " ".join(argv))
         assert {extra for names in named for extra in names.split(",")} <= set(extras)
         assert argv[0] == "install"

@@ -64,7 +64,8 @@ def test_a_wrong_name_is_found():
         "[`deepcait.model.block.LayerScaleBlock`](../deepcait/model/block.py)"
         "[`deepcait.model.block.Gone`](../deepcait/model/block.py)"
         "[`deepcait.model.cait.CaiT`](../deepcait/model/block.py)"
-        "[`test_gone`](../tests/test_docs.py) [`test_docs.py`](../tests/test_docs.py) [`gone.py`](../tests/test_docs.py)"
+        "[`test_gone`](../tests/test_docs.py) [`test_docs.py`](../tests/test_docs.py)"
+        "[`gone.py`](../tests/test_docs.py)"
     )
     assert [name.partition(":")[0] for name in wrong_names(text, DOCS)] == [
         "deepcait.model.block.Gone",
@@ -75,7 +76,9 @@ def test_a_wrong_name_is_found():
 
 
 def test_the_map_leads_from_every_row_to_code_and_test():
-    rows = re.findall(r"^\| (?!---|of the)(.*?) \| (.*?) \| (.*?) \|$", (DOCS / "paper_map.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| (?!---|of the)(.*?) \| (.*?) \| (.*?) \|$", (DOCS / "paper_map.md").read_text(), re.MULTILINE
+    )
     assert len(rows) >= 25
     assert all(_LINK.search(code) and "](../tests/" in test for _, code, test in rows)
     # One row, or more, for each: seven equations of the paper that build the network, tables, figures.

@@ -12,7 +12,14 @@ ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
 _FORBIDDEN = {
     *("eval", "exec", "compile", "os.system", "os.popen", "pickle.load", "pickle.loads", "pickle.Unpickler"),
-    *("marshal.loads", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "tarfile.extractall", "shutil.unpack_archive"),
+    *(
+        "marshal.loads",
+        "yaml.load",
+        "yaml.unsafe_load",
+        "yaml.full_load",
+        "tarfile.extractall",
+        "shutil.unpack_archive",
+    ),
 }
 
 

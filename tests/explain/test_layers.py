@@ -21,7 +21,9 @@ def test_the_strength_of_a_branch_is_what_it_adds_over_what_was_there():
         for block in model.blocks:
             middle = block.add_attention(main[-1], block.attn(block.norm1(main[-1])))
             main += [middle, block.add_mlp(middle)]
-    by_hand = [((after - x).norm(dim=-1) / x.norm(dim=-1)).mean().item() for x, after in zip(main, main[1:])]
+    by_hand = [
+        ((after - x).norm(dim=-1) / x.norm(dim=-1)).mean().item() for x, after in zip(main, main[1:], strict=False)
+    ]
     depth = measures.depth
     assert measures.attention_ratio[:depth].tolist() == pytest.approx(by_hand[::2], rel=1e-4)
     assert measures.mlp_ratio[:depth].tolist() == pytest.approx(by_hand[1::2], rel=1e-4)

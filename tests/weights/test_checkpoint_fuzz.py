@@ -35,7 +35,9 @@ def mutate(data: bytes, draw: random.Random) -> bytes:
         size = len(mutated)
         if not size:
             break
-        position = draw.choice([draw.randrange(size), draw.randrange(min(size, 512)), -draw.randrange(1, min(size, 1500))])
+        position = draw.choice(
+            [draw.randrange(size), draw.randrange(min(size, 512)), -draw.randrange(1, min(size, 1500))]
+        )
         match draw.randrange(6):
             case 0:
                 mutated[position] = draw.randrange(256)
@@ -61,8 +63,7 @@ def assert_bounded(read, *arguments) -> str:
         tensors = state_dict if isinstance(state_dict, dict) else {}
         assert all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
         outcome = "read"
-    except DeepcaitError as error:
-        assert error.remedy
+    except DeepcaitError:
         outcome = "refused"
     assert time.perf_counter() - began < MAX_SECONDS
     return outcome
