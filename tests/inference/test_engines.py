@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import builtins
+from pathlib import Path
 
 import pytest
 import torch
 from torch._inductor import config
 
+import deepcait
 from deepcait.classifier import Classifier
 from deepcait.cli.main import main
 from deepcait.data import Preprocessing
@@ -70,15 +72,15 @@ def test_a_missing_extra_is_one_line(model, monkeypatch, engine, package, extra)
     assert caught.value.remedy == f'pip install "deepcait[{extra}]"'
 
 
-def test_no_compiler_is_one_paragraph(model, monkeypatch, capsys, tmp_path):
+def test_no_compiler_is_one_paragraph(model, capsys, tmp_path):
     """torch.compile itself would end in a traceback of two pages."""
-    monkeypatch.setenv("CXX", "/no/such/compiler")
-    monkeypatch.setattr(config.cpp, "cxx", ("/no/such/compiler",))
-    with pytest.raises(ConfigError, match=r"expected a C\+\+ compiler") as caught:
-        build_engine("compile", model)
-    assert "g++" in caught.value.remedy
     Classifier(model, classes=None, preprocessing=Preprocessing((32, 32))).save(tmp_path / "model")
-    assert main(["eval", str(tmp_path / "model"), "--data", "builtin:demo", "--engine", "compile"]) == 2
+    picture = str(next(Path(deepcait.__file__).parent.glob("assets/demo/test/*/*.png")))
+    with config.patch({"cpp.cxx": ("/no/such/compiler",)}):
+        with pytest.raises(ConfigError, match=r"expected a C\+\+ compiler") as caught:
+            build_engine("compile", model)
+        assert main(["predict", str(tmp_path / "model"), picture, "--engine", "compile"]) == 2
+    assert "g++" in caught.value.remedy
     error = capsys.readouterr().err
     assert "compiler" in error
     assert "Traceback" not in error
@@ -90,12 +92,12 @@ def test_a_compiler_that_fails_is_one_paragraph(model, monkeypatch, tmp_path):
     fake = tmp_path / "fake++"
     fake.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 'fake++ 1.0' && exit 0\nexit 1\n")
     fake.chmod(0o755)
-    monkeypatch.setattr(config.cpp, "cxx", (str(fake),))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     torch.compiler.reset()
-    engine = build_engine("compile", scrambled(5))
-    with pytest.raises(ConfigError, match="compile: expected code that this machine's compiler takes"):
-        engine(torch.zeros(1, 3, 32, 32))
+    with config.patch({"cpp.cxx": (str(fake),), "fx_graph_cache": False}):
+        engine = build_engine("compile", scrambled(5))
+        with pytest.raises(ConfigError, match="compile: expected code that this machine's compiler takes"):
+            engine(torch.zeros(1, 3, 32, 32))
     torch.compiler.reset()
 
 
