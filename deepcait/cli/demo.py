@@ -53,7 +53,9 @@ def run(args: Args) -> int | None:
     page = _explain(nano, pictures, folder / "looks", console)
     before, after, run_folder = _fine_tune(nano, test, folder, console)
     proof = _export(run_folder, folder / "model.pt2", console)
+    report = run_folder / "report.html"
     places = {"run": str(run_folder), "model": str(run_folder / "best"), "page": str(page)}
+    places |= {"report": str(report) if report.is_file() else None}
     _say_where(run_folder, folder, page, time.monotonic() - began, console)
     facts = {"top1": after["top1"], "before": before, "after": after, "nano": measured, "proof": proof}
     console.result({**places, **facts, "chance": 0.5, "pictures": pictures})
