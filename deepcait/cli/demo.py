@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepcait.cli.console import Console, percent
+from deepcait.cli.report import write_at_end
 
 _SHOWN = 6
 
@@ -44,10 +45,11 @@ def run(args: Args) -> int | None:
     pictures = _classify(folder, console)
     console.say(f"\nmodel          {folder / 'best'}")
     console.say(f"curves         {folder / 'metrics.csv'}")
+    report = write_at_end(folder, console)
     console.say(f"try            deepcait predict {folder} PICTURE")
     console.say(f"took           {time.monotonic() - began:.0f} s")
     facts = {"run": str(folder), "model": str(folder / "best"), "top1": outcome.best_top1, "chance": chance}
-    console.result({**facts, "pictures": pictures})
+    console.result({**facts, "report": str(report) if report else None, "pictures": pictures})
 
 
 def _classify(folder: Path, console: Console) -> list[dict]:

@@ -3,7 +3,7 @@
 Examples:
     deepcait explain runs/pets cat.jpg --out looks              maps, a page (looks/index.html), and the numbers
     deepcait explain runs/pets photos/ --out looks --class dog  why, or why not, a dog
-    deepcait explain runs/pets cat.jpg --out looks --method all Integrated Gradients and occlusion too
+    deepcait explain runs/pets cat.jpg --out looks --method all  Integrated Gradients and occlusion too
     deepcait explain runs/pets photos/ --out looks --figures    what each layer of the model does
     deepcait explain cait_s24_384 tall.jpg --out looks --img-size 512x256
 """

@@ -173,7 +173,7 @@ def _knows_data(data: dict[str, Any]) -> bool:
 def definition(rows: Sequence[tuple[str, str]]) -> Markup:
     """Return facts as a table of two columns."""
     body = [element("tr", element("th", name, scope="row"), element("td", value)) for name, value in rows]
-    return element("div", element("table", element("tbody", *body)), class_="scroll")
+    return element("table", element("tbody", *body), class_="facts")
 
 
 def code(text: str) -> Markup:

@@ -6,7 +6,9 @@ Foreign names stop here: above this file there are only the keys of the released
 from __future__ import annotations
 
 import argparse
+import io
 import math
+import os
 import pickle
 import re
 import zipfile
@@ -189,6 +191,15 @@ def _read_safetensors(path: Path, take: Callable[[Tensor], Tensor]) -> StateDict
         ) from error
 
 
+class _Bounded(io.BufferedReader):
+    """A file that is never asked for more than it has: Python's own sets the memory aside that a length asks for."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0:
+            return super().read()
+        return super().read(min(size, max(0, os.fstat(self.fileno()).st_size - self.tell())))
+
+
 def _read_pickle(path: Path) -> object:
     try:
         mapped = zipfile.is_zipfile(path)
@@ -200,7 +211,10 @@ def _read_pickle(path: Path) -> object:
                 remedy="Fetch or save it again.",
             )
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            if mapped:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with _Bounded(io.FileIO(path)) as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:
@@ -223,7 +237,8 @@ def _refusal(path: Path, error: Exception) -> WeightsError:
         return WeightsError(
             f"{path}: expected tensors only, got a pickle that asks for {what}, which could run code; "
             "it was refused and nothing of it was executed.",
-            remedy="If you trust where it came from, load it there and save `model.state_dict()` alone.",
+            remedy="If you trust where it came from, load it there and save `model.state_dict()` alone. More in "
+            "docs/errors.md#pickles-that-are-refused.",
         )
     return WeightsError(
         f"{path}: expected a checkpoint of torch.save, got something else.",
