@@ -25,9 +25,41 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import deepcait
+from deepcait.model.variants import variant_config
 from deepcait.train.journal import environment
 
 NAME, GLOBAL_BATCH, PROCESSES = "cait_xxs24_224", 16, 2
+PAPER_BATCH, LATENCY_S = 1024, 50e-6
+
+
+def exchange_s(num_params: int, processes: int, gbit_per_s: float) -> float:
+    """Seconds of a ring all-reduce of float32 gradients: each process sends and receives 2 (n - 1) / n of them."""
+    seconds = 2 * (processes - 1) / processes * 4 * num_params * 8 / (gbit_per_s * 1e9)
+    return seconds + 2 * (processes - 1) * LATENCY_S
+
+
+def machines_table(images_per_s: float) -> list[str]:
+    """Rows: one step of the paper's batch on machines of the measured speed, over networks of three bandwidths."""
+    num_params = variant_config(NAME).num_params()
+    rows = []
+    for processes in (1, 2, 8, 64, 256, 1024):
+        compute = PAPER_BATCH / processes / images_per_s
+        cells = []
+        for gbit_per_s in (1, 10, 100):
+            step = compute + exchange_s(num_params, processes, gbit_per_s)
+            cells.append(f"{step:.3g} s, {PAPER_BATCH / images_per_s / step / processes:.0%}")
+        rows.append(f"| {processes} | {PAPER_BATCH / processes:g} | {compute:.3g} s | " + " | ".join(cells) + " |")
+    return rows
+
+
+def speed_table() -> list[str]:
+    """Rows: how fast a process of 8 must compute before exchanging takes a tenth of its step."""
+    rows = []
+    for name in ("cait_xxs24_224", "cait_s24_224", "cait_m36_224"):
+        num_params = variant_config(name).num_params()
+        speeds = [PAPER_BATCH / 8 / (9 * exchange_s(num_params, 8, gbit_per_s)) for gbit_per_s in (1, 10, 100, 1000)]
+        rows.append(f"| `{name}` | {4 * num_params / 1e6:.0f} MB | " + " | ".join(f"{v:,.0f}" for v in speeds) + " |")
+    return rows
 
 
 def step_of(net: nn.Module, batch: int) -> Callable[[], None]:

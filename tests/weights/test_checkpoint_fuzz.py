@@ -36,7 +36,7 @@ def mutate(data: bytes, draw: random.Random) -> bytes:
         if not size:
             break
         position = draw.choice(
-            [draw.randrange(size), draw.randrange(min(size, 512)), -draw.randrange(1, min(size, 1500))]
+            [draw.randrange(size), draw.randrange(min(size, 512)), -draw.randrange(1, min(size, 1500) + 1)]
         )
         match draw.randrange(6):
             case 0:
