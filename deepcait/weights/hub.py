@@ -222,8 +222,13 @@ def reason_of(error: Exception) -> str:
         return "no such revision"
     if constants.HF_HUB_OFFLINE:
         return "nothing: HF_HUB_OFFLINE is set and the file is not in the cache"
+    if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+        return "no access (log in with `hf auth login`, or set HF_TOKEN to a token that may read it)"
+    kept = "what came is kept, and the next try goes on from there"
     if "Timeout" in type(error).__name__:
-        return "no answer for too long (the connection stalled; what came is kept, and the next try goes on from there)"
+        return f"no answer for too long (the connection stalled; {kept})"
+    if "ProtocolError" in type(error).__name__:
+        return f"a part of it (the connection broke again and again; {kept})"
     if isinstance(error, errors.LocalEntryNotFoundError) or "Connect" in type(error).__name__:
         return "no answer (offline, or a wrong HF_ENDPOINT or proxy), and the file is not in the cache"
     if isinstance(error, errors.EntryNotFoundError):
