@@ -245,6 +245,21 @@ def test_answers_that_are_no_file(client, small, impatient, fault, reason):
     assert hub.endpoint in caught.value.remedy
 
 
+def test_another_network_is_refused_before_its_weights_are_fetched(client, tmp_path):
+    timm.models.save_for_hf(timm.create_model("resnet10t", num_classes=5), tmp_path / "net", safe_serialization=True)
+    (tmp_path / "transformers").mkdir()
+    (tmp_path / "transformers" / "config.json").write_text('{"architectures": ["ViTForImageClassification"]}')
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("no JSON")
+    names = ("net", "transformers", "broken")
+    with run_hub(Hub({f"owner/{name}": tmp_path / name for name in names})) as hub:
+        client(hub.endpoint)
+        for name, words in zip(names, ("a CaiT .* got 'resnet10t'", "a CaiT .* got ''", "expected JSON"), strict=True):
+            with pytest.raises(WeightsError, match=words):
+                resolve(f"hf-hub:owner/{name}")
+        assert not any("safetensors" in line or ".bin" in line for line in hub.requests)
+
+
 def mounted_read_only(folder: Path, at: Path) -> bool:
     """Bind a folder read-only elsewhere; the root user may write wherever only permissions forbid it."""
     at.mkdir()
