@@ -39,6 +39,7 @@ from deepcait.weights.timm_layout import (
     foreign_config,
     read_classes,
     read_pretrained_cfg,
+    require_cait,
 )
 
 FORMAT = 1
@@ -166,6 +167,17 @@ def is_artefact(folder: str | Path) -> bool:
     """Whether a folder looks like a model folder, ours or foreign."""
     folder = current(folder)
     return (folder / CONFIG_FILE).is_file() and any((folder / name).is_file() for name in FOREIGN_WEIGHTS)
+
+
+def look_at(path: Path, origin: str) -> None:
+    """Refuse a config.json, before the weights beside it are fetched, if it is that of another network.
+
+    Raises:
+        WeightsError: it is, or no JSON.
+    """
+    description = _read_description(path.parent)
+    if not description.get("deepcait"):
+        require_cait(origin, description)
 
 
 def _write_model(

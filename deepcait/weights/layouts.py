@@ -66,7 +66,9 @@ def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> StateDict
             f"{path}: expected a state dict, alone or under one of {', '.join(NESTS)}, got no tensors there.",
             remedy="Save `model.state_dict()` with torch.save or safetensors.",
         )
-    tensors = {key: take(value) for key, value in found.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+    _require_plain(path, tensors)
+    tensors = {key: take(value) for key, value in tensors.items()}
     return canonical_keys(tensors, origin=str(path))
 
 
@@ -169,6 +171,18 @@ def _require_file(path: Path) -> None:
         raise WeightsError(f"{path}: expected a weights file, got the ending {path.suffix!r}.", remedy=remedy)
     if path.stat().st_size == 0:
         raise WeightsError(f"{path}: expected a weights file, got an empty one.", remedy="Fetch or save it again.")
+
+
+def _require_plain(path: Path, tensors: StateDict) -> None:
+    """Raise unless every tensor has its numbers in the file: a few bytes must not become a terabyte when copied."""
+    for key, tensor in tensors.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not plain or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+            kind = f"one of {tuple(tensor.shape)} whose numbers are not all there" if plain else "another kind"
+            raise WeightsError(
+                f"{path}: expected {key} as a dense tensor on the CPU, got {kind}.",
+                remedy="Save `{k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}`.",
+            )
 
 
 def _own(tensor: Tensor) -> Tensor:
