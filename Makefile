@@ -34,6 +34,9 @@ docs: $(VENV)/.docs  ## the documentation site, build/docs/index.html; a warning
 	$(PY) -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "The site: build/docs/index.html"
 
+bench: $(VENV)/.core  ## how fast pictures are read here, against timm, in a minute (core dependencies only)
+	$(VENV)/bin/deepcait bench --data deepcait/assets/demo/test --rounds 3 --batch-size 16
+
 soak: $(VENV)/.dev  ## the tests that take minutes to hours, one after another
 	$(PYTEST) -m soak --timeout 7200 $(ARGS)
 

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,13 +40,14 @@ def fetch_released(name: str) -> Path:
     return fetch_repository(hub_id(name))
 
 
-def fetch_repository(repository: str) -> Path:
+def fetch_repository(repository: str, *, look: Callable[[Path], object] | None = None) -> Path:
     """Return a local folder with a hub repository in timm's layout, or with the Keras SavedModel in it.
 
     HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and the proxy variables are honoured by the hub's client.
 
     Args:
         repository: "owner/name", or "owner/name@revision".
+        look: is given the path of config.json before the weights are fetched, and may refuse it.
 
     Raises:
         ConfigError: no owner/name.
@@ -63,6 +65,8 @@ def fetch_repository(repository: str) -> Path:
         try:
             for filename in layout:
                 path = _download(repository, filename, at, missing_ok=True)
+                if look is not None and filename == CONFIG_FILE:
+                    look(path)
                 if folder is None:
                     # The commit of the first file: all files belong to one state of the repository.
                     folder, at = path.parent, path.parent.name

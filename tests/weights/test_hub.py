@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -121,6 +122,17 @@ def test_a_repository_of_anyone(client, small, logits):
             del os.environ["HF_TOKEN"]
     assert_equal(logits(found.model), logits(theirs))
     assert (found.kind, found.provenance["hub_id"]) == ("hub", "owner/small")
+
+
+def test_a_repository_without_safetensors_and_a_revision(client, small, logits, tmp_path):
+    folder, theirs = small
+    (tmp_path / "old").mkdir()
+    shutil.copy(folder / "config.json", tmp_path / "old")
+    torch.save(theirs.state_dict(), tmp_path / "old" / "pytorch_model.bin")
+    with run_hub(Hub({"owner/old": tmp_path / "old"})) as hub:
+        client(hub.endpoint)
+        assert_equal(logits(resolve("hf-hub:owner/old@v1").model), logits(theirs))
+        assert any("/resolve/v1/config.json" in line for line in hub.requests)
 
 
 def test_a_keras_repository(client):
@@ -243,6 +255,21 @@ def test_answers_that_are_no_file(client, small, impatient, fault, reason):
     assert "\n" not in str(caught.value)
     assert "model.safetensors" in str(caught.value)
     assert hub.endpoint in caught.value.remedy
+
+
+def test_another_network_is_refused_before_its_weights_are_fetched(client, tmp_path):
+    timm.models.save_for_hf(timm.create_model("resnet10t", num_classes=5), tmp_path / "net", safe_serialization=True)
+    (tmp_path / "transformers").mkdir()
+    (tmp_path / "transformers" / "config.json").write_text('{"architectures": ["ViTForImageClassification"]}')
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("no JSON")
+    names = ("net", "transformers", "broken")
+    with run_hub(Hub({f"owner/{name}": tmp_path / name for name in names})) as hub:
+        client(hub.endpoint)
+        for name, words in zip(names, ("a CaiT .* got 'resnet10t'", "a CaiT .* got ''", "expected JSON"), strict=True):
+            with pytest.raises(WeightsError, match=words):
+                resolve(f"hf-hub:owner/{name}")
+        assert not any("safetensors" in line or ".bin" in line for line in hub.requests)
 
 
 def mounted_read_only(folder: Path, at: Path) -> bool:
