@@ -37,11 +37,11 @@ def test_the_model_remembers_the_same_accuracy_and_no_path():
 
 
 def test_the_curve_ends_where_the_card_says():
-    training = found()["training"]
+    stages = found()["training"]["stages"]
     with (RESULTS / "nano.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    evaluated = {int(row["epoch"]): float(row["top1"]) for row in rows if row["kind"] == "eval"}
-    assert {str(epoch): top1 for epoch, top1 in evaluated.items()} == {
-        epoch: figures[0] for epoch, figures in training["after_each_evaluated_epoch"].items()
-    }
-    assert training["best"]["top1"] == max(evaluated.values())
+        rows = [row for row in csv.DictReader(file) if row["kind"] == "eval"]
+    for number, stage in enumerate(stages):
+        evaluated = {row["epoch"]: float(row["top1"]) for row in rows if row["stage"] == str(number + 1)}
+        assert evaluated == {epoch: top1 for epoch, (top1, _) in stage["after_each_evaluated_epoch"].items()}
+        assert stage["best"]["top1"] == max(evaluated.values())
+    assert stages[-1]["best"]["correct1"] == found()["result"]["correct1"]

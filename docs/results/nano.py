@@ -1,9 +1,10 @@
 # ruff: noqa: E501 (the card is prose)
 """Put a trained run into the package as builtin:nano, measured on the test images; writes nano.json, nano.csv, its card.
 
-    python docs/results/nano.py RUN --teacher TEACHER_RUN --data parquet:ROOT
+    python docs/results/nano.py RUN [RUN ...] --teacher TEACHER_RUN --data parquet:ROOT
 
-RUN: what `deepcait train --recipe nano_32` made, finished or not (its best model is taken; the card says which epoch).
+RUN: what `deepcait train --recipe nano_32` made; of several, each started from the one before. The best model of the
+last one is taken, finished or not; the card says which epoch.
 ROOT: CIFAR-10's test images, in parquet; any data SPEC goes.
 """
 
@@ -23,6 +24,8 @@ from deepcait.weights.registry import BUILTIN_NANO
 
 RESULTS = Path(__file__).parent
 COMMAND = "deepcait train --recipe nano_32 --data folder:ROOT --teacher TEACHER --out RUN --resume"
+# What a later stage may set other than the recipe; all else is the recipe's.
+SET = ("epochs", "seed", "optimizer.lr", "schedule.warmup_epochs")
 TEACHER_COMMAND = "deepcait train --recipe teacher_32 --data folder:ROOT --out TEACHER"
 CARD = """# cait_nano_32
 
@@ -33,15 +36,15 @@ Top-1 {top1:.2%} ({correct1:,} of the 10,000 test images of CIFAR-10; 95 %: {low
 | | |
 | --- | --- |
 | measured with | `deepcait eval builtin:nano --data parquet:ROOT` |
-| weights | {weights} after {step:,} of {steps:,} steps, {epoch} of {epochs} epochs of the 50,000 training images |
-| training | `{command}` |
+| weights | {weights} after {step:,} of {steps:,} steps, {epoch} of {epochs} epochs of the 50,000 training images, of the last stage |
+{stages}
 | at commit | {commit} |
 | with | {versions}; {threads} thread of {processor} |
 | teacher | a small convolutional network, {teacher_top1:.2%} of the same test images; `{teacher_command}` |
 | distillation | {distillation} |
 | curve | docs/results/nano.csv; figures: docs/results/nano.json |
 
-The same command at this commit, with these versions and one thread, gives the rows of the curve again, number for number. The best epoch was chosen by the test images, which CIFAR-10 has no validation images for; the last epoch has {last_top1:.2%}.
+The same commands at this commit, with these versions and one thread, give the rows of the curve again, number for number. The best epoch was chosen by the test images, which CIFAR-10 has no validation images for; the last epoch has {last_top1:.2%}.
 
 Data: CIFAR-10, Alex Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. Licence of the weights: Apache-2.0.
 """
@@ -50,17 +53,17 @@ Data: CIFAR-10, Alex Krizhevsky, "Learning Multiple Layers of Features from Tiny
 def main() -> None:
     """Copy the model, measure it, write what is known of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--data", required=True)
     args = parser.parse_args()
-    model = deepcait.load(args.run)
+    model = deepcait.load(args.runs[-1])
     model.story["provenance"] = {"started_from": "cait_nano_32", "start": "random", "teacher": "convnet_32"}
     model.story["recipe"]["teacher"]["spec"] = "TEACHER"
     model.save(BUILTIN_NANO)
     shipped = deepcait.load("builtin:nano")
     metrics = deepcait.evaluate(shipped.model, args.data, preprocessing=shipped.preprocessing, classes=shipped.classes)
-    facts = describe(args.run, args.teacher) | {
+    facts = describe(args.runs, args.teacher) | {
         "params": shipped.model.config.num_params(),
         "bytes": (BUILTIN_NANO / "model.safetensors").stat().st_size,
     }
@@ -72,7 +75,7 @@ def main() -> None:
         "training": facts,
     }
     (RESULTS / "nano.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    write_curve(args.run, RESULTS / "nano.csv")
+    write_curve(args.runs, RESULTS / "nano.csv")
     (BUILTIN_NANO / "README.md").write_text(card(found), encoding="utf-8")
 
 
@@ -81,19 +84,36 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def describe(run: Path, teacher: Path) -> dict[str, Any]:
-    """What is known of the training."""
-    recipe = load_recipe(str((run / "config.yaml").resolve()))
+def stage(run: Path, first: bool) -> dict[str, Any]:
+    """One training: its command, where it ran, what it came to."""
+    own, plain = load_recipe(str((run / "config.yaml").resolve())), load_recipe("nano_32")
+    differs = [f"{name}={setting(own, name):g}" for name in SET if setting(own, name) != setting(plain, name)]
+    start = "" if first else " --model RUN_BEFORE"
     best = json.loads((run / "best" / "config.json").read_text(encoding="utf-8"))["deepcait"]["metrics"]
     evaluations = [row for row in rows_of(run) if row["kind"] == "eval"]
-    of_teacher = [row for row in rows_of(teacher) if row["kind"] == "eval"]
     return {
-        "command": COMMAND if recipe.teacher.spec else COMMAND.replace("--teacher TEACHER ", ""),
+        "command": COMMAND + start + (f" --set {' '.join(differs)}" if differs else ""),
         "environment": json.loads((run / "environment.json").read_text(encoding="utf-8")),
-        "epochs": recipe.epochs,
-        "steps": 50_000 // recipe.global_batch_size * recipe.epochs,
+        "epochs": own.epochs,
+        "steps": 50_000 // own.global_batch_size * own.epochs,
         "best": best,
         "after_each_evaluated_epoch": {row["epoch"]: [row["top1"], row.get("raw_top1")] for row in evaluations},
+        "distillation": f"{own.teacher.kind}, alpha {own.teacher.alpha:g}" if own.teacher.spec else "none",
+    }
+
+
+def setting(recipe: Any, name: str) -> Any:
+    """The value behind a dotted name."""
+    for part in name.split("."):
+        recipe = getattr(recipe, part)
+    return recipe
+
+
+def describe(runs: list[Path], teacher: Path) -> dict[str, Any]:
+    """What is known of the training."""
+    of_teacher = [row for row in rows_of(teacher) if row["kind"] == "eval"]
+    return {
+        "stages": [stage(run, first=number == 0) for number, run in enumerate(runs)],
         "teacher": {
             "command": TEACHER_COMMAND,
             "environment": json.loads((teacher / "environment.json").read_text(encoding="utf-8")),
@@ -101,13 +121,12 @@ def describe(run: Path, teacher: Path) -> dict[str, Any]:
             "correct1": of_teacher[-1]["correct1"],
             "top1": of_teacher[-1]["top1"],
         },
-        "distillation": f"{recipe.teacher.kind}, alpha {recipe.teacher.alpha:g}" if recipe.teacher.spec else "none",
     }
 
 
-def write_curve(run: Path, path: Path) -> None:
-    """Write the run's rows as CSV."""
-    rows = rows_of(run)
+def write_curve(runs: list[Path], path: Path) -> None:
+    """Write the rows of the runs as CSV."""
+    rows = [{"stage": number + 1} | row for number, run in enumerate(runs) for row in rows_of(run)]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -118,9 +137,14 @@ def write_curve(run: Path, path: Path) -> None:
 def card(found: dict[str, Any]) -> str:
     """Return the text of README.md beside the weights."""
     result, training = found["result"], found["training"]
-    best, where = training["best"], training["environment"]
+    final = training["stages"][-1]
+    best, where = final["best"], final["environment"]
     low, high = result["intervals"]["top1"]
-    last = list(training["after_each_evaluated_epoch"].values())[-1][0]
+    last = list(final["after_each_evaluated_epoch"].values())[-1][0]
+    stages = [
+        f"| stage {number + 1} | `{made['command']}`: {made['best']['top1']:.2%} |"
+        for number, made in enumerate(training["stages"])
+    ]
     return CARD.format(
         params=training["params"],
         megabytes=training["bytes"] / 1e6,
@@ -130,6 +154,7 @@ def card(found: dict[str, Any]) -> str:
         step=best["step"],
         epoch=best["epoch"],
         last_top1=last,
+        stages="\n".join(stages),
         commit=where["commit"][:7],
         versions=", ".join(f"{name} {where['versions'][name]}" for name in ("torch", "torchvision", "numpy", "pillow")),
         threads=where["threads"],
@@ -137,7 +162,7 @@ def card(found: dict[str, Any]) -> str:
         teacher_top1=training["teacher"]["top1"],
         teacher_command=training["teacher"]["command"],
         **{name: result[name] for name in ("top1", "top5", "correct1")},
-        **{name: training[name] for name in ("epochs", "steps", "command", "distillation")},
+        **{name: final[name] for name in ("epochs", "steps", "distillation")},
     )
 
 
