@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -121,6 +122,17 @@ def test_a_repository_of_anyone(client, small, logits):
             del os.environ["HF_TOKEN"]
     assert_equal(logits(found.model), logits(theirs))
     assert (found.kind, found.provenance["hub_id"]) == ("hub", "owner/small")
+
+
+def test_a_repository_without_safetensors_and_a_revision(client, small, logits, tmp_path):
+    folder, theirs = small
+    (tmp_path / "old").mkdir()
+    shutil.copy(folder / "config.json", tmp_path / "old")
+    torch.save(theirs.state_dict(), tmp_path / "old" / "pytorch_model.bin")
+    with run_hub(Hub({"owner/old": tmp_path / "old"})) as hub:
+        client(hub.endpoint)
+        assert_equal(logits(resolve("hf-hub:owner/old@v1").model), logits(theirs))
+        assert any("/resolve/v1/config.json" in line for line in hub.requests)
 
 
 def test_a_keras_repository(client):
