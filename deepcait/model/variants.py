@@ -92,7 +92,11 @@ class CaiTConfig:
         return int(self.embed_dim * self.mlp_ratio)
 
     def replace(self, **changes) -> CaiTConfig:
-        """Return a copy with some fields changed; an unknown field is an error with a suggestion."""
+        """Return a copy with some fields changed.
+
+        Raises:
+            ConfigError: an unknown field (with a suggestion), or values that do not fit.
+        """
         known = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in known:
