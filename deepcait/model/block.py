@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcait.model.attention import ClassAttention, TalkingHeadsAttention
-
-NORM_EPS = 1e-6
+from deepcait.model.branches import NORM_EPS, attention_branch, mlp_branch
 
 
 class Mlp(nn.Module):
@@ -43,9 +42,13 @@ def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
     """
     if not training or rate == 0.0:
         return branch
+    return branch * draw_keep(branch, rate)
+
+
+def draw_keep(branch: Tensor, rate: float) -> Tensor:
+    """Draw the factor of each image's branch, (B, 1, ...): 0, or 1 / (1 - rate)."""
     keep = 1.0 - rate
-    mask = branch.new_empty(branch.shape[0], *(1,) * (branch.ndim - 1)).bernoulli_(keep)
-    return branch * mask.div_(keep)
+    return branch.new_empty(branch.shape[0], *(1,) * (branch.ndim - 1)).bernoulli_(keep).div_(keep)
 
 
 class LayerScaleBlock(nn.Module):
@@ -68,6 +71,7 @@ class LayerScaleBlock(nn.Module):
         super().__init__()
         self.layer_scale_init = layer_scale_init
         self.drop_path_rate = drop_path_rate
+        self.small_memory = False
         self.gamma_1 = nn.Parameter(torch.empty(embed_dim))
         self.gamma_2 = nn.Parameter(torch.empty(embed_dim))
         self.norm1 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
@@ -76,8 +80,36 @@ class LayerScaleBlock(nn.Module):
         self.mlp = Mlp(embed_dim, hidden_dim)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
-        """Return patch tokens (B, N, D) for patch tokens (B, N, D)."""
+        """Return patch tokens (B, N, D) for patch tokens (B, N, D).
+
+        By the lean path, unless the attention's `lean` is off or the model is being exported.
+        """
+        if self.attn.lean and not torch.compiler.is_exporting():
+            return self._lean(tokens_BND)
         return self.add_mlp(self.add_attention(tokens_BND, self.attn(self.norm1(tokens_BND))))
+
+    def _lean(self, x_BND: Tensor) -> Tensor:
+        """The same by two operators that keep little for the backward pass; see `branches.py`."""
+        attn, mlp = self.attn, self.mlp
+        device = x_BND.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BND.dtype
+        norm = self.norm1.weight, self.norm1.bias
+        # The softmax cancels the first mixing's bias; it takes part so that its gradient is zero and not missing.
+        last = attn.proj.weight, attn.proj.bias + 0.0 * attn.proj_l.bias.sum()
+        heads = attn.proj_l.weight, attn.proj_w.weight, attn.proj_w.bias
+        qkv = attn.qkv.weight, attn.qkv.bias
+        x_BND = x_BND.contiguous()
+        x_BND, *_ = attention_branch(
+            x_BND, *norm, *qkv, *heads, *last, self.gamma_1, self._keep(x_BND), dtype, self.small_memory
+        )
+        norm = self.norm2.weight, self.norm2.bias
+        layers = mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias
+        x_BND, *_ = mlp_branch(x_BND, *norm, *layers, self.gamma_2, self._keep(x_BND), dtype, self.small_memory)
+        return x_BND
+
+    def _keep(self, x_BND: Tensor) -> Tensor | None:
+        drops = self.training and self.drop_path_rate > 0.0
+        return draw_keep(x_BND, self.drop_path_rate) if drops else None
 
     def add_attention(self, tokens_BND: Tensor, read_BND: Tensor) -> Tensor:
         """Add what the attention read to the residual stream."""
