@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from deepcait.model.attention import ClassAttention, TalkingHeadsAttention
-from deepcait.model.branches import NORM_EPS, attention_branch, mlp_branch
+from deepcait.model.branches import attention_branch, mlp_branch
+
+NORM_EPS = 1e-6
 
 
 class Mlp(nn.Module):
@@ -90,21 +92,19 @@ class LayerScaleBlock(nn.Module):
 
     def _lean(self, x_BND: Tensor) -> Tensor:
         """The same by two operators that keep little for the backward pass; see `branches.py`."""
-        attn, mlp = self.attn, self.mlp
-        device = x_BND.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BND.dtype
+        attn, mlp, dtype = self.attn, self.mlp, _product_dtype(x_BND)
         norm = self.norm1.weight, self.norm1.bias
-        # The softmax cancels the first mixing's bias; it takes part so that its gradient is zero and not missing.
-        last = attn.proj.weight, attn.proj.bias + 0.0 * attn.proj_l.bias.sum()
-        heads = attn.proj_l.weight, attn.proj_w.weight, attn.proj_w.bias
         qkv = attn.qkv.weight, attn.qkv.bias
+        heads = attn.proj_l.weight, attn.proj_w.weight, attn.proj_w.bias
+        # The softmax cancels the first mixing's bias; it takes part so that its gradient is zero and not missing.
+        last = attn.proj.weight, attn.proj.bias + 0.0 * attn.proj_l.bias.sum(), self.gamma_1
         x_BND = x_BND.contiguous()
-        x_BND, *_ = attention_branch(
-            x_BND, *norm, *qkv, *heads, *last, self.gamma_1, self._keep(x_BND), dtype, self.small_memory
-        )
+        how = self._keep(x_BND), self.norm1.eps, dtype, self.small_memory
+        x_BND, *_ = attention_branch(x_BND, *norm, *qkv, *heads, *last, *how)
         norm = self.norm2.weight, self.norm2.bias
-        layers = mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias
-        x_BND, *_ = mlp_branch(x_BND, *norm, *layers, self.gamma_2, self._keep(x_BND), dtype, self.small_memory)
+        layers = mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias, self.gamma_2
+        how = self._keep(x_BND), self.norm2.eps, dtype, self.small_memory
+        x_BND, *_ = mlp_branch(x_BND, *norm, *layers, *how)
         return x_BND
 
     def _keep(self, x_BND: Tensor) -> Tensor | None:
@@ -157,3 +157,10 @@ class ClassAttentionBlock(nn.Module):
         read_B1D, weights_BA1T = self.attn.attend(tokens_BTD)
         cls_B1D = cls_B1D + self.gamma_1 * read_B1D
         return cls_B1D + self.gamma_2 * self.mlp(self.norm2(cls_B1D)), weights_BA1T
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """What linear layers compute in: autocast's type where it is on (it leaves float64 alone), else the tensor's own."""
+    device = x.device.type
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on and x.dtype != torch.float64 else x.dtype

@@ -25,7 +25,6 @@ from torch.utils.flop_counter import register_flop_formula
 from deepcait.model.lean import read_heads, read_heads_backward, unaided
 from deepcait.model.products import linear, linear_backward
 
-NORM_EPS = 1e-6
 # How many parameters follow x in the arguments of each branch.
 _MLP_PARAMETERS, _ATTENTION_PARAMETERS = 7, 10
 
@@ -41,18 +40,19 @@ class _Norm(NamedTuple):
 @torch.library.custom_op("deepcait::mlp_branch", mutates_args=())
 def mlp_branch(
     x: Tensor, norm_w: Tensor, norm_b: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor,
-    keep: Tensor | None, dtype: torch.dtype, small: bool,
+    keep: Tensor | None, eps: float, dtype: torch.dtype, small: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return x plus the MLP's branch, (B, N, D), then what the backward pass wants: mean, rstd, hidden.
 
     Args:
         x: (B, N, D), the residual stream; the parameters follow in the order of the equation.
         keep: (B, 1, 1), factor of each image's branch (stochastic depth); None is 1.
+        eps: of the norm.
         dtype: of the products.
         small: keep no hidden layer.
     """
     with unaided(x):
-        norm = _normalise(x, norm_w, norm_b, dtype)
+        norm = _normalise(x, norm_w, norm_b, eps, dtype)
         hidden = linear(norm.tokens, w1.to(dtype), b1.to(dtype))
         branch = linear(F.gelu(hidden), w2.to(dtype), b2.to(dtype))
         return _add(x, branch, gamma, keep), norm.mean, norm.rstd, _nothing(hidden) if small else hidden
@@ -61,11 +61,12 @@ def mlp_branch(
 @torch.library.custom_op("deepcait::mlp_branch_backward", mutates_args=())
 def mlp_branch_backward(
     grad: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
-    gamma: Tensor, keep: Tensor | None, mean: Tensor, rstd: Tensor, hidden: Tensor, dtype: torch.dtype, train: bool,
+    gamma: Tensor, keep: Tensor | None, mean: Tensor, rstd: Tensor, hidden: Tensor, eps: float, dtype: torch.dtype,
+    train: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Return the gradient for x, then (if `train`) those for the seven parameters."""
     with unaided(x):
-        tokens = _normalised_again(x, mean, rstd, norm_w, norm_b, dtype)
+        tokens = _normalise(x, norm_w, norm_b, eps, dtype).tokens
         if not hidden.numel():
             hidden = linear(tokens, w1.to(dtype), b1.to(dtype))
         read = F.gelu(hidden)
@@ -80,7 +81,8 @@ def mlp_branch_backward(
 @torch.library.custom_op("deepcait::attention_branch", mutates_args=())
 def attention_branch(
     x: Tensor, norm_w: Tensor, norm_b: Tensor, w_qkv: Tensor, b_qkv: Tensor, mix_l: Tensor, mix_w: Tensor,
-    bias_w: Tensor, w_o: Tensor, b_o: Tensor, gamma: Tensor, keep: Tensor | None, dtype: torch.dtype, small: bool,
+    bias_w: Tensor, w_o: Tensor, b_o: Tensor, gamma: Tensor, keep: Tensor | None, eps: float, dtype: torch.dtype,
+    small: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return x plus the attention's branch, (B, N, D), then what the backward pass wants: mean, rstd, qkv, read.
 
@@ -88,11 +90,12 @@ def attention_branch(
         x: (B, N, D), the residual stream; the parameters follow in the order of the equation.
         mix_l, mix_w, bias_w: of the head mixings; see `read_heads`.
         keep: (B, 1, 1), factor of each image's branch (stochastic depth); None is 1.
+        eps: of the norm.
         dtype: of the products.
         small: keep neither qkv nor read.
     """
     with unaided(x):
-        norm = _normalise(x, norm_w, norm_b, dtype)
+        norm = _normalise(x, norm_w, norm_b, eps, dtype)
         qkv = linear(norm.tokens, w_qkv.to(dtype), b_qkv.to(dtype))
         read = read_heads(qkv, mix_l, mix_w, bias_w)
         out = _add(x, linear(read, w_o.to(dtype), b_o.to(dtype)), gamma, keep)
@@ -104,11 +107,11 @@ def attention_branch(
 def attention_branch_backward(
     grad: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, w_qkv: Tensor, b_qkv: Tensor, mix_l: Tensor,
     mix_w: Tensor, bias_w: Tensor, w_o: Tensor, b_o: Tensor, gamma: Tensor, keep: Tensor | None, mean: Tensor,
-    rstd: Tensor, qkv: Tensor, read: Tensor, dtype: torch.dtype, train: bool,
+    rstd: Tensor, qkv: Tensor, read: Tensor, eps: float, dtype: torch.dtype, train: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Return the gradient for x, then (if `train`) those for the ten parameters."""
     with unaided(x):
-        tokens = _normalised_again(x, mean, rstd, norm_w, norm_b, dtype)
+        tokens = _normalise(x, norm_w, norm_b, eps, dtype).tokens
         if not qkv.numel():
             qkv = linear(tokens, w_qkv.to(dtype), b_qkv.to(dtype))
             read = read_heads(qkv, mix_l, mix_w, bias_w) if train else read
@@ -122,16 +125,10 @@ def attention_branch_backward(
         return [grad_x, *norm_grads, grad_w.to(w_qkv.dtype), grad_b.to(b_qkv.dtype), *mixings, *last]
 
 
-def _normalise(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> _Norm:
-    tokens, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, NORM_EPS)
+def _normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> _Norm:
+    # In the backward pass once more, statistics and all: one pass, while arithmetic on kept ones would be three.
+    tokens, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
     return _Norm(tokens.to(dtype), mean, rstd)
-
-
-def _normalised_again(
-    x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype
-) -> Tensor:
-    # The norm itself, statistics and all: one pass, while arithmetic on kept statistics would be three.
-    return torch.native_layer_norm(x, weight.shape, weight, bias, NORM_EPS)[0].to(dtype)
 
 
 def _normalise_backward(
@@ -171,14 +168,14 @@ def _nothing(tensor: Tensor) -> Tensor:
 
 
 @mlp_branch.register_fake
-def _(x, norm_w, norm_b, w1, b1, w2, b2, gamma, keep, dtype, small):
+def _(x, norm_w, norm_b, w1, b1, w2, b2, gamma, keep, eps, dtype, small):
     rows = x.shape[:-1]
     hidden = x.new_empty(0 if small else (*rows, len(b1)), dtype=dtype)
     return torch.empty_like(x), *_fake_statistics(x), hidden
 
 
 @attention_branch.register_fake
-def _(x, norm_w, norm_b, w_qkv, b_qkv, mix_l, mix_w, bias_w, w_o, b_o, gamma, keep, dtype, small):
+def _(x, norm_w, norm_b, w_qkv, b_qkv, mix_l, mix_w, bias_w, w_o, b_o, gamma, keep, eps, dtype, small):
     rows = x.shape[:-1]
     qkv = x.new_empty(0 if small else (*rows, len(b_qkv)), dtype=dtype)
     read = x.new_empty(0 if small else (*rows, len(b_qkv) // 3), dtype=dtype)
@@ -203,19 +200,19 @@ def _fake_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _save(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.dtype, _ = inputs
+    *tensors, ctx.eps, ctx.dtype, _ = inputs
     _, *kept = output
     ctx.mark_non_differentiable(*kept)
     ctx.save_for_backward(*tensors, *kept)
     # Frozen weights need no gradients: their products are left out.
-    ctx.train = any(ctx.needs_input_grad[1:-2])
+    ctx.train = any(ctx.needs_input_grad[1:-3])
 
 
 def _backward_of(operator, num_parameters: int):
     def backward(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        grads = operator(grad.contiguous(), *ctx.saved_tensors, ctx.dtype, ctx.train)
+        grads = operator(grad.contiguous(), *ctx.saved_tensors, ctx.eps, ctx.dtype, ctx.train)
         of_parameters = grads[1:] if ctx.train else [None] * num_parameters
-        return grads[0], *of_parameters, None, None, None  # none for keep, dtype, small
+        return grads[0], *of_parameters, None, None, None, None  # none for keep, eps, dtype, small
 
     return backward
 
