@@ -160,7 +160,7 @@ class ClassAttentionBlock(nn.Module):
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
-    """What linear layers compute in: autocast's type where it is on (it leaves float64 alone), else the tensor's own."""
+    """The type of the products: autocast's where it is on (it leaves float64 alone), else the tensor's own."""
     device = x.device.type
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if on and x.dtype != torch.float64 else x.dtype
