@@ -16,6 +16,7 @@ from torch import Tensor
 from deepcait.errors import ConfigError
 from deepcait.explain import attribution, maps, picture
 from deepcait.explain.faithfulness import Faithfulness, areas_by_lot, measure_faithfulness
+from deepcait.explain.optional import optional
 from deepcait.model import CaiT
 from deepcait.weights.atomic import write_bytes
 
@@ -185,14 +186,16 @@ def explain_image(
 
 
 def require_methods(methods: Sequence[str]) -> None:
-    """Pass for known methods.
+    """Pass for methods that can be had here.
 
     Raises:
-        ConfigError: an unknown one.
+        ConfigError: an unknown one, or one whose package is not installed.
     """
     for method in methods:
         if method not in METHODS:
             raise ConfigError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.", remedy="Choose some.")
+    if {"integrated-gradients", "occlusion"} & set(methods):
+        optional("captum.attr", "Integrated Gradients and occlusion")
 
 
 def _build(

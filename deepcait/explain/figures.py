@@ -183,8 +183,8 @@ def read_results(path: str | Path | None) -> list[dict[str, Any]]:
     if path is None:
         rows: Any = describe_models()
     else:
-        text = Path(path).read_text(encoding="utf-8")
         try:
+            text = Path(path).read_text(encoding="utf-8")
             rows = list(csv.DictReader(io.StringIO(text))) if str(path).endswith(".csv") else json.loads(text)
         except ValueError:
             rows = None
