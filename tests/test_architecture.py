@@ -55,7 +55,7 @@ ORDER = {
         "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",
         "expected", "safeguards", "evaluate", "plots", "tables",
     ],
-    "inference": ["blocks", "fold"],
+    "inference": ["optional", "linear", "blocks", "native", "fold", "graph", "engines", "export"],
     "explain": [
         "colours", "optional", "maps", "attribution", "faithfulness", "picture", "explanation", "markup", "gallery",
         "layers", "figures",

@@ -8,18 +8,18 @@ Examples:
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 
 from deepcait.cli.console import Console
 from deepcait.cli.exits import Refused
-from deepcait.errors import ConfigError
 
 if TYPE_CHECKING:
+    from deepcait.inference.export import Form
     from deepcait.weights import Resolved
 
 
@@ -69,15 +69,29 @@ def _export_weights(args: Args, found: Resolved, console: Console) -> None:
         raise Refused(f"{args.out}: what was written is not the model; do not use it ({proof}).")
 
 
-def _export_graph(args: Args, found: Resolved, console: Console) -> int | None:
+def _export_graph(args: Args, found: Resolved, console: Console) -> None:
     """A graph for an engine."""
-    try:
-        export_model = importlib.import_module("deepcait.inference.export").export_model
-    except ModuleNotFoundError as error:
-        if error.name != "deepcait.inference.export":
-            raise
-        raise ConfigError(
-            f"--to {args.to}: expected a form that this version writes, got one that is to come.",
-            remedy="It writes timm and official.",
-        ) from error
-    return export_model(found, args.to, args.out, console)
+    from deepcait.data import Preprocessing
+    from deepcait.inference.export import export_file, require_out, sample_images
+
+    form = cast("Form", args.to)
+    require_out(form, args.out)
+    preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
+    images_BCHW = sample_images(preprocessing)
+    about = {"model": found.name, "classes": found.classes, "preprocessing": preprocessing.to_pretrained_cfg()}
+    proof, files = export_file(found.model, form, args.out, images_BCHW, about)
+    for path in files:
+        console.say(f"wrote {path}")
+    console.say(f"proof {proof}")
+    console.result(
+        {
+            "spec": args.spec,
+            "to": args.to,
+            "out": str(args.out),
+            "files": [str(path) for path in files],
+            "holds": proof.holds,
+            "proof": dataclasses.asdict(proof),
+        }
+    )
+    if not proof.holds:
+        raise Refused(f"{args.out}: the graph does not compute what the model does; nothing was written ({proof}).")

@@ -158,7 +158,7 @@ def _require_another_place(found: Resolved, folder: Path) -> None:
     """Raise where writing would replace the model that was read, and what else lies beside it (averaged weights)."""
     source = str(found.provenance.get("source") or found.spec)
     if any(os.path.realpath(folder) == os.path.realpath(place) for place in (source, found.spec)):
-        raise ConfigError(f"{folder}: expected another place, got the folder of the model itself.", remedy="Name one.")
+        raise ConfigError(f"{folder}: expected another place, got that of the model itself.", remedy="Name one.")
 
 
 def _umask() -> int:

@@ -14,7 +14,7 @@ from deepcait.model.cait import CaiT
 from deepcait.model.networks import TEACHERS, build_model, is_model_name, named_config
 from deepcait.model.variants import CaiTConfig, variant_config, variant_names
 from deepcait.weights.adapt import AdaptReport, build_loaded
-from deepcait.weights.artefact import Artefact, is_artefact, read_artefact
+from deepcait.weights.artefact import Artefact, is_artefact, look_at, read_artefact
 from deepcait.weights.hints import listing, nowhere
 from deepcait.weights.hub import HUB_PREFIX, fetch_released, fetch_repository, find_cached
 from deepcait.weights.imagenet import NUM_CLASSES, is_imagenet, wnids
@@ -286,7 +286,10 @@ def _are_indices(classes: Sequence[str] | None, stored: Sequence[str] | None) ->
 
 def _find_hub(repository: str, shapes_only: bool) -> _Stored:
     provenance = {"source": f"{HUB_PREFIX}{repository}", "hub_id": repository.partition("@")[0]}
-    folder = find_cached(repository) if shapes_only else fetch_repository(repository)
+    if shapes_only:
+        folder = find_cached(repository)
+    else:
+        folder = fetch_repository(repository, look=lambda path: look_at(path, f"{HUB_PREFIX}{repository}"))
     known = next((name for name, one in RELEASED.items() if one.hub_id == provenance["hub_id"]), None)
     if folder is None and known is not None:
         return _find_name(known, shapes_only)

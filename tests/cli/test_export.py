@@ -43,7 +43,7 @@ def test_the_folder_of_the_model_itself_is_no_place(run, tiny_with_average):
     before = sorted(path.name for path in tiny_with_average.rglob("*"))
     code, _, err = run("export", tiny_with_average, "--to", "timm", "--out", f"{tiny_with_average}/../averaged")
     assert code == 2
-    assert "got the folder of the model itself" in " ".join(err.split())
+    assert "got that of the model itself" in " ".join(err.split())
     assert sorted(path.name for path in tiny_with_average.rglob("*")) == before
     assert (tiny_with_average / EMA_FOLDER).is_dir()
 
