@@ -85,7 +85,7 @@ class Explanation:
         return (
             "Class attention of every head: softmax weights, the class stage mixes no heads. The class key is dropped "
             f"and the rest not rescaled (the class token gave itself {kept}, mean over heads). Each panel has its own "
-            f"scale, from 0 to the maximum above it. Bicubic from {self.grid[0]} x {self.grid[1]} patches."
+            f"scale, from 0 to the maximum beside it. Bicubic from {self.grid[0]} x {self.grid[1]} patches."
         )
 
     def head_grid(self) -> Image.Image:
