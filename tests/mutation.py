@@ -24,21 +24,20 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # File -> the tests that guard it.
 GUARDS = {
-    "model/attention.py": ["tests/model/test_properties.py", "tests/model/test_parity_reference.py", "tests/model"],
-    "model/block.py": ["tests/model/test_properties.py", "tests/model/test_parity_reference.py", "tests/model"],
-    "model/cait.py": ["tests/model/test_properties.py", "tests/model/test_parity_timm.py", "tests/model"],
-    "model/embedding.py": ["tests/model/test_properties.py", "tests/model"],
-    "model/lean.py": ["tests/model/test_lean.py", "tests/model/test_parity_timm.py", "tests/model/test_golden.py"],
-    "model/variants.py": ["tests/model/test_golden.py", "tests/model/test_properties.py"],
+    "model/attention.py": ["tests/model/test_properties.py", "tests/model/test_parity_reference.py"],
+    "model/block.py": ["tests/model/test_properties.py", "tests/model/test_parity_reference.py"],
+    "model/cait.py": ["tests/model/test_properties.py", "tests/model/test_parity_reference.py"],
+    "model/embedding.py": ["tests/model/test_properties.py", "tests/model/test_parity_reference.py"],
+    "model/lean.py": ["tests/model/test_lean.py"],
     "train/losses.py": ["tests/train/test_losses.py"],
-    "evaluation/counts.py": ["tests/evaluation/test_counts.py", "tests/evaluation/test_evaluate.py"],
+    "evaluation/counts.py": ["tests/evaluation/test_counts.py"],
     "evaluation/metrics.py": ["tests/evaluation/test_metrics.py"],
     "evaluation/intervals.py": ["tests/evaluation/test_metrics.py"],
     "evaluation/compare.py": ["tests/evaluation/test_metrics.py"],
     "evaluation/classes.py": ["tests/evaluation/test_evaluate.py", "tests/evaluation/test_protocols.py"],
     "evaluation/records.py": ["tests/evaluation/test_metrics.py", "tests/evaluation/test_evaluate.py"],
     "evaluation/safeguards.py": ["tests/evaluation/test_safeguards.py"],
-    "evaluation/masks.py": ["tests/evaluation/test_protocols.py", "tests/cli/test_eval.py"],
+    "evaluation/masks.py": ["tests/evaluation/test_protocols.py"],
 }
 _EXCHANGED = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult},
@@ -47,7 +46,7 @@ _EXCHANGED = {
     **{ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And},
 }
 LIVES, KILLED, TIMEOUT = "lives", "killed", "timeout"
-_MAX_SECONDS = 120
+_MAX_SECONDS = 200
 
 
 def mutate(tree: ast.AST, number: int) -> str | None:
@@ -147,8 +146,9 @@ def main() -> None:
     # Loaded once, before the forks; nothing of deepcait.
     for name in ("numpy", "torch", "torchvision", "timm", "hypothesis", "pytest", "torch.utils.flop_counter"):
         importlib.import_module(name)
-    for file in args.files:
-        assert outcome_of(file, None) == LIVES, f"{file}: its tests fail without any change"
+    for file in {str(GUARDS[file]): file for file in args.files}.values():
+        sound = outcome_of(file, None)
+        assert sound == LIVES, f"{file}: without any change its tests end with {sound!r}"
     every = []
     for file in args.files:
         source = (ROOT / "deepcait" / file).read_text(encoding="utf-8")

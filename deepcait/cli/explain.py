@@ -61,16 +61,12 @@ def run(args: Args) -> int | None:
     """Explain every picture, and write what came of it."""
     from deepcait.classifier import load
     from deepcait.data import list_images
-    from deepcait.explain import METHODS
     from deepcait.explain.explanation import require_methods
-    from deepcait.explain.gallery import gallery
     from deepcait.train.processes import choose_device
-    from deepcait.weights.atomic import write_bytes
 
     if not args.images:
         raise ConfigError("explain: expected a picture, got none.", remedy="deepcait explain SPEC picture.jpg --out F")
-    methods = METHODS if args.method == "all" else tuple(args.method.split(","))
-    require_methods(methods)
+    require_methods(_methods(args))
     if args.steps < 0:
         raise ConfigError(f"--steps: expected 0 or more, got {args.steps}.", remedy="Give 16, or 0 for no scores.")
     if args.out.is_file():
@@ -80,30 +76,44 @@ def run(args: Args) -> int | None:
     classifier = load(args.spec, img_size=_img_size(args.img_size), device=choose_device(args.device, 0))
     if args.class_ is not None:
         classifier.index(args.class_)  # a wrong name is told before any work is done
+    facts = write_gallery(classifier, paths, args, console)
+    for about in facts:
+        console.say(
+            f"{about['file']}: {about['class']['label']} {about['class']['probability']:.1%}  {about['folder']}"
+        )
+    console.say(f"page: {args.out / 'index.html'}")
+    figures = len(list((args.out / "figures").glob("*.png"))) if args.figures else 0
+    console.result({"page": str(args.out / "index.html"), "images": facts, "figures": figures})
+
+
+def write_gallery(classifier: Classifier, paths: Sequence[Path], args: Args, console: Console) -> list[dict[str, Any]]:
+    """Explain pictures into `args.out`: PNGs, numbers, and the page index.html; return the facts of each picture."""
+    from deepcait.explain.gallery import gallery
+    from deepcait.weights.atomic import write_bytes
+
     entries, facts = [], []
     with console.progress("explaining") as progress:
         for number, path in enumerate(paths):
-            entry, about = _explain(classifier, path, number, methods, args)
+            entry, about = _explain(classifier, path, number, args)
             entries.append(entry)
             facts.append(about)
             progress(number + 1, len(paths))
     plates = _figures(classifier, paths, args, console) if args.figures else []
     page = gallery(args.spec, _sentence(classifier), entries, plates)
     write_bytes(args.out / "index.html", page.encode())
-    for about in facts:
-        console.say(
-            f"{about['file']}: {about['class']['label']} {about['class']['probability']:.1%}  {about['folder']}"
-        )
-    console.say(f"page: {args.out / 'index.html'}")
-    console.result({"page": str(args.out / "index.html"), "images": facts, "figures": len(plates)})
+    return facts
 
 
-def _explain(
-    classifier: Classifier, path: Path, number: int, methods: Sequence[str], args: Args
-) -> tuple[Entry, dict[str, Any]]:
+def _methods(args: Args) -> tuple[str, ...]:
+    from deepcait.explain import METHODS
+
+    return METHODS if args.method == "all" else tuple(args.method.split(","))
+
+
+def _explain(classifier: Classifier, path: Path, number: int, args: Args) -> tuple[Entry, dict[str, Any]]:
     from deepcait.explain.gallery import Entry
 
-    found = classifier.explain(path, target=args.class_, methods=methods, steps=args.steps)
+    found = classifier.explain(path, target=args.class_, methods=_methods(args), steps=args.steps)
     (answers,) = classifier.predict(path, topk=_SHOWN_ANSWERS)
     # Numbered: two folders may hold pictures of one name.
     folder = args.out / f"{number:03d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', path.stem)[:80]}"

@@ -54,6 +54,7 @@ def map_classes(source: Source, classes: Sequence[str] | None, num_classes: int)
         num_classes: K, the width of the model's logits.
 
     Raises:
+        ConfigError: more names, or fewer, than logits.
         DataError: a class that the model does not have, or another number of classes.
     """
     if classes is not None and len(classes) != num_classes:

@@ -157,6 +157,9 @@ def prove(model: nn.Module, form: Form, path: Path, images_BCHW: Tensor, *, batc
         path: the file.
         images_BCHW: preprocessed; as many as the largest batch.
         batches: numbers of images a call.
+
+    Raises:
+        ConfigError: fewer images than the largest batch.
     """
     if len(images_BCHW) < max(batches):
         raise ConfigError(

@@ -264,7 +264,11 @@ def normalize(tokens: Tensor) -> Tensor:
 
 
 def refuse_training() -> NoReturn:
-    """Say that a folded model is for inference only."""
+    """Say that a folded model is for inference only.
+
+    Raises:
+        ConfigError: always.
+    """
     raise ConfigError(
         "fold: expected inference, got a request to train a folded model.",
         remedy="Train the model that it was folded from, and fold that again.",

@@ -14,7 +14,7 @@ from deepcait.errors import DeepcaitError
 from deepcait.train.recipe import Recipe, load_recipe, recipe_names
 
 FOLDER = Path(recipe_module.__file__).parent.parent / "recipes"
-MAX_SECONDS = 5.0
+MAX_SECONDS = 10.0  # of the processor: a loop without an end, not a slow machine
 _PIECES = [
     *("!!python/object/apply:os.system ['touch was_run']", "!!python/name:os.system", "!!binary aGk=", "!!set {a, b}"),
     *("&a [*a]", "*nobody", "<<: *a", "{", "}", "[", "]", ":", "- ", "? ", "|", ">", "'", '"', "#", "%YAML 9.9", "---"),
@@ -40,13 +40,13 @@ def test_mutated_recipes_are_recipes_or_our_error(tmp_path, monkeypatch, number)
     path = tmp_path / "self.yaml"
     for index in range(number):
         path.write_text(mutate(sound[index % len(sound)], draw), encoding="utf-8")
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             assert isinstance(load_recipe(str(path)), Recipe)
             outcomes["read"] += 1
         except DeepcaitError:
             outcomes["refused"] += 1
-        assert time.perf_counter() - began < MAX_SECONDS
+        assert time.process_time() - began < MAX_SECONDS
     assert set(outcomes) == {"read", "refused"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["self.yaml"]
 
@@ -65,7 +65,7 @@ def test_mutated_recipes_are_recipes_or_our_error(tmp_path, monkeypatch, number)
 def test_nests_and_aliases_cost_nothing(tmp_path, text):
     path = tmp_path / "hostile.yaml"
     path.write_text(text, encoding="utf-8")
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(DeepcaitError):
         load_recipe(str(path))
-    assert time.perf_counter() - began < MAX_SECONDS
+    assert time.process_time() - began < MAX_SECONDS

@@ -21,7 +21,7 @@ from deepcait.weights.keras import read_saved_model
 from deepcait.weights.layouts import read_checkpoint
 
 KERAS = Path(__file__).parent / "keras" / "classifier"
-MAX_SECONDS = 5.0
+MAX_SECONDS = 10.0  # of the processor: a loop without an end, not a slow machine
 MAX_MEMORY_BYTES = 64 * 2**20
 _SPECIAL = [b"\xff" * 8, bytes(8), b"\x7f\xff\xff\xff\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b'"', b"{", b"c", b"."]
 # Opcodes of pickles that build and call: STACK_GLOBAL, REDUCE, BUILD, NEWOBJ, INST, GLOBAL, BINPERSID.
@@ -57,7 +57,7 @@ def mutate(data: bytes, draw: random.Random) -> bytes:
 
 def assert_bounded(read, *arguments) -> str:
     """Read something damaged; "read" or "refused". Any other exception, and more time or memory, is a failure."""
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         state_dict = read(*arguments)
         tensors = state_dict if isinstance(state_dict, dict) else {}
@@ -65,7 +65,7 @@ def assert_bounded(read, *arguments) -> str:
         outcome = "read"
     except DeepcaitError:
         outcome = "refused"
-    assert time.perf_counter() - began < MAX_SECONDS
+    assert time.process_time() - began < MAX_SECONDS
     return outcome
 
 
