@@ -25,9 +25,9 @@ def linear(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
 
 
 def linear_backward(
-    grad: Tensor, rows: Tensor, weight_OI: Tensor, *, wants_rows: bool = True, wants_weight: bool = True
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of `linear` for rows, weight and bias; None where not wanted (bias goes with weight).
+    grad: Tensor, rows: Tensor, weight_OI: Tensor, *, wants_weight: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of `linear` for rows, weight and bias; empty ones for the last two where not wanted.
 
     Args:
         grad: (..., O), contiguous. rows: (..., I), contiguous. weight_OI: the weight that `linear` took.
@@ -35,17 +35,21 @@ def linear_backward(
     count = _images(rows)
     if count:
         given = (_picture(grad, count), _picture(rows, count), weight_OI[:, :, None, None])
-        wants = [wants_rows, wants_weight, wants_weight]
+        wants = [True, wants_weight, wants_weight]
         grad_rows, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
             *given, [len(weight_OI)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, wants
         )
-        grad_rows = grad_rows.permute(0, 2, 3, 1).reshape(rows.shape) if wants_rows else None
-        return grad_rows, grad_weight.flatten(1) if wants_weight else None, grad_bias
-    grad_rows = grad @ weight_OI if wants_rows else None
+        grad_rows = grad_rows.permute(0, 2, 3, 1).reshape(rows.shape)
+        return (grad_rows, grad_weight.flatten(1), grad_bias) if wants_weight else (grad_rows, *_nothing(grad))
+    grad_rows = grad @ weight_OI
     if not wants_weight:
-        return grad_rows, None, None
+        return grad_rows, *_nothing(grad)
     flat = grad.flatten(0, -2)
     return grad_rows, flat.t() @ rows.flatten(0, -2), flat.sum(0)
+
+
+def _nothing(grad: Tensor) -> tuple[Tensor, Tensor]:
+    return grad.new_empty(0), grad.new_empty(0)
 
 
 def _images(rows: Tensor) -> int:
