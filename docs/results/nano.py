@@ -60,6 +60,8 @@ def main() -> None:
     model = deepcait.load(args.runs[-1])
     model.story["provenance"] = {"started_from": "cait_nano_32", "start": "random", "teacher": "convnet_32"}
     model.story["recipe"]["teacher"]["spec"] = "TEACHER"
+    if len(args.runs) > 1:
+        model.story["recipe"]["model"] = "RUN_BEFORE"
     model.save(BUILTIN_NANO)
     shipped = deepcait.load("builtin:nano")
     metrics = deepcait.evaluate(shipped.model, args.data, preprocessing=shipped.preprocessing, classes=shipped.classes)
