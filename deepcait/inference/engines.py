@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from deepcait.errors import ConfigError
 from deepcait.inference.fold import FoldedCaiT, fold, refuse_training
 from deepcait.inference.graph import INPUT, OUTPUT, require_packages, to_openvino, write_onnx
 from deepcait.inference.optional import require
+from deepcait.model.variants import CaiTConfig
 
 ENGINES = ("eager", "compile", "onnx", "openvino")
 
@@ -33,11 +34,43 @@ def build_engine(name: str, model: nn.Module, *, threads: int | None = None) -> 
         ConfigError: an unknown engine, one whose packages are missing, another network than a CaiT, or no compiler
             for "compile".
     """
+    return _kind(name)(fold(model), threads)
+
+
+def run_unfolded(name: str, network: nn.Module, config: CaiTConfig, *, threads: int | None = None) -> Engine:
+    """Return an engine for a network as it is, to compare with: same settings, nothing folded.
+
+    Args:
+        name: one of `ENGINES`.
+        network: images to logits, in evaluation mode.
+        config: what it is; of it the size of the images is used.
+        threads: as for `build_engine`.
+
+    Raises:
+        ConfigError: as `build_engine`.
+    """
+    return _kind(name)(cast("FoldedCaiT", _Unfolded(network, config)), threads)
+
+
+def _kind(name: str) -> type[Eager | OnnxRuntime | OpenVino]:
     if name not in ENGINES:
         raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {name!r}.", remedy="Choose one.")
     require_packages(name)
-    kind = {"eager": Eager, "compile": Compiled, "onnx": OnnxRuntime, "openvino": OpenVino}[name]
-    return kind(fold(model), threads)
+    kinds = {"eager": Eager, "compile": Compiled, "onnx": OnnxRuntime, "openvino": OpenVino}
+    return cast("type[Eager | OnnxRuntime | OpenVino]", kinds[name])
+
+
+class _Unfolded(nn.Module):
+    """A network with what the engines ask of a folded model."""
+
+    def __init__(self, network: nn.Module, config: CaiTConfig) -> None:
+        super().__init__()
+        self.network, self.config = network, config
+        self.num_classes, self.pretrained_cfg = config.num_classes, {}
+        self.head_weight = next(network.parameters())
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.network(images_BCHW)
 
 
 class Engine(nn.Module):
