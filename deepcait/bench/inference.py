@@ -108,7 +108,10 @@ def build_pair(spec: str) -> tuple[CaiT, nn.Module]:
 def build_contestants(
     ours: CaiT, peer: nn.Module, engines: Sequence[str], threads: int
 ) -> dict[tuple[str, str], Engine]:
-    """Return what runs (engine, "ours" or "timm"): every engine runs both through the same door."""
+    """Return what runs (engine, "ours" or "timm"): every engine runs both through the same door.
+
+    Except that torch.compile is asked for what is fastest for the peer: a program for each number of images.
+    """
     runs = {}
     for engine in engines:
         runs[engine, "ours"] = build_engine(engine, ours, threads=threads)

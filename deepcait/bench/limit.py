@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +52,11 @@ class Products(nn.Module):
         )
 
     def forward(self, patches: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
-        """Return what was made, so that no program leaves a product out; what a block reads is the next one's queries."""
+        """Return what was made, so that no program leaves a product out; a block reads the next one's queries."""
         x = F.linear(patches, self.embed)
         kept: list[Tensor] = []
-        for weight in self.weights:
+        for block in self.weights:
+            weight = cast("nn.ParameterDict", block)
             kept.append(F.linear(x, weight["qkv"])[:1])
             queries = torch.bmm(torch.bmm(queries, keys), values)
             x = F.linear(F.linear(F.linear(x, weight["proj"]), weight["fc1"]), weight["fc2"])
@@ -99,7 +101,7 @@ def count_products(config: CaiTConfig) -> int:
 
 def _weights(products: Products) -> list[Tensor]:
     names = ("qkv", "proj", "fc1", "fc2")
-    blocks = (block[name].detach() for block in products.weights for name in names)  # type: ignore[index]
+    blocks = (cast("nn.ParameterDict", block)[name].detach() for block in products.weights for name in names)
     return [products.embed.detach(), *blocks]
 
 

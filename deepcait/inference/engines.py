@@ -132,7 +132,8 @@ class Compiled(Eager):
         super().__init__(model, threads)
         if model.head_weight.device.type == "cpu":
             require_compiler()
-        self._run = torch.compile(model, dynamic=True)
+        # A folded model serves any number of images; a network to compare with gets a program for each.
+        self._run = torch.compile(model, dynamic=not isinstance(model, _Unfolded))
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return logits (B, K)."""

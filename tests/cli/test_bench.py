@@ -40,7 +40,6 @@ def test_a_flat_folder(photos, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ([], "something to measure"),
         (["--data", "PHOTOS", "--rounds", "1"], "--rounds: expected 2"),
         (["--data", "PHOTOS", "--workers", "-1"], "--workers"),
         (["--data", "PHOTOS", "--batch-size", "0"], "--batch-size"),
