@@ -98,7 +98,7 @@ def compare_loaders(
         "img_size": list(IMG_SIZE),
         "resampler": compare_resamplers(pictures.source),
         "stages_ms": measure_stages(pictures.source),
-        "cpu": f"{processor()}, {os.cpu_count()} threads",
+        "cpu": f"{_processor()}, {os.cpu_count()} threads",
         "environment": environment(),
     }
 
@@ -330,8 +330,7 @@ def _flat(content: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in pairs if not isinstance(value, list)]
 
 
-def processor() -> str:
-    """The processor's name."""
+def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))

@@ -1,14 +1,18 @@
-"""Memory of a forward pass: activations counted exactly in PyTorch."""
+"""Memory of a forward pass: activations counted exactly in PyTorch, resident memory as the system saw it."""
 
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+T = TypeVar("T")
 
 
 class LiveBytes(TorchDispatchMode):
@@ -56,3 +60,25 @@ def live_bytes(model: nn.Module, images_BCHW: Tensor) -> int:
         with LiveBytes() as counter:
             model(images_BCHW)
     return counter.peak
+
+
+def first_call_bytes(call: Callable[[], T]) -> tuple[T, int]:
+    """Return what a call returns, and by how many bytes the process grew at its peak meanwhile (0 where unknown).
+
+    Engines keep the memory that they asked for, so only the first call of a size shows it.
+    """
+    before = _resident("VmRSS")
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    except OSError:
+        return call(), 0
+    result = call()
+    return result, max(0, _resident("VmHWM") - before)
+
+
+def _resident(field: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(field + ":")), 0)

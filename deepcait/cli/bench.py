@@ -1,8 +1,8 @@
 """Ours against peers, on this machine.
 
 Examples:
-    deepcait bench                                      XXS24 at 224 px on each engine, against timm on the same engine
-    deepcait bench cait_s24_224 --engine eager,openvino --batch 8 --out docs/results
+    deepcait bench cait_xxs24_224 --json                 our engines against timm's network on the same engines
+    deepcait bench cait_xxs24_224 --engine eager,openvino --batch 1,8 --out docs/results
     deepcait bench --data photos                        how many images per second the loader delivers, against timm's
     deepcait bench --data photos --workers 8 --json
     deepcait bench --data photos --out docs/results     data_loader.json and data_loader.md there
@@ -14,14 +14,12 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from deepcait.cli.console import Console
 from deepcait.errors import ConfigError
-
-DEFAULT_MODEL = "cait_xxs24_224"
 
 
 @dataclass(frozen=True)
@@ -29,19 +27,21 @@ class Args:
     """Options of `deepcait bench`."""
 
     specs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SPEC ...")] = ()
-    """Measure inference of these models; of a name alone the weights are random. Default: cait_xxs24_224."""
+    """Models to time beside timm's, on every engine; of a name alone the weights are random."""
     against: Literal["timm"] = "timm"
     """The peer."""
     engine: str = "eager,compile,onnx,openvino"
-    """Engines, both ours and the peer's."""
+    """Engines, with commas."""
     batch: str = "1,8"
-    """Images a call."""
+    """Images a call, with commas."""
+    threads: int | None = None
+    """Threads of every engine (default: PyTorch's choice)."""
     data: str = ""
     """Measure the data loader on these images: a folder of pictures, or a data SPEC."""
     out: Path | None = None
     """Write the figures there too, as JSON and as a page."""
     rounds: int = 20
-    """Counted rounds; ours and the peer take turns in each."""
+    """Counted rounds; the loaders take turns in each."""
     workers: int = 2
     """Processes that decode, of each loader."""
     batch_size: int = 32
@@ -52,50 +52,55 @@ class Args:
 
 def run(args: Args) -> int | None:
     """Measure what was asked for."""
+    if not args.data and not args.specs:
+        raise ConfigError(
+            "bench: expected something to measure, got nothing.",
+            remedy="deepcait bench cait_xxs24_224, or deepcait bench --data FOLDER",
+        )
     console = Console(json=args.json)
-    result: dict[str, Any] = {}
+    result = {}
     if args.data:
         result |= _measure_data(args, console)
-    if args.specs or not args.data:
-        result["models"] = [_measure_model(spec, args, console) for spec in args.specs or (DEFAULT_MODEL,)]
+    if args.specs:
+        result["models"] = [_measure_engines(spec, args, console) for spec in args.specs]
     console.result(result)
 
 
-def _measure_model(spec: str, args: Args, console: Console) -> dict:
-    """One model on each engine."""
+def _measure_engines(spec: str, args: Args, console: Console) -> dict:
     from deepcait.bench.inference import compare_engines, markdown, table
 
-    engines = tuple(word.strip() for word in args.engine.split(","))
     with console.progress("measuring") as progress:
         result = compare_engines(
-            spec, engines=engines, batches=_numbers(args.batch), rounds=args.rounds, progress=progress
+            spec,
+            engines=[name for name in args.engine.split(",") if name],
+            batches=_numbers(args.batch),
+            rounds=args.rounds,
+            threads=args.threads,
+            progress=progress,
         )
-    head = ["engine", "ours, ms", "p95", "images/s", "timm, ms", "p95", "images/s", "ratio", "quartiles"]
+    names = ["engine", "ours, ms", "p95", "images/s", "timm, ms", "p95", "images/s", "ratio", "quartiles"]
     for row in result["batches"]:
         console.say(f"{spec}, batch {row['batch']}, {result['threads']} threads, {args.rounds} rounds")
-        console.table(head, table(row))
+        console.table(names, table(row))
         console.say(
-            f"best   {row['best_ratio']:.2f} times timm's best ({row['best_ours']} against {row['best_peer']}), "
-            f"{row['of_limit']:.2f} of the limit of the matrix products ({row['limit']['gflops']:.0f} GFLOPS)"
+            f"best: {row['best_ours']}, {row['best_ratio']:.2f} times {row['best_peer']}, {row['of_limit']:.2f} of the "
+            f"limit of the matrix products ({row['limit']['library']})"
         )
     if args.out is not None:
-        command = (
-            f"deepcait bench {shlex.quote(spec)} --engine {args.engine} --batch {args.batch} --rounds {args.rounds}"
-        )
-        name = f"bench_{Path(spec).name}_{'_'.join(engines)}_b{'_'.join(map(str, _numbers(args.batch)))}"
         args.out.mkdir(parents=True, exist_ok=True)
-        content = json.dumps({"what": "inference against timm", "command": command, **result}, indent=2)
-        (args.out / f"{name}.json").write_text(content + "\n", encoding="utf-8")
-        (args.out / f"{name}.md").write_text(markdown(result, command), encoding="utf-8")
-        console.say(f"wrote  {args.out / name}.json, .md")
+        path = args.out / f"bench_{spec.strip('/').replace('/', '_').replace(':', '_')}.json"
+        command = f"deepcait bench {spec} --engine {args.engine} --batch {args.batch} --rounds {args.rounds}"
+        path.write_text(json.dumps({"command": command, **result}, indent=2) + "\n", encoding="utf-8")
+        path.with_suffix(".md").write_text(markdown(result, command), encoding="utf-8")
+        console.say(f"wrote  {path}, {path.with_suffix('.md').name}")
     return result
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--batch: expected numbers, got {text!r}.", remedy="--batch 1,8") from None
+def _numbers(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() for part in parts):
+        raise ConfigError(f"--batch: expected numbers such as 1,8, got {text!r}.", remedy="Mend it.")
+    return [int(part) for part in parts]
 
 
 def _measure_data(args: Args, console: Console) -> dict:

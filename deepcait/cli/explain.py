@@ -71,11 +71,16 @@ def run(args: Args) -> int | None:
         raise ConfigError(f"--steps: expected 0 or more, got {args.steps}.", remedy="Give 16, or 0 for no scores.")
     if args.out.is_file():
         raise ConfigError(f"--out: expected a folder, got the file {args.out}.", remedy="Give another folder.")
+    if args.table is not None and not args.figures:
+        raise ConfigError("--table: expected --figures beside it, got none.", remedy="Give --figures too.")
+    # What is missing or wrong is told before any work is done.
+    if args.figures:
+        _results(args)
     console = Console(json=args.json)
     paths = [path for place in args.images for path in list_images(place)]
     classifier = load(args.spec, img_size=_img_size(args.img_size), device=choose_device(args.device, 0))
     if args.class_ is not None:
-        classifier.index(args.class_)  # a wrong name is told before any work is done
+        classifier.index(args.class_)
     facts = write_gallery(classifier, paths, args, console)
     for about in facts:
         console.say(
@@ -98,7 +103,7 @@ def write_gallery(classifier: Classifier, paths: Sequence[Path], args: Args, con
             entries.append(entry)
             facts.append(about)
             progress(number + 1, len(paths))
-    plates = _figures(classifier, paths, args, console) if args.figures else []
+    plates = _figures(classifier, paths, _results(args), args, console) if args.figures else []
     page = gallery(args.spec, _sentence(classifier), entries, plates)
     write_bytes(args.out / "index.html", page.encode())
     return facts
@@ -141,15 +146,25 @@ def _explain(classifier: Classifier, path: Path, number: int, args: Args) -> tup
     return entry, about
 
 
-def _figures(classifier: Classifier, paths: Sequence[Path], args: Args, console: Console) -> list[Plate]:
+def _results(args: Args) -> list[dict[str, Any]]:
+    """The table for accuracy against cost, where the figures can be drawn at all."""
+    from deepcait.explain.figures import read_results
+    from deepcait.explain.optional import optional
+
+    optional("matplotlib", "--figures")
+    return read_results(args.table)
+
+
+def _figures(
+    classifier: Classifier, paths: Sequence[Path], results: list[dict[str, Any]], args: Args, console: Console
+) -> list[Plate]:
     """The figures of the model over the pictures, also as PNG and JSON."""
     from deepcait.data import open_image
-    from deepcait.explain.figures import accuracy_plate, layer_plates, read_results
+    from deepcait.explain.figures import accuracy_plate, layer_plates
     from deepcait.explain.layers import measure_layers
     from deepcait.explain.picture import to_bytes
     from deepcait.weights.atomic import write_bytes
 
-    results = read_results(args.table)
     pictures = (classifier.preprocessing(open_image(path)).to(classifier.device) for path in paths)
     measures = measure_layers(classifier.model, pictures)
     plates = [*layer_plates(measures), accuracy_plate(results, published=args.table is None)]

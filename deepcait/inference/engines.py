@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from deepcait.errors import ConfigError
-from deepcait.inference.fold import FoldedCaiT, fold, refuse_training
+from deepcait.inference.fold import fold, refuse_training
 from deepcait.inference.graph import INPUT, OUTPUT, require_packages, to_openvino, write_onnx
 from deepcait.inference.optional import require
-from deepcait.model.variants import CaiTConfig
+from deepcait.model import CaiTConfig
 
 ENGINES = ("eager", "compile", "onnx", "openvino")
 
@@ -34,60 +34,27 @@ def build_engine(name: str, model: nn.Module, *, threads: int | None = None) -> 
         ConfigError: an unknown engine, one whose packages are missing, another network than a CaiT, or no compiler
             for "compile".
     """
-    return _kind(name)(fold(model), threads)
-
-
-def run_unfolded(name: str, network: nn.Module, config: CaiTConfig, *, threads: int | None = None) -> Engine:
-    """Return an engine for a network as it is, to compare with: same settings, nothing folded.
-
-    Args:
-        name: one of `ENGINES`.
-        network: images to logits, in evaluation mode.
-        config: what it is; of it the size of the images is used.
-        threads: as for `build_engine`.
-
-    Raises:
-        ConfigError: as `build_engine`.
-    """
-    return _kind(name)(cast("FoldedCaiT", _Unfolded(network, config)), threads)
-
-
-def _kind(name: str) -> type[Eager | OnnxRuntime | OpenVino]:
     if name not in ENGINES:
         raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {name!r}.", remedy="Choose one.")
     require_packages(name)
-    kinds = {"eager": Eager, "compile": Compiled, "onnx": OnnxRuntime, "openvino": OpenVino}
-    return cast("type[Eager | OnnxRuntime | OpenVino]", kinds[name])
-
-
-class _Unfolded(nn.Module):
-    """A network with what the engines ask of a folded model."""
-
-    def __init__(self, network: nn.Module, config: CaiTConfig) -> None:
-        super().__init__()
-        self.network, self.config = network, config
-        self.num_classes, self.pretrained_cfg = config.num_classes, {}
-        self.head_weight = next(network.parameters())
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        return self.network(images_BCHW)
+    return KINDS[name](fold(model), threads)
 
 
 class Engine(nn.Module):
     """What every engine has in common.
 
     Args:
-        model: what is run.
+        model: what is run, with a `config`: a folded CaiT (a benchmark gives others).
         threads: of one call; None leaves it to the engine.
     """
 
     name: str
 
-    def __init__(self, model: FoldedCaiT, threads: int | None) -> None:
+    def __init__(self, model: nn.Module, threads: int | None) -> None:
         super().__init__()
-        self.config = model.config
-        self.num_classes = model.num_classes
-        self.pretrained_cfg = model.pretrained_cfg
+        self.config = cast("CaiTConfig", model.config)
+        self.num_classes = self.config.num_classes
+        self.pretrained_cfg = getattr(model, "pretrained_cfg", {})
         self.threads = threads
         super().train(False)
 
@@ -107,7 +74,7 @@ class Eager(Engine):
 
     name = "eager"
 
-    def __init__(self, model: FoldedCaiT, threads: int | None) -> None:
+    def __init__(self, model: nn.Module, threads: int | None) -> None:
         super().__init__(model, threads)
         self.model = model
         if threads is not None:
@@ -128,12 +95,11 @@ class Compiled(Eager):
 
     name = "compile"
 
-    def __init__(self, model: FoldedCaiT, threads: int | None) -> None:
+    def __init__(self, model: nn.Module, threads: int | None) -> None:
         super().__init__(model, threads)
-        if model.head_weight.device.type == "cpu":
+        if next(iter(model.state_dict().values())).device.type == "cpu":
             require_compiler()
-        # A folded model serves any number of images; a network to compare with gets a program for each.
-        self._run = torch.compile(model, dynamic=not isinstance(model, _Unfolded))
+        self._run = torch.compile(model, dynamic=True)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return logits (B, K)."""
@@ -154,7 +120,7 @@ class OnnxRuntime(Engine):
 
     name = "onnx"
 
-    def __init__(self, model: FoldedCaiT, threads: int | None) -> None:
+    def __init__(self, model: nn.Module, threads: int | None) -> None:
         super().__init__(model, threads)
         with tempfile.TemporaryDirectory(prefix="deepcait-") as folder:
             path = Path(folder, "model.onnx")
@@ -172,7 +138,7 @@ class OpenVino(Engine):
 
     name = "openvino"
 
-    def __init__(self, model: FoldedCaiT, threads: int | None) -> None:
+    def __init__(self, model: nn.Module, threads: int | None) -> None:
         super().__init__(model, threads)
         self._request = open_openvino(to_openvino(model), threads).create_infer_request()
 
@@ -180,6 +146,9 @@ class OpenVino(Engine):
         """Return logits (B, K), on the CPU."""
         found = self._request.infer({INPUT: images_BCHW.cpu().contiguous().numpy()}, share_inputs=True)
         return torch.from_numpy(found[OUTPUT])
+
+
+KINDS: dict[str, type[Engine]] = {"eager": Eager, "compile": Compiled, "onnx": OnnxRuntime, "openvino": OpenVino}
 
 
 def open_onnx(path: Path, threads: int | None) -> Any:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcait.model.attention import ClassAttention, TalkingHeadsAttention
+from deepcait.model.branches import attention_branch, mlp_branch
 
 NORM_EPS = 1e-6
 
@@ -43,9 +44,13 @@ def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
     """
     if not training or rate == 0.0:
         return branch
+    return branch * draw_keep(branch, rate)
+
+
+def draw_keep(branch: Tensor, rate: float) -> Tensor:
+    """Draw the factor of each image's branch, (B, 1, ...): 0, or 1 / (1 - rate)."""
     keep = 1.0 - rate
-    mask = branch.new_empty(branch.shape[0], *(1,) * (branch.ndim - 1)).bernoulli_(keep)
-    return branch * mask.div_(keep)
+    return branch.new_empty(branch.shape[0], *(1,) * (branch.ndim - 1)).bernoulli_(keep).div_(keep)
 
 
 class LayerScaleBlock(nn.Module):
@@ -68,6 +73,7 @@ class LayerScaleBlock(nn.Module):
         super().__init__()
         self.layer_scale_init = layer_scale_init
         self.drop_path_rate = drop_path_rate
+        self.small_memory = False
         self.gamma_1 = nn.Parameter(torch.empty(embed_dim))
         self.gamma_2 = nn.Parameter(torch.empty(embed_dim))
         self.norm1 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
@@ -76,8 +82,34 @@ class LayerScaleBlock(nn.Module):
         self.mlp = Mlp(embed_dim, hidden_dim)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
-        """Return patch tokens (B, N, D) for patch tokens (B, N, D)."""
+        """Return patch tokens (B, N, D) for patch tokens (B, N, D).
+
+        By the lean path, unless the attention's `lean` is off or the model is being exported.
+        """
+        if self.attn.lean and not torch.compiler.is_exporting():
+            return self._lean(tokens_BND)
         return self.add_mlp(self.add_attention(tokens_BND, self.attn(self.norm1(tokens_BND))))
+
+    def _lean(self, x_BND: Tensor) -> Tensor:
+        """The same by two operators that keep little for the backward pass; see `branches.py`."""
+        attn, mlp, dtype = self.attn, self.mlp, _product_dtype(x_BND)
+        norm = self.norm1.weight, self.norm1.bias
+        qkv = attn.qkv.weight, attn.qkv.bias
+        heads = attn.proj_l.weight, attn.proj_w.weight, attn.proj_w.bias
+        # The softmax cancels the first mixing's bias; it takes part so that its gradient is zero and not missing.
+        last = attn.proj.weight, attn.proj.bias + 0.0 * attn.proj_l.bias.sum(), self.gamma_1
+        x_BND = x_BND.contiguous()
+        how = self._keep(x_BND), self.norm1.eps, dtype, self.small_memory
+        x_BND, *_ = attention_branch(x_BND, *norm, *qkv, *heads, *last, *how)
+        norm = self.norm2.weight, self.norm2.bias
+        layers = mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias, self.gamma_2
+        how = self._keep(x_BND), self.norm2.eps, dtype, self.small_memory
+        x_BND, *_ = mlp_branch(x_BND, *norm, *layers, *how)
+        return x_BND
+
+    def _keep(self, x_BND: Tensor) -> Tensor | None:
+        drops = self.training and self.drop_path_rate > 0.0
+        return draw_keep(x_BND, self.drop_path_rate) if drops else None
 
     def add_attention(self, tokens_BND: Tensor, read_BND: Tensor) -> Tensor:
         """Add what the attention read to the residual stream."""
@@ -125,3 +157,10 @@ class ClassAttentionBlock(nn.Module):
         read_B1D, weights_BA1T = self.attn.attend(tokens_BTD)
         cls_B1D = cls_B1D + self.gamma_1 * read_B1D
         return cls_B1D + self.gamma_2 * self.mlp(self.norm2(cls_B1D)), weights_BA1T
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The type of the products: autocast's where it is on (it leaves float64 alone), else the tensor's own."""
+    device = x.device.type
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on and x.dtype != torch.float64 else x.dtype

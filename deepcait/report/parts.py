@@ -178,7 +178,7 @@ def definition(rows: Sequence[tuple[str, str]]) -> Markup:
 
 def code(text: str) -> Markup:
     """Return lines as they are."""
-    return element("pre", element("code", text), tabindex="0")
+    return element("pre", element("code", text))
 
 
 def footer() -> Markup:

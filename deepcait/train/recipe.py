@@ -163,6 +163,9 @@ class Compute:
     channels_last: bool = False
     attention: str = "lean"
     """lean: fast, recomputes what is cheap. plain: the equations as written."""
+    memory: str = "normal"
+    """Of the lean path. normal: keeps what linear layers made. small: keeps the residual stream alone, and computes the
+    rest of a block again in the backward pass; the same bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +236,7 @@ class Recipe:
             "teacher.kind": (self.teacher.kind, ("hard", "soft")),
             "compute.precision": (self.compute.precision, ("fp32", "bf16", "fp16")),
             "compute.attention": (self.compute.attention, ("lean", "plain")),
+            "compute.memory": (self.compute.memory, ("normal", "small")),
         }
         for name, (value, allowed) in one_of.items():
             if value not in allowed:

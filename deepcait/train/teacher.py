@@ -134,7 +134,7 @@ def _build_timm(text: str, num_classes: int) -> nn.Module:
         reason = told.splitlines()[0].rstrip(".") if told else type(error).__name__
         raise WeightsError(
             f"teacher timm:{name}: expected its weights, got: {reason}.",
-            remedy=f"Without the hub, fetch them elsewhere and give --teacher timm:{name},weights=PATH.",
+            remedy=f"Fetch {_address(name)} where there is a connection, and give --teacher timm:{name},weights=PATH.",
         ) from error
 
 
@@ -150,6 +150,20 @@ def _fetch(name: str) -> dict[str, str]:
         return {}
     folder = fetch_repository(cfg.hf_hub_id)
     return next(({"file": str(folder / file)} for file in WEIGHTS_FILES if (folder / file).is_file()), {})
+
+
+def _address(name: str) -> str:
+    """Where the weights of a model of timm can be fetched by hand."""
+    from huggingface_hub import hf_hub_url
+    from timm.models import get_pretrained_cfg
+
+    try:
+        cfg = get_pretrained_cfg(name)
+    except RuntimeError:  # no such tag
+        cfg = None
+    if cfg is None or not (cfg.hf_hub_id or cfg.url):
+        return "them"
+    return hf_hub_url(cfg.hf_hub_id, cfg.hf_hub_filename or WEIGHTS_FILES[0]) if cfg.hf_hub_id else str(cfg.url)
 
 
 def _build_python(text: str) -> nn.Module:

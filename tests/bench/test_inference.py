@@ -100,7 +100,7 @@ def test_ratio_says_how_many_times_faster():
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--rounds", "1"], "--rounds: expected 2"),
+        (["--rounds", "1"], "--rounds"),
         (["--batch", "0"], "--batch"),
         (["--batch", "many"], "--batch"),
         (["--engine", "abacus"], "abacus"),

@@ -147,5 +147,6 @@ def test_a_teacher_out_of_reach_is_one_paragraph_at_once(client):
     with pytest.raises(WeightsError, match="expected its weights, got: .*no answer") as caught:
         load_teacher(Teacher(spec=f"timm:{NAME}"), SEEN, CLASSES)
     assert time.monotonic() - start < 20  # the client alone would try for half a minute
+    assert f"/timm/{NAME}/resolve/main/model.safetensors" in caught.value.remedy
     assert f"timm:{NAME},weights=PATH" in caught.value.remedy
     assert "\n" not in str(caught.value)
