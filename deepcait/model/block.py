@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcait.model.attention import ClassAttention, TalkingHeadsAttention
-
-NORM_EPS = 1e-6
+from deepcait.model.branches import NORM_EPS, attention_branch, mlp_branch
 
 
 class Mlp(nn.Module):
@@ -43,9 +42,22 @@ def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
     """
     if not training or rate == 0.0:
         return branch
+    return branch * draw_path(branch, rate)
+
+
+def draw_path(branch: Tensor, rate: float) -> Tensor:
+    """Return the factor of each image's branch, (B, 1, ...): 0, or 1 / (1 - rate)."""
     keep = 1.0 - rate
-    mask = branch.new_empty(branch.shape[0], *(1,) * (branch.ndim - 1)).bernoulli_(keep)
-    return branch * mask.div_(keep)
+    return branch.new_empty(branch.shape[0], *(1,) * (branch.ndim - 1)).bernoulli_(keep).div_(keep)
+
+
+def product_dtype(tokens: Tensor) -> torch.dtype:
+    """Return the dtype in which linear layers would compute here: autocast's, or that of the tokens."""
+    kind = tokens.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tokens.dtype
+
+
+_PARTS = (TalkingHeadsAttention, Mlp, nn.LayerNorm, nn.Linear, nn.GELU)
 
 
 class LayerScaleBlock(nn.Module):
@@ -74,10 +86,50 @@ class LayerScaleBlock(nn.Module):
         self.attn = TalkingHeadsAttention(embed_dim, num_heads)
         self.norm2 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.mlp = Mlp(embed_dim, hidden_dim)
+        self.small = False
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
-        """Return patch tokens (B, N, D) for patch tokens (B, N, D)."""
+        """Return patch tokens (B, N, D) for patch tokens (B, N, D).
+
+        While gradients are recorded each branch is one operator that keeps little (`branches.py`), unless the
+        attention's `lean` is off or somebody changed a part of the block.
+        """
+        if self.attn.lean and torch.is_grad_enabled() and self._is_original():
+            dtype = product_dtype(tokens_BND)
+            if dtype != torch.float16:  # gamma times a weight would fall below its smallest number
+                return self._mlp_branch(self._attention_branch(tokens_BND.contiguous(), dtype), dtype)
         return self.add_mlp(self.add_attention(tokens_BND, self.attn(self.norm1(tokens_BND))))
+
+    def _attention_branch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        attn, norm = self.attn, self.norm1
+        # The softmax cancels proj_l's bias; it takes part so that its gradient is zero and not missing.
+        bias_w = attn.proj_w.bias + 0.0 * attn.proj_l.bias.sum()
+        out, _, _ = attention_branch(
+            x, norm.weight, norm.bias, attn.qkv.weight, attn.qkv.bias, attn.proj_l.weight, attn.proj_w.weight,
+            bias_w, attn.proj.weight, attn.proj.bias, self.gamma_1, self._keep(x), dtype, self.small,
+        )  # fmt: skip
+        return out
+
+    def _mlp_branch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        norm, fc1, fc2 = self.norm2, self.mlp.fc1, self.mlp.fc2
+        out, _ = mlp_branch(
+            x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.gamma_2, self._keep(x), dtype,
+            self.small,
+        )  # fmt: skip
+        return out
+
+    def _keep(self, x: Tensor) -> Tensor | None:
+        return draw_path(x, self.drop_path_rate) if self.training and self.drop_path_rate else None
+
+    def _is_original(self) -> bool:
+        """Whether every part is what `__init__` made, with nobody listening: an adapter or a hook must be heard."""
+        if torch.compiler.is_exporting():
+            return False  # an exported program shall hold standard operators only
+        return all(
+            type(part) in _PARTS and not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks)
+            for part in self.modules()
+            if part is not self
+        )
 
     def add_attention(self, tokens_BND: Tensor, read_BND: Tensor) -> Tensor:
         """Add what the attention read to the residual stream."""

@@ -18,9 +18,10 @@ from torch.utils.flop_counter import register_flop_formula
 BLOCK_BYTES = 1 << 20
 
 
-@torch.library.custom_op("deepcait::talking_heads", mutates_args=())
-def talking_heads(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) -> Tensor:
+def read_heads(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) -> Tensor:
     """Return what every patch reads, heads side by side, (B, N, D).
+
+    Products with queries, keys and values are in their dtype; both mixings and the softmax in at least float32.
 
     Args:
         qkv_BND3: (B, N, 3 D), queries, keys and values of all heads, as the layer `qkv` gives them.
@@ -29,45 +30,66 @@ def talking_heads(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A
         bias_w_A: bias of the mixing after it.
     """
     q, k, v = _split(qkv_BND3, len(bias_w_A))
-    mix_l, mix_w, bias_w = (tensor.to(q.dtype) for tensor in (mix_l_AA, mix_w_AA, bias_w_A))
+    mix_l, mix_w = mix_l_AA.to(_wide(q)), mix_w_AA.to(_wide(q))
     out_BNAE = torch.empty_like(qkv_BND3[..., : q.shape[1] * q.shape[3]]).unflatten(-1, (q.shape[1], -1))
-    value_sums_BA1E = bias_w[:, None, None] * v.sum(2, keepdim=True)
+    value_sums_BA1E = bias_w_A.to(q.dtype)[:, None, None] * v.sum(2, keepdim=True)
     for images, rows in _blocks(q):
         _, weights = _weights(q[images, :, rows], k[images], mix_l)
-        read = _mix(mix_w, weights) @ v[images] + value_sums_BA1E[images]
+        read = _mix(mix_w, weights).to(q.dtype) @ v[images] + value_sums_BA1E[images]
         out_BNAE[images, rows] = read.transpose(1, 2)
     return out_BNAE.flatten(2)
+
+
+def read_heads_backward(
+    grad_BND: Tensor, qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of `read_heads` for its four arguments, each block's maps computed anew."""
+    q, k, v = _split(qkv_BND3, len(bias_w_A))
+    wide = _wide(q)
+    mix_l, mix_w = mix_l_AA.to(wide), mix_w_AA.to(wide)
+    grad_BANE = grad_BND.to(q.dtype).unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
+    # Laid out as the layer `qkv` wants it back; the three are views of it.
+    grad_BN3AE = qkv_BND3.new_zeros(qkv_BND3.shape).unflatten(-1, (3, q.shape[1], -1))
+    grad_q, grad_k, grad_v = grad_BN3AE.permute(2, 0, 3, 1, 4).unbind(0)
+    scale = q.shape[-1] ** -0.5
+    grad_l, grad_w = torch.zeros_like(mix_l), torch.zeros_like(mix_w)
+    for images, rows in _blocks(q):
+        q_rows, grad_rows = q[images, :, rows], grad_BANE[images, :, rows].contiguous()
+        scores, weights = _weights(q_rows, k[images], mix_l)
+        grad_v[images] += _mix(mix_w, weights).to(q.dtype).transpose(-2, -1) @ grad_rows
+        grad_mixed = (grad_rows @ v[images].transpose(-2, -1)).to(wide)
+        grad_w += _mixing_grad(grad_mixed, weights)
+        grad_weights = _mix(mix_w.T, grad_mixed)
+        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, wide)
+        grad_l += _mixing_grad(grad_scores, scores)
+        grad_scores = _mix(mix_l.T, grad_scores).to(q.dtype)
+        grad_q[images, :, rows] = (grad_scores @ k[images]).mul_(scale)
+        grad_k[images] += grad_scores.transpose(-2, -1) @ q_rows
+    grad_sums_BA1E = grad_BANE.sum(2, keepdim=True)
+    grad_v += bias_w_A.to(q.dtype)[:, None, None] * grad_sums_BA1E
+    grad_bias = (grad_sums_BA1E * v.sum(2, keepdim=True)).sum((0, 2, 3))
+    return grad_BN3AE.flatten(2), grad_l.to(mix_l_AA.dtype), grad_w.to(mix_w_AA.dtype), grad_bias.to(bias_w_A.dtype)
+
+
+@torch.library.custom_op("deepcait::talking_heads", mutates_args=())
+def talking_heads(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) -> Tensor:
+    """`read_heads` as an operator of PyTorch."""
+    with unaided(qkv_BND3):
+        return read_heads(qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A)
 
 
 @torch.library.custom_op("deepcait::talking_heads_backward", mutates_args=())
 def talking_heads_backward(
     grad_BND: Tensor, qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of `talking_heads` for its four arguments, each block's maps computed anew."""
-    q, k, v = _split(qkv_BND3, len(bias_w_A))
-    mix_l, mix_w, bias_w = (tensor.to(q.dtype) for tensor in (mix_l_AA, mix_w_AA, bias_w_A))
-    grad_BANE = grad_BND.to(q.dtype).unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
-    # Laid out as the layer `qkv` wants it back; the three are views of it.
-    grad_BN3AE = qkv_BND3.new_zeros(qkv_BND3.shape).unflatten(-1, (3, q.shape[1], -1))
-    grad_q, grad_k, grad_v = grad_BN3AE.permute(2, 0, 3, 1, 4).unbind(0)
-    scale = q.shape[-1] ** -0.5
-    grad_l, grad_w = torch.zeros_like(mix_l, dtype=_wide(q)), torch.zeros_like(mix_w, dtype=_wide(q))
-    for images, rows in _blocks(q):
-        q_rows, grad_rows = q[images, :, rows], grad_BANE[images, :, rows].contiguous()
-        scores, weights = _weights(q_rows, k[images], mix_l)
-        grad_v[images] += _mix(mix_w, weights).transpose(-2, -1) @ grad_rows
-        grad_mixed = grad_rows @ v[images].transpose(-2, -1)
-        grad_w += _mixing_grad(grad_mixed, weights)
-        grad_weights = _mix(mix_w.T, grad_mixed)
-        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, grad_weights.dtype)
-        grad_l += _mixing_grad(grad_scores, scores)
-        grad_scores = _mix(mix_l.T, grad_scores)
-        grad_q[images, :, rows] = (grad_scores @ k[images]).mul_(scale)
-        grad_k[images] += grad_scores.transpose(-2, -1) @ q_rows
-    grad_sums_BA1E = grad_BANE.sum(2, keepdim=True)
-    grad_v += bias_w[:, None, None] * grad_sums_BA1E
-    grad_bias = (grad_sums_BA1E * v.sum(2, keepdim=True)).sum((0, 2, 3))
-    return grad_BN3AE.flatten(2), grad_l.to(mix_l_AA.dtype), grad_w.to(mix_w_AA.dtype), grad_bias.to(bias_w_A.dtype)
+    """`read_heads_backward` as an operator of PyTorch."""
+    with unaided(qkv_BND3):
+        return read_heads_backward(grad_BND, qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A)
+
+
+def unaided(tensor: Tensor) -> torch.autocast:
+    """Autocast off: inside an operator, types are what the lines say."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 @talking_heads.register_fake
@@ -80,18 +102,26 @@ def _(grad_BND: Tensor, qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bi
     return tuple(torch.empty_like(tensor) for tensor in (qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A))
 
 
+def heads_flops(B: int, N: int, D: int, A: int) -> int:
+    """Floating-point operations of `read_heads`: two products with the heads' width and two mixings."""
+    return 2 * B * N * N * (2 * D + 2 * A * A)
+
+
+def heads_backward_flops(B: int, N: int, D: int, A: int) -> int:
+    """The maps once more (one product, two mixings), then four products and four mixings."""
+    return 2 * B * N * N * (5 * D + 6 * A * A)
+
+
 @register_flop_formula(torch.ops.deepcait.talking_heads)
 def _(qkv_shape: list[int], mix_shape: list[int], *_: object, **__: object) -> int:
-    """Two products with the heads' width and two mixings: what the plain path is counted as."""
     (B, N, width), A = qkv_shape, mix_shape[0]
-    return 2 * B * N * N * (2 * width // 3 + 2 * A * A)
+    return heads_flops(B, N, width // 3, A)
 
 
 @register_flop_formula(torch.ops.deepcait.talking_heads_backward)
 def _(_grad_shape: list[int], qkv_shape: list[int], mix_shape: list[int], *_: object, **__: object) -> int:
-    """The maps once more (one product, two mixings), then four products and four mixings."""
     (B, N, width), A = qkv_shape, mix_shape[0]
-    return 2 * B * N * N * (5 * width // 3 + 6 * A * A)
+    return heads_backward_flops(B, N, width // 3, A)
 
 
 def _save(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -115,7 +145,7 @@ def _split(qkv_BND3: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
 def _blocks(q_BANE: Tensor) -> Iterator[tuple[slice, slice]]:
     """Slices of images and of rows whose maps fit the cache; on an accelerator one block is all there is."""
     B, A, N, _ = q_BANE.shape
-    row_bytes = A * N * q_BANE.element_size()
+    row_bytes = A * N * _wide(q_BANE).itemsize
     room = max(1, BLOCK_BYTES // row_bytes) if q_BANE.device.type == "cpu" else B * N
     num_images, num_rows = max(1, room // N), min(N, room)
     # Blocks of equal size: a last one of few rows would cost as much in calls as a full one.
@@ -126,9 +156,9 @@ def _blocks(q_BANE: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _weights(q_bARE: Tensor, k_bANE: Tensor, mix_l: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores before mixing, and weights after mixing and softmax, (images, A, rows, N)."""
-    scores = q_bARE @ k_bANE.transpose(-2, -1)
-    return scores, _mix(mix_l, scores).softmax(-1, dtype=_wide(scores)).to(scores.dtype)
+    """Scores before mixing, and weights after mixing and softmax, (images, A, rows, N), in at least float32."""
+    scores = (q_bARE @ k_bANE.transpose(-2, -1)).to(mix_l.dtype)
+    return scores, _mix(mix_l, scores).softmax(-1)
 
 
 def _mix(mix_AA: Tensor, maps_bARN: Tensor) -> Tensor:
@@ -138,7 +168,7 @@ def _mix(mix_AA: Tensor, maps_bARN: Tensor) -> Tensor:
 
 def _mixing_grad(grad_bARN: Tensor, maps_bARN: Tensor) -> Tensor:
     """Gradient of a mixing matrix, (A, A), summed over the block."""
-    return torch.bmm(grad_bARN.flatten(2), maps_bARN.flatten(2).transpose(1, 2)).sum(0, dtype=_wide(maps_bARN))
+    return torch.bmm(grad_bARN.flatten(2), maps_bARN.flatten(2).transpose(1, 2)).sum(0)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

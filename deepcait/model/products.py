@@ -1,0 +1,61 @@
+"""The products of a linear layer, forward and backward, by the library that computes them fastest here.
+
+On a CPU in float32, `torch.nn.functional.linear` calls the BLAS that PyTorch was built with, and a 1 x 1 convolution
+calls oneDNN: the same sums. Where that BLAS does not use the widest vectors of the processor, oneDNN is more than
+twice as fast (figures: docs/log.md); elsewhere the two are alike. Other types and devices take the usual way.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# PyTorch hands convolutions of fewer images to another library when it has one thread only.
+_LEAST_IMAGES, _MOST_IMAGES = 16, 64
+
+
+def linear(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """Return rows W' + b, (..., O), for contiguous rows (..., I); all of one dtype."""
+    count = _images(rows)
+    if not count:
+        return F.linear(rows, weight_OI, bias_O)
+    out = F.conv2d(_picture(rows, count), weight_OI[:, :, None, None], bias_O)
+    return out.permute(0, 2, 3, 1).reshape(*rows.shape[:-1], -1)
+
+
+def linear_backward(
+    grad: Tensor, rows: Tensor, weight_OI: Tensor, *, wants_rows: bool = True, wants_weight: bool = True
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of `linear` for rows, weight and bias; None where not wanted (bias goes with weight).
+
+    Args:
+        grad: (..., O), contiguous. rows: (..., I), contiguous. weight_OI: the weight that `linear` took.
+    """
+    count = _images(rows)
+    if count:
+        given = (_picture(grad, count), _picture(rows, count), weight_OI[:, :, None, None])
+        wants = [wants_rows, wants_weight, wants_weight]
+        grad_rows, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            *given, [len(weight_OI)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, wants
+        )
+        grad_rows = grad_rows.permute(0, 2, 3, 1).reshape(rows.shape) if wants_rows else None
+        return grad_rows, grad_weight.flatten(1) if wants_weight else None, grad_bias
+    grad_rows = grad @ weight_OI if wants_rows else None
+    if not wants_weight:
+        return grad_rows, None, None
+    flat = grad.flatten(0, -2)
+    return grad_rows, flat.t() @ rows.flatten(0, -2), flat.sum(0)
+
+
+def _images(rows: Tensor) -> int:
+    """Into how many equal images the rows are cut for a convolution; 0: the usual way."""
+    if rows.dtype != torch.float32 or rows.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return 0
+    num_rows = rows.numel() // rows.shape[-1]
+    return next((count for count in range(_LEAST_IMAGES, _MOST_IMAGES + 1) if num_rows % count == 0), 0)
+
+
+def _picture(rows: Tensor, count: int) -> Tensor:
+    """Rows as the pixels of `count` images, channels last; no copy."""
+    return rows.view(count, -1, 1, rows.shape[-1]).permute(0, 3, 1, 2)
