@@ -33,7 +33,8 @@ STOREY = {
 # Inside a room a file imports only from files before it. A room's __init__ comes after all of them.
 ORDER = {
     "model": [
-        "variants", "alternatives", "embedding", "products", "lean", "branches", "attention", "block", "cait", "trace", "ablation_init",
+        "variants", "alternatives", "embedding", "products", "lean", "branches", "attention", "block", "cait", "trace",
+        "ablation_init",
         "ablation", "convnet", "networks",
     ],
     "weights": [

@@ -217,9 +217,9 @@ def _(grad, x, norm_w, norm_b, w1, b1, w2, *_: object, **__: object) -> int:
 
 @register_flop_formula(torch.ops.deepcait.attention_branch)
 def _(x, norm_w, norm_b, w_qkv, b_qkv, mix_l, mix_w, bias_w, w_o, *_: object, **__: object) -> int:
-    return _products(x, w_qkv, w_o) + heads_flops(*x, mix_l[0])
+    return _products(x, w_qkv, w_o) + heads_flops(x[0], x[1], x[2], mix_l[0])
 
 
 @register_flop_formula(torch.ops.deepcait.attention_branch_backward)
 def _(grad, x, norm_w, norm_b, w_qkv, b_qkv, mix_l, mix_w, bias_w, w_o, *_: object, **__: object) -> int:
-    return 2 * _products(x, w_qkv, w_o) + heads_backward_flops(*x, mix_l[0])
+    return 2 * _products(x, w_qkv, w_o) + heads_backward_flops(x[0], x[1], x[2], mix_l[0])

@@ -7,6 +7,8 @@ twice as fast (figures: docs/log.md); elsewhere the two are alike. Other types a
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,9 +27,9 @@ def linear(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
 
 
 def linear_backward(
-    grad: Tensor, rows: Tensor, weight_OI: Tensor, *, wants_rows: bool = True, wants_weight: bool = True
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of `linear` for rows, weight and bias; None where not wanted (bias goes with weight).
+    grad: Tensor, rows: Tensor, weight_OI: Tensor, *, wants_weight: bool = True
+) -> tuple[Tensor, Any, Any]:
+    """Return the gradients of `linear` for rows, weight and bias; the latter two None unless `wants_weight`.
 
     Args:
         grad: (..., O), contiguous. rows: (..., I), contiguous. weight_OI: the weight that `linear` took.
@@ -35,13 +37,13 @@ def linear_backward(
     count = _images(rows)
     if count:
         given = (_picture(grad, count), _picture(rows, count), weight_OI[:, :, None, None])
-        wants = [wants_rows, wants_weight, wants_weight]
+        wants = [True, wants_weight, wants_weight]
         grad_rows, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
             *given, [len(weight_OI)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, wants
         )
-        grad_rows = grad_rows.permute(0, 2, 3, 1).reshape(rows.shape) if wants_rows else None
+        grad_rows = grad_rows.permute(0, 2, 3, 1).reshape(rows.shape)
         return grad_rows, grad_weight.flatten(1) if wants_weight else None, grad_bias
-    grad_rows = grad @ weight_OI if wants_rows else None
+    grad_rows = grad @ weight_OI
     if not wants_weight:
         return grad_rows, None, None
     flat = grad.flatten(0, -2)
