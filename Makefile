@@ -10,7 +10,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak check clean
+.PHONY: help demo test docs bench soak check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,13 @@ check: $(VENV)/.dev  ## the same without slow tests and tests that start process
 	$(VENV)/bin/pyrefly check --python-interpreter-path $(PY)
 	$(PYTEST) -n 2 --dist loadgroup -m "not soak and not slow and not process" $(ARGS)
 
+docs: $(VENV)/.docs  ## the documentation site, build/docs/index.html; a warning is an error
+	$(PY) -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "The site: build/docs/index.html"
+
+bench: $(VENV)/.core  ## how fast pictures are read here, against timm, in a minute (core dependencies only)
+	$(VENV)/bin/deepcait bench --data deepcait/assets/demo/test --rounds 3 --batch-size 16
+
 soak: $(VENV)/.dev  ## the tests that take minutes to hours, one after another
 	$(PYTEST) -m soak --timeout 7200 $(ARGS)
 
@@ -45,6 +52,11 @@ $(VENV)/.core: $(VENV)/.made pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing deepcait and its tools. PyTorch for Linux comes with its CUDA libraries: about 3 GB to fetch, 6 GB on disk."
 	$(PIP) install -c constraints.txt -e ".[dev,data,serve,explain]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing deepcait and Sphinx. PyTorch for Linux comes with its CUDA libraries: about 3 GB to fetch, 6 GB on disk."
+	$(PIP) install -c constraints.txt -e ".[docs]"
 	@touch $@
 
 # The first Python that is new enough and can make an environment; the remedy where there is none.

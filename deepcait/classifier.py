@@ -10,12 +10,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepcait.data import Preprocessing, open_image
 from deepcait.data.image import to_rgb
 from deepcait.errors import ConfigError, ShapeError, WeightsError
 from deepcait.explain import DEFAULT_METHODS, Explanation, explain_image
+from deepcait.inference.engines import build_engine
 from deepcait.model import CaiT
 from deepcait.weights import resolve, save_artefact
 from deepcait.weights.imagenet import readable
@@ -36,6 +37,8 @@ def load(
     *,
     img_size: int | tuple[int, int] | None = None,
     device: str | torch.device | None = None,
+    engine: str | None = None,
+    threads: int | None = None,
 ) -> Classifier:
     """Load the model behind a SPEC with its classes and its preprocessing.
 
@@ -44,9 +47,11 @@ def load(
             `builtin:nano`.
         img_size: another image size than the stored one; the position embedding is resized.
         device: where it computes; None takes a GPU where there is one.
+        engine: what computes logits, of `deepcait.inference.ENGINES`; None takes the network as it is.
+        threads: of the engine.
 
     Raises:
-        ConfigError: the SPEC leads nowhere.
+        ConfigError: the SPEC leads nowhere, or the engine can't run here.
         WeightsError: broken, unsafe or unreachable weights.
     """
     found = resolve(os.fspath(spec), img_size=img_size)
@@ -55,6 +60,8 @@ def load(
         classes=found.classes,
         preprocessing=Preprocessing.from_pretrained_cfg(found.pretrained_cfg),
         device=device,
+        engine=engine,
+        threads=threads,
         story={**found.section, "provenance": found.provenance},
     )
 
@@ -67,10 +74,13 @@ class Classifier:
         classes: index -> class name; None where the model has no names.
         preprocessing: picture -> image_CHW.
         device: None takes a GPU where there is one.
+        engine: what computes logits, of `deepcait.inference.ENGINES`; None takes the network as it is. Features,
+            explanations and class attention come from the network itself.
+        threads: of the engine.
         story: recipe, metrics and provenance that travel with the model when it is saved.
 
     Raises:
-        ConfigError: a model without a head, or classes that are not as many as its rows.
+        ConfigError: a model without a head, classes that are not as many as its rows, or an engine that can't run.
     """
 
     def __init__(
@@ -80,6 +90,8 @@ class Classifier:
         classes: Sequence[str] | None,
         preprocessing: Preprocessing,
         device: str | torch.device | None = None,
+        engine: str | None = None,
+        threads: int | None = None,
         story: dict[str, Any] | None = None,
     ) -> None:
         if not model.num_classes:
@@ -91,6 +103,9 @@ class Classifier:
             )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.eval().to(self.device)
+        self.network: nn.Module = self.model
+        if engine is not None:
+            self.network = build_engine(engine, self.model, threads=threads)
         self.classes = list(classes) if classes is not None else None
         self.preprocessing = preprocessing
         self.story = story or {}
@@ -130,7 +145,7 @@ class Classifier:
                 f"images: expected (B, C, H, W), got {tuple(images_BCHW.shape)}.", remedy="Stack the images first."
             )
         with torch.no_grad():
-            return self.model(images_BCHW.to(self.device)).cpu()
+            return self.network(images_BCHW.to(self.device)).cpu()
 
     def rank(self, logits_BK: Tensor, topk: int) -> list[list[Prediction]]:
         """Return the `topk` most probable classes of each row of logits, the first the most probable.

@@ -38,8 +38,8 @@ ORDER = {
         "ablation", "convnet", "networks",
     ],
     "weights": [
-        "published", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "hints", "reshape", "adapt", "atomic",
-        "timm_layout", "artefact", "registry", "imagenet", "spec", "outgoing", "push", "card",
+        "published", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "reshape", "adapt", "atomic",
+        "timm_layout", "artefact", "registry", "hints", "imagenet", "spec", "outgoing", "push", "card", "teachers",
     ],
     "data": [
         "png", "image", "source", "folder", "resample", "preprocessing",
@@ -56,7 +56,7 @@ ORDER = {
         "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",
         "expected", "safeguards", "evaluate", "plots", "tables",
     ],
-    "inference": ["blocks", "fold"],
+    "inference": ["optional", "linear", "blocks", "native", "fold", "graph", "engines", "export"],
     "explain": [
         "colours", "optional", "maps", "attribution", "faithfulness", "picture", "explanation", "markup", "gallery",
         "layers", "figures",
@@ -67,7 +67,7 @@ ORDER = {
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
     "cli": [
         "exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "explain",
-        "report", "train", "bench", "study", "serve", "push", "demo",
+        "report", "train", "bench", "study", "serve", "export", "push", "demo",
     ],
 }  # fmt: skip
 

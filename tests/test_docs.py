@@ -128,4 +128,4 @@ def unmeasured(text: str) -> list[str]:
 def test_every_accuracy_that_readme_prints_was_measured():
     assert re.search(r"\d\.\d\d %", README)
     assert unmeasured(README) == []
-    assert unmeasured(README.replace("55.39 %", "55.40 %")) == ["55.40"]
+    assert unmeasured(README.replace("79.88 %", "55.40 %")) == ["55.40"]

@@ -58,6 +58,8 @@ class Args:
     """Images a step; changes no result."""
     workers: int = 0
     """Processes that decode images; changes no result."""
+    engine: Literal["eager", "compile", "onnx", "openvino"] | None = None
+    """What computes; without it the network as it was trained."""
     device: str = "auto"
     """Where the model computes: auto, cpu, cuda, cuda:1."""
     per_image: Path | None = None
@@ -135,16 +137,18 @@ def _measure(
 ) -> tuple[dict[str, Any], Records]:
     from deepcait.data import Preprocessing
     from deepcait.evaluation import evaluate, expected_accuracy, open_for, read_mask
+    from deepcait.inference import build_engine
     from deepcait.weights import resolve
 
     source = open_for(args.data, split=args.split, protocol=args.protocol)
     found = resolve(spec, img_size=img_size)
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
     class_mask = None if args.class_mask is None else read_mask(args.class_mask)
+    network = found.model if args.engine is None else build_engine(args.engine, found.model.to(device))
     _print_setup(console, args, spec, source, found, preprocessing)
     with console.progress("evaluating") as progress:
         metrics = evaluate(
-            found.model,
+            network,
             source,
             protocol=args.protocol,
             preprocessing=preprocessing,
@@ -204,6 +208,7 @@ def _row(
         "data": args.data,
         "split": source.split,
         "protocol": args.protocol,
+        "engine": args.engine,
         "img_size": facts["img_size"],
         "params": facts["params"],
         "gmacs": facts["gmacs"],

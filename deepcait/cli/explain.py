@@ -3,7 +3,7 @@
 Examples:
     deepcait explain runs/pets cat.jpg --out looks              maps, a page (looks/index.html), and the numbers
     deepcait explain runs/pets photos/ --out looks --class dog  why, or why not, a dog
-    deepcait explain runs/pets cat.jpg --out looks --method all Integrated Gradients and occlusion too
+    deepcait explain runs/pets cat.jpg --out looks --method all  Integrated Gradients and occlusion too
     deepcait explain runs/pets photos/ --out looks --figures    what each layer of the model does
     deepcait explain cait_s24_384 tall.jpg --out looks --img-size 512x256
 """
@@ -61,49 +61,64 @@ def run(args: Args) -> int | None:
     """Explain every picture, and write what came of it."""
     from deepcait.classifier import load
     from deepcait.data import list_images
-    from deepcait.explain import METHODS
     from deepcait.explain.explanation import require_methods
-    from deepcait.explain.gallery import gallery
     from deepcait.train.processes import choose_device
-    from deepcait.weights.atomic import write_bytes
 
     if not args.images:
         raise ConfigError("explain: expected a picture, got none.", remedy="deepcait explain SPEC picture.jpg --out F")
-    methods = METHODS if args.method == "all" else tuple(args.method.split(","))
-    require_methods(methods)
+    require_methods(_methods(args))
     if args.steps < 0:
         raise ConfigError(f"--steps: expected 0 or more, got {args.steps}.", remedy="Give 16, or 0 for no scores.")
     if args.out.is_file():
         raise ConfigError(f"--out: expected a folder, got the file {args.out}.", remedy="Give another folder.")
+    if args.table is not None and not args.figures:
+        raise ConfigError("--table: expected --figures beside it, got none.", remedy="Give --figures too.")
+    # What is missing or wrong is told before any work is done.
+    if args.figures:
+        _results(args)
     console = Console(json=args.json)
     paths = [path for place in args.images for path in list_images(place)]
     classifier = load(args.spec, img_size=_img_size(args.img_size), device=choose_device(args.device, 0))
     if args.class_ is not None:
-        classifier.index(args.class_)  # a wrong name is told before any work is done
-    entries, facts = [], []
-    with console.progress("explaining") as progress:
-        for number, path in enumerate(paths):
-            entry, about = _explain(classifier, path, number, methods, args)
-            entries.append(entry)
-            facts.append(about)
-            progress(number + 1, len(paths))
-    plates = _figures(classifier, paths, args, console) if args.figures else []
-    page = gallery(args.spec, _sentence(classifier), entries, plates)
-    write_bytes(args.out / "index.html", page.encode())
+        classifier.index(args.class_)
+    facts = write_gallery(classifier, paths, args, console)
     for about in facts:
         console.say(
             f"{about['file']}: {about['class']['label']} {about['class']['probability']:.1%}  {about['folder']}"
         )
     console.say(f"page: {args.out / 'index.html'}")
-    console.result({"page": str(args.out / "index.html"), "images": facts, "figures": len(plates)})
+    figures = len(list((args.out / "figures").glob("*.png"))) if args.figures else 0
+    console.result({"page": str(args.out / "index.html"), "images": facts, "figures": figures})
 
 
-def _explain(
-    classifier: Classifier, path: Path, number: int, methods: Sequence[str], args: Args
-) -> tuple[Entry, dict[str, Any]]:
+def write_gallery(classifier: Classifier, paths: Sequence[Path], args: Args, console: Console) -> list[dict[str, Any]]:
+    """Explain pictures into `args.out`: PNGs, numbers, and the page index.html; return the facts of each picture."""
+    from deepcait.explain.gallery import gallery
+    from deepcait.weights.atomic import write_bytes
+
+    entries, facts = [], []
+    with console.progress("explaining") as progress:
+        for number, path in enumerate(paths):
+            entry, about = _explain(classifier, path, number, args)
+            entries.append(entry)
+            facts.append(about)
+            progress(number + 1, len(paths))
+    plates = _figures(classifier, paths, _results(args), args, console) if args.figures else []
+    page = gallery(args.spec, _sentence(classifier), entries, plates)
+    write_bytes(args.out / "index.html", page.encode())
+    return facts
+
+
+def _methods(args: Args) -> tuple[str, ...]:
+    from deepcait.explain import METHODS
+
+    return METHODS if args.method == "all" else tuple(args.method.split(","))
+
+
+def _explain(classifier: Classifier, path: Path, number: int, args: Args) -> tuple[Entry, dict[str, Any]]:
     from deepcait.explain.gallery import Entry
 
-    found = classifier.explain(path, target=args.class_, methods=methods, steps=args.steps)
+    found = classifier.explain(path, target=args.class_, methods=_methods(args), steps=args.steps)
     (answers,) = classifier.predict(path, topk=_SHOWN_ANSWERS)
     # Numbered: two folders may hold pictures of one name.
     folder = args.out / f"{number:03d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', path.stem)[:80]}"
@@ -131,15 +146,25 @@ def _explain(
     return entry, about
 
 
-def _figures(classifier: Classifier, paths: Sequence[Path], args: Args, console: Console) -> list[Plate]:
+def _results(args: Args) -> list[dict[str, Any]]:
+    """The table for accuracy against cost, where the figures can be drawn at all."""
+    from deepcait.explain.figures import read_results
+    from deepcait.explain.optional import optional
+
+    optional("matplotlib", "--figures")
+    return read_results(args.table)
+
+
+def _figures(
+    classifier: Classifier, paths: Sequence[Path], results: list[dict[str, Any]], args: Args, console: Console
+) -> list[Plate]:
     """The figures of the model over the pictures, also as PNG and JSON."""
     from deepcait.data import open_image
-    from deepcait.explain.figures import accuracy_plate, layer_plates, read_results
+    from deepcait.explain.figures import accuracy_plate, layer_plates
     from deepcait.explain.layers import measure_layers
     from deepcait.explain.picture import to_bytes
     from deepcait.weights.atomic import write_bytes
 
-    results = read_results(args.table)
     pictures = (classifier.preprocessing(open_image(path)).to(classifier.device) for path in paths)
     measures = measure_layers(classifier.model, pictures)
     plates = [*layer_plates(measures), accuracy_plate(results, published=args.table is None)]

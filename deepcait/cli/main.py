@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
+import importlib.metadata
 import json
 import os
+import re
 import sys
 import textwrap
 import traceback
@@ -31,6 +33,7 @@ VERBS = {
     "bench": "ours against peers: how fast data is read",
     "study": "run the paper's experiments again at a small scale, its figures beside ours",
     "serve": "answer over HTTP, with a page that shows where the model looked",
+    "export": "write a model in the form that others read: onnx, openvino, pt2, timm, the authors' own",
     "push": "put a model into a repository of the Hugging Face hub, with a card",
     "demo": "train, measure and use a small model on real photographs, in minutes",
 }
@@ -153,4 +156,20 @@ def _missing_package(error: ImportError) -> tuple[str, str] | None:
     """Problem and remedy of a package that is not installed; None where the missing one is our own."""
     if not isinstance(error, ModuleNotFoundError) or (error.name or "deepcait").startswith("deepcait"):
         return None
-    return f"expected the package {error.name}, which is not installed.", f"Run `pip install {error.name}`."
+    name = (error.name or "").partition(".")[0]
+    extra = _extra_of(name)
+    wanted = f"'deepcait[{extra}]'" if extra else name
+    return f"expected the package {name}, which is not installed.", f"Run `pip install {wanted}`."
+
+
+def _extra_of(package: str) -> str | None:
+    """The extra of deepcait that brings a package, as its metadata has it."""
+    try:
+        requirements = importlib.metadata.requires("deepcait") or ()
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        return None
+    for requirement in requirements:
+        name, extra = re.match(r"[\w.-]+", requirement), re.search(r"extra == ['\"](\w+)['\"]", requirement)
+        if name and extra and name[0].replace("-", "_") == package and extra[1] not in ("dev", "docs"):
+            return extra[1]
+    return None

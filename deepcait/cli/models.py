@@ -4,13 +4,19 @@ Examples:
     deepcait models                  all of them
     deepcait models --json           the same for programs
     deepcait models --peers          CaiT and its rivals, counted the same way
+    deepcait models --teachers regnet    timm's classifiers that can teach, by a part of their name; alone: all
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from deepcait.cli.console import Console, percent
+from deepcait.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,10 @@ class Args:
 
     peers: bool = False
     """Also count rivals of other families (through timm, nothing is downloaded), with reported accuracies."""
+    teachers: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[FILTER]")] = None
+    """List what can teach instead: timm's classifiers with weights, by a part of their name or a pattern with *."""
+    table: Path | None = None
+    """With --teachers: timm's results-imagenet.csv, for accuracies; without it the one that timm is installed with."""
     json: bool = False
     """Print one JSON list and nothing else."""
 
@@ -28,6 +38,11 @@ def run(args: Args) -> int | None:
     from deepcait.weights import describe_models
 
     console = Console(json=args.json)
+    if args.teachers is not None:
+        _list_teachers(console, args.teachers, args.table)
+        return
+    if args.table is not None:
+        raise ConfigError("--table: expected it with --teachers, got it alone.", remedy="Add --teachers.")
     models = describe_models()
     peers = _count_peers() if args.peers else []
     if args.json:
@@ -43,6 +58,32 @@ def _count_peers() -> list[dict]:
     from deepcait.bench.peers import compare_peers
 
     return compare_peers()
+
+
+def _list_teachers(console: Console, filters: tuple[str, ...], table: Path | None) -> None:
+    from deepcait.weights.teachers import find_table, list_teachers
+
+    teachers = list_teachers(filters, table=table)
+    console.result(teachers)
+    if console.json:
+        return
+    columns = ("teacher", "params M", "image px", "classes", "top-1", "licence")
+    rows = [
+        (
+            row["spec"],
+            "" if row["params"] is None else _number(row["params"] / 1e6, 1),
+            row["img_size"],
+            row["num_classes"],
+            percent(row["top1"]),
+            row["licence"],
+        )
+        for row in teachers
+    ]
+    console.table(columns, rows)
+    console.say(f"\n{len(teachers):,} classifiers. Use one: deepcait train ... --teacher {teachers[0]['spec']}")
+    if table is None and find_table() is None:
+        console.say("Accuracies are in timm's results-imagenet.csv, which its package does not hold: --table FILE.")
+    console.say("A teacher needs the student's classes: most know the 1000 of ImageNet.")
 
 
 def _as_model(row: dict) -> dict:

@@ -9,7 +9,7 @@ Examples:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -31,8 +31,10 @@ class Args:
     """Port to listen on; 0 takes a free one."""
     allow_host: tuple[str, ...] = ()
     """Names that requests may call the service by, for a proxy in front of it."""
+    engine: Literal["eager", "compile", "onnx", "openvino"] | None = None
+    """What computes the answers; without it the network as it was trained."""
     threads: int | None = None
-    """Threads of the network (default: PyTorch's choice)."""
+    """Threads of the network (default: the engine's choice)."""
     device: str | None = None
     """Where it computes, for example cpu or cuda:0 (default: a GPU where there is one)."""
     max_batch: int = 16
@@ -80,7 +82,7 @@ def run(args: Args) -> int | None:
         body_timeout_s=min(Limits.body_timeout_s, 0.75 * args.deadline_s),
     )
     console = Console(json=args.json)
-    classifier = load(args.spec, device=args.device)
+    classifier = load(args.spec, device=args.device, engine=args.engine, threads=args.threads)
 
     def listening(address: str) -> None:
         height, width = classifier.preprocessing.img_size

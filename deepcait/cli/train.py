@@ -9,6 +9,7 @@ Examples:
     deepcait train --data photos --out runs/t --teacher runs/photos --set epochs=10 mix.mixup=0.2
     torchrun --nproc-per-node 8 -m deepcait train --data imagenet:ROOT --out runs/xxs24 --recipe pretrain
 
+The run ends with its report, RUN/report.html: one page that needs no network.
 Stopped by Ctrl-C or SIGTERM it finishes the step, saves, and exits with 75; --resume then goes on to the same bits.
 """
 
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from deepcait.cli.console import Console
+from deepcait.cli.report import write_at_end
 
 if TYPE_CHECKING:
     from deepcait.train.recipe import Recipe
@@ -69,11 +71,14 @@ def run(args: Args) -> int | None:
         return
     if goes_on and read_state(args.out).get("state") == "finished":
         console.say(f"{args.out}: finished already; its best model is {args.out / 'best'}")
+        if not (args.out / "report.html").exists():  # it ended before the page was written
+            write_at_end(args.out, console, device=recipe.compute.device)
         console.result(_facts(args.out))
         return
     outcome = train(recipe, args.out, evaluate=_evaluate, resume=args.resume, say=console.say)
     console.say(f"done: best top-1 {outcome.best_top1:.2%} in epoch {outcome.best_epoch}")
     console.say(f"model:     {args.out / 'best'}")
+    write_at_end(args.out, console, device=recipe.compute.device)
     console.say(f"next:      deepcait predict {args.out} PICTURE")
     console.result(_facts(args.out))
 
@@ -119,4 +124,11 @@ def _facts(folder: Path) -> dict:
 
     rows = [row for row in read_metrics(folder) if row["kind"] == "eval"]
     best = max(rows, key=lambda row: row["top1"], default={})
-    return {"run": str(folder), "model": str(folder / "best"), "best": best, "evaluations": len(rows)}
+    report = folder / "report.html"
+    return {
+        "run": str(folder),
+        "model": str(folder / "best"),
+        "report": str(report) if report.exists() else None,
+        "best": best,
+        "evaluations": len(rows),
+    }

@@ -54,6 +54,7 @@ def map_classes(source: Source, classes: Sequence[str] | None, num_classes: int)
         num_classes: K, the width of the model's logits.
 
     Raises:
+        ConfigError: more names, or fewer, than logits.
         DataError: a class that the model does not have, or another number of classes.
     """
     if classes is not None and len(classes) != num_classes:
@@ -74,7 +75,8 @@ def map_classes(source: Source, classes: Sequence[str] | None, num_classes: int)
         names = list(classes) if classes is not None else [f"0 to {num_classes - 1}"]
         raise DataError(
             f"classes: expected those of the model ({_some(names)}), got {_some(unknown)}, which it does not have.",
-            remedy="Rename those folders to classes of the model, remove them, or use a model trained on this data.",
+            remedy="Rename those folders to classes of the model, remove them, or use a model trained on this data. "
+            "More in docs/errors.md#another-number-of-classes.",
         )
     return [index_of.get(name, -1) for name in source.classes]
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from deepcait.errors import ConfigError
 from deepcait.explain import attribution, maps, picture
-from deepcait.explain.faithfulness import Faithfulness, measure_faithfulness
+from deepcait.explain.faithfulness import Faithfulness, areas_by_lot, measure_faithfulness
+from deepcait.explain.optional import optional
 from deepcait.model import CaiT
 from deepcait.weights.atomic import write_bytes
 
@@ -84,7 +85,7 @@ class Explanation:
         return (
             "Class attention of every head: softmax weights, the class stage mixes no heads. The class key is dropped "
             f"and the rest not rescaled (the class token gave itself {kept}, mean over heads). Each panel has its own "
-            f"scale, from 0 to the maximum above it. Bicubic from {self.grid[0]} x {self.grid[1]} patches."
+            f"scale, from 0 to the maximum beside it. Bicubic from {self.grid[0]} x {self.grid[1]} patches."
         )
 
     def head_grid(self) -> Image.Image:
@@ -168,11 +169,10 @@ def explain_image(
     gradient_LAT = None
     if "gradient" in methods:
         gradient_LAT = maps.gradient_attention(model, image_CHW[None], torch.tensor([target]))[0]
-    found = {}
-    for method in METHODS:
-        if method in methods or method == "class-attention":
-            made = _build(method, model, image_CHW, target, label, attention_LAT, gradient_LAT)
-            found[method] = _with_faithfulness(made, model, image_CHW, target, steps) if steps else made
+    asked = [method for method in METHODS if method in methods or method == "class-attention"]
+    found = {method: _build(method, model, image_CHW, target, label, attention_LAT, gradient_LAT) for method in asked}
+    if steps:
+        found = _with_faithfulness(found, model, image_CHW, target, steps)
     return Explanation(
         frame=frame,
         target=target,
@@ -186,14 +186,16 @@ def explain_image(
 
 
 def require_methods(methods: Sequence[str]) -> None:
-    """Pass for known methods.
+    """Pass for methods that can be had here.
 
     Raises:
-        ConfigError: an unknown one.
+        ConfigError: an unknown one, or one whose package is not installed.
     """
     for method in methods:
         if method not in METHODS:
             raise ConfigError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.", remedy="Choose some.")
+    if {"integrated-gradients", "occlusion"} & set(methods):
+        optional("captum.attr", "Integrated Gradients and occlusion")
 
 
 def _build(
@@ -206,7 +208,7 @@ def _build(
     if method == "rollout":
         row_T = maps.rollout(model, image_CHW[None])[0]
         words = (
-            "Attention rollout: the mean over heads of the absolute maps after the second head mixing, rows divided by "
+            "The mean over heads of the absolute maps after the second head mixing, rows divided by "
             "their sum, multiplied through all patch blocks and both class blocks, with half the weight on the skip "
             f"connection at each. The {row_T[0]:.1%} that never left the class token are dropped. MLPs, values and "
             f"LayerScale are left out. Rollout is flat, so colours run from its smallest value, {row_T[1:].min():.4f} "
@@ -223,7 +225,7 @@ def _build(
     if method == "integrated-gradients":
         made = attribution.integrated_gradients(model, image_CHW, target)
         words = (
-            f'Integrated Gradients of the logit of "{label}" in 32 steps from the mean colour, summed over channels, a '
+            f'Of the logit of "{label}" in 32 steps from the mean colour, summed over channels, a '
             f"value a pixel; positive part shown, the signed values are in maps.npz. The sum misses the rise of the "
             f"logit by {made.gap:.1%} of it. {COLOUR_WORDS}."
         )
@@ -231,7 +233,7 @@ def _build(
         return _map(method, made.values, words, grid=pooled)
     made = attribution.occlusion(model, image_CHW, target)
     words = (
-        f'Occlusion: how far the logit of "{label}" falls when the mean colour covers one patch at a time; where it '
+        f'How far the logit of "{label}" falls when the mean colour covers one patch at a time; where it '
         f"rises, 0 is shown, the signed values are in maps.npz. {COLOUR_WORDS}."
     )
     return _map(method, attribution.pool_to_grid(made.values, patch), words)
@@ -268,13 +270,21 @@ def _map(method: str, values: Tensor, words: str, *, grid: Tensor | None = None,
     )
 
 
-def _with_faithfulness(made: Map, model: CaiT, image_CHW: Tensor, target: int, steps: int) -> Map:
+def _with_faithfulness(
+    found: dict[str, Map], model: CaiT, image_CHW: Tensor, target: int, steps: int
+) -> dict[str, Map]:
+    """Every map with its scores; all are compared with the same lots."""
+
     @torch.no_grad()
     def probability(images_BCHW: Tensor) -> Tensor:
         return model(images_BCHW).softmax(-1)[:, target]
 
-    measured = measure_faithfulness(probability, image_CHW, torch.from_numpy(made.grid), steps=steps)
-    return dataclasses.replace(made, faithfulness=measured)
+    by_lot = areas_by_lot(probability, image_CHW, model.config.grid, steps=steps)
+    measured = {
+        method: measure_faithfulness(probability, image_CHW, torch.from_numpy(made.grid), steps=steps, by_lot=by_lot)
+        for method, made in found.items()
+    }
+    return {method: dataclasses.replace(made, faithfulness=measured[method]) for method, made in found.items()}
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

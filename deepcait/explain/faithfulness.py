@@ -46,6 +46,7 @@ def measure_faithfulness(
     num_random: int = 4,
     seed: int = 0,
     batch_size: int = 16,
+    by_lot: tuple[float, float] | None = None,
 ) -> Faithfulness:
     """Cover patches with the mean colour (zeros after normalisation), in order of importance and by lot.
 
@@ -56,6 +57,8 @@ def measure_faithfulness(
         steps: how many parts the patches are covered in; never more than there are patches.
         num_random: orders drawn by lot, from `seed`.
         batch_size: images that pass through the network at once.
+        by_lot: what `areas_by_lot` returned for the same picture and the same settings, so that several maps of it
+            need it once; None draws here.
 
     Source: deletion and insertion, Petsiuk et al. 2018, arXiv:1806.07421.
     Deviation: patches, not pixels, are covered, and the same mean colour stands in for both (there a blurred
@@ -68,21 +71,42 @@ def measure_faithfulness(
         raise ConfigError(f"expected steps and num_random from 1 on, got {steps}, {num_random}.", remedy="Give more.")
     if not importance.isfinite().all():
         raise ConfigError("importance: expected numbers, got infinite ones or none.", remedy="Check the model.")
-    N = importance.numel()
-    order_N = importance.flatten().argsort(descending=True, stable=True)
-    generator = torch.Generator().manual_seed(seed)
-    orders = [order_N.cpu(), *(torch.randperm(N, generator=generator) for _ in range(num_random))]
-    curves = [_curves(probability, image_CHW, tuple(importance.shape), order, steps, batch_size) for order in orders]
-    (deletion, insertion), *by_lot = curves
+    rows, columns = importance.shape
+    order_N = importance.flatten().argsort(descending=True, stable=True).cpu()
+    deletion, insertion = _curves(probability, image_CHW, (rows, columns), order_N, steps, batch_size)
+    if by_lot is None:
+        drawing = {"steps": steps, "num_random": num_random, "seed": seed, "batch_size": batch_size}
+        by_lot = areas_by_lot(probability, image_CHW, (rows, columns), **drawing)
     return Faithfulness(
         deletion=area(deletion),
         insertion=area(insertion),
-        random_deletion=sum(area(curve) for curve, _ in by_lot) / num_random,
-        random_insertion=sum(area(curve) for _, curve in by_lot) / num_random,
+        random_deletion=by_lot[0],
+        random_insertion=by_lot[1],
         num_random=num_random,
         deletion_curve=tuple(deletion.tolist()),
         insertion_curve=tuple(insertion.tolist()),
     )
+
+
+def areas_by_lot(
+    probability: Probability,
+    image_CHW: Tensor,
+    grid: tuple[int, int],
+    *,
+    steps: int = 16,
+    num_random: int = 4,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> tuple[float, float]:
+    """Return the areas of deletion and insertion for orders drawn by lot, each the mean of `num_random`.
+
+    Args: as for `measure_faithfulness`; `grid` is (rows, columns) of the patches.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(grid[0] * grid[1], generator=generator) for _ in range(num_random)]
+    curves = [_curves(probability, image_CHW, grid, order, steps, batch_size) for order in orders]
+    deletion, insertion = (sum(map(area, column)) / num_random for column in zip(*curves, strict=True))
+    return deletion, insertion
 
 
 def area(curve: Tensor) -> float:
@@ -91,7 +115,7 @@ def area(curve: Tensor) -> float:
 
 
 def _curves(
-    probability: Probability, image_CHW: Tensor, grid: tuple[int, ...], order_N: Tensor, steps: int, batch_size: int
+    probability: Probability, image_CHW: Tensor, grid: tuple[int, int], order_N: Tensor, steps: int, batch_size: int
 ) -> tuple[Tensor, Tensor]:
     """Probabilities while patches are deleted, and while they are inserted."""
     rows, columns = grid

@@ -55,13 +55,14 @@ def branch_ratio(measures: LayerMeasures) -> Plate:
         axes.plot(x, measures.attention_ratio, "o-", color=_BLUE, markersize=3.5, label="attention")
         axes.plot(x, measures.mlp_ratio, "s--", color=_ORANGE, markersize=3.5, label="MLP")
         _mark_class_stage(axes, measures)
-        axes.set(xlabel="block", ylabel="||branch|| / ||main||", ylim=(0, None))
+        axes.set(xlabel="block", ylabel="||branch|| / ||main||", yscale="log")
+        _plain_ticks(axes.yaxis)
         axes.legend(frameon=False)
         image = _draw(figure)
     caption = (
         f"Mean over {_images(measures)} and all tokens of the 2-norm of what a branch adds (LayerScale applied, "
-        "stochastic depth off) divided by the 2-norm of the stream it is added to. Right of the line, the class "
-        "stage, there is one token. After the paper's figure of this ratio; its averaging is not known to us, so "
+        "stochastic depth off) divided by the 2-norm of the stream it is added to; in the class stage (shaded) of the "
+        "class token alone. Logarithmic. After the paper's figure of this ratio; its averaging is not known to us, so "
         "levels may differ from it."
     )
     return Plate(title="Strength of the branches", caption=caption, image=image)
@@ -85,7 +86,7 @@ def layer_scale(measures: LayerMeasures) -> Plate:
         image = _draw(figure)
     caption = (
         "Absolute LayerScale values over the width: median (line), middle half (dark band), smallest to largest "
-        "(light band). Right of the line: the class stage. Our addition: the paper shows no such figure."
+        "(light band). Shaded: the class stage. Our addition: the paper shows no such figure."
     )
     return Plate(title="LayerScale by depth", caption=caption, image=image)
 
@@ -129,15 +130,16 @@ def attention_by_layer(measures: LayerMeasures) -> Plate:
             axes.plot(x, values_MA.mean(1), color=_BLUE, linewidth=2, label="mean of heads")
             axes.axhline(even, color=_GREY, linestyle=":", label="even attention")
             axes.set(xlabel="block", ylim=(0, None))
+            axes.xaxis.get_major_locator().set_params(integer=True)
         _mark_class_stage(left, measures)
         left.set_ylabel("entropy (nats)")
         right.set_ylabel("distance (patches)")
         right.legend(frameon=False, loc="lower right")
         image = _draw(figure)
     caption = (
-        f"Left: entropy of the attention rows, mean over {_images(measures)} and queries. Right: how far a patch "
-        "looks, the attention-weighted distance between patch centres, patch stage only. A point a head. Both from the "
-        "softmax, before the second head mixing. Our addition."
+        f"Left: entropy of the attention rows, mean over {_images(measures)} and queries; shaded: the class stage. "
+        "Right: how far a patch looks, the attention-weighted distance between patch centres, patch stage only. A "
+        "point a head. Both from the softmax, before the second head mixing. Our addition."
     )
     return Plate(title="How evenly and how far it looks", caption=caption, image=image)
 
@@ -155,11 +157,13 @@ def accuracy_plate(rows: Sequence[dict[str, Any]], *, published: bool) -> Plate:
         ):
             x, y = [row[key] * factor for row in rows], [100 * row["top1"] for row in rows]
             axes.plot(x, y, "o", color=_BLUE, markersize=5)
-            for row, place, height in zip(rows, x, y, strict=True):
-                name = str(row["name"]).removeprefix("cait_")
-                axes.annotate(name, (place, height), fontsize=7, xytext=(4, -9), textcoords="offset points")
             axes.set(xlabel=label, xscale="log")
+            axes.margins(x=0.12, y=0.1)
+            _plain_ticks(axes.xaxis)
         all_axes[0].set_ylabel("top-1 (%)")
+        figure.draw_without_rendering()  # places are known afterwards
+        for axes in all_axes:
+            _name_points(axes, [str(row["name"]).removeprefix("cait_") for row in rows])
         image = _draw(figure)
     source = "Published figures, not measured here." if published else "From the table that was given."
     caption = f"{len(rows)} models. {source} GMACs are multiply-adds of one image, what the paper calls FLOPs."
@@ -179,8 +183,8 @@ def read_results(path: str | Path | None) -> list[dict[str, Any]]:
     if path is None:
         rows: Any = describe_models()
     else:
-        text = Path(path).read_text(encoding="utf-8")
         try:
+            text = Path(path).read_text(encoding="utf-8")
             rows = list(csv.DictReader(io.StringIO(text))) if str(path).endswith(".csv") else json.loads(text)
         except ValueError:
             rows = None
@@ -216,7 +220,42 @@ def _draw(figure: Any) -> Image.Image:
 
 
 def _mark_class_stage(axes: Any, measures: LayerMeasures) -> None:
-    axes.axvline(measures.depth - 0.5, color=_GREY, linewidth=1)
+    end = len(measures.attention_ratio) - 0.5
+    axes.axvspan(measures.depth - 0.5, end, color=_GREY, alpha=0.16, linewidth=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _plain_ticks(axis: Any) -> None:
+    """Label a logarithmic axis at 1, 2 and 5 times the powers of ten, in plain numbers."""
+    ticker = optional("matplotlib.ticker", "figures")
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _name_points(axes: Any, names: Sequence[str]) -> None:
+    """Write a name beside each point of the only line of the axes, where it covers no point and no other name."""
+    (line,) = axes.lines
+    places = axes.transData.transform(line.get_xydata())
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
+    for (x, y), data, name in zip(places, line.get_xydata(), names, strict=True):
+        text = axes.annotate(name, data, fontsize=7, xytext=(0, 0), textcoords="offset points")
+        box = text.get_window_extent()
+        px = axes.figure.dpi / 72
+        # Right, left, below, above, then ever farther out at the corners.
+        sides = [(6, -box.height / 2), (-box.width - 6, -box.height / 2)]
+        sides += [(-box.width / 2, -box.height - 6), (-box.width / 2, 6)]
+        for far in (6, 14, 24):
+            sides += [(6, -box.height - far), (-box.width - 6, far), (6, far), (-box.width - 6, -box.height - far)]
+        boxes = [(x + dx, y + dy, x + dx + box.width, y + dy + box.height) for dx, dy in sides]
+        free = [number for number, wished in enumerate(boxes) if not any(_overlap(wished, other) for other in taken)]
+        chosen = free[0] if free else 0
+        taken.append(boxes[chosen])
+        text.set_position((sides[chosen][0] / px, sides[chosen][1] / px))
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _images(measures: LayerMeasures) -> str:

@@ -10,7 +10,18 @@ from PIL import Image
 
 from deepcait.explain import picture
 from deepcait.explain.explanation import Explanation, Map
-from deepcait.explain.markup import Markup, bars, colour_legend, element, figure, join, page, picture_element, table
+from deepcait.explain.markup import (
+    Markup,
+    bars,
+    colour_legend,
+    element,
+    figure,
+    join,
+    page,
+    picture_element,
+    scroll,
+    table,
+)
 
 _MAP_PX, _HEAD_PX = 320, 160
 
@@ -117,8 +128,7 @@ def _heads(found: Explanation, name: str) -> Markup:
             rows.append(figure(picture_element(shown, alt), caption))
     columns = f"grid-template-columns: repeat({1 + found.heads.shape[1]}, minmax(92px, 1fr))"
     grid = element("div", *rows, class_="heads", style=columns)
-    scroll = element("div", grid, class_="scroll", tabindex="0", role="region", aria_label=f"Heads of {name}")
-    return join(element("p", found.heads_caption, class_="soft"), scroll)
+    return join(element("p", found.heads_caption, class_="soft"), scroll(f"Heads of {name}", grid))
 
 
 def _peak(values: np.ndarray) -> str:
@@ -147,7 +157,7 @@ def _scores(maps: list[Map]) -> Markup | None:
     return element(
         "details",
         element("summary", "How true are the maps to the model?"),
-        table(["map", "deletion (low is good)", "insertion (high is good)"], rows, caption=caption),
+        table("Scores", ["map", "deletion (low is good)", "insertion (high is good)"], rows, caption=caption),
     )
 
 

@@ -28,7 +28,7 @@ def unwrap(model: nn.Module) -> CaiT:
     if not isinstance(core, CaiT):
         raise ConfigError(
             f"explain: expected a CaiT, got {type(core).__name__}.",
-            remedy="Class attention is what is explained; give a model that has it.",
+            remedy="Give a model with class attention; in place of a folded one, the model that it was folded from.",
         )
     return core
 

@@ -58,10 +58,23 @@ def figure(image: Markup, caption: Markup | str, **attributes: str | None) -> Ma
     return element("figure", image, element("figcaption", caption), **attributes)
 
 
+def scroll(name: str, body: Markup) -> Markup:
+    """Return what may be wider than a phone: it scrolls by itself, by the keyboard too.
+
+    Args:
+        name: what it is, for those who hear the page.
+    """
+    return element("div", body, class_="scroll", tabindex="0", role="region", aria_label=name)
+
+
 def table(
-    columns: list[str], rows: list[list[str]], *, caption: str | None = None, first_is_head: bool = True
+    name: str, columns: list[str], rows: list[list[str]], *, caption: str | None = None, first_is_head: bool = True
 ) -> Markup:
-    """Return a table; cells that begin with a digit or sign stand to the right."""
+    """Return a table that scrolls where it is wide; cells that begin with a digit or sign stand to the right.
+
+    Args:
+        name: what it is, for those who hear the page.
+    """
     right = [bool(rows) and all(_is_number(row[index]) for row in rows) for index in range(len(columns))]
     right[0] = right[0] and not first_is_head
     kind = ["num" if numeric else None for numeric in right]
@@ -79,7 +92,7 @@ def table(
         element("thead", element("tr", *head)),
         element("tbody", *body),
     )
-    return element("div", made, class_="scroll")
+    return scroll(name, made)
 
 
 def bars(rows: list[tuple[str, float]], *, target: str | None = None, truth: str | None = None) -> Markup:

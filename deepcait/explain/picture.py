@@ -99,7 +99,7 @@ def _sheet(
 ) -> Image.Image:
     """Panels on white, a title above each where there are titles, the caption below all."""
     panel_width, panel_height = rows[0][0].size
-    small, text = ImageFont.load_default(11), ImageFont.load_default(13)
+    small, text = ImageFont.load_default(12), ImageFont.load_default(13)
     title_height = 18 if titles else 0
     width = max(_GAP_PX + (panel_width + _GAP_PX) * len(rows[0]), 360)
     lines = _wrapped(caption, text, width - 2 * _GAP_PX)

@@ -21,6 +21,8 @@ from torch.nn import functional as F
 
 from deepcait.errors import ConfigError, ShapeError
 from deepcait.inference.blocks import attend_blocks
+from deepcait.inference.linear import FoldedLinear
+from deepcait.inference.native import fits, native_attend
 from deepcait.model.block import NORM_EPS, ClassAttentionBlock, LayerScaleBlock
 from deepcait.model.cait import CaiT
 from deepcait.model.variants import CaiTConfig
@@ -137,9 +139,9 @@ class FoldedCaiT(_Constants):
         return self.run_blocks(tokens_BND.contiguous())
 
     def run_blocks(self, tokens_BND: Tensor) -> Tensor:
-        """Pass contiguous patch tokens through the patch stage, in place, a block of rows of the maps at a time."""
+        """Pass contiguous patch tokens through the patch stage, a block of rows of the maps at a time."""
         for block in self.blocks:
-            cast("FoldedBlock", block).run(tokens_BND)
+            tokens_BND = cast("FoldedBlock", block).run(tokens_BND)
         return tokens_BND
 
     def _read(self, patches_BND: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -176,7 +178,7 @@ class FoldedBlock(_Constants):
         row_sums = mix_w.sum(1) + num_patches * bias_w
         proj_bias += proj @ (_per_channel(row_sums, D) * value_bias)
         like = block.gamma_1
-        _keep(self, like, qkv_weight=weight, qkv_bias=bias, proj_weight=proj, proj_bias=proj_bias)
+        self.qkv, self.proj = FoldedLinear(weight, bias, like), FoldedLinear(proj, proj_bias, like)
         _keep(self, like, mix_l=attn.proj_l.weight, mix_w=mix_w, bias_w=bias_w)
         _keep(self, like, sum_weight=(proj * _per_channel(bias_w, D)) @ weight[2 * D :])
         _keep_mlp(self, block)
@@ -186,28 +188,27 @@ class FoldedBlock(_Constants):
         tokens_BND = tokens_BND + self._attend(normalize(tokens_BND))
         return tokens_BND + _mlp(self, normalize(tokens_BND))
 
-    def run(self, tokens_BND: Tensor) -> None:
-        """The same in place, a block of rows of the maps at a time."""
-        B, N, D = tokens_BND.shape
-        flat = tokens_BND.view(B * N, D)
-        qkv = torch.addmm(self.qkv_bias, normalize(flat), self.qkv_weight.t())
-        read = attend_blocks(qkv.view(B, N, 3 * D), self.mix_l, self.mix_w, self.bias_w)
-        del qkv
-        flat += torch.addmm(self.proj_bias, read.view(B * N, D), self.proj_weight.t())
-        del read
-        flat += _mlp(self, normalize(flat))
+    def run(self, tokens_BND: Tensor) -> Tensor:
+        """The same without gradients, a block of rows of the maps at a time; the tokens are contiguous."""
+        qkv_BND3 = self.qkv.plain(normalize(tokens_BND))
+        attend = native_attend() if fits(qkv_BND3, self.num_heads) else None
+        read_BND = (attend or attend_blocks)(qkv_BND3, self.mix_l, self.mix_w, self.bias_w)
+        del qkv_BND3
+        tokens_BND = self.proj.plus(read_BND, tokens_BND)
+        del read_BND
+        return self.fc2.plus(self.fc1.gelu(normalize(tokens_BND)), tokens_BND)
 
     def _attend(self, tokens_BND: Tensor) -> Tensor:
         B, N, D = tokens_BND.shape
         A = self.num_heads
-        qkv = F.linear(tokens_BND, self.qkv_weight, self.qkv_bias)
+        qkv = self.qkv(tokens_BND)
         q, k, v = qkv.reshape(B, N, 3, A, D // A).permute(2, 0, 3, 1, 4).unbind(0)
         scores_BANN = self._mix(self.mix_l, q @ k.transpose(-2, -1))
         mixed_BANN = self._mix(self.mix_w, scores_BANN.softmax(-1))
         read_BND = (mixed_BANN @ v).transpose(1, 2).reshape(B, N, D)
         # What the bias of proj_w adds to every token: a sum over the values, taken before they are made.
         sums_B1D = F.linear(tokens_BND.sum(1, keepdim=True), self.sum_weight)
-        return F.linear(read_BND, self.proj_weight, self.proj_bias) + sums_B1D
+        return self.proj(read_BND) + sums_B1D
 
     def _mix(self, mix_AA: Tensor, maps_BANN: Tensor) -> Tensor:
         B, A, N, _ = maps_BANN.shape
@@ -232,9 +233,9 @@ class FoldedClassBlock(_Constants):
         proj, proj_bias = _before_scale(attn.proj, block.gamma_1)
         proj_bias += proj @ v_bias  # rows of the attention sum to 1
         like = block.gamma_1
-        _keep(self, like, q_weight=q_weight * attn.scale, q_bias=q_bias * attn.scale)
+        self.q = FoldedLinear(q_weight * attn.scale, q_bias * attn.scale, like)
         _keep(self, like, k_AED=k_weight.view(A, D // A, D), v_ADE=v_weight.view(A, D // A, D).transpose(1, 2))
-        _keep(self, like, proj_weight=proj, proj_bias=proj_bias)
+        self.proj = FoldedLinear(proj, proj_bias, like)
         _keep_mlp(self, block)
 
     def forward(self, cls_BD: Tensor, patches_BND: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,14 +247,14 @@ class FoldedClassBlock(_Constants):
         """
         B, D = cls_BD.shape
         own_BD = normalize(cls_BD)
-        asked_ABE = F.linear(own_BD, self.q_weight, self.q_bias).view(B, self.num_heads, -1).transpose(0, 1)
+        asked_ABE = self.q(own_BD).view(B, self.num_heads, -1).transpose(0, 1)
         asked_BAD = torch.bmm(asked_ABE, self.k_AED).transpose(0, 1)
         own_B1D = own_BD.unsqueeze(1)
         scores = (asked_BAD @ own_B1D.transpose(1, 2), asked_BAD @ patches_BND.transpose(1, 2))
         weights_BAT = torch.cat(scores, dim=-1).softmax(-1)
         seen_BAD = weights_BAT[..., :1] * own_B1D + weights_BAT[..., 1:] @ patches_BND
         read_BD = torch.bmm(seen_BAD.transpose(0, 1), self.v_ADE).transpose(0, 1).reshape(B, D)
-        cls_BD = cls_BD + F.linear(read_BD, self.proj_weight, self.proj_bias)
+        cls_BD = cls_BD + self.proj(read_BD)
         return cls_BD + _mlp(self, normalize(cls_BD)), weights_BAT
 
 
@@ -263,7 +264,11 @@ def normalize(tokens: Tensor) -> Tensor:
 
 
 def refuse_training() -> NoReturn:
-    """Say that a folded model is for inference only."""
+    """Say that a folded model is for inference only.
+
+    Raises:
+        ConfigError: always.
+    """
     raise ConfigError(
         "fold: expected inference, got a request to train a folded model.",
         remedy="Train the model that it was folded from, and fold that again.",
@@ -287,19 +292,12 @@ def _per_channel(per_head_A: Tensor, embed_dim: int) -> Tensor:
 
 
 def _keep_mlp(module: nn.Module, block: LayerScaleBlock | ClassAttentionBlock) -> None:
-    weight, bias = _after_norm(block.mlp.fc1, block.norm2)
-    _keep(module, block.gamma_2, fc1_weight=weight, fc1_bias=bias)
-    weight, bias = _before_scale(block.mlp.fc2, block.gamma_2)
-    _keep(module, block.gamma_2, fc2_weight=weight, fc2_bias=bias)
+    module.fc1 = FoldedLinear(*_after_norm(block.mlp.fc1, block.norm2), block.gamma_2)
+    module.fc2 = FoldedLinear(*_before_scale(block.mlp.fc2, block.gamma_2), block.gamma_2)
 
 
 def _mlp(module: _Constants, tokens: Tensor) -> Tensor:
-    hidden = F.linear(tokens, module.fc1_weight, module.fc1_bias)
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or _wants_gradient(hidden):
-        hidden = F.gelu(hidden)
-    else:
-        torch.ops.aten.gelu.out(hidden, out=hidden)
-    return F.linear(hidden, module.fc2_weight, module.fc2_bias)
+    return module.fc2(F.gelu(module.fc1(tokens)))
 
 
 def _wants_gradient(tensor: Tensor) -> bool:

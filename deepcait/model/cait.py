@@ -130,6 +130,10 @@ class CaiT(nn.Module):
 
         Returns:
             The list, or (all tokens after the final norm (B, 1 + N, D), the list).
+
+        Raises:
+            ConfigError: blocks that are not there, or another `output_fmt`.
+            ShapeError: images of another size or number of channels than the model's.
         """
         wanted = self._block_indices(indices)
         last = max(wanted) if stop_early and intermediates_only else len(self.blocks) - 1

@@ -92,7 +92,11 @@ class CaiTConfig:
         return int(self.embed_dim * self.mlp_ratio)
 
     def replace(self, **changes) -> CaiTConfig:
-        """Return a copy with some fields changed; an unknown field is an error with a suggestion."""
+        """Return a copy with some fields changed.
+
+        Raises:
+            ConfigError: an unknown field (with a suggestion), or values that do not fit.
+        """
         known = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in known:
@@ -172,7 +176,7 @@ VARIANTS: dict[str, CaiTConfig] = {
 }
 
 # Not of the paper: our own small model for 32-pixel pictures, ten classes.
-NANO = _variant(96, 12, 0.0, num_heads=4, img_size=32, patch_size=4, num_classes=10)
+NANO = _variant(128, 7, 0.0, num_heads=4, img_size=32, patch_size=4, num_classes=10)
 
 
 def variant_names() -> list[str]:

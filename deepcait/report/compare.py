@@ -45,8 +45,16 @@ def render_comparison(
         ("images", "The same images", _paired(both, names, first_answers, second_answers)),
         ("curves", "Curves", parts.curves(both)),
         ("classes", "Class by class", _classes(names, first_answers[0], second_answers[0])),
-        ("settings", "Settings that differ", _differing(names, *map(parts.flat_settings, both), free=_FREE)),
-        ("environment", "Environment that differs", _differing(names, *map(parts.flat_environment, both))),
+        (
+            "settings",
+            "Settings that differ",
+            _differing("Settings", names, *map(parts.flat_settings, both), free=_FREE),
+        ),
+        (
+            "environment",
+            "Environment that differs",
+            _differing("Environment", names, *map(parts.flat_environment, both)),
+        ),
         ("repeat", "Repeat them", parts.code("\n".join(map(parts.repeat_command, both)))),
     ]
     header = join(
@@ -86,7 +94,7 @@ def _results(both: tuple[Record, Record], names: tuple[str, str]) -> Markup:
         "The best model of each run. Differences in percentage points, second minus first; the interval is Newcombe's "
         "for independent images, which is wide where both saw the same ones: see below."
     )
-    return table(["", *names, "difference", "95 % interval"], rows, caption=caption)
+    return table("Results", ["", *names, "difference", "95 % interval"], rows, caption=caption)
 
 
 def _paired(both, names: tuple[str, str], *answers: tuple[Results | None, str]) -> Markup:
@@ -115,7 +123,9 @@ def _paired(both, names: tuple[str, str], *answers: tuple[Results | None, str]) 
         )
         + " Other seeds of training are not in this."
     )
-    return join(table(["validation images", "number"], rows), element("p", words, style="margin-top: 12px"))
+    return join(
+        table("The same images", ["validation images", "number"], rows), element("p", words, style="margin-top: 12px")
+    )
 
 
 def _classes(names: tuple[str, str], one: Results | None, other: Results | None) -> Markup:
@@ -132,11 +142,11 @@ def _classes(names: tuple[str, str], one: Results | None, other: Results | None)
         rows.append((change or 0.0, [label, *map(parts.percent, shares), "–" if change is None else _points(change)]))
     rows.sort(key=lambda row: row[0])
     caption = "Share of the label's images answered right; the greatest loss first."
-    return table(["label", *names, "difference"], [row for _, row in rows], caption=caption)
+    return table("Class by class", ["label", *names, "difference"], [row for _, row in rows], caption=caption)
 
 
 def _differing(
-    names: tuple[str, str], one: dict[str, str], other: dict[str, str], *, free: tuple[str, ...] = ()
+    title: str, names: tuple[str, str], one: dict[str, str], other: dict[str, str], *, free: tuple[str, ...] = ()
 ) -> Markup:
     rows = [
         [name, one.get(name, "–") or "(empty)", other.get(name, "–") or "(empty)"]
@@ -145,7 +155,7 @@ def _differing(
     ]
     if not rows:
         return element("p", "Nothing.", class_="soft")
-    return table(["", *names], rows)
+    return table(title, ["", *names], rows)
 
 
 def _points(value: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from deepcait.explain.markup import Markup, bars, colour_legend, element, join, page, picture_element, table
+from deepcait.explain.markup import Markup, bars, colour_legend, element, join, page, picture_element, scroll, table
 from deepcait.report import parts
 from deepcait.report.record import Record, read_run
 from deepcait.report.results import Mistake, Results, measure_if_possible
@@ -115,7 +115,7 @@ def _metrics(record: Record, results: Results | None) -> Markup:
     weights = {"ema": "averaged", "raw": "raw"}.get(str(record.best.get("weights")), "")
     note = f"The {weights} weights were evaluated. " if weights else ""
     return join(
-        table(columns, rows, caption=caption),
+        table("Final metrics", columns, rows, caption=caption),
         element("p", note + _checked(record, results), class_="soft", style="margin-top: 12px"),
     )
 
@@ -165,7 +165,7 @@ def _matrix(results: Results) -> Markup:
         element("tbody", *body),
         class_="confusion",
     )
-    return element("div", made, class_="scroll", tabindex="0", role="region", aria_label="Confusion matrix")
+    return scroll("Confusion matrix", made)
 
 
 def _commonest(results: Results) -> Markup | None:
@@ -181,7 +181,7 @@ def _commonest(results: Results) -> Markup | None:
     ]
     if not rows:
         return None
-    made = table(["label", "answered", "images", "of the label"], rows)
+    made = table("The commonest confusions", ["label", "answered", "images", "of the label"], rows)
     return element("details", element("summary", "The commonest confusions"), made, open=K > _MATRIX_CLASSES)
 
 
@@ -237,7 +237,7 @@ def _data(record: Record, results: Results | None) -> Markup:
         share = parts.percent(right / total) if total else "–"
         rows.append([name, f"{results.train_counts[index]:,}", f"{total:,}", share, parts.interval(right, total)])
     caption = "Training images, and of the validation images asked the share answered right (recall)."
-    made = table(["class", "training", "asked", "right", "95 % interval"], rows, caption=caption)
+    made = table("Class by class", ["class", "training", "asked", "right", "95 % interval"], rows, caption=caption)
     few = len(rows) <= _MATRIX_CLASSES
     return join(known, element("details", element("summary", "Class by class"), made, open=few))
 

@@ -173,12 +173,12 @@ def _knows_data(data: dict[str, Any]) -> bool:
 def definition(rows: Sequence[tuple[str, str]]) -> Markup:
     """Return facts as a table of two columns."""
     body = [element("tr", element("th", name, scope="row"), element("td", value)) for name, value in rows]
-    return element("div", element("table", element("tbody", *body)), class_="scroll")
+    return element("table", element("tbody", *body), class_="facts")
 
 
 def code(text: str) -> Markup:
     """Return lines as they are."""
-    return element("pre", element("code", text), tabindex="0")
+    return element("pre", element("code", text))
 
 
 def footer() -> Markup:

@@ -25,7 +25,6 @@ from deepcait.errors import RunError
 
 REMEDY = "Make room or give write access, then --resume; the last checkpoint is untouched."
 _CUT_FILES = ("metrics.jsonl", "errors.jsonl")  # what a resumed run writes again from its step on
-STATES = ("running", "stopped", "finished", "failed")
 
 
 class Journal:

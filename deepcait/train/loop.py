@@ -194,7 +194,9 @@ class Trainer:
             f"{result.grad_norm}, for {p.skipped_steps} steps in a row. The last good checkpoint is "
             f"{path.name if path else 'none yet'}. Images of the batch: {', '.join(names[:16])}"
             f"{' ...' if len(names) > 16 else ''}.",
-            remedy="Lower optimizer.lr, set optimizer.clip_norm=1, or use bf16 or fp32 instead of fp16; then --resume.",
+            remedy="Start another run (--out) with a lower optimizer.lr, optimizer.clip_norm=1, or without fp16; "
+            "--model with this run's folder begins with its best weights. More in "
+            "docs/errors.md#losses-that-are-not-finite.",
         )
 
     def _log(self, step: int, lr: float, result: StepResult) -> None:

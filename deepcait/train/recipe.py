@@ -37,6 +37,8 @@ class Shape:
     depth: int | None = None
     num_heads: int | None = None
     patch_size: int | None = None
+    in_chans: int | None = None
+    """Channels of an image: 3, or 1 for grey ones."""
     cls_depth: int | None = None
     """Blocks of the class stage."""
     mlp_ratio: float | None = None

@@ -212,7 +212,8 @@ def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:
         names = ", ".join(differing)
         raise ConfigError(
             f"--resume: expected the settings that {folder} was started with, got others for {names}.",
-            remedy="Leave them out to go on as it was, or start a new run in another --out.",
+            remedy="Leave them out to go on as it was, or start a new run in another --out. More in "
+            "docs/errors.md#a-run-that-is-there-already.",
         )
     return given
 
@@ -360,5 +361,6 @@ def _require_same_data(folder: Path, facts: dict) -> None:
             f"{folder}: expected the data that the run began with ({before['num_train']} training and "
             f"{before['num_validation']} validation images), got other names or labels ({facts['num_train']} and "
             f"{facts['num_validation']}).",
-            remedy="Bring the data back to what it was, or start a new run in another --out.",
+            remedy="Bring the data back to what it was, or start a new run in another --out. More in "
+            "docs/errors.md#another-data-set-than-before.",
         )

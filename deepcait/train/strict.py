@@ -15,6 +15,8 @@ import yaml
 from deepcait.errors import ConfigError
 
 Settings = TypeVar("Settings")
+# Parsing takes a second a megabyte or so; no recipe has a hundredth of that.
+_MAX_BYTES = 2**20
 
 
 def read_yaml(text: str, origin: str) -> yaml.MappingNode:
@@ -96,9 +98,11 @@ def read_text(path: Path) -> str:
     """Return a settings file's text.
 
     Raises:
-        ConfigError: missing, unreadable, or not UTF-8.
+        ConfigError: missing, unreadable, not UTF-8, or larger than any settings are.
     """
     try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ConfigError(f"{path}: expected settings, got more than a megabyte.", remedy="Check the path.")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"

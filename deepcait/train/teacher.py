@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from deepcait.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deepcait.errors import ConfigError, WeightsError
 from deepcait.train.recipe import Teacher
+from deepcait.weights.hub import WEIGHTS_FILES, fetch_repository
 from deepcait.weights.spec import resolve
 
 
@@ -127,13 +128,42 @@ def _build_timm(text: str, num_classes: int) -> nn.Module:
     try:
         if path:
             return timm.create_model(name, num_classes=num_classes, checkpoint_path=path)
-        return timm.create_model(name, pretrained=True)
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=_fetch(name))
     except Exception as error:  # timm and the hub's client raise many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        told = error.problem if isinstance(error, WeightsError) else str(error)
+        reason = told.splitlines()[0].rstrip(".") if told else type(error).__name__
         raise WeightsError(
             f"teacher timm:{name}: expected its weights, got: {reason}.",
-            remedy=f"Without the hub, fetch them elsewhere and give --teacher timm:{name},weights=PATH.",
+            remedy=f"Fetch {_address(name)} where there is a connection, and give --teacher timm:{name},weights=PATH.",
         ) from error
+
+
+def _fetch(name: str) -> dict[str, str]:
+    """Say to timm where the weights of one of its models lie, fetched as those of a SPEC are: asked once, checked.
+
+    The few that are on no hub, or in a form of their own, are left to timm.
+    """
+    from timm.models import get_pretrained_cfg
+
+    cfg = get_pretrained_cfg(name)
+    if cfg is None or not cfg.hf_hub_id or cfg.hf_hub_filename or cfg.custom_load:
+        return {}
+    folder = fetch_repository(cfg.hf_hub_id)
+    return next(({"file": str(folder / file)} for file in WEIGHTS_FILES if (folder / file).is_file()), {})
+
+
+def _address(name: str) -> str:
+    """Where the weights of a model of timm can be fetched by hand."""
+    from huggingface_hub import hf_hub_url
+    from timm.models import get_pretrained_cfg
+
+    try:
+        cfg = get_pretrained_cfg(name)
+    except RuntimeError:  # no such tag
+        cfg = None
+    if cfg is None or not (cfg.hf_hub_id or cfg.url):
+        return "them"
+    return hf_hub_url(cfg.hf_hub_id, cfg.hf_hub_filename or WEIGHTS_FILES[0]) if cfg.hf_hub_id else str(cfg.url)
 
 
 def _build_python(text: str) -> nn.Module:

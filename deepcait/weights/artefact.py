@@ -39,6 +39,7 @@ from deepcait.weights.timm_layout import (
     foreign_config,
     read_classes,
     read_pretrained_cfg,
+    require_cait,
 )
 
 FORMAT = 1
@@ -168,6 +169,17 @@ def is_artefact(folder: str | Path) -> bool:
     return (folder / CONFIG_FILE).is_file() and any((folder / name).is_file() for name in FOREIGN_WEIGHTS)
 
 
+def look_at(path: Path, origin: str) -> None:
+    """Refuse a config.json, before the weights beside it are fetched, if it is that of another network.
+
+    Raises:
+        WeightsError: it is, or no JSON.
+    """
+    description = _read_description(path.parent)
+    if not description.get("deepcait"):
+        require_cait(origin, description)
+
+
 def _write_model(
     place: Path,
     config: CaiTConfig,
@@ -219,6 +231,7 @@ def _read_described(
     pretrained_cfg = read_pretrained_cfg(description, section)
     if section:
         config = _own_config(folder, section)
+        _require_head(folder, config, state_dict)
     else:
         config = foreign_config(folder, description, state_dict)
     return Artefact(
@@ -269,6 +282,16 @@ def _own_config(folder: Path, section: Mapping[str, Any]) -> CaiTConfig:
             f"{folder / CONFIG_FILE}: expected the fields of a CaiT in deepcait.config, got others ({error}).",
             remedy="Save the model again.",
         ) from error
+
+
+def _require_head(folder: Path, config: CaiTConfig, state_dict: StateDict) -> None:
+    """Raise where the description was changed to other classes: else a head drawn at random would answer."""
+    rows = len(state_dict["head.weight"]) if "head.weight" in state_dict else 0
+    if rows != config.num_classes:
+        raise WeightsError(
+            f"{folder / CONFIG_FILE}: expected {rows} classes, as many as the weights have, got {config.num_classes}.",
+            remedy="Save the model again; other classes are asked for when it is loaded.",
+        )
 
 
 def _require_checksum(path: Path, expected: str | None) -> None:

@@ -99,7 +99,7 @@ def _text(repository: str, found: Resolved, licence: str, data: str, picture: bo
         "model": found.name or "a CaiT of its own sizes",
         "parameters": f"{facts['params']:,}",
         "multiply-adds": f"{facts['gmacs']:.2f} G for one image",
-        "image": f"{size} px, {found.model.config.in_chans} channels",
+        "image": f"{size} px, {found.model.config.in_chans} channel{'s' * (found.model.config.in_chans > 1)}",
         "classes": _classes(found),
         "trained on": data,
         "licence": licence,
@@ -129,7 +129,7 @@ def _text(repository: str, found: Resolved, licence: str, data: str, picture: bo
 def _metrics_text(found: Resolved) -> str:
     metrics = found.section.get("metrics") or {}
     rows: list[tuple[str, ...]] = []
-    for key, label in (("top1", "top-1"), ("top5", "top-5")):
+    for key, label in _told(found):
         if _is_fraction(metrics.get(key)):
             counts = [metrics.get(f"correct{key[-1]}"), metrics.get("num_images")]
             of = f"{counts[0]:,} of {counts[1]:,}" if all(isinstance(count, int) for count in counts) else ""
@@ -159,9 +159,14 @@ def _results(found: Resolved, data: str, known: str | None) -> list[EvalResult]:
             metric_name=label,
             metric_value=round(metrics[key], 6),
         )
-        for key, label in (("top1", "top-1"), ("top5", "top-5"))
+        for key, label in _told(found)
         if _is_fraction(metrics.get(key))
     ]
+
+
+def _told(found: Resolved) -> list[tuple[str, str]]:
+    """Metrics that say something: of five classes or fewer the first five are always right."""
+    return [("top1", "top-1"), ("top5", "top-5")][: 1 + (found.model.num_classes > 5)]
 
 
 def _is_fraction(value: object) -> bool:

@@ -10,6 +10,7 @@ from deepcait.model.variants import variant_names
 from deepcait.weights.hub import HUB_PREFIX
 from deepcait.weights.layouts import is_weights_file
 from deepcait.weights.published import RELEASE_TAG
+from deepcait.weights.registry import RELEASED
 
 
 def nowhere(spec: str, path: Path) -> ConfigError:
@@ -24,6 +25,12 @@ def nowhere(spec: str, path: Path) -> ConfigError:
         return ConfigError(
             f"expected a model name, hf-hub:owner/name, a folder or a weights file, got {spec!r}, which is none.",
             remedy=hint,
+        )
+    released = next((one for one in RELEASED.values() if one.file.lower() == path.name.lower()), None)
+    if released is not None:
+        return ConfigError(
+            f"{spec}: expected the authors' file, got nothing: there is no such path.",
+            remedy=f"The same model is {released.name}, fetched from the hub; the file itself is at {released.url}.",
         )
     hints = [f"Did you mean {neighbour}?" for neighbour in _neighbours(path)]
     if spec.count("/") == 1 and not is_weights_file(spec) and not spec.startswith((".", "~", "/")):

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,13 +40,14 @@ def fetch_released(name: str) -> Path:
     return fetch_repository(hub_id(name))
 
 
-def fetch_repository(repository: str) -> Path:
+def fetch_repository(repository: str, *, look: Callable[[Path], object] | None = None) -> Path:
     """Return a local folder with a hub repository in timm's layout, or with the Keras SavedModel in it.
 
     HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and the proxy variables are honoured by the hub's client.
 
     Args:
         repository: "owner/name", or "owner/name@revision".
+        look: is given the path of config.json before the weights are fetched, and may refuse it.
 
     Raises:
         ConfigError: no owner/name.
@@ -63,6 +65,8 @@ def fetch_repository(repository: str) -> Path:
         try:
             for filename in layout:
                 path = _download(repository, filename, at, missing_ok=True)
+                if look is not None and filename == CONFIG_FILE:
+                    look(path)
                 if folder is None:
                     # The commit of the first file: all files belong to one state of the repository.
                     folder, at = path.parent, path.parent.name
@@ -187,6 +191,7 @@ def _require_announced(repository: str, path: Path) -> None:
 
 def _failure(repository: str, filename: str, revision: str | None, error: Exception) -> WeightsError:
     from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
 
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC):
         return WeightsError(
@@ -198,7 +203,9 @@ def _failure(repository: str, filename: str, revision: str | None, error: Except
     return WeightsError(
         f"hf-hub:{repository}: expected {filename} from {constants.ENDPOINT}, got {reason_of(error)}.",
         remedy=f"Fetch {place}/{WEIGHTS_FILES[0]} and {place}/{CONFIG_FILE} where there is a connection, put both into "
-        "one folder, and give that folder (or the weights file alone) instead of the name.",
+        "one folder, and give that folder (or the weights file alone) instead of the name; or copy "
+        f"{Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type='model')} from a machine that "
+        "has it. More in docs/errors.md#weights-that-cant-be-fetched.",
     )
 
 
@@ -219,8 +226,13 @@ def reason_of(error: Exception) -> str:
         return "no such revision"
     if constants.HF_HUB_OFFLINE:
         return "nothing: HF_HUB_OFFLINE is set and the file is not in the cache"
+    if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+        return "no access (log in with `hf auth login`, or set HF_TOKEN to a token that may read it)"
+    kept = "what came is kept, and the next try goes on from there"
     if "Timeout" in type(error).__name__:
-        return "no answer for too long (the connection stalled; what came is kept, and the next try goes on from there)"
+        return f"no answer for too long (the connection stalled; {kept})"
+    if "ProtocolError" in type(error).__name__:
+        return f"a part of it (the connection broke again and again; {kept})"
     if isinstance(error, errors.LocalEntryNotFoundError) or "Connect" in type(error).__name__:
         return "no answer (offline, or a wrong HF_ENDPOINT or proxy), and the file is not in the cache"
     if isinstance(error, errors.EntryNotFoundError):

@@ -6,7 +6,9 @@ Foreign names stop here: above this file there are only the keys of the released
 from __future__ import annotations
 
 import argparse
+import io
 import math
+import os
 import pickle
 import re
 import zipfile
@@ -64,7 +66,9 @@ def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> StateDict
             f"{path}: expected a state dict, alone or under one of {', '.join(NESTS)}, got no tensors there.",
             remedy="Save `model.state_dict()` with torch.save or safetensors.",
         )
-    tensors = {key: take(value) for key, value in found.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+    _require_plain(path, tensors)
+    tensors = {key: take(value) for key, value in tensors.items()}
     return canonical_keys(tensors, origin=str(path))
 
 
@@ -169,6 +173,18 @@ def _require_file(path: Path) -> None:
         raise WeightsError(f"{path}: expected a weights file, got an empty one.", remedy="Fetch or save it again.")
 
 
+def _require_plain(path: Path, tensors: StateDict) -> None:
+    """Raise unless every tensor has its numbers in the file: a few bytes must not become a terabyte when copied."""
+    for key, tensor in tensors.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not plain or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+            kind = f"one of {tuple(tensor.shape)} whose numbers are not all there" if plain else "another kind"
+            raise WeightsError(
+                f"{path}: expected {key} as a dense tensor on the CPU, got {kind}.",
+                remedy="Save `{k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}`.",
+            )
+
+
 def _own(tensor: Tensor) -> Tensor:
     # Readers hand out views of the mapped file: whoever overwrites the file would change the model, or crash it.
     return tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -189,6 +205,15 @@ def _read_safetensors(path: Path, take: Callable[[Tensor], Tensor]) -> StateDict
         ) from error
 
 
+class _Bounded(io.BufferedReader):
+    """A file that is never asked for more than it has: Python's own sets the memory aside that a length asks for."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0:
+            return super().read()
+        return super().read(min(size, max(0, os.fstat(self.fileno()).st_size - self.tell())))
+
+
 def _read_pickle(path: Path) -> object:
     try:
         mapped = zipfile.is_zipfile(path)
@@ -200,7 +225,10 @@ def _read_pickle(path: Path) -> object:
                 remedy="Fetch or save it again.",
             )
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            if mapped:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with _Bounded(io.FileIO(path)) as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:
@@ -223,7 +251,8 @@ def _refusal(path: Path, error: Exception) -> WeightsError:
         return WeightsError(
             f"{path}: expected tensors only, got a pickle that asks for {what}, which could run code; "
             "it was refused and nothing of it was executed.",
-            remedy="If you trust where it came from, load it there and save `model.state_dict()` alone.",
+            remedy="If you trust where it came from, load it there and save `model.state_dict()` alone. More in "
+            "docs/errors.md#pickles-that-are-refused.",
         )
     return WeightsError(
         f"{path}: expected a checkpoint of torch.save, got something else.",

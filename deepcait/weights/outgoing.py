@@ -3,19 +3,54 @@
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from deepcait.errors import ConfigError
 from deepcait.weights.artefact import save_artefact
 from deepcait.weights.atomic import replace_file
-from deepcait.weights.layouts import SAFETENSORS, StateDict, official_layout
+from deepcait.weights.layouts import SAFETENSORS, StateDict, image_size, official_layout, read_checkpoint
 from deepcait.weights.spec import Resolved
+from deepcait.weights.timm_layout import require_known_to_timm
 
 OFFICIAL_SUFFIXES = (".pth", SAFETENSORS)
+# Largest difference of logits, in units of their spread, between two programs that compute the same in float32.
+MAX_DRIFT = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What reading back showed.
+
+    Args:
+        reader: the program that read what was written, and its version.
+        num_tensors: compared bit for bit.
+        changed: keys that are missing there, or hold other values.
+        drift: largest difference of the logits of a random image, in units of their spread; None where the reader
+            only read.
+    """
+
+    reader: str
+    num_tensors: int
+    changed: tuple[str, ...]
+    drift: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether what was written is the model."""
+        return not self.changed and (self.drift is None or self.drift <= MAX_DRIFT)
+
+    def __str__(self) -> str:
+        text = f"{self.reader} reads {self.num_tensors} tensors, "
+        text += f"{len(self.changed)} of them changed ({', '.join(self.changed[:3])})" if self.changed else "bit-equal"
+        return text if self.drift is None else f"{text}; its logits differ by {self.drift:.1e} of their spread"
 
 
 def write_timm(found: Resolved, folder: str | Path) -> Path:
@@ -28,9 +63,10 @@ def write_timm(found: Resolved, folder: str | Path) -> Path:
         folder: its place.
 
     Raises:
-        ConfigError: the folder holds something else.
+        ConfigError: the folder holds something else, or is the one that the model was read from.
         WeightsError: it can't be written.
     """
+    _require_another_place(found, Path(folder))
     return save_artefact(
         folder,
         found.model,
@@ -79,9 +115,53 @@ def write_official(found: Resolved, path: str | Path) -> Path:
     return path
 
 
-def _umask() -> int:
-    import os
+def prove_timm(found: Resolved, folder: str | Path) -> Proof:
+    """Load with timm what `write_timm` wrote, and compare tensors and logits.
 
+    Raises:
+        ConfigError: timm has no such network.
+    """
+    import timm
+
+    require_known_to_timm(found.model.config)
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    ours = found.model
+    images = torch.randn(1, ours.config.in_chans, *image_size(ours.config), generator=torch.Generator().manual_seed(0))
+    dtype = next(ours.parameters()).dtype
+    with torch.inference_mode():
+        expected = ours(images.to(dtype)).float()
+        drift = (theirs(images) - expected).abs().max() / expected.std().clamp(min=1e-12)
+    return Proof(
+        reader=f"timm {timm.__version__}",
+        num_tensors=len(ours.state_dict()),
+        changed=_changed(ours.state_dict(), theirs.state_dict()),
+        drift=float(drift),
+    )
+
+
+def prove_official(found: Resolved, path: str | Path) -> Proof:
+    """Read back what `write_official` wrote, and compare the tensors."""
+    state_dict = found.model.state_dict()
+    changed = _changed(state_dict, read_checkpoint(path))
+    return Proof(reader="deepcait", num_tensors=len(state_dict), changed=changed, drift=None)
+
+
+def _changed(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Keys that are in one only, or hold other values (compared in the reader's dtype)."""
+    keys = dict.fromkeys([*expected, *got])
+    both = {key for key in keys if key in expected and key in got and expected[key].shape == got[key].shape}
+    same = {key for key in both if torch.equal(expected[key].cpu().to(got[key].dtype), got[key].cpu())}
+    return tuple(key for key in keys if key not in same)
+
+
+def _require_another_place(found: Resolved, folder: Path) -> None:
+    """Raise where writing would replace the model that was read, and what else lies beside it (averaged weights)."""
+    source = str(found.provenance.get("source") or found.spec)
+    if any(os.path.realpath(folder) == os.path.realpath(place) for place in (source, found.spec)):
+        raise ConfigError(f"{folder}: expected another place, got that of the model itself.", remedy="Name one.")
+
+
+def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from deepcait.errors import ConfigError
 from deepcait.model.cait import CaiT
 from deepcait.model.variants import CaiTConfig, variant_config, variant_names
 from deepcait.weights.adapt import build_loaded
-from deepcait.weights.artefact import read_artefact
+from deepcait.weights.artefact import is_artefact, read_artefact
 from deepcait.weights.hub import fetch_released
 from deepcait.weights.layouts import image_size
 from deepcait.weights.published import REEVALUATED, REEVALUATED_COLUMNS, RELEASE_TAG, hub_id
@@ -18,6 +19,8 @@ from deepcait.weights.timm_layout import nearest_architecture
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+NANO_NAME = "cait_nano_32"
+BUILTIN_NANO = Path(__file__).parent.parent / "assets" / "nano"
 OFFICIAL_PREFIX = "https://dl.fbaipublicfiles.com/deit/"
 
 
@@ -39,6 +42,11 @@ class Released:
     teacher: str = "RegNetY-16GF"
 
     @property
+    def story(self) -> dict[str, Any]:
+        """What provenance says of a model that starts from these weights."""
+        return {key: getattr(self, key) for key in ("hub_id", "url", "licence", "distilled", "teacher")}
+
+    @property
     def file(self) -> str:
         """The name of the authors' file, such as XXS24_224.pth."""
         return self.url.rpartition("/")[2]
@@ -56,6 +64,15 @@ def _released(name: str) -> Released:
 
 
 RELEASED: dict[str, Released] = {name: _released(name) for name in variant_names() if name in REEVALUATED}
+
+
+def released_as(file: str, config: CaiTConfig) -> Released | None:
+    """Return the released model whose authors' file has this name and these sizes; None where there is none.
+
+    >>> released_as("M48_448.pth", variant_config("cait_m48_448")).name
+    'cait_m48_448'
+    """
+    return next((one for one in RELEASED.values() if one.file == file and variant_config(one.name) == config), None)
 
 
 def list_models() -> list[str]:
@@ -85,7 +102,7 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        pretrained: load the released weights, from the hub's cache or the hub.
+        pretrained: load the released weights, from the hub's cache or the hub; cait_nano_32's are in the package.
         num_classes: K; None means as many as the table says (1000; cait_nano_32: 10).
         img_size: height and width; None means what the name says.
         overrides: other fields of `CaiTConfig`, such as drop_path_rate.
@@ -101,17 +118,34 @@ def create_model(
         model = CaiT(config)
         model.pretrained_cfg = pretrained_cfg_of(config)
         return model
-    if name == "cait_nano_32":
-        raise ConfigError(
-            "cait_nano_32: expected the weights inside the package, which this version does not hold yet.",
-            remedy="Leave out pretrained=True, or give a released model's name.",
-        )
-    state_dict = read_artefact(fetch_released(name)).state_dict
-    cfg = released_cfg(name, config)
-    norms = {"old_norm": (IMAGENET_MEAN, IMAGENET_STD), "new_norm": (cfg["mean"], cfg["std"])}
-    model, _ = build_loaded(config, state_dict, stored_grid=stored.grid, copy=False, **norms)
+    if name == NANO_NAME:
+        found = read_artefact(require_nano())
+        old_cfg = found.pretrained_cfg
+        cfg = for_channels(old_cfg, config.in_chans) | {
+            "input_size": (config.in_chans, *image_size(config)),
+            "num_classes": config.num_classes,
+        }
+    else:
+        found = read_artefact(fetch_released(name))
+        old_cfg, cfg = pretrained_cfg_of(stored), released_cfg(name, config)
+    norms = {"old_norm": (old_cfg["mean"], old_cfg["std"]), "new_norm": (cfg["mean"], cfg["std"])}
+    model, _ = build_loaded(config, found.state_dict, stored_grid=stored.grid, copy=False, **norms)
     model.pretrained_cfg = cfg
     return model
+
+
+def require_nano() -> Path:
+    """Return the model folder inside the package.
+
+    Raises:
+        ConfigError: this copy of the package has none.
+    """
+    if not is_artefact(BUILTIN_NANO):
+        raise ConfigError(
+            "builtin:nano: expected its weights inside the package, which this copy does not hold.",
+            remedy="Train one with `deepcait demo`, or give a released model's name.",
+        )
+    return BUILTIN_NANO
 
 
 def for_channels(cfg: dict[str, Any], in_chans: int) -> dict[str, Any]:

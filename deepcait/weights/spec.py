@@ -14,7 +14,7 @@ from deepcait.model.cait import CaiT
 from deepcait.model.networks import TEACHERS, build_model, is_model_name, named_config
 from deepcait.model.variants import CaiTConfig, variant_config, variant_names
 from deepcait.weights.adapt import AdaptReport, build_loaded
-from deepcait.weights.artefact import Artefact, is_artefact, read_artefact
+from deepcait.weights.artefact import Artefact, is_artefact, look_at, read_artefact
 from deepcait.weights.hints import listing, nowhere
 from deepcait.weights.hub import HUB_PREFIX, fetch_released, fetch_repository, find_cached
 from deepcait.weights.imagenet import NUM_CLASSES, is_imagenet, wnids
@@ -27,11 +27,18 @@ from deepcait.weights.layouts import (
     variant_name,
 )
 from deepcait.weights.published import published
-from deepcait.weights.registry import RELEASED, for_channels, pretrained_cfg_of, released_cfg
+from deepcait.weights.registry import (
+    NANO_NAME,
+    RELEASED,
+    for_channels,
+    pretrained_cfg_of,
+    released_as,
+    released_cfg,
+    require_nano,
+)
 
 Kind = Literal["name", "hub", "artefact", "run", "file", "keras", "builtin"]
 BUILTIN_PREFIX = "builtin:"
-BUILTIN_NANO = Path(__file__).parent.parent / "assets" / "nano"
 # What a run holds, the preferred first.
 RUN_FOLDERS = ("best", "last")
 
@@ -257,21 +264,12 @@ def _find_name(name: str, shapes_only: bool) -> _Stored:
             f"{name}: expected trained weights, got none: the package holds no teacher.",
             remedy="Train one with `deepcait train --recipe teacher_32`, and give its run folder.",
         )
-    elif name == "cait_nano_32":
+    elif name == NANO_NAME:
         return _find_builtin(f"{BUILTIN_PREFIX}nano", shapes_only)
     else:
         folder = fetch_released(name)  # raises where there is no release
         cfg, state_dict = released_cfg(name, config), read_artefact(folder).state_dict
-    provenance: dict[str, Any] = {"source": "table"}
-    if released:
-        provenance = {
-            "source": f"{HUB_PREFIX}{released.hub_id}",
-            "hub_id": released.hub_id,
-            "url": released.url,
-            "licence": released.licence,
-            "distilled": released.distilled,
-            "teacher": released.teacher,
-        }
+    provenance = {"source": f"{HUB_PREFIX}{released.hub_id}"} | released.story if released else {"source": "table"}
     return _Stored(
         kind="name",
         config=config,
@@ -288,7 +286,13 @@ def _are_indices(classes: Sequence[str] | None, stored: Sequence[str] | None) ->
 
 def _find_hub(repository: str, shapes_only: bool) -> _Stored:
     provenance = {"source": f"{HUB_PREFIX}{repository}", "hub_id": repository.partition("@")[0]}
-    folder = find_cached(repository) if shapes_only else fetch_repository(repository)
+    if shapes_only:
+        folder = find_cached(repository)
+    else:
+        folder = fetch_repository(repository, look=lambda path: look_at(path, f"{HUB_PREFIX}{repository}"))
+    known = next((name for name, one in RELEASED.items() if one.hub_id == provenance["hub_id"]), None)
+    if folder is None and known is not None:
+        return _find_name(known, shapes_only)
     if folder is not None and is_artefact(folder):
         return _from_artefact("hub", read_artefact(folder, shapes_only=shapes_only), provenance)
     if folder is not None and is_saved_model(folder):
@@ -302,12 +306,7 @@ def _find_hub(repository: str, shapes_only: bool) -> _Stored:
 def _find_builtin(spec: str, shapes_only: bool) -> _Stored:
     if spec != f"{BUILTIN_PREFIX}nano":
         raise ConfigError(f"expected builtin:nano, got {spec!r}.", remedy="It is the only model in the package.")
-    if not is_artefact(BUILTIN_NANO):
-        raise ConfigError(
-            "builtin:nano: expected its weights inside the package, which this version does not hold yet.",
-            remedy="Train one with `deepcait demo`, or give a released model's name.",
-        )
-    return _from_artefact("builtin", read_artefact(BUILTIN_NANO, shapes_only=shapes_only), {"source": spec})
+    return _from_artefact("builtin", read_artefact(require_nano(), shapes_only=shapes_only), {"source": spec})
 
 
 def _find_folder(path: Path, shapes_only: bool) -> _Stored:
@@ -347,13 +346,14 @@ def _find_file(path: Path, img_size: int | tuple[int, int] | None, shapes_only: 
         if img_size is None:
             raise
         config = infer_config(state_dict, img_size=img_size)
+    released = released_as(path.name, config)  # the authors' own file, as far as name and sizes tell
     return _Stored(
         kind="file",
         config=config,
         state_dict=state_dict,
-        classes=None,
-        pretrained_cfg=pretrained_cfg_of(config),
-        provenance={"source": str(path)},
+        classes=wnids() if released else None,
+        pretrained_cfg=released_cfg(released.name, config) if released else pretrained_cfg_of(config),
+        provenance={"source": str(path)} | (released.story if released else {}),
     )
 
 

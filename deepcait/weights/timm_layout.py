@@ -112,7 +112,9 @@ def require_known_to_timm(config: CaiTConfig) -> None:
     """
     reason = unknown_to_timm(config)
     if reason:
-        raise ConfigError(f"timm's layout: expected a CaiT. {reason}", remedy="Save it as a model folder of deepcait.")
+        raise ConfigError(
+            f"expected a CaiT as it was published. {reason}", remedy="Save it as a model folder of deepcait."
+        )
 
 
 def beyond_timm(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,15 +123,24 @@ def beyond_timm(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in preprocessing.items() if key not in known}
 
 
-def foreign_config(folder: Path, description: Mapping[str, Any], state_dict: StateDict) -> CaiTConfig:
-    """Return the sizes in a folder without our section: from the tensors; the description only settles the grid."""
+def require_cait(origin: str | Path, description: Mapping[str, Any]) -> None:
+    """Raise unless a config.json without our section describes a CaiT.
+
+    Raises:
+        WeightsError: another network.
+    """
     architecture = str(description.get("architecture", ""))
     pool = description.get("global_pool", "token")
     if not architecture.startswith("cait_") or pool != "token":
         raise WeightsError(
-            f"{folder}: expected a CaiT that classifies its class token, got {architecture!r} with pooling {pool!r}.",
+            f"{origin}: expected a CaiT that classifies its class token, got {architecture!r} with pooling {pool!r}.",
             remedy="Another network can only be a teacher (`timm:NAME`).",
         )
+
+
+def foreign_config(folder: Path, description: Mapping[str, Any], state_dict: StateDict) -> CaiTConfig:
+    """Return the sizes in a folder without our section: from the tensors; the description only settles the grid."""
+    require_cait(folder, description)
     pretrained_cfg = description.get("pretrained_cfg", description)
     said = (description.get("model_args") or {}).get("img_size") or pretrained_cfg.get("input_size", (3, None))[1:]
     if isinstance(said, int):

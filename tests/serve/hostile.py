@@ -1,12 +1,29 @@
-"""Hostile requests without end: each is wrong in one way or several, and must get a 4xx with our JSON error."""
+"""Hostile requests without end: each is wrong in one way or several, and must get a 4xx with our JSON error.
+
+`python -m tests.serve.hostile --out docs/results/serve_hostile.json` sends 5,000 to the command and writes the figures.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
+import re
+import time
 import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from tests.serve.harness import BOUNDARY, form, part, picture_bytes, request
+import deepcait
+from deepcait.data import open_image
+from tests.serve.harness import BOUNDARY, Live, command, form, part, picture_bytes, request
+from tests.serve.load import facts
+from tests.serve.test_answers import assert_same
 from tests.serve.test_refusals import NEEDS_TIGHT_LIMITS, REFUSED, bomb
+
+GOOD = picture_bytes(11)
+EVERY = 10  # after so many hostile requests a good one is sent
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _PICTURES = [picture_bytes(seed, format=name) for seed, name in enumerate(_FORMATS)]
@@ -120,3 +137,94 @@ def hostile(draw: random.Random) -> tuple[str, bytes, bool]:
         "compressed": compressed, "known": known,
     }  # fmt: skip
     return kind, makers[kind](draw), True
+
+
+@dataclass
+class Outcome:
+    """How each kind was answered, and how many good requests in between were answered right."""
+
+    answered: Counter = field(default_factory=Counter)
+    good: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(self.answered.values())
+
+
+def attack(running: Live, draw: random.Random, number: int, predictions, outcome: Outcome) -> None:
+    """Send hostile requests, a good one now and then, and slow ones among them; each answer is checked."""
+    open_ended = []
+    for index in range(number):
+        if index % 25 == 0:  # slow ones stay open while others come
+            connection = running.open()
+            data = request(body=form(part(GOOD)))
+            connection.send(data[: draw.randrange(1, len(data) - 1)])
+            open_ended.append(connection)
+        kind, data, must_be_refused = hostile(draw)
+        reply = running.ask(data)
+        told = f"{kind} (number {index}): {reply.status} {reply.body[:300]!r} to {data[:300]!r}"
+        outcome.answered[kind, reply.status] += 1
+        if must_be_refused or reply.status != 200:
+            assert 400 <= reply.status < 500, told
+            assert reply.headers["content-type"] == "application/json", told
+            assert set(reply.json) == {"error", "remedy"}, told
+        if index % EVERY == 0:
+            assert_same(running.predict(GOOD).json[0], predictions)
+            outcome.good += 1
+    for connection in open_ended:
+        # Each slow one was told 408 before its connection was ended.
+        reply = connection.read()
+        assert (reply.status, set(reply.json)) == (408, {"error", "remedy"})
+        connection.close()
+        outcome.answered["slow", reply.status] += 1
+
+
+def siege(number: int = 5000) -> dict:
+    """Attack the command in a process of its own; its memory stays bounded, and it ends in good order."""
+    (predictions,) = deepcait.load("builtin:nano").predict(open_image(GOOD))[:1]
+    draw, outcome, began_s = random.Random(1), Outcome(), time.perf_counter()
+    with command("--max-megapixels", "1", "--deadline-s", "2") as running:
+        attack(running, draw, number // 5, predictions, outcome)
+        after_a_fifth = running.resident_bytes
+        attack(running, draw, number - number // 5, predictions, outcome)
+        at_the_end = running.resident_bytes
+        text = running.ask(request("/metrics", method="GET")).body.decode()
+        assert re.search(r"^deepcait_requests_open 0$", text, re.MULTILINE)
+        code, _, err = running.stop()
+    assert (code, err) == (0, "")
+    assert at_the_end < 1.1 * after_a_fifth
+    by_kind: dict[str, dict[str, int]] = {}
+    for (kind, status), count in sorted(outcome.answered.items()):
+        by_kind.setdefault(kind, {})[str(status)] = count
+    return {
+        "hostile_requests": outcome.total,
+        "refused_with_4xx_and_our_json": sum(n for (_, status), n in outcome.answered.items() if 400 <= status < 500),
+        "mutated_that_were_still_pictures_200": outcome.answered["mutated", 200],
+        "good_requests_in_between_answered_right": outcome.good,
+        "seconds": round(time.perf_counter() - began_s),
+        "resident_mb": {"after_a_fifth": after_a_fifth >> 20, "at_the_end": at_the_end >> 20},
+        "exit_code_at_the_end": code,
+        "answers_by_kind_and_status": by_kind,
+    }
+
+
+def main() -> None:
+    """Attack and write."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--number", type=int, default=5000)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    result = {
+        "what": "hostile requests one after the other, slow ones open beside them, against deepcait serve builtin:nano",
+        "command": "python -m tests.serve.hostile --out docs/results/serve_hostile.json",
+        **facts(),
+        **siege(args.number),
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,22 +11,12 @@ from PIL import Image
 
 import deepcait
 from deepcait.data import open_image
+from tests.browser import DESK, PHONE, assert_no_serious_fault, marks, outlined, wait_for
 from tests.serve.harness import DEMO, ROOT, live
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-# It connects to nobody on its own account; the page is what is tested.
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-]  # fmt: skip
-PHONE, DESK = {"width": 360, "height": 780}, {"width": 1280, "height": 900}
 PHOTOGRAPH = DEMO / "truck" / sorted(os.listdir(DEMO / "truck"))[1]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.process,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian: apt-get install chromium)"),
-]
+pytestmark = marks
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +28,6 @@ def nano():
 def service(nano):
     with live(nano) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
 
 
 @pytest.fixture
@@ -78,15 +58,6 @@ def open_page(browser, service):
 def is_fault(message) -> bool:
     """An error on the console, but for what the browser says of a picture that was refused, as it shall be."""
     return message.type == "error" and "400 (Bad Request)" not in message.text
-
-
-def wait_for(page, expression: str) -> None:
-    """Wait until JavaScript says yes; asked from outside, for the page's policy lets nobody evaluate text in it."""
-    for _ in range(500):
-        if page.evaluate(expression):
-            return
-        page.wait_for_timeout(20)
-    raise AssertionError(f"it did not become so: {expression}")
 
 
 def wait_for_picture(page, name: str) -> None:
@@ -121,14 +92,6 @@ def set_slider(page, name: str, value: int) -> None:
 def upload(page, path) -> None:
     page.set_input_files("#file", path)
     wait_for_picture(page, Path(path).name)
-
-
-def assert_no_serious_fault(page) -> None:
-    """What axe calls serious or critical."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    found = axe.run(page).response
-    assert len(found["passes"]) > 20
-    assert [(one["id"], one["nodes"]) for one in found["violations"] if one["impact"] in ("serious", "critical")] == []
 
 
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["1280 px", "360 px"])
@@ -241,14 +204,6 @@ def test_by_keyboard_only(open_page, nano, viewport):
     page.keyboard.press("Space")
     assert page.get_attribute("#sweep", "aria-pressed") == "false"
     assert len(set(pictures)) == len(pictures)
-
-
-def outlined(page) -> bool:
-    """Whether the element with the focus, or what stands for it, has a visible outline."""
-    return page.evaluate(
-        """() => [document.activeElement, document.activeElement.closest('label')].some((one) => one
-        && getComputedStyle(one).outlineStyle !== 'none' && parseFloat(getComputedStyle(one).outlineWidth) >= 2)"""
-    )
 
 
 def test_accessible(open_page):

@@ -58,7 +58,8 @@ def test_a_student_agrees_more_with_a_real_teacher_after_distillation(tmp_path, 
     (tmp_path / "lite0.py").write_text(textwrap.dedent(FACTORY))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "lite0", raising=False)
-    common = ["train", "--recipe", "demo", "--teacher", "python:lite0:Grouped", "--set", "data.num_workers=0"]
+    common = ["train", "--recipe", "demo", "--model", "cait_nano_32", "--teacher", "python:lite0:Grouped"]
+    common += ["--set", "data.num_workers=0"]
     assert main([*common, "epochs=4", "teacher.alpha=1.0", "--out", "run"]) == 0
     assert "mean [0.5, 0.5, 0.5]" in capsys.readouterr().out
     source = open_source("builtin:demo", "test")

@@ -145,7 +145,7 @@ def test_numbers_as_people_write_them(tmp_path):
 def test_extends(tmp_path):
     written(tmp_path, "extends: demo\nepochs: 3\nmix: {mixup: 0.5}\n", "base.yaml")
     recipe = load_recipe(written(tmp_path, "epochs: 4\nextends: base.yaml\nmix: {cutmix: 0.25}\n"))
-    assert (recipe.model, recipe.epochs, recipe.mix.mixup, recipe.mix.cutmix) == ("cait_nano_32", 4, 0.5, 0.25)
+    assert (recipe.model, recipe.epochs, recipe.mix.mixup, recipe.mix.cutmix) == ("builtin:nano", 4, 0.5, 0.25)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])

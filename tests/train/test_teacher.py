@@ -278,6 +278,8 @@ def test_weights_of_another_model_or_out_of_reach(tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match="expected its weights") as caught:
         load_teacher(Teacher(spec="timm:resnet10t.c3_in1k"), SEEN, CLASSES)
     assert "weights=PATH" in caught.value.remedy
+    with pytest.raises(WeightsError, match="expected its weights, got: .*gone"):
+        load_teacher(Teacher(spec="timm:resnet10t.gone"), SEEN, CLASSES)
 
 
 def test_train_with_a_teacher_from_end_to_end(tmp_path, monkeypatch, capsys):

@@ -310,3 +310,14 @@ def test_official_to_ours_to_timm_to_ours_is_bit_equal(tiny, tmp_path):
     save(tmp_path / "b", back)
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_a_description_of_other_classes_is_refused_not_answered_by_a_random_head(tiny, tmp_path):
+    save_artefact(tmp_path / "m", tiny(), preprocessing=pretrained_cfg_of(tiny().config), classes=None)
+    path = tmp_path / "m" / "config.json"
+    description = json.loads(path.read_text())
+    description["deepcait"]["config"]["num_classes"] = 7
+    path.write_text(json.dumps(description))
+    for shapes_only in (False, True):
+        with pytest.raises(WeightsError, match="expected 5 classes, as many as the weights have, got 7"):
+            read_artefact(tmp_path / "m", shapes_only=shapes_only)

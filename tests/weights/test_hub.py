@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -123,6 +124,17 @@ def test_a_repository_of_anyone(client, small, logits):
     assert (found.kind, found.provenance["hub_id"]) == ("hub", "owner/small")
 
 
+def test_a_repository_without_safetensors_and_a_revision(client, small, logits, tmp_path):
+    folder, theirs = small
+    (tmp_path / "old").mkdir()
+    shutil.copy(folder / "config.json", tmp_path / "old")
+    torch.save(theirs.state_dict(), tmp_path / "old" / "pytorch_model.bin")
+    with run_hub(Hub({"owner/old": tmp_path / "old"})) as hub:
+        client(hub.endpoint)
+        assert_equal(logits(resolve("hf-hub:owner/old@v1").model), logits(theirs))
+        assert any("/resolve/v1/config.json" in line for line in hub.requests)
+
+
 def test_a_keras_repository(client):
     fixture = Path(__file__).parent / "keras" / "classifier"
     hub = Hub({"probing-vits/cait_tiny": fixture})
@@ -150,12 +162,12 @@ def test_a_connection_that_breaks_is_resumed_where_it_broke(client, small, impat
 def test_a_file_that_never_comes_whole_is_our_error_and_kept_for_the_next_try(client, small, impatient, logits, fault):
     folder, theirs = small
     hub = Hub({"owner/small": folder}, faults={"model.safetensors": fault})
-    reason = "stalled" if fault == "stalled" else "model.safetensors from"
+    reason = "connection stalled; what came is kept" if fault == "stalled" else "connection broke .* what came is kept"
     with run_hub(hub):
         cache = client(hub.endpoint)
         with pytest.raises(WeightsError, match=reason) as caught:
             # Each try gets half of what is left; the client goes on as long as anything comes.
-            with patience(tries=2):
+            with patience(tries=2, then="ReadTimeout" if fault == "stalled" else "RemoteProtocolError"):
                 resolve(SMALL)
         assert "\n" not in str(caught.value)
         assert "/resolve/" in caught.value.remedy
@@ -171,7 +183,7 @@ def test_a_file_that_never_comes_whole_is_our_error_and_kept_for_the_next_try(cl
 
 
 @contextlib.contextmanager
-def patience(tries: int):
+def patience(tries: int, then: str):
     """Let the client give up after so many tries; it would try five times after every byte that came."""
     from huggingface_hub import file_download
 
@@ -180,7 +192,7 @@ def patience(tries: int):
     def limited(*args, **kwargs):
         count[0] += 1
         if count[0] > tries:
-            raise file_download.httpx2.ReadTimeout("no byte in time")
+            raise getattr(file_download.httpx2, then)("as it is at the end of the client's patience")
         return original(*args, **kwargs)
 
     file_download.http_stream_backoff = limited
@@ -226,7 +238,7 @@ def test_a_cached_file_that_was_damaged_is_noticed_and_fetched_again(client, sma
     [
         (("config.json", 404), "no such file in the repository"),
         (("model.safetensors", 404), "no such file in the repository"),
-        (("model.safetensors", 401), "401"),
+        (("model.safetensors", 401), "no access .*HF_TOKEN"),
         (("model.safetensors", 403), "asks for consent"),
         (("model.safetensors", 500), "500"),
         (None, "no such repository .or a private one"),
@@ -243,6 +255,21 @@ def test_answers_that_are_no_file(client, small, impatient, fault, reason):
     assert "\n" not in str(caught.value)
     assert "model.safetensors" in str(caught.value)
     assert hub.endpoint in caught.value.remedy
+
+
+def test_another_network_is_refused_before_its_weights_are_fetched(client, tmp_path):
+    timm.models.save_for_hf(timm.create_model("resnet10t", num_classes=5), tmp_path / "net", safe_serialization=True)
+    (tmp_path / "transformers").mkdir()
+    (tmp_path / "transformers" / "config.json").write_text('{"architectures": ["ViTForImageClassification"]}')
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("no JSON")
+    names = ("net", "transformers", "broken")
+    with run_hub(Hub({f"owner/{name}": tmp_path / name for name in names})) as hub:
+        client(hub.endpoint)
+        for name, words in zip(names, ("a CaiT .* got 'resnet10t'", "a CaiT .* got ''", "expected JSON"), strict=True):
+            with pytest.raises(WeightsError, match=words):
+                resolve(f"hf-hub:owner/{name}")
+        assert not any("safetensors" in line or ".bin" in line for line in hub.requests)
 
 
 def mounted_read_only(folder: Path, at: Path) -> bool:

@@ -229,3 +229,31 @@ def test_infer_config_keeps_the_xxs36_exception():
     with torch.device("meta"):
         config = infer_config(CaiT(CaiTConfig(embed_dim=192, depth=36, num_heads=4)).state_dict())
     assert config.layer_scale_init == 1e-5
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("shape", [(1, 4 * 10**8, 1), (10**7, 10**7, 1)])
+def test_four_bytes_that_pretend_to_be_a_terabyte_are_refused(tiny, tmp_path, zipped, shape):
+    state_dict = tiny().state_dict() | {"pos_embed": torch.zeros(1).expand(shape)}
+    torch.save(state_dict, tmp_path / "bomb.pth", _use_new_zipfile_serialization=zipped)
+    assert (tmp_path / "bomb.pth").stat().st_size < 500_000
+    for shapes_only in (False, True):
+        with pytest.raises(WeightsError, match="pos_embed as a dense tensor"):
+            read_checkpoint(tmp_path / "bomb.pth", shapes_only=shapes_only)
+
+
+@pytest.mark.parametrize("change", [lambda tensor: tensor.to_sparse(), lambda tensor: tensor.to("meta")])
+def test_tensors_of_another_kind_are_refused(tiny, tmp_path, change):
+    state_dict = tiny().state_dict()
+    state_dict["norm.weight"] = change(state_dict["norm.weight"])
+    torch.save(state_dict, tmp_path / "w.pth")
+    with pytest.raises(WeightsError):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+def test_views_and_shared_tensors_are_read(tiny, tmp_path):
+    state_dict = tiny().state_dict()
+    whole = torch.stack((state_dict["norm.weight"], state_dict["norm.bias"]))
+    state_dict |= {"norm.weight": whole[0], "norm.bias": whole[1], "cls_token": state_dict["cls_token"].mT.mT}
+    torch.save(state_dict, tmp_path / "w.pth")
+    assert torch.equal(read_checkpoint(tmp_path / "w.pth")["norm.bias"], tiny().norm.bias)

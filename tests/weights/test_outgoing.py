@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import timm
 import torch
@@ -19,6 +21,13 @@ from deepcait.weights.spec import resolve
 EVERYDAY = ("cait_nano_32", "cait_xs36_224")
 
 
+@pytest.fixture
+def room(tmp_path):
+    """A folder that goes at once: all variants together are 100 GB."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
 def sized(names):
     return [
         pytest.param(name, num, marks=[] if name in EVERYDAY else pytest.mark.soak)
@@ -29,17 +38,17 @@ def sized(names):
 
 
 @pytest.mark.parametrize(("name", "num_classes"), sized(variant_names()))
-def test_timm_loads_every_variant_and_gives_its_logits(random_weights, logits, tmp_path, name, num_classes):
+def test_timm_loads_every_variant_and_gives_its_logits(random_weights, logits, room, name, num_classes):
     config = variant_config(name).replace(num_classes=num_classes)
     with torch.device("meta"):
         model = CaiT(config)
     random_weights(model.to_empty(device="cpu"))
     classes = [f"class {index}" for index in range(num_classes)]
-    save_artefact(tmp_path / "ours", model, preprocessing=pretrained_cfg_of(config), classes=classes)
+    save_artefact(room / "ours", model, preprocessing=pretrained_cfg_of(config), classes=classes)
     expected = logits(model)
     del model
-    write_timm(resolve(tmp_path / "ours"), tmp_path / "timm")
-    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    write_timm(resolve(room / "ours"), room / "timm")
+    theirs = timm.create_model(f"local-dir:{room / 'timm'}", pretrained=True).eval()
     got = logits(theirs)
     assert got.shape == expected.shape == (expected.shape[0], num_classes)
     assert (got - expected).abs().max() <= 1e-5 * expected.std()
@@ -73,6 +82,32 @@ def test_official_to_ours_to_timm_to_ours_is_bit_equal(random_weights, tmp_path,
         assert list(content) == ["model"]
         theirs.load_state_dict({key.removeprefix("module."): value for key, value in content["model"].items()})
         assert list(content["model"]) == [f"module.{key}" for key in state_dict]
+
+
+def same_bits(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "cait_nano_32" else pytest.mark.soak) for name in variant_names()]
+)
+def test_the_round_trip_at_full_size(random_weights, room, name):
+    with torch.device("meta"):
+        model = CaiT(variant_config(name))
+    random_weights(model.to_empty(device="cpu"))
+    torch.save({"model": {f"module.{key}": t for key, t in model.state_dict().items()}}, room / "official.pth")
+    expected = model.state_dict()
+    found = resolve(room / "official.pth")
+    assert found.name == name
+    assert same_bits(expected, found.model.state_dict())
+    write_timm(found, room / "timm")
+    del found
+    theirs = timm.create_model(f"local-dir:{room / 'timm'}", pretrained=True)
+    assert same_bits(expected, theirs.state_dict())
+    timm.models.save_for_hf(theirs, room / "by_timm", safe_serialization=True)
+    del theirs
+    back = resolve(room / "by_timm")
+    assert (back.name, same_bits(expected, back.model.state_dict())) == (name, True)
 
 
 @pytest.mark.parametrize("name", ["out.onnx", "out", "folder.pth"])

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import deepcait
+from deepcait.cli.main import main
 from deepcait.data import Preprocessing
 from deepcait.errors import WeightsError
 from deepcait.model import CaiT
@@ -178,3 +180,25 @@ def test_half_precision_and_double_stay_what_they_are(tiny):
         assert resize_patches(weight, 4).dtype == dtype
         assert change_channels(weight, tiny().patch_embed.proj.bias.to(dtype), 1)[0].dtype == dtype
     assert np.isfinite(resize_patches(tiny().patch_embed.proj.weight, 16).detach().numpy()).all()
+
+
+def test_training_starts_from_them_and_says_what_became_of_them(tiny, tmp_path, capsys):
+    """Grey pictures, smaller patches and more blocks, in one command."""
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(4):
+            noise = torch.randint(0, 256, (40, 40), dtype=torch.uint8).numpy()
+            Image.fromarray(noise).save(tmp_path / "photos" / name / f"{index}.png")
+    save_file(tiny().state_dict(), tmp_path / "w.safetensors")
+    words = ["shape.in_chans=1", "shape.patch_size=4", "shape.depth=3", "epochs=1", "global_batch_size=4"]
+    words += ["data.num_workers=0", "ema.decay=0", "img_size=32"]
+    run = tmp_path / "run"
+    command = ["train", "--data", str(tmp_path / "photos"), "--out", str(run), "--recipe", "finetune"]
+    assert main([*command, "--model", str(tmp_path / "w.safetensors"), "--set", *words]) == 0
+    told = capsys.readouterr().out
+    for part in ("changed channels 3 -> 1", "resampled patches 8 px -> 4 px", "added 1 blocks", "head 5 -> 2"):
+        assert part in told
+    config = resolve(run).model.config
+    assert (config.in_chans, config.patch_size, config.depth, config.num_classes) == (1, 4, 3, 2)
+    assert main(["predict", str(run), str(tmp_path / "photos")]) == 0
+    capsys.readouterr()

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from deepcait.errors import ConfigError, DeepcaitError, WeightsError
 from deepcait.model import CaiT, variant_config
 from deepcait.model.variants import variant_names
-from deepcait.weights import hub, spec
+from deepcait.weights import hub, registry
 from deepcait.weights.artefact import save_artefact
 from deepcait.weights.layouts import official_layout
 from deepcait.weights.published import PAPER_GFLOPS, REEVALUATED, published
@@ -127,12 +127,9 @@ def test_create_model_has_the_table_s_classes_by_default():
     [
         ("cait_xs24_224", "cait_xs24_384"),
         ("cait_xs36_224", "Released are"),
-        ("cait_nano_32", "does not hold yet"),
     ],
 )
 def test_models_that_were_never_released_say_so(call, name, message):
-    if name == "cait_nano_32" and spec.BUILTIN_NANO.exists():
-        pytest.skip("the package holds them")
     with pytest.raises(ConfigError, match=message):
         call(name)
 
@@ -143,6 +140,7 @@ def test_models_that_were_never_released_say_so(call, name, message):
         ("cait_xxs24_225", "cait_xxs24_224"),
         ("cait_XXS24_224", "Did you mean cait_xxs24_224"),
         ("timm/cait_s24_384.fb_dist_in1k", "Did you mean cait_s24_384"),
+        ("downloads/M48_448.pth", "The same model is cait_m48_448"),
         ("zebra", "deepcait models"),
         ("someone/model", "hf-hub:someone/model"),
         ("no/such/folder/w.pth", "no such path"),
@@ -243,11 +241,54 @@ def test_describe_models_lists_them_all():
 
 def test_the_builtin_model_is_found_when_it_is_there(tiny, tmp_path, monkeypatch):
     save(tmp_path / "nano", tiny())
-    monkeypatch.setattr(spec, "BUILTIN_NANO", tmp_path / "nano")
+    monkeypatch.setattr(registry, "BUILTIN_NANO", tmp_path / "nano")
     assert resolve("builtin:nano").kind == "builtin"
     shutil.rmtree(tmp_path / "nano")
-    with pytest.raises(ConfigError, match="does not hold yet"):
-        resolve("builtin:nano")
+    for call in (lambda: resolve("builtin:nano"), lambda: create_model("cait_nano_32", pretrained=True)):
+        with pytest.raises(ConfigError, match="does not hold"):
+            call()
+
+
+def test_the_weights_in_the_package_come_by_name_too(logits):
+    found = resolve("builtin:nano")
+    model = create_model("cait_nano_32", pretrained=True).eval()
+    assert torch.equal(logits(model), logits(found.model))
+    assert model.pretrained_cfg["mean"] == found.pretrained_cfg["mean"]
+    grey = create_model("cait_nano_32", pretrained=True, in_chans=1, num_classes=3, img_size=(16, 64))
+    assert grey.pretrained_cfg["input_size"] == (1, 16, 64)
+    assert len(grey.pretrained_cfg["mean"]) == 1
+    assert torch.equal(grey.norm.weight, model.norm.weight)
+
+
+def test_the_authors_file_is_known_by_its_name_and_sizes(random_weights, tmp_path):
+    with torch.device("meta"):
+        model = CaiT(variant_config("cait_xxs24_224"))
+    random_weights(model.to_empty(device="cpu"))
+    torch.save(official_layout(model.state_dict()), tmp_path / "XXS24_224.pth")
+    facts = describe(tmp_path / "XXS24_224.pth")
+    assert (facts["released"], facts["top1"], facts["classes"][0]) == (True, 0.784, "n01440764")
+    assert facts["provenance"]["teacher"] == "RegNetY-16GF"
+    assert facts["provenance"]["source"] == str(tmp_path / "XXS24_224.pth")
+    found = resolve(tmp_path / "XXS24_224.pth")
+    assert (len(found.classes), found.pretrained_cfg["license"]) == (1000, "apache-2.0")
+    assert_same_weights(found.model, model)
+    (tmp_path / "XXS24_224.pth").rename(tmp_path / "S24_224.pth")  # the name of another
+    assert describe(tmp_path / "S24_224.pth")["released"] is False
+    model.reset_classifier(7)  # or somebody's own
+    torch.save(official_layout(model.state_dict()), tmp_path / "XXS24_224.pth")
+    facts = describe(tmp_path / "XXS24_224.pth")
+    assert (facts["released"], facts["classes"]) == (False, None)
+
+
+def test_info_of_a_released_repository_needs_no_cache(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    facts = describe("hf-hub:timm/cait_m36_384.fb_dist_in1k")
+    by_name = describe("cait_m36_384")
+    assert {key: facts[key] for key in ("name", "params", "top1", "released")} == {
+        key: by_name[key] for key in ("name", "params", "top1", "released")
+    }
 
 
 def test_the_table_of_released_models():
@@ -261,7 +302,7 @@ def test_the_table_of_released_models():
     for name, released in RELEASED.items():
         theirs = get_pretrained_cfg(released.hub_id.removeprefix("timm/")).to_dict()
         assert theirs["url"] == released.url
-        ours = spec.released_cfg(name, variant_config(name))
+        ours = registry.released_cfg(name, variant_config(name))
         for key in ("input_size", "mean", "std", "crop_pct", "interpolation", "num_classes", "first_conv", "license"):
             assert ours[key] == theirs[key], (name, key)
 
@@ -292,5 +333,5 @@ def test_multiply_adds_are_within_the_stated_distance_of_the_paper_s(size, side)
 
 
 def test_no_machine_s_path_is_in_a_package_file():
-    for path in Path(spec.__file__).parent.glob("*.py"):
+    for path in Path(registry.__file__).parent.glob("*.py"):
         assert path.read_text(encoding="utf-8").isascii(), path

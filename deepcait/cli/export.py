@@ -1,0 +1,97 @@
+"""Write a model in the form that others read, and prove it: it is read back there and compared.
+
+Examples:
+    deepcait export runs/pets --to timm --out pets          a folder that timm loads as local-dir:pets
+    deepcait export runs/pets --to official --out pets.pth  a plain state dict, as the authors publish theirs
+    deepcait export runs/pets --to onnx --out pets.onnx     a graph for ONNX Runtime (also: openvino, pt2)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import tyro
+
+from deepcait.cli.console import Console
+from deepcait.cli.exits import Refused
+
+if TYPE_CHECKING:
+    from deepcait.inference.export import Form
+    from deepcait.weights import Resolved
+
+
+@dataclass(frozen=True)
+class Args:
+    """Options of `deepcait export`."""
+
+    spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
+    """The model: a name, hf-hub:owner/name, a model or run folder, a weights file."""
+    to: Literal["onnx", "openvino", "pt2", "timm", "official"]
+    """The form: graphs for an engine, timm's model folder, or the authors' checkpoint (.pth or .safetensors)."""
+    out: Path
+    """Where to; an older export there is replaced."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+
+def run(args: Args) -> int | None:
+    """Write, read back, and print what was found."""
+    from deepcait.weights import resolve
+
+    console = Console(json=args.json)
+    found = resolve(args.spec)
+    if args.to in ("timm", "official"):
+        return _export_weights(args, found, console)
+    return _export_graph(args, found, console)
+
+
+def _export_weights(args: Args, found: Resolved, console: Console) -> None:
+    """Tensors for other programs of the same network."""
+    from deepcait.weights.outgoing import prove_official, prove_timm, write_official, write_timm
+    from deepcait.weights.timm_layout import require_known_to_timm
+
+    require_known_to_timm(found.model.config)  # before anything is written
+    if args.to == "timm":
+        write_timm(found, args.out)
+        proof = prove_timm(found, args.out)
+    else:
+        write_official(found, args.out)
+        proof = prove_official(found, args.out)
+    console.say(f"wrote {args.out}: {proof}")
+    if args.to == "timm":
+        console.say(f'try:  timm.create_model("local-dir:{args.out}", pretrained=True)')
+    facts: dict[str, Any] = {"reader": proof.reader, "num_tensors": proof.num_tensors, "drift": proof.drift}
+    console.result({"spec": args.spec, "to": args.to, "out": str(args.out), "holds": proof.holds, "proof": facts})
+    if not proof.holds:
+        raise Refused(f"{args.out}: what was written is not the model; do not use it ({proof}).")
+
+
+def _export_graph(args: Args, found: Resolved, console: Console) -> None:
+    """A graph for an engine."""
+    from deepcait.data import Preprocessing
+    from deepcait.inference.export import export_file, require_out, sample_images
+
+    form = cast("Form", args.to)
+    require_out(form, args.out)
+    preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
+    images_BCHW = sample_images(preprocessing)
+    about = {"model": found.name, "classes": found.classes, "preprocessing": preprocessing.to_pretrained_cfg()}
+    proof, files = export_file(found.model, form, args.out, images_BCHW, about)
+    for path in files:
+        console.say(f"wrote {path}")
+    console.say(f"proof {proof}")
+    console.result(
+        {
+            "spec": args.spec,
+            "to": args.to,
+            "out": str(args.out),
+            "files": [str(path) for path in files],
+            "holds": proof.holds,
+            "proof": dataclasses.asdict(proof),
+        }
+    )
+    if not proof.holds:
+        raise Refused(f"{args.out}: the graph does not compute what the model does; nothing was written ({proof}).")

@@ -1,0 +1,91 @@
+"""A model as a graph for other programs: an exported program, ONNX, OpenVINO; any number of images."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from deepcait.inference.fold import FoldedCaiT
+from deepcait.inference.optional import require
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+INPUT, OUTPUT = "images", "logits"
+# One file of protocol buffers holds no more than 2 GiB; larger weights lie beside the graph.
+_MAX_ONNX_BYTES = 1_900_000_000
+
+
+def to_program(model: FoldedCaiT) -> ExportedProgram:
+    """Return the graph of a folded model, in PyTorch's own operators, for any number of images."""
+    # Two images: with one, the batch would be a constant of the graph.
+    images_BCHW = torch.zeros(2, model.config.in_chans, *model.config.img_size)
+    with torch.no_grad(), _quiet():
+        return torch.export.export(model, (images_BCHW,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+
+
+def write_onnx(model: FoldedCaiT, path: Path) -> None:
+    """Write the graph as ONNX; weights of gigabytes lie beside it, in `path` + ".data".
+
+    Raises:
+        ConfigError: a package of deepcait[export] is missing.
+    """
+    for module in ("onnx", "onnxscript"):
+        require(module, asked="onnx", extra="export")
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.buffers())
+    with torch.no_grad(), _quiet():
+        torch.onnx.export(
+            to_program(model),
+            (),
+            str(path),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            external_data=num_bytes > _MAX_ONNX_BYTES,
+            verbose=False,
+        )
+
+
+def to_openvino(model: FoldedCaiT) -> Any:
+    """Return the graph as an `openvino.Model`.
+
+    Raises:
+        ConfigError: the package of deepcait[openvino] is missing.
+    """
+    openvino = require("openvino", asked="openvino", extra="openvino")
+    with torch.no_grad(), _quiet():
+        graph = openvino.convert_model(to_program(model))
+    graph.inputs[0].set_names({INPUT})
+    graph.outputs[0].set_names({OUTPUT})
+    return graph
+
+
+def require_packages(form: str) -> None:
+    """Tell of a missing package before any work is done.
+
+    Raises:
+        ConfigError: a package that this form ("onnx", "openvino", "pt2") needs is missing.
+    """
+    needed = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
+    for module in needed.get(form, ()):
+        require(module, asked=form, extra="openvino" if form == "openvino" else "export")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the converters' own talk away from our output; what goes wrong is an exception."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)

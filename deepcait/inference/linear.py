@@ -1,0 +1,78 @@
+"""A linear layer for inference: in the operators that every engine knows, or at once with what follows it.
+
+PyTorch's own linear layers call MKL, which uses half the vector width of a processor that Intel did not make. oneDNN,
+in the same PyTorch, uses all of it, and adds GELU or the residual on its way out.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class FoldedLinear(nn.Module):
+    """y = W x + b with constant W and b.
+
+    Args:
+        weight: (out, in). bias: (out).
+        like: W and b are kept in its dtype, on its device, as memory of their own.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor, like: Tensor) -> None:
+        super().__init__()
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            kept = tensor.detach().to(like.device, like.dtype)
+            self.register_buffer(name, kept.clone(memory_format=torch.contiguous_format))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., out) for (..., in)."""
+        return F.linear(x, self.weight, self.bias)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """Return GELU(W x + b), without gradients; x is contiguous."""
+        if self._by_onednn(x):
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "gelu", [], "none")
+        hidden = self(x)
+        return torch.ops.aten.gelu.out(hidden, out=hidden)
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Return residual + W x + b, without gradients; both are contiguous."""
+        if self._by_onednn(x):
+            return torch.ops.mkldnn._linear_pointwise(x, residual, self.weight, self.bias, "add")
+        return residual + self(x)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """Return W x + b, without gradients; x is contiguous."""
+        if self._by_onednn(x):
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return self(x)
+
+    def _by_onednn(self, x: Tensor) -> bool:
+        return x.device.type == "cpu" and x.dtype == torch.float32 and has_onednn()
+
+
+@functools.cache
+def has_onednn() -> bool:
+    """Whether PyTorch was built with oneDNN and it computes what it should."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(3, 8, generator=generator) for _ in range(2))
+    bias, residual = torch.randn(3, generator=generator), torch.randn(3, 3, generator=generator)
+    expected = F.linear(x, weight, bias)
+    try:
+        fused = torch.ops.mkldnn._linear_pointwise
+        pairs = (
+            (fused(x, weight, bias, "none", [], ""), expected),
+            (fused(x, weight, bias, "gelu", [], "none"), F.gelu(expected)),
+            (fused(x, residual, weight, bias, "add"), residual + expected),
+        )
+    except (AttributeError, RuntimeError):
+        return False
+    return all(torch.allclose(got, wanted, rtol=1e-5, atol=1e-5) for got, wanted in pairs)

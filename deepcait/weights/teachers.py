@@ -1,0 +1,115 @@
+"""What can teach: timm's classifiers with published weights, and what timm measured of them where its tables are."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deepcait.errors import ConfigError, DataError
+from deepcait.weights.published import REEVALUATED, RELEASE_TAG
+
+TABLE_FILE = "results-imagenet.csv"
+TEACHER_PREFIX = "timm:"
+
+
+def find_table() -> Path | None:
+    """Return timm's table of accuracies on ImageNet val, None where it is not installed.
+
+    The wheel has no tables; a checkout that is installed in place (`pip install -e`) keeps them beside the package.
+    """
+    import timm
+
+    package = Path(timm.__file__).parent
+    places = (package.parent / "results" / TABLE_FILE, package / "results" / TABLE_FILE)
+    return next((path for path in places if path.is_file()), None)
+
+
+def read_table(path: str | Path) -> dict[str, tuple[float, int]]:
+    """Return top-1 (a fraction) and number of parameters by model name.
+
+    Args:
+        path: a `results-imagenet.csv` of timm, or a folder that holds one.
+
+    Raises:
+        DataError: no such file, or one without the columns model, top1 and param_count.
+    """
+    path = Path(path)
+    path = path / TABLE_FILE if path.is_dir() else path
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            # Millions of parameters, with a comma in thousands of them.
+            found = {
+                row["model"]: (
+                    round(float(row["top1"]) / 100, 5),
+                    round(float(row["param_count"].replace(",", "")) * 1e6),
+                )
+                for row in csv.DictReader(file)
+            }
+        if not found:
+            raise ValueError("no model in it")
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"{path}: expected timm's {TABLE_FILE} with the columns model, top1 and param_count, got {reason!r}.",
+            remedy="It is in the folder results/ of timm's repository (huggingface/pytorch-image-models).",
+        ) from error
+
+
+def list_teachers(filters: Sequence[str] = (), *, table: str | Path | None = None) -> list[dict[str, Any]]:
+    """Return timm's classifiers with published weights, the best first; nothing is built or fetched.
+
+    Args:
+        filters: parts of names, or patterns with `*`; a model is listed that any of them fits. None: all.
+        table: timm's results-imagenet.csv, or the folder that holds it; None takes it where timm is installed with it.
+
+    Returns:
+        One object a model: name, spec (for `--teacher`), num_classes, img_size (a side in pixels), params and top1
+        (both None where nobody here knows them), licence, hub_id.
+
+    Raises:
+        ConfigError: no name fits. DataError: as `read_table`.
+    """
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    place = table or find_table()
+    known = {} if place is None else read_table(place)
+    rows = []
+    for name in timm.list_pretrained():
+        cfg = get_pretrained_cfg(name)
+        # Without a head (features only, image-text models) there are no logits to learn from.
+        if cfg is None or not cfg.num_classes or not _fits(name, filters):
+            continue
+        top1, params = known.get(name, (_own_top1(name), None))
+        rows.append(
+            {
+                "name": name,
+                "spec": f"{TEACHER_PREFIX}{name}",
+                "num_classes": cfg.num_classes,
+                "img_size": cfg.input_size[-1],
+                "params": params,
+                "top1": top1,
+                "licence": cfg.license,
+                "hub_id": cfg.hf_hub_id,
+            }
+        )
+    if not rows:
+        raise ConfigError(
+            f"--teachers: expected a part of the name of a timm classifier with weights, got {' '.join(filters)!r}.",
+            remedy="`deepcait models --teachers` lists all of them.",
+        )
+    return sorted(rows, key=lambda row: (-(row["top1"] or 0), row["name"]))
+
+
+def _fits(name: str, filters: Sequence[str]) -> bool:
+    return not filters or any(fnmatch.fnmatchcase(name, f if "*" in f else f"*{f}*") for f in filters)
+
+
+def _own_top1(name: str) -> float | None:
+    """Released CaiTs are in a table of our own."""
+    model, _, tag = name.partition(".")
+    return round(REEVALUATED[model][0] / 100, 5) if tag == RELEASE_TAG and model in REEVALUATED else None

@@ -1,0 +1,72 @@
+"""Our docstrings are plain text with indented formulas; Sphinx reads reStructuredText: from one to the other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+# A heading that napoleon knows stands alone on its line; what is indented below it is its list.
+_SECTION = re.compile(r"(Args|Returns|Yields|Raises|Attributes):$")
+_ENTRY = re.compile(r"[a-z]\w*(, [a-z]\w*)*: \S")
+
+
+def as_rst(lines: list[str]) -> list[str]:
+    """Return a docstring's lines for Sphinx: formulas and tables stay as they stand, lists of names become lists."""
+    out: list[str] = []
+    section = ""
+    for paragraph in _paragraphs(lines):
+        heading = _SECTION.match(paragraph[0])
+        section = heading[1] if heading else section if paragraph[0].startswith(" ") else ""
+        if section in ("Returns", "Yields"):
+            out += [_returned(line) for line in paragraph]
+        elif section:
+            out += map(_marked, paragraph)
+        elif paragraph[0].startswith((" ", "|")):
+            out += ["::", "", *(f"    {line}" for line in paragraph)]
+        elif all(line.startswith(" ") or _ENTRY.match(line) for line in paragraph):
+            out += [_entry(line) for line in paragraph]
+        else:
+            out += _prose(paragraph)
+        out.append("")
+    return out
+
+
+def _paragraphs(lines: list[str]) -> Iterator[list[str]]:
+    """Runs of lines without an empty one."""
+    run: list[str] = []
+    for line in [*lines, ""]:
+        if line.strip():
+            run.append(line)
+        elif run:
+            yield run
+            run = []
+
+
+def _entry(line: str) -> str:
+    """`name: meaning` as an item of a list; a line that goes on is moved below it."""
+    if line.startswith(" "):
+        return f"  {_marked(line.strip())}"
+    name, _, meaning = line.partition(":")
+    return f"* ``{name}``:{_marked(meaning)}"
+
+
+def _returned(line: str) -> str:
+    """One of several things returned, as an item of a list; napoleon would take its name for a type."""
+    text = line.strip()
+    if line.startswith("    ") and not line.startswith("     ") and _ENTRY.match(text):
+        return f"    {_entry(text)}"
+    return _marked(f"  {line}" if line.startswith("     ") else line)
+
+
+def _prose(paragraph: list[str]) -> list[str]:
+    """Text, up to a line that is indented or begins a table; from there as it stands."""
+    for index, line in enumerate(paragraph):
+        if line.startswith((" ", "|")):
+            return [*map(_marked, paragraph[:index]), "", "::", "", *(f"    {rest}" for rest in paragraph[index:])]
+    return list(map(_marked, paragraph))
+
+
+def _marked(line: str) -> str:
+    """One line: `code` doubled, signs that mean something to reStructuredText taken literally."""
+    parts = re.split(r"(`[^`]+`)", line)
+    return "".join(f"`{part}`" if part.startswith("`") else re.sub(r"([*|`]|_\b)", r"\\\1", part) for part in parts)

@@ -1,0 +1,127 @@
+"""`deepcait export` to timm and to the authors' layout: written, read back, compared, and refused where it differs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import timm
+import torch
+
+import deepcait
+from deepcait.weights import outgoing
+from deepcait.weights.artefact import EMA_FOLDER, save_artefact
+from deepcait.weights.outgoing import Proof
+from deepcait.weights.registry import pretrained_cfg_of
+
+
+def test_to_timm(run_json, model_folder, tmp_path):
+    told = run_json("export", model_folder, "--to", "timm", "--out", tmp_path / "pets")
+    assert (told["to"], told["holds"]) == ("timm", True)
+    assert told["proof"]["reader"] == f"timm {timm.__version__}"
+    assert told["proof"]["drift"] <= 1e-5
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'pets'}", pretrained=True)
+    ours = deepcait.load(model_folder).model.state_dict()
+    assert told["proof"]["num_tensors"] == len(ours)
+    assert all(torch.equal(tensor, ours[key]) for key, tensor in theirs.state_dict().items())
+    assert list(theirs.pretrained_cfg["label_names"]) == ["cat", "dog", "owl"]
+
+
+@pytest.mark.parametrize("name", ["pets.pth", "pets.safetensors"])
+def test_to_the_authors_layout(run, model_folder, tmp_path, name):
+    code, out, err = run("export", model_folder, "--to", "official", "--out", tmp_path / name)
+    assert code == 0, err
+    assert "bit-equal" in out
+    ours = deepcait.load(model_folder).model.state_dict()
+    again = deepcait.load(tmp_path / name).model.state_dict()
+    assert list(again) == list(ours)
+    assert all(torch.equal(again[key], tensor) for key, tensor in ours.items())
+    assert run("export", model_folder, "--to", "official", "--out", tmp_path / name)[0] == 0  # over the older one
+
+
+def test_the_folder_of_the_model_itself_is_no_place(run, tiny_with_average):
+    before = sorted(path.name for path in tiny_with_average.rglob("*"))
+    code, _, err = run("export", tiny_with_average, "--to", "timm", "--out", f"{tiny_with_average}/../averaged")
+    assert code == 2
+    assert "got that of the model itself" in " ".join(err.split())
+    assert sorted(path.name for path in tiny_with_average.rglob("*")) == before
+    assert (tiny_with_average / EMA_FOLDER).is_dir()
+
+
+@pytest.fixture
+def tiny_with_average(tmp_path):
+    model = deepcait.create_model("cait_nano_32", depth=1)
+    average = {key: tensor + 1 for key, tensor in model.state_dict().items()}
+    return save_artefact(
+        tmp_path / "averaged",
+        model,
+        preprocessing=pretrained_cfg_of(model.config),
+        classes=None,
+        ema_state=average,
+        evaluated="ema",
+    )
+
+
+def test_what_was_evaluated_is_written(run_json, tiny_with_average, tmp_path):
+    run_json("export", tiny_with_average, "--to", "official", "--out", tmp_path / "w.pth")
+    weight = torch.load(tmp_path / "w.pth", weights_only=True)["model"]["module.norm.weight"]
+    assert torch.equal(weight, torch.full_like(weight, 2.0))  # the raw one is 1
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--to", "official", "--out", "w.onnx"], ".pth or .safetensors"),
+        (["--to", "timm"], "--out"),
+        (["--out", "x"], "--to"),
+        (["--to", "tflite", "--out", "x"], "tflite"),
+        (["--to", "timm", "--out", "full"], "got something else"),
+        (["--to", "official", "--out", "missing/w.pth"], "expected to write here"),
+    ],
+)
+def test_mistakes(run, model_folder, tmp_path, monkeypatch, words, part):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("notes")
+    code, _, err = run("export", model_folder, *words)
+    assert code == 2
+    assert part in " ".join(err.split())
+    assert (tmp_path / "full" / "notes.txt").read_text() == "notes"
+
+
+@pytest.mark.parametrize(("to", "out"), [("timm", "x"), ("official", "x.pth")])
+def test_a_network_that_they_do_not_have_is_told_before_anything_is_written(run, tmp_path, to, out):
+    from deepcait.model.alternatives import lay_over
+    from deepcait.model.networks import build_model
+    from deepcait.model.variants import variant_config
+
+    config = lay_over(variant_config("cait_nano_32").replace(depth=1), {"residual": "rezero"})
+    save_artefact(tmp_path / "other", build_model(config), preprocessing=pretrained_cfg_of(config), classes=None)
+    code, _, err = run("export", tmp_path / "other", "--to", to, "--out", tmp_path / out)
+    assert code == 2
+    assert "timm does not have" in " ".join(err.split())
+    assert not (tmp_path / out).exists()
+
+
+@pytest.mark.parametrize(("to", "out"), [("timm", "x"), ("official", "x.pth")])
+def test_what_reads_back_otherwise_is_refused(run, model_folder, tmp_path, monkeypatch, to, out):
+    """The check can say no: what is written differs in one number."""
+    original = outgoing._changed
+
+    def with_a_change(expected, got):
+        key = "blocks.0.gamma_1"
+        return original(expected, {**got, key: got[key].clone().index_fill_(0, torch.tensor([0]), 7.0)})
+
+    monkeypatch.setattr(outgoing, "_changed", with_a_change)
+    code, out_text, err = run("export", model_folder, "--to", to, "--out", tmp_path / out, "--json")
+    assert code == 3
+    assert json.loads(out_text)["holds"] is False
+    assert "blocks.0.gamma_1" in err
+
+
+def test_a_proof_needs_both():
+    whole = {"reader": "timm", "num_tensors": 2, "changed": (), "drift": 1e-6}
+    assert Proof(**whole).holds
+    assert not Proof(**whole | {"drift": 1e-3}).holds
+    assert not Proof(**whole | {"drift": float("nan")}).holds
+    assert not Proof(**whole | {"changed": ("norm.weight",)}).holds

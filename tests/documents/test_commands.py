@@ -1,0 +1,250 @@
+"""Every command that README and the pages show is run, as it stands, where the things are that the pages speak of.
+
+What is changed, and nothing else:
+
+- a training starts from a tiny model and takes one epoch of 24 pictures; on `imagenet:ROOT`, on other benchmarks, or of
+  a model of the paper it is planned (`--dry-run`);
+- the name of a model of the paper means a tiny one with its 1,000 classes, where weights are needed;
+- `study` is planned; `bench`, `demo`, `push` without `--dry-run`, and `eval` on a benchmark are parsed: their own tests
+  run them;
+- `torchrun` is parsed, and what it starts is run in one process;
+- `serve` goes as far as listening; `curl` asks a real service;
+- `make`, `pip`, `pytest`, `python FILE` are checked for targets, extras and files.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import deepcait
+from deepcait.cli.main import VERBS, main
+from deepcait.cli.options import parse_options
+from deepcait.data import Preprocessing
+from deepcait.weights.imagenet import wnids
+from tests.documents.shown import NOT_RUN, PAGES, ROOT, Block, blocks, section_text, words
+
+DEMO = ROOT / "deepcait" / "assets" / "demo"
+CLASSES = ("cat", "dog", "frog")
+TINY = ["epochs=1", "global_batch_size=12", "replicas=1", "data.num_workers=0", "augment.repeats=1"]
+RUNS = ("first", "kd", "pets", "a", "b", "teacher", "small", "old")
+BENCHMARK = re.compile(r"^(imagenet|imagenet-v2|cifar10|cifar100|flowers102|cars|inat18|inat19|parquet|tar|zip):")
+
+
+@pytest.fixture(scope="session")
+def things(tmp_path_factory) -> Path:
+    """A folder with the data, pictures, models and runs that the pages speak of."""
+    root = tmp_path_factory.mktemp("things")
+    for split, number in (("train", 8), ("test", 4)):
+        for name in CLASSES:
+            (root / "photos" / split / name).mkdir(parents=True)
+            for path in sorted((DEMO / split / name).iterdir())[:number]:
+                shutil.copy2(path, root / "photos" / split / name)
+    (root / "pictures").mkdir()
+    for name in ("picture", "cat", "dog"):
+        source = sorted((DEMO / "test" / "cat").iterdir())[0]
+        shutil.copy2(source, root / f"{name}.jpg")
+        shutil.copy2(source, root / "pictures" / f"{name}.jpg")
+    shutil.copytree(root / "photos", root / "cifar10")
+    shutil.make_archive(str(root / "photos"), "zip", root / "photos")
+    (root / "leave_out.txt").write_text("")
+    torch.manual_seed(0)
+    sizes = {"depth": 1, "embed_dim": 48, "num_heads": 1, "cls_depth": 1}
+    for folder, classes in (("tiny", list(CLASSES)), ("tiny1000", wnids())):
+        model = deepcait.create_model("cait_nano_32", num_classes=len(classes), **sizes)
+        deepcait.Classifier(model, classes=classes, preprocessing=Preprocessing((32, 32))).save(root / folder)
+    given = ["--data", root / "photos", "--model", root / "tiny", "--out", root / "run", "--set", *TINY]
+    assert main(["train", *map(str, given)]) == 0
+    return root
+
+
+@pytest.fixture
+def place(things, tmp_path, monkeypatch) -> Path:
+    """A copy of all that, to be worked in."""
+    shutil.copytree(things, tmp_path, dirs_exist_ok=True)
+    for name in RUNS:
+        shutil.copytree(things / "run", tmp_path / "runs" / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def adapted(verb: str, rest: list[str]) -> list[str] | None:
+    """The arguments of a verb as they are run here; None where they are only parsed."""
+    rest = [
+        re.sub(r"^cait_\w+$", "tiny1000", word) if verb not in ("info", "models", "train") else word for word in rest
+    ]
+    data = rest[rest.index("--data") + 1] if "--data" in rest else ""
+    if verb in ("bench", "demo") or (verb == "push" and "--dry-run" not in rest):
+        return None
+    if verb == "study":
+        budget = rest.index("--budget") if "--budget" in rest else None
+        return [*(rest if budget is None else rest[:budget] + ["--epochs", "1"] + rest[budget + 2 :]), "--dry-run"]
+    if BENCHMARK.match(data) or data.startswith(("imagenet", "/", "http")):
+        return None
+    if verb == "eval" and "tiny1000" in rest and data == "photos":
+        return None  # its classes are not those of photos, and saying so is right
+    if verb != "train":
+        return rest
+    recipe = rest[rest.index("--recipe") + 1] if "--recipe" in rest else "finetune"
+    given = [word for word in rest if word != "--model"]
+    if "--model" in rest:
+        given.remove(rest[rest.index("--model") + 1])
+    ours = TINY if "--set" in rest else ["--set", *TINY]
+    if "--set" in rest:  # the last settings win, and belong to the option
+        end = max(index for index, word in enumerate(given) if "=" in word) + 1
+        given[end:end] = ours
+        return given if recipe.endswith("_32") else [*given, "--model", "tiny"]
+    if recipe == "teacher_32":
+        return [*given, "--dry-run"]
+    return [*given, "--model", "tiny", *ours]
+
+
+def run_verb(argv: list[str], place: Path) -> None:
+    """Run one command of deepcait, or parse it where it is not to be run."""
+    if not argv or argv[0].startswith("-"):
+        assert main(argv) == 0
+        return
+    verb, *rest = argv
+    assert verb in VERBS, verb
+    module = __import__(f"deepcait.cli.{verb}", fromlist=["Args"])
+    assert parse_options(module.Args, rest, verb=verb, description="") is not None
+    ours = adapted(verb, rest)
+    if ours is None:
+        return
+    if verb == "train" and "--resume" not in ours and "--dry-run" not in ours:
+        shutil.rmtree(place / ours[ours.index("--out") + 1], ignore_errors=True)
+    with listening_only():
+        code = main([verb, *ours])
+    assert code == (3 if "--strict" in ours and code else 0), f"{' '.join(argv)}: exit code {code}"
+
+
+@contextmanager
+def listening_only() -> Iterator[None]:
+    """Have `serve` end once it listens."""
+    import uvicorn
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+        yield
+
+
+def run_curl(argv: list[str], place: Path) -> None:
+    """Ask a real service what the page asks."""
+    from tests.serve.harness import live
+
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    with live(deepcait.load(place / "tiny")) as running:
+        ours = [re.sub(r"http://127\.0\.0\.1:\d+", running.url.rstrip("/"), word) for word in argv]
+        done = subprocess.run(
+            ["curl", "-sS", "--max-time", "60", "--fail-with-body", *ours], capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert '"predictions"' in done.stdout
+
+
+def check_other(program: str, argv: list[str]) -> None:
+    """Targets, extras, files that a command of another program names."""
+    if program == "make":
+        targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+        assert {word for word in argv if "=" not in word} <= targets
+    elif program == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+            "optional-dependencies"
+        ]
+        named = re.findall(r"\[([\w,]+)\]", " ".join(argv))
+        assert {extra for names in named for extra in names.split(",")} <= set(extras)
+        assert argv[0] == "install"
+    else:  # python FILE, python -m MODULE, pytest FILE
+        if argv[:1] == ["-m"]:
+            known = argv[1] in ("venv", "pip")
+            assert known or (ROOT / Path(*argv[1].split("."))).with_suffix(".py").exists(), argv
+        elif argv:
+            assert (ROOT / argv[0]).exists(), argv
+
+
+def run_block(block: Block, place: Path) -> None:
+    """Run every command of a block, or the Python in it; write the YAML that names its file."""
+    if block.language == "python":
+        exec(compile(block.text, block.section, "exec"), {"torch": torch, "model": deepcait.load("tiny").model})
+    if block.language == "yaml":
+        name = re.match(r"# (\S+\.yaml)\n", block.text)
+        assert yaml.safe_load(block.text)
+        if name:
+            (place / name[1]).write_text(block.text, encoding="utf-8")
+    for command in block.commands:
+        program, *argv = words(command)
+        program = program.rpartition("/")[2]
+        if program == "torchrun":
+            from torch.distributed.run import parse_args
+
+            given = parse_args(argv)
+            assert given.training_script == "deepcait", command
+            program, argv = "deepcait", given.training_script_args
+        if program == "deepcait" or argv[:2] == ["-m", "deepcait"]:
+            run_verb(argv[2:] if argv[:2] == ["-m", "deepcait"] else argv, place)
+        elif program == "curl":
+            run_curl(argv, place)
+        else:
+            check_other(program, argv)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_the_page(page, place, capsys):
+    text = page.read_text(encoding="utf-8")
+    for block in blocks(text):
+        if NOT_RUN not in section_text(text, block.section):
+            run_block(block, place)
+
+
+def test_what_is_not_run_is_cluster_launch_files():
+    not_run = {
+        (page.name, block.section)
+        for page in PAGES
+        for block in blocks(page.read_text(encoding="utf-8"))
+        if NOT_RUN in section_text(page.read_text(encoding="utf-8"), block.section)
+    }
+    assert not_run == {("distributed.md", "SLURM"), ("distributed.md", "Kubernetes")}
+
+
+def test_examples_of_help_can_be_typed():
+    for verb in VERBS:
+        module = __import__(f"deepcait.cli.{verb}", fromlist=["Args"])
+        shown = Block("", re.sub(r"^    ", "", module.__doc__, flags=re.MULTILINE), verb).commands
+        assert shown, f"{verb}: no example"
+        for command in shown:
+            program, *argv = words(command)
+            if program == "deepcait":
+                parse_options(module.Args, argv[1:], verb=verb, description="")
+
+
+def test_commands_are_found_and_wrong_ones_fail(place):
+    text = (
+        "# A\n\n```\ndeepcait models      all of them\ntorchrun --nnodes 2 \\\n    -m deepcait train --out r\n```\n\n"
+        "    deepcait gone\n\n## B\n\nNot run here.\n\n```\nmake gone\n```\n"
+    )
+    found = blocks(text)
+    assert [block.commands for block in found] == [
+        ["deepcait models", "torchrun --nnodes 2 -m deepcait train --out r"],
+        ["deepcait gone"],
+        ["make gone"],
+    ]
+    assert NOT_RUN in section_text(text, found[2].section)
+    for wrong in (["gone"], ["eval", "gone", "--data", "photos"], ["eval", "runs/first", "--data", "gone"]):
+        with pytest.raises(AssertionError):
+            run_verb(wrong, place)
+    with pytest.raises(AssertionError):
+        check_other("make", ["gone"])
+    with pytest.raises(AssertionError):
+        check_other("pip", ["install", ".[gone]"])
+    with pytest.raises(Exception, match="gone"):
+        run_verb(["models", "--gone"], place)

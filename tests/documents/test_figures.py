@@ -1,0 +1,97 @@
+"""README, the pages and docs/results say the same numbers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+DOCS = ROOT / "docs"
+GUARANTEES = (DOCS / "guarantees.md").read_text(encoding="utf-8")
+_LINK = re.compile(r"\]\((?:docs/)?(results/[\w.-]+\.json)\)")
+_NUMBER = re.compile(r"(?<![\w.,/-])\d[\d,]*(?:\.\d+)?(?![\w-])")
+
+
+def leaves(found: Any) -> list[str | float]:
+    """Every number and text of a results file, at any depth; lengths of lists too."""
+    if isinstance(found, dict):
+        return [leaf for key, value in found.items() for leaf in [str(key), *leaves(value)]]
+    if isinstance(found, list):
+        return [float(len(found)), *(leaf for value in found for leaf in leaves(value))]
+    return [found] if isinstance(found, str | int | float) and not isinstance(found, bool) else []
+
+
+def is_in(shown: str, found: list[str | float]) -> bool:
+    """Whether a number as it is printed is one of a file's: rounded alike, or in percent, or written in its texts."""
+    decimals = len(shown.partition(".")[2])
+    texts = {f"{factor * leaf:.{decimals}f}" for leaf in found if not isinstance(leaf, str) for factor in (1, 100)}
+    plain = shown.replace(",", "")
+    return plain in texts or any(isinstance(leaf, str) and shown in leaf for leaf in found)
+
+
+def rows_with_results() -> list[tuple[str, str, list[Path]]]:
+    """Each row of the guarantees that leads to results: its line, its figure, the files."""
+    rows = []
+    for line in GUARANTEES.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        files = [DOCS / name for name in _LINK.findall(line)]
+        if len(cells) == 6 and files:
+            rows.append((cells[0], cells[2], files))
+    return rows
+
+
+@pytest.mark.parametrize("row", rows_with_results(), ids=lambda row: row[2][0].name)
+def test_a_guarantee_says_what_its_results_say(row):
+    _, figure, files = row
+    found = [leaf for path in files for leaf in leaves(json.loads(path.read_text(encoding="utf-8")))]
+    words = re.sub(r"\[[^]]*\]\([^)]*\)", "", figure)
+    decimals = [number for number in _NUMBER.findall(words) if "." in number or "," in number]
+    assert [number for number in decimals if not is_in(number, found)] == []
+
+
+def test_the_comparison_can_say_no():
+    found = leaves({"top1": 0.5539, "counts": {"right": 5539}, "curve": [0.1, 0.2], "note": "1.76 times"})
+    assert all(is_in(shown, found) for shown in ("55.39", "55.4", "5,539", "1.76", "0.55"))
+    assert not any(is_in(shown, found) for shown in ("55.40", "5,540", "1.77", "0.56"))
+    assert _NUMBER.findall("9,989 answers, p99 655 ms, 1.76 times, sha256 a1b2, v2.1") == ["9,989", "655", "1.76"]
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_accuracies_in_the_pages_were_measured(page):
+    """Two decimals and a percent sign are ours; what others report has one."""
+    if page.name in ("log.md", "guarantees.md"):
+        pytest.skip("its figures carry their own command")
+    found = [leaf for path in (DOCS / "results").glob("*.json") for leaf in leaves(json.loads(path.read_text()))]
+    shown = re.findall(r"(\d+\.\d\d) %", page.read_text(encoding="utf-8"))
+    assert [number for number in shown if not is_in(number, found)] == []
+
+
+def test_every_result_says_how_it_was_got():
+    for path in (DOCS / "results").glob("*.json"):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(facts, dict), path.name
+        assert facts.get("command"), f"{path.name}: no command"
+
+
+def test_the_page_on_scaling_is_computed_from_the_measurement():
+    path = DOCS / "results" / "scaling.py"
+    spec = importlib.util.spec_from_file_location("scaling", path)
+    assert spec is not None
+    assert spec.loader is not None
+    scaling = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(scaling)
+    facts = json.loads((DOCS / "results" / "scaling.json").read_text(encoding="utf-8"))
+    page = (DOCS / "scaling.md").read_text(encoding="utf-8")
+    for row in [*scaling.machines_table(facts["images_per_s_alone"]), *scaling.speed_table()]:
+        assert f"{row}\n" in page
+    for seconds in [*facts["median_s"].values(), facts["computed_together_s"]]:
+        assert f"| {seconds} |" in page
+    # By hand: 2 processes send all of 4 bytes x 1,000,000 once, 8 of them 7/4 of it.
+    assert scaling.exchange_s(1_000_000, 2, 32) == pytest.approx(1e-3 + 2 * 50e-6)
+    assert scaling.exchange_s(1_000_000, 8, 32) == pytest.approx(1.75e-3 + 14 * 50e-6)
+    assert scaling.exchange_s(1_000_000, 1, 32) == 0

@@ -1,0 +1,255 @@
+"""One picture explained: what is shown, what the words say of it, the files; any shape and size of picture."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import deepcait
+from deepcait.cli.main import main
+from deepcait.data import Preprocessing, open_image
+from deepcait.errors import ConfigError
+from deepcait.explain import METHODS, picture
+from deepcait.explain.colours import colourise, linear_rgb, scale
+from deepcait.explain.gallery import Entry, gallery
+from tests.explain.test_maps import model_and_images
+from tests.processes.harness import DEMO
+
+SHIP = min((DEMO / "test" / "ship").iterdir())
+
+
+def classifier_of(img_size=32):
+    model, _ = model_and_images(img_size)
+    return deepcait.Classifier(
+        model, classes=["cat", "dog", "owl", "emu", "<b>"], preprocessing=Preprocessing(model.config.img_size)
+    )
+
+
+@pytest.fixture(scope="module")
+def found():
+    return classifier_of((24, 48)).explain(SHIP, methods=METHODS, steps=4, target="owl")
+
+
+# -- what is shown, and the words for it ------------------------------------------------------------------------------
+
+
+def test_maps_are_what_their_words_say(found):
+    assert tuple(found.maps) == METHODS
+    rows_LAT = found.class_attention
+    assert (found.grid, rows_LAT.shape) == ((3, 6), (2, 4, 19))
+    mean = found.maps["class-attention"]
+    np.testing.assert_allclose(mean.values, rows_LAT.mean((0, 1))[1:].reshape(3, 6), rtol=1e-5)
+    assert "Mean of the softmax weights over 2 class blocks and 4 heads; the class stage mixes no heads" in mean.caption
+    own = f"(the class token gave itself {rows_LAT[:, :, 0].mean():.1%})"
+    assert f"The class key is dropped and the rest not rescaled {own}" in mean.caption
+    weighted = found.maps["gradient"]
+    by_hand = found.gradient.clip(min=0).mean((0, 1))[1:].reshape(3, 6)
+    np.testing.assert_allclose(weighted.values, by_hand, rtol=1e-5, atol=1e-7)
+    for word in ('the logit of "owl"', "negative products set to 0", "no head mixing", "class key dropped"):
+        assert word in weighted.caption
+    rolled = found.maps["rollout"]
+    for word in ("after the second head mixing", "half the weight on the skip connection", "are dropped"):
+        assert word in rolled.caption
+    assert rolled.lowest == pytest.approx(rolled.values.min())
+    assert "positive part shown" in found.maps["integrated-gradients"].caption
+    assert found.maps["integrated-gradients"].values.shape == (24, 48)
+    assert "covers one patch at a time" in found.maps["occlusion"].caption
+    for made in found.maps.values():
+        assert made.grid.shape == (3, 6)
+        assert 0 <= made.faithfulness.deletion <= 1
+        # All are compared with the same lots.
+        assert made.faithfulness.random_deletion == mean.faithfulness.random_deletion
+    assert "The class key is dropped" in found.heads_caption
+    assert "Bicubic from 3 x 6 patches" in found.heads_caption
+
+
+def test_the_class_asked_about(found):
+    classifier = classifier_of((24, 48))
+    (answers,) = classifier.predict(SHIP)
+    assert (found.label, found.target) == ("owl", 2)
+    assert found.probability == pytest.approx({one.label: one.probability for one in answers}["owl"], rel=1e-5)
+    first = classifier.explain(SHIP)
+    assert first.label == answers[0].label
+    assert tuple(first.maps) == ("class-attention", "rollout", "gradient")
+    assert first.maps["rollout"].faithfulness is None
+    other = classifier.explain(SHIP, target=0, methods=["gradient"])
+    assert np.abs(other.gradient - found.gradient).max() > 1e-4
+    for wrong in ("owll", 7, -1):
+        with pytest.raises(ConfigError, match="class: expected"):
+            classifier.explain(SHIP, target=wrong)
+    with pytest.raises(ConfigError, match="method: expected one of"):
+        classifier.explain(SHIP, methods=["magic"])
+    with pytest.raises(ConfigError, match="method: expected one of"):
+        first.overlay("occlusion")
+
+
+@pytest.mark.parametrize("img_size", [16, (40, 24), (8, 96), (128, 128)])
+@pytest.mark.parametrize("size", [(1, 1), (700, 31), (31, 700)])
+def test_any_shape_of_picture_and_model(img_size, size):
+    classifier = classifier_of(img_size)
+    image = Image.effect_noise(size, 90).convert("RGB")
+    made = classifier.explain(image)
+    rows, columns = classifier.model.config.grid
+    assert made.grid == (rows, columns)
+    assert made.frame.size == classifier.model.config.img_size[::-1]
+    assert made.heads.shape == (2, 4, rows, columns)
+    sheet = made.head_grid()
+    assert sheet.width >= 5 * 8
+
+
+def test_another_resolution_than_the_stored_one(tmp_path):
+    """Maps of builtin:nano at 48 x 64: positions are resized, rows still sum to 1."""
+    command = ["explain", "builtin:nano", str(SHIP), "--out", str(tmp_path), "--img-size", "48x64", "--steps", "0"]
+    assert main(command) == 0
+    arrays = dict(np.load(tmp_path / "000_00001" / "maps.npz"))
+    assert arrays["class_attention_rows"].shape == (2, 4, 1 + 12 * 16)
+    np.testing.assert_allclose(arrays["class_attention_rows"].sum(-1), 1, atol=1e-5)
+    assert arrays["rollout"].shape == (12, 16)
+    expected = deepcait.load("builtin:nano", img_size=(48, 64))
+    image_1CHW = expected.preprocessing(open_image(SHIP))[None]
+    rows = expected.model.class_attention(image_1CHW)[0].detach()
+    np.testing.assert_allclose(arrays["class_attention_rows"], rows, atol=1e-6)
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_brightest_place_is_the_largest_value():
+    """A map with one large value, at the place where it must appear: rows are rows, columns are columns."""
+    values = np.zeros((3, 6), np.float32)
+    values[2, 1] = 1
+    shown = np.asarray(picture.heat(values, (60, 30))).astype(int)
+    light = shown.sum(-1)
+    y, x = np.unravel_index(light.argmax(), light.shape)
+    assert (y // 10, x // 10) == (2, 1)
+    assert tuple(shown[y, x]) == tuple(scale()[-1])
+    assert tuple(shown[0, -1]) == tuple(scale()[0])
+    flat = np.asarray(picture.heat(np.zeros((2, 2), np.float32), (8, 8)))
+    assert (flat == scale()[0]).all()
+
+
+def test_opacity():
+    frame = Image.new("RGB", (16, 16), (200, 10, 10))
+    values = np.eye(4, dtype=np.float32)
+    grey = np.asarray(frame.convert("L").convert("RGB"))
+    assert np.array_equal(np.asarray(picture.overlay(frame, values, opacity=0)), grey)
+    whole = np.asarray(picture.overlay(frame, values, opacity=1))
+    assert np.array_equal(whole, np.asarray(picture.heat(values, (16, 16))))
+
+
+def test_every_panel_of_the_head_grid_is_its_own(found):
+    sheet = np.asarray(found.head_grid())
+    _, A, _, _ = found.heads.shape
+    panel_px, gap_px, title_px = 144, 8, 18
+    height = picture.fit(found.frame, panel_px).height
+    panels = [
+        sheet[top + title_px : top + title_px + height, left : left + panel_px].tobytes()
+        for top in (gap_px + y * (height + title_px + gap_px) for y in range(2))
+        for left in (gap_px + x * (panel_px + gap_px) for x in range(2 + A))
+    ]
+    assert len(set(panels)) == 2 * (2 + A) - 1  # the photograph stands in both rows
+
+
+def test_colours_are_even_to_the_eye_and_safe():
+    """Lightness grows in equal steps, in grey and for the colour-blind too; no step leaves the screen's colours."""
+    linear = np.where(scale() / 255 <= 0.04045, scale() / 255 / 12.92, ((scale() / 255 + 0.055) / 1.055) ** 2.4)
+    # Machado et al. 2009, complete protanopia, deuteranopia and tritanopia, on linear sRGB; and grey.
+    simulated = {
+        "normal": np.eye(3),
+        "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+        "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    }
+    for name, matrix in simulated.items():
+        luminance = (linear @ np.array(matrix).T).clip(0, 1) @ (0.2126, 0.7152, 0.0722)
+        lightness = 116 * np.cbrt(luminance) - 16
+        # Eight values apart each colour is lighter: rounding to 8 bits leaves single steps uneven.
+        assert (lightness[8:] - lightness[:-8] > 0.5).all(), name
+        assert lightness[-1] - lightness[0] > 65, name
+    ends = np.linspace((0.24, -0.01, -0.105), (0.93, -0.03, 0.15), 256)
+    assert linear_rgb(ends).min() > -1e-3
+    assert linear_rgb(ends).max() < 1 + 1e-3
+    assert np.array_equal(colourise(np.array([-1.0, 0.0, 1.0, 2.0])), scale()[[0, 0, -1, -1]])
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_files_hold_what_was_shown(found, tmp_path):
+    paths = found.save(tmp_path / "deep" / "folder")
+    names = [path.name for path in paths]
+    assert names == ["heads.png", *(f"{method.replace('-', '_')}.png" for method in METHODS), "maps.npz"]
+    for path in paths[:-1]:
+        assert Image.open(path).size[0] >= 360
+    arrays = dict(np.load(paths[-1]))
+    assert set(arrays) == {"class_attention_rows", "gradient_products", "target"} | {
+        method.replace("-", "_") for method in METHODS
+    }
+    np.testing.assert_array_equal(arrays["gradient_products"], found.gradient)
+    assert int(arrays["target"]) == 2
+    assert (arrays["integrated_gradients"] < 0).any()  # signed values are kept
+    image = picture.to_bytes(found.head_grid())
+    assert image == (tmp_path / "deep" / "folder" / "heads.png").read_bytes()
+    assert Image.open(io.BytesIO(image)).format == "PNG"
+
+
+def test_the_page_escapes_what_it_shows(found):
+    entry = Entry(name="<script>x</script>.png", folder="<i>", explanation=found, predictions=[("<b>", 0.5)])
+    page = gallery("<spec>", "<facts>", [entry])
+    for text in ("<script>x", "<i>", "<b>", "<spec>", "<facts>"):
+        assert text not in page.partition("</style>")[2].replace("<i></i>", "")
+    assert "&lt;script&gt;x" in page
+
+
+def test_many_pictures_of_one_name(tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        Image.open(SHIP).save(tmp_path / folder / "same name.png")
+    out = tmp_path / "out"
+    command = ["explain", "builtin:nano", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out), "--json"]
+    assert main([*command, "--steps", "0", "--method", "class-attention", "--class", "3"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [one["class"]["index"] for one in told["images"]] == [3, 3]
+    assert sorted(path.name for path in out.iterdir()) == ["000_same_name", "001_same_name", "index.html"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--steps", "-1"], "--steps: expected 0 or more"),
+        (["--img-size", "32x"], "--img-size"),
+        (["--img-size", "33"], "33"),
+        (["--class", "99"], "class: expected"),
+        (["--figures", "--table", "no.csv"], "no.csv"),
+        (["--table", "no.csv"], "--table: expected --figures beside it"),
+        (["--method", ""], "method"),
+        (["--out", str(SHIP)], "--out: expected a folder"),
+        (["--device", "tpu"], "tpu"),
+    ],
+)
+def test_mistakes_of_the_user(tmp_path, capsys, options, words):
+    command = ["explain", "builtin:nano", str(SHIP), "--out", str(tmp_path / "out"), *options]
+    assert main(command) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert words in said
+    assert "remedy:" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_picture_and_a_broken_one(tmp_path, capsys):
+    (tmp_path / "broken.png").write_bytes(SHIP.read_bytes()[:90])
+    for pictures, words in (
+        ([], "picture"),
+        ([str(tmp_path / "broken.png")], "broken.png"),
+        (["gone.png"], "gone.png"),
+    ):
+        assert main(["explain", "builtin:nano", *pictures, "--out", str(tmp_path / "o")]) == 2
+        assert words in capsys.readouterr().err
+    other = torch.nn.Linear(2, 2)
+    with pytest.raises(ConfigError, match="expected a CaiT, got Linear"):
+        deepcait.explain.maps.unwrap(other)

@@ -1,0 +1,158 @@
+"""Exported files are the model, in programs that know nothing of deepcait; a file that is not the model is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from deepcait.classifier import Classifier
+from deepcait.cli.main import main
+from deepcait.data import Preprocessing
+from deepcait.errors import ConfigError
+from deepcait.inference import export
+from deepcait.inference.export import SUFFIXES, prove, sample_images, write_graph
+from deepcait.inference.fold import fold
+from tests.inference.tiny import SIZES, scrambled, spread_of_difference
+
+# What a user of the file writes; deepcait is not importable there.
+READERS = {
+    "onnx": (
+        "import onnxruntime\nsession = onnxruntime.InferenceSession(path)\n"
+        "run = lambda x: session.run(None, {'images': x})[0]"
+    ),
+    "openvino": (
+        "import openvino\ncompiled = openvino.Core().compile_model(path, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})\n"
+        "run = lambda x: compiled({'images': x})['logits']"
+    ),
+    "pt2": (
+        "import torch\nmodule = torch.export.load(path).module()\n"
+        "run = lambda x: module(torch.from_numpy(x)).detach().numpy()"
+    ),
+}
+VARIANTS = [
+    SIZES,
+    {"embed_dim": 48, "depth": 1, "num_heads": 1, "img_size": (32, 64), "patch_size": 8, "cls_depth": 1},
+    {"embed_dim": 64, "depth": 3, "num_heads": 8, "img_size": 32, "patch_size": 4},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("export")
+    model = scrambled()
+    Classifier(model, classes=list("abcdefg"), preprocessing=Preprocessing((32, 32))).save(place / "model")
+    return place
+
+
+def read_elsewhere(form, path, images_BCHW, tmp_path):
+    """The logits that the plain engine gives in a process of its own, started outside the checkout."""
+    import numpy as np
+
+    np.save(tmp_path / "images.npy", images_BCHW.numpy())
+    program = (
+        "import sys, importlib.util, numpy as np\n"
+        "assert importlib.util.find_spec('deepcait') is None\n"
+        f"path = {str(path)!r}\n{READERS[form]}\n"
+        "images = np.load('images.npy')\n"
+        "np.save('logits.npy', np.concatenate([run(images[:1]), run(images[1:])]))\n"
+        "assert not any(name.split('.')[0] == 'deepcait' for name in sys.modules)\n"
+    )
+    # -P and an empty PYTHONPATH: this checkout is not on the path, and an installed deepcait is taken off it.
+    hide = "import sys; sys.path[:] = [p for p in sys.path if not __import__('os').path.isdir(p + '/deepcait')]\n"
+    hide += "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in getattr(f, '__module__', str(f))]\n"
+    command = [sys.executable, "-P", "-c", hide + program]
+    done = subprocess.run(command, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return torch.from_numpy(np.load(tmp_path / "logits.npy"))
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize("form", READERS)
+@pytest.mark.parametrize("sizes", VARIANTS)
+def test_a_plain_engine_gives_our_logits(form, sizes, tmp_path):
+    model = scrambled(**sizes)
+    path = tmp_path / f"model{SUFFIXES[form]}"
+    write_graph(fold(model), form, path)
+    images_BCHW = sample_images(Preprocessing(model.config.img_size), 4)
+    with torch.no_grad():
+        expected_BK = model(images_BCHW)
+    assert spread_of_difference(read_elsewhere(form, path, images_BCHW, tmp_path), expected_BK) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", READERS)
+def test_the_verb_writes_proves_and_describes(folder, form, tmp_path, capsys):
+    out = tmp_path / "new" / f"pets{SUFFIXES[form]}"
+    assert main(["export", str(folder / "model"), "--to", form, "--out", str(out), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["holds"]
+    assert result["proof"]["batches"] == [1, 3, 8]
+    assert result["proof"]["agreed"] == result["proof"]["num_images"] == 12
+    assert result["proof"]["drift"] < 1e-5
+    beside = json.loads(out.with_suffix(".json").read_text())
+    assert beside["classes"] == list("abcdefg")
+    assert beside["preprocessing"]["input_size"] == [3, 32, 32]
+    assert beside["input"] == {"name": "images", "shape": ["batch", 3, 32, 32], "dtype": "float32"}
+    assert sorted(path.suffix for path in out.parent.iterdir()) == sorted(
+        {".json", SUFFIXES[form], *([".bin"] if form == "openvino" else [])}
+    )
+
+
+def broken_program(model):
+    """The graph of a model in which one weight of one head's mixing is another."""
+    with torch.no_grad():
+        model.blocks[0].mix_w[1, 0] += 0.01
+    return real_program(model)
+
+
+real_program = export.to_program
+
+
+@pytest.mark.slow
+def test_a_broken_graph_is_refused(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "to_program", broken_program)
+    out = tmp_path / "pets.pt2"
+    out.write_text("what was there before")
+    assert main(["export", str(folder / "model"), "--to", "pt2", "--out", str(out)]) == 3
+    assert "does not compute what the model does" in capsys.readouterr().err
+    assert out.read_text() == "what was there before"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.slow
+def test_a_changed_file_does_not_pass(tmp_path):
+    """A finished ONNX file whose weights are tampered with: one of a thousand numbers, by a hundredth."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = scrambled()
+    images_BCHW = sample_images(Preprocessing((32, 32)))
+    path = tmp_path / "model.onnx"
+    write_graph(fold(model), "onnx", path)
+    assert prove(model, "onnx", path, images_BCHW).holds
+    graph = onnx.load(path)
+    largest = max(graph.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = numpy_helper.to_array(largest).copy()
+    values.flat[:: values.size // 4] += 0.05
+    largest.CopyFrom(numpy_helper.from_array(values, largest.name))
+    onnx.save(graph, path)
+    assert not prove(model, "onnx", path, images_BCHW).holds
+
+
+@pytest.mark.parametrize(
+    ("out", "told"),
+    [("pets.xml", "expected a file .onnx"), ("pets", "expected a file .onnx"), (".", "expected a file")],
+)
+def test_a_wrong_place(folder, out, told, capsys):
+    assert main(["export", str(folder / "model"), "--to", "onnx", "--out", out]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_too_few_images(tmp_path):
+    with pytest.raises(ConfigError, match="expected 8 or more, got 2"):
+        prove(scrambled(), "pt2", tmp_path / "model.pt2", torch.zeros(2, 3, 32, 32))

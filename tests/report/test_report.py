@@ -1,0 +1,299 @@
+"""The report of a run: everything named is there, its figures are the model's, and it never harms a training."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import deepcait
+from deepcait.cli.main import main
+from deepcait.report.intervals import wilson
+from deepcait.report.record import read_run
+from deepcait.report.results import choose_mistakes, count_confusion, measure_run, thin_out
+from tests.processes.harness import CLASSES
+from tests.report.reading import addresses, read_page, section
+
+SECTIONS = ["curves", "metrics", "confusion", "mistakes", "data", "recipe", "environment", "repeat"]
+pytestmark = pytest.mark.xdist_group("report")
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return read_page(run / "report.html")
+
+
+@pytest.fixture(scope="module")
+def answers(run, bench):
+    """(label, answer, probability of the answer) of each validation picture, by `predict`."""
+    classifier = deepcait.load(run)
+    paths = sorted((bench.data / "test").rglob("*.png"))
+    return {
+        path.relative_to(bench.data / "test").as_posix(): (path.parent.name, best.label, best.probability)
+        for path, (best, *_) in zip(paths, classifier.predict(paths), strict=True)
+    }
+
+
+def copy_of(run, tmp_path):
+    return shutil.copytree(run, tmp_path / "run")
+
+
+# -- what it shows ----------------------------------------------------------------------------------------------------
+
+
+def test_training_wrote_it_and_said_so(bench, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(bench.train(folder, "--set", "epochs=1", "--json")) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["report"] == str(folder / "report.html")
+    assert f"report:    {folder / 'report.html'}" in said.err
+    assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_every_section_is_there_and_nothing_is_fetched(page):
+    assert [node.attributes["id"] for node in page.find("section")] == SECTIONS
+    links = [node.attributes["href"] for node in page.find("nav")[0].find("a")]
+    assert links == [f"#{name}" for name in SECTIONS]
+    assert all(address.startswith(("data:image/", "#")) for address in addresses(page))
+    assert page.find("script") == page.find("link") == page.find("iframe") == []
+    (policy,) = page.find("meta", http_equiv="") or page.find("meta", **{"http-equiv": "Content-Security-Policy"})
+    assert "default-src 'none'" in policy.attributes["content"]
+    assert "url(" not in page.find("style")[0].text
+    assert all(image.attributes["alt"] for image in page.find("img"))
+
+
+def test_figures_are_those_of_the_model(page, answers, run):
+    right = sum(label == answer for label, answer, _ in answers.values())
+    (row,) = [row for row in section(page, "metrics").find("table")[0].rows() if row[0].startswith("best")]
+    low, high = wilson(right, len(answers))
+    assert row[1:3] == [f"{100 * right / len(answers):.2f} %", f"{100 * low:.2f} to {100 * high:.2f} %"]
+    assert row[-1] == str(len(answers))
+    assert "the same count as during training" in section(page, "metrics").text
+    matrix = section(page, "confusion").find("table")[0].rows()
+    assert matrix[0][1:] == list(CLASSES)
+    for label, *cells in matrix[1:]:
+        counts = [sum((label, answer) == pair[:2] for pair in answers.values()) for answer in CLASSES]
+        assert cells == [str(count) if count else "·" for count in counts]
+
+
+def test_mistakes_are_the_worst_and_the_nearest(page, answers):
+    wrong = {name: found for name, found in answers.items() if found[0] != found[1]}
+    assert wrong
+    cards = section(page, "mistakes").find("figure")
+    names = [card.find("code")[0].text for card in cards]
+    assert len(set(names)) == len(names)
+    shown = [next(name for name in wrong if name.endswith(shown)) for shown in names]
+    worst = max(wrong, key=lambda name: wrong[name][2])
+    assert shown[0] == worst
+    for card, name in zip(cards, shown, strict=True):
+        label, answer, _ = wrong[name]
+        assert card.find("strong")[0].text == f"{label} → {answer}"
+        frame, attention = card.find("img")
+        assert "where the class token looked" in attention.attributes["alt"]
+        assert frame.attributes["src"] != attention.attributes["src"]
+        (truth,) = [bar for bar in card.find("li") if "truth" in (bar.attributes.get("class") or "")]
+        assert truth.text.startswith(label)
+
+
+def test_curves_follow_the_journal(page, run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    charts = {chart.attributes["aria-label"].partition(":")[0]: chart for chart in section(page, "curves").find("svg")}
+    assert set(charts) == {"Loss", "Accuracy", "Learning rate", "Gradient norm", "Speed"}
+    evaluated = [row for row in rows if row["kind"] == "eval"]
+    told = charts["Accuracy"].attributes["aria-label"]
+    assert f"top-1 from {100 * evaluated[0]['top1']:.2f} % to {100 * evaluated[-1]['top1']:.2f} %" in told
+    points = [dot.find("title")[0].text for dot in charts["Accuracy"].find("circle")]
+    for row in evaluated:
+        assert f"top-1, {row['epoch']:g}: {100 * row['top1']:.2f} %" in points
+    for chart in charts.values():
+        _, _, width, height = map(
+            float, chart.attributes["viewBox" if "viewBox" in chart.attributes else "viewbox"].split()
+        )
+        for line in chart.find("polyline"):
+            for x, y in (map(float, point.split(",")) for point in line.attributes["points"].split()):
+                assert 0 <= x <= width
+                assert 0 <= y <= height
+
+
+def test_data_recipe_environment_and_how_to_repeat(page, run, bench):
+    data = section(page, "data").text
+    assert "72 images" in data
+    assert "24 images" in data
+    for row in section(page, "data").find("table")[1].rows()[1:]:
+        assert row[0] in CLASSES
+        assert row[1:3] == ["24", "8"]
+    assert section(page, "recipe").find("pre")[0].text == " ".join((run / "config.yaml").read_text().split())
+    environment = section(page, "environment").text
+    for word in ("python", f"torch {torch.__version__.partition('+')[0]}", "threads", "commit"):
+        assert word in environment
+    assert f"deepcait train --recipe {run / 'config.yaml'} --out" in section(page, "repeat").text
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_the_command_to_repeat_repeats(page, run):
+    """The printed line, run by a shell, makes a run with the same metrics."""
+    line = section(page, "repeat").find("pre")[0].text
+    command = line[line.index("deepcait train") :].removeprefix("deepcait")
+    subprocess.run(f"{sys.executable} -m deepcait{command}", shell=True, check=True, capture_output=True)
+    again = run.with_name(f"{run.name}-again")
+    assert (again / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+
+
+def test_names_cannot_break_the_page(run, bench, tmp_path):
+    """Class and file names that are HTML appear as text."""
+    name = "<img src=x onerror=alert(1)> & \"so\" 'on'"
+    for split in ("train", "test"):
+        shutil.copytree(bench.data / split / CLASSES[0], tmp_path / "data" / split / name)
+        shutil.copytree(bench.data / split / CLASSES[1], tmp_path / "data" / split / "b")
+    options = ["--recipe", str(bench.recipe), "--model", "cait_nano_32", "--set", "epochs=1", "start=random"]
+    options += ["model=cait_nano_32", "shape={patch_size: 8, depth: 1}"]
+    out = tmp_path / "run <b>"
+    assert main(["train", "--data", str(tmp_path / "data"), "--out", str(out), *options]) == 0
+    page = read_page(out / "report.html")
+    assert name in section(page, "data").text
+    assert page.find("h1")[0].text == "run <b>"
+    assert all(image.attributes["src"].startswith("data:image/") for image in page.find("img"))
+
+
+# -- it never harms ---------------------------------------------------------------------------------------------------
+
+
+def test_a_training_does_not_fail_for_want_of_a_page(bench, tmp_path, capsys, monkeypatch):
+    def broken(*_, **__):
+        raise MemoryError("no room for a page")
+
+    monkeypatch.setattr("deepcait.report.write_report", broken)
+    folder = tmp_path / "run"
+    assert main(bench.train(folder, "--set", "epochs=1", "--json")) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["report"] is None
+    assert f"warning: no report was written (MemoryError no room for a page); `deepcait report {folder}`" in said.err
+    monkeypatch.undo()
+    # Gone on with, the finished run gets its page.
+    assert main(bench.train(folder, "--set", "epochs=1", "--resume")) == 0
+    assert (folder / "report.html").exists()
+
+
+def test_a_folder_in_its_place_is_a_warning(bench, tmp_path, capsys):
+    folder = tmp_path / "run"
+    (folder).mkdir()
+    assert main(bench.train(folder, "--set", "epochs=1")) == 0
+    (folder / "report.html").unlink()
+    (folder / "report.html").mkdir()
+    assert main(["report", str(folder)]) == 2
+    assert "report.html" in capsys.readouterr().err
+    from deepcait.cli.console import Console
+    from deepcait.cli.report import write_at_end
+
+    assert write_at_end(folder, Console()) is None
+    assert "warning: no report was written" in capsys.readouterr().err
+
+
+def test_only_the_main_process_writes_it(run, tmp_path, monkeypatch):
+    from deepcait.cli.console import Console
+    from deepcait.cli.report import write_at_end
+
+    folder = copy_of(run, tmp_path)
+    (folder / "report.html").unlink()
+    monkeypatch.setenv("RANK", "1")
+    assert write_at_end(folder, Console()) is None
+    assert not (folder / "report.html").exists()
+
+
+@pytest.mark.process
+def test_it_needs_nothing_of_the_explain_extra(run, tmp_path):
+    """Neither matplotlib nor captum is imported: a training ends with its page where neither is installed."""
+    program = (
+        "import sys; sys.modules['matplotlib'] = sys.modules['captum'] = None\n"
+        "from deepcait.cli.main import main\n"
+        f"sys.exit(main(['report', {str(run)!r}, '--out', {str(tmp_path / 'page.html')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "page.html").exists()
+
+
+def test_gone_pictures_leave_the_rest(run, bench, tmp_path):
+    folder = copy_of(run, tmp_path)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace(str(bench.data), str(tmp_path / "gone")))
+    assert main(["report", str(folder)]) == 0
+    page = read_page(folder / "report.html")
+    assert "could not be asked again" in section(page, "confusion").text
+    assert str(tmp_path / "gone") in section(page, "mistakes").text
+    assert section(page, "curves").find("svg")
+    # Told where they are now, it has everything again.
+    assert main(["report", str(folder), "--data", str(bench.data)]) == 0
+    assert section(read_page(folder / "report.html"), "confusion").find("table")
+
+
+def test_a_run_that_has_just_begun(run, tmp_path):
+    """No evaluation, no model, a half-written row: the page says so."""
+    folder = copy_of(run, tmp_path)
+    for name in ("best", "last", "checkpoints"):
+        shutil.rmtree(folder / name)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join(lines[:2]) + '\n{"kind": "tr')
+    (folder / "status.json").write_text(json.dumps({"state": "running", "step": 2}))
+    assert main(["report", str(folder)]) == 0
+    page = read_page(folder / "report.html")
+    assert "not finished" in page.find("header")[0].text
+    assert "not evaluated yet" in section(page, "metrics").text
+
+
+def test_fewer_images(run, tmp_path):
+    out = tmp_path / "few.html"
+    assert main(["report", str(run), "--images", "12", "--out", str(out)]) == 0
+    text = section(read_page(out), "confusion").text
+    assert text.startswith("Confusion 12 validation images")
+    assert "12 of 24, at even distances" in text
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_choosing_mistakes():
+    probabilities_NK = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.55, 0.45], [0.2, 0.8], [0.99, 0.01]]).double()
+    labels_N = torch.tensor([1, 1, 1, 1, 1])
+    worst, nearest = choose_mistakes(probabilities_NK, labels_N, probabilities_NK.argmax(1), count=2)
+    assert (worst, nearest) == ([4, 0], [2, 1])
+    assert choose_mistakes(probabilities_NK[3:4], labels_N[:1], labels_N[:1]) == ([], [])
+    assert choose_mistakes(probabilities_NK[:1], labels_N[:1], torch.tensor([0])) == ([0], [])
+
+
+def test_counting():
+    counts = count_confusion(torch.tensor([0, 0, 2]), torch.tensor([0, 1, 2]), 3)
+    assert counts.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_thinned_out_at_even_distances(run):
+    source = measure_run(read_run(run), max_images=6)
+    assert (source.num_images, source.total) == (6, 24)
+    assert source.confusion.sum(1).tolist() == [2, 2, 2]
+    assert thin_out(range(5), 5) == range(5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "expected one or two runs"),
+        (["a", "b", "c"], "got 3"),
+        (["nowhere"], "expected a run folder"),
+        (["RUN", "--images", "0"], "--images: expected 1 or more"),
+        (["RUN", "--out", "no/such/folder/x.html"], "no folder no/such/folder"),
+        (["RUN", "--data", "no/such/data", "--device", "tpu"], "tpu"),
+        (["RUN", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_of_the_user(run, capsys, arguments, words):
+    assert main(["report", *(str(run) if word == "RUN" else word for word in arguments)]) == 2
+    said = capsys.readouterr().err
+    assert words in " ".join(said.split())
+    assert "remedy:" in said
+    assert not re.search("Traceback", said)
