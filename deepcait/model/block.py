@@ -54,7 +54,8 @@ def draw_path(branch: Tensor, rate: float) -> Tensor:
 def product_dtype(tokens: Tensor) -> torch.dtype:
     """Return the dtype in which linear layers would compute here: autocast's, or that of the tokens."""
     kind = tokens.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tokens.dtype
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else tokens.dtype
 
 
 _PARTS = (TalkingHeadsAttention, Mlp, nn.LayerNorm, nn.Linear, nn.GELU)

@@ -189,6 +189,11 @@ class CaiT(nn.Module):
         for block in cast("Iterable[LayerScaleBlock]", self.blocks):
             block.attn.lean = enable
 
+    def set_small_memory(self, enable: bool = True) -> None:
+        """Keep the residual stream alone for the backward pass, and compute more there (default: off)."""
+        for block in cast("Iterable[LayerScaleBlock]", self.blocks):
+            block.small = enable
+
     def _tokens(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         patches_BND = self._patches(images_BCHW)
         return self._read(self._first_cls(images_BCHW), patches_BND), patches_BND

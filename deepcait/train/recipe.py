@@ -163,6 +163,8 @@ class Compute:
     channels_last: bool = False
     attention: str = "lean"
     """lean: fast, recomputes what is cheap. plain: the equations as written."""
+    memory: str = "normal"
+    """Of lean. normal: linear layers' outputs wait for the backward pass. small: the residual stream alone does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +235,7 @@ class Recipe:
             "teacher.kind": (self.teacher.kind, ("hard", "soft")),
             "compute.precision": (self.compute.precision, ("fp32", "bf16", "fp16")),
             "compute.attention": (self.compute.attention, ("lean", "plain")),
+            "compute.memory": (self.compute.memory, ("normal", "small")),
         }
         for name, (value, allowed) in one_of.items():
             if value not in allowed:
