@@ -18,7 +18,7 @@ def as_rst(lines: list[str]) -> list[str]:
         heading = _SECTION.match(paragraph[0])
         section = heading[1] if heading else section if paragraph[0].startswith(" ") else ""
         if section in ("Returns", "Yields"):
-            out += [_returned(line) for line in paragraph]
+            out += _returned(paragraph)
         elif section:
             out += map(_marked, paragraph)
         elif paragraph[0].startswith((" ", "|")):
@@ -50,12 +50,18 @@ def _entry(line: str) -> str:
     return f"* ``{name}``:{_marked(meaning)}"
 
 
-def _returned(line: str) -> str:
-    """One of several things returned, as an item of a list; napoleon would take its name for a type."""
-    text = line.strip()
-    if line.startswith("    ") and not line.startswith("     ") and _ENTRY.match(text):
-        return f"    {_entry(text)}"
-    return _marked(f"  {line}" if line.startswith("     ") else line)
+def _returned(paragraph: list[str]) -> list[str]:
+    """Things returned: napoleon would take a name for a type, so named ones become items of a list."""
+    out, in_list = [], False
+    for line in paragraph:
+        text = line.strip()
+        is_entry = line.startswith("    ") and line[4:5] != " " and bool(_ENTRY.match(text))
+        in_list = in_list or is_entry
+        if is_entry:
+            out.append(f"    {_entry(text)}")
+        else:
+            out.append(f"      {_marked(text)}" if in_list else _marked(line))
+    return out
 
 
 def _prose(paragraph: list[str]) -> list[str]:

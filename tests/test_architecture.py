@@ -33,8 +33,8 @@ STOREY = {
 # Inside a room a file imports only from files before it. A room's __init__ comes after all of them.
 ORDER = {
     "model": [
-        "variants", "alternatives", "embedding", "products", "lean", "branches", "attention", "block", "cait", "trace",
-        "ablation_init",
+        "variants", "alternatives", "embedding", "lean", "products", "branches", "attention", "block", "cait",
+        "trace", "ablation_init",
         "ablation", "convnet", "networks",
     ],
     "weights": [
@@ -62,7 +62,7 @@ ORDER = {
         "layers", "figures",
     ],
     "report": ["intervals", "record", "results", "charts", "parts", "page", "compare"],
-    "bench": ["peers", "data"],
+    "bench": ["peers", "data", "clock", "limit", "memory", "inference"],
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
     "cli": [

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from deepcait.model.attention import ClassAttention, TalkingHeadsAttention
-from deepcait.model.branches import NORM_EPS, attention_branch, mlp_branch
+from deepcait.model.branches import attention_branch, mlp_branch
+
+NORM_EPS = 1e-6
 
 
 class Mlp(nn.Module):
@@ -42,23 +44,13 @@ def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
     """
     if not training or rate == 0.0:
         return branch
-    return branch * draw_path(branch, rate)
+    return branch * draw_keep(branch, rate)
 
 
-def draw_path(branch: Tensor, rate: float) -> Tensor:
-    """Return the factor of each image's branch, (B, 1, ...): 0, or 1 / (1 - rate)."""
+def draw_keep(branch: Tensor, rate: float) -> Tensor:
+    """Draw the factor of each image's branch, (B, 1, ...): 0, or 1 / (1 - rate)."""
     keep = 1.0 - rate
     return branch.new_empty(branch.shape[0], *(1,) * (branch.ndim - 1)).bernoulli_(keep).div_(keep)
-
-
-def product_dtype(tokens: Tensor) -> torch.dtype:
-    """Return the dtype in which linear layers would compute here: autocast's, or that of the tokens."""
-    kind = tokens.device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if on else tokens.dtype
-
-
-_PARTS = (TalkingHeadsAttention, Mlp, nn.LayerNorm, nn.Linear, nn.GELU)
 
 
 class LayerScaleBlock(nn.Module):
@@ -81,56 +73,43 @@ class LayerScaleBlock(nn.Module):
         super().__init__()
         self.layer_scale_init = layer_scale_init
         self.drop_path_rate = drop_path_rate
+        self.small_memory = False
         self.gamma_1 = nn.Parameter(torch.empty(embed_dim))
         self.gamma_2 = nn.Parameter(torch.empty(embed_dim))
         self.norm1 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.attn = TalkingHeadsAttention(embed_dim, num_heads)
         self.norm2 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.mlp = Mlp(embed_dim, hidden_dim)
-        self.small = False
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """Return patch tokens (B, N, D) for patch tokens (B, N, D).
 
-        While gradients are recorded each branch is one operator that keeps little (`branches.py`), unless the
-        attention's `lean` is off or somebody changed a part of the block.
+        By the lean path, unless the attention's `lean` is off or the model is being exported.
         """
-        if self.attn.lean and torch.is_grad_enabled() and self._is_original():
-            dtype = product_dtype(tokens_BND)
-            if dtype != torch.float16:  # gamma times a weight would fall below its smallest number
-                return self._mlp_branch(self._attention_branch(tokens_BND.contiguous(), dtype), dtype)
+        if self.attn.lean and not torch.compiler.is_exporting():
+            return self._lean(tokens_BND)
         return self.add_mlp(self.add_attention(tokens_BND, self.attn(self.norm1(tokens_BND))))
 
-    def _attention_branch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        attn, norm = self.attn, self.norm1
-        # The softmax cancels proj_l's bias; it takes part so that its gradient is zero and not missing.
-        bias_w = attn.proj_w.bias + 0.0 * attn.proj_l.bias.sum()
-        out, _, _ = attention_branch(
-            x, norm.weight, norm.bias, attn.qkv.weight, attn.qkv.bias, attn.proj_l.weight, attn.proj_w.weight,
-            bias_w, attn.proj.weight, attn.proj.bias, self.gamma_1, self._keep(x), dtype, self.small,
-        )  # fmt: skip
-        return out
+    def _lean(self, x_BND: Tensor) -> Tensor:
+        """The same by two operators that keep little for the backward pass; see `branches.py`."""
+        attn, mlp, dtype = self.attn, self.mlp, _product_dtype(x_BND)
+        norm = self.norm1.weight, self.norm1.bias
+        qkv = attn.qkv.weight, attn.qkv.bias
+        heads = attn.proj_l.weight, attn.proj_w.weight, attn.proj_w.bias
+        # The softmax cancels the first mixing's bias; it takes part so that its gradient is zero and not missing.
+        last = attn.proj.weight, attn.proj.bias + 0.0 * attn.proj_l.bias.sum(), self.gamma_1
+        x_BND = x_BND.contiguous()
+        how = self._keep(x_BND), self.norm1.eps, dtype, self.small_memory
+        x_BND, *_ = attention_branch(x_BND, *norm, *qkv, *heads, *last, *how)
+        norm = self.norm2.weight, self.norm2.bias
+        layers = mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias, self.gamma_2
+        how = self._keep(x_BND), self.norm2.eps, dtype, self.small_memory
+        x_BND, *_ = mlp_branch(x_BND, *norm, *layers, *how)
+        return x_BND
 
-    def _mlp_branch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        norm, fc1, fc2 = self.norm2, self.mlp.fc1, self.mlp.fc2
-        out, _ = mlp_branch(
-            x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.gamma_2, self._keep(x), dtype,
-            self.small,
-        )  # fmt: skip
-        return out
-
-    def _keep(self, x: Tensor) -> Tensor | None:
-        return draw_path(x, self.drop_path_rate) if self.training and self.drop_path_rate else None
-
-    def _is_original(self) -> bool:
-        """Whether every part is what `__init__` made, with nobody listening: an adapter or a hook must be heard."""
-        if torch.compiler.is_exporting():
-            return False  # an exported program shall hold standard operators only
-        return all(
-            type(part) in _PARTS and not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks)
-            for part in self.modules()
-            if part is not self
-        )
+    def _keep(self, x_BND: Tensor) -> Tensor | None:
+        drops = self.training and self.drop_path_rate > 0.0
+        return draw_keep(x_BND, self.drop_path_rate) if drops else None
 
     def add_attention(self, tokens_BND: Tensor, read_BND: Tensor) -> Tensor:
         """Add what the attention read to the residual stream."""
@@ -178,3 +157,10 @@ class ClassAttentionBlock(nn.Module):
         read_B1D, weights_BA1T = self.attn.attend(tokens_BTD)
         cls_B1D = cls_B1D + self.gamma_1 * read_B1D
         return cls_B1D + self.gamma_2 * self.mlp(self.norm2(cls_B1D)), weights_BA1T
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The type of the products: autocast's where it is on (it leaves float64 alone), else the tensor's own."""
+    device = x.device.type
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on and x.dtype != torch.float64 else x.dtype

@@ -3,125 +3,143 @@
     attention:  x + keep gamma_1 (W_o heads(W_qkv norm(x) + b_qkv) + b_o)
     MLP:        x + keep gamma_2 (W_2 gelu(W_1 norm(x) + b_1) + b_2)
 
-Kept for the backward pass: x, and what a linear layer made: queries, keys, values and what the heads read; the
-hidden layer before its GELU. Computed again: the norm, GELU, the attention maps. `small` keeps x alone. LayerScale
-keeps nothing: with g the gradient of the branch's end and a what the last linear layer reads,
+Kept for the backward pass: x, the norm's statistics, and what a linear layer made (queries, keys, values and what
+the heads read; the hidden layer before its GELU). Computed again: normalised tokens, GELU, attention maps. With
+`small`, x and the statistics alone are kept. LayerScale keeps nothing: its gradient follows from the weight's,
 
-    d W = gamma (g' a),    d b = gamma sum(g),    d gamma = W . (g' a) + b sum(g)    channel by channel
+    d gamma = sum over inputs of W * (g' a) + b * sum of g,    d W = gamma (g' a)
 
-`block.py` has the equations a line at a time; parity tests hold the two together.
+where g is the gradient of the block's output and a what the last linear layer reads. `block.py` has the equations
+a line at a time; parity tests hold the two together.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from deepcait.model.lean import heads_backward_flops, heads_flops, read_heads, read_heads_backward, unaided
+from deepcait.model.lean import read_heads, read_heads_backward, unaided
 from deepcait.model.products import linear, linear_backward
 
-NORM_EPS = 1e-6
+# How many parameters follow x in the arguments of each branch.
+_MLP_PARAMETERS, _ATTENTION_PARAMETERS = 7, 10
+
+
+class _Norm(NamedTuple):
+    """Normalised tokens in the dtype of the products, and the statistics that give them again."""
+
+    tokens: Tensor
+    mean: Tensor
+    rstd: Tensor
 
 
 @torch.library.custom_op("deepcait::mlp_branch", mutates_args=())
 def mlp_branch(
     x: Tensor, norm_w: Tensor, norm_b: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor,
-    keep: Tensor | None, dtype: torch.dtype, small: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return x plus the MLP's branch, (B, N, D), and the hidden layer before its GELU, (B, N, hidden) or empty.
+    keep: Tensor | None, eps: float, dtype: torch.dtype, small: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return x plus the MLP's branch, (B, N, D), then what the backward pass wants: mean, rstd, hidden.
 
     Args:
         x: (B, N, D), the residual stream; the parameters follow in the order of the equation.
         keep: (B, 1, 1), factor of each image's branch (stochastic depth); None is 1.
+        eps: of the norm.
         dtype: of the products.
         small: keep no hidden layer.
     """
     with unaided(x):
-        tokens, _, _ = _normalise(x, norm_w, norm_b, dtype)
-        hidden = linear(tokens, w1.to(dtype), b1.to(dtype))
+        norm = _normalise(x, norm_w, norm_b, eps, dtype)
+        hidden = linear(norm.tokens, w1.to(dtype), b1.to(dtype))
         branch = linear(F.gelu(hidden), w2.to(dtype), b2.to(dtype))
-        return _add(x, branch, gamma, keep), _nothing(hidden) if small else hidden
+        return _add(x, branch, gamma, keep), norm.mean, norm.rstd, _nothing(hidden) if small else hidden
 
 
 @torch.library.custom_op("deepcait::mlp_branch_backward", mutates_args=())
 def mlp_branch_backward(
     grad: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
-    gamma: Tensor, keep: Tensor | None, hidden: Tensor, dtype: torch.dtype, train: bool,
+    gamma: Tensor, keep: Tensor | None, mean: Tensor, rstd: Tensor, hidden: Tensor, eps: float, dtype: torch.dtype,
+    train: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Return the gradient for x, then (if `train`) those for the seven parameters."""
     with unaided(x):
-        tokens, mean, rstd = _normalise(x, norm_w, norm_b, dtype)
+        tokens = _normalise(x, norm_w, norm_b, eps, dtype).tokens
         if not hidden.numel():
             hidden = linear(tokens, w1.to(dtype), b1.to(dtype))
-        grad_read, last = _last_layer_backward(grad, keep, F.gelu(hidden), w2, b2, gamma, train)
+        read = F.gelu(hidden)
+        grad_branch = (grad if keep is None else grad * keep).to(dtype)
+        grad_read, last = _last_layer_backward(grad_branch, read, w2, b2, gamma, train)
         grad_hidden = torch.ops.aten.gelu_backward.grad_input(grad_read, hidden, grad_input=grad_read)
         grad_tokens, grad_w1, grad_b1 = linear_backward(grad_hidden, tokens, w1.to(dtype), wants_weight=train)
-        grad_x, norms = _normalise_backward(grad, grad_tokens, x, mean, rstd, norm_w, norm_b, train)
-        return [grad_x, *norms, grad_w1.to(w1.dtype), grad_b1.to(b1.dtype), *last] if train else [grad_x]
+        grad_x, norm_grads = _normalise_backward(grad, grad_tokens, x, mean, rstd, norm_w, norm_b, train)
+        return [grad_x, *norm_grads, grad_w1.to(w1.dtype), grad_b1.to(b1.dtype), *last] if train else [grad_x]
 
 
 @torch.library.custom_op("deepcait::attention_branch", mutates_args=())
 def attention_branch(
     x: Tensor, norm_w: Tensor, norm_b: Tensor, w_qkv: Tensor, b_qkv: Tensor, mix_l: Tensor, mix_w: Tensor,
-    bias_w: Tensor, w_o: Tensor, b_o: Tensor, gamma: Tensor, keep: Tensor | None, dtype: torch.dtype, small: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return x plus the attention's branch, (B, N, D); qkv (B, N, 3 D) and what the heads read (B, N, D), or empty.
+    bias_w: Tensor, w_o: Tensor, b_o: Tensor, gamma: Tensor, keep: Tensor | None, eps: float, dtype: torch.dtype,
+    small: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return x plus the attention's branch, (B, N, D), then what the backward pass wants: mean, rstd, qkv, read.
 
     Args:
         x: (B, N, D), the residual stream; the parameters follow in the order of the equation.
         mix_l, mix_w, bias_w: of the head mixings; see `read_heads`.
         keep: (B, 1, 1), factor of each image's branch (stochastic depth); None is 1.
+        eps: of the norm.
         dtype: of the products.
         small: keep neither qkv nor read.
     """
     with unaided(x):
-        tokens, _, _ = _normalise(x, norm_w, norm_b, dtype)
-        qkv = linear(tokens, w_qkv.to(dtype), b_qkv.to(dtype))
+        norm = _normalise(x, norm_w, norm_b, eps, dtype)
+        qkv = linear(norm.tokens, w_qkv.to(dtype), b_qkv.to(dtype))
         read = read_heads(qkv, mix_l, mix_w, bias_w)
         out = _add(x, linear(read, w_o.to(dtype), b_o.to(dtype)), gamma, keep)
-        return (out, _nothing(qkv), _nothing(read)) if small else (out, qkv, read)
+        kept = (_nothing(qkv), _nothing(read)) if small else (qkv, read)
+        return out, norm.mean, norm.rstd, *kept
 
 
 @torch.library.custom_op("deepcait::attention_branch_backward", mutates_args=())
 def attention_branch_backward(
     grad: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, w_qkv: Tensor, b_qkv: Tensor, mix_l: Tensor,
-    mix_w: Tensor, bias_w: Tensor, w_o: Tensor, b_o: Tensor, gamma: Tensor, keep: Tensor | None, qkv: Tensor,
-    read: Tensor, dtype: torch.dtype, train: bool,
+    mix_w: Tensor, bias_w: Tensor, w_o: Tensor, b_o: Tensor, gamma: Tensor, keep: Tensor | None, mean: Tensor,
+    rstd: Tensor, qkv: Tensor, read: Tensor, eps: float, dtype: torch.dtype, train: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Return the gradient for x, then (if `train`) those for the ten parameters."""
     with unaided(x):
-        tokens, mean, rstd = _normalise(x, norm_w, norm_b, dtype)
+        tokens = _normalise(x, norm_w, norm_b, eps, dtype).tokens
         if not qkv.numel():
             qkv = linear(tokens, w_qkv.to(dtype), b_qkv.to(dtype))
-            read = read_heads(qkv, mix_l, mix_w, bias_w) if train else tokens
-        grad_read, last = _last_layer_backward(grad, keep, read, w_o, b_o, gamma, train)
+            read = read_heads(qkv, mix_l, mix_w, bias_w) if train else read
+        grad_branch = (grad if keep is None else grad * keep).to(dtype)
+        grad_read, last = _last_layer_backward(grad_branch, read, w_o, b_o, gamma, train)
         grad_qkv, *mixings = read_heads_backward(grad_read, qkv, mix_l, mix_w, bias_w)
         grad_tokens, grad_w, grad_b = linear_backward(grad_qkv, tokens, w_qkv.to(dtype), wants_weight=train)
-        grad_x, norms = _normalise_backward(grad, grad_tokens, x, mean, rstd, norm_w, norm_b, train)
+        grad_x, norm_grads = _normalise_backward(grad, grad_tokens, x, mean, rstd, norm_w, norm_b, train)
         if not train:
             return [grad_x]
-        return [grad_x, *norms, grad_w.to(w_qkv.dtype), grad_b.to(b_qkv.dtype), *mixings, *last]
+        return [grad_x, *norm_grads, grad_w.to(w_qkv.dtype), grad_b.to(b_qkv.dtype), *mixings, *last]
 
 
-# -- the parts both share ---------------------------------------------------------------------------------------------
-
-
-def _normalise(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised tokens in the dtype of the products, mean and reciprocal deviation of each."""
-    tokens, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, NORM_EPS)
-    return tokens.to(dtype), mean, rstd
+def _normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> _Norm:
+    # In the backward pass once more, statistics and all: one pass, while arithmetic on kept ones would be three.
+    tokens, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
+    return _Norm(tokens.to(dtype), mean, rstd)
 
 
 def _normalise_backward(
     grad: Tensor, grad_tokens: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, train: bool
-) -> tuple[Tensor, list[Tensor]]:
-    """The stream's own gradient plus the branch's through the norm; the gradients of the norm's two parameters."""
-    grad_x, *norms = torch.ops.aten.native_layer_norm_backward(
-        grad_tokens.to(x.dtype), x, weight.shape, mean, rstd, weight, bias, [True, train, train]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The stream's own gradient plus the branch's through the norm, and the norm's parameters' gradients."""
+    wants = [True, train, train]
+    grad_x, *norm_grads = torch.ops.aten.native_layer_norm_backward(
+        grad_tokens.to(x.dtype), x, weight.shape, mean, rstd, weight, bias, wants
     )
-    return grad_x.add_(grad), norms
+    return grad_x.add_(grad), tuple(norm_grads)
 
 
 def _add(x: Tensor, branch: Tensor, gamma: Tensor, keep: Tensor | None) -> Tensor:
@@ -130,96 +148,104 @@ def _add(x: Tensor, branch: Tensor, gamma: Tensor, keep: Tensor | None) -> Tenso
 
 
 def _last_layer_backward(
-    grad: Tensor, keep: Tensor | None, read: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, train: bool
+    grad_branch: Tensor, read: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, train: bool
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Gradient for what the last linear layer reads; for its weight, its bias and gamma.
+    """Gradient for what the last linear layer reads, then for its weight, its bias and gamma.
 
-    gamma is laid into the weight, a small matrix, rather than into the tokens.
+    `grad_branch` comes from before LayerScale: gamma is laid into the weight, a matrix, rather than into the tokens.
     """
-    grad = (grad if keep is None else grad * keep).to(read.dtype)
     scaled = (gamma[:, None] * weight).to(read.dtype)
-    grad_read, outer, sums = linear_backward(grad, read, scaled, wants_weight=train)
+    grad_read, outer, sums = linear_backward(grad_branch, read, scaled, wants_weight=train)
     if not train:
         return grad_read, ()
     outer, sums = outer.to(weight.dtype), sums.to(weight.dtype)
-    return grad_read, (gamma[:, None] * outer, gamma * sums, (weight * outer).sum(1) + bias * sums)
+    grad_gamma = (weight * outer).sum(1) + bias * sums
+    return grad_read, (gamma[:, None] * outer, gamma * sums, grad_gamma)
 
 
 def _nothing(tensor: Tensor) -> Tensor:
     return tensor.new_empty(0)
 
 
-# -- what PyTorch wants to know of an operator ------------------------------------------------------------------------
-
-
 @mlp_branch.register_fake
-def _(x, norm_w, norm_b, w1, b1, w2, b2, gamma, keep, dtype, small):
-    hidden = x.new_empty(0 if small else (*x.shape[:-1], len(w1)), dtype=dtype)
-    return torch.empty_like(x), hidden
+def _(x, norm_w, norm_b, w1, b1, w2, b2, gamma, keep, eps, dtype, small):
+    rows = x.shape[:-1]
+    hidden = x.new_empty(0 if small else (*rows, len(b1)), dtype=dtype)
+    return torch.empty_like(x), *_fake_statistics(x), hidden
 
 
 @attention_branch.register_fake
-def _(x, norm_w, norm_b, w_qkv, b_qkv, mix_l, mix_w, bias_w, w_o, b_o, gamma, keep, dtype, small):
-    qkv = x.new_empty(0 if small else (*x.shape[:-1], len(w_qkv)), dtype=dtype)
-    return torch.empty_like(x), qkv, x.new_empty(0 if small else x.shape, dtype=dtype)
+def _(x, norm_w, norm_b, w_qkv, b_qkv, mix_l, mix_w, bias_w, w_o, b_o, gamma, keep, eps, dtype, small):
+    rows = x.shape[:-1]
+    qkv = x.new_empty(0 if small else (*rows, len(b_qkv)), dtype=dtype)
+    read = x.new_empty(0 if small else (*rows, len(b_qkv) // 3), dtype=dtype)
+    return torch.empty_like(x), *_fake_statistics(x), qkv, read
 
 
 @mlp_branch_backward.register_fake
 def _(grad, x, *rest):
-    *parameters, _keep, _hidden, _dtype, train = rest
-    return [torch.empty_like(tensor) for tensor in ((x, *parameters) if train else (x,))]
+    parameters, train = rest[:_MLP_PARAMETERS], rest[-1]
+    return [torch.empty_like(x), *(torch.empty_like(p) for p in parameters)] if train else [torch.empty_like(x)]
 
 
 @attention_branch_backward.register_fake
 def _(grad, x, *rest):
-    *parameters, _keep, _qkv, _read, _dtype, train = rest
-    return [torch.empty_like(tensor) for tensor in ((x, *parameters) if train else (x,))]
+    parameters, train = rest[:_ATTENTION_PARAMETERS], rest[-1]
+    return [torch.empty_like(x), *(torch.empty_like(p) for p in parameters)] if train else [torch.empty_like(x)]
+
+
+def _fake_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(x.dtype, torch.float32) if x.device.type != "cpu" else x.dtype
+    return x.new_empty(*x.shape[:-1], 1, dtype=dtype), x.new_empty(*x.shape[:-1], 1, dtype=dtype)
 
 
 def _save(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.dtype, _small = inputs
+    *tensors, ctx.eps, ctx.dtype, _ = inputs
     _, *kept = output
     ctx.mark_non_differentiable(*kept)
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *kept)
+    # Frozen weights need no gradients: their products are left out.
+    ctx.train = any(ctx.needs_input_grad[1:-3])
 
 
-def _backward_of(operator):
-    def backward(ctx, grad: Tensor | None, *_: object) -> tuple:
-        num_inputs = len(ctx.needs_input_grad)
-        if grad is None:
-            return (None,) * num_inputs
-        train = any(ctx.needs_input_grad[1:])
-        grads = operator(grad.contiguous(), *ctx.saved_tensors, ctx.dtype, train)
-        return (*grads, *(None,) * (num_inputs - len(grads)))
+def _backward_of(operator, num_parameters: int):
+    def backward(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        grads = operator(grad.contiguous(), *ctx.saved_tensors, ctx.eps, ctx.dtype, ctx.train)
+        of_parameters = grads[1:] if ctx.train else [None] * num_parameters
+        return grads[0], *of_parameters, None, None, None, None  # none for keep, eps, dtype, small
 
     return backward
 
 
-mlp_branch.register_autograd(_backward_of(mlp_branch_backward), setup_context=_save)
-attention_branch.register_autograd(_backward_of(attention_branch_backward), setup_context=_save)
-
-
-def _products(x_shape: list[int], *layers: list[int]) -> int:
-    """Floating-point operations of linear layers over all tokens."""
-    return sum(2 * x_shape[0] * x_shape[1] * layer[0] * layer[1] for layer in layers)
+mlp_branch.register_autograd(_backward_of(mlp_branch_backward, _MLP_PARAMETERS), setup_context=_save)
+attention_branch.register_autograd(_backward_of(attention_branch_backward, _ATTENTION_PARAMETERS), setup_context=_save)
 
 
 @register_flop_formula(torch.ops.deepcait.mlp_branch)
-def _(x, norm_w, norm_b, w1, b1, w2, *_: object, **__: object) -> int:
-    return _products(x, w1, w2)
+def _(x_shape: list[int], norm_w: object, norm_b: object, w1_shape: list[int], *_: object, **__: object) -> int:
+    """Two products of the width and the hidden width."""
+    (B, N, D), hidden = x_shape, w1_shape[0]
+    return 2 * B * N * 2 * D * hidden
 
 
 @register_flop_formula(torch.ops.deepcait.mlp_branch_backward)
-def _(grad, x, norm_w, norm_b, w1, b1, w2, *_: object, **__: object) -> int:
-    return 2 * _products(x, w1, w2)
+def _(grad: object, x_shape: list[int], norm_w: object, norm_b: object, w1_shape: list[int], *_, **__) -> int:
+    """Each product twice more: for what comes in and for the weight."""
+    (B, N, D), hidden = x_shape, w1_shape[0]
+    return 2 * B * N * 4 * D * hidden
 
 
 @register_flop_formula(torch.ops.deepcait.attention_branch)
-def _(x, norm_w, norm_b, w_qkv, b_qkv, mix_l, mix_w, bias_w, w_o, *_: object, **__: object) -> int:
-    return _products(x, w_qkv, w_o) + heads_flops(x[0], x[1], x[2], mix_l[0])
+def _(x_shape: list[int], nw: object, nb: object, qkv: object, bq: object, mix: list[int], *_, **__) -> int:
+    """Four products of the width, two with the heads' width, two mixings: what the plain path is counted as."""
+    (B, N, D), A = x_shape, mix[0]
+    return 2 * B * N * (4 * D * D + N * (2 * D + 2 * A * A))
 
 
 @register_flop_formula(torch.ops.deepcait.attention_branch_backward)
-def _(grad, x, norm_w, norm_b, w_qkv, b_qkv, mix_l, mix_w, bias_w, w_o, *_: object, **__: object) -> int:
-    return 2 * _products(x, w_qkv, w_o) + heads_backward_flops(x[0], x[1], x[2], mix_l[0])
+def _(
+    grad: object, x_shape: list[int], nw: object, nb: object, qkv: object, bq: object, mix: list[int], *_, **__
+) -> int:
+    """The maps once more (one product, two mixings), then every product and mixing twice."""
+    (B, N, D), A = x_shape, mix[0]
+    return 2 * B * N * (8 * D * D + N * (5 * D + 6 * A * A))

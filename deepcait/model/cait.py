@@ -190,9 +190,9 @@ class CaiT(nn.Module):
             block.attn.lean = enable
 
     def set_small_memory(self, enable: bool = True) -> None:
-        """Keep the residual stream alone for the backward pass, and compute more there (default: off)."""
+        """Keep only the residual stream for the backward pass of the lean path and compute the rest again."""
         for block in cast("Iterable[LayerScaleBlock]", self.blocks):
-            block.small = enable
+            block.small_memory = enable
 
     def _tokens(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         patches_BND = self._patches(images_BCHW)

@@ -193,9 +193,6 @@ class ConvNet(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Do nothing: the network is small."""
 
-    def set_small_memory(self, enable: bool = True) -> None:
-        """There is no such choice here."""
-
     def set_lean_attention(self, enable: bool = True) -> None:
         """Do nothing: there is no attention."""
 

@@ -102,26 +102,18 @@ def _(grad_BND: Tensor, qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bi
     return tuple(torch.empty_like(tensor) for tensor in (qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A))
 
 
-def heads_flops(B: int, N: int, D: int, A: int) -> int:
-    """Floating-point operations of `read_heads`: two products with the heads' width and two mixings."""
-    return 2 * B * N * N * (2 * D + 2 * A * A)
-
-
-def heads_backward_flops(B: int, N: int, D: int, A: int) -> int:
-    """The maps once more (one product, two mixings), then four products and four mixings."""
-    return 2 * B * N * N * (5 * D + 6 * A * A)
-
-
 @register_flop_formula(torch.ops.deepcait.talking_heads)
 def _(qkv_shape: list[int], mix_shape: list[int], *_: object, **__: object) -> int:
+    """Two products with the heads' width and two mixings: what the plain path is counted as."""
     (B, N, width), A = qkv_shape, mix_shape[0]
-    return heads_flops(B, N, width // 3, A)
+    return 2 * B * N * N * (2 * width // 3 + 2 * A * A)
 
 
 @register_flop_formula(torch.ops.deepcait.talking_heads_backward)
 def _(_grad_shape: list[int], qkv_shape: list[int], mix_shape: list[int], *_: object, **__: object) -> int:
+    """The maps once more (one product, two mixings), then four products and four mixings."""
     (B, N, width), A = qkv_shape, mix_shape[0]
-    return heads_backward_flops(B, N, width // 3, A)
+    return 2 * B * N * N * (5 * width // 3 + 6 * A * A)
 
 
 def _save(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -7,8 +7,6 @@ twice as fast (figures: docs/log.md); elsewhere the two are alike. Other types a
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,8 +26,8 @@ def linear(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
 
 def linear_backward(
     grad: Tensor, rows: Tensor, weight_OI: Tensor, *, wants_weight: bool = True
-) -> tuple[Tensor, Any, Any]:
-    """Return the gradients of `linear` for rows, weight and bias; the latter two None unless `wants_weight`.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of `linear` for rows, weight and bias; empty ones for the last two where not wanted.
 
     Args:
         grad: (..., O), contiguous. rows: (..., I), contiguous. weight_OI: the weight that `linear` took.
@@ -42,12 +40,16 @@ def linear_backward(
             *given, [len(weight_OI)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, wants
         )
         grad_rows = grad_rows.permute(0, 2, 3, 1).reshape(rows.shape)
-        return grad_rows, grad_weight.flatten(1) if wants_weight else None, grad_bias
+        return (grad_rows, grad_weight.flatten(1), grad_bias) if wants_weight else (grad_rows, *_nothing(grad))
     grad_rows = grad @ weight_OI
     if not wants_weight:
-        return grad_rows, None, None
+        return grad_rows, *_nothing(grad)
     flat = grad.flatten(0, -2)
     return grad_rows, flat.t() @ rows.flatten(0, -2), flat.sum(0)
+
+
+def _nothing(grad: Tensor) -> tuple[Tensor, Tensor]:
+    return grad.new_empty(0), grad.new_empty(0)
 
 
 def _images(rows: Tensor) -> int:

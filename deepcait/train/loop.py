@@ -78,7 +78,8 @@ class Trainer:
         freeze(job.model, recipe.train)
         job.model.set_grad_checkpointing(recipe.compute.grad_checkpointing)
         job.model.set_lean_attention(recipe.compute.attention == "lean")
-        job.model.set_small_memory(recipe.compute.memory == "small")
+        if isinstance(job.model, CaiT):
+            job.model.set_small_memory(recipe.compute.memory == "small")
         if recipe.compute.channels_last:
             job.model.to(memory_format=torch.channels_last)
         self.average = WeightAverage(job.model, recipe.ema) if recipe.ema.decay else None

@@ -164,7 +164,8 @@ class Compute:
     attention: str = "lean"
     """lean: fast, recomputes what is cheap. plain: the equations as written."""
     memory: str = "normal"
-    """Of lean. normal: linear layers' outputs wait for the backward pass. small: the residual stream alone does."""
+    """Of the lean path. normal: keeps what linear layers made. small: keeps the residual stream alone, and computes the
+    rest of a block again in the backward pass; the same bits."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,6 +47,7 @@ _FREE_ON_RESUME = (
     "compute.device",
     "compute.compile",
     "compute.grad_checkpointing",
+    "compute.memory",
     "compute.channels_last",
     "data.num_workers",
     "data.on_error",

@@ -69,6 +69,7 @@ def test_with_the_papers_own_options_it_is_cait_bit_for_bit():
     images = some_images(config, 4, dtype=torch.float32)
     for model in (cait, other):
         model.load_state_dict(wild)
+        model.set_lean_attention(False)  # the lean path has whole branches as operators, which round otherwise
     for mode in (True, False):
         answers = []
         for model in (cait.train(mode), other.train(mode)):

@@ -58,11 +58,15 @@ def test_plan_and_training_agree_on_the_network(assignment):
 
 def test_without_the_sections_the_network_and_its_first_weights_are_as_before():
     """What decides the bits: the class, the draws, the configuration. A section full of the paper's own words too."""
-    recipe = load_recipe("scratch_32")
+    # The sizes that cait_nano_32 had then.
+    before = ["shape={embed_dim: 96, depth: 12}"]
+    recipe = load_recipe("scratch_32", before)
     found = start_model(recipe, [str(i) for i in range(10)], lambda line: None)
     assert type(found.model) is CaiT
     assert type(found.model.config) is CaiTConfig
-    said = load_recipe("scratch_32", ["ablation={residual: layerscale, pre_norm: true, class_token: class_stage}"])
+    said = load_recipe(
+        "scratch_32", [*before, "ablation={residual: layerscale, pre_norm: true, class_token: class_stage}"]
+    )
     again = start_model(said, [str(i) for i in range(10)], lambda line: None).model
     assert type(again) is CaiT
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in found.model.state_dict().items())
