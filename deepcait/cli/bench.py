@@ -1,6 +1,8 @@
 """Ours against peers, on this machine.
 
 Examples:
+    deepcait bench cait_xxs24_224 --json                 our engines against timm's network on the same engines
+    deepcait bench cait_xxs24_224 --engine eager,openvino --batch 1,8 --out docs/results
     deepcait bench --data photos                        how many images per second the loader delivers, against timm's
     deepcait bench --data photos --workers 8 --json
     deepcait bench --data photos --out docs/results     data_loader.json and data_loader.md there
@@ -12,6 +14,9 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
 
 from deepcait.cli.console import Console
 from deepcait.errors import ConfigError
@@ -21,6 +26,16 @@ from deepcait.errors import ConfigError
 class Args:
     """Options of `deepcait bench`."""
 
+    specs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SPEC ...")] = ()
+    """Models to time beside timm's, on every engine; of a name alone the weights are random."""
+    against: Literal["timm"] = "timm"
+    """The peer."""
+    engine: str = "eager,compile,onnx,openvino"
+    """Engines, with commas."""
+    batch: str = "1,8"
+    """Images a call, with commas."""
+    threads: int | None = None
+    """Threads of every engine (default: PyTorch's choice)."""
     data: str = ""
     """Measure the data loader on these images: a folder of pictures, or a data SPEC."""
     out: Path | None = None
@@ -37,13 +52,55 @@ class Args:
 
 def run(args: Args) -> int | None:
     """Measure what was asked for."""
-    if not args.data:
-        raise ConfigError("bench: expected something to measure, got nothing.", remedy="deepcait bench --data FOLDER")
+    if not args.data and not args.specs:
+        raise ConfigError(
+            "bench: expected something to measure, got nothing.",
+            remedy="deepcait bench cait_xxs24_224, or deepcait bench --data FOLDER",
+        )
     console = Console(json=args.json)
     result = {}
     if args.data:
         result |= _measure_data(args, console)
+    if args.specs:
+        result["models"] = [_measure_engines(spec, args, console) for spec in args.specs]
     console.result(result)
+
+
+def _measure_engines(spec: str, args: Args, console: Console) -> dict:
+    from deepcait.bench.inference import compare_engines, markdown, table
+
+    with console.progress("measuring") as progress:
+        result = compare_engines(
+            spec,
+            engines=[name for name in args.engine.split(",") if name],
+            batches=_numbers(args.batch),
+            rounds=args.rounds,
+            threads=args.threads,
+            progress=progress,
+        )
+    names = ["engine", "ours, ms", "p95", "images/s", "timm, ms", "p95", "images/s", "ratio", "quartiles"]
+    for row in result["batches"]:
+        console.say(f"{spec}, batch {row['batch']}, {result['threads']} threads, {args.rounds} rounds")
+        console.table(names, table(row))
+        console.say(
+            f"best: {row['best_ours']}, {row['best_ratio']:.2f} times {row['best_peer']}, {row['of_limit']:.2f} of the "
+            f"limit of the matrix products ({row['limit']['library']})"
+        )
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        path = args.out / f"bench_{spec.strip('/').replace('/', '_').replace(':', '_')}.json"
+        command = f"deepcait bench {spec} --engine {args.engine} --batch {args.batch} --rounds {args.rounds}"
+        path.write_text(json.dumps({"command": command, **result}, indent=2) + "\n", encoding="utf-8")
+        path.with_suffix(".md").write_text(markdown(result, command), encoding="utf-8")
+        console.say(f"wrote  {path}, {path.with_suffix('.md').name}")
+    return result
+
+
+def _numbers(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() for part in parts):
+        raise ConfigError(f"--batch: expected numbers such as 1,8, got {text!r}.", remedy="Mend it.")
+    return [int(part) for part in parts]
 
 
 def _measure_data(args: Args, console: Console) -> dict:

@@ -30,7 +30,7 @@ VERBS = {
     "predict": "classify pictures",
     "explain": "where a model looked in your pictures, and what its layers do",
     "report": "a run as one page: curves, figures, confusion, mistakes; or two runs compared",
-    "bench": "ours against peers: how fast data is read",
+    "bench": "ours against peers: how fast models answer, how fast data is read",
     "study": "run the paper's experiments again at a small scale, its figures beside ours",
     "serve": "answer over HTTP, with a page that shows where the model looked",
     "export": "write a model in the form that others read: onnx, openvino, pt2, timm, the authors' own",

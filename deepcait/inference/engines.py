@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from deepcait.errors import ConfigError
-from deepcait.inference.fold import FoldedCaiT, fold, refuse_training
+from deepcait.inference.fold import fold, refuse_training
 from deepcait.inference.graph import INPUT, OUTPUT, require_packages, to_openvino, write_onnx
 from deepcait.inference.optional import require
+from deepcait.model import CaiTConfig
 
 ENGINES = ("eager", "compile", "onnx", "openvino")
 
@@ -36,25 +37,24 @@ def build_engine(name: str, model: nn.Module, *, threads: int | None = None) -> 
     if name not in ENGINES:
         raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {name!r}.", remedy="Choose one.")
     require_packages(name)
-    kind = {"eager": Eager, "compile": Compiled, "onnx": OnnxRuntime, "openvino": OpenVino}[name]
-    return kind(fold(model), threads)
+    return KINDS[name](fold(model), threads)
 
 
 class Engine(nn.Module):
     """What every engine has in common.
 
     Args:
-        model: what is run.
+        model: what is run, with a `config`: a folded CaiT (a benchmark gives others).
         threads: of one call; None leaves it to the engine.
     """
 
     name: str
 
-    def __init__(self, model: FoldedCaiT, threads: int | None) -> None:
+    def __init__(self, model: nn.Module, threads: int | None) -> None:
         super().__init__()
-        self.config = model.config
-        self.num_classes = model.num_classes
-        self.pretrained_cfg = model.pretrained_cfg
+        self.config = cast("CaiTConfig", model.config)
+        self.num_classes = self.config.num_classes
+        self.pretrained_cfg = getattr(model, "pretrained_cfg", {})
         self.threads = threads
         super().train(False)
 
@@ -74,7 +74,7 @@ class Eager(Engine):
 
     name = "eager"
 
-    def __init__(self, model: FoldedCaiT, threads: int | None) -> None:
+    def __init__(self, model: nn.Module, threads: int | None) -> None:
         super().__init__(model, threads)
         self.model = model
         if threads is not None:
@@ -95,9 +95,9 @@ class Compiled(Eager):
 
     name = "compile"
 
-    def __init__(self, model: FoldedCaiT, threads: int | None) -> None:
+    def __init__(self, model: nn.Module, threads: int | None) -> None:
         super().__init__(model, threads)
-        if model.head_weight.device.type == "cpu":
+        if next(iter(model.state_dict().values())).device.type == "cpu":
             require_compiler()
         self._run = torch.compile(model, dynamic=True)
 
@@ -120,7 +120,7 @@ class OnnxRuntime(Engine):
 
     name = "onnx"
 
-    def __init__(self, model: FoldedCaiT, threads: int | None) -> None:
+    def __init__(self, model: nn.Module, threads: int | None) -> None:
         super().__init__(model, threads)
         with tempfile.TemporaryDirectory(prefix="deepcait-") as folder:
             path = Path(folder, "model.onnx")
@@ -138,7 +138,7 @@ class OpenVino(Engine):
 
     name = "openvino"
 
-    def __init__(self, model: FoldedCaiT, threads: int | None) -> None:
+    def __init__(self, model: nn.Module, threads: int | None) -> None:
         super().__init__(model, threads)
         self._request = open_openvino(to_openvino(model), threads).create_infer_request()
 
@@ -146,6 +146,9 @@ class OpenVino(Engine):
         """Return logits (B, K), on the CPU."""
         found = self._request.infer({INPUT: images_BCHW.cpu().contiguous().numpy()}, share_inputs=True)
         return torch.from_numpy(found[OUTPUT])
+
+
+KINDS: dict[str, type[Engine]] = {"eager": Eager, "compile": Compiled, "onnx": OnnxRuntime, "openvino": OpenVino}
 
 
 def open_onnx(path: Path, threads: int | None) -> Any:

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepcait.errors import ConfigError, ShapeError
-from deepcait.inference.blocks import attend_blocks
 from deepcait.inference.linear import FoldedLinear
-from deepcait.inference.native import fits, native_attend
+from deepcait.inference.native import attend
 from deepcait.model.block import NORM_EPS, ClassAttentionBlock, LayerScaleBlock
 from deepcait.model.cait import CaiT
 from deepcait.model.variants import CaiTConfig
@@ -191,8 +190,7 @@ class FoldedBlock(_Constants):
     def run(self, tokens_BND: Tensor) -> Tensor:
         """The same without gradients, a block of rows of the maps at a time; the tokens are contiguous."""
         qkv_BND3 = self.qkv.plain(normalize(tokens_BND))
-        attend = native_attend() if fits(qkv_BND3, self.num_heads) else None
-        read_BND = (attend or attend_blocks)(qkv_BND3, self.mix_l, self.mix_w, self.bias_w)
+        read_BND = attend(qkv_BND3, self.mix_l, self.mix_w, self.bias_w)
         del qkv_BND3
         tokens_BND = self.proj.plus(read_BND, tokens_BND)
         del read_BND

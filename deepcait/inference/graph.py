@@ -8,30 +8,33 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
-from deepcait.inference.fold import FoldedCaiT
 from deepcait.inference.optional import require
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+    from deepcait.model import CaiTConfig
 
 INPUT, OUTPUT = "images", "logits"
 # One file of protocol buffers holds no more than 2 GiB; larger weights lie beside the graph.
 _MAX_ONNX_BYTES = 1_900_000_000
 
 
-def to_program(model: FoldedCaiT) -> ExportedProgram:
-    """Return the graph of a folded model, in PyTorch's own operators, for any number of images."""
+def to_program(model: nn.Module) -> ExportedProgram:
+    """Return the graph of a model with a `config`, in PyTorch's own operators, for any number of images."""
+    config = cast("CaiTConfig", model.config)
     # Two images: with one, the batch would be a constant of the graph.
-    images_BCHW = torch.zeros(2, model.config.in_chans, *model.config.img_size)
+    images_BCHW = torch.zeros(2, config.in_chans, *config.img_size)
     with torch.no_grad(), _quiet():
         return torch.export.export(model, (images_BCHW,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
 
 
-def write_onnx(model: FoldedCaiT, path: Path) -> None:
+def write_onnx(model: nn.Module, path: Path) -> None:
     """Write the graph as ONNX; weights of gigabytes lie beside it, in `path` + ".data".
 
     Raises:
@@ -39,7 +42,7 @@ def write_onnx(model: FoldedCaiT, path: Path) -> None:
     """
     for module in ("onnx", "onnxscript"):
         require(module, asked="onnx", extra="export")
-    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.buffers())
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     with torch.no_grad(), _quiet():
         torch.onnx.export(
             to_program(model),
@@ -53,7 +56,7 @@ def write_onnx(model: FoldedCaiT, path: Path) -> None:
         )
 
 
-def to_openvino(model: FoldedCaiT) -> Any:
+def to_openvino(model: nn.Module) -> Any:
     """Return the graph as an `openvino.Model`.
 
     Raises:

@@ -29,6 +29,7 @@ class FoldedLinear(nn.Module):
         for name, tensor in (("weight", weight), ("bias", bias)):
             kept = tensor.detach().to(like.device, like.dtype)
             self.register_buffer(name, kept.clone(memory_format=torch.contiguous_format))
+        self.onednn = like.device.type == "cpu" and like.dtype == torch.float32 and has_onednn()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., out) for (..., in)."""
@@ -36,25 +37,22 @@ class FoldedLinear(nn.Module):
 
     def gelu(self, x: Tensor) -> Tensor:
         """Return GELU(W x + b), without gradients; x is contiguous."""
-        if self._by_onednn(x):
+        if self.onednn:
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "gelu", [], "none")
         hidden = self(x)
         return torch.ops.aten.gelu.out(hidden, out=hidden)
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """Return residual + W x + b, without gradients; both are contiguous."""
-        if self._by_onednn(x):
+        if self.onednn:
             return torch.ops.mkldnn._linear_pointwise(x, residual, self.weight, self.bias, "add")
         return residual + self(x)
 
     def plain(self, x: Tensor) -> Tensor:
         """Return W x + b, without gradients; x is contiguous."""
-        if self._by_onednn(x):
+        if self.onednn:
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return self(x)
-
-    def _by_onednn(self, x: Tensor) -> bool:
-        return x.device.type == "cpu" and x.dtype == torch.float32 and has_onednn()
 
 
 @functools.cache

@@ -45,6 +45,12 @@ def fits(qkv_BND3: Tensor, num_heads: int) -> bool:
     )
 
 
+def attend(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) -> Tensor:
+    """`attend_blocks` in the fastest way that there is on this machine."""
+    kernel = native_attend() if fits(qkv_BND3, len(bias_w_A)) else None
+    return (kernel or attend_blocks)(qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A)
+
+
 @functools.cache
 def native_attend() -> Attend | None:
     """Return the kernel, with the arguments of `attend_blocks`; None where there is none to trust."""
@@ -54,8 +60,8 @@ def native_attend() -> Attend | None:
         library = ctypes.CDLL(str(compiled()))
     except (OSError, subprocess.SubprocessError):
         return None
-    attend = _binding(library)
-    return attend if _agrees(attend) else None
+    kernel = _binding(library)
+    return kernel if _agrees(kernel) else None
 
 
 def compiled() -> Path:
@@ -89,7 +95,7 @@ def _binding(library: ctypes.CDLL) -> Attend:
     for function, count in ((num_keys, 4), (num_maps, 2)):
         function.argtypes, function.restype = [ctypes.c_int64] * count, ctypes.c_int64
 
-    def attend(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) -> Tensor:
+    def kernel(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) -> Tensor:
         B, N, width = qkv_BND3.shape
         A, threads = len(bias_w_A), torch.get_num_threads()
         E = width // (3 * A)
@@ -100,10 +106,10 @@ def _binding(library: ctypes.CDLL) -> Attend:
         call(*(tensor.data_ptr() for tensor in (*inputs, out_BND, keys, maps)), B, N, A, E, threads)
         return out_BND
 
-    return attend
+    return kernel
 
 
-def _agrees(attend: Attend) -> bool:
+def _agrees(kernel: Attend) -> bool:
     """Whether the kernel gives what PyTorch gives: a compiler, too, can be wrong."""
     generator = torch.Generator().manual_seed(0)
     A, E = 4, 48
@@ -112,7 +118,7 @@ def _agrees(attend: Attend) -> bool:
         inputs = [torch.randn(size, generator=generator) for size in sizes]
         inputs[0] *= E**-0.25
         expected = attend_blocks(*inputs)
-        if not (attend(*inputs) - expected).abs().max() <= _TOLERANCE * expected.std():
+        if not (kernel(*inputs) - expected).abs().max() <= _TOLERANCE * expected.std():
             return False
     return True
 

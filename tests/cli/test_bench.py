@@ -50,3 +50,22 @@ def test_a_flat_folder(photos, tmp_path, capsys):
 def test_mistakes(photos, capsys, options, told):
     assert main(["bench", *(str(photos) if word == "PHOTOS" else word for word in options)]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_model_beside_timm(tmp_path, capsys):
+    options = ["--engine", "eager", "--batch", "2", "--rounds", "2", "--out", str(tmp_path), "--json"]
+    assert main(["bench", "builtin:nano", *options]) == 0
+    (model,) = json.loads(capsys.readouterr().out)["models"]
+    (row,) = model["batches"]
+    ours, timm = (row["engines"]["eager"][who] for who in ("ours", "timm"))
+    assert row["engines"]["eager"]["ratio"] == pytest.approx(timm["median_s"] / ours["median_s"])
+    assert row["best_ratio"] == row["engines"]["eager"]["ratio"]
+    assert ours["drift"] < 1e-5
+    assert timm["drift"] < 1e-5
+    assert 0 < model["memory_bytes"]["ours"] < model["memory_bytes"]["timm"]
+    assert json.loads((tmp_path / "bench_builtin_nano.json").read_text())["batches"] == model["batches"]
+
+
+def test_batches_that_are_none(capsys):
+    assert main(["bench", "builtin:nano", "--batch", "1,x"]) == 2
+    assert "--batch" in capsys.readouterr().err

@@ -1,0 +1,286 @@
+"""Our engines against timm on the same engines: latency, images per second, memory, distance from the limit."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from deepcait.bench.clock import Lane, ratio, take_turns
+from deepcait.bench.limit import count_products, product_lanes
+from deepcait.bench.memory import first_call_bytes, live_bytes
+from deepcait.errors import ConfigError
+from deepcait.inference.engines import ENGINES, KINDS, build_engine
+from deepcait.inference.fold import fold
+from deepcait.model import CaiT, CaiTConfig
+from deepcait.train.journal import environment
+from deepcait.weights import resolve
+from deepcait.weights.registry import create_model, list_models
+from deepcait.weights.timm_layout import model_args, nearest_architecture, require_known_to_timm
+
+SEED = 0
+
+
+def compare_engines(
+    spec: str,
+    *,
+    engines: Sequence[str] = ENGINES,
+    batches: Sequence[int] = (1, 8),
+    rounds: int = 20,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Time one model on each engine beside timm's on the same engine, all in turns.
+
+    Args:
+        spec: a model; of a name alone the weights are random, since speed does not depend on them.
+        engines: of `ENGINES`.
+        batches: images a call.
+        rounds: counted rounds.
+        threads: of every engine; None takes PyTorch's.
+        progress: called with rounds done and to do, of all batches together.
+
+    Returns:
+        `model`, and for each batch a row of `batches`: for each engine ours and timm's median and p95 in seconds,
+        images per second, memory and their ratio; the limit of the matrix products; `best_ratio` (our best engine
+        against timm's best) and `of_limit` (our best engine against the limit).
+
+    Raises:
+        ConfigError: numbers that make no sense, a model that timm doesn't have, an engine that can't run here.
+    """
+    if rounds < 2 or min(batches, default=0) < 1:
+        raise ConfigError(
+            f"--rounds: expected 2 or more, and --batch of 1 or more; got {rounds} and {list(batches)}.",
+            remedy="--rounds 20 --batch 1,8",
+        )
+    threads = torch.get_num_threads() if threads is None else threads
+    torch.set_num_threads(threads)
+    ours, peer = build_pair(spec)
+    runs = build_contestants(ours, peer, engines, threads)
+    rows = []
+    for number, batch in enumerate(batches):
+        images_BCHW = torch.randn(batch, ours.config.in_chans, *ours.config.img_size)
+
+        def so_far(done: int, total: int, number: int = number) -> None:
+            progress(number * (total + 1) + done, len(batches) * (total + 1))
+
+        rows.append(_measure(ours, runs, images_BCHW, engines, rounds, threads, so_far))
+    return {
+        "model": spec,
+        "img_size": list(ours.config.img_size),
+        "engines": list(engines),
+        "threads": threads,
+        "rounds": rounds,
+        "batches": rows,
+        "memory_bytes": compare_memory(ours, peer, max(batches)),
+        "cpu": f"{processor()}, {os.cpu_count()} threads",
+        "environment": environment() | {"engines": _engine_versions(engines)},
+    }
+
+
+def build_pair(spec: str) -> tuple[CaiT, nn.Module]:
+    """Return a model and timm's with the same weights, in evaluation mode.
+
+    Raises:
+        ConfigError: timm has no such network.
+    """
+    import timm
+
+    torch.manual_seed(SEED)
+    if spec in list_models():
+        ours = create_model(spec).eval()
+        with torch.no_grad():  # LayerScale of order 1: every branch counts when logits are compared
+            for name, parameter in ours.named_parameters():
+                if "gamma" in name:
+                    parameter.uniform_(0.5, 1.0)
+    else:
+        ours = resolve(spec).model.eval()
+    require_known_to_timm(ours.config)
+    name = nearest_architecture(ours.config)
+    peer = timm.create_model(name, num_classes=ours.num_classes, **model_args(ours.config)).eval()
+    peer.load_state_dict(ours.state_dict())
+    return ours, peer
+
+
+def build_contestants(
+    ours: CaiT, peer: nn.Module, engines: Sequence[str], threads: int
+) -> dict[tuple[str, str], Callable[[Tensor], Tensor]]:
+    """Return what runs (engine, "ours" or "timm"): every engine runs both through the same door."""
+    runs: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {}
+    for engine in engines:
+        runs[engine, "ours"] = build_engine(engine, ours, threads=threads)
+        # torch.compile is asked for what is fastest for the peer: a program for each batch size.
+        runs[engine, "timm"] = (
+            _compiled(peer) if engine == "compile" else KINDS[engine](Peer(peer, ours.config), threads)
+        )
+    return runs
+
+
+class Peer(nn.Module):
+    """A foreign network with the sizes of ours, as engines want it."""
+
+    def __init__(self, model: nn.Module, config: CaiTConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return logits (B, K)."""
+        return self.model(images_BCHW)
+
+
+def _compiled(peer: nn.Module) -> Callable[[Tensor], Tensor]:
+    run = torch.compile(peer, dynamic=False)
+
+    def forward(images_BCHW: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return run(images_BCHW)
+
+    return forward
+
+
+def _measure(
+    ours: CaiT,
+    runs: dict[tuple[str, str], Callable[[Tensor], Tensor]],
+    images_BCHW: Tensor,
+    engines: Sequence[str],
+    rounds: int,
+    threads: int,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """One batch size: every engine, ours and timm's, and the limit."""
+    batch = len(images_BCHW)
+    with torch.inference_mode():
+        expected_BK = ours(images_BCHW)
+    lanes, memory, drift = {}, {}, {}
+    for key, run in runs.items():
+        logits_BK, memory[key] = first_call_bytes(lambda run=run: run(images_BCHW))
+        drift[key] = ((logits_BK - expected_BK).abs().max() / expected_BK.std()).item()
+        lanes[key] = Lane(" ".join(key), lambda run=run: run(images_BCHW))
+    products = product_lanes(ours.config, batch, openvino="openvino" in engines, threads=threads)
+    limits = [Lane(name, run) for name, run in products.items()]
+    with torch.inference_mode():
+        take_turns([*lanes.values(), *limits], rounds, progress)
+    best = {who: min((lanes[e, who] for e in engines), key=lambda lane: lane.median_s) for who in ("ours", "timm")}
+    limit = min(limits, key=lambda lane: lane.median_s)
+    figures = {
+        engine: {
+            who: _figures(lanes[engine, who], batch, memory[engine, who], drift[engine, who])
+            for who in ("ours", "timm")
+        }
+        | ratio(lanes[engine, "ours"], lanes[engine, "timm"])
+        for engine in engines
+    }
+    against = ratio(best["ours"], best["timm"])
+    near = ratio(best["ours"], limit)
+    return {
+        "batch": batch,
+        "engines": figures,
+        "best_ours": best["ours"].name,
+        "best_peer": best["timm"].name,
+        "best_ratio": against["ratio"],
+        "best_quartiles": against["quartiles"],
+        "limit": {
+            "library": limit.name,
+            "median_s": limit.median_s,
+            "all_median_s": {lane.name: lane.median_s for lane in limits},
+            "gflops": 2e-9 * count_products(ours.config) * batch / limit.median_s,
+        },
+        "of_limit": near["ratio"],
+        "of_limit_quartiles": near["quartiles"],
+    }
+
+
+def markdown(result: dict[str, Any], command: str) -> str:
+    """The figures as a page."""
+    lines = [
+        f"# Inference: {result['model']} against timm",
+        "",
+        f"    {command}",
+        "",
+        f"float32, {result['threads']} threads, medians of {result['rounds']} alternating rounds; {result['cpu']}; "
+        f"commit {result['environment']['commit']}.",
+    ]
+    for row in result["batches"]:
+        limit, low, high = row["limit"], row["best_quartiles"][0], row["best_quartiles"][2]
+        lines += [
+            "",
+            f"Batch {row['batch']}: our best ({row['best_ours']}) is {row['best_ratio']:.2f} times the best of timm "
+            f"({row['best_peer']}; quartiles {low:.2f} to {high:.2f}), and {row['of_limit']:.2f} of the limit: the "
+            f"model's matrix products alone ({limit['library']}, {1e3 * limit['median_s']:.1f} ms, "
+            f"{limit['gflops']:.0f} GFLOPS).",
+            "",
+            "| engine | ours, ms | p95 | images/s | timm, ms | p95 | images/s | ratio | quartiles |",
+            "|---|---|---|---|---|---|---|---|---|",
+            *(" ".join(("|", " | ".join(cells), "|")) for cells in table(row)),
+        ]
+    memory = result["memory_bytes"]
+    lines += [
+        "",
+        f"Activations alive at once in PyTorch, batch {memory['batch']}, counted: {memory['ours'] / 2**20:.1f} MiB of "
+        f"ours, {memory['timm'] / 2**20:.1f} MiB of timm's ({memory['ratio']:.2f}).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def table(row: dict[str, Any]) -> list[list[str]]:
+    """One line of text cells an engine: ours and timm's milliseconds, p95, images/s; ratio, its quartiles."""
+    lines = []
+    for engine, found in row["engines"].items():
+        cells = [
+            text
+            for who in ("ours", "timm")
+            for text in (
+                f"{1e3 * found[who]['median_s']:.1f}",
+                f"{1e3 * found[who]['p95_s']:.1f}",
+                f"{found[who]['images_per_s']:.1f}",
+            )
+        ]
+        spread = found["quartiles"]
+        lines.append([engine, *cells, f"{found['ratio']:.2f}", f"{spread[0]:.2f} to {spread[2]:.2f}"])
+    return lines
+
+
+def _figures(lane: Lane, batch: int, memory: int, drift: float) -> dict[str, float]:
+    return {
+        "median_s": lane.median_s,
+        "p95_s": lane.p95_s,
+        "images_per_s": batch / lane.median_s,
+        "calls": len(lane.calls_s),
+        "first_call_bytes": memory,
+        "drift": drift,
+    }
+
+
+def compare_memory(ours: CaiT, peer: nn.Module, batch: int) -> dict[str, Any]:
+    """Bytes of activations alive at once in PyTorch, weights excluded, counted."""
+    images_BCHW = torch.zeros(batch, ours.config.in_chans, *ours.config.img_size)
+    own, theirs = (live_bytes(cast("nn.Module", model), images_BCHW) for model in (fold(ours), peer))
+    return {"batch": batch, "ours": own, "timm": theirs, "ratio": own / theirs}
+
+
+def _engine_versions(engines: Sequence[str]) -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    names = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
+    found = {}
+    for package in (package for engine in engines for package in names.get(engine, ())):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "?"
+    return found
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

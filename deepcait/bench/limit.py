@@ -1,0 +1,117 @@
+"""How fast the machine multiplies the matrices of a model, and nothing else: a limit to come near to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deepcait.inference.engines import open_openvino
+from deepcait.inference.linear import has_onednn
+from deepcait.model import CaiTConfig
+
+
+class Products(nn.Module):
+    """The linear layers and attention products of the patch stage, back to back, without anything between them.
+
+    No norm, GELU, residual, bias, mixing, softmax, class stage: what a model does beyond its matrices is left out, as
+    well as the copies that lay heads out for the products (queries, keys and values lie ready).
+
+    Args:
+        config: of the model.
+    """
+
+    def __init__(self, config: CaiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        D, hidden = config.embed_dim, config.hidden_dim
+        shapes = {"qkv": (3 * D, D), "proj": (D, D), "fc1": (hidden, D), "fc2": (D, hidden)}
+        pixels = config.in_chans * config.patch_size**2
+        self.embed = nn.Parameter(torch.randn(D, pixels) / pixels**0.5)
+        self.weights = nn.ModuleList(
+            nn.ParameterDict({name: torch.randn(shape) / shape[1] ** 0.5 for name, shape in shapes.items()})
+            for _ in range(config.depth)
+        )
+        self.requires_grad_(False)
+
+    def inputs(self, batch: int) -> tuple[Tensor, ...]:
+        """Patches (B N, C P P); queries (B A, N, E), keys (B A, E, N) and values (B A, N, E) of all heads."""
+        c = self.config
+        N, A, E = c.num_patches, c.num_heads, c.embed_dim // c.num_heads
+        rows, heads = batch * N, batch * A
+        # Scaled so that going through all blocks, one after the other, neither overflows nor vanishes.
+        keys = torch.randn(heads, E, N) / (N * E) ** 0.5
+        return (
+            torch.randn(rows, c.in_chans * c.patch_size**2),
+            torch.randn(heads, N, E),
+            keys,
+            torch.randn(heads, N, E),
+        )
+
+    def forward(self, patches: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
+        """Return what was made, so that no program leaves a product out; a block reads the next one's queries."""
+        x = F.linear(patches, self.embed)
+        kept: list[Tensor] = []
+        for block in self.weights:
+            weight = cast("nn.ParameterDict", block)
+            kept.append(F.linear(x, weight["qkv"])[:1])
+            queries = torch.bmm(torch.bmm(queries, keys), values)
+            x = F.linear(F.linear(F.linear(x, weight["proj"]), weight["fc1"]), weight["fc2"])
+        return x, queries, *kept
+
+
+def product_lanes(
+    config: CaiTConfig, batch: int, *, openvino: bool, threads: int | None
+) -> dict[str, Callable[[], object]]:
+    """Return the same products in the libraries that may be the fastest.
+
+    Args:
+        config: of the model.
+        batch: images.
+        openvino: whether to add OpenVINO, whose products are oneDNN's.
+        threads: of OpenVINO; None leaves it to it.
+    """
+    products = Products(config)
+    inputs = products.inputs(batch)
+    lanes: dict[str, Callable[[], object]] = {}
+    if has_onednn():
+        packed = [torch.ops.mkldnn._reorder_linear_weight(weight, None) for weight in _weights(products)]
+        lanes["PyTorch, oneDNN"] = lambda: _run_packed(packed, *inputs)
+    else:
+        lanes["PyTorch"] = lambda: products(*inputs)
+    if openvino:
+        import openvino as runtime
+
+        compiled = open_openvino(runtime.convert_model(torch.export.export(products, inputs)), threads)
+        request = compiled.create_infer_request()
+        arrays = [tensor.numpy() for tensor in inputs]
+        lanes["OpenVINO"] = lambda: request.infer(arrays, share_inputs=True)
+    return lanes
+
+
+def count_products(config: CaiTConfig) -> int:
+    """Multiply-adds of one image that `Products` does."""
+    D, N = config.embed_dim, config.num_patches
+    linear = N * D * (4 * D + 2 * config.hidden_dim)
+    return config.depth * (linear + 2 * N * N * D) + N * D * config.in_chans * config.patch_size**2
+
+
+def _weights(products: Products) -> list[Tensor]:
+    names = ("qkv", "proj", "fc1", "fc2")
+    blocks = (cast("nn.ParameterDict", block)[name].detach() for block in products.weights for name in names)
+    return [products.embed.detach(), *blocks]
+
+
+def _run_packed(packed: list[Tensor], patches: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    linear = torch.ops.mkldnn._linear_pointwise
+    x = linear(patches, packed[0], None, "none", [], "")
+    for start in range(1, len(packed), 4):
+        qkv, proj, fc1, fc2 = packed[start : start + 4]
+        linear(x, qkv, None, "none", [], "")
+        queries = torch.bmm(torch.bmm(queries, keys), values)
+        for weight in (proj, fc1, fc2):
+            x = linear(x, weight, None, "none", [], "")
+    return x

@@ -1,0 +1,84 @@
+"""Memory of a forward pass: activations counted exactly in PyTorch, resident memory as the system saw it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+T = TypeVar("T")
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operators make and that are alive at once; `peak` is the most.
+
+    What exists before (weights, images) is not counted, nor is what an operator uses inside itself. Buffers that a
+    kernel of ours asks PyTorch for are made by operators, and count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = self.largest = 0
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator, count what is new in its result."""
+        out = func(*args, **(kwargs or {}))
+        before = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if self._counts(leaf)}
+        for leaf in tree_leaves(out):
+            if self._counts(leaf) and leaf.untyped_storage()._cdata not in before:
+                self._add(leaf.untyped_storage())
+        return out
+
+    @staticmethod
+    def _counts(leaf: object) -> bool:
+        return isinstance(leaf, Tensor) and leaf.layout == torch.strided and leaf.device.type != "meta"
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, num_bytes = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known[key] = num_bytes
+        self.now += num_bytes
+        self.peak, self.largest = max(self.peak, self.now), max(self.largest, num_bytes)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._known.pop(key, 0)
+
+
+def live_bytes(model: nn.Module, images_BCHW: Tensor) -> int:
+    """Return the most bytes of activations alive at once in a forward pass without gradients; weights excluded."""
+    with torch.no_grad():
+        model(images_BCHW)  # what a model prepares once is no activation
+        with LiveBytes() as counter:
+            model(images_BCHW)
+    return counter.peak
+
+
+def first_call_bytes(call: Callable[[], T]) -> tuple[T, int]:
+    """Return what a call returns, and by how many bytes the process grew at its peak meanwhile (0 where unknown).
+
+    Engines keep the memory that they asked for, so only the first call of a size shows it.
+    """
+    before = _resident("VmRSS")
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    except OSError:
+        return call(), 0
+    result = call()
+    return result, max(0, _resident("VmHWM") - before)
+
+
+def _resident(field: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(field + ":")), 0)

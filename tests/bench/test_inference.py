@@ -1,0 +1,111 @@
+"""`deepcait bench`: each engine runs ours and timm's, both with the same logits; memory and turns are counted right."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from deepcait.bench.clock import Lane, ratio, take_turns
+from deepcait.bench.inference import build_contestants, build_pair, compare_memory
+from deepcait.bench.limit import Products, count_products, product_lanes
+from deepcait.bench.memory import live_bytes
+from deepcait.cli.main import main
+from deepcait.model import CaiTConfig
+from deepcait.weights.artefact import save_artefact
+from tests.inference.tiny import SIZES, scrambled
+
+TINY = CaiTConfig(num_classes=7, **SIZES)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench") / "tiny"
+    return save_artefact(path, scrambled(), preprocessing={}, classes=None)
+
+
+def test_ours_beside_timm(folder, tmp_path, capsys):
+    options = ["--engine", "eager", "--batch", "1,2", "--rounds", "2", "--json", "--out", str(tmp_path / "out")]
+    assert main(["bench", str(folder), *options]) == 0
+    (result,) = json.loads(capsys.readouterr().out)["models"]
+    assert [row["batch"] for row in result["batches"]] == [1, 2]
+    for row in result["batches"]:
+        found = row["engines"]["eager"]
+        assert found["ratio"] == pytest.approx(found["timm"]["median_s"] / found["ours"]["median_s"])
+        assert row["best_ratio"] == found["ratio"]
+        assert row["of_limit"] == pytest.approx(row["limit"]["median_s"] / found["ours"]["median_s"])
+        assert max(found[who]["drift"] for who in ("ours", "timm")) < 1e-4
+    written = {path.suffix: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert json.loads(written[".json"])["batches"] == result["batches"]
+    assert f"{result['batches'][0]['best_ratio']:.2f}" in written[".md"]
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_each_engine_runs_the_peer_too(folder, engine):
+    pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine))
+    ours, peer = build_pair(str(folder))
+    images_BCHW = torch.randn(3, 3, 32, 32)
+    with torch.inference_mode():
+        expected_BK = peer(images_BCHW)
+    for run in build_contestants(ours, peer, [engine], 1).values():
+        assert (run(images_BCHW) - expected_BK).abs().max() < 1e-4 * expected_BK.std()
+
+
+def test_the_limit_does_the_products_that_are_counted():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    products = Products(TINY)
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        products(*products.inputs(2))
+    assert counter.get_total_flops() == 2 * 2 * count_products(TINY)
+    for run in product_lanes(TINY, 2, openvino=False, threads=1).values():
+        run()
+
+
+def test_live_bytes_of_a_chain():
+    class Chain(nn.Module):
+        def forward(self, x):
+            y = x + 1  # alive until z exists
+            z = y * 2
+            del y
+            return z.view(-1) + 1  # a view is no memory
+
+    assert live_bytes(Chain(), torch.zeros(1000)) == 2 * 4000
+
+
+def test_the_lean_path_holds_less_than_timm():
+    memory = compare_memory(*build_pair("cait_xxs24_224"), batch=1)
+    assert 0 < memory["ours"] < memory["timm"]
+    assert memory["ratio"] == memory["ours"] / memory["timm"]
+
+
+def test_turns_alternate_and_the_first_round_is_not_counted():
+    order = []
+    lanes = [Lane(name, lambda name=name: order.append(name)) for name in "ab"]
+    take_turns(lanes, rounds=2)
+    changes = [name for name, before in zip(order, [None, *order], strict=False) if name != before]
+    assert changes == ["b", "a", "b", "a"]  # b a | a b | b a
+    assert [len(lane.turns) for lane in lanes] == [2, 2]
+
+
+def test_ratio_says_how_many_times_faster():
+    ours, peer = Lane("ours", print, turns=[[1.0], [2.0]]), Lane("peer", print, turns=[[3.0], [4.0]])
+    found = ratio(ours, peer)
+    assert found["ratio"] == 3.5 / 1.5
+    assert 2 <= found["quartiles"][1] <= 3
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--rounds", "1"], "--rounds"),
+        (["--batch", "0"], "--batch"),
+        (["--batch", "many"], "--batch"),
+        (["--engine", "abacus"], "abacus"),
+    ],
+)
+def test_mistakes(capsys, options, told):
+    assert main(["bench", "cait_xxs24_224", *options]) == 2
+    assert told in capsys.readouterr().err
