@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from deepcait.inference.engines import open_openvino
 from deepcait.inference.linear import has_onednn
+from deepcait.inference.optional import require
 from deepcait.model import CaiTConfig
 
 
@@ -83,8 +84,7 @@ def product_lanes(
     else:
         lanes["PyTorch"] = lambda: products(*inputs)
     if openvino:
-        import openvino as runtime
-
+        runtime = require("openvino", asked="bench", extra="openvino")
         compiled = open_openvino(runtime.convert_model(torch.export.export(products, inputs)), threads)
         request = compiled.create_infer_request()
         arrays = [tensor.numpy() for tensor in inputs]
