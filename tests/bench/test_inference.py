@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -11,10 +12,12 @@ from torch import nn
 from deepcait.bench.clock import Lane, ratio, take_turns
 from deepcait.bench.inference import build_contestants, build_pair, compare_memory
 from deepcait.bench.limit import Products, count_products, product_lanes
-from deepcait.bench.memory import live_bytes
+from deepcait.bench.memory import LiveBytes, live_bytes
 from deepcait.cli.main import main
-from deepcait.model import CaiTConfig
+from deepcait.inference.fold import fold
+from deepcait.model import CaiT, CaiTConfig, variant_config
 from deepcait.weights.artefact import save_artefact
+from deepcait.weights.timm_layout import model_args
 from tests.inference.tiny import SIZES, scrambled
 
 TINY = CaiTConfig(num_classes=7, **SIZES)
@@ -79,6 +82,22 @@ def test_the_lean_path_holds_less_than_timm():
     memory = compare_memory(*build_pair("cait_xxs24_224"), batch=1)
     assert 0 < memory["ours"] < memory["timm"]
     assert memory["ratio"] == memory["ours"] / memory["timm"]
+
+
+def test_lean_memory_at_448():
+    import timm
+
+    # Two blocks deep, as the peak does not depend on the depth; timm holds several maps of all heads and images.
+    config = dataclasses.replace(variant_config("cait_xxs24_224"), img_size=(448, 448), depth=2)
+    ours = CaiT(config).eval()
+    peer = timm.create_model("cait_xxs24_224", **model_args(config)).eval()
+    images_BCHW = torch.randn(4, 3, 448, 448)
+    memory = compare_memory(ours, peer, 4)
+    assert memory["ratio"] < 1 / 3
+    with torch.no_grad(), LiveBytes() as counter:
+        fold(ours)(images_BCHW)
+    # The largest is the hidden layer of the MLP: less than one image's map of all heads.
+    assert counter.largest < 4 * config.num_heads * config.num_patches**2
 
 
 def test_turns_alternate_and_the_first_round_is_not_counted():
