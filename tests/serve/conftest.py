@@ -17,7 +17,7 @@ CLASSES = ["cat", "dog", "owl"]
 def small_classifier(kind=deepcait.Classifier, **preprocessing):
     """Three classes; weights of order 1, so that pictures differ in their answers."""
     torch.manual_seed(0)
-    model = deepcait.create_model("cait_nano_32", num_classes=3, depth=2, layer_scale_init=1.0)
+    model = deepcait.create_model("cait_nano_32", num_classes=3, embed_dim=96, depth=2, layer_scale_init=1.0)
     torch.nn.init.normal_(model.head.weight)
     return kind(model, classes=CLASSES, preprocessing=Preprocessing((32, 32), **preprocessing))
 
