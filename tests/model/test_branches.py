@@ -7,7 +7,7 @@ import torch
 
 from deepcait.model import CaiT, branches
 from deepcait.model.products import linear, linear_backward
-from tests.model.wild import relative_error, some_images, tiny_config, wild_model
+from tests.model.wild import relative_error, some_images, timm_twin, tiny_config, wild_model
 
 CONFIG = tiny_config(depth=3, drop_path_rate=0.4)
 
@@ -28,24 +28,6 @@ def kept_bytes(model, images) -> int:
         model(images)
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
     return sum(size for place, size in storages.items() if place not in own)
-
-
-def timm_twin(model):
-    import timm
-
-    config = model.config
-    twin = timm.create_model(
-        "cait_xxs24_224",
-        img_size=config.img_size,
-        patch_size=config.patch_size,
-        in_chans=config.in_chans,
-        num_classes=config.num_classes,
-        embed_dim=config.embed_dim,
-        depth=config.depth,
-        num_heads=config.num_heads,
-    )
-    twin.load_state_dict(model.state_dict())
-    return twin.to(model.cls_token.dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
