@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # File -> the tests that guard it.
 GUARDS = {
-    "model/alternatives.py": ["tests/model/test_ablation.py"],
+    "model/alternatives.py": ["tests/model/test_ablation.py", "tests/model/test_residual_rules.py"],
     "model/attention.py": ["tests/model/test_properties.py", "tests/model/test_parity_reference.py"],
     "model/block.py": ["tests/model/test_properties.py", "tests/model/test_parity_reference.py"],
     "model/branches.py": ["tests/model/test_branches.py", "tests/model/test_lean.py"],

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from deepcait.errors import ConfigError
 from deepcait.inference.fold import fold, refuse_training
 from deepcait.inference.graph import INPUT, OUTPUT, require_packages, to_openvino, write_onnx
-from deepcait.inference.optional import require
 from deepcait.model import CaiTConfig
+from deepcait.optional import require
 
 ENGINES = ("eager", "compile", "onnx", "openvino")
 
