@@ -157,7 +157,7 @@ def _measure(
             source,
             protocol=args.protocol,
             preprocessing=preprocessing,
-            batch_size=args.batch_size or chosen.batch or 32,
+            batch_size=(chosen.batch or 32) if args.batch_size is None else args.batch_size,
             num_workers=args.workers,
             classes=found.classes,
             class_mask=class_mask,
