@@ -18,7 +18,7 @@ from deepcait.errors import ConfigError, WeightsError
 from deepcait.inference.engines import open_onnx, open_openvino
 from deepcait.inference.fold import FoldedCaiT, fold
 from deepcait.inference.graph import INPUT, OUTPUT, require_packages, to_openvino, to_program, write_onnx
-from deepcait.inference.optional import require
+from deepcait.optional import require
 
 Form: TypeAlias = Literal["onnx", "openvino", "pt2"]
 Runner: TypeAlias = Callable[[Tensor], Tensor]

@@ -5,7 +5,7 @@ What is folded, all of it exact in real numbers and computed in float64:
     LayerNorm's affine, q-scale, LayerScale   into the linear layers next to them
     bias of proj_l, of every key              nothing: constant along a row, the softmax cancels it
     bias of every value                       into the bias of the projection: rows sum to a constant
-    bias of proj_w                            into one sum over the tokens (engines), or the mixing itself (blocks)
+    bias of proj_w                            nothing: it is added where the heads are mixed
     keys and values of the class attention    q (W_k x) = (W_k' q) x and A (W_v x) = W_v (A x): products with all
                                               tokens fall from width D for each channel to width D for each head
     normalised patches                        once for both class blocks, since no affine is left that differs
@@ -211,7 +211,6 @@ class FoldedBlock(_Constants):
         like = block.gamma_1
         self.qkv, self.proj = FoldedLinear(weight, bias, like), FoldedLinear(proj, proj_bias, like)
         _keep(self, like, mix_l=attn.proj_l.weight, mix_w=mix_w, bias_w=bias_w)
-        _keep(self, like, sum_weight=(proj * _per_channel(bias_w, D)) @ weight[2 * D :])
         _keep_mlp(self, block)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
@@ -237,17 +236,13 @@ class FoldedBlock(_Constants):
         B, N, D = tokens_BND.shape
         A = self.num_heads
         qkv = self.qkv(tokens_BND)
-        q, k, v = qkv.reshape(B, N, 3, A, D // A).permute(2, 0, 3, 1, 4).unbind(0)
-        scores_BANN = self._mix(self.mix_l, q @ k.transpose(-2, -1))
-        mixed_BANN = self._mix(self.mix_w, scores_BANN.softmax(-1))
-        read_BND = (mixed_BANN @ v).transpose(1, 2).reshape(B, N, D)
-        # What the bias of proj_w adds to every token: a sum over the values, taken before they are made.
-        sums_B1D = F.linear(tokens_BND.sum(1, keepdim=True), self.sum_weight)
-        return self.proj(read_BND) + sums_B1D
-
-    def _mix(self, mix_AA: Tensor, maps_BANN: Tensor) -> Tensor:
-        B, A, N, _ = maps_BANN.shape
-        return (mix_AA @ maps_BANN.reshape(B, A, N * N)).reshape(B, A, N, N)
+        q, k, v = qkv.reshape(B, N, 3, A, D // A).permute(2, 0, 3, 1, 4).reshape(3, B * A, N, D // A).unbind(0)
+        # `bmm` alone: a product that broadcasts would become a graph in which whole maps are multiplied by 1.
+        scores_BANM = torch.bmm(q, k.transpose(1, 2)).reshape(B, A, N * N)
+        weights_BANN = torch.bmm(self.mix_l.expand(B, A, A), scores_BANM).reshape(B, A, N, N).softmax(-1)
+        mixed_BANM = torch.bmm(self.mix_w.expand(B, A, A), weights_BANN.reshape(B, A, N * N)) + self.bias_w[:, None]
+        read_BANE = torch.bmm(mixed_BANM.reshape(B * A, N, N), v).reshape(B, A, N, D // A)
+        return self.proj(read_BANE.transpose(1, 2).reshape(B, N, D))
 
 
 class FoldedClassBlock(_Constants):

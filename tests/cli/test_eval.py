@@ -124,7 +124,7 @@ def test_plots_without_matplotlib_are_one_helpful_line(run, model_folder, photos
     monkeypatch.setattr(importlib, "import_module", refuse)
     code, _, err = run("eval", model_folder, "--data", photos, "--plots", tmp_path / "plots")
     assert code == 2
-    assert "pip install 'deepcait[explain]'" in err
+    assert 'pip install "deepcait[explain]"' in err
     assert builtins.__import__ is not refuse
 
 
