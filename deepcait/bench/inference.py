@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,6 +15,7 @@ from deepcait.bench.memory import first_call_bytes, live_bytes
 from deepcait.errors import ConfigError
 from deepcait.inference.engines import ENGINES, KINDS, build_engine
 from deepcait.inference.fold import fold
+from deepcait.inference.tuned import processor
 from deepcait.model import CaiT, CaiTConfig
 from deepcait.train.journal import environment
 from deepcait.weights import resolve
@@ -91,20 +90,29 @@ def build_pair(spec: str) -> tuple[CaiT, nn.Module]:
     """
     import timm
 
-    torch.manual_seed(SEED)
-    if spec in list_models():
-        ours = create_model(spec).eval()
-        with torch.no_grad():  # LayerScale of order 1: every branch counts when logits are compared
-            for name, parameter in ours.named_parameters():
-                if "gamma" in name:
-                    parameter.uniform_(0.5, 1.0)
-    else:
-        ours = resolve(spec).model.eval()
+    ours = open_model(spec)
     require_known_to_timm(ours.config)
     name = nearest_architecture(ours.config)
     peer = timm.create_model(name, num_classes=ours.num_classes, **model_args(ours.config)).eval()
     peer.load_state_dict(ours.state_dict())
     return ours, peer
+
+
+def open_model(spec: str) -> CaiT:
+    """Return a model in evaluation mode; of a name alone the weights are random, with LayerScale of order 1.
+
+    Raises:
+        ConfigError, WeightsError: the SPEC leads nowhere.
+    """
+    if spec not in list_models():
+        return resolve(spec).model.eval()
+    torch.manual_seed(SEED)
+    model = create_model(spec).eval()
+    with torch.no_grad():  # every branch counts when logits are compared
+        for name, parameter in model.named_parameters():
+            if "gamma" in name:
+                parameter.uniform_(0.5, 1.0)
+    return model
 
 
 def build_contestants(
@@ -275,12 +283,3 @@ def _engine_versions(engines: Sequence[str]) -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "?"
     return found
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

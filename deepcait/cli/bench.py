@@ -3,6 +3,7 @@
 Examples:
     deepcait bench cait_xxs24_224 --json                 our engines against timm's network on the same engines
     deepcait bench cait_xxs24_224 --engine eager,openvino --batch 1,8 --out docs/results
+    deepcait bench runs/pets --autotune                  the fastest engine, threads and batch here; kept with it
     deepcait bench --data photos                        how many images per second the loader delivers, against timm's
     deepcait bench --data photos --workers 8 --json
     deepcait bench --data photos --out docs/results     data_loader.json and data_loader.md there
@@ -32,6 +33,8 @@ class Args:
     """The peer."""
     engine: str = "eager,compile,onnx,openvino"
     """Engines, with commas."""
+    autotune: bool = False
+    """Find what is the fastest for our model here; tuned.json goes into its folder, or to --out, for other verbs."""
     batch: str = "1,8"
     """Images a call, with commas."""
     threads: int | None = None
@@ -61,7 +64,9 @@ def run(args: Args) -> int | None:
     result = {}
     if args.data:
         result |= _measure_data(args, console)
-    if args.specs:
+    if args.specs and args.autotune:
+        result["tuned"] = [_tune(spec, args, console) for spec in args.specs]
+    elif args.specs:
         result["models"] = [_measure_engines(spec, args, console) for spec in args.specs]
     console.result(result)
 
@@ -93,6 +98,35 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
         path.write_text(json.dumps({"command": command, **result}, indent=2) + "\n", encoding="utf-8")
         path.with_suffix(".md").write_text(markdown(result, command), encoding="utf-8")
         console.say(f"wrote  {path}, {path.with_suffix('.md').name}")
+    return result
+
+
+def _tune(spec: str, args: Args, console: Console) -> dict:
+    from deepcait.bench.tune import keep, table, tune
+
+    with console.progress("measuring") as progress:
+        result = tune(
+            spec,
+            engines=[name for name in args.engine.split(",") if name],
+            threads=[] if args.threads is None else [args.threads],
+            batches=_numbers(args.batch),
+            rounds=args.rounds,
+            progress=progress,
+        )
+    console.table(*table(result))
+    for engine, why in result["left_out"].items():
+        console.say(f"left out: {engine}: {why}")
+    choice = result["choice"]
+    console.say(
+        f"fastest: {choice['engine']}, {choice['threads']} threads, {choice['batch']} images a call: "
+        f"{result['images_per_s']:.1f} images/s"
+    )
+    folder = args.out or (Path(spec) if Path(spec).is_dir() else None)
+    if folder is None:
+        console.say(f"not kept: {spec} is no folder; --out FOLDER keeps it there")
+        return result
+    folder.mkdir(parents=True, exist_ok=True)
+    console.say(f"wrote  {keep(result, folder)}")
     return result
 
 

@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from deepcait.cli.console import Console, is_main_process, percent
+from deepcait.cli.engine import choose_engine
 from deepcait.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from deepcait.data import Source
     from deepcait.evaluation import Expected, Metrics, Records
@@ -54,12 +56,12 @@ class Args:
     """The only classes that may be answered: `data` for those of the data (ImageNet-A, -R), or a file of them."""
     img_size: str | None = None
     """Image side in pixels, several with commas (224,288,320), height x width as 224x320; without it the model's."""
-    batch_size: int = 32
-    """Images a step; changes no result."""
+    batch_size: int | None = None
+    """Images a step; changes no result (default: 32, or what was measured with the engine)."""
     workers: int = 0
     """Processes that decode images; changes no result."""
     engine: Literal["eager", "compile", "onnx", "openvino"] | None = None
-    """What computes; without it the network as it was trained."""
+    """What computes; without it what `bench --autotune` left beside the model, else the network itself."""
     device: str = "auto"
     """Where the model computes: auto, cpu, cuda, cuda:1."""
     per_image: Path | None = None
@@ -144,7 +146,10 @@ def _measure(
     found = resolve(spec, img_size=img_size)
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
     class_mask = None if args.class_mask is None else read_mask(args.class_mask)
-    network = found.model if args.engine is None else build_engine(args.engine, found.model.to(device))
+    chosen = choose_engine(spec, args.engine, console, device=device.type, img_size=img_size)
+    network: nn.Module = found.model
+    if chosen.engine is not None:
+        network = build_engine(chosen.engine, found.model.to(device), threads=chosen.threads)
     _print_setup(console, args, spec, source, found, preprocessing)
     with console.progress("evaluating") as progress:
         metrics = evaluate(
@@ -152,7 +157,7 @@ def _measure(
             source,
             protocol=args.protocol,
             preprocessing=preprocessing,
-            batch_size=args.batch_size,
+            batch_size=(chosen.batch or 32) if args.batch_size is None else args.batch_size,
             num_workers=args.workers,
             classes=found.classes,
             class_mask=class_mask,
@@ -168,7 +173,7 @@ def _measure(
     _print_metrics(console, metrics, expected)
     for text in warnings:
         console.note(f"warning: {text}")
-    return _row(spec, args, source, found, preprocessing, metrics, expected, warnings), metrics.records
+    return _row(spec, args, chosen.engine, source, found, preprocessing, metrics, expected, warnings), metrics.records
 
 
 def _more_warnings(metrics: Metrics, expected: Expected | None, source: Source, args: Args) -> list[str]:
@@ -202,6 +207,7 @@ def _seen_in_training(found: Resolved, source: Source, args: Args) -> list[str]:
 def _row(
     spec: str,
     args: Args,
+    engine: str | None,
     source: Source,
     found: Resolved,
     preprocessing: Any,
@@ -219,7 +225,7 @@ def _row(
         "data": args.data,
         "split": source.split,
         "protocol": args.protocol,
-        "engine": args.engine,
+        "engine": engine,
         "img_size": facts["img_size"],
         "params": facts["params"],
         "gmacs": facts["gmacs"],
