@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -72,6 +73,7 @@ def run(args: Args) -> int | None:
 
 
 def _measure_engines(spec: str, args: Args, console: Console) -> dict:
+    from deepcait.bench.bars import draw_engines
     from deepcait.bench.inference import COLUMNS, compare_engines, markdown, table
 
     with console.progress("measuring") as progress:
@@ -97,7 +99,11 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
         command = f"deepcait bench {spec} --engine {args.engine} --batch {args.batch} --rounds {args.rounds}"
         path.write_text(json.dumps({"command": command, **result}, indent=2) + "\n", encoding="utf-8")
         path.with_suffix(".md").write_text(markdown(result, command), encoding="utf-8")
-        console.say(f"wrote  {path}, {path.with_suffix('.md').name}")
+        written = [path, path.with_suffix(".md").name]
+        if find_spec("matplotlib"):
+            draw_engines(result, path.with_suffix(".png"))
+            written.append(path.with_suffix(".png").name)
+        console.say(f"wrote  {', '.join(map(str, written))}")
     return result
 
 
