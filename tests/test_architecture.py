@@ -57,17 +57,17 @@ ORDER = {
         "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",
         "expected", "safeguards", "evaluate", "plots", "tables",
     ],
-    "inference": ["linear", "blocks", "native", "fold", "graph", "engines", "export"],
+    "inference": ["linear", "blocks", "native", "fold", "graph", "engines", "export", "tuned"],
     "explain": [
         "colours", "maps", "attribution", "faithfulness", "picture", "explanation", "markup", "gallery",
         "layers", "figures",
     ],
     "report": ["intervals", "record", "results", "charts", "parts", "page", "compare"],
-    "bench": ["peers", "data", "clock", "limit", "memory", "inference"],
+    "bench": ["peers", "data", "clock", "limit", "memory", "inference", "bars", "tune"],
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
     "cli": [
-        "exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "explain",
+        "exits", "console", "options", "engine", "main", "models", "info", "doctor", "eval", "predict", "explain",
         "report", "train", "bench", "study", "serve", "export", "push", "demo",
     ],
 }  # fmt: skip

@@ -3,6 +3,7 @@
 Examples:
     deepcait bench cait_xxs24_224 --json                 our engines against timm's network on the same engines
     deepcait bench cait_xxs24_224 --engine eager,openvino --batch 1,8 --out docs/results
+    deepcait bench runs/pets --autotune                  the fastest engine, threads and batch here; kept with it
     deepcait bench --data photos                        how many images per second the loader delivers, against timm's
     deepcait bench --data photos --workers 8 --json
     deepcait bench --data photos --out docs/results     data_loader.json and data_loader.md there
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,6 +34,8 @@ class Args:
     """The peer."""
     engine: str = "eager,compile,onnx,openvino"
     """Engines, with commas."""
+    autotune: bool = False
+    """Find what is the fastest for our model here; tuned.json goes into its folder, or to --out, for other verbs."""
     batch: str = "1,8"
     """Images a call, with commas."""
     threads: int | None = None
@@ -61,13 +65,16 @@ def run(args: Args) -> int | None:
     result = {}
     if args.data:
         result |= _measure_data(args, console)
-    if args.specs:
+    if args.specs and args.autotune:
+        result["tuned"] = [_tune(spec, args, console) for spec in args.specs]
+    elif args.specs:
         result["models"] = [_measure_engines(spec, args, console) for spec in args.specs]
     console.result(result)
 
 
 def _measure_engines(spec: str, args: Args, console: Console) -> dict:
-    from deepcait.bench.inference import compare_engines, markdown, table
+    from deepcait.bench.bars import draw_engines
+    from deepcait.bench.inference import COLUMNS, compare_engines, markdown, table
 
     with console.progress("measuring") as progress:
         result = compare_engines(
@@ -78,21 +85,54 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
             threads=args.threads,
             progress=progress,
         )
-    names = ["engine", "ours, ms", "p95", "images/s", "timm, ms", "p95", "images/s", "ratio", "quartiles"]
     for row in result["batches"]:
         console.say(f"{spec}, batch {row['batch']}, {result['threads']} threads, {args.rounds} rounds")
-        console.table(names, table(row))
+        console.table(COLUMNS, table(row))
         console.say(
             f"best: {row['best_ours']}, {row['best_ratio']:.2f} times {row['best_peer']}, {row['of_limit']:.2f} of the "
             f"limit of the matrix products ({row['limit']['library']})"
         )
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-        path = args.out / f"bench_{spec.strip('/').replace('/', '_').replace(':', '_')}.json"
+        batches = "_".join(f"b{row['batch']}" for row in result["batches"])
+        path = args.out / f"bench_{spec.strip('/').replace('/', '_').replace(':', '_')}_{batches}.json"
         command = f"deepcait bench {spec} --engine {args.engine} --batch {args.batch} --rounds {args.rounds}"
         path.write_text(json.dumps({"command": command, **result}, indent=2) + "\n", encoding="utf-8")
         path.with_suffix(".md").write_text(markdown(result, command), encoding="utf-8")
-        console.say(f"wrote  {path}, {path.with_suffix('.md').name}")
+        written = [path, path.with_suffix(".md").name]
+        if find_spec("matplotlib"):
+            draw_engines(result, path.with_suffix(".png"))
+            written.append(path.with_suffix(".png").name)
+        console.say(f"wrote  {', '.join(map(str, written))}")
+    return result
+
+
+def _tune(spec: str, args: Args, console: Console) -> dict:
+    from deepcait.bench.tune import keep, table, tune
+
+    with console.progress("measuring") as progress:
+        result = tune(
+            spec,
+            engines=[name for name in args.engine.split(",") if name],
+            threads=[] if args.threads is None else [args.threads],
+            batches=_numbers(args.batch),
+            rounds=args.rounds,
+            progress=progress,
+        )
+    console.table(*table(result))
+    for engine, why in result["left_out"].items():
+        console.say(f"left out: {engine}: {why}")
+    choice = result["choice"]
+    console.say(
+        f"fastest: {choice['engine']}, {choice['threads']} threads, {choice['batch']} images a call: "
+        f"{result['images_per_s']:.1f} images/s"
+    )
+    folder = args.out or (Path(spec) if Path(spec).is_dir() else None)
+    if folder is None:
+        console.say(f"not kept: {spec} is no folder; --out FOLDER keeps it there")
+        return result
+    folder.mkdir(parents=True, exist_ok=True)
+    console.say(f"wrote  {keep(result, folder)}")
     return result
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcait.errors import ConfigError
-from deepcait.inference.fold import fold, refuse_training
+from deepcait.inference.fold import FoldedCaiT, fold, refuse_training
 from deepcait.inference.graph import INPUT, OUTPUT, require_packages, to_openvino, write_onnx
 from deepcait.model import CaiTConfig
 from deepcait.optional import require
@@ -100,6 +100,8 @@ class Compiled(Eager):
         super().__init__(model, threads)
         if next(iter(model.state_dict().values())).device.type == "cpu":
             require_compiler()
+        if isinstance(model, FoldedCaiT):
+            model.pack()  # its patch stage becomes one operator of the program
         self._run = torch.compile(model, dynamic=True)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:

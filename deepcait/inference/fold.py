@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepcait.errors import ConfigError, ShapeError
+from deepcait.inference.blocks import attend_blocks
 from deepcait.inference.linear import FoldedLinear
-from deepcait.inference.native import attend
+from deepcait.inference.native import pack_blocks, patch_stage, run_blocks
 from deepcait.model.block import NORM_EPS, ClassAttentionBlock, LayerScaleBlock
 from deepcait.model.cait import CaiT
 from deepcait.model.variants import CaiTConfig
@@ -32,6 +33,11 @@ def fold(model: nn.Module) -> FoldedCaiT:
 
     Logits agree within rounding (1e-5 of their spread in float32). Weights are copies: training the model afterwards
     does not reach them.
+
+    >>> from deepcait import create_model
+    >>> model, images_BCHW = create_model("cait_nano_32").eval(), torch.randn(2, 3, 32, 32)
+    >>> torch.allclose(fold(model)(images_BCHW), model(images_BCHW), atol=1e-5)
+    True
 
     Args:
         model: a CaiT, wrapped by torch.compile or DistributedDataParallel or not.
@@ -62,8 +68,9 @@ class _Constants(nn.Module):
 class FoldedCaiT(_Constants):
     """A CaiT for inference, made by `fold`.
 
-    Eager, the patches attend in blocks that fit the cache and no N x N map of all heads is ever whole; compiled,
-    exported or asked for gradients of the images, whole maps are used, in operators that every engine knows.
+    Eager, the patch stage is one call of our own machine code where there is a compiler, and else runs in blocks of
+    rows: no N x N map of all heads is ever whole. Exported, traced or asked for gradients of the images, whole maps
+    are used, in operators that every engine knows. torch.compile takes the machine code once `pack` was called.
 
     Args:
         model: what is folded.
@@ -91,6 +98,8 @@ class FoldedCaiT(_Constants):
                 # No layer follows the last norm: its affine stays, as a product with a diagonal matrix would be one.
                 weight, bias = model.norm.weight, model.norm.bias
             _keep(self, model.cls_token, head_weight=weight, head_bias=bias)
+        self._packed: Tensor | None = None
+        self._is_packed = False
         super().train(False)
 
     def train(self, mode: bool = True) -> FoldedCaiT:
@@ -131,16 +140,44 @@ class FoldedCaiT(_Constants):
             )
         maps_BDHW = F.conv2d(images_BCHW, self.patch_weight, stride=self.config.patch_size)
         tokens_BND = self.positions + maps_BDHW.flatten(2).transpose(1, 2)
-        if torch.compiler.is_compiling() or torch.compiler.is_exporting() or _wants_gradient(tokens_BND):
-            for block in self.blocks:
-                tokens_BND = block(tokens_BND)
-            return tokens_BND
-        return self.run_blocks(tokens_BND.contiguous())
+        if torch.compiler.is_exporting() or torch.jit.is_tracing() or _wants_gradient(tokens_BND):
+            return self._whole_maps(tokens_BND)
+        if torch.compiler.is_compiling():
+            if self._packed is None:
+                return self._whole_maps(tokens_BND)
+            return patch_stage(tokens_BND, self._packed, self.config.num_heads, self.config.hidden_dim, NORM_EPS)
+        return self.run_blocks(tokens_BND)
 
     def run_blocks(self, tokens_BND: Tensor) -> Tensor:
-        """Pass contiguous patch tokens through the patch stage, a block of rows of the maps at a time."""
+        """Pass patch tokens (B, N, D) through the patch stage, without gradients."""
+        if self.pack():
+            packed = cast("Tensor", self._packed)
+            return run_blocks(tokens_BND, packed, self.config.num_heads, self.config.hidden_dim, NORM_EPS)
+        tokens_BND = tokens_BND.contiguous()
         for block in self.blocks:
             tokens_BND = cast("FoldedBlock", block).run(tokens_BND)
+        return tokens_BND
+
+    def pack(self) -> bool:
+        """Return whether our machine code can run the patch stage; at the first call weights are laid out for it."""
+        if not self._is_packed:
+            tensors = [cast("FoldedBlock", block).tensors() for block in self.blocks]
+            self._packed, self._is_packed = pack_blocks(tensors, self.config.num_heads), True
+        return self._packed is not None
+
+    # Moved, cast or loaded: what was packed is no longer the model's.
+    def _apply(self, *args: Any, **kwargs: Any) -> FoldedCaiT:
+        self._packed, self._is_packed = None, False
+        return super()._apply(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As every module does."""
+        self._packed, self._is_packed = None, False
+        return super().load_state_dict(*args, **kwargs)
+
+    def _whole_maps(self, tokens_BND: Tensor) -> Tensor:
+        for block in self.blocks:
+            tokens_BND = block(tokens_BND)
         return tokens_BND
 
     def _read(self, patches_BND: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -189,11 +226,16 @@ class FoldedBlock(_Constants):
     def run(self, tokens_BND: Tensor) -> Tensor:
         """The same without gradients, a block of rows of the maps at a time; the tokens are contiguous."""
         qkv_BND3 = self.qkv.plain(normalize(tokens_BND))
-        read_BND = attend(qkv_BND3, self.mix_l, self.mix_w, self.bias_w)
+        read_BND = attend_blocks(qkv_BND3, self.mix_l, self.mix_w, self.bias_w)
         del qkv_BND3
         tokens_BND = self.proj.plus(read_BND, tokens_BND)
         del read_BND
         return self.fc2.plus(self.fc1.gelu(normalize(tokens_BND)), tokens_BND)
+
+    def tensors(self) -> list[Tensor]:
+        """Return what `native.pack_blocks` takes."""
+        layers = (self.qkv, self.proj, self.fc1, self.fc2)
+        return [*(t for layer in layers for t in (layer.weight, layer.bias)), self.mix_l, self.mix_w, self.bias_w]
 
     def _attend(self, tokens_BND: Tensor) -> Tensor:
         B, N, D = tokens_BND.shape
