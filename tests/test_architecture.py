@@ -49,7 +49,8 @@ ORDER = {
         "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
     ],
     "train": [
-        "schedule", "losses", "strict", "recipe", "optimizer", "average", "processes", "checkpoint", "journal",
+        "schedule", "losses", "strict", "recipe", "compute", "footprint", "optimizer", "average", "processes",
+        "checkpoint", "journal",
         "teacher", "start", "step", "watch", "skips", "loop", "run", "plan",
     ],
     "evaluation": [
@@ -62,7 +63,7 @@ ORDER = {
         "layers", "figures",
     ],
     "report": ["intervals", "record", "results", "charts", "parts", "page", "compare"],
-    "bench": ["peers", "data", "clock", "limit", "memory", "inference"],
+    "bench": ["peers", "data", "clock", "limit", "memory", "work", "inference", "train"],
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
     "cli": [

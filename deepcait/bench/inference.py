@@ -102,7 +102,8 @@ def build_pair(spec: str) -> tuple[CaiT, nn.Module]:
         ours = resolve(spec).model.eval()
     require_known_to_timm(ours.config)
     name = nearest_architecture(ours.config)
-    peer = timm.create_model(name, num_classes=ours.num_classes, **model_args(ours.config)).eval()
+    sizes = model_args(ours.config) | {"drop_path_rate": ours.config.drop_path_rate}
+    peer = timm.create_model(name, num_classes=ours.num_classes, **sizes).eval()
     peer.load_state_dict(ours.state_dict())
     return ours, peer
 

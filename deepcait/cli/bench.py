@@ -3,6 +3,7 @@
 Examples:
     deepcait bench cait_xxs24_224 --json                 our engines against timm's network on the same engines
     deepcait bench cait_xxs24_224 --engine eager,openvino --batch 1,8 --out docs/results
+    deepcait bench cait_xxs24_224 --train --compiled    a training step of ours against timm's, and what it keeps
     deepcait bench --data photos                        how many images per second the loader delivers, against timm's
     deepcait bench --data photos --workers 8 --json
     deepcait bench --data photos --out docs/results     data_loader.json and data_loader.md there
@@ -32,8 +33,14 @@ class Args:
     """The peer."""
     engine: str = "eager,compile,onnx,openvino"
     """Engines, with commas."""
-    batch: str = "1,8"
-    """Images a call, with commas."""
+    train: bool = False
+    """Time a training step instead."""
+    compiled: bool = False
+    """Of training: both through torch.compile too."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of training: bf16 is autocast."""
+    batch: str = ""
+    """Images a call, with commas (default: 1,8; of a training step one number, 16)."""
     threads: int | None = None
     """Threads of every engine (default: PyTorch's choice)."""
     data: str = ""
@@ -62,7 +69,8 @@ def run(args: Args) -> int | None:
     if args.data:
         result |= _measure_data(args, console)
     if args.specs:
-        result["models"] = [_measure_engines(spec, args, console) for spec in args.specs]
+        measure = _measure_training if args.train else _measure_engines
+        result["models"] = [measure(spec, args, console) for spec in args.specs]
     console.result(result)
 
 
@@ -73,7 +81,7 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
         result = compare_engines(
             spec,
             engines=[name for name in args.engine.split(",") if name],
-            batches=_numbers(args.batch),
+            batches=_numbers(args.batch or "1,8"),
             rounds=args.rounds,
             threads=args.threads,
             progress=progress,
@@ -86,14 +94,49 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
             f"best: {row['best_ours']}, {row['best_ratio']:.2f} times {row['best_peer']}, {row['of_limit']:.2f} of the "
             f"limit of the matrix products ({row['limit']['library']})"
         )
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        path = args.out / f"bench_{spec.strip('/').replace('/', '_').replace(':', '_')}.json"
-        command = f"deepcait bench {spec} --engine {args.engine} --batch {args.batch} --rounds {args.rounds}"
-        path.write_text(json.dumps({"command": command, **result}, indent=2) + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(markdown(result, command), encoding="utf-8")
-        console.say(f"wrote  {path}, {path.with_suffix('.md').name}")
+    command = f"deepcait bench {spec} --engine {args.engine} --batch {args.batch or '1,8'} --rounds {args.rounds}"
+    _write(args.out, f"bench_{_file_name(spec)}", command, result, markdown(result, command), console)
     return result
+
+
+def _measure_training(spec: str, args: Args, console: Console) -> dict:
+    from deepcait.bench.train import compare_training, markdown, table
+
+    (batch, *others) = _numbers(args.batch or "16")
+    if others:
+        raise ConfigError(f"--batch: expected one number with --train, got {args.batch!r}.", remedy="--batch 16")
+    with console.progress("measuring") as progress:
+        result = compare_training(
+            spec,
+            batch=batch,
+            rounds=args.rounds,
+            threads=args.threads,
+            precision=args.precision,
+            compiled=args.compiled,
+            progress=progress,
+        )
+    console.say(f"{spec}, a training step of {batch}, {args.precision}, {result['threads']} threads")
+    console.table(*table(result))
+    command = f"deepcait bench {spec} --train{' --compiled' if args.compiled else ''} --batch {batch}"
+    command += f" --rounds {args.rounds} --threads {result['threads']} --precision {args.precision}"
+    name = f"train_step_{_file_name(spec)}_{args.precision}"
+    _write(args.out, name, command, result, markdown(result, command), console)
+    return result
+
+
+def _write(out: Path | None, name: str, command: str, result: dict, page: str, console: Console) -> None:
+    """Figures and page into the folder, where one was given."""
+    if out is None:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({"command": command, **result}, indent=2) + "\n"
+    (out / f"{name}.json").write_text(content, encoding="utf-8")
+    (out / f"{name}.md").write_text(page, encoding="utf-8")
+    console.say(f"wrote  {out / name}.json, {name}.md")
+
+
+def _file_name(spec: str) -> str:
+    return spec.strip("/").replace("/", "_").replace(":", "_")
 
 
 def _numbers(text: str) -> list[int]:
@@ -125,14 +168,10 @@ def _measure_data(args: Args, console: Console) -> dict:
     ]
     console.say(f"data   {args.data}: {result['num_images']:,} images, {args.workers} workers, {args.rounds} rounds")
     console.table(["loader", "ours, images/s", "timm, images/s", "ratio", "quartiles"], rows)
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        command = f"deepcait bench --data DATA --rounds {args.rounds} --workers {args.workers}"
-        command += f" --batch-size {args.batch_size} --out {shlex.quote(args.out.name)}"
-        content = {"what": "our data loader against timm's", "command": command, **result}
-        (args.out / "data_loader.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        (args.out / "data_loader.md").write_text(markdown(result, command), encoding="utf-8")
-        console.say(f"wrote  {args.out / 'data_loader.json'}, {args.out / 'data_loader.md'}")
+    command = f"deepcait bench --data DATA --rounds {args.rounds} --workers {args.workers}"
+    command += f" --batch-size {args.batch_size} --out {shlex.quote(args.out.name)}" if args.out else ""
+    content = {"what": "our data loader against timm's", **result}
+    _write(args.out, "data_loader", command, content, markdown(result, command), console)
     return result
 
 
