@@ -89,8 +89,6 @@ def build_pair(spec: str) -> tuple[CaiT, nn.Module]:
     Raises:
         ConfigError: timm has no such network.
     """
-    import timm
-
     torch.manual_seed(SEED)
     if spec in list_models():
         ours = create_model(spec).eval()
@@ -100,12 +98,22 @@ def build_pair(spec: str) -> tuple[CaiT, nn.Module]:
                     parameter.uniform_(0.5, 1.0)
     else:
         ours = resolve(spec).model.eval()
-    require_known_to_timm(ours.config)
-    name = nearest_architecture(ours.config)
-    sizes = model_args(ours.config) | {"drop_path_rate": ours.config.drop_path_rate}
-    peer = timm.create_model(name, num_classes=ours.num_classes, **sizes).eval()
+    peer = build_peer(ours.config).eval()
     peer.load_state_dict(ours.state_dict())
     return ours, peer
+
+
+def build_peer(config: CaiTConfig) -> nn.Module:
+    """Return timm's network of these sizes, freshly drawn.
+
+    Raises:
+        ConfigError: timm has no such network.
+    """
+    import timm
+
+    require_known_to_timm(config)
+    sizes = model_args(config) | {"drop_path_rate": config.drop_path_rate}
+    return timm.create_model(nearest_architecture(config), num_classes=config.num_classes, **sizes)
 
 
 def build_contestants(

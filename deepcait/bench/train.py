@@ -95,7 +95,7 @@ def compare_training(
     optimizers = {id(model): torch.optim.AdamW(model.parameters(), lr=_LR, fused=True) for model in (ours, peer)}
     lanes, counts = {}, {}
     for one in contestants:
-        step = _step(one, optimizers[id(one.model)], images_BCHW, labels_B, precision)
+        step = build_step(one, optimizers[id(one.model)], images_BCHW, labels_B, precision)
         lanes[one.name] = Lane(one.name, step)
         counts[one.name] = _count(one, step, images_BCHW, labels_B, precision)
     take_turns(list(lanes.values()), rounds, progress, warm=False)
@@ -130,9 +130,11 @@ def _contestants(ours: CaiT, peer: nn.Module, compute: Compute, compiled: bool) 
     return found
 
 
-def _step(
+def build_step(
     one: Contestant, optimizer: torch.optim.Optimizer, images_BCHW: Tensor, labels_B: Tensor, precision: str
 ) -> Callable[[], None]:
+    """Return what takes a step of a contestant."""
+
     def step() -> None:
         one.prepare()
         _loss(one, images_BCHW, labels_B, precision).backward()
