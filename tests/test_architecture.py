@@ -63,7 +63,9 @@ ORDER = {
         "layers", "figures",
     ],
     "report": ["intervals", "record", "results", "charts", "parts", "page", "compare"],
-    "bench": ["peers", "data", "clock", "limit", "memory", "work", "inference", "train", "cost", "curves"],
+    "bench": [
+        "peers", "data", "clock", "limit", "memory", "work", "inference", "activations", "train", "cost", "curves",
+    ],
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
     "cli": [

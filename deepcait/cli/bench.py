@@ -4,6 +4,7 @@ Examples:
     deepcait bench cait_xxs24_224 --json                 our engines against timm's network on the same engines
     deepcait bench cait_xxs24_224 --engine eager,openvino --batch 1,8 --out docs/results
     deepcait bench cait_xxs24_224 --train --compiled    a training step of ours against timm's, and what it keeps
+    deepcait bench cait_xxs24_224 --cost --rounds 5     time and memory against batch, tokens and depth, with exponents
     deepcait bench --data photos                        how many images per second the loader delivers, against timm's
     deepcait bench --data photos --workers 8 --json
     deepcait bench --data photos --out docs/results     data_loader.json and data_loader.md there
@@ -20,6 +21,7 @@ from typing import Annotated, Literal
 import tyro
 
 from deepcait.cli.console import Console
+from deepcait.cli.options import whole_numbers
 from deepcait.errors import ConfigError
 
 
@@ -39,6 +41,8 @@ class Args:
     """Of training: both through torch.compile too."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of training: bf16 is autocast."""
+    cost: bool = False
+    """Measure how time and memory grow with batch, tokens and depth instead."""
     batch: str = ""
     """Images a call, with commas (default: 1,8; of a training step one number, 16)."""
     threads: int | None = None
@@ -69,7 +73,7 @@ def run(args: Args) -> int | None:
     if args.data:
         result |= _measure_data(args, console)
     if args.specs:
-        measure = _measure_training if args.train else _measure_engines
+        measure = _measure_cost if args.cost else _measure_training if args.train else _measure_engines
         result["models"] = [measure(spec, args, console) for spec in args.specs]
     console.result(result)
 
@@ -81,7 +85,7 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
         result = compare_engines(
             spec,
             engines=[name for name in args.engine.split(",") if name],
-            batches=_numbers(args.batch or "1,8"),
+            batches=whole_numbers(args.batch or "1,8", "--batch"),
             rounds=args.rounds,
             threads=args.threads,
             progress=progress,
@@ -102,7 +106,7 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
 def _measure_training(spec: str, args: Args, console: Console) -> dict:
     from deepcait.bench.train import compare_training, markdown, table
 
-    (batch, *others) = _numbers(args.batch or "16")
+    (batch, *others) = whole_numbers(args.batch or "16", "--batch")
     if others:
         raise ConfigError(f"--batch: expected one number with --train, got {args.batch!r}.", remedy="--batch 16")
     with console.progress("measuring") as progress:
@@ -124,6 +128,24 @@ def _measure_training(spec: str, args: Args, console: Console) -> dict:
     return result
 
 
+def _measure_cost(spec: str, args: Args, console: Console) -> dict:
+    from deepcait.bench.cost import compare_cost, markdown, table
+    from deepcait.bench.curves import draw_cost, require_matplotlib
+
+    if args.out is not None:
+        require_matplotlib()
+    with console.progress("measuring") as progress:
+        result = compare_cost(spec, rounds=args.rounds, threads=args.threads, progress=progress)
+    console.say(f"{spec}: exponents of what grows, {result['threads']} threads, {args.rounds} rounds")
+    console.table(*table(result))
+    name = f"cost_{_file_name(spec)}"
+    command = f"deepcait bench {spec} --cost --rounds {args.rounds} --threads {result['threads']}"
+    _write(args.out, name, command, result, markdown(result, command, f"{name}.png"), console)
+    if args.out is not None:
+        draw_cost(result, args.out / f"{name}.png")
+    return result
+
+
 def _write(out: Path | None, name: str, command: str, result: dict, page: str, console: Console) -> None:
     """Figures and page into the folder, where one was given."""
     if out is None:
@@ -137,13 +159,6 @@ def _write(out: Path | None, name: str, command: str, result: dict, page: str, c
 
 def _file_name(spec: str) -> str:
     return spec.strip("/").replace("/", "_").replace(":", "_")
-
-
-def _numbers(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdecimal() for part in parts):
-        raise ConfigError(f"--batch: expected numbers such as 1,8, got {text!r}.", remedy="Mend it.")
-    return [int(part) for part in parts]
 
 
 def _measure_data(args: Args, console: Console) -> dict:
