@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -47,6 +48,7 @@ def kept_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
     return sum(num_bytes for key, num_bytes in storages.items() if key not in own)
 
 
+@functools.lru_cache(maxsize=64)
 def training_bytes(config: CaiTConfig, compute: Compute, batch: int) -> int:
     """Return the bytes that a forward pass of `batch` images keeps for the backward pass, weights excluded.
 
