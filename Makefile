@@ -51,7 +51,7 @@ $(VENV)/.core: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing deepcait and its tools. PyTorch for Linux comes with its CUDA libraries: about 3 GB to fetch, 6 GB on disk."
-	$(PIP) install -c constraints.txt -e ".[dev,data,serve,explain]"
+	$(PIP) install -c constraints.txt -e ".[dev,data,serve,explain,export,openvino]"
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.made pyproject.toml constraints.txt

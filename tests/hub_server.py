@@ -8,12 +8,15 @@ import hashlib
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import timm
+import torch
 
 COMMIT = "c" * 40
 # The hub keeps large files elsewhere: it answers with their sha256, their size and another address.
@@ -240,3 +243,14 @@ class _Handler(BaseHTTPRequestHandler):
         data = json.dumps(value).encode()
         self._answer(status, {"Content-Type": "application/json", "Content-Length": str(len(data))})
         self.wfile.write(data)
+
+
+def timm_repository(
+    folder: Path, random_weights: Callable[[torch.nn.Module], torch.nn.Module], name: str, **sizes
+) -> torch.nn.Module:
+    """A repository with random weights, saved by timm itself as it saves what it uploads."""
+    with torch.device("meta"):
+        model = timm.create_model(name, **sizes)
+    random_weights(model.to_empty(device="cpu"))
+    timm.models.save_for_hf(model, folder, safe_serialization=True)
+    return model.eval()

@@ -3,18 +3,21 @@
 A mutant is one change of one node: a comparison or an operator exchanged, a number raised by one, a truth value turned.
 Each is tried in a process forked from one that has PyTorch and pytest loaded already, with the tests that are there for
 its file, until the first fails. A mutant that lives shows a line that no test guards, or one where the change means
-nothing; which it is, someone has to judge: docs/mutants.md.
+nothing; which it is, someone has to judge: docs/tests.md. Begun again with the same FILE, it goes on where it stopped;
+a file of code that has changed since is tried anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import importlib.abc
 import importlib.util
 import json
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -24,20 +27,29 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # File -> the tests that guard it.
 GUARDS = {
+    "model/alternatives.py": ["tests/model/test_ablation.py", "tests/model/test_residual_rules.py"],
     "model/attention.py": ["tests/model/test_properties.py", "tests/model/test_parity_reference.py"],
     "model/block.py": ["tests/model/test_properties.py", "tests/model/test_parity_reference.py"],
+    "model/branches.py": ["tests/model/test_branches.py", "tests/model/test_lean.py"],
     "model/cait.py": ["tests/model/test_properties.py", "tests/model/test_parity_reference.py"],
+    "model/convnet.py": ["tests/model/test_convnet.py"],
     "model/embedding.py": ["tests/model/test_properties.py", "tests/model/test_parity_reference.py"],
     "model/lean.py": ["tests/model/test_lean.py"],
+    "model/products.py": ["tests/model/test_branches.py"],
+    "model/variants.py": ["tests/model/test_golden.py"],
     "train/losses.py": ["tests/train/test_losses.py"],
-    "evaluation/counts.py": ["tests/evaluation/test_counts.py"],
-    "evaluation/metrics.py": ["tests/evaluation/test_metrics.py"],
-    "evaluation/intervals.py": ["tests/evaluation/test_metrics.py"],
-    "evaluation/compare.py": ["tests/evaluation/test_metrics.py"],
     "evaluation/classes.py": ["tests/evaluation/test_evaluate.py", "tests/evaluation/test_protocols.py"],
+    "evaluation/compare.py": ["tests/evaluation/test_metrics.py"],
+    "evaluation/counts.py": ["tests/evaluation/test_counts.py"],
+    "evaluation/evaluate.py": ["tests/evaluation/test_evaluate.py", "tests/evaluation/test_safeguards.py"],
+    "evaluation/expected.py": ["tests/evaluation/test_safeguards.py"],
+    "evaluation/intervals.py": ["tests/evaluation/test_metrics.py"],
+    "evaluation/masks.py": ["tests/evaluation/test_protocols.py"],
+    "evaluation/measure.py": ["tests/evaluation/test_evaluate.py"],
+    "evaluation/metrics.py": ["tests/evaluation/test_metrics.py"],
+    "evaluation/protocols.py": ["tests/evaluation/test_protocols.py"],
     "evaluation/records.py": ["tests/evaluation/test_metrics.py", "tests/evaluation/test_evaluate.py"],
     "evaluation/safeguards.py": ["tests/evaluation/test_safeguards.py"],
-    "evaluation/masks.py": ["tests/evaluation/test_protocols.py"],
 }
 _EXCHANGED = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult},
@@ -45,8 +57,8 @@ _EXCHANGED = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
     **{ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And},
 }
-LIVES, KILLED, TIMEOUT = "lives", "killed", "timeout"
-_MAX_SECONDS = 200
+LIVES, KILLED, ENDLESS = "lives", "killed", "endless"
+_MAX_CPU_SECONDS = 120  # of the processor, so that a busy machine makes no mutant endless
 
 
 def mutate(tree: ast.AST, number: int) -> str | None:
@@ -114,7 +126,7 @@ def outcome_of(file: str, tree: ast.AST | None) -> str:
     if not child:
         import pytest
 
-        os.setsid()
+        resource.setrlimit(resource.RLIMIT_CPU, (_MAX_CPU_SECONDS, _MAX_CPU_SECONDS + 5))
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
@@ -124,15 +136,32 @@ def outcome_of(file: str, tree: ast.AST | None) -> str:
         marks = "not soak and not slow and not process"
         code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-m", marks, *dict.fromkeys(GUARDS[file])])
         os._exit(0 if code == 0 else 1)
-    ends = time.monotonic() + _MAX_SECONDS
-    while time.monotonic() < ends:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return LIVES if status == 0 else KILLED
-        time.sleep(0.02)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return TIMEOUT
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+        return ENDLESS
+    return LIVES if status == 0 else KILLED
+
+
+def digest(file: str) -> str:
+    """What a file of the package holds, in 16 digits."""
+    return hashlib.sha256((ROOT / "deepcait" / file).read_bytes()).hexdigest()[:16]
+
+
+def take_up(out: Path | None) -> dict[str, dict[str, str]]:
+    """What was tried before, {file: {number and change: outcome}}, of the files that are still the same."""
+    if out is None or not out.exists():
+        return {}
+    facts = json.loads(out.read_text(encoding="utf-8"))
+    return {file: tried for file, tried in facts["tried"].items() if facts["sources"][file] == digest(file)}
+
+
+def written(tried: dict[str, dict[str, str]], num_mutants: int, command: str) -> str:
+    """The JSON of what was tried, with the sums."""
+    outcomes = [outcome for of_file in tried.values() for outcome in of_file.values()]
+    facts = {"command": command, "mutants": num_mutants, "num_tried": len(outcomes)}
+    facts |= {f"num_{name}": outcomes.count(name) for name in (KILLED, ENDLESS, LIVES)}
+    facts |= {"sources": {file: digest(file) for file in tried}, "tried": tried}
+    return json.dumps(facts, indent=1) + "\n"
 
 
 def main() -> None:
@@ -152,21 +181,23 @@ def main() -> None:
     every = []
     for file in args.files:
         source = (ROOT / "deepcait" / file).read_text(encoding="utf-8")
-        every += [(file, what, tree) for what, tree in mutants(source)]
+        every += [(file, f"#{number} line {what}", tree) for number, (what, tree) in enumerate(mutants(source))]
     random.Random(args.seed).shuffle(every)
-    began, tried = time.monotonic(), []
+    began, tried = time.monotonic(), take_up(args.out)
+    command = f"python -m tests.mutation --minutes {args.minutes:g} --seed {args.seed}"
     for file, what, tree in every:
+        if what in tried.get(file, {}):
+            continue
         if time.monotonic() - began > 60 * args.minutes:
             break
-        tried.append({"file": file, "change": what, "outcome": outcome_of(file, tree)})
-        if tried[-1]["outcome"] == LIVES:
-            print(f"deepcait/{file}:{what}", flush=True)
+        outcome = outcome_of(file, tree)
+        tried.setdefault(file, {})[what] = outcome
+        if outcome == LIVES:
+            print(f"deepcait/{file} {what}", flush=True)
         if args.out:
-            lives = [mutant for mutant in tried if mutant["outcome"] == LIVES]
-            facts = {"command": "python -m tests.mutation --minutes 60", "seed": args.seed, "mutants": len(every)}
-            facts |= {"tried": len(tried), "killed": len(tried) - len(lives), "lives": lives}
-            args.out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    print(f"{len(tried)} of {len(every)} tried, {sum(m['outcome'] == LIVES for m in tried)} live")
+            args.out.write_text(written(tried, len(every), command), encoding="utf-8")
+    num_tried = sum(map(len, tried.values()))
+    print(f"{num_tried} of {len(every)} tried, {str(tried).count(repr(LIVES))} live")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "deepcait"
 # A module imports only from lower storeys.
 STOREY = {
     "errors": 0,
+    "optional": 1,
     "model": 1,
     "weights": 2,
     "data": 2,
@@ -43,7 +44,7 @@ ORDER = {
     ],
     "data": [
         "png", "image", "source", "folder", "resample", "preprocessing",
-        "optional", "shards", "members", "table", "stored", "split", "manifest", "parquet", "zipped", "tar", "cifar",
+        "shards", "members", "table", "stored", "split", "manifest", "parquet", "zipped", "tar", "cifar",
         "matlab", "imagenet", "benchmarks", "spec", "dataset",
         "seeding", "order", "slide", "augment", "mixing", "shrunk", "loader",
         "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
@@ -57,19 +58,20 @@ ORDER = {
         "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",
         "expected", "safeguards", "evaluate", "plots", "tables",
     ],
-    "inference": ["optional", "linear", "blocks", "native", "fold", "graph", "engines", "export"],
+    "inference": ["linear", "blocks", "native", "fold", "graph", "engines", "export", "tuned"],
     "explain": [
-        "colours", "optional", "maps", "attribution", "faithfulness", "picture", "explanation", "markup", "gallery",
+        "colours", "maps", "attribution", "faithfulness", "picture", "explanation", "markup", "gallery",
         "layers", "figures",
     ],
     "report": ["intervals", "record", "results", "charts", "parts", "page", "compare"],
     "bench": [
-        "peers", "data", "clock", "limit", "memory", "work", "inference", "activations", "train", "cost", "curves",
+        "peers", "data", "clock", "limit", "memory", "work", "inference", "bars", "tune", "activations", "train",
+        "cost", "curves",
     ],
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
     "cli": [
-        "exits", "console", "options", "main", "models", "info", "doctor", "eval", "predict", "explain",
+        "exits", "console", "options", "engine", "main", "models", "info", "doctor", "eval", "predict", "explain",
         "report", "train", "bench", "study", "serve", "export", "push", "demo",
     ],
 }  # fmt: skip

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from deepcait.inference.engines import open_openvino
 from deepcait.inference.linear import has_onednn
-from deepcait.inference.optional import require
 from deepcait.model import CaiTConfig
+from deepcait.optional import require
 
 
 class Products(nn.Module):

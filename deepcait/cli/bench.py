@@ -5,6 +5,7 @@ Examples:
     deepcait bench cait_xxs24_224 --engine eager,openvino --batch 1,8 --out docs/results
     deepcait bench cait_xxs24_224 --train --compiled    a training step of ours against timm's, and what it keeps
     deepcait bench cait_xxs24_224 --cost --rounds 5     time and memory against batch, tokens and depth, with exponents
+    deepcait bench runs/pets --autotune                  the fastest engine, threads and batch here; kept with it
     deepcait bench --data photos                        how many images per second the loader delivers, against timm's
     deepcait bench --data photos --workers 8 --json
     deepcait bench --data photos --out docs/results     data_loader.json and data_loader.md there
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,6 +37,8 @@ class Args:
     """The peer."""
     engine: str = "eager,compile,onnx,openvino"
     """Engines, with commas."""
+    autotune: bool = False
+    """Find what is the fastest for our model here; tuned.json goes into its folder, or to --out, for other verbs."""
     train: bool = False
     """Time a training step instead."""
     compiled: bool = False
@@ -72,14 +76,17 @@ def run(args: Args) -> int | None:
     result = {}
     if args.data:
         result |= _measure_data(args, console)
-    if args.specs:
+    if args.specs and args.autotune:
+        result["tuned"] = [_tune(spec, args, console) for spec in args.specs]
+    elif args.specs:
         measure = _measure_cost if args.cost else _measure_training if args.train else _measure_engines
         result["models"] = [measure(spec, args, console) for spec in args.specs]
     console.result(result)
 
 
 def _measure_engines(spec: str, args: Args, console: Console) -> dict:
-    from deepcait.bench.inference import compare_engines, markdown, table
+    from deepcait.bench.bars import draw_engines
+    from deepcait.bench.inference import COLUMNS, compare_engines, markdown, table
 
     with console.progress("measuring") as progress:
         result = compare_engines(
@@ -90,16 +97,49 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
             threads=args.threads,
             progress=progress,
         )
-    names = ["engine", "ours, ms", "p95", "images/s", "timm, ms", "p95", "images/s", "ratio", "quartiles"]
     for row in result["batches"]:
         console.say(f"{spec}, batch {row['batch']}, {result['threads']} threads, {args.rounds} rounds")
-        console.table(names, table(row))
+        console.table(COLUMNS, table(row))
         console.say(
             f"best: {row['best_ours']}, {row['best_ratio']:.2f} times {row['best_peer']}, {row['of_limit']:.2f} of the "
             f"limit of the matrix products ({row['limit']['library']})"
         )
+    batch_names = "_".join(f"b{row['batch']}" for row in result["batches"])
+    name = f"bench_{_file_name(spec)}_{batch_names}"
     command = f"deepcait bench {spec} --engine {args.engine} --batch {args.batch or '1,8'} --rounds {args.rounds}"
-    _write(args.out, f"bench_{_file_name(spec)}", command, result, markdown(result, command), console)
+    _write(args.out, name, command, result, markdown(result, command), console)
+    if args.out is not None and find_spec("matplotlib"):
+        draw_engines(result, args.out / f"{name}.png")
+        console.say(f"wrote  {args.out / name}.png")
+    return result
+
+
+def _tune(spec: str, args: Args, console: Console) -> dict:
+    from deepcait.bench.tune import keep, table, tune
+
+    with console.progress("measuring") as progress:
+        result = tune(
+            spec,
+            engines=[name for name in args.engine.split(",") if name],
+            threads=[] if args.threads is None else [args.threads],
+            batches=whole_numbers(args.batch or "1,8", "--batch"),
+            rounds=args.rounds,
+            progress=progress,
+        )
+    console.table(*table(result))
+    for engine, why in result["left_out"].items():
+        console.say(f"left out: {engine}: {why}")
+    choice = result["choice"]
+    console.say(
+        f"fastest: {choice['engine']}, {choice['threads']} threads, {choice['batch']} images a call: "
+        f"{result['images_per_s']:.1f} images/s"
+    )
+    folder = args.out or (Path(spec) if Path(spec).is_dir() else None)
+    if folder is None:
+        console.say(f"not kept: {spec} is no folder; --out FOLDER keeps it there")
+        return result
+    folder.mkdir(parents=True, exist_ok=True)
+    console.say(f"wrote  {keep(result, folder)}")
     return result
 
 

@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from deepcait.cli.console import Console, is_main_process, percent
+from deepcait.cli.engine import choose_engine
 from deepcait.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from deepcait.data import Source
     from deepcait.evaluation import Expected, Metrics, Records
@@ -54,12 +56,12 @@ class Args:
     """The only classes that may be answered: `data` for those of the data (ImageNet-A, -R), or a file of them."""
     img_size: str | None = None
     """Image side in pixels, several with commas (224,288,320), height x width as 224x320; without it the model's."""
-    batch_size: int = 32
-    """Images a step; changes no result."""
+    batch_size: int | None = None
+    """Images a step; changes no result (default: 32, or what was measured with the engine)."""
     workers: int = 0
     """Processes that decode images; changes no result."""
     engine: Literal["eager", "compile", "onnx", "openvino"] | None = None
-    """What computes; without it the network as it was trained."""
+    """What computes; without it what `bench --autotune` left beside the model, else the network itself."""
     device: str = "auto"
     """Where the model computes: auto, cpu, cuda, cuda:1."""
     per_image: Path | None = None
@@ -144,7 +146,10 @@ def _measure(
     found = resolve(spec, img_size=img_size)
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
     class_mask = None if args.class_mask is None else read_mask(args.class_mask)
-    network = found.model if args.engine is None else build_engine(args.engine, found.model.to(device))
+    chosen = choose_engine(spec, args.engine, console, device=device.type, img_size=img_size)
+    network: nn.Module = found.model
+    if chosen.engine is not None:
+        network = build_engine(chosen.engine, found.model.to(device), threads=chosen.threads)
     _print_setup(console, args, spec, source, found, preprocessing)
     with console.progress("evaluating") as progress:
         metrics = evaluate(
@@ -152,7 +157,7 @@ def _measure(
             source,
             protocol=args.protocol,
             preprocessing=preprocessing,
-            batch_size=args.batch_size,
+            batch_size=(chosen.batch or 32) if args.batch_size is None else args.batch_size,
             num_workers=args.workers,
             classes=found.classes,
             class_mask=class_mask,
@@ -164,10 +169,11 @@ def _measure(
     # Figures of a release hold for its own resolution.
     expected = expected_accuracy(found, args.protocol, source, class_mask) if img_size is None else None
     warnings = [*metrics.warnings, *_more_warnings(metrics, expected, source, args)]
+    warnings += _seen_in_training(found, source, args)
     _print_metrics(console, metrics, expected)
     for text in warnings:
         console.note(f"warning: {text}")
-    return _row(spec, args, source, found, preprocessing, metrics, expected, warnings), metrics.records
+    return _row(spec, args, chosen.engine, source, found, preprocessing, metrics, expected, warnings), metrics.records
 
 
 def _more_warnings(metrics: Metrics, expected: Expected | None, source: Source, args: Args) -> list[str]:
@@ -188,9 +194,20 @@ def _more_warnings(metrics: Metrics, expected: Expected | None, source: Source, 
     return warnings
 
 
+def _seen_in_training(found: Resolved, source: Source, args: Args) -> list[str]:
+    """A warning where a run is measured on data without parts, from which its training may have drawn."""
+    if found.kind != "run" or source.split != "all" or args.split is not None:
+        return []
+    return [
+        "data: it has no part val or test, so all images count; a run that was trained on this data has seen most of "
+        "them. `--split val` counts only those that it held out."
+    ]
+
+
 def _row(
     spec: str,
     args: Args,
+    engine: str | None,
     source: Source,
     found: Resolved,
     preprocessing: Any,
@@ -208,7 +225,7 @@ def _row(
         "data": args.data,
         "split": source.split,
         "protocol": args.protocol,
-        "engine": args.engine,
+        "engine": engine,
         "img_size": facts["img_size"],
         "params": facts["params"],
         "gmacs": facts["gmacs"],
@@ -295,7 +312,8 @@ def _print_metrics(console: Console, metrics: Metrics, expected: Expected | None
         f"top-1          {percent(metrics.top1)}  ({metrics.correct1:,} of {num:,})  95 %: {percent(low)} to "
         f"{percent(high)}{beside[0]}"
     )
-    console.say(f"top-5          {percent(metrics.top5)}  ({metrics.correct5:,} of {num:,}){beside[1]}")
+    if metrics.records.num_possible > 5:  # of five or fewer the right one is always among them
+        console.say(f"top-5          {percent(metrics.top5)}  ({metrics.correct5:,} of {num:,}){beside[1]}")
     console.say(f"loss           {metrics.loss:.6f} nats an image")
     console.say(
         f"balanced       {percent(facts['balanced_accuracy'])}  (mean over classes), F1 {facts['macro_f1']:.4f}"

@@ -149,9 +149,9 @@ def _explain(classifier: Classifier, path: Path, number: int, args: Args) -> tup
 def _results(args: Args) -> list[dict[str, Any]]:
     """The table for accuracy against cost, where the figures can be drawn at all."""
     from deepcait.explain.figures import read_results
-    from deepcait.explain.optional import optional
+    from deepcait.optional import require
 
-    optional("matplotlib", "--figures")
+    require("matplotlib", asked="--figures", extra="explain")
     return read_results(args.table)
 
 

@@ -158,8 +158,8 @@ def _missing_package(error: ImportError) -> tuple[str, str] | None:
         return None
     name = (error.name or "").partition(".")[0]
     extra = _extra_of(name)
-    wanted = f"'deepcait[{extra}]'" if extra else name
-    return f"expected the package {name}, which is not installed.", f"Run `pip install {wanted}`."
+    wanted = f'"deepcait[{extra}]"' if extra else name
+    return f"expected the package {name}, which is not installed.", f"pip install {wanted}"
 
 
 def _extra_of(package: str) -> str | None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 import tyro
 
 from deepcait.cli.console import Console
+from deepcait.cli.engine import choose_engine
 from deepcait.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,10 +48,10 @@ class Args:
     """Write to this file, .csv or .jsonl, instead of printing."""
     embeddings: Path | None = None
     """Write the features that the classifier's head reads to this .npz: arrays `files` (N) and `embeddings` (N, D)."""
-    batch_size: int = 32
-    """Pictures that pass through the network at once."""
+    batch_size: int | None = None
+    """Pictures that pass through the network at once (default: 32, or what was measured with the engine)."""
     engine: Literal["eager", "compile", "onnx", "openvino"] | None = None
-    """What computes the answers; without it the network as it was trained."""
+    """What computes the answers; without it what `bench --autotune` left beside the model, else the network itself."""
     json: bool = False
     """Print one JSON list and nothing else."""
 
@@ -63,24 +64,25 @@ def run(args: Args) -> int | None:
 
     if not args.paths:
         raise ConfigError("predict: expected a picture, got none.", remedy="deepcait predict SPEC picture.jpg")
-    for name in ("topk", "batch_size"):
-        if getattr(args, name) < 1:
-            option = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{option}: expected 1 or more, got {getattr(args, name)}.", remedy="Give 1, or more.")
+    for option, value in (("--topk", args.topk), ("--batch-size", args.batch_size)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{option}: expected 1 or more, got {value}.", remedy="Give 1, or more.")
     console = Console(json=args.json)
     paths = [path for place in args.paths for path in list_images(place)]
     if args.embeddings is not None:
         require_file(args.embeddings, (".npz",), "--embeddings")
+    chosen = choose_engine(args.spec, args.engine, console)
+    batch_size = args.batch_size or chosen.batch or 32
     with _writer(args.out) as write, console.progress("predicting") as progress:
-        classifier = load(args.spec, engine=args.engine)
+        classifier = load(args.spec, engine=chosen.engine, threads=chosen.threads)
         results, features = [], []
         # Features alone need no answers.
         answering = args.json or args.out is not None or args.embeddings is None
-        for start in range(0, len(paths), args.batch_size):
-            part = paths[start : start + args.batch_size]
+        for start in range(0, len(paths), batch_size):
+            part = paths[start : start + batch_size]
             if args.embeddings is not None:
-                features.append(classifier.embed(part, batch_size=args.batch_size))
-            answers = classifier.predict(part, topk=args.topk, batch_size=args.batch_size) if answering else []
+                features.append(classifier.embed(part, batch_size=batch_size))
+            answers = classifier.predict(part, topk=args.topk, batch_size=batch_size) if answering else []
             for path, predictions in zip(part, answers, strict=answering):
                 result = _as_result(path, predictions)
                 write(result)

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import tyro
 
 from deepcait.cli.console import Console
+from deepcait.cli.engine import choose_engine
 from deepcait.errors import ConfigError
 
 _LOCAL = ("127.", "localhost", "::1")
@@ -32,7 +33,7 @@ class Args:
     allow_host: tuple[str, ...] = ()
     """Names that requests may call the service by, for a proxy in front of it."""
     engine: Literal["eager", "compile", "onnx", "openvino"] | None = None
-    """What computes the answers; without it the network as it was trained."""
+    """What computes the answers; without it what `bench --autotune` left beside the model, else the network itself."""
     threads: int | None = None
     """Threads of the network (default: the engine's choice)."""
     device: str | None = None
@@ -82,7 +83,9 @@ def run(args: Args) -> int | None:
         body_timeout_s=min(Limits.body_timeout_s, 0.75 * args.deadline_s),
     )
     console = Console(json=args.json)
-    classifier = load(args.spec, device=args.device, engine=args.engine, threads=args.threads)
+    chosen = choose_engine(args.spec, args.engine, console, device=args.device)
+    threads = args.threads or chosen.threads
+    classifier = load(args.spec, device=args.device, engine=chosen.engine, threads=threads)
 
     def listening(address: str) -> None:
         height, width = classifier.preprocessing.img_size
@@ -98,7 +101,7 @@ def run(args: Args) -> int | None:
         name=args.spec,
         host=args.host,
         port=args.port,
-        threads=args.threads,
+        threads=threads,
         limits=limits,
         allow_hosts=args.allow_host,
         listening=listening,

@@ -10,10 +10,10 @@ from pathlib import Path
 from deepcait.data.folder import split_of
 from deepcait.data.image import read_image_bytes
 from deepcait.data.members import is_image
-from deepcait.data.optional import optional
 from deepcait.data.shards import find_one, open_binary
 from deepcait.data.table import Label, Table
 from deepcait.errors import DataError
+from deepcait.optional import require
 
 # What each column may be called, the preferred first.
 COLUMNS = {
@@ -84,7 +84,7 @@ def load_parquet_manifest(place: str) -> tuple[Table, FileReader]:
     Raises:
         DataError: columns missing, or a row that does not fit.
     """
-    parquet = optional("pyarrow.parquet")
+    parquet = require("pyarrow.parquet", asked="parquet", extra="data")
     with open_binary(place) as file:
         try:
             table = parquet.read_table(file)

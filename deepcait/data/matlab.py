@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from deepcait.data.optional import optional
 from deepcait.errors import DataError
+from deepcait.optional import require
 
 
 def load_matlab(path: Path, name: str) -> Any:
@@ -18,7 +18,7 @@ def load_matlab(path: Path, name: str) -> Any:
         ConfigError: scipy is not installed.
         DataError: no such file, or no such variable in it.
     """
-    loadmat = optional("scipy.io").loadmat
+    loadmat = require("scipy.io", asked=".mat labels", extra="data").loadmat
     try:
         content = loadmat(str(path), squeeze_me=True, variable_names=[name])
         return content[name]

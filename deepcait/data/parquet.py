@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepcait.data.manifest import load_parquet_manifest
-from deepcait.data.optional import optional
 from deepcait.data.shards import find_shards, open_binary, shard_stem, splits_of_shards
 from deepcait.data.table import Label, Reader, Table
 from deepcait.errors import DataError, ImageError
+from deepcait.optional import require
 
 # Of row groups, in each process; one group is kept however large it is.
 KEPT_BYTES = 256 * 2**20
@@ -89,7 +89,7 @@ class ParquetReader:
         key = (os.getpid(), file)
         try:
             if self._open is None or self._open[0] != key:
-                parquet = optional("pyarrow.parquet")
+                parquet = require("pyarrow.parquet", asked="parquet", extra="data")
                 self._open = (key, parquet.ParquetFile(open_binary(self.files[file])))
             return self._open[1].read_row_group(group, columns=[self.column], use_threads=False).column(0)
         except DataError as error:
@@ -149,7 +149,7 @@ def load_parquet(place: str) -> tuple[Table, Reader]:
 
 def _read_rows(file: str, layout: _Layout) -> tuple[list[str], list[Label], list[int]]:
     """Paths and labels of the rows of a file, and the size of each row group; no picture is read."""
-    parquet = optional("pyarrow.parquet")
+    parquet = require("pyarrow.parquet", asked="parquet", extra="data")
     wanted = [column for column in (layout.path, layout.label) if column]
     with open_binary(file) as opened:
         try:
@@ -176,7 +176,8 @@ def _read_rows(file: str, layout: _Layout) -> tuple[list[str], list[Label], list
 
 def _layout(file: str) -> _Layout | None:
     """The columns of a file with pictures in it, None where it holds none."""
-    parquet, types = optional("pyarrow.parquet"), optional("pyarrow").types
+    parquet = require("pyarrow.parquet", asked="parquet", extra="data")
+    types = require("pyarrow", asked="parquet", extra="data").types
     with open_binary(file) as opened:
         try:
             schema = parquet.read_schema(opened)

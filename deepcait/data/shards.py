@@ -13,8 +13,8 @@ from typing import IO, Any, TypeVar
 
 from deepcait.data.folder import split_of
 from deepcait.data.image import natural_key
-from deepcait.data.optional import optional
 from deepcait.errors import DataError, DeepcaitError, ImageError
+from deepcait.optional import require
 
 _MAX_SHARDS = 100_000
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -197,7 +197,7 @@ def _split_word(name: str) -> str | None:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    return optional("fsspec.core").url_to_fs(url)
+    return require("fsspec.core", asked="a URL", extra="data").url_to_fs(url)
 
 
 def _guarded(place: str, action: Callable[[], _T], kind: type[DataError]) -> _T:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from deepcait.errors import ConfigError
 from deepcait.evaluation.metrics import confusion, list_classes, list_confusion, list_reliability
 from deepcait.evaluation.records import Records
+from deepcait.optional import require
 
 FORMATS = ("png", "svg")
 _MAX_NAMES = 40
@@ -60,13 +59,8 @@ def write_plots(folder: Path, records: Records, title: str) -> list[Path]:
 
 
 def _figure_class() -> Any:
-    try:
-        # The class itself: pyplot would look for a screen and keep every figure alive.
-        return importlib.import_module("matplotlib.figure").Figure
-    except ImportError as error:
-        raise ConfigError(
-            f"plots: expected the package matplotlib, got: {error}.", remedy="pip install 'deepcait[explain]'"
-        ) from error
+    # The class itself: pyplot would look for a screen and keep every figure alive.
+    return require("matplotlib.figure", asked="plots", extra="explain").Figure
 
 
 def _draw_reliability(axes: Any, records: Records) -> None:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deepcait.explain.optional import optional
 from deepcait.model import CaiT
+from deepcait.optional import require
 
 
 class Attribution(NamedTuple):
@@ -34,7 +34,7 @@ def integrated_gradients(
     Raises:
         ConfigError: captum is not installed.
     """
-    captum = optional("captum.attr", "Integrated Gradients")
+    captum = require("captum.attr", asked="Integrated Gradients", extra="explain")
     image_1CHW = image_CHW[None].detach()
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
@@ -58,7 +58,7 @@ def occlusion(model: CaiT, image_CHW: Tensor, target: int, *, batch_size: int = 
     Raises:
         ConfigError: captum is not installed.
     """
-    captum = optional("captum.attr", "Occlusion")
+    captum = require("captum.attr", asked="Occlusion", extra="explain")
     window = (image_CHW.shape[0], model.config.patch_size, model.config.patch_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -16,8 +16,8 @@ from torch import Tensor
 from deepcait.errors import ConfigError
 from deepcait.explain import attribution, maps, picture
 from deepcait.explain.faithfulness import Faithfulness, areas_by_lot, measure_faithfulness
-from deepcait.explain.optional import optional
 from deepcait.model import CaiT
+from deepcait.optional import require
 from deepcait.weights.atomic import write_bytes
 
 METHODS = ("class-attention", "rollout", "gradient", "integrated-gradients", "occlusion")
@@ -195,7 +195,7 @@ def require_methods(methods: Sequence[str]) -> None:
         if method not in METHODS:
             raise ConfigError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.", remedy="Choose some.")
     if {"integrated-gradients", "occlusion"} & set(methods):
-        optional("captum.attr", "Integrated Gradients and occlusion")
+        require("captum.attr", asked="Integrated Gradients and occlusion", extra="explain")
 
 
 def _build(

@@ -16,7 +16,7 @@ from PIL import Image
 from deepcait.errors import ConfigError
 from deepcait.explain.gallery import Plate
 from deepcait.explain.layers import LayerMeasures
-from deepcait.explain.optional import optional
+from deepcait.optional import require
 from deepcait.weights.spec import describe_models
 
 # Blue and orange, told apart by everyone; the first also stands for attention, the second for the MLP.
@@ -205,8 +205,8 @@ def read_results(path: str | Path | None) -> list[dict[str, Any]]:
 @contextmanager
 def _canvas(rows: int, columns: int, width: float, height: float, **options: Any) -> Iterator[tuple[Any, Any]]:
     """Yield a matplotlib figure and its axes in reading order; nothing global stays changed."""
-    matplotlib = optional("matplotlib", "figures")
-    figure_module = optional("matplotlib.figure", "figures")
+    matplotlib = require("matplotlib", asked="figures", extra="explain")
+    figure_module = require("matplotlib.figure", asked="figures", extra="explain")
     with matplotlib.rc_context(_STYLE):
         figure = figure_module.Figure(figsize=(width, height))
         yield figure, figure.subplots(rows, columns, squeeze=False, **options).flatten()
@@ -227,7 +227,7 @@ def _mark_class_stage(axes: Any, measures: LayerMeasures) -> None:
 
 def _plain_ticks(axis: Any) -> None:
     """Label a logarithmic axis at 1, 2 and 5 times the powers of ten, in plain numbers."""
-    ticker = optional("matplotlib.ticker", "figures")
+    ticker = require("matplotlib.ticker", asked="figures", extra="explain")
     axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.set_minor_formatter(ticker.NullFormatter())

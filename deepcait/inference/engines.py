@@ -5,6 +5,7 @@ An engine is a module in evaluation mode: images (B, C, H, W) in, logits (B, K) 
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from deepcait.errors import ConfigError
-from deepcait.inference.fold import fold, refuse_training
+from deepcait.inference.fold import FoldedCaiT, fold, refuse_training
 from deepcait.inference.graph import INPUT, OUTPUT, require_packages, to_openvino, write_onnx
-from deepcait.inference.optional import require
 from deepcait.model import CaiTConfig
+from deepcait.optional import require
 
 ENGINES = ("eager", "compile", "onnx", "openvino")
 
@@ -99,6 +100,8 @@ class Compiled(Eager):
         super().__init__(model, threads)
         if next(iter(model.state_dict().values())).device.type == "cpu":
             require_compiler()
+        if isinstance(model, FoldedCaiT):
+            model.pack()  # its patch stage becomes one operator of the program
         self._run = torch.compile(model, dynamic=True)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -168,7 +171,17 @@ def open_openvino(graph: Any, threads: int | None) -> Any:
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    return openvino.Core().compile_model(graph, "CPU", settings)
+    return _openvino_core(openvino).compile_model(graph, "CPU", settings)
+
+
+@functools.cache
+def _openvino_core(openvino: Any) -> Any:
+    """The one core of the process, kept to its end.
+
+    OpenVINO's CPU plugin gives the thread a signal stack of its own and puts the former one back when the core goes.
+    Of two cores the second puts back the first one's, which is unmapped by then: the next signal ends the process.
+    """
+    return openvino.Core()
 
 
 def require_compiler() -> None:

@@ -18,11 +18,10 @@ from deepcait.errors import ConfigError, WeightsError
 from deepcait.inference.engines import open_onnx, open_openvino
 from deepcait.inference.fold import FoldedCaiT, fold
 from deepcait.inference.graph import INPUT, OUTPUT, require_packages, to_openvino, to_program, write_onnx
-from deepcait.inference.optional import require
+from deepcait.optional import require
 
 Form: TypeAlias = Literal["onnx", "openvino", "pt2"]
 Runner: TypeAlias = Callable[[Tensor], Tensor]
-FORMS: tuple[Form, ...] = ("onnx", "openvino", "pt2")
 SUFFIXES: dict[Form, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 # Largest difference of logits, in units of their spread. Engines in float32 agree within a few 1e-6; a tenth of this
 # limit is what a change of one weight in a thousandth of its value makes of a small model.

@@ -5,7 +5,7 @@ What is folded, all of it exact in real numbers and computed in float64:
     LayerNorm's affine, q-scale, LayerScale   into the linear layers next to them
     bias of proj_l, of every key              nothing: constant along a row, the softmax cancels it
     bias of every value                       into the bias of the projection: rows sum to a constant
-    bias of proj_w                            into one sum over the tokens (engines), or the mixing itself (blocks)
+    bias of proj_w                            nothing: it is added where the heads are mixed
     keys and values of the class attention    q (W_k x) = (W_k' q) x and A (W_v x) = W_v (A x): products with all
                                               tokens fall from width D for each channel to width D for each head
     normalised patches                        once for both class blocks, since no affine is left that differs
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepcait.errors import ConfigError, ShapeError
+from deepcait.inference.blocks import attend_blocks
 from deepcait.inference.linear import FoldedLinear
-from deepcait.inference.native import attend
+from deepcait.inference.native import pack_blocks, patch_stage, run_blocks
 from deepcait.model.block import NORM_EPS, ClassAttentionBlock, LayerScaleBlock
 from deepcait.model.cait import CaiT
 from deepcait.model.variants import CaiTConfig
@@ -32,6 +33,11 @@ def fold(model: nn.Module) -> FoldedCaiT:
 
     Logits agree within rounding (1e-5 of their spread in float32). Weights are copies: training the model afterwards
     does not reach them.
+
+    >>> from deepcait import create_model
+    >>> model, images_BCHW = create_model("cait_nano_32").eval(), torch.randn(2, 3, 32, 32)
+    >>> torch.allclose(fold(model)(images_BCHW), model(images_BCHW), atol=1e-5)
+    True
 
     Args:
         model: a CaiT, wrapped by torch.compile or DistributedDataParallel or not.
@@ -62,8 +68,9 @@ class _Constants(nn.Module):
 class FoldedCaiT(_Constants):
     """A CaiT for inference, made by `fold`.
 
-    Eager, the patches attend in blocks that fit the cache and no N x N map of all heads is ever whole; compiled,
-    exported or asked for gradients of the images, whole maps are used, in operators that every engine knows.
+    Eager, the patch stage is one call of our own machine code where there is a compiler, and else runs in blocks of
+    rows: no N x N map of all heads is ever whole. Exported, traced or asked for gradients of the images, whole maps
+    are used, in operators that every engine knows. torch.compile takes the machine code once `pack` was called.
 
     Args:
         model: what is folded.
@@ -91,6 +98,8 @@ class FoldedCaiT(_Constants):
                 # No layer follows the last norm: its affine stays, as a product with a diagonal matrix would be one.
                 weight, bias = model.norm.weight, model.norm.bias
             _keep(self, model.cls_token, head_weight=weight, head_bias=bias)
+        self._packed: Tensor | None = None
+        self._is_packed = False
         super().train(False)
 
     def train(self, mode: bool = True) -> FoldedCaiT:
@@ -131,16 +140,44 @@ class FoldedCaiT(_Constants):
             )
         maps_BDHW = F.conv2d(images_BCHW, self.patch_weight, stride=self.config.patch_size)
         tokens_BND = self.positions + maps_BDHW.flatten(2).transpose(1, 2)
-        if torch.compiler.is_compiling() or torch.compiler.is_exporting() or _wants_gradient(tokens_BND):
-            for block in self.blocks:
-                tokens_BND = block(tokens_BND)
-            return tokens_BND
-        return self.run_blocks(tokens_BND.contiguous())
+        if torch.compiler.is_exporting() or torch.jit.is_tracing() or _wants_gradient(tokens_BND):
+            return self._whole_maps(tokens_BND)
+        if torch.compiler.is_compiling():
+            if self._packed is None:
+                return self._whole_maps(tokens_BND)
+            return patch_stage(tokens_BND, self._packed, self.config.num_heads, self.config.hidden_dim, NORM_EPS)
+        return self.run_blocks(tokens_BND)
 
     def run_blocks(self, tokens_BND: Tensor) -> Tensor:
-        """Pass contiguous patch tokens through the patch stage, a block of rows of the maps at a time."""
+        """Pass patch tokens (B, N, D) through the patch stage, without gradients."""
+        if self.pack():
+            packed = cast("Tensor", self._packed)
+            return run_blocks(tokens_BND, packed, self.config.num_heads, self.config.hidden_dim, NORM_EPS)
+        tokens_BND = tokens_BND.contiguous()
         for block in self.blocks:
             tokens_BND = cast("FoldedBlock", block).run(tokens_BND)
+        return tokens_BND
+
+    def pack(self) -> bool:
+        """Return whether our machine code can run the patch stage; at the first call weights are laid out for it."""
+        if not self._is_packed:
+            tensors = [cast("FoldedBlock", block).tensors() for block in self.blocks]
+            self._packed, self._is_packed = pack_blocks(tensors, self.config.num_heads), True
+        return self._packed is not None
+
+    # Moved, cast or loaded: what was packed is no longer the model's.
+    def _apply(self, *args: Any, **kwargs: Any) -> FoldedCaiT:
+        self._packed, self._is_packed = None, False
+        return super()._apply(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As every module does."""
+        self._packed, self._is_packed = None, False
+        return super().load_state_dict(*args, **kwargs)
+
+    def _whole_maps(self, tokens_BND: Tensor) -> Tensor:
+        for block in self.blocks:
+            tokens_BND = block(tokens_BND)
         return tokens_BND
 
     def _read(self, patches_BND: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -179,7 +216,6 @@ class FoldedBlock(_Constants):
         like = block.gamma_1
         self.qkv, self.proj = FoldedLinear(weight, bias, like), FoldedLinear(proj, proj_bias, like)
         _keep(self, like, mix_l=attn.proj_l.weight, mix_w=mix_w, bias_w=bias_w)
-        _keep(self, like, sum_weight=(proj * _per_channel(bias_w, D)) @ weight[2 * D :])
         _keep_mlp(self, block)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
@@ -190,27 +226,28 @@ class FoldedBlock(_Constants):
     def run(self, tokens_BND: Tensor) -> Tensor:
         """The same without gradients, a block of rows of the maps at a time; the tokens are contiguous."""
         qkv_BND3 = self.qkv.plain(normalize(tokens_BND))
-        read_BND = attend(qkv_BND3, self.mix_l, self.mix_w, self.bias_w)
+        read_BND = attend_blocks(qkv_BND3, self.mix_l, self.mix_w, self.bias_w)
         del qkv_BND3
         tokens_BND = self.proj.plus(read_BND, tokens_BND)
         del read_BND
         return self.fc2.plus(self.fc1.gelu(normalize(tokens_BND)), tokens_BND)
 
+    def tensors(self) -> list[Tensor]:
+        """Return what `native.pack_blocks` takes."""
+        layers = (self.qkv, self.proj, self.fc1, self.fc2)
+        return [*(t for layer in layers for t in (layer.weight, layer.bias)), self.mix_l, self.mix_w, self.bias_w]
+
     def _attend(self, tokens_BND: Tensor) -> Tensor:
         B, N, D = tokens_BND.shape
         A = self.num_heads
         qkv = self.qkv(tokens_BND)
-        q, k, v = qkv.reshape(B, N, 3, A, D // A).permute(2, 0, 3, 1, 4).unbind(0)
-        scores_BANN = self._mix(self.mix_l, q @ k.transpose(-2, -1))
-        mixed_BANN = self._mix(self.mix_w, scores_BANN.softmax(-1))
-        read_BND = (mixed_BANN @ v).transpose(1, 2).reshape(B, N, D)
-        # What the bias of proj_w adds to every token: a sum over the values, taken before they are made.
-        sums_B1D = F.linear(tokens_BND.sum(1, keepdim=True), self.sum_weight)
-        return self.proj(read_BND) + sums_B1D
-
-    def _mix(self, mix_AA: Tensor, maps_BANN: Tensor) -> Tensor:
-        B, A, N, _ = maps_BANN.shape
-        return (mix_AA @ maps_BANN.reshape(B, A, N * N)).reshape(B, A, N, N)
+        q, k, v = qkv.reshape(B, N, 3, A, D // A).permute(2, 0, 3, 1, 4).reshape(3, B * A, N, D // A).unbind(0)
+        # `bmm` alone: a product that broadcasts would become a graph in which whole maps are multiplied by 1.
+        scores_BANM = torch.bmm(q, k.transpose(1, 2)).reshape(B, A, N * N)
+        weights_BANN = torch.bmm(self.mix_l.expand(B, A, A), scores_BANM).reshape(B, A, N, N).softmax(-1)
+        mixed_BANM = torch.bmm(self.mix_w.expand(B, A, A), weights_BANN.reshape(B, A, N * N)) + self.bias_w[:, None]
+        read_BANE = torch.bmm(mixed_BANM.reshape(B * A, N, N), v).reshape(B, A, N, D // A)
+        return self.proj(read_BANE.transpose(1, 2).reshape(B, N, D))
 
 
 class FoldedClassBlock(_Constants):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from deepcait.inference.optional import require
+from deepcait.optional import require
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

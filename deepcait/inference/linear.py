@@ -29,7 +29,6 @@ class FoldedLinear(nn.Module):
         for name, tensor in (("weight", weight), ("bias", bias)):
             kept = tensor.detach().to(like.device, like.dtype)
             self.register_buffer(name, kept.clone(memory_format=torch.contiguous_format))
-        self.onednn = like.device.type == "cpu" and like.dtype == torch.float32 and has_onednn()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., out) for (..., in)."""
@@ -37,22 +36,26 @@ class FoldedLinear(nn.Module):
 
     def gelu(self, x: Tensor) -> Tensor:
         """Return GELU(W x + b), without gradients; x is contiguous."""
-        if self.onednn:
+        if _suits_onednn(x):
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "gelu", [], "none")
         hidden = self(x)
         return torch.ops.aten.gelu.out(hidden, out=hidden)
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """Return residual + W x + b, without gradients; both are contiguous."""
-        if self.onednn:
+        if _suits_onednn(x):
             return torch.ops.mkldnn._linear_pointwise(x, residual, self.weight, self.bias, "add")
         return residual + self(x)
 
     def plain(self, x: Tensor) -> Tensor:
         """Return W x + b, without gradients; x is contiguous."""
-        if self.onednn:
+        if _suits_onednn(x):
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return self(x)
+
+
+def _suits_onednn(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu" and has_onednn()
 
 
 @functools.cache

@@ -1,7 +1,7 @@
-"""The block kernel as machine code: compiled by this machine's own compiler at first use, never needed.
+"""The patch stage as machine code: compiled by this machine's own compiler at first use, never needed.
 
-Without a compiler, on a processor that the kernel is not for, or where it does not give what PyTorch gives, `attend`
-is None and `blocks.py` does the same in PyTorch. DEEPCAIT_NATIVE=0 asks for that too.
+Without a compiler, for sizes that the code is not for, or where it does not give what PyTorch gives, `fold.py` does
+the same in PyTorch. DEEPCAIT_NATIVE=0 asks for that too.
 """
 
 from __future__ import annotations
@@ -14,58 +14,79 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from deepcait.inference.blocks import attend_blocks
 
-Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-
-SOURCE = Path(__file__).with_name("talking_heads.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("patch_stage.cpp", "products.h", "mixing.h", "vectors.h"))
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-shared")
 _COMPILE_TIMEOUT_S = 120
-_MAX_HEADS, _VECTOR, _MAX_HEAD_WIDTH = 16, 16, 64
-# Largest difference from PyTorch's own answer, in units of its spread, for the kernel to be trusted.
+# Largest difference from PyTorch's own answer, in units of its spread, for the code to be trusted.
 _TOLERANCE = 1e-5
 
 
-def fits(qkv_BND3: Tensor, num_heads: int) -> bool:
-    """Whether the kernel is for such tensors: float32 on a CPU, heads of 16, 32, 48 or 64 channels, at most 16."""
-    head_width = qkv_BND3.shape[-1] // (3 * num_heads)
-    return (
-        qkv_BND3.dtype == torch.float32
-        and qkv_BND3.device.type == "cpu"
-        and num_heads <= _MAX_HEADS
-        and head_width <= _MAX_HEAD_WIDTH
-        and head_width % _VECTOR == 0
-    )
+def pack_blocks(blocks: Sequence[Sequence[Tensor]], num_heads: int) -> Tensor | None:
+    """Return the weights of all blocks in the order in which the code reads them, (L, floats).
+
+    Args:
+        blocks: of each block weight and bias of qkv, proj, fc1 and fc2; then the mixing before the softmax, the mixing
+            after it, and its bias.
+        num_heads: A.
+
+    Returns:
+        None where the code is not for such a model, or there is none to trust: float32 on a CPU, at most 16 heads,
+        head and hidden layer multiples of 16 (of 8 without AVX512) channels wide.
+    """
+    tensors = [tensor for block in blocks for tensor in block]
+    if any(tensor.dtype != torch.float32 or tensor.device.type != "cpu" for tensor in tensors):
+        return None
+    code = library()
+    return None if code is None else _pack(code, blocks, num_heads)
 
 
-def attend(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) -> Tensor:
-    """`attend_blocks` in the fastest way that there is on this machine."""
-    kernel = native_attend() if fits(qkv_BND3, len(bias_w_A)) else None
-    return (kernel or attend_blocks)(qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A)
+def run_blocks(tokens_BND: Tensor, packed: Tensor, num_heads: int, hidden_dim: int, eps: float) -> Tensor:
+    """Return patch tokens (B, N, D) after all blocks, without gradients. A row's bits depend on its image alone.
+
+    Args:
+        tokens_BND: float32, on the CPU.
+        packed: what `pack_blocks` returned.
+        num_heads, hidden_dim: A, and the width of the MLP's hidden layer.
+        eps: of LayerNorm.
+    """
+    return _run(_required(), tokens_BND, packed, num_heads, hidden_dim, eps)
+
+
+# For graphs: one opaque node. Eager calls go to the function itself, so that memory it asks for can be counted.
+@torch.library.custom_op("deepcait::patch_stage", mutates_args=(), device_types="cpu")
+def patch_stage(tokens_BND: Tensor, packed: Tensor, num_heads: int, hidden_dim: int, eps: float) -> Tensor:
+    """`run_blocks` as an operator of PyTorch."""
+    return run_blocks(tokens_BND, packed, num_heads, hidden_dim, eps)
+
+
+@patch_stage.register_fake
+def _(tokens_BND: Tensor, packed: Tensor, num_heads: int, hidden_dim: int, eps: float) -> Tensor:
+    return tokens_BND.new_empty(tokens_BND.shape)
 
 
 @functools.cache
-def native_attend() -> Attend | None:
-    """Return the kernel, with the arguments of `attend_blocks`; None where there is none to trust."""
+def library() -> ctypes.CDLL | None:
+    """Return the code; None where there is none to trust."""
     if os.environ.get("DEEPCAIT_NATIVE", "1") == "0":
         return None
     try:
-        library = ctypes.CDLL(str(compiled()))
+        code = _declared(ctypes.CDLL(str(compiled())))
     except (OSError, subprocess.SubprocessError):
         return None
-    kernel = _binding(library)
-    return kernel if _agrees(kernel) else None
+    return code if _agrees(code) else None
 
 
 def compiled() -> Path:
-    """Return the shared library, made anew where source, compiler, flags or processor are others than before.
+    """Return the shared library, made anew where sources, compiler, flags or processor are others than before.
 
     Raises:
         OSError: no compiler, or no place to write to.
@@ -74,51 +95,85 @@ def compiled() -> Path:
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise FileNotFoundError("no C++ compiler")
-    what = [SOURCE.read_bytes(), " ".join((os.path.realpath(compiler), *FLAGS)).encode(), _processor().encode()]
-    name = f"talking_heads-{hashlib.sha256(b'|'.join(what)).hexdigest()[:16]}.so"
+    what = [source.read_bytes() for source in SOURCES]
+    what += [" ".join((os.path.realpath(compiler), *FLAGS)).encode(), _processor().encode()]
+    name = f"patch_stage-{hashlib.sha256(b'|'.join(what)).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepcait"
-    library = folder / name
-    if not library.is_file():
+    made = folder / name
+    if not made.is_file():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder) as aside:
-            made = Path(aside, name)
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+            new = Path(aside, name)
+            command = [compiler, *FLAGS, str(SOURCES[0]), "-o", str(new)]
             subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_TIMEOUT_S)
-            made.replace(library)
-    return library
+            new.replace(made)
+    return made
 
 
-def _binding(library: ctypes.CDLL) -> Attend:
-    call, num_keys, num_maps = library.talking_heads, library.talking_heads_keys, library.talking_heads_maps
-    call.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 5
-    call.restype = None
-    for function, count in ((num_keys, 4), (num_maps, 2)):
-        function.argtypes, function.restype = [ctypes.c_int64] * count, ctypes.c_int64
-
-    def kernel(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) -> Tensor:
-        B, N, width = qkv_BND3.shape
-        A, threads = len(bias_w_A), torch.get_num_threads()
-        E = width // (3 * A)
-        inputs = [tensor.contiguous() for tensor in (qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A)]
-        out_BND = qkv_BND3.new_empty(B, N, A * E)
-        keys = qkv_BND3.new_empty(num_keys(B, N, A, E))
-        maps = qkv_BND3.new_empty(threads * num_maps(N, A))
-        call(*(tensor.data_ptr() for tensor in (*inputs, out_BND, keys, maps)), B, N, A, E, threads)
-        return out_BND
-
-    return kernel
+def _required() -> ctypes.CDLL:
+    code = library()
+    if code is None:
+        raise RuntimeError("patch stage: expected the code that packed these weights, got none")
+    return code
 
 
-def _agrees(kernel: Attend) -> bool:
-    """Whether the kernel gives what PyTorch gives: a compiler, too, can be wrong."""
+def _declared(code: ctypes.CDLL) -> ctypes.CDLL:
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    for function, arguments, result in (
+        (code.patch_stage_block, [size] * 3, size),
+        (code.patch_stage_room, [size] * 6, size),
+        (code.patch_stage_pack, [pointer] * 11 + [size] * 3 + [pointer], None),
+        (code.patch_stage, [pointer] * 3 + [size] * 6 + [ctypes.c_float, size], None),
+    ):
+        function.argtypes, function.restype = arguments, result
+    return code
+
+
+def _pack(code: ctypes.CDLL, blocks: Sequence[Sequence[Tensor]], num_heads: int) -> Tensor | None:
+    proj, fc1 = blocks[0][2], blocks[0][4]
+    sizes = (num_heads, len(proj) // num_heads, len(fc1))
+    num_floats = code.patch_stage_block(*sizes)
+    if not num_floats:
+        return None
+    packed = torch.zeros(len(blocks), num_floats)
+    for to, tensors in zip(packed, blocks, strict=True):
+        kept = [tensor.detach().contiguous() for tensor in tensors]
+        code.patch_stage_pack(*(tensor.data_ptr() for tensor in kept), *sizes, to.data_ptr())
+    return packed
+
+
+def _run(code: ctypes.CDLL, tokens_BND: Tensor, packed: Tensor, num_heads: int, hidden_dim: int, eps: float) -> Tensor:
+    (B, N, D), threads = tokens_BND.shape, torch.get_num_threads()
+    sizes = (B, N, num_heads, D // num_heads, hidden_dim)
+    tokens_BND = tokens_BND.clone(memory_format=torch.contiguous_format)
+    room = tokens_BND.new_empty(code.patch_stage_room(*sizes, threads))
+    pointers = (tensor.data_ptr() for tensor in (tokens_BND, packed, room))
+    code.patch_stage(*pointers, *sizes, len(packed), eps, threads)
+    return tokens_BND
+
+
+def _agrees(code: ctypes.CDLL) -> bool:
+    """Whether the code gives what PyTorch gives: a compiler, too, can be wrong."""
     generator = torch.Generator().manual_seed(0)
-    A, E = 4, 48
-    for N in (21, 40):
-        sizes = ((2, N, 3 * A * E), (A, A), (A, A), (A,))
-        inputs = [torch.randn(size, generator=generator) for size in sizes]
-        inputs[0] *= E**-0.25
-        expected = attend_blocks(*inputs)
-        if not (kernel(*inputs) - expected).abs().max() <= _TOLERANCE * expected.std():
+    A, E, H, eps = 4, 48, 208, 1e-6
+    D = A * E
+    shapes = ((3 * D, D), (3 * D,), (D, D), (D,), (H, D), (H,), (D, H), (D,), (A, A), (A, A), (A,))
+    blocks = [[torch.randn(shape, generator=generator) / shape[-1] ** 0.5 for shape in shapes] for _ in range(2)]
+    for tensors in blocks:
+        tensors[1][D:] = 0
+    packed = _pack(code, blocks, A)
+    if packed is None:
+        return False
+    for batch, num_patches in ((1, 21), (3, 40)):
+        tokens_BND = torch.randn(batch, num_patches, D, generator=generator)
+        expected = tokens_BND
+        for qkv, qkv_bias, proj, proj_bias, fc1, fc1_bias, fc2, fc2_bias, *mixing in blocks:
+            read = attend_blocks(F.linear(F.layer_norm(expected, (D,), eps=eps), qkv, qkv_bias), *mixing)
+            expected = expected + F.linear(read, proj, proj_bias)
+            hidden = F.gelu(F.linear(F.layer_norm(expected, (D,), eps=eps), fc1, fc1_bias))
+            expected = expected + F.linear(hidden, fc2, fc2_bias)
+        found = _run(code, tokens_BND, packed, A, H, eps)
+        if not (found - expected).abs().max() <= _TOLERANCE * expected.std():
             return False
     return True
 

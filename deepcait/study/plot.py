@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from deepcait.errors import ConfigError
+from deepcait.optional import require
 from deepcait.study.grid import Grid
 from deepcait.weights.atomic import write_bytes
 
@@ -20,16 +20,11 @@ def plot(found: dict[str, Any], grid: Grid, path: Path) -> None:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            "plot: expected the package matplotlib, got none.", remedy='Run `pip install "deepcait[explain]"`.'
-        ) from None
+    agg = require("matplotlib.backends.backend_agg", asked="plot", extra="explain")
+    figure_module = require("matplotlib.figure", asked="plot", extra="explain")
     wide = len(grid.columns) > 1
-    figure = Figure(figsize=(9, 5 if wide else 1.5 + 0.4 * len(grid.rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figure_module.Figure(figsize=(9, 5 if wide else 1.5 + 0.4 * len(grid.rows)), layout="constrained")
+    agg.FigureCanvasAgg(figure)
     axes = figure.subplots()
     if wide:
         _lines(axes, found, grid)

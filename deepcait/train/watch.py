@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from deepcait.errors import ConfigError
+from deepcait.optional import require
 from deepcait.train.processes import Processes, host_name
 from deepcait.train.step import StepResult
 
@@ -170,13 +171,8 @@ def _tracker(name: str, folder: Path) -> Callable[[dict], None]:
 
 
 def _tensorboard(folder: Path) -> Callable[[dict], None]:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError(
-            "keep.tensorboard: expected the package tensorboard, got none.", remedy="pip install 'deepcait[track]'."
-        ) from None
-    writer = SummaryWriter(str(folder / "tensorboard"))
+    tensorboard = require("torch.utils.tensorboard", asked="keep.tensorboard", extra="track")
+    writer = tensorboard.SummaryWriter(str(folder / "tensorboard"))
 
     def write(row: dict) -> None:
         for name, value in _numbers(row).items():

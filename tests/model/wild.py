@@ -6,11 +6,15 @@ attention passes a parity test at 1e-4. Here nothing is zero, gammas are of orde
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from timm.models.cait import Cait
 from torch import Tensor, nn
 
 from deepcait.model import CaiT, CaiTConfig
+from deepcait.model.ablation import AblatedCaiT
+from deepcait.model.alternatives import AblationConfig
 
 
 def tiny_config(**changes) -> CaiTConfig:
@@ -50,6 +54,15 @@ def wild_model(config: CaiTConfig, seed: int = 0, dtype: torch.dtype = torch.flo
     model = CaiT(config)
     model.load_state_dict(wild_state(model, seed))
     return model.to(dtype).eval()
+
+
+def ablated(seed: int = 0, config: CaiTConfig | None = None, **options) -> AblatedCaiT:
+    """A small network with alternatives, weights of order 1, in float64 and eval mode."""
+    config = config or tiny_config(depth=3)
+    wide = AblationConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(CaiTConfig)})
+    model = AblatedCaiT(wide.replace(**options))
+    model.load_state_dict(wild_state(model, seed))
+    return model.double().eval()
 
 
 def timm_twin(model: CaiT) -> Cait:

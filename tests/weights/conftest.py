@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from deepcait.model import CaiT, CaiTConfig
+from tests.hub_server import timm_repository
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -56,3 +58,11 @@ def logits() -> Callable[[torch.nn.Module], torch.Tensor]:
             return model(images.to(weight.dtype))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory, random_weights) -> tuple[Path, torch.nn.Module]:
+    """A tiny repository in timm's layout, and the model in it."""
+    folder = tmp_path_factory.mktemp("small")
+    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 8, "img_size": 32, "num_classes": 5}
+    return folder, timm_repository(folder, random_weights, "cait_xxs24_224", **sizes)

@@ -8,11 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 import timm
@@ -25,7 +22,7 @@ from deepcait.errors import WeightsError
 from deepcait.weights import hub as hub_module
 from deepcait.weights.registry import RELEASED, create_model
 from deepcait.weights.spec import describe, resolve
-from tests.hub_server import Hub, run_hub
+from tests.hub_server import Hub, run_hub, timm_repository
 
 EVERYDAY = ("cait_xxs24_224", "cait_xxs36_224", "cait_xxs24_384")
 CHUNK_BYTES = 4096
@@ -61,23 +58,6 @@ def impatient(monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
     monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda _: None))
-
-
-def timm_repository(folder: Path, random_weights, name: str, **sizes) -> torch.nn.Module:
-    """Random weights of order 1, saved by timm itself as it saves what it uploads."""
-    with torch.device("meta"):
-        model = timm.create_model(name, **sizes)
-    random_weights(model.to_empty(device="cpu"))
-    timm.models.save_for_hf(model, folder, safe_serialization=True)
-    return model.eval()
-
-
-@pytest.fixture(scope="session")
-def small(tmp_path_factory, random_weights) -> tuple[Path, torch.nn.Module]:
-    """A tiny repository in timm's layout, and the model in it."""
-    folder = tmp_path_factory.mktemp("small")
-    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 8, "img_size": 32, "num_classes": 5}
-    return folder, timm_repository(folder, random_weights, "cait_xxs24_224", **sizes)
 
 
 def assert_equal(got: torch.Tensor, expected: torch.Tensor) -> None:
@@ -341,65 +321,3 @@ def test_a_local_model_fetches_nothing(client, small, tmp_path, capsys):
         assert main(["predict", SMALL, photos]) == 0  # the list can fill
         assert hub.requests
     capsys.readouterr()
-
-
-class _Proxy(BaseHTTPRequestHandler):
-    """Passes requests for hub.invalid on to the server that it knows."""
-
-    endpoint = ""
-    seen: list[str]
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def _pass_on(self) -> None:
-        self.seen.append(self.path)
-        address = self.path.replace("http://hub.invalid", self.endpoint)
-        headers = {key: value for key, value in self.headers.items() if key.lower() == "range"}
-        opener = build_opener(ProxyHandler({}))
-        with opener.open(Request(address, headers=headers, method=self.command)) as answer:
-            data = answer.read()
-            self.send_response(answer.status)
-            for key, value in answer.headers.items():
-                self.send_header(key, value)
-            self.end_headers()
-            self.wfile.write(data)
-
-    do_GET = do_HEAD = _pass_on  # noqa: N815
-
-
-LOAD = """
-import deepcait, sys
-print(deepcait.load(sys.argv[1]).model.config.depth)
-"""
-
-
-@pytest.mark.process
-def test_the_client_s_variables_are_honoured(small, tmp_path):
-    """HF_ENDPOINT, HF_HOME, HTTP_PROXY and HF_HUB_OFFLINE, read by the client itself in processes of its own."""
-    names = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy")
-    plain = {key: value for key, value in os.environ.items() if key not in names}
-
-    def load(**env: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", LOAD, SMALL]
-        env = plain | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"} | env
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, cwd=Path.cwd())
-
-    with run_hub(Hub({"owner/small": small[0]})) as hub:
-        seen: list[str] = []
-        proxy = ThreadingHTTPServer(("127.0.0.1", 0), type("P", (_Proxy,), {"endpoint": hub.endpoint, "seen": seen}))
-        thread = threading.Thread(target=proxy.serve_forever, daemon=True)
-        thread.start()
-        try:
-            address = f"http://127.0.0.1:{proxy.server_address[1]}"
-            done = load(HF_ENDPOINT="http://hub.invalid", HTTP_PROXY=address)
-        finally:
-            proxy.shutdown()
-            proxy.server_close()
-            thread.join()
-    assert done.stdout == "2\n", done.stderr
-    assert any(path.startswith("http://hub.invalid/owner/small") for path in seen)
-    assert (tmp_path / "home" / "hub" / "models--owner--small").is_dir()
-    assert load(HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1").stdout == "2\n"
-    offline = load(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
-    assert "HF_HUB_OFFLINE is set" in offline.stderr.splitlines()[-1]

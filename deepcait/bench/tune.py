@@ -1,0 +1,157 @@
+"""The fastest engine, number of threads and batch for one model on this machine, by measurement in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepcait.bench.clock import Lane, take_turns
+from deepcait.bench.inference import open_model
+from deepcait.errors import ConfigError
+from deepcait.inference.engines import ENGINES, build_engine
+from deepcait.inference.export import MAX_DRIFT
+from deepcait.inference.tuned import Choice, num_cpus, write_choice
+from deepcait.model import CaiT
+from deepcait.weights.spec import describe_config
+
+Runs = dict[tuple[str, int], Callable[[Tensor], Tensor]]
+
+
+def tune(
+    spec: str,
+    *,
+    engines: Sequence[str] = ENGINES,
+    threads: Sequence[int] = (),
+    batches: Sequence[int] = (1, 8),
+    rounds: int = 20,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Time a model on each engine, with each number of threads and images a call, all of a batch size in turns.
+
+    Chosen is what answers the most images per second, by its median. An engine that can't run here, or whose logits
+    are not those of the model (`MAX_DRIFT`), is not chosen.
+
+    Args:
+        spec: a model; of a name alone the weights are random, since speed does not depend on them.
+        engines: of `ENGINES`.
+        threads: of one call; empty takes 1, 2, 4, ... up to the processors that this process may use.
+        batches: images a call.
+        rounds: counted rounds.
+        progress: called with rounds done and to do, of all batches together.
+
+    Returns:
+        `choice` (engine, threads, batch), `images_per_s` of it, `rows` (all that ran, the fastest first, each with
+        `agrees`), `left_out` (engines that can't run here, with the reason), `model` (its facts).
+
+    Raises:
+        ConfigError: numbers that make no sense, or no engine that runs and agrees.
+    """
+    threads = list(threads) or sorted({*(2**k for k in range(8) if 2**k < num_cpus()), num_cpus()})
+    if rounds < 2 or min(batches, default=0) < 1 or min(threads) < 1 or not engines:
+        raise ConfigError(
+            f"bench --autotune: expected an engine, --rounds of 2 or more, --batch and --threads of 1 or more, got "
+            f"{rounds}, {list(batches)} and {threads}.",
+            remedy="--rounds 20 --batch 1,8",
+        )
+    before = torch.get_num_threads()
+    model = open_model(spec)
+    try:
+        runs, left_out = _build(model, engines, threads)
+        rows = []
+        for number, batch in enumerate(batches):
+
+            def so_far(done: int, total: int, number: int = number) -> None:
+                progress(number * (total + 1) + done, len(batches) * (total + 1))
+
+            rows += _measure(model, runs, batch, rounds, so_far)
+    finally:
+        torch.set_num_threads(before)
+    rows.sort(key=lambda row: -row["images_per_s"])
+    best = next((row for row in rows if row["agrees"]), None)
+    if best is None:
+        raise ConfigError(
+            f"bench --autotune: expected an engine that runs here and gives the model's logits, got none of "
+            f"{', '.join(engines)}. {' '.join(left_out.values())}".rstrip(),
+            remedy="Try other engines with --engine.",
+        )
+    return {
+        "choice": {key: best[key] for key in ("engine", "threads", "batch")},
+        "images_per_s": best["images_per_s"],
+        "rounds": rounds,
+        "rows": rows,
+        "left_out": left_out,
+        "model": describe_config(model.config) | {"spec": spec},
+    }
+
+
+def keep(result: dict[str, Any], folder: Path) -> Path:
+    """Write the choice to a folder, with all figures. Raises WeightsError."""
+    figures = {key: result[key] for key in ("images_per_s", "rounds", "rows", "left_out")}
+    return write_choice(folder, Choice(**result["choice"]), result["model"], figures)
+
+
+def _build(model: CaiT, engines: Sequence[str], threads: Sequence[int]) -> tuple[Runs, dict[str, str]]:
+    runs: Runs = {}
+    left_out: dict[str, str] = {}
+    for engine in engines:
+        try:
+            for count in threads:
+                runs[engine, count] = _with_threads(build_engine(engine, model, threads=count), count)
+        except ConfigError as error:
+            if engine not in ENGINES:
+                raise
+            left_out[engine] = str(error)
+    return runs, left_out
+
+
+def _with_threads(run: Callable[[Tensor], Tensor], count: int) -> Callable[[Tensor], Tensor]:
+    """PyTorch's threads are those of the whole process, so each call asks for its own."""
+
+    def call(images_BCHW: Tensor) -> Tensor:
+        if torch.get_num_threads() != count:
+            torch.set_num_threads(count)
+        return run(images_BCHW)
+
+    return call
+
+
+def _measure(
+    model: CaiT, runs: Runs, batch: int, rounds: int, progress: Callable[[int, int], None]
+) -> list[dict[str, Any]]:
+    images_BCHW = torch.randn(batch, model.config.in_chans, *model.config.img_size)
+    with torch.inference_mode():
+        expected_BK = model(images_BCHW)
+    lanes, drift = {}, {}
+    for key, run in runs.items():
+        # The first call, where torch.compile writes its program, is outside of the rounds.
+        drift[key] = ((run(images_BCHW) - expected_BK).abs().max() / expected_BK.std()).item()
+        lanes[key] = Lane(f"{key[0]}, {key[1]} threads", lambda run=run: run(images_BCHW))
+    take_turns(list(lanes.values()), rounds, progress)
+    return [
+        {
+            "engine": engine,
+            "threads": threads,
+            "batch": batch,
+            "median_s": lane.median_s,
+            "p95_s": lane.p95_s,
+            "images_per_s": batch / lane.median_s,
+            "drift": drift[engine, threads],
+            "agrees": drift[engine, threads] <= MAX_DRIFT,
+        }
+        for (engine, threads), lane in lanes.items()
+    ]
+
+
+def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and lines of the table, as text; the fastest first."""
+    head = ["engine", "threads", "batch", "ms", "p95", "images/s", "agrees"]
+    lines = []
+    for row in result["rows"]:
+        times = [f"{1e3 * row[key]:.1f}" for key in ("median_s", "p95_s")]
+        agrees = "yes" if row["agrees"] else f"no, {row['drift']:.1e}"
+        lines.append([row["engine"], row["threads"], row["batch"], *times, f"{row['images_per_s']:.1f}", agrees])
+    return head, [[str(cell) for cell in line] for line in lines]

@@ -1,0 +1,133 @@
+// Vectors of floats in the compiler's own types, and what is done to rows of them: LayerNorm, GELU, turning.
+//
+// Letters: W floats of a vector, M rows, D floats of a row (a multiple of W).
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int W = 16;
+#else
+constexpr int W = 8;
+#endif
+
+typedef float vec __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * W), aligned(4), may_alias));
+
+#ifdef __AVX512F__
+constexpr int HALVINGS = 4;  // of W
+constexpr ivec LANES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+constexpr ivec ZIP = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};  // first halves of two, by turns
+#else
+constexpr int HALVINGS = 3;
+constexpr ivec LANES = {0, 1, 2, 3, 4, 5, 6, 7};
+constexpr ivec ZIP = {0, 8, 1, 9, 2, 10, 3, 11};
+#endif
+
+inline vec load(const float* from) { return *reinterpret_cast<const vec*>(from); }
+inline void store(float* to, vec value) { *reinterpret_cast<vec*>(to) = value; }
+inline vec spread(float value) { return value - vec{}; }
+inline vec larger(vec a, vec b) { return a > b ? a : b; }
+inline int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+
+inline float total(vec value) {
+#pragma GCC unroll 4
+    for (int step = W / 2; step > 0; step /= 2) value += __builtin_shuffle(value, LANES ^ step);
+    return value[0];
+}
+
+inline float largest(vec value) {
+#pragma GCC unroll 4
+    for (int step = W / 2; step > 0; step /= 2) value = larger(value, __builtin_shuffle(value, LANES ^ step));
+    return value[0];
+}
+
+// e^x for x <= 0, within 2 units in the last place (Cephes' expf); e^-87 below -87; NaN stays NaN.
+inline vec exponential(vec x) {
+    const vec shifter = spread(12582912.0f + 127);  // 1.5 * 2^23: adding it rounds to whole numbers; 127: 2^0 as bits
+    x = x < -87.0f ? spread(-87.0f) : x;
+    vec whole = x * 1.44269504f + shifter;
+    const ivec power = reinterpret_cast<ivec&>(whole) << 23;
+    whole -= shifter;
+    vec rest = x - whole * 0.693359375f;
+    rest -= whole * -2.12194440e-4f;
+    vec sum = spread(1.9875691500e-4f);
+    sum = sum * rest + 1.3981999507e-3f;
+    sum = sum * rest + 8.3334519073e-3f;
+    sum = sum * rest + 4.1665795894e-2f;
+    sum = sum * rest + 1.6666665459e-1f;
+    sum = sum * rest + 5.0000001201e-1f;
+    sum = sum * (rest * rest) + rest + 1.0f;
+    return sum * reinterpret_cast<const vec&>(power);
+}
+
+// x (1 + erf(x / sqrt 2)) / 2. erf is the quotient of polynomials that Eigen and XLA use, within 4e-7; beyond LAST it is 1.
+inline vec gelu(vec x) {
+    constexpr float LAST = 3.8325069f;
+    vec z = x * 0.70710678f;
+    z = z < -LAST ? spread(-LAST) : z > LAST ? spread(LAST) : z;
+    const vec s = z * z;
+    vec above = s * -2.72614225801306e-10f + 2.77068142495902e-08f;
+    above = above * s - 2.10102402082508e-06f;
+    above = above * s - 5.69250639462346e-05f;
+    above = above * s - 7.34990630326855e-04f;
+    above = above * s - 2.95459980854025e-03f;
+    above = above * s - 1.60960333262415e-02f;
+    vec below = s * -1.45660718464996e-05f - 2.13374055278905e-04f;
+    below = below * s - 1.68282697438203e-03f;
+    below = below * s - 7.37332916720468e-03f;
+    below = below * s - 1.42647390514189e-02f;
+    const vec half = x * 0.5f;
+    return half + half * (z * above / below);
+}
+
+// Mean 0 and variance 1 for each of M rows.
+void normalize(const float* rows, int64_t M, int64_t D, float eps, float* out) {
+    for (int64_t m = 0; m < M; m++, rows += D, out += D) {
+        vec sum = vec{}, squares = vec{};
+        for (int64_t d = 0; d < D; d += W) sum += load(rows + d);
+        const float mean = total(sum) / D;
+        for (int64_t d = 0; d < D; d += W) {
+            const vec centred = load(rows + d) - mean;
+            squares += centred * centred;
+        }
+        const float scale = 1.0f / std::sqrt(total(squares) / D + eps);
+        for (int64_t d = 0; d < D; d += W) store(out + d, (load(rows + d) - mean) * scale);
+    }
+}
+
+// to[d][:] = rows[:][d] for W rows and W columns. HALVINGS times: first and second half of the rows, by turns.
+inline void turn_square(const float* rows, int64_t step, float* to, int64_t to_step) {
+    vec a[W], b[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i++) a[i] = load(rows + i * step);
+#pragma GCC unroll 4
+    for (int round = 0; round < HALVINGS; round++) {
+#pragma GCC unroll 16
+        for (int i = 0; i < W; i++) b[i] = __builtin_shuffle(a[i / 2], a[i / 2 + W / 2], ZIP + i % 2 * (W / 2));
+#pragma GCC unroll 16
+        for (int i = 0; i < W; i++) a[i] = b[i];
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i++) store(to + i * to_step, a[i]);
+}
+
+// to[d][m] = rows[m][d] for M rows.
+void turn(const float* rows, int64_t M, int64_t D, float* to, int64_t to_step) {
+    for (int64_t d = 0; d < D; d += W) {
+        int64_t m = 0;
+        for (; m + W <= M; m += W) turn_square(rows + m * D + d, D, to + d * to_step + m, to_step);
+        if (m < M && M >= W) {  // the last W rows, some of them for the second time
+            turn_square(rows + (M - W) * D + d, D, to + d * to_step + M - W, to_step);
+            m = M;
+        }
+        for (; m < M; m++)
+            for (int i = 0; i < W; i++) to[(d + i) * to_step + m] = rows[m * D + d + i];
+    }
+}
+
+}  // namespace

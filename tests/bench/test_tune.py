@@ -1,0 +1,176 @@
+"""`deepcait bench --autotune`: the fastest that agrees is chosen, kept beside the model, and used where it holds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import deepcait
+from deepcait.bench import tune as tuning
+from deepcait.bench.tune import tune
+from deepcait.cli.main import main
+from deepcait.data import Preprocessing
+from deepcait.errors import ConfigError
+from deepcait.inference.tuned import FILE, Choice, ChoiceError, read_choice
+from deepcait.weights.artefact import save_artefact
+from deepcait.weights.spec import describe
+from tests.inference.tiny import scrambled
+
+PHOTO = str(next(Path(deepcait.__file__).parent.glob("assets/demo/test/*/*.png")))
+QUICK = ["--engine", "eager", "--batch", "1,3", "--rounds", "2", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A model folder with the choice that the verb left there."""
+    folder = tmp_path_factory.mktemp("tune") / "model"
+    preprocessing = Preprocessing((32, 32)).to_pretrained_cfg()
+    save_artefact(folder, scrambled(), preprocessing=preprocessing, classes=list("abcdefg"))
+    assert main(["bench", str(folder), "--autotune", *QUICK]) == 0
+    return folder
+
+
+@pytest.fixture
+def model(tuned, tmp_path):
+    return Path(shutil.copytree(tuned, tmp_path / "model"))
+
+
+def change(folder: Path, **changes) -> None:
+    content = json.loads((folder / FILE).read_text()) | changes
+    (folder / FILE).write_text(json.dumps(content))
+
+
+def test_the_fastest_is_chosen(monkeypatch, tuned):
+    """The clock is told what each lane takes, so the answer is known."""
+    seconds = {("eager", 1): 0.2, ("eager", 2): 0.1, ("eager", 4): 0.4}
+
+    def clock(lanes, rounds, progress):
+        for lane, took in zip(lanes, seconds.values(), strict=True):
+            lane.turns = [[took]] * rounds
+
+    monkeypatch.setattr(tuning, "take_turns", clock)
+    found = tune(str(tuned), engines=["eager"], threads=[1, 2, 4], batches=[1, 3], rounds=2)
+    assert found["choice"] == {"engine": "eager", "threads": 2, "batch": 3}
+    assert found["images_per_s"] == 30
+    assert [row["images_per_s"] for row in found["rows"]] == sorted((30, 15, 10, 7.5, 5, 2.5), reverse=True)
+
+
+def test_an_engine_that_answers_otherwise_is_not_chosen(monkeypatch, tuned):
+    real = tuning.build_engine
+
+    def build(name, model, threads):
+        engine = real("eager", model, threads=threads)
+        if name == "openvino":
+            return lambda images_BCHW: engine(images_BCHW) * 1.001  # and it is the only one that is fast
+        return lambda images_BCHW: [engine(images_BCHW) for _ in range(30)][0]
+
+    monkeypatch.setattr(tuning, "build_engine", build)
+    options = {"threads": [1], "batches": [1], "rounds": 2}
+    found = tune(str(tuned), engines=["openvino", "eager"], **options)
+    assert [(row["engine"], row["agrees"]) for row in found["rows"]] == [("openvino", False), ("eager", True)]
+    assert found["choice"]["engine"] == "eager"
+    with pytest.raises(ConfigError, match="gives the model's logits, got none"):
+        tune(str(tuned), engines=["openvino"], **options)
+
+
+def test_an_engine_that_is_not_installed_is_left_out(monkeypatch, tuned):
+    real = tuning.build_engine
+
+    def build(name, model, threads):
+        if name == "onnx":
+            raise ConfigError("onnx: expected the package onnxruntime.", remedy="Install it.")
+        return real(name, model, threads=threads)
+
+    monkeypatch.setattr(tuning, "build_engine", build)
+    found = tune(str(tuned), engines=["onnx", "eager"], threads=[1], batches=[1], rounds=2)
+    assert list(found["left_out"]) == ["onnx"]
+    assert found["choice"]["engine"] == "eager"
+    with pytest.raises(ConfigError, match="abacus"):
+        tune(str(tuned), engines=["abacus"], threads=[1], batches=[1], rounds=2)
+
+
+def test_threads_are_left_as_they_were(tuned):
+    before = torch.get_num_threads()
+    tune(str(tuned), engines=["eager"], threads=[before + 1], batches=[1], rounds=2)
+    assert torch.get_num_threads() == before
+
+
+def test_predict_uses_what_lies_with_the_model(model, capsys):
+    assert main(["predict", str(model), PHOTO, "--engine", "eager", "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert main(["predict", str(model), PHOTO, "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out) == expected
+    assert "engine eager, 1 threads" in told.err
+    assert str(model / FILE) in told.err
+
+
+def test_eval_uses_it_and_says_so(model, tmp_path, capsys):
+    for name in "ab":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        shutil.copy(PHOTO, tmp_path / "data" / name)
+    options = ["eval", str(model), "--data", str(tmp_path / "data"), "--json"]
+    assert main(options) == 0
+    told = capsys.readouterr()
+    assert "engine eager, 1 threads" in told.err
+    found = json.loads(told.out)
+    assert found["engine"] == "eager"
+    # Another size is another model: the choice is not for it.
+    assert main([*options, "--img-size", "48"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["engine"] is None
+    assert "engine eager" not in told.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"machine": {"cpu": "an abacus"}}, "measured with cpu an abacus"),
+        ({"model": {"params": 1, "img_size": 32}}, "measured with params 1"),
+        ({"engine": "abacus"}, "expected one of eager"),
+        ({"threads": 0}, "expected one of eager"),
+        ({"batch": "8"}, "expected one of eager"),
+        ({"model": []}, "TypeError"),
+    ],
+)
+def test_a_choice_that_does_not_hold_is_told_and_not_used(model, changes, told, capsys):
+    if "machine" in changes:
+        changes = {"machine": json.loads((model / FILE).read_text())["machine"] | changes["machine"]}
+    change(model, **changes)
+    with pytest.raises(ChoiceError, match=told):
+        read_choice(model, describe(model))
+    assert main(["predict", str(model), PHOTO]) == 0
+    error = capsys.readouterr().err
+    assert "not used: " in error
+    assert "bench SPEC --autotune" in error
+
+
+def test_a_broken_file(model):
+    (model / FILE).write_text("{")
+    with pytest.raises(ChoiceError, match="JSONDecodeError"):
+        read_choice(model, describe(model))
+
+
+def test_the_choice_stays_when_the_model_is_saved_again(model):
+    before = read_choice(model, describe(model))
+    save_artefact(model, scrambled(), preprocessing=Preprocessing((32, 32)).to_pretrained_cfg(), classes=None)
+    assert read_choice(model, describe(model)) == before
+    assert isinstance(before, Choice)
+
+
+def test_a_name_has_no_folder(tmp_path, capsys):
+    weights = tmp_path / "model"
+    save_artefact(weights, scrambled(), preprocessing={}, classes=None)
+    file = str(weights / "model.safetensors")
+    options = ["--autotune", "--json", *QUICK]
+    assert main(["bench", file, *options]) == 0
+    told = capsys.readouterr()
+    assert "not kept" in told.err
+    (result,) = json.loads(told.out)["tuned"]
+    assert set(result["choice"]) == {"engine", "threads", "batch"}
+    assert main(["bench", file, *options, "--out", str(tmp_path / "kept")]) == 0
+    assert (tmp_path / "kept" / FILE).is_file()
