@@ -42,7 +42,7 @@ class Args:
     train: bool = False
     """Time a training step instead."""
     compiled: bool = False
-    """Of training: both through torch.compile too."""
+    """Of training: timm's through torch.compile too."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of training: bf16 is autocast."""
     cost: bool = False
