@@ -95,3 +95,23 @@ def test_the_page_on_scaling_is_computed_from_the_measurement():
     assert scaling.exchange_s(1_000_000, 2, 32) == pytest.approx(1e-3 + 2 * 50e-6)
     assert scaling.exchange_s(1_000_000, 8, 32) == pytest.approx(1.75e-3 + 14 * 50e-6)
     assert scaling.exchange_s(1_000_000, 1, 32) == 0
+
+
+def speed_rows() -> list[str]:
+    """The table of the page on speed: ours over timm on each engine, best over best, share of the limit."""
+    rows = []
+    for path in sorted((DOCS / "results").glob("bench_cait_*_224_b*.json"), key=lambda path: "_s24_" in path.name):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        for row in facts["batches"]:
+            ratios = [f"{row['engines'][name]['ratio']:.2f}" for name in ("eager", "compile", "onnx", "openvino")]
+            best = [f"{row['best_ratio']:.2f} ({row['best_ours'].split()[0]}, {row['best_peer'].split()[0]})"]
+            cells = [facts["model"].split("_")[1].upper(), str(row["batch"]), *ratios, *best, f"{row['of_limit']:.2f}"]
+            rows.append(" ".join(("|", " | ".join(cells), f"| [figures](results/{path.stem}.md) |")))
+    return rows
+
+
+def test_the_table_of_speed_is_that_of_the_results():
+    page = (DOCS / "speed.md").read_text(encoding="utf-8")
+    rows = speed_rows()
+    assert [line for line in page.splitlines() if "](results/bench_cait_" in line and line.startswith("|")] == rows
+    assert len(rows) >= 4
