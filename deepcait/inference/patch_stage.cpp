@@ -66,9 +66,9 @@ void ask(const Sizes& s, const Block& w, float* tokens, const Image& image, int6
     };
     normalize(tokens + first * D, M, D, s.eps, room.normal);
     linear(w.q, w.q_bias, image.queries + first * D);
-    linear(w.v, nullptr, image.values + first * D);
     linear(w.k, nullptr, room.hidden);
     turn(room.hidden, M, D, image.keys + first, s.columns());
+    linear(w.v, nullptr, image.values + first * D);
 }
 
 // What M rows read, at most MAP_ROWS.
