@@ -17,7 +17,7 @@
 namespace {
 
 constexpr int64_t CHUNK = 200;    // rows that go through a layer before the next layer begins, at most
-constexpr int64_t MAP_ROWS = 16;  // rows whose maps are made at a time, at most
+constexpr int64_t MAP_ROWS = 32;  // rows whose maps are made at a time, at most
 
 struct Sizes {
     int64_t N, A, E, H;
