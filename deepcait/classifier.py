@@ -42,6 +42,10 @@ def load(
 ) -> Classifier:
     """Load the model behind a SPEC with its classes and its preprocessing.
 
+    >>> nano = load("builtin:nano")
+    >>> nano.classes[:3], nano.preprocessing.img_size
+    (['airplane', 'automobile', 'bird'], (32, 32))
+
     Args:
         spec: a model name (its released weights), `hf-hub:owner/name`, a model or run folder, a weights file, or
             `builtin:nano`.

@@ -63,7 +63,7 @@ ORDER = {
         "layers", "figures",
     ],
     "report": ["intervals", "record", "results", "charts", "parts", "page", "compare"],
-    "bench": ["peers", "data", "clock", "limit", "memory", "inference", "tune"],
+    "bench": ["peers", "data", "clock", "limit", "memory", "inference", "bars", "tune"],
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
     "cli": [

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -72,7 +73,8 @@ def run(args: Args) -> int | None:
 
 
 def _measure_engines(spec: str, args: Args, console: Console) -> dict:
-    from deepcait.bench.inference import compare_engines, markdown, table
+    from deepcait.bench.bars import draw_engines
+    from deepcait.bench.inference import COLUMNS, compare_engines, markdown, table
 
     with console.progress("measuring") as progress:
         result = compare_engines(
@@ -83,21 +85,25 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
             threads=args.threads,
             progress=progress,
         )
-    names = ["engine", "ours, ms", "p95", "images/s", "timm, ms", "p95", "images/s", "ratio", "quartiles"]
     for row in result["batches"]:
         console.say(f"{spec}, batch {row['batch']}, {result['threads']} threads, {args.rounds} rounds")
-        console.table(names, table(row))
+        console.table(COLUMNS, table(row))
         console.say(
             f"best: {row['best_ours']}, {row['best_ratio']:.2f} times {row['best_peer']}, {row['of_limit']:.2f} of the "
             f"limit of the matrix products ({row['limit']['library']})"
         )
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-        path = args.out / f"bench_{spec.strip('/').replace('/', '_').replace(':', '_')}.json"
+        batches = "_".join(f"b{row['batch']}" for row in result["batches"])
+        path = args.out / f"bench_{spec.strip('/').replace('/', '_').replace(':', '_')}_{batches}.json"
         command = f"deepcait bench {spec} --engine {args.engine} --batch {args.batch} --rounds {args.rounds}"
         path.write_text(json.dumps({"command": command, **result}, indent=2) + "\n", encoding="utf-8")
         path.with_suffix(".md").write_text(markdown(result, command), encoding="utf-8")
-        console.say(f"wrote  {path}, {path.with_suffix('.md').name}")
+        written = [path, path.with_suffix(".md").name]
+        if find_spec("matplotlib"):
+            draw_engines(result, path.with_suffix(".png"))
+            written.append(path.with_suffix(".png").name)
+        console.say(f"wrote  {', '.join(map(str, written))}")
     return result
 
 

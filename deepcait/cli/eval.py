@@ -169,6 +169,7 @@ def _measure(
     # Figures of a release hold for its own resolution.
     expected = expected_accuracy(found, args.protocol, source, class_mask) if img_size is None else None
     warnings = [*metrics.warnings, *_more_warnings(metrics, expected, source, args)]
+    warnings += _seen_in_training(found, source, args)
     _print_metrics(console, metrics, expected)
     for text in warnings:
         console.note(f"warning: {text}")
@@ -191,6 +192,16 @@ def _more_warnings(metrics: Metrics, expected: Expected | None, source: Source, 
             f"here any of the model's {metrics.records.num_classes:,} may be answered. Give --class-mask data."
         )
     return warnings
+
+
+def _seen_in_training(found: Resolved, source: Source, args: Args) -> list[str]:
+    """A warning where a run is measured on data without parts, from which its training may have drawn."""
+    if found.kind != "run" or source.split != "all" or args.split is not None:
+        return []
+    return [
+        "data: it has no part val or test, so all images count; a run that was trained on this data has seen most of "
+        "them. `--split val` counts only those that it held out."
+    ]
 
 
 def _row(
@@ -301,7 +312,8 @@ def _print_metrics(console: Console, metrics: Metrics, expected: Expected | None
         f"top-1          {percent(metrics.top1)}  ({metrics.correct1:,} of {num:,})  95 %: {percent(low)} to "
         f"{percent(high)}{beside[0]}"
     )
-    console.say(f"top-5          {percent(metrics.top5)}  ({metrics.correct5:,} of {num:,}){beside[1]}")
+    if metrics.records.num_possible > 5:  # of five or fewer the right one is always among them
+        console.say(f"top-5          {percent(metrics.top5)}  ({metrics.correct5:,} of {num:,}){beside[1]}")
     console.say(f"loss           {metrics.loss:.6f} nats an image")
     console.say(
         f"balanced       {percent(facts['balanced_accuracy'])}  (mean over classes), F1 {facts['macro_f1']:.4f}"

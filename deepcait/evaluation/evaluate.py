@@ -48,6 +48,11 @@ def evaluate(
     Under torch.distributed each process takes every world-size-th image, without padding, and all of them
     return the same metrics. The model is in evaluation mode meanwhile; its own modes are restored.
 
+    >>> from deepcait import load
+    >>> metrics = evaluate(load("builtin:nano", device="cpu").model, "builtin:demo", split="test")
+    >>> metrics.num_images, metrics.top1 == metrics.correct1 / metrics.num_images
+    (500, True)
+
     Args:
         model: returns logits (B, K) for images (B, C, H, W).
         data: a data SPEC, or an open source.

@@ -22,7 +22,6 @@ from deepcait.optional import require
 
 Form: TypeAlias = Literal["onnx", "openvino", "pt2"]
 Runner: TypeAlias = Callable[[Tensor], Tensor]
-FORMS: tuple[Form, ...] = ("onnx", "openvino", "pt2")
 SUFFIXES: dict[Form, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 # Largest difference of logits, in units of their spread. Engines in float32 agree within a few 1e-6; a tenth of this
 # limit is what a change of one weight in a thousandth of its value makes of a small model.

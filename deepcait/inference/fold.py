@@ -34,6 +34,11 @@ def fold(model: nn.Module) -> FoldedCaiT:
     Logits agree within rounding (1e-5 of their spread in float32). Weights are copies: training the model afterwards
     does not reach them.
 
+    >>> from deepcait import create_model
+    >>> model, images_BCHW = create_model("cait_nano_32").eval(), torch.randn(2, 3, 32, 32)
+    >>> torch.allclose(fold(model)(images_BCHW), model(images_BCHW), atol=1e-5)
+    True
+
     Args:
         model: a CaiT, wrapped by torch.compile or DistributedDataParallel or not.
 

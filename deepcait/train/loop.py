@@ -20,7 +20,7 @@ from deepcait.data.loader import TrainingSet, training_batches
 from deepcait.data.mixing import Mixer
 from deepcait.data.order import Order
 from deepcait.data.source import require_labels
-from deepcait.errors import DeepcaitError, DivergedError, Stopped
+from deepcait.errors import DeepcaitError, DivergedError, ImageError, Stopped
 from deepcait.model import CaiT
 from deepcait.train.average import WeightAverage
 from deepcait.train.checkpoint import Progress, newest_checkpoint, read_checkpoint, save_checkpoint
@@ -127,6 +127,9 @@ class Trainer:
                 # A full disk may have no room for this either; the first error is the one to tell.
                 with contextlib.suppress(DeepcaitError):
                     self.journal.state("failed", self.progress.step, error=error.problem)
+                if isinstance(error, ImageError):
+                    more = "`deepcait doctor` finds all of them: docs/errors.md#pictures-that-cant-be-read."
+                    raise ImageError(error.problem, remedy=f"{error.remedy} {more}") from error
                 raise
         self.journal.write_table()
         self.journal.state("finished", self.progress.step)
@@ -249,6 +252,8 @@ class Trainer:
         job.watch.evaluated(epoch, row, better)
         patience = self.recipe.keep.patience_epochs * job.order.steps_per_epoch
         p.stopped_early = bool(patience) and p.step - p.best_step >= patience
+        if p.stopped_early and p.step < self.last_step:
+            job.watch.say(f"stops early: no better in {self.recipe.keep.patience_epochs} epochs (keep.patience_epochs)")
         if job.processes.is_main:
             facts = {"step": p.step, "epoch": epoch, **row}
             if better:

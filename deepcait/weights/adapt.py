@@ -64,18 +64,6 @@ class AdaptReport:
                 parts[-1] += f" (rows of {self.num_kept_rows} classes kept by name)"
         return ", ".join(parts)
 
-    def as_dict(self) -> dict:
-        """Return the same for JSON."""
-        return {
-            "num_kept": self.num_kept,
-            "resized": self.resized,
-            "head": self.head,
-            "num_kept_rows": self.num_kept_rows,
-            "patch": self.patch,
-            "channels": self.channels,
-            "num_new_blocks": self.num_new_blocks,
-        }
-
 
 def adapt_state_dict(
     state_dict: Mapping[str, Tensor],

@@ -15,7 +15,7 @@ from deepcait.weights.push import without_paths
 from deepcait.weights.spec import Resolved, describe_config
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import EvalResult
 
 PICTURE_FILE = "class_attention.png"
 UNKNOWN = "unknown"
@@ -69,27 +69,6 @@ def model_card(
         eval_results=results or None,
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n{_text(repository, found, licence, data, picture)}"
-
-
-def read_card(text: str) -> ModelCardData:
-    """Return the metadata of a card.
-
-    Raises:
-        ConfigError: none, or none that the hub reads.
-    """
-    import yaml
-    from huggingface_hub import ModelCard
-    from huggingface_hub import ModelCardData as Metadata
-
-    try:
-        metadata = ModelCard(text).data
-        if not isinstance(metadata, Metadata) or not metadata.license:
-            raise ValueError("no licence")
-    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"card: expected metadata that the hub reads, got {error}.", remedy="Write it anew."
-        ) from error
-    return metadata
 
 
 def _text(repository: str, found: Resolved, licence: str, data: str, picture: bool) -> str:

@@ -32,12 +32,14 @@ def nowhere(spec: str, path: Path) -> ConfigError:
             f"{spec}: expected the authors' file, got nothing: there is no such path.",
             remedy=f"The same model is {released.name}, fetched from the hub; the file itself is at {released.url}.",
         )
-    hints = [f"Did you mean {neighbour}?" for neighbour in _neighbours(path)]
+    hints = [f"Did you mean {neighbour}?" for neighbour in _neighbours(path)] or [
+        "Check the path, or take a name from `deepcait models`."
+    ]
     if spec.count("/") == 1 and not is_weights_file(spec) and not spec.startswith((".", "~", "/")):
         hints.append(f"A repository of the hub is written {HUB_PREFIX}{spec}.")
     return ConfigError(
         f"{spec}: expected a model folder or a weights file, got nothing: there is no such path.",
-        remedy=" ".join(hints) or "Give a path that exists, or a model name from `deepcait models`.",
+        remedy=" ".join(hints),
     )
 
 

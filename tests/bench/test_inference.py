@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from deepcait.bench.bars import draw_engines
 from deepcait.bench.clock import Lane, ratio, take_turns
 from deepcait.bench.inference import build_contestants, build_pair, compare_memory
 from deepcait.bench.limit import Products, count_products, product_lanes
@@ -40,9 +41,25 @@ def test_ours_beside_timm(folder, tmp_path, capsys):
         assert row["best_ratio"] == found["ratio"]
         assert row["of_limit"] == pytest.approx(row["limit"]["median_s"] / found["ours"]["median_s"])
         assert max(found[who]["drift"] for who in ("ours", "timm")) < 1e-4
-    written = {path.suffix: path.read_text() for path in (tmp_path / "out").iterdir()}
+    written = {path.suffix: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {
+        f"bench_{str(folder).strip('/').replace('/', '_')}_b1_b2"
+    }
     assert json.loads(written[".json"])["batches"] == result["batches"]
-    assert f"{result['batches'][0]['best_ratio']:.2f}" in written[".md"]
+    assert f"{result['batches'][0]['best_ratio']:.2f}" in written[".md"].decode()
+
+
+def test_the_picture_is_of_the_figures(tmp_path):
+    agg = pytest.importorskip("matplotlib.axes")
+    found = {"median_s": 0.1, "p95_s": 0.2, "images_per_s": 10.0}
+    engines = {name: {"ours": found, "timm": found | {"images_per_s": 5.0}} for name in ("eager", "onnx")}
+    row = {"batch": 1, "engines": engines, "limit": {"median_s": 0.05}}
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agg.Axes, "barh", lambda self, y, width, height, **kwargs: drawn.append(width))
+        draw_engines({"model": "m", "threads": 1, "engines": list(engines), "batches": [row]}, tmp_path / "a.png")
+    assert drawn == [10.0, 10.0, 5.0, 5.0]
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])

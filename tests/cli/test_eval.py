@@ -6,6 +6,7 @@ import builtins
 import csv
 import importlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -36,6 +37,16 @@ def test_every_figure_is_there(run_json, model_folder, photos):
     assert row["num_possible"] == 3
     # As many images of each class: the mean over classes is the accuracy.
     assert row["balanced_accuracy"] == pytest.approx(row["top1"])
+
+
+def test_a_run_measured_on_what_it_may_have_seen_is_warned_of(run, run_json, model_folder, photos, tmp_path):
+    shutil.copytree(model_folder, tmp_path / "run" / "best")
+    told = [
+        " ".join(run_json("eval", *argv, "--data", photos)["warnings"])
+        for argv in ([tmp_path / "run"], [tmp_path / "run", "--split", "val"], [model_folder])
+    ]
+    assert ["--split val" in text for text in told] == [True, False, False]
+    assert "top-5" not in run("eval", model_folder, "--data", photos)[1]  # of three classes
 
 
 def test_one_row_an_image(run, run_json, model_folder, photos, tmp_path):

@@ -212,6 +212,7 @@ def test_raise_is_the_default_and_names_the_file(ruin, tmp_path):
     with pytest.raises(ImageError) as caught:
         trainer_of(tmp_path, recipe, ruin[0]).fit()
     assert any(path in caught.value.problem for path in ruin[1])
+    assert "deepcait doctor" in caught.value.remedy
     assert not (tmp_path / "errors.jsonl").exists()
     assert read_state(tmp_path)["state"] == "failed"
 

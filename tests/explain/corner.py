@@ -9,7 +9,6 @@ answers right has read the corner, and a map that is true to it shows the corner
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 
 from deepcait.explain import class_attention, gradient_attention, measure_faithfulness, positive_mean, rollout
 from deepcait.model import CaiT, CaiTConfig
-from tests.serve.load import facts
+from tests.results import finish
 
 SIDE, CELLS, PATCH = 8, 4, 4  # squares of 8 pixels, 4 x 4 of them: the corner is 1/16 of the area, four patches
 GRID, DEEP = SIDE * CELLS // PATCH, SIDE // PATCH
@@ -97,16 +96,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    result = {
-        "what": "a CaiT of two patch and two class blocks on pictures where one corner, 1/16 of the area, decides",
-        "command": "python -m tests.explain.corner --out docs/results/corner.json",
-        **facts(),
-        "seeds": [measure(seed) for seed in range(args.seeds)],
-    }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
+    what = "a CaiT of two patch and two class blocks on pictures where one corner, 1/16 of the area, decides"
+    command = "python -m tests.explain.corner --out docs/results/corner.json"
+    finish(what, command, {"seeds": [measure(seed) for seed in range(args.seeds)]}, args.out)
 
 
 if __name__ == "__main__":

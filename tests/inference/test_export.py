@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+import deepcait
 from deepcait.classifier import Classifier
 from deepcait.cli.main import main
 from deepcait.data import Preprocessing
@@ -82,6 +83,35 @@ def test_a_plain_engine_gives_our_logits(form, sizes, tmp_path):
     with torch.no_grad():
         expected_BK = model(images_BCHW)
     assert spread_of_difference(read_elsewhere(form, path, images_BCHW, tmp_path), expected_BK) < 1e-5
+
+
+@pytest.mark.soak
+@pytest.mark.process
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "cait_s24_224", "cait_xs24_384"])
+def test_full_sizes(name, tmp_path, capsys):
+    """Gammas of order 1, random head mixing; the verb writes each form, the plain engine elsewhere gives our logits."""
+    torch.manual_seed(1)
+    model = deepcait.create_model(name).eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "gamma" in key:
+                parameter.uniform_(0.5, 1.0)
+            elif ".proj_l." in key or ".proj_w." in key:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    preprocessing = Preprocessing(model.config.img_size)
+    Classifier(model, classes=None, preprocessing=preprocessing).save(tmp_path / "model")
+    images_BCHW = sample_images(preprocessing, 3)
+    with torch.no_grad():
+        expected_BK = model(images_BCHW)
+    for form in READERS:
+        path = tmp_path / f"{name}{SUFFIXES[form]}"
+        assert main(["export", str(tmp_path / "model"), "--to", form, "--out", str(path), "--json"]) == 0
+        proof = json.loads(capsys.readouterr().out)["proof"]
+        assert proof["agreed"] == 12
+        found = spread_of_difference(read_elsewhere(form, path, images_BCHW, tmp_path), expected_BK)
+        print(f"{name} {form}: {found:.1e} of the logits' spread, {path.stat().st_size:,} bytes")
+        assert found < 1e-5
+        path.unlink()
 
 
 @pytest.mark.slow

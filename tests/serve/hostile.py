@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 import time
@@ -17,8 +16,9 @@ from pathlib import Path
 
 import deepcait
 from deepcait.data import open_image
+from tests.results import finish
 from tests.serve.harness import BOUNDARY, Live, command, form, part, picture_bytes, request
-from tests.serve.load import facts
+from tests.serve.load import SERVICE
 from tests.serve.test_answers import assert_same
 from tests.serve.test_refusals import NEEDS_TIGHT_LIMITS, REFUSED, bomb
 
@@ -214,16 +214,9 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=5000)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    result = {
-        "what": "hostile requests one after the other, slow ones open beside them, against deepcait serve builtin:nano",
-        "command": "python -m tests.serve.hostile --out docs/results/serve_hostile.json",
-        **facts(),
-        **siege(args.number),
-    }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
+    what = "hostile requests one after the other, slow ones open beside them, against deepcait serve builtin:nano"
+    again = "python -m tests.serve.hostile --out docs/results/serve_hostile.json"
+    finish(what, again, siege(args.number), args.out, SERVICE)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import deepcait
 from deepcait.data import open_image
+from tests.results import finish
 from tests.serve.harness import DEMO, Live, command, form, part, request
+
+SERVICE = ("starlette", "uvicorn", "h11", "python-multipart")  # whose versions decide the figures
 
 TOLERANCE = 1e-5
 NUM_PICTURES = 64
@@ -151,19 +149,6 @@ def compare(cases: list[Case], *, rounds: int, seconds: float, clients: int) -> 
     return rates
 
 
-def facts() -> dict:
-    """Where and with what the figures were measured."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    processor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    packages = ("torch", "starlette", "uvicorn", "h11", "python-multipart", "pillow")
-    return {
-        "date": date.today().isoformat(),
-        "commit": commit,
-        "hardware": f"{processor.partition(': ')[2]}, {os.cpu_count()} logical processors, clients on the same machine",
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-    }
-
-
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser()
@@ -179,10 +164,7 @@ def main() -> None:
     rates = compare(cases, rounds=args.rounds, seconds=args.round_seconds, clients=args.clients)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     best_plain = max(value for name, value in medians.items() if name != "ours")
-    result = {
-        "what": f"{args.clients} clients, one request of one 32 x 32 PNG after the other, builtin:nano, one thread",
-        "command": "python -m tests.serve.load --out docs/results/serve.json",
-        **facts(),
+    figures = {
         "load": {
             "seconds": round(load.seconds, 1),
             "answers": load.statuses[200],
@@ -203,10 +185,8 @@ def main() -> None:
             "ratio_to_the_better_plain": round(medians["ours"] / best_plain, 3),
         },
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
+    what = f"{args.clients} clients beside it, one request of one 32 x 32 PNG after the other, builtin:nano, one thread"
+    finish(what, "python -m tests.serve.load --out docs/results/serve.json", figures, args.out, SERVICE)
 
 
 if __name__ == "__main__":

@@ -184,15 +184,18 @@ def test_best_last_patience_and_which_weights(tmp_path):
     saved: list[tuple[str, int]] = []
     accuracies = iter([0.2, 0.9, 0.5, 0.9, 0.4, 0.3, 0.2, 0.1] + [0.0] * 9)
     recipe = section(full_recipe(epochs=9, ema=Average(decay=0.0)), "keep", patience_epochs=2)
+    said: list[str] = []
     trainer = train(
         tmp_path,
         recipe,
+        watch=loop.Watch(36, 8, say=said.append, live=False),
         evaluate=lambda net: {"top1": next(accuracies), "top5": 1.0, "loss": 0.0},
         save_model=lambda name, model, average, facts: saved.append((name, facts["epoch"])),
     )
     assert trainer.progress.best_top1 == 0.9
     assert trainer.progress.best_step == 8
     assert trainer.progress.stopped_early
+    assert "stops early: no better in 2 epochs (keep.patience_epochs)" in said
     assert saved == [("best", 1), ("last", 1), ("best", 2), ("last", 2), ("last", 3), ("last", 4)]
 
 

@@ -114,7 +114,7 @@ def test_smaller_patches_in_the_same_image_have_a_finer_grid(saved):
     found = resolve(saved, patch_size=4)
     assert found.model.config.grid == (8, 8)
     assert str(found.report) == "kept 78 tensors, resized pos_embed 4x4 -> 8x8, resampled patches 8 px -> 4 px"
-    assert found.report.as_dict()["patch"] == (8, 4)
+    assert found.report.patch == (8, 4)
     assert run(found.model, images(1, 3, 32, 32)).isfinite().all()
 
 
