@@ -58,5 +58,5 @@ def _dots(axes: Any, found: dict[str, Any], grid: Grid) -> None:
             axes.plot([100 * value for value in place["top1"]], [y] * len(place["top1"]), ".", color="C0")
             axes.plot([100 * place["mean"]], [y], "|", color="C1", markersize=14)
     axes.set_yticks(range(len(grid.rows)), [row.title for row in grid.rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(grid.rows) - 0.5, -0.5)
     axes.set_xlabel("top-1 % (dots: seeds, bar: mean)")

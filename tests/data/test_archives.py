@@ -264,7 +264,7 @@ def test_shards_behind_a_url(tmp_path, scans):
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    with pytest.raises(ConfigError, match=r"pip install 'deepcait\[data\]'"):
+    with pytest.raises(ConfigError, match=r'pip install "deepcait\[data\]"'):
         open_source(tmp_path / "x.parquet")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from deepcait.model import CaiT, branches
 from deepcait.model.products import linear, linear_backward
@@ -42,6 +43,21 @@ def test_stochastic_depth_and_gradients_are_those_of_the_equations(dtype):
     for name, grad in expected_grads.items():
         if not name.endswith((".proj_l.bias", ".k.bias", ".qkv.bias") if near > 1e-9 else (".proj_l.bias", ".k.bias")):
             assert (grads[name] - grad).norm() <= near * grad.norm(), name
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_operations_counted_of_a_step_are_those_of_the_plain_path_and_the_maps_once_more(depth):
+    config = tiny_config(depth=depth)
+    counted = []
+    for lean in (True, False):
+        model = wild_model(config).float()
+        model.set_lean_attention(lean)
+        with FlopCounterMode(display=False) as counter:
+            step(model, some_images(config, 2).float())
+        counted.append(counter.get_total_flops())
+    B, N, D, A = 2, config.num_patches, config.embed_dim, config.num_heads
+    # The lean path keeps no map: each block computes its scores and mixes them twice anew.
+    assert counted[0] - counted[1] == depth * 2 * B * N * N * (D + 2 * A * A)
 
 
 def test_small_memory_and_checkpointing_give_the_same_bits():
