@@ -167,7 +167,7 @@ def _describe_order(records: Records, moved: dict[int, int], share: float) -> st
     if len(shifts) == 1:
         (shift,) = shifts
         cause = f" Every answer is the label {'+' if shift > 0 else '-'} {abs(shift)}: labels are off by {abs(shift)}."
-    elif _is_text_order(moved):
+    elif is_text_order(moved):
         cause = " It is the order of numbers sorted as text (0, 1, 10, 100, ...)."
     return (
         f"class order: the confusion matrix is a permutation: over {share:.0%} of the images of {len(moved):,} classes "
@@ -176,7 +176,7 @@ def _describe_order(records: Records, moved: dict[int, int], share: float) -> st
     )
 
 
-def _is_text_order(moved: dict[int, int]) -> bool:
+def is_text_order(moved: dict[int, int]) -> bool:
     """Whether classes moved as numbers do that are sorted as text."""
     for num_classes in {max(*moved, *moved.values()) + 1, 10, 100, 1000}:
         as_text = sorted(range(num_classes), key=str)

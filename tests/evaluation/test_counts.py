@@ -124,3 +124,7 @@ def test_two_processes_count_what_one_counts(tmp_path):
     for process in processes:
         process.join()
     assert got == [count(*make_data())] * 2
+
+
+def test_counts_begin_at_nothing():
+    assert set(vars(Counts()).values()) == {0}

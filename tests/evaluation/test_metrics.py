@@ -90,6 +90,12 @@ def test_a_sure_answer_lies_in_the_last_bin():
     assert curve.ece == pytest.approx(0.5)
 
 
+def test_a_confidence_on_an_edge_belongs_to_the_bin_above_it():
+    records, _ = make(torch.zeros(3, 2), torch.tensor([0, 1, 1]))  # each answer has the probability 1/2
+    assert calibration(records, 2).num_M.tolist() == [0, 3]
+    assert calibration(records, 2).accuracy_M.tolist() == pytest.approx([0, 1 / 3])
+
+
 def test_not_a_number_is_left_out_of_calibration_and_is_valid_json():
     records, metrics = make(torch.tensor([[math.nan, 0.0], [math.nan, 1.0]]), torch.tensor([0, 0]))
     facts = summarise(metrics)

@@ -14,7 +14,7 @@ from deepcait.evaluation import evaluate as evaluate_function
 from deepcait.evaluation.counts import Counts
 from deepcait.evaluation.expected import Expected, differs, expected_accuracy
 from deepcait.evaluation.records import join, record
-from deepcait.evaluation.safeguards import near_chance, other_preprocessing, wrong_order
+from deepcait.evaluation.safeguards import is_text_order, near_chance, other_preprocessing, wrong_order
 from deepcait.weights import Resolved
 from tests.evaluation.tiny_imagenet import PLAIN, GreyModel, build_v2
 
@@ -90,6 +90,13 @@ def test_an_offset_of_one_is_named():
     labels = torch.arange(20).repeat(10)
     text, _ = wrong_order(make_records(labels, (labels - 1).clamp(min=0), 1000))
     assert "off by 1" in text
+
+
+def test_numbers_sorted_as_text_are_recognised_among_a_thousand():
+    as_text = sorted(range(1000), key=str)
+    moved = dict(enumerate(as_text[:150]))  # 1000 itself would stand behind 100
+    assert is_text_order(moved)
+    assert not is_text_order(moved | {3: moved[4], 4: moved[3]})
 
 
 def test_evaluate_proposes_the_order(tmp_path, monkeypatch):
@@ -195,30 +202,37 @@ def test_evaluate_warns_of_another_preprocessing(monkeypatch):
 
 
 class Trained(nn.Module):
-    """Tells light from dark, right only where it sees pictures through mean 0.5 and std 0.5; declares nothing."""
+    """Tells light from dark, right only where pictures are normalised as in its training; declares nothing."""
+
+    def __init__(self, mean, std):
+        super().__init__()
+        # Four classes: what greys of 0.1, 0.35, 0.65, 0.9 become.
+        self.centres_K = (torch.tensor([0.1, 0.35, 0.65, 0.9]) - mean) / std
 
     def forward(self, images_BCHW):
         values_B = images_BCHW.mean((1, 2, 3))
-        # Four classes, at -0.8, -0.3, 0.3, 0.8.
-        return -(values_B[:, None] - torch.tensor([-0.8, -0.3, 0.3, 0.8])).abs()
+        return -(values_B[:, None] - self.centres_K).abs()
 
 
-def test_a_model_that_declares_nothing_is_asked(tmp_path, monkeypatch):
-    for label, value in enumerate((-0.8, -0.3, 0.3, 0.8)):
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 0.5), (0.0, 1.0)])
+def test_a_model_that_declares_nothing_is_asked(tmp_path, monkeypatch, mean, std):
+    model = Trained(mean, std)
+    for label, value in enumerate((0.1, 0.35, 0.65, 0.9)):
         (tmp_path / str(label)).mkdir()
         for number in range(15):
-            grey = round(255 * (0.5 + 0.5 * value)) + number - 7
+            grey = round(255 * value) + number - 7
             Image.new("RGB", (8, 8), (grey,) * 3).save(tmp_path / str(label) / f"{number}.png")
-    own, wrong = (Preprocessing((8, 8), *pair) for pair in (((0.5,) * 3, (0.5,) * 3), (IMAGENET_MEAN, IMAGENET_STD)))
-    good = evaluate(Trained(), tmp_path, preprocessing=own, warn=pytest.fail)
+    own, wrong = (Preprocessing((8, 8), *pair) for pair in (((mean,) * 3, (std,) * 3), (IMAGENET_MEAN, IMAGENET_STD)))
+    good = evaluate(model, tmp_path, preprocessing=own, warn=pytest.fail)
     assert good.correct1 == 60
-    bad = evaluate(Trained(), tmp_path, preprocessing=wrong, warn=print)
+    bad = evaluate(model, tmp_path, preprocessing=wrong, warn=print)
     assert bad.correct1 < 60
     (text,) = [text for text in bad.warnings if text.startswith("preprocessing")]
-    assert "with mean 0.5 0.5 0.5 and std 0.5 0.5 0.5 the model has 60 of 60 images right" in text
+    own_text = f"mean {mean:g} {mean:g} {mean:g} and std {std:g} {std:g} {std:g}"
+    assert f"with {own_text} the model has 60 of 60 images right" in text
     monkeypatch.setattr(evaluate_module, "better_normalisation", lambda *_: None)
     assert not any(t.startswith("preprocessing") for t in evaluate(
-        Trained(), tmp_path, preprocessing=wrong, warn=print).warnings)  # fmt: skip
+        model, tmp_path, preprocessing=wrong, warn=print).warnings)  # fmt: skip
 
 
 # -- what a released model reaches ------------------------------------------------------------------------------------

@@ -1,0 +1,39 @@
+"""Property: how the classes of data find those of a model, and what is said of it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from deepcait.errors import DataError
+from deepcait.evaluation.classes import describe_mapping, map_classes
+
+
+def data(*classes: str, labels: tuple[int | None, ...] = (0, 0, 1, None)) -> SimpleNamespace:
+    return SimpleNamespace(classes=list(classes), labels=list(labels))
+
+
+@pytest.mark.parametrize(
+    ("classes", "of_model", "said"),
+    [
+        (("cat", "dog"), ["dog", "cat", "owl"], "2 of the model's 3 classes, by name"),
+        (("cat", "dog"), None, "2 classes, in the order of the data (the model has no names)"),
+        (("3", "7"), ["dog", "cat"], "2 of the model's classes, the bare integers of the data are class indices"),
+        (("3", "7"), None, "2 of the model's classes, the bare integers of the data are class indices"),
+        # A model whose classes are called by numbers: then numbers are names.
+        (("3", "7"), ["7", "3"], "2 of the model's 2 classes, by name"),
+    ],
+)
+def test_the_sentence_says_how_classes_are_found(classes, of_model, said):
+    assert describe_mapping(data(*classes), of_model) == said
+
+
+def test_an_error_names_five_classes_and_counts_the_others():
+    names = [f"class {letter}" for letter in "abcdefg"]
+    with pytest.raises(DataError) as caught:
+        map_classes(data("cat", "dog"), names, 7)
+    assert "(class a, class b, class c, class d, class e and 2 more)" in caught.value.problem
+    assert "got cat, dog, which" in caught.value.problem
+    with pytest.raises(DataError, match=r"\(class a, class b, class c, class d, class e\)"):
+        map_classes(data("cat", "dog"), names[:5], 5)
