@@ -50,7 +50,8 @@ ORDER = {
         "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
     ],
     "train": [
-        "schedule", "losses", "strict", "recipe", "optimizer", "average", "processes", "checkpoint", "journal",
+        "schedule", "losses", "strict", "recipe", "compute", "footprint", "optimizer", "average", "processes",
+        "checkpoint", "journal",
         "teacher", "start", "step", "watch", "skips", "loop", "run", "plan",
     ],
     "evaluation": [
@@ -63,7 +64,10 @@ ORDER = {
         "layers", "figures",
     ],
     "report": ["intervals", "record", "results", "charts", "parts", "page", "compare"],
-    "bench": ["peers", "data", "clock", "limit", "memory", "inference", "bars", "tune"],
+    "bench": [
+        "peers", "data", "clock", "limit", "memory", "work", "inference", "bars", "tune", "activations", "train",
+        "cost", "curves",
+    ],
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
     "cli": [

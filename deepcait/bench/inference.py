@@ -90,12 +90,8 @@ def build_pair(spec: str) -> tuple[CaiT, nn.Module]:
     Raises:
         ConfigError: timm has no such network.
     """
-    import timm
-
     ours = open_model(spec)
-    require_known_to_timm(ours.config)
-    name = nearest_architecture(ours.config)
-    peer = timm.create_model(name, num_classes=ours.num_classes, **model_args(ours.config)).eval()
+    peer = build_peer(ours.config).eval()
     peer.load_state_dict(ours.state_dict())
     return ours, peer
 
@@ -115,6 +111,19 @@ def open_model(spec: str) -> CaiT:
             if "gamma" in name:
                 parameter.uniform_(0.5, 1.0)
     return model
+
+
+def build_peer(config: CaiTConfig) -> nn.Module:
+    """Return timm's network of these sizes, freshly drawn.
+
+    Raises:
+        ConfigError: timm has no such network.
+    """
+    import timm
+
+    require_known_to_timm(config)
+    sizes = model_args(config) | {"drop_path_rate": config.drop_path_rate}
+    return timm.create_model(nearest_architecture(config), num_classes=config.num_classes, **sizes)
 
 
 def build_contestants(

@@ -3,6 +3,8 @@
 Examples:
     deepcait bench cait_xxs24_224 --json                 our engines against timm's network on the same engines
     deepcait bench cait_xxs24_224 --engine eager,openvino --batch 1,8 --out docs/results
+    deepcait bench cait_xxs24_224 --train --compiled    a training step of ours against timm's, and what it keeps
+    deepcait bench cait_xxs24_224 --cost --rounds 5     time and memory against batch, tokens and depth, with exponents
     deepcait bench runs/pets --autotune                  the fastest engine, threads and batch here; kept with it
     deepcait bench --data photos                        how many images per second the loader delivers, against timm's
     deepcait bench --data photos --workers 8 --json
@@ -21,6 +23,7 @@ from typing import Annotated, Literal
 import tyro
 
 from deepcait.cli.console import Console
+from deepcait.cli.options import whole_numbers
 from deepcait.errors import ConfigError
 
 
@@ -36,8 +39,16 @@ class Args:
     """Engines, with commas."""
     autotune: bool = False
     """Find what is the fastest for our model here; tuned.json goes into its folder, or to --out, for other verbs."""
-    batch: str = "1,8"
-    """Images a call, with commas."""
+    train: bool = False
+    """Time a training step instead."""
+    compiled: bool = False
+    """Of training: timm's through torch.compile too."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of training: bf16 is autocast."""
+    cost: bool = False
+    """Measure how time and memory grow with batch, tokens and depth instead."""
+    batch: str = ""
+    """Images a call, with commas (default: 1,8; of a training step one number, 16)."""
     threads: int | None = None
     """Threads of every engine (default: PyTorch's choice)."""
     data: str = ""
@@ -68,7 +79,8 @@ def run(args: Args) -> int | None:
     if args.specs and args.autotune:
         result["tuned"] = [_tune(spec, args, console) for spec in args.specs]
     elif args.specs:
-        result["models"] = [_measure_engines(spec, args, console) for spec in args.specs]
+        measure = _measure_cost if args.cost else _measure_training if args.train else _measure_engines
+        result["models"] = [measure(spec, args, console) for spec in args.specs]
     console.result(result)
 
 
@@ -80,7 +92,7 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
         result = compare_engines(
             spec,
             engines=[name for name in args.engine.split(",") if name],
-            batches=_numbers(args.batch),
+            batches=whole_numbers(args.batch or "1,8", "--batch"),
             rounds=args.rounds,
             threads=args.threads,
             progress=progress,
@@ -92,18 +104,13 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
             f"best: {row['best_ours']}, {row['best_ratio']:.2f} times {row['best_peer']}, {row['of_limit']:.2f} of the "
             f"limit of the matrix products ({row['limit']['library']})"
         )
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        batches = "_".join(f"b{row['batch']}" for row in result["batches"])
-        path = args.out / f"bench_{spec.strip('/').replace('/', '_').replace(':', '_')}_{batches}.json"
-        command = f"deepcait bench {spec} --engine {args.engine} --batch {args.batch} --rounds {args.rounds}"
-        path.write_text(json.dumps({"command": command, **result}, indent=2) + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(markdown(result, command), encoding="utf-8")
-        written = [path, path.with_suffix(".md").name]
-        if find_spec("matplotlib"):
-            draw_engines(result, path.with_suffix(".png"))
-            written.append(path.with_suffix(".png").name)
-        console.say(f"wrote  {', '.join(map(str, written))}")
+    batch_names = "_".join(f"b{row['batch']}" for row in result["batches"])
+    name = f"bench_{_file_name(spec)}_{batch_names}"
+    command = f"deepcait bench {spec} --engine {args.engine} --batch {args.batch or '1,8'} --rounds {args.rounds}"
+    _write(args.out, name, command, result, markdown(result, command), console)
+    if args.out is not None and find_spec("matplotlib"):
+        draw_engines(result, args.out / f"{name}.png")
+        console.say(f"wrote  {args.out / name}.png")
     return result
 
 
@@ -115,7 +122,7 @@ def _tune(spec: str, args: Args, console: Console) -> dict:
             spec,
             engines=[name for name in args.engine.split(",") if name],
             threads=[] if args.threads is None else [args.threads],
-            batches=_numbers(args.batch),
+            batches=whole_numbers(args.batch or "1,8", "--batch"),
             rounds=args.rounds,
             progress=progress,
         )
@@ -136,11 +143,62 @@ def _tune(spec: str, args: Args, console: Console) -> dict:
     return result
 
 
-def _numbers(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdecimal() for part in parts):
-        raise ConfigError(f"--batch: expected numbers such as 1,8, got {text!r}.", remedy="Mend it.")
-    return [int(part) for part in parts]
+def _measure_training(spec: str, args: Args, console: Console) -> dict:
+    from deepcait.bench.train import compare_training, markdown, table
+
+    (batch, *others) = whole_numbers(args.batch or "16", "--batch")
+    if others:
+        raise ConfigError(f"--batch: expected one number with --train, got {args.batch!r}.", remedy="--batch 16")
+    with console.progress("measuring") as progress:
+        result = compare_training(
+            spec,
+            batch=batch,
+            rounds=args.rounds,
+            threads=args.threads,
+            precision=args.precision,
+            compiled=args.compiled,
+            progress=progress,
+        )
+    console.say(f"{spec}, a training step of {batch}, {args.precision}, {result['threads']} threads")
+    console.table(*table(result))
+    command = f"deepcait bench {spec} --train{' --compiled' if args.compiled else ''} --batch {batch}"
+    command += f" --rounds {args.rounds} --threads {result['threads']} --precision {args.precision}"
+    name = f"train_step_{_file_name(spec)}_{args.precision}"
+    _write(args.out, name, command, result, markdown(result, command), console)
+    return result
+
+
+def _measure_cost(spec: str, args: Args, console: Console) -> dict:
+    from deepcait.bench.cost import compare_cost, markdown, table
+    from deepcait.bench.curves import draw_cost, require_matplotlib
+
+    if args.out is not None:
+        require_matplotlib()
+    with console.progress("measuring") as progress:
+        result = compare_cost(spec, rounds=args.rounds, threads=args.threads, progress=progress)
+    console.say(f"{spec}: exponents of what grows, {result['threads']} threads, {args.rounds} rounds")
+    console.table(*table(result))
+    name = f"cost_{_file_name(spec)}"
+    command = f"deepcait bench {spec} --cost --rounds {args.rounds} --threads {result['threads']}"
+    _write(args.out, name, command, result, markdown(result, command, f"{name}.png"), console)
+    if args.out is not None:
+        draw_cost(result, args.out / f"{name}.png")
+    return result
+
+
+def _write(out: Path | None, name: str, command: str, result: dict, page: str, console: Console) -> None:
+    """Figures and page into the folder, where one was given."""
+    if out is None:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({"command": command, **result}, indent=2) + "\n"
+    (out / f"{name}.json").write_text(content, encoding="utf-8")
+    (out / f"{name}.md").write_text(page, encoding="utf-8")
+    console.say(f"wrote  {out / name}.json, {name}.md")
+
+
+def _file_name(spec: str) -> str:
+    return spec.strip("/").replace("/", "_").replace(":", "_")
 
 
 def _measure_data(args: Args, console: Console) -> dict:
@@ -165,14 +223,10 @@ def _measure_data(args: Args, console: Console) -> dict:
     ]
     console.say(f"data   {args.data}: {result['num_images']:,} images, {args.workers} workers, {args.rounds} rounds")
     console.table(["loader", "ours, images/s", "timm, images/s", "ratio", "quartiles"], rows)
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        command = f"deepcait bench --data DATA --rounds {args.rounds} --workers {args.workers}"
-        command += f" --batch-size {args.batch_size} --out {shlex.quote(args.out.name)}"
-        content = {"what": "our data loader against timm's", "command": command, **result}
-        (args.out / "data_loader.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        (args.out / "data_loader.md").write_text(markdown(result, command), encoding="utf-8")
-        console.say(f"wrote  {args.out / 'data_loader.json'}, {args.out / 'data_loader.md'}")
+    command = f"deepcait bench --data DATA --rounds {args.rounds} --workers {args.workers}"
+    command += f" --batch-size {args.batch_size} --out {shlex.quote(args.out.name)}" if args.out else ""
+    content = {"what": "our data loader against timm's", **result}
+    _write(args.out, "data_loader", command, content, markdown(result, command), console)
     return result
 
 

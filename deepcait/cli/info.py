@@ -4,6 +4,7 @@ Examples:
     deepcait info cait_s24_224             a model of the paper
     deepcait info runs/pets                the best model of a run
     deepcait info model.safetensors        a weights file: sizes are read off its tensors
+    deepcait info cait_s24_224 --img-size 224,384,448 --batch 1,64       what activations take, counted
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Annotated
 import tyro
 
 from deepcait.cli.console import Console, percent
+from deepcait.cli.options import whole_numbers
 
 _NUM_SHOWN = 10
 
@@ -24,21 +26,34 @@ class Args:
 
     spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
     """The model: a name, hf-hub:owner/name (if it is in the cache), a folder, a run or a weights file."""
+    img_size: str = ""
+    """Sides of square images in pixels, with commas, for which activations are counted (default: the model's own)."""
+    batch: str = "1,8,64"
+    """Images a call for which activations are counted, with commas."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
 
 def run(args: Args) -> int | None:
     """Print what is known about the model."""
+    from deepcait.bench.activations import count_activations
+    from deepcait.model.networks import config_of
     from deepcait.weights import describe
 
     console = Console(json=args.json)
+    batches = whole_numbers(args.batch, "--batch")
     facts = describe(args.spec)
+    config = config_of(facts["config"])
+    sizes = [(side, side) for side in whole_numbers(args.img_size, "--img-size")] if args.img_size else []
+    facts["activations"] = count_activations(config, sizes or [config.img_size], batches)
     if args.json:
         console.result(facts)
         return
     for label, text in _lines(facts):
         console.say(f"{label.ljust(14)}{text}")
+    console.say("")
+    console.say("MiB of activations in float32, weights excluded: alive at once, or kept for the backward pass")
+    console.table(["image", "batch", "inference", "training", "memory=small", "checkpointing"], _activations(facts))
 
 
 def _lines(facts: dict) -> list[tuple[str, str]]:
@@ -60,6 +75,14 @@ def _lines(facts: dict) -> list[tuple[str, str]]:
         texts = [f"{name} {value}" for name, value in (facts.get(key) or {}).items() if _is_short(value)]
         lines.append((key, ", ".join(texts)))
     return [(label, text) for label, text in lines if text]
+
+
+def _activations(facts: dict) -> list[list[str]]:
+    return [
+        [" x ".join(map(str, row["img_size"])), str(row["batch"])]
+        + [f"{value / 2**20:.1f}" for name, value in row.items() if name.endswith("_bytes")]
+        for row in facts["activations"]
+    ]
 
 
 def _classes(names: list[str] | None, num_classes: int | None) -> str:

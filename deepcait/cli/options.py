@@ -45,6 +45,18 @@ def parse_options(kind: type, argv: Sequence[str], *, verb: str, description: st
         raise _mistake(kind, argv, verb, told.getvalue()) from None
 
 
+def whole_numbers(text: str, option: str) -> list[int]:
+    """Return the numbers of an option such as `--batch 1,8`.
+
+    Raises:
+        ConfigError: something else than positive numbers with commas.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"{option}: expected numbers of 1 or more such as 1,8, got {text!r}.", remedy="Mend it.")
+    return [int(part) for part in parts]
+
+
 def _mistake(kind: type, argv: Sequence[str], verb: str, told: str) -> ConfigError:
     known = [f"--{field.name.rstrip('_').replace('_', '-')}" for field in dataclasses.fields(kind)] + ["--help"]
     for word in argv:

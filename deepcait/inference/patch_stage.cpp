@@ -16,20 +16,26 @@
 
 namespace {
 
-constexpr int64_t CHUNK = 200;    // rows that go through a layer before the next layer begins, at most
-constexpr int64_t MAP_ROWS = 16;  // rows whose maps are made at a time, at most
+constexpr int64_t CHUNK = 200;    // rows of a chunk, at most
+constexpr int64_t MAP_ROWS = 32;  // rows whose maps are made at a time, at most
+
+// Where images are fewer than threads, a thread has some rows of each and needs room for no more.
+int64_t rows_of_chunk(int64_t B, int64_t N, int64_t threads) {
+    const int64_t rows = B < threads ? (B * N + threads - 1) / threads : N;
+    return rows < CHUNK ? rows : CHUNK;
+}
 
 struct Sizes {
     int64_t N, A, E, H;
-    float eps;
+    int64_t chunk;  // rows that go through a layer before the next layer begins, at most
+    float eps = 0;
 
     int64_t D() const { return A * E; }
     int64_t columns() const { return round_up(N, W); }  // of a map
     // Floats of a block's weights, of an image's queries, keys and values, of a thread's own room.
     int64_t block() const { return round_up(D() * (4 * D() + 2 * H) + 3 * D() + H + 2 * A * A + A, W); }
     int64_t image() const { return 2 * N * D() + columns() * D(); }
-    int64_t room() const { return chunk() * (2 * D() + (H > D() ? H : D())) + A * MAP_ROWS * columns(); }
-    int64_t chunk() const { return N < CHUNK ? N : CHUNK; }
+    int64_t room() const { return chunk * (2 * D() + (H > D() ? H : D())) + A * MAP_ROWS * columns(); }
 };
 
 // A block's weights, as patch_stage_pack lays them one behind the other.
@@ -54,7 +60,7 @@ struct Image {
 struct Room {
     float *normal, *read, *hidden, *maps;  // (M, D), (M, D), (M, H) or (M, D), (A, MAP_ROWS, columns)
     Room(float* at, const Sizes& s)
-        : normal(at), read(normal + s.chunk() * s.D()), hidden(read + s.chunk() * s.D()),
+        : normal(at), read(normal + s.chunk * s.D()), hidden(read + s.chunk * s.D()),
           maps(at + s.room() - s.A * MAP_ROWS * s.columns()) {}
 };
 
@@ -66,9 +72,9 @@ void ask(const Sizes& s, const Block& w, float* tokens, const Image& image, int6
     };
     normalize(tokens + first * D, M, D, s.eps, room.normal);
     linear(w.q, w.q_bias, image.queries + first * D);
-    linear(w.v, nullptr, image.values + first * D);
     linear(w.k, nullptr, room.hidden);
     turn(room.hidden, M, D, image.keys + first, s.columns());
+    linear(w.v, nullptr, image.values + first * D);
 }
 
 // What M rows read, at most MAP_ROWS.
@@ -100,7 +106,7 @@ void answer(const Sizes& s, const Block& w, float* tokens, const Image& image, i
 // Rows first to last in chunks of nearly equal size.
 template <class Step>
 void in_chunks(const Sizes& s, int64_t first, int64_t last, Step step) {
-    for (int64_t left = (last - first + s.chunk() - 1) / s.chunk(); left > 0; left--) {
+    for (int64_t left = (last - first + s.chunk - 1) / s.chunk; left > 0; left--) {
         const int64_t M = (last - first + left - 1) / left;
         step(first, M);
         first += M;
@@ -126,12 +132,12 @@ void some_rows(const Sizes& s, const Block& w, float* tokens, float* images, int
 
 // Floats of a packed block, a multiple of a vector; 0 for sizes that this is not for.
 extern "C" int64_t patch_stage_block(int64_t A, int64_t E, int64_t H) {
-    return A <= MAX_HEADS && E % W == 0 && H % W == 0 ? Sizes{1, A, E, H, 0}.block() : 0;
+    return A <= MAX_HEADS && E % W == 0 && H % W == 0 ? Sizes{1, A, E, H, 1}.block() : 0;
 }
 
 // Floats of room that a call needs.
 extern "C" int64_t patch_stage_room(int64_t B, int64_t N, int64_t A, int64_t E, int64_t H, int64_t threads) {
-    const Sizes s{N, A, E, H, 0};
+    const Sizes s{N, A, E, H, rows_of_chunk(B, N, threads)};
     return threads * s.room() + ((B >= threads ? threads : 0) + 2 * (B % threads)) * s.image();
 }
 
@@ -156,7 +162,7 @@ extern "C" void patch_stage_pack(
 extern "C" void patch_stage(
     float* tokens, const float* weights, float* room, int64_t B, int64_t N, int64_t A, int64_t E, int64_t H, int64_t L,
     float eps, int64_t threads) {
-    const Sizes s{N, A, E, H, eps};
+    const Sizes s{N, A, E, H, rows_of_chunk(B, N, threads), eps};
     const int64_t each = B / threads, rest = B % threads, floats = N * s.D();
     float* const own_images = room + threads * s.room();
     float* const shared_images = own_images + (each ? threads : 0) * s.image();

@@ -29,16 +29,24 @@ struct Product {
     Out what;
 };
 
+// A tile's place, its panel, and what to fetch from memory meanwhile: so many floats on with each row of the panel.
+struct Place {
+    int64_t row, column, width;
+    const float *right, *ahead;
+    int64_t ahead_step;
+};
+
 template <int ROWS, int NV>
-void tile(const Product& p, int64_t row, int64_t column, const float* right) {
+void tile(const Product& p, const Place& at) {
     vec sum[ROWS][NV];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 3
-        for (int v = 0; v < NV; v++) sum[r][v] = p.bias ? load(p.bias + column + v * W) : vec{};
-    const float* left = p.left + row * p.left_step;
-    const int64_t left_step = p.left_step, right_step = p.right_step;
-    for (const float* const end = left + p.K; left < end; left++, right += right_step) {
+        for (int v = 0; v < NV; v++) sum[r][v] = p.bias ? load(p.bias + at.column + v * W) : vec{};
+    const int64_t left_step = p.left_step, right_step = p.right_step, ahead_step = at.ahead_step;
+    const float *left = p.left + at.row * left_step, *right = at.right, *ahead = at.ahead;
+    for (const float* const end = left + p.K; left < end; left++, right += right_step, ahead += ahead_step) {
+        __builtin_prefetch(ahead, 0, 2);
         vec values[NV];
 #pragma GCC unroll 3
         for (int v = 0; v < NV; v++) values[v] = load(right + v * W);
@@ -49,7 +57,7 @@ void tile(const Product& p, int64_t row, int64_t column, const float* right) {
             for (int v = 0; v < NV; v++) sum[r][v] += factor * values[v];
         }
     }
-    float* const out = p.out + row * p.out_step + column;
+    float* const out = p.out + at.row * p.out_step + at.column;
     const bool add = p.what == Out::add;
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
@@ -64,40 +72,44 @@ void tile(const Product& p, int64_t row, int64_t column, const float* right) {
 }
 
 template <int ROWS>
-void tile_of(const Product& p, int64_t row, int64_t column, int64_t width, const float* right) {
-    switch (width / W) {
-        case 1: return tile<ROWS, 1>(p, row, column, right);
-        case 2: return tile<ROWS, 2>(p, row, column, right);
-        default: return tile<ROWS, TILE>(p, row, column, right);
+void tile_of(const Product& p, const Place& at) {
+    switch (at.width / W) {
+        case 1: return tile<ROWS, 1>(p, at);
+        case 2: return tile<ROWS, 2>(p, at);
+        default: return tile<ROWS, TILE>(p, at);
     }
 }
 
-void tile_of(int64_t rows, const Product& p, int64_t row, int64_t column, int64_t width, const float* right) {
+void tile_of(int64_t rows, const Product& p, const Place& at) {
     switch (rows) {
-        case 1: return tile_of<1>(p, row, column, width, right);
-        case 2: return tile_of<2>(p, row, column, width, right);
-        case 3: return tile_of<3>(p, row, column, width, right);
-        case 4: return tile_of<4>(p, row, column, width, right);
-        case 5: return tile_of<5>(p, row, column, width, right);
-        case 6: return tile_of<6>(p, row, column, width, right);
-        case 7: return tile_of<(R < 7 ? R : 7)>(p, row, column, width, right);
-        default: return tile_of<R>(p, row, column, width, right);
+        case 1: return tile_of<1>(p, at);
+        case 2: return tile_of<2>(p, at);
+        case 3: return tile_of<3>(p, at);
+        case 4: return tile_of<4>(p, at);
+        case 5: return tile_of<5>(p, at);
+        case 6: return tile_of<6>(p, at);
+        case 7: return tile_of<(R < 7 ? R : 7)>(p, at);
+        default: return tile_of<R>(p, at);
     }
 }
 
 // out (M, O) = left (M, K) right (K, O). right is a sequence of panels where right_step is 0, else it lies in rows of
 // that step. Tiles are of nearly equal heights: 9 rows are 5 and 4, since a tile of one row takes as long as one of 3.
+// While the tiles of a panel are computed, the next panel (or what follows the last) comes from memory, bit by bit.
 void multiply(Product p, int64_t M, int64_t O) {
     const int64_t tiles = (M + R - 1) / R;
     const bool panels = p.right_step == 0;
-    for (int64_t column = 0; column < O; column += PANEL) {
-        const int64_t width = O - column < PANEL ? O - column : PANEL;
-        const float* const right = p.right + column * (panels ? p.K : 1);
-        if (panels) p.right_step = width;
-        for (int64_t t = 0, row = 0; t < tiles; t++) {
-            const int64_t rows = (M - row + tiles - t - 1) / (tiles - t);
-            tile_of(rows, p, row, column, width, right);
-            row += rows;
+    Place at{0, 0, 0, p.right, p.right, panels ? (PANEL + tiles - 1) / tiles : 0};
+    for (; at.column < O; at.column += PANEL) {
+        at.width = O - at.column < PANEL ? O - at.column : PANEL;
+        at.right = p.right + at.column * (panels ? p.K : 1);
+        at.ahead = at.right + (panels ? at.width * p.K : 0);
+        if (panels) p.right_step = at.width;
+        at.row = 0;
+        for (int64_t left = tiles; left > 0; left--, at.ahead += p.K * at.ahead_step) {
+            const int64_t rows = (M - at.row + left - 1) / left;
+            tile_of(rows, p, at);
+            at.row += rows;
         }
     }
 }

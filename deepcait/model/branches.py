@@ -27,6 +27,8 @@ from deepcait.model.products import linear, linear_backward
 
 # How many parameters follow x in the arguments of each branch.
 _MLP_PARAMETERS, _ATTENTION_PARAMETERS = 7, 10
+# Where the formulas of the backward operators find what was kept, after the last argument that they name.
+_MLP_REST, _ATTENTION_REST = 7, 8
 
 
 class _Norm(NamedTuple):
@@ -229,10 +231,13 @@ def _(x_shape: list[int], norm_w: object, norm_b: object, w1_shape: list[int], *
 
 
 @register_flop_formula(torch.ops.deepcait.mlp_branch_backward)
-def _(grad: object, x_shape: list[int], norm_w: object, norm_b: object, w1_shape: list[int], *_, **__) -> int:
-    """Each product twice more: for what comes in and for the weight."""
+def _(
+    grad: object, x_shape: list[int], norm_w: object, norm_b: object, w1_shape: list[int], *rest, **__: object
+) -> int:
+    """Each product for what comes in and, in training, for the weight; the first once more where it was not kept."""
     (B, N, D), hidden = x_shape, w1_shape[0]
-    return 2 * B * N * 4 * D * hidden
+    again, train = 0 in rest[_MLP_REST], rest[_MLP_REST + 3]
+    return 2 * B * N * D * hidden * (2 + 2 * train + again)
 
 
 @register_flop_formula(torch.ops.deepcait.attention_branch)
@@ -244,8 +249,11 @@ def _(x_shape: list[int], nw: object, nb: object, qkv: object, bq: object, mix: 
 
 @register_flop_formula(torch.ops.deepcait.attention_branch_backward)
 def _(
-    grad: object, x_shape: list[int], nw: object, nb: object, qkv: object, bq: object, mix: list[int], *_, **__
+    grad: object, x_shape: list[int], nw: object, nb: object, qkv: object, bq: object, mix: list[int], *rest, **__
 ) -> int:
-    """The maps once more (one product, two mixings), then every product and mixing twice."""
+    """The maps once more (one product, two mixings), then every product and mixing twice; less and more as above."""
     (B, N, D), A = x_shape, mix[0]
-    return 2 * B * N * (8 * D * D + N * (5 * D + 6 * A * A))
+    again, train = 0 in rest[_ATTENTION_REST], rest[_ATTENTION_REST + 4]
+    linear = 4 * D * D * (1 + train) + 3 * D * D * again
+    maps = N * (5 * D + 6 * A * A) + again * train * N * (2 * D + 2 * A * A)
+    return 2 * B * N * (linear + maps)

@@ -24,6 +24,7 @@ from deepcait.errors import DeepcaitError, DivergedError, ImageError, Stopped
 from deepcait.model import CaiT
 from deepcait.train.average import WeightAverage
 from deepcait.train.checkpoint import Progress, newest_checkpoint, read_checkpoint, save_checkpoint
+from deepcait.train.compute import set_compute
 from deepcait.train.journal import Journal
 from deepcait.train.optimizer import (
     build_optimizer,
@@ -76,10 +77,7 @@ class Trainer:
         self.job = job
         recipe = self.recipe = job.recipe
         freeze(job.model, recipe.train)
-        job.model.set_grad_checkpointing(recipe.compute.grad_checkpointing)
-        job.model.set_lean_attention(recipe.compute.attention == "lean")
-        if isinstance(job.model, CaiT):
-            job.model.set_small_memory(recipe.compute.memory == "small")
+        set_compute(job.model, recipe.compute)
         if recipe.compute.channels_last:
             job.model.to(memory_format=torch.channels_last)
         self.average = WeightAverage(job.model, recipe.ema) if recipe.ema.decay else None

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-import torch
-
 from deepcait.data import Preprocessing, open_split
 from deepcait.data.augment import build_augmentation
 from deepcait.data.fix_list import leave_out
 from deepcait.data.mixing import Mixer
 from deepcait.data.split import limited
 from deepcait.model.alternatives import lay_over
-from deepcait.model.networks import build_model, config_of, is_model_name, named_config
+from deepcait.model.networks import config_of, is_model_name, named_config
 from deepcait.model.variants import CaiTConfig
+from deepcait.train.footprint import CHOICES, training_bytes, training_flops
 from deepcait.train.recipe import Recipe
 from deepcait.train.run import build_order
 from deepcait.train.schedule import LearningRate
@@ -41,7 +40,9 @@ def plan(recipe: Recipe, tell: Callable[[str], None]) -> dict:
     Mixer(recipe.mix, len(samples.classes), order.replica_batch_size)
     lr = LearningRate(recipe.schedule, recipe.peak_lr, recipe.epochs, order.steps_per_epoch)
     steps = recipe.epochs * order.steps_per_epoch
-    saved = saved_bytes_per_image(config, recipe.compute.grad_checkpointing)
+    batch = order.replica_batch_size
+    kept = training_bytes(config, recipe.compute, batch)
+    computed = training_flops(config, recipe.compute, batch) * recipe.replicas
     copies = 3 + bool(recipe.ema.decay) + (recipe.optimizer.name == "adamw")
     facts = {
         "model": recipe.model,
@@ -59,10 +60,13 @@ def plan(recipe: Recipe, tell: Callable[[str], None]) -> dict:
         "replicas": recipe.replicas,
         "lr": {str(s): lr(s) for s in sorted({round(steps * i / 10) for i in range(11)})},
         "weights_and_optimizer_bytes": 4 * copies * config.num_params(),
-        "activation_bytes": saved * order.replica_batch_size,
+        "activation_bytes": kept,
+        "activation_bytes_of": {name: training_bytes(config, compute, batch) for name, compute in CHOICES.items()},
         "train_flops": 6 * config.macs() * steps * recipe.global_batch_size,
+        "step_flops": computed,
+        "computed_flops": computed * steps,
     }
-    for line in _lines(facts, recipe, order.replica_batch_size, [lr(round(steps * i / 60)) for i in range(60)]):
+    for line in _lines(facts, recipe, batch, [lr(round(steps * i / 60)) for i in range(60)]):
         tell(line)
     return facts
 
@@ -72,29 +76,6 @@ def planned_config(recipe: Recipe, num_classes: int) -> CaiTConfig:
     config = named_config(recipe.model) if is_model_name(recipe.model) else config_of(describe(recipe.model)["config"])
     config = config.replace(**shape_of(recipe), num_classes=num_classes)
     return lay_over(config, dataclasses.asdict(recipe.ablation))
-
-
-def saved_bytes_per_image(config: CaiTConfig, grad_checkpointing: bool) -> int:
-    """Return the bytes that one image's forward pass keeps for the backward pass, in float32, weights excluded.
-
-    Counted on the meta device through autograd's own hooks, at two images, each storage once.
-    """
-    with torch.device("meta"):
-        model = build_model(config).train()
-        images = torch.empty(2, config.in_chans, *config.img_size)
-    model.set_grad_checkpointing(grad_checkpointing)
-    weights = {id(parameter) for parameter in model.parameters()}
-    seen: dict[int, tuple[int, torch.Tensor]] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        base = tensor._base if tensor._base is not None else tensor
-        if id(base) not in weights:
-            seen[id(base)] = base.numel() * base.element_size(), base
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(images)
-    return sum(num_bytes for num_bytes, _ in seen.values()) // 2
 
 
 def _lines(facts: dict, recipe: Recipe, replica_batch: int, rates: list[float]) -> list[str]:
@@ -112,8 +93,10 @@ def _lines(facts: dict, recipe: Recipe, replica_batch: int, rates: list[float]) 
         f"               [{curve}]",
         f"memory         {_size(resident)} weights, gradients, optimizer and average",
         f"               {_size(facts['activation_bytes'])} kept for the backward pass of a replica of {replica_batch}"
-        " (float32; autocast keeps less)",
-        f"arithmetic     {facts['train_flops']:.3g} floating-point operations for {facts['images']:,} images",
+        f" ({recipe.compute.precision})",
+        "               " + ", ".join(f"{_size(size)} {name}" for name, size in facts["activation_bytes_of"].items()),
+        f"arithmetic     {facts['train_flops']:.3g} floating-point operations for {facts['images']:,} images; "
+        f"{facts['computed_flops']:.3g} with what the backward pass computes again",
     ]
 
 

@@ -13,13 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deepcait.data.mixing import Mixer
 from deepcait.data.seeding import derive_seed
+from deepcait.train.compute import autocast
 from deepcait.train.losses import cross_entropy, distillation
 from deepcait.train.optimizer import grad_norm, set_lr
 from deepcait.train.processes import Processes
 from deepcait.train.recipe import Recipe
 from deepcait.train.teacher import TeacherView
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Stepper:
         if not isinstance(self.net, DistributedDataParallel):
             return
         self.net.train()
-        with self._autocast():
+        with autocast(self.recipe.compute.precision, self.device.type):
             logits = self.net(images.to(self.device, self.dtype))
         (logits.sum() * 0.0).backward()
         self.optimizer.zero_grad(set_to_none=True)
@@ -123,7 +122,7 @@ class Stepper:
         # Seeds the mixing and, right after it, stochastic depth.
         images, targets = self.mixer(images, labels, derive_seed("replica", self.recipe.seed, step, replica))
         with self._exchange(replica):
-            with self._autocast():
+            with autocast(self.recipe.compute.precision, self.device.type):
                 teacher_logits = self.teacher(images) if self.teacher else None
                 logits = self.net(images)
                 loss = self._loss(logits, targets, teacher_logits)
@@ -148,7 +147,3 @@ class Stepper:
         if isinstance(self.net, DistributedDataParallel) and not last:
             return self.net.no_sync()
         return contextlib.nullcontext()
-
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        dtype = _AUTOCAST.get(self.recipe.compute.precision)
-        return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()

@@ -63,7 +63,7 @@ def test_a_model_beside_timm(tmp_path, capsys):
     assert ours["drift"] < 1e-5
     assert timm["drift"] < 1e-5
     assert 0 < model["memory_bytes"]["ours"] < model["memory_bytes"]["timm"]
-    assert json.loads((tmp_path / "bench_builtin_nano.json").read_text())["batches"] == model["batches"]
+    assert json.loads((tmp_path / "bench_builtin_nano_b2.json").read_text())["batches"] == model["batches"]
 
 
 def test_batches_that_are_none(capsys):

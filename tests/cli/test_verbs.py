@@ -39,6 +39,14 @@ def test_info(run, run_json, model_folder):
     assert code == 0
     assert "cat, dog, owl" in out
     assert "32 x 32 px" in out
+    (row,) = run_json("info", model_folder, "--batch", "3")["activations"]
+    assert (row["img_size"], row["batch"]) == ([32, 32], 3)
+    assert f"{row['training_bytes'] / 2**20:.1f}" in run("info", model_folder, "--batch", "3")[1]
+    sizes = [
+        row["img_size"] for row in run_json("info", model_folder, "--img-size", "32,64", "--batch", "1")["activations"]
+    ]
+    assert sizes == [[32, 32], [64, 64]]
+    assert run("info", model_folder, "--img-size", "33")[0] == 2
 
 
 def test_eval(run, run_json, model_folder, photos):

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUARANTEES = (DOCS / "guarantees.md").read_text(encoding="utf-8")
 _LINK = re.compile(r"\]\((?:docs/)?(results/[\w.-]+\.json)\)")
 _NUMBER = re.compile(r"(?<![\w.,/-])\d[\d,]*(?:\.\d+)?(?![\w-])")
@@ -35,13 +36,13 @@ def is_in(shown: str, found: list[str | float]) -> bool:
 
 
 def rows_with_results() -> list[tuple[str, str, list[Path]]]:
-    """Each row of the guarantees that leads to results: its line, its figure, the files."""
+    """Each row of the guarantees and of README that leads to results: its line, its figures, the files."""
     rows = []
-    for line in GUARANTEES.splitlines():
+    for line in [*GUARANTEES.splitlines(), *README.splitlines()]:
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
         files = [DOCS / name for name in _LINK.findall(line)]
-        if len(cells) == 6 and files:
-            rows.append((cells[0], cells[2], files))
+        if line.startswith("|") and files:
+            rows.append((cells[0], cells[2] if len(cells) == 6 else " ".join(cells[1:]), files))
     return rows
 
 
@@ -95,3 +96,23 @@ def test_the_page_on_scaling_is_computed_from_the_measurement():
     assert scaling.exchange_s(1_000_000, 2, 32) == pytest.approx(1e-3 + 2 * 50e-6)
     assert scaling.exchange_s(1_000_000, 8, 32) == pytest.approx(1.75e-3 + 14 * 50e-6)
     assert scaling.exchange_s(1_000_000, 1, 32) == 0
+
+
+def speed_rows() -> list[str]:
+    """The table of the page on speed: ours over timm on each engine, best over best, share of the limit."""
+    rows = []
+    for path in sorted((DOCS / "results").glob("bench_cait_*_224_b*.json"), key=lambda path: "_s24_" in path.name):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        for row in facts["batches"]:
+            ratios = [f"{row['engines'][name]['ratio']:.2f}" for name in ("eager", "compile", "onnx", "openvino")]
+            best = [f"{row['best_ratio']:.2f} ({row['best_ours'].split()[0]}, {row['best_peer'].split()[0]})"]
+            cells = [facts["model"].split("_")[1].upper(), str(row["batch"]), *ratios, *best, f"{row['of_limit']:.2f}"]
+            rows.append(" ".join(("|", " | ".join(cells), f"| [figures](results/{path.stem}.md) |")))
+    return rows
+
+
+def test_the_table_of_speed_is_that_of_the_results():
+    page = (DOCS / "speed.md").read_text(encoding="utf-8")
+    rows = speed_rows()
+    assert [line for line in page.splitlines() if "](results/bench_cait_" in line and line.startswith("|")] == rows
+    assert len(rows) >= 4

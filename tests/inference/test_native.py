@@ -166,7 +166,7 @@ def test_a_missing_or_broken_compiler_is_no_error(tmp_path, monkeypatch, compile
     [
         ("vectors.h", "1.60960333262415e-02f", "1.62e-02f"),
         ("mixing.h", "mixing.bias[b]", "mixing.bias[0]"),
-        ("products.h", "p.bias ?", "p.bias && row == 0 ?"),
+        ("products.h", "p.bias ?", "p.bias && at.row == 0 ?"),
         ("patch_stage.cpp", "room.read + m * D", "room.read"),
     ],
 )

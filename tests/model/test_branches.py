@@ -103,6 +103,23 @@ def test_frozen_weights_get_no_gradients_and_images_do():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("how", ["small", "checkpointing", "bf16"])
+def test_no_graph_break_in_training(how):
+    torch.compiler.reset()
+    config = tiny_config(depth=1, cls_depth=1, drop_path_rate=0.3)
+    model, images = wild_model(config).float().train(), some_images(config, 4).float()
+    model.set_small_memory(how == "small")
+    model.set_grad_checkpointing(how == "checkpointing")
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "bf16"):
+        expected, expected_grads = step(model, images)
+        model.zero_grad()
+        got, grads = step(torch.compile(model, backend="aot_eager", fullgraph=True), images)
+    assert relative_error(got.float(), expected.float()) < 1e-6
+    for name, grad in expected_grads.items():
+        grad, found = grad, grads[f"_orig_mod.{name}"]
+        assert (found - grad).norm() <= 1e-5 * max(grad.norm(), 1e-3), name
+
+
 def test_no_graph_break():
     model, images = wild_model(CONFIG).eval(), some_images(CONFIG, 2)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

@@ -35,6 +35,7 @@ from tests.processes.harness import (
 pytestmark = [pytest.mark.process, pytest.mark.xdist_group("processes")]
 
 WORKER = Path(__file__).parent / "float64_worker.py"
+NARROW = ("optimizer.clip_norm=0.0", "compute.precision=bf16")
 
 
 def distance(one, other, prefix):
@@ -71,7 +72,8 @@ def shared(parts, nursery, tmp_path_factory):
     run_part(parts("one_then_two", 10), Processes())
     plan = tmp_path_factory.mktemp("plan") / "plan.json"
     gradients = parts("two_float32", 1, float64=False, settings=("optimizer.clip_norm=0.0",))
-    todo = [parts("two", 20), parts("one_then_two", 20), parts("two_then_one", 10), gradients]
+    narrow = parts("two_bf16", 1, float64=False, settings=(*NARROW, "compute.memory=small"))
+    todo = [parts("two", 20), parts("one_then_two", 20), parts("two_then_one", 10), gradients, narrow]
     write_plan(plan, todo)
     first, second = finish_pair([sys.executable, str(WORKER), str(plan)], plan.with_name("log"), nursery)
     assert first.stdout.count("goes on from") == 1  # one part resumes
@@ -137,6 +139,15 @@ def test_float32_gradients_of_one_step(parts, shared):
     _, difference, norm = distance(alone, shared[parts("two_float32", 1).folder], "grad/")
     print(f"float32, gradients of one step, 2 against 1 process: {difference / norm:.1e} of their norm")
     assert difference < 1e-5 * norm
+
+
+def test_bfloat16_gradients_of_one_step_with_little_kept(parts, shared):
+    """Two processes that keep only the residual stream against one that keeps the default: the same sums."""
+    alone = run_part(parts("one_bf16", 1, float64=False, settings=NARROW), Processes())
+    _, difference, norm = distance(alone, shared[parts("two_bf16", 1).folder], "grad/")
+    assert difference < 1e-5 * norm
+    _, rounding, _ = distance(alone, shared[parts("two_float32", 1).folder], "grad/")
+    assert rounding > 1e-5 * norm  # it was bfloat16
 
 
 def test_four_processes_gone_on_with_add_up_in_the_same_order(parts, nursery, tmp_path):

@@ -14,7 +14,7 @@ from deepcait.train import loop
 from deepcait.train.checkpoint import newest_checkpoint, read_checkpoint
 from deepcait.train.journal import read_metrics, read_state
 from deepcait.train.loop import StopRequest, Trainer
-from deepcait.train.recipe import Average, Keep, Optimizer
+from deepcait.train.recipe import Average, Compute, Keep, Optimizer
 from tests.train.tiny import K, Pixels, section, tiny_job, tiny_model, tiny_recipe, train
 
 
@@ -109,8 +109,33 @@ class Interrupted(Exception):  # noqa: N818
 
 @pytest.mark.parametrize("after", [1, 2, 3, 4, 5, 7])
 def test_interrupted_anywhere_it_ends_with_the_same_bytes(tmp_path, uninterrupted, after):
-    recipe = full_recipe()
-    trainer = Trainer(tiny_job(tmp_path, recipe, model=deep_model()))
+    reads = interrupt_and_resume(tmp_path, full_recipe(), after)
+    assert outcome(tmp_path) == uninterrupted
+    assert reads == 8 * (8 - after)  # nothing that was done before is read again
+
+
+@pytest.mark.parametrize("memory", ["normal", "small"])
+def test_bfloat16_resumes_to_the_same_bytes_whatever_is_kept(tmp_path, memory):
+    outcomes = []
+    for kept, after in (("normal", None), (memory, 5)):
+        recipe = full_recipe(compute=Compute(device="cpu", precision="bf16", memory=kept))
+        folder = tmp_path / f"{kept} {after}"
+        if after is None:
+            train(folder, recipe, model=deep_model())
+        else:
+            interrupt_and_resume(folder, recipe, after)
+        outcomes.append(weights_of(folder))
+    assert outcomes[0] == outcomes[1]
+
+
+def weights_of(folder) -> dict[str, bytes]:
+    path, _ = newest_checkpoint(folder / "checkpoints")
+    return {name: tensor.numpy().tobytes() for name, tensor in read_checkpoint(path)[1].items()}
+
+
+def interrupt_and_resume(folder, recipe, after: int) -> int:
+    """Train, stop in a step, train on; returns how many samples the second part read."""
+    trainer = Trainer(tiny_job(folder, recipe, model=deep_model()))
     wrapped = trainer.stepper
 
     def dies(step, *args, **how):
@@ -123,9 +148,8 @@ def test_interrupted_anywhere_it_ends_with_the_same_bytes(tmp_path, uninterrupte
     with pytest.raises(Interrupted):
         trainer.fit()
     samples = Pixels()
-    train(tmp_path, recipe, samples=samples, model=tiny_model(torch.float32, drop_path_rate=0.2).apply(forget))
-    assert outcome(tmp_path) == uninterrupted
-    assert len(samples.reads) == 8 * (8 - after)  # nothing that was done before is read again
+    train(folder, recipe, samples=samples, model=tiny_model(torch.float32, drop_path_rate=0.2).apply(forget))
+    return len(samples.reads)
 
 
 def forget(module) -> None:

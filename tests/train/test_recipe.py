@@ -285,6 +285,11 @@ def test_a_dry_run(name):
     assert max(facts["lr"].values()) <= recipe.peak_lr
     assert any("learning rate" in line for line in lines)
     assert any("memory" in line for line in lines)
+    assert facts["images"] == facts["steps"] * recipe.global_batch_size
+    # Forward, and backward for what comes in and for the weights; what is computed again comes on top.
+    assert facts["train_flops"] == 6 * round(1e9 * facts["gmacs"]) * facts["images"]
+    assert facts["computed_flops"] == facts["step_flops"] * facts["steps"] >= 0.95 * facts["train_flops"]
+    assert facts["activation_bytes"] > min(facts["activation_bytes_of"].values())
 
 
 @pytest.mark.parametrize("name", sorted(set(recipe_names()) - set(CHEAP)))

@@ -1,0 +1,73 @@
+"""What a model's activations take in inference and in training, by batch and resolution; counted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import nn
+
+from deepcait.bench.memory import live_bytes
+from deepcait.inference.fold import fold
+from deepcait.model.cait import CaiT
+from deepcait.model.networks import build_model
+from deepcait.model.variants import CaiTConfig
+from deepcait.train.footprint import training_bytes
+from deepcait.train.recipe import Compute
+
+# The training paths of a recipe, by the names of their columns.
+PATHS = {
+    "training_bytes": Compute(),
+    "training_small_bytes": Compute(memory="small"),
+    "training_checkpointing_bytes": Compute(grad_checkpointing=True),
+}
+
+
+def count_activations(
+    config: CaiTConfig, sizes: Sequence[tuple[int, int]], batches: Sequence[int]
+) -> list[dict[str, int | list[int]]]:
+    """Return the bytes of activations in float32, weights excluded, for every resolution and batch.
+
+    Inference: the most that is alive at once, eager. Training: what is kept for the backward pass by default, with
+    `compute.memory=small`, and with `compute.grad_checkpointing=true`. Counted for one image and for two; more images
+    take as much more each.
+
+    Args:
+        config: of the model.
+        sizes: (H, W) of images in pixels; the patch side divides them.
+        batches: images a call or, in training, of one replica.
+
+    Returns:
+        Rows of img_size, batch, inference_bytes, training_bytes, training_small_bytes, training_checkpointing_bytes.
+    """
+    rows = []
+    for height, width in sizes:
+        sized = dataclasses.replace(config, img_size=(height, width))
+        lines = {"inference_bytes": _line(lambda batch, sized=sized: inference_bytes(sized, batch))}
+        for name, compute in PATHS.items():
+            lines[name] = _line(lambda batch, sized=sized, compute=compute: training_bytes(sized, compute, batch))
+        rows += [
+            {"img_size": [height, width], "batch": batch, **{name: line(batch) for name, line in lines.items()}}
+            for batch in batches
+        ]
+    return rows
+
+
+def inference_bytes(config: CaiTConfig, batch: int) -> int:
+    """Return the most bytes of activations alive at once in inference by the engine eager; counted.
+
+    Two blocks are run, since more of them take no more at once.
+    """
+    shallow = config.replace(depth=min(2, config.depth)) if type(config) is CaiTConfig else config
+    model = build_model(shallow).eval()
+    if type(model) is CaiT:
+        model = cast("nn.Module", fold(model))
+    return live_bytes(model, torch.zeros(batch, config.in_chans, *config.img_size))
+
+
+def _line(count: Callable[[int], int]) -> Callable[[int], int]:
+    """The straight line through the counts of one image and of two."""
+    one, two = count(1), count(2)
+    return lambda batch: one + (batch - 1) * (two - one)

@@ -1,0 +1,218 @@
+"""How cost grows with batch, tokens and depth: seconds measured in turns, bytes counted, exponents fitted."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from deepcait.bench.clock import Lane, take_turns
+from deepcait.bench.inference import SEED, build_peer, processor
+from deepcait.bench.memory import live_bytes
+from deepcait.bench.train import Contestant, build_step
+from deepcait.errors import ConfigError
+from deepcait.inference.fold import fold
+from deepcait.model import CaiT, CaiTConfig
+from deepcait.train.footprint import kept_bytes, training_bytes
+from deepcait.train.journal import environment
+from deepcait.train.recipe import Compute
+from deepcait.weights.spec import describe
+
+SIDES = ("ours", "timm")
+# What is measured or counted, and its unit.
+FIGURES = {"inference_s": "s", "training_s": "s", "inference_bytes": "bytes", "training_bytes": "bytes"}
+_BATCHES = (1, 2, 4, 8, 16)
+_SIZES = (112, 160, 224, 320, 448)
+_DEPTHS = (6, 12, 24, 36)
+# Images of a call where something else than the batch grows.
+_BATCH = 2
+_LR = 1e-4
+
+
+@dataclass(frozen=True)
+class Point:
+    """One place on a curve.
+
+    Args:
+        axis: what grows: batch, tokens or depth.
+        x: its value; tokens are patches of an image.
+        config: of the network.
+        batch: images of a call.
+    """
+
+    axis: str
+    x: int
+    config: CaiTConfig
+    batch: int
+
+
+def grow(config: CaiTConfig, sides: Sequence[int] = _SIZES, depths: Sequence[int] = _DEPTHS) -> list[Point]:
+    """Return the points of the three curves through a network: the sides of images in pixels, the blocks."""
+    points = [Point("batch", batch, config, batch) for batch in _BATCHES]
+    for side in sides:
+        larger = config.replace(img_size=side)
+        points.append(Point("tokens", larger.num_patches, larger, _BATCH))
+    return points + [Point("depth", depth, config.replace(depth=depth), _BATCH) for depth in depths]
+
+
+def compare_cost(
+    spec: str,
+    *,
+    rounds: int = 5,
+    threads: int | None = None,
+    points: Sequence[Point] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Measure what inference and a training step cost beside timm's, while one thing grows at a time.
+
+    Inference is eager: ours folded, timm's as it is. Training is ours by default. Both in float32, weights random.
+
+    Args:
+        spec: a model; its sizes are used.
+        rounds: counted rounds of each point.
+        threads: None takes PyTorch's.
+        points: None takes those of `grow`.
+        progress: called with points done and to do.
+
+    Returns:
+        `points`: for each the four `FIGURES` of both sides; bytes are those alive at once (inference) and those kept
+        for the backward pass (training), weights excluded, exact. `exponents`: of every axis, figure and side the
+        slope of the least-squares line through the logarithms, from and to which x, and the least and the largest
+        slope between neighbours.
+
+    Raises:
+        ConfigError: fewer than 2 rounds; a model that timm doesn't have.
+    """
+    if rounds < 2:
+        raise ConfigError(f"--rounds: expected 2 or more, got {rounds}.", remedy="--rounds 5")
+    threads = torch.get_num_threads() if threads is None else threads
+    torch.set_num_threads(threads)
+    facts = describe(spec)["config"]
+    points = grow(CaiTConfig(**facts)) if points is None else points
+    rows = []
+    for number, point in enumerate(points):
+        rows.append(_measure(point, rounds))
+        progress(number + 1, len(points))
+    return {
+        "model": spec,
+        "threads": threads,
+        "rounds": rounds,
+        "points": rows,
+        "exponents": _exponents(rows),
+        "cpu": f"{processor()}, {os.cpu_count()} threads",
+        "environment": environment(),
+    }
+
+
+def _measure(point: Point, rounds: int) -> dict[str, Any]:
+    torch.manual_seed(SEED)
+    config, batch = point.config, point.batch
+    ours, peer = CaiT(config), build_peer(config)
+    folded, still = fold(ours), build_peer(config).eval()
+    images_BCHW = torch.randn(batch, config.in_chans, *config.img_size)
+    labels_B = torch.randint(0, config.num_classes, (batch,))
+    lanes = {}
+    for side, model, trained, compute in (("ours", folded, ours, Compute()), ("timm", still, peer, None)):
+        one = Contestant(side, trained.train(), trained, compute, compiled=False)
+        optimizer = torch.optim.AdamW(trained.parameters(), lr=_LR, fused=True)
+        step = build_step(one, optimizer, images_BCHW, labels_B, "fp32")
+        lanes["inference_s", side] = Lane(f"{side} inference", lambda model=model: model(images_BCHW))
+        lanes["training_s", side] = Lane(f"{side} training", step)
+    with torch.no_grad():
+        take_turns([lanes["inference_s", side] for side in SIDES], rounds)
+    take_turns([lanes["training_s", side] for side in SIDES], rounds)
+    found: dict[str, Any] = {key: {} for key in FIGURES}
+    for (key, side), lane in lanes.items():
+        found[key][side] = lane.median_s
+    for side, model in (("ours", folded), ("timm", still)):
+        found["inference_bytes"][side] = live_bytes(cast("nn.Module", model), images_BCHW)
+    found["training_bytes"] = {"ours": training_bytes(config, Compute(), batch), "timm": _kept_by_timm(config, batch)}
+    return {"axis": point.axis, "x": point.x, "batch": batch, "img_size": list(config.img_size), **found}
+
+
+def _kept_by_timm(config: CaiTConfig, batch: int) -> int:
+    with torch.device("meta"):
+        peer = build_peer(config).train()
+        images_BCHW = torch.empty(batch, config.in_chans, *config.img_size)
+    return kept_bytes(peer, lambda: peer(images_BCHW))
+
+
+def _exponents(rows: list[dict]) -> dict[str, dict[str, dict[str, dict]]]:
+    found: dict[str, Any] = {}
+    for axis in dict.fromkeys(row["axis"] for row in rows):
+        on_axis = [row for row in rows if row["axis"] == axis]
+        xs = [row["x"] for row in on_axis]
+        found[axis] = {key: {side: fit(xs, [row[key][side] for row in on_axis]) for side in SIDES} for key in FIGURES}
+    return found
+
+
+def fit(xs: Sequence[float], ys: Sequence[float]) -> dict[str, Any]:
+    """Fit y = c x^p by least squares on the logarithms.
+
+    Returns:
+        exponent: p. from, to: the range of x. slopes: the least and the largest between neighbours.
+    """
+    u, v = [math.log(x) for x in xs], [math.log(y) for y in ys]
+    mean_u, mean_v = sum(u) / len(u), sum(v) / len(v)
+    slope = sum((a - mean_u) * (b - mean_v) for a, b in zip(u, v, strict=True)) / sum((a - mean_u) ** 2 for a in u)
+    slopes = [(v[i + 1] - v[i]) / (u[i + 1] - u[i]) for i in range(len(u) - 1)]
+    return {"exponent": slope, "from": min(xs), "to": max(xs), "slopes": [min(slopes), max(slopes)]}
+
+
+def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and lines of the exponents, as text."""
+    head = ["grows", "from", "to", "cost", "ours", "between neighbours", "timm", "between neighbours"]
+    lines = []
+    for axis, of_axis in result["exponents"].items():
+        for key, of_key in of_axis.items():
+            cells = [axis, str(of_key["ours"]["from"]), str(of_key["ours"]["to"]), name_of(key)]
+            for side in SIDES:
+                low, high = of_key[side]["slopes"]
+                cells += [f"{of_key[side]['exponent']:.2f}", f"{low:.2f} to {high:.2f}"]
+            lines.append(cells)
+    return head, lines
+
+
+def name_of(figure: str) -> str:
+    """A figure's name for people."""
+    return figure.replace("_s", ", time").replace("_bytes", ", memory")
+
+
+def markdown(result: dict[str, Any], command: str, picture: str) -> str:
+    """The figures as a page."""
+    head, lines = table(result)
+    tables = [_rule(head, lines)]
+    names = ["grows", "x", *(f"{name_of(key)}, {side}" for key in FIGURES for side in SIDES)]
+    tables.append(_rule(names, [_cells(row) for row in result["points"]]))
+    first = result["points"][0]
+    return "\n\n".join(
+        [
+            f"# Cost as work grows: {result['model']} beside timm",
+            f"    {command}",
+            f"float32, {result['threads']} threads, medians of {result['rounds']} alternating rounds; {result['cpu']}; "
+            f"commit {result['environment']['commit']}. Images of {first['img_size'][0]} px where tokens do not grow, "
+            f"{_BATCH} a call where the batch does not. Inference: eager, ours folded. Memory is counted, weights "
+            "excluded: bytes alive at once in inference, bytes kept for the backward pass in training.",
+            f"![Time and memory against batch, tokens and depth]({picture})",
+            "Exponents: the slope of the least-squares line through the logarithms.",
+            tables[0],
+            "Milliseconds and MiB.",
+            tables[1],
+        ]
+    ) + "\n"  # fmt: skip
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    scales = {"s": 1e3, "bytes": 2.0**-20}
+    return [row["axis"], str(row["x"])] + [
+        f"{row[key][side] * scales[unit]:.1f}" for key, unit in FIGURES.items() for side in SIDES
+    ]
+
+
+def _rule(head: list[str], lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *lines))

@@ -1,0 +1,66 @@
+"""The work of a step, counted exactly: how many operators run, and how many bytes go in and out of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from deepcait.model import branches, lean
+
+_WHOLE = (
+    lean.talking_heads,
+    lean.talking_heads_backward,
+    branches.mlp_branch,
+    branches.mlp_branch_backward,
+    branches.attention_branch,
+    branches.attention_branch_backward,
+)
+# Views under another name, and memory that nobody has written to yet.
+_NO_WORK = ("_unsafe_view", "empty", "new_empty")
+
+
+class Work(TorchDispatchMode):
+    """Counts what runs inside it, forward, backward or optimizer.
+
+    operators: those that compute or copy; views and allocations do neither. moved_bytes: their tensors, what goes in
+    and what comes out, each at most as large as its memory. flops: of matrix products and convolutions.
+
+    Operators of ours are counted as the operators of PyTorch inside them: nothing hides in one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators = self.moved_bytes = self.flops = 0
+        # PyTorch has no public way from an operator to the function that it was made of.
+        self._inside = {whole._opoverload: whole._init_fn for whole in _WHOLE}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator and count it."""
+        kwargs = kwargs or {}
+        if func in self._inside:
+            with self:
+                return self._inside[func](*args, **kwargs)
+        with self:  # an operator that only calls others is they
+            out = func.decompose(*args, **kwargs)
+        if out is not NotImplemented:
+            return out
+        out = func(*args, **kwargs)
+        if not func.is_view and not func.__name__.startswith(_NO_WORK):
+            given = {argument.name for argument in func._schema.arguments if argument.is_out}
+            read = (args, {name: value for name, value in kwargs.items() if name not in given})
+            self.operators += 1
+            self.moved_bytes += sum(_bytes(leaf) for leaf in tree_leaves((read, out)) if isinstance(leaf, Tensor))
+            count = flop_registry.get(func._overloadpacket)
+            self.flops += count(*args, **kwargs, out_val=out) if count else 0
+        return out
+
+
+def _bytes(tensor: Tensor) -> int:
+    if tensor.layout != torch.strided:
+        return 0
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
