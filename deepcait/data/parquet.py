@@ -8,6 +8,7 @@ that is kept, so that files larger than that are better trained on as tar, zip o
 from __future__ import annotations
 
 import bisect
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -90,7 +91,10 @@ class ParquetReader:
         try:
             if self._open is None or self._open[0] != key:
                 parquet = require("pyarrow.parquet", asked="parquet", extra="data")
-                self._open = (key, parquet.ParquetFile(open_binary(self.files[file])))
+                with contextlib.ExitStack() as closing:
+                    opened = closing.enter_context(open_binary(self.files[file]))
+                    self._open = (key, parquet.ParquetFile(opened))
+                    closing.pop_all()  # it stays open for the next row group
             return self._open[1].read_row_group(group, columns=[self.column], use_threads=False).column(0)
         except DataError as error:
             raise ImageError(error.problem, remedy=error.remedy) from error
