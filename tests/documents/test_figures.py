@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUARANTEES = (DOCS / "guarantees.md").read_text(encoding="utf-8")
 _LINK = re.compile(r"\]\((?:docs/)?(results/[\w.-]+\.json)\)")
 _NUMBER = re.compile(r"(?<![\w.,/-])\d[\d,]*(?:\.\d+)?(?![\w-])")
@@ -35,13 +36,13 @@ def is_in(shown: str, found: list[str | float]) -> bool:
 
 
 def rows_with_results() -> list[tuple[str, str, list[Path]]]:
-    """Each row of the guarantees that leads to results: its line, its figure, the files."""
+    """Each row of the guarantees and of README that leads to results: its line, its figures, the files."""
     rows = []
-    for line in GUARANTEES.splitlines():
+    for line in [*GUARANTEES.splitlines(), *README.splitlines()]:
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
         files = [DOCS / name for name in _LINK.findall(line)]
-        if len(cells) == 6 and files:
-            rows.append((cells[0], cells[2], files))
+        if line.startswith("|") and files:
+            rows.append((cells[0], cells[2] if len(cells) == 6 else " ".join(cells[1:]), files))
     return rows
 
 
