@@ -26,6 +26,8 @@ from deepcait.cli.console import Console
 from deepcait.cli.options import whole_numbers
 from deepcait.errors import ConfigError
 
+_ALL_ENGINES = "eager,compile,onnx,openvino"
+
 
 @dataclass(frozen=True)
 class Args:
@@ -35,7 +37,7 @@ class Args:
     """Models to time beside timm's, on every engine; of a name alone the weights are random."""
     against: Literal["timm"] = "timm"
     """The peer."""
-    engine: str = "eager,compile,onnx,openvino"
+    engine: str = _ALL_ENGINES
     """Engines, with commas."""
     autotune: bool = False
     """Find what is the fastest for our model here; tuned.json goes into its folder, or to --out, for other verbs."""
@@ -72,6 +74,7 @@ def run(args: Args) -> int | None:
             "bench: expected something to measure, got nothing.",
             remedy="deepcait bench cait_xxs24_224, or deepcait bench --data FOLDER",
         )
+    _refuse_contradictions(args)
     console = Console(json=args.json)
     result = {}
     if args.data:
@@ -82,6 +85,29 @@ def run(args: Args) -> int | None:
         measure = _measure_cost if args.cost else _measure_training if args.train else _measure_engines
         result["models"] = [measure(spec, args, console) for spec in args.specs]
     console.result(result)
+
+
+def _refuse_contradictions(args: Args) -> None:
+    """Options that the measurement asked for would leave unused are mistakes, told before it takes its minutes."""
+    asked = [f"--{name}" for name in ("autotune", "train", "cost") if getattr(args, name)]
+    if len(asked) > 1:
+        raise ConfigError(
+            f"bench: expected one of --autotune, --train and --cost, got {' and '.join(asked)}.",
+            remedy="Give one of them; then the other.",
+        )
+    unused = {
+        "--engine": args.engine != _ALL_ENGINES and (args.train or args.cost),
+        "--batch": bool(args.batch) and args.cost,
+        "--compiled": args.compiled and not args.train,
+        "--precision": args.precision != "fp32" and not args.train,
+    }
+    for option, is_unused in unused.items():
+        if is_unused:
+            raise ConfigError(
+                f"{option}: expected what {asked[0] if asked else 'a bench of engines'} uses, got an option that it "
+                "does not use.",
+                remedy=f"Leave {option} out" + ("." if option in ("--engine", "--batch") else ", or add --train."),
+            )
 
 
 def _measure_engines(spec: str, args: Args, console: Console) -> dict:

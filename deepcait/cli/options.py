@@ -53,7 +53,7 @@ def whole_numbers(text: str, option: str) -> list[int]:
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
-        raise ConfigError(f"{option}: expected numbers of 1 or more such as 1,8, got {text!r}.", remedy="Mend it.")
+        raise ConfigError(f"{option}: expected numbers of 1 or more such as 1,8, got {text!r}.", remedy=f"{option} 1,8")
     return [int(part) for part in parts]
 
 

@@ -69,3 +69,18 @@ def test_a_model_beside_timm(tmp_path, capsys):
 def test_batches_that_are_none(capsys):
     assert main(["bench", "builtin:nano", "--batch", "1,x"]) == 2
     assert "--batch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--train", "--autotune"], "--autotune and --train"),
+        (["--train", "--engine", "onnx"], "--engine: expected what --train uses"),
+        (["--cost", "--batch", "8"], "--batch: expected what --cost uses"),
+        (["--compiled"], "or add --train"),
+        (["--precision", "bf16"], "or add --train"),
+    ],
+)
+def test_an_option_that_would_go_unused_is_told_at_once(options, told, capsys):
+    assert main(["bench", "cait_nano_32", *options]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
