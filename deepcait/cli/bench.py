@@ -75,6 +75,9 @@ def run(args: Args) -> int | None:
             remedy="deepcait bench cait_xxs24_224, or deepcait bench --data FOLDER",
         )
     _refuse_contradictions(args)
+    if args.out is not None:
+        # Before the minutes of measuring: a place that can't be is told at once.
+        args.out.mkdir(parents=True, exist_ok=True)
     console = Console(json=args.json)
     result = {}
     if args.data:
@@ -164,7 +167,6 @@ def _tune(spec: str, args: Args, console: Console) -> dict:
     if folder is None:
         console.say(f"not kept: {spec} is no folder; --out FOLDER keeps it there")
         return result
-    folder.mkdir(parents=True, exist_ok=True)
     console.say(f"wrote  {keep(result, folder)}")
     return result
 
@@ -214,12 +216,13 @@ def _measure_cost(spec: str, args: Args, console: Console) -> dict:
 
 def _write(out: Path | None, name: str, command: str, result: dict, page: str, console: Console) -> None:
     """Figures and page into the folder, where one was given."""
+    from deepcait.weights.atomic import write_bytes
+
     if out is None:
         return
-    out.mkdir(parents=True, exist_ok=True)
     content = json.dumps({"command": command, **result}, indent=2) + "\n"
-    (out / f"{name}.json").write_text(content, encoding="utf-8")
-    (out / f"{name}.md").write_text(page, encoding="utf-8")
+    for suffix, text in (("json", content), ("md", page)):
+        write_bytes(out / f"{name}.{suffix}", text.encode("utf-8"))
     console.say(f"wrote  {out / name}.json, {name}.md")
 
 

@@ -84,3 +84,11 @@ def test_batches_that_are_none(capsys):
 def test_an_option_that_would_go_unused_is_told_at_once(options, told, capsys):
     assert main(["bench", "cait_nano_32", *options]) == 2
     assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_place_for_figures_that_can_not_be_is_told_before_anything_is_measured(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["bench", "cait_nano_32", "--engine", "eager", "--batch", "1", "--out", str(tmp_path / "file")]) == 2
+    printed = capsys.readouterr()
+    assert "expected nothing there, got a file" in " ".join(printed.err.split())
+    assert "best:" not in printed.out
