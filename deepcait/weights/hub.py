@@ -95,11 +95,21 @@ def split_repository(repository: str) -> tuple[str, str | None]:
     """Return owner/name and revision, None where none is given.
 
     Raises:
-        ConfigError: no owner/name.
+        ConfigError: no owner/name, or one that the hub does not allow.
     """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     name, _, revision = repository.partition("@")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII):
         raise ConfigError(f"expected a repository as owner/name, got {name!r}.", remedy="Write hf-hub:owner/name.")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ConfigError(
+            f"expected a repository as the hub allows it, got another ({str(error).rstrip('.')}).",
+            remedy="Check the name.",
+        ) from error
     return name, revision or None
 
 
