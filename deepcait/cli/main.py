@@ -6,6 +6,7 @@ import difflib
 import errno
 import importlib
 import importlib.metadata
+import io
 import json
 import os
 import re
@@ -48,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in argv
+    # A file's name may be no text at all; what stdout can't encode is written as \udc..., as on stderr.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _run(argv)
     except DeepcaitError as error:
@@ -147,6 +151,8 @@ def _file_mistake(error: OSError) -> tuple[str, str] | None:
         return f"{path}: expected access, got none.", "Check its permissions, or give another path."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{path}: expected room on the disk, got a full one.", "Free some space, or give another path."
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{str(path)[:80]}...: expected a path, got a name that is too long.", "Check the path."
     if error.errno == errno.EROFS:
         return f"{path}: expected a disk to write on, got a read-only one.", "Give another path."
     return None

@@ -7,6 +7,7 @@ handed on as BMP. Names are <class>/<number in its split>.png, as in a folder of
 from __future__ import annotations
 
 import io
+import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def load_cifar(kind: str, root: str) -> tuple[Table, CifarReader]:
     Raises:
         DataError: no such files, or others than the official ones.
     """
-    folder, archive = _find(kind, Path(root).expanduser())
+    folder, archive = _find(kind, Path(os.path.expanduser(root)))
     names = _class_names(folder, archive)
     files: list[str] = []
     places: list[tuple[int, int]] = []

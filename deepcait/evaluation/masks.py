@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def read_mask(text: str) -> str | list[str]:
     """
     if text == DATA:
         return DATA
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     names = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
     names = [name.strip() for name in names if name.strip()]
     if not names:

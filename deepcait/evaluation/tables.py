@@ -25,10 +25,15 @@ _ACCURACY = {"folder": "top-1", "imagenet": "ImNet top-1", "real": "ReaL top-1",
 def require_file(path: Path, suffixes: Sequence[str], option: str) -> None:
     """Pass for a file that can be written, before any work is done.
 
+    Args:
+        path: of the file.
+        suffixes: endings that it may have; none allows any.
+        option: that asked for it.
+
     Raises:
         ConfigError: another ending, a folder, or no folder to write in.
     """
-    if path.suffix.lower() not in suffixes:
+    if suffixes and path.suffix.lower() not in suffixes:
         raise ConfigError(
             f"{option}: expected a file that ends in {' or '.join(suffixes)}, got {str(path)!r}.",
             remedy="The ending says which form is written.",
@@ -56,7 +61,7 @@ def write_table(
         text = _csv([_flat(row) for row in rows])
     else:
         text = markdown(rows) + f"\n`{stamp['command']}`, {stamp['date']}, commit {stamp['commit']}.\n"
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def detail(records: Records) -> dict[str, Any]:
@@ -121,7 +126,7 @@ def write_images(path: Path, measured: Sequence[tuple[Mapping[str, Any], Records
                 records.class_name(answers[i][0]),
             )
             writer.writerow((*cells, *tail))
-    write_bytes(path, text.getvalue().encode("utf-8"))
+    write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 def _against_first(row: Mapping[str, Any]) -> str:
