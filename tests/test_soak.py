@@ -57,10 +57,9 @@ def test_each_outcome_is_kept_and_only_the_rest_runs_again(tmp_path: Path) -> No
         "test_tidies_badly": "failed",
         "test_dies": "not ended",
     }
-    head = subprocess.run(
-        "git rev-parse --short HEAD".split(), cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert {row["commit"] for row in rows.values()} == {head.stdout.strip()}
+    ask = ["git", "rev-parse", "--short", "HEAD"]
+    head = subprocess.run(ask, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+    assert {row["commit"] for row in rows.values()} == {head}
     assert rows["test_left_out"]["why"] == "no such thing here"
     assert "3 passed, 1 skipped, 1 deselected" in soak(tmp_path, healed="yes")
     assert json.loads((tmp_path / "soak.json").read_text())["counts"] == {"passed": 4, "skipped": 1}
