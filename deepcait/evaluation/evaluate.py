@@ -22,6 +22,7 @@ from deepcait.evaluation.safeguards import (
     better_normalisation,
     declares_normalisation,
     near_chance,
+    no_numbers,
     other_preprocessing,
     wrong_order,
 )
@@ -99,6 +100,7 @@ def evaluate(
         *check_complete(task, records.num_classes),
         other_preprocessing(model, preprocessing),
         better_normalisation(records, preprocessing, ask_again) if unknown else None,
+        no_numbers(records),
         near_chance(metrics, records.num_possible),
         found[0] if found else None,
     ]

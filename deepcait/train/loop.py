@@ -20,12 +20,12 @@ from deepcait.data.loader import TrainingSet, training_batches
 from deepcait.data.mixing import Mixer
 from deepcait.data.order import Order
 from deepcait.data.source import require_labels
-from deepcait.errors import DeepcaitError, DivergedError, ImageError, Stopped
+from deepcait.errors import DeepcaitError, DivergedError, ImageError, RunError, Stopped
 from deepcait.model import CaiT
 from deepcait.train.average import WeightAverage
 from deepcait.train.checkpoint import Progress, newest_checkpoint, read_checkpoint, save_checkpoint
 from deepcait.train.compute import set_compute
-from deepcait.train.journal import Journal
+from deepcait.train.journal import Journal, read_state
 from deepcait.train.optimizer import (
     build_optimizer,
     class_weights,
@@ -87,10 +87,6 @@ class Trainer:
         self.lr = LearningRate(recipe.schedule, recipe.peak_lr, recipe.epochs, job.order.steps_per_epoch)
         self.last_step = recipe.epochs * job.order.steps_per_epoch
         self.progress = Progress()
-        self.journal = Journal(job.folder, active=job.processes.is_main, listeners=job.watch.listeners(job.folder))
-        data = recipe.data
-        skips = data.on_error == "skip"
-        self.skips = Skips(data.max_errors, self.journal, job.processes, job.watch.say) if skips else None
         self.stepper = Stepper(
             wrap(job.model, recipe, job.processes),
             self.optimizer,
@@ -103,6 +99,11 @@ class Trainer:
         )
         shape = job.model.config
         self.stepper.rehearse(torch.zeros(job.order.replica_batch_size, shape.in_chans, *shape.img_size))
+        # Last: a listener may write into the run's folder, which what fails above shall leave as it was.
+        self.journal = Journal(job.folder, active=job.processes.is_main, listeners=job.watch.listeners(job.folder))
+        data = recipe.data
+        skips = data.on_error == "skip"
+        self.skips = Skips(data.max_errors, self.journal, job.processes, job.watch.say) if skips else None
 
     def fit(self) -> Progress:
         """Train to the end of the recipe.
@@ -283,12 +284,18 @@ class Trainer:
         return tensors
 
     def _restore(self) -> None:
-        """Go on from the newest valid checkpoint, where there is one."""
+        """Go on from the newest valid checkpoint, where there is one.
+
+        Raises:
+            RunError: it is of another recipe or version.
+        """
         path, passed_over = newest_checkpoint(self.job.folder / "checkpoints")
         for line in passed_over:
             self.job.watch.say(f"passed over {line}")
         path = self.job.processes.broadcast(path)
         if path is None:
+            if read_state(self.job.folder).get("step"):
+                self.job.watch.say("no checkpoint is left to go on from: the run starts anew")
             self.journal.cut(0, 0)
             return
         self.progress, tensors = read_checkpoint(path)
@@ -296,10 +303,17 @@ class Trainer:
         for key, value in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = value
-        self.job.model.load_state_dict(parts["model"])
-        load_optimizer_tensors(self.optimizer, parts["optimizer"])
-        if self.average:
-            self.average.load_state_dict(parts["ema"])
+        try:
+            self.job.model.load_state_dict(parts["model"])
+            load_optimizer_tensors(self.optimizer, parts["optimizer"])
+            if self.average:
+                self.average.load_state_dict(parts["ema"])
+        except (RuntimeError, KeyError) as error:
+            raise RunError(
+                f"{path}: expected the weights and states of the run's recipe, got others "
+                f"({str(error).splitlines()[0].rstrip(':')}).",
+                remedy="Bring config.yaml back to what the run began with, or start a new run in another --out.",
+            ) from error
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
         self.journal.cut(self.progress.step, self.progress.evaluated_step)

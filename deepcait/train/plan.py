@@ -79,7 +79,7 @@ def planned_config(recipe: Recipe, num_classes: int) -> CaiTConfig:
 
 
 def _lines(facts: dict, recipe: Recipe, replica_batch: int, rates: list[float]) -> list[str]:
-    peak = max(rates)
+    peak = max(*rates, 1e-30)  # a rate of 0 draws an empty curve
     curve = "".join(_BARS[round(rate / peak * (len(_BARS) - 1))] for rate in rates)
     resident = facts["weights_and_optimizer_bytes"]
     return [

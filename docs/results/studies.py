@@ -1,9 +1,10 @@
-"""Put the studies of this folder into README's table and into the list of plots of the page on studies.
+"""Put the studies of this folder into README's table, into the list of plots, and each onto its page.
 
     python docs/results/studies.py
 
 Reads `study_*.json`, which `deepcait study NAME --results docs/results` writes, in a fixed order; a study without a
-file is left out. What stands between the marks of the two pages is written anew.
+file is left out. What stands between the marks of README and of docs/study.md is written anew, and each
+`study_*.md` too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.study.grid import Grid, load_grid
+from deepcait.study.table import markdown
 
 RESULTS = Path(__file__).parent
 ROOT = RESULTS.parent.parent
@@ -41,7 +43,7 @@ def read_studies(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a study of another scale than the table's head says.
     """
-    paths = [folder / f"study_{name.replace('-', '_')}.json" for name in QUESTIONS]
+    paths = [folder / f"{stem(name)}.json" for name in QUESTIONS]
     studies = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
     for found in studies:
         if lacking := [fact for fact in SCALE if fact not in found["scale"]]:
@@ -56,11 +58,10 @@ def table(studies: list[dict[str, Any]]) -> str:
 
 def line(found: dict[str, Any]) -> str:
     """One study: its question with links, what was found, what the paper reports."""
-    grid = load_grid(found["study"])
-    grid = grid.only(found["plan"]["only"]) if found["plan"]["only"] else grid
+    grid = grid_of(found)
     ours, paper = _by_columns(found, grid) if len(grid.columns) > 1 else _by_rows(found, grid)
-    stem = f"docs/results/study_{found['study'].replace('-', '_')}"
-    links = f"[table]({stem}.md), [figures]({stem}.json)"
+    place = f"docs/results/{stem(found['study'])}"
+    links = f"[table]({place}.md), [figures]({place}.json)"
     cells = [
         f"{QUESTIONS[found['study']]} ({links})",
         f"{found['plan']['epochs']} epochs: {'; '.join(ours)}",
@@ -71,9 +72,23 @@ def line(found: dict[str, Any]) -> str:
 
 def plots(studies: list[dict[str, Any]]) -> str:
     """The plots as the page on studies shows them."""
-    return "\n\n".join(
-        f"![{found['title']}](results/study_{found['study'].replace('-', '_')}.png)" for found in studies
-    )
+    return "\n\n".join(f"![{found['title']}](results/{stem(found['study'])}.png)" for found in studies)
+
+
+def page(found: dict[str, Any]) -> str:
+    """The page of one study."""
+    return markdown(found, grid_of(found))
+
+
+def stem(study: str) -> str:
+    """What a study's files here are called, before the dot."""
+    return f"study_{study.replace('-', '_')}"
+
+
+def grid_of(found: dict[str, Any]) -> Grid:
+    """The rows and columns that a study's results are of."""
+    grid = load_grid(found["study"])
+    return grid.only(found["plan"]["only"]) if found["plan"]["only"] else grid
 
 
 def put_between(text: str, first: str, last: str, body: str) -> str:
@@ -89,7 +104,7 @@ def put_between(text: str, first: str, last: str, body: str) -> str:
 def _by_rows(found: dict[str, Any], grid: Grid) -> tuple[list[str], list[str]]:
     """Ours and the paper's, of a study with one column: each row by its title."""
     places = list(zip(grid.rows, found["table"], strict=True))
-    paper = [f"{row.title} {place['paper_percent']:.1f}" for row, place in places if place["paper_percent"] is not None]
+    paper = [f"{row.title} {place['paper_percent']}" for row, place in places if place["paper_percent"] is not None]
     return [_figure(row.title, place) for row, place in places], paper
 
 
@@ -103,7 +118,7 @@ def _by_columns(found: dict[str, Any], grid: Grid) -> tuple[list[str], list[str]
         ours.append(f"{row.title}: {', '.join(figures)}")
         reported = [place["paper_percent"] for place in places]
         if any(value is not None for value in reported):
-            shown = ["not reported" if value is None else f"{value:.1f}" for value in reported]
+            shown = ["not reported" if value is None else str(value) for value in reported]
             paper.append(f"{row.title}: {', '.join(shown)}")
     return ours, paper
 
@@ -117,8 +132,10 @@ def _figure(title: str, place: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Write both places anew."""
+    """Write all places anew."""
     studies = read_studies(RESULTS)
+    for found in studies:
+        (RESULTS / f"{stem(found['study'])}.md").write_text(page(found), encoding="utf-8")
     for path, first, last, body in (
         (ROOT / "README.md", "<!-- studies -->", "<!-- end of studies -->", table(studies)),
         (ROOT / "docs" / "study.md", "<!-- plots -->", "<!-- end of plots -->", plots(studies)),

@@ -1,4 +1,4 @@
-"""README's table of studies and the plots on their page are what the maker makes of docs/results."""
+"""README's table of studies, their pages and the list of plots are what the maker makes of docs/results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ studies = SimpleNamespace(**runpy.run_path(str(RESULTS / "studies.py")))
 
 
 def file_of(name: str) -> Path:
-    return RESULTS / f"study_{name.replace('-', '_')}.json"
+    return RESULTS / f"{studies.stem(name)}.json"
 
 
 def test_the_table_and_the_plots_are_those_of_the_results():
@@ -29,6 +29,11 @@ def test_the_table_and_the_plots_are_those_of_the_results():
     assert f"<!-- plots -->\n\n{studies.plots(found)}\n\n<!-- end of plots -->" in page
     assert studies.table(found).count("\n") == len(found) + 1
     assert {path.stem for path in RESULTS.glob("study_*.json")} == {file_of(entry["study"]).stem for entry in found}
+
+
+def test_the_pages_are_those_of_the_results():
+    for found in studies.read_studies(RESULTS):
+        assert (RESULTS / f"{studies.stem(found['study'])}.md").read_text(encoding="utf-8") == studies.page(found)
 
 
 def test_every_study_of_the_package_has_its_question():
