@@ -19,12 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deepcait.errors import ConfigError, ShapeError
+from deepcait.errors import ConfigError
 from deepcait.inference.blocks import attend_blocks
 from deepcait.inference.linear import FoldedLinear
 from deepcait.inference.native import pack_blocks, patch_stage, run_blocks
 from deepcait.model.block import NORM_EPS, ClassAttentionBlock, LayerScaleBlock
 from deepcait.model.cait import CaiT
+from deepcait.model.embedding import require_images
+from deepcait.model.lean import standard_operators_only
 from deepcait.model.variants import CaiTConfig
 
 
@@ -132,15 +134,10 @@ class FoldedCaiT(_Constants):
         refuse_training()
 
     def _patches(self, images_BCHW: Tensor) -> Tensor:
-        expected = (self.config.in_chans, *self.config.img_size)
-        if tuple(images_BCHW.shape[1:]) != expected:
-            raise ShapeError(
-                f"images: expected (B, {', '.join(map(str, expected))}), got {tuple(images_BCHW.shape)}.",
-                remedy="Resize the images, or build the model with this img_size and in_chans.",
-            )
+        require_images(images_BCHW, self.config.in_chans, self.config.img_size)
         maps_BDHW = F.conv2d(images_BCHW, self.patch_weight, stride=self.config.patch_size)
         tokens_BND = self.positions + maps_BDHW.flatten(2).transpose(1, 2)
-        if torch.compiler.is_exporting() or torch.jit.is_tracing() or _wants_gradient(tokens_BND):
+        if standard_operators_only() or torch.jit.is_tracing() or _wants_gradient(tokens_BND):
             return self._whole_maps(tokens_BND)
         if torch.compiler.is_compiling():
             if self._packed is None:
@@ -282,7 +279,7 @@ class FoldedClassBlock(_Constants):
         """
         B, D = cls_BD.shape
         own_BD = normalize(cls_BD)
-        asked_ABE = self.q(own_BD).view(B, self.num_heads, -1).transpose(0, 1)
+        asked_ABE = self.q(own_BD).unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
         asked_BAD = torch.bmm(asked_ABE, self.k_AED).transpose(0, 1)
         own_B1D = own_BD.unsqueeze(1)
         scores = (asked_BAD @ own_B1D.transpose(1, 2), asked_BAD @ patches_BND.transpose(1, 2))

@@ -228,6 +228,8 @@ def test_a_new_head_and_checkpointing(class_token):
     assert relative_error(model(images), kept) < 1e-12
     model.reset_classifier(4)
     assert model(images).shape == (2, 4)
+    with pytest.raises(ConfigError, match="num_classes"):
+        model.reset_classifier(-1)
     assert list(model.state_dict()) == before
 
 
