@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -129,14 +129,9 @@ class Classifier:
             ConfigError: topk or batch_size below 1.
             ImageError: a picture that can't be read.
         """
-        pictures = [images] if isinstance(images, str | os.PathLike | Image.Image) else list(images)
         _require_positive("topk", topk)
-        _require_positive("batch_size", batch_size)
-        answers = []
-        for start in range(0, len(pictures), batch_size):
-            batch = [self.preprocessing(_open(picture)) for picture in pictures[start : start + batch_size]]
-            answers += self.rank(self.logits(torch.stack(batch)), topk)
-        return answers
+        batches = self._batches(images, batch_size)
+        return [answer for images_BCHW in batches for answer in self.rank(self.logits(images_BCHW), topk)]
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
         """Return the logits (B, K), on the CPU, for preprocessed images.
@@ -176,13 +171,16 @@ class Classifier:
             ConfigError: batch_size below 1.
             ImageError: a picture that can't be read.
         """
-        pictures = [images] if isinstance(images, str | os.PathLike | Image.Image) else list(images)
+        parts = [self.features(images_BCHW) for images_BCHW in self._batches(images, batch_size)]
+        return torch.cat([torch.empty(0, self.model.num_features), *parts])
+
+    def _batches(self, images: Picture | Sequence[Picture], batch_size: int) -> Iterator[Tensor]:
+        """Yield the pictures preprocessed, (B, C, H, W), at most `batch_size` at once."""
         _require_positive("batch_size", batch_size)
-        parts = [torch.empty(0, self.model.num_features)]
+        pictures = [images] if isinstance(images, str | os.PathLike | Image.Image) else list(images)
         for start in range(0, len(pictures), batch_size):
             batch = [self.preprocessing(_open(picture)) for picture in pictures[start : start + batch_size]]
-            parts.append(self.features(torch.stack(batch)))
-        return torch.cat(parts)
+            yield torch.stack(batch)
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Return the features (B, D), on the CPU, for preprocessed images; the logits are the head of them."""
