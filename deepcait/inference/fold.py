@@ -84,7 +84,7 @@ class FoldedCaiT(_Constants):
         self.num_classes = model.num_classes
         self.num_features = model.num_features
         self.pretrained_cfg = dict(model.pretrained_cfg)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             embed = model.patch_embed.proj
             bias = cast("Tensor", embed.bias)
             _keep(self, model.cls_token, patch_weight=embed.weight, cls_token=model.cls_token)
@@ -162,15 +162,18 @@ class FoldedCaiT(_Constants):
             self._packed, self._is_packed = pack_blocks(tensors, self.config.num_heads), True
         return self._packed is not None
 
-    # Moved, cast or loaded: what was packed is no longer the model's.
+    # Moved, cast or loaded, alone or as a part: what was packed is no longer the model's.
     def _apply(self, *args: Any, **kwargs: Any) -> FoldedCaiT:
         self._packed, self._is_packed = None, False
         return super()._apply(*args, **kwargs)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As every module does."""
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._packed, self._is_packed = None, False
-        return super().load_state_dict(*args, **kwargs)
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was packed has the order of this machine's vectors: on another one it would be another network.
+        return self.__dict__ | {"_packed": None, "_is_packed": False}
 
     def _whole_maps(self, tokens_BND: Tensor) -> Tensor:
         for block in self.blocks:
