@@ -38,6 +38,8 @@ VERBS = {
     "demo": "train, measure and use a small model on real photographs, in minutes",
 }
 _LINE_WIDTH = 100
+# Turns that a thread of PyTorch (GNU OpenMP) waits for the others before it sleeps; GNU's own default is 300,000.
+_PATIENCE = "1000"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,11 +79,22 @@ def _run(argv: list[str]) -> int:
         print(f"deepcait {sys.modules['deepcait'].__version__}")
         return exits.DONE
     verb, rest = argv[0], argv[1:]
+    if verb != "bench":  # which measures PyTorch as it comes
+        _share_cores()
     module = _import_verb(verb)
     args = parse_options(module.Args, rest, verb=verb, description=module.__doc__ or "")
     if args is None:  # --help was asked for and shown
         return exits.DONE
     return module.run(args) or exits.DONE
+
+
+def _share_cores() -> None:
+    """Let threads that wait for each other sleep soon: on cores that others use too, waiting awake takes their turn.
+
+    The choice of whoever set one of these variables stands. It has to be made before PyTorch is imported.
+    """
+    if "torch" not in sys.modules and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
+        os.environ["GOMP_SPINCOUNT"] = _PATIENCE
 
 
 def _import_verb(verb: str) -> ModuleType:

@@ -110,7 +110,7 @@ class Trainer:
 
         Raises:
             Stopped: SIGTERM or SIGINT came; the run is saved and resumable.
-            DivergedError: losses stopped being finite; the last checkpoint is named.
+            DivergedError: losses or weights stopped being finite; the last checkpoint is named.
             RunError: too many pictures are unreadable, or the disk is full.
             ImageError: a picture is unreadable, and the recipe's data.on_error is raise.
         """
@@ -187,19 +187,31 @@ class Trainer:
         p.skipped_total += not result.updated
         if p.skipped_steps <= self.recipe.keep.max_skipped_steps:
             return
-        path, _ = newest_checkpoint(self.job.folder / "checkpoints")
         names = [
             self.job.samples.source.names[slot.index]
             for replica in range(self.recipe.replicas)
             for slot in self.job.order.slots(step, replica)
         ]
-        raise DivergedError(
+        raise self._diverged(
             f"step {step + 1}: expected a finite loss and gradient, got loss {result.loss} and gradient norm "
-            f"{result.grad_norm}, for {p.skipped_steps} steps in a row. The last good checkpoint is "
-            f"{path.name if path else 'none yet'}. Images of the batch: {', '.join(names[:16])}"
-            f"{' ...' if len(names) > 16 else ''}.",
+            f"{result.grad_norm}, for {p.skipped_steps} steps in a row.",
+            f" Images of the batch: {', '.join(names[:16])}{' ...' if len(names) > 16 else ''}.",
+        )
+
+    def _require_finite_weights(self) -> None:
+        """Stop before weights that an update has destroyed are measured, or saved over good ones."""
+        state = self.job.model.state_dict()
+        broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+        if broken:
+            problem = f"step {self.progress.step}: expected finite weights after the update, got others in {broken[0]}"
+            raise self._diverged(f"{problem}{f' and {len(broken) - 1} more' if len(broken) > 1 else ''}.")
+
+    def _diverged(self, problem: str, more: str = "") -> DivergedError:
+        path, _ = newest_checkpoint(self.job.folder / "checkpoints")
+        return DivergedError(
+            f"{problem} The last good checkpoint is {path.name if path else 'none yet'}.{more}",
             remedy="Start another run (--out) with a lower optimizer.lr, optimizer.clip_norm=1, or without fp16; "
-            "--model with this run's folder begins with its best weights. More in "
+            "--model with this run's folder begins with its best weights, where it has some. More in "
             "docs/errors.md#losses-that-are-not-finite.",
         )
 
@@ -230,6 +242,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Measure the raw weights, and the averaged ones where they are kept; save models and a checkpoint."""
+        self._require_finite_weights()
         p, job = self.progress, self.job
         metrics = {"raw": job.evaluate(job.model)}
         if self.average:
@@ -269,6 +282,7 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         self._saved_at = time.monotonic()
+        self._require_finite_weights()
         if not self.job.processes.is_main:
             return
         self.journal.flush()

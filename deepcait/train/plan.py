@@ -29,7 +29,9 @@ def plan(recipe: Recipe, tell: Callable[[str], None]) -> dict:
     Raises:
         DeepcaitError: whatever would stop the real run before its first step, as far as it can be seen here.
     """
-    samples = open_split(recipe.data.source, "train", fraction=recipe.data.val_fraction, seed=recipe.seed)
+    held_out = {"fraction": recipe.data.val_fraction, "seed": recipe.seed}
+    samples = open_split(recipe.data.source, "train", **held_out)
+    open_split(recipe.data.source, "val", classes=samples.classes, **held_out)  # for its errors alone
     if recipe.data.exclude:
         samples = leave_out(samples, recipe.data.exclude)
     samples = limited(samples, recipe.data.limit)

@@ -104,7 +104,8 @@ def put_between(text: str, first: str, last: str, body: str) -> str:
 def _by_rows(found: dict[str, Any], grid: Grid) -> tuple[list[str], list[str]]:
     """Ours and the paper's, of a study with one column: each row by its title."""
     places = list(zip(grid.rows, found["table"], strict=True))
-    paper = [f"{row.title} {place['paper_percent']}" for row, place in places if place["paper_percent"] is not None]
+    reported = [(row, place["paper_percent"]) for row, place in places if place["paper_percent"] is not None]
+    paper = [f"{_title(row.title)} {percent}" for row, percent in reported]
     return [_figure(row.title, place) for row, place in places], paper
 
 
@@ -125,10 +126,16 @@ def _by_columns(found: dict[str, Any], grid: Grid) -> tuple[list[str], list[str]
 
 def _figure(title: str, place: dict[str, Any]) -> str:
     """An accuracy in percent, behind it how it differs from the reference; words where there is none."""
+    title = _title(title)
     if place["mean"] is None:
         return f"{title} {'failed' if place['failed'] else 'not done yet'}"
     compared = place["compared"].replace(" (", ", ").removesuffix(")")
     return f"{title} {100 * place['mean']:.2f}" + ("" if compared == "reference" else f" ({compared})")
+
+
+def _title(title: str) -> str:
+    """A title to stand before a number: with a colon where it ends with one itself."""
+    return f"{title}:" if title[-1].isdecimal() else title
 
 
 def main() -> None:

@@ -67,6 +67,16 @@ def test_each_place_of_a_line_says_what_came_of_it():
     assert "baseline failed, ReZero failed, LayerScale 40.00 (the reference failed); " in studies.line(found)
 
 
+def test_a_title_that_ends_with_a_number_is_parted_from_the_figure():
+    found = json.loads(file_of("class-token").read_text(encoding="utf-8"))
+    found |= {"study": "heads", "plan": found["plan"] | {"only": ["h1", "h3", "h8"]}}
+    for place, percent in zip(found["table"], (76.8, 79.35, None), strict=True):
+        place["paper_percent"] = percent
+    line = studies.line(found)
+    assert "| 6 epochs: 1: 38.52; 3: 36.41 (-2.12); 8: 35.38 (-3.14) |" in line
+    assert line.endswith("| 1: 76.8; 3: 79.35 |")
+
+
 def test_only_what_is_between_the_marks_is_written_anew():
     assert studies.put_between("a <1> old\n <2> b <2>", "<1>", "<2>", "new") == "a <1>\n\nnew\n\n<2> b <2>"
     with pytest.raises(ValueError, match="substring not found"):

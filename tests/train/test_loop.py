@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from deepcait.data.mixing import Mix
-from deepcait.errors import ConfigError, RunError, Stopped
+from deepcait.errors import ConfigError, DivergedError, RunError, Stopped
 from deepcait.train import loop
 from deepcait.train.checkpoint import newest_checkpoint, read_checkpoint
 from deepcait.train.journal import read_metrics, read_state
@@ -252,6 +252,37 @@ def test_a_validation_loss_that_is_none_is_told_and_no_failure(tmp_path):
     train(tmp_path, full_recipe(epochs=1), watch=watch, evaluate=lambda net: metrics)
     assert any("top-1 0.00%, loss not finite (ema weights" in line for line in said)
     assert read_state(tmp_path)["state"] == "finished"
+
+
+@pytest.mark.parametrize(("step", "every"), [(4, 0), (6, 1), (8, 0)])
+def test_weights_that_an_update_destroyed_are_neither_measured_nor_saved(tmp_path, step, every):
+    """The loss before the update was finite, so the guard of losses has not seen it."""
+    recipe = section(full_recipe(), "keep", checkpoint_every_steps=every)
+    measured: list[float] = []
+    model = deep_model()
+    evaluate = lambda net: {"top1": float(net.head.bias.detach().sum()), "top5": 1.0, "loss": 0.5}  # noqa: E731
+    trainer = Trainer(
+        tiny_job(tmp_path, recipe, model=model, evaluate=lambda net: (measured.append(1), evaluate(net))[1])
+    )
+    wrapped = trainer.stepper
+
+    def destroys(number, *args, **how):
+        result = wrapped(number, *args, **how)
+        if number + 1 == step:
+            model.head.bias.data[3] = float("nan")
+        return result
+
+    destroys.replicas = wrapped.replicas
+    trainer.stepper = destroys
+    with pytest.raises(
+        DivergedError, match=f"step {step}: expected finite weights after the update, got others in head"
+    ):
+        trainer.fit()
+    assert len(measured) == (0 if step == 4 else 2)
+    assert read_state(tmp_path)["state"] == "failed"
+    path, _ = newest_checkpoint(tmp_path / "checkpoints")
+    assert (path is None) == (step == 4)
+    assert path is None or all(tensor.isfinite().all() for tensor in read_checkpoint(path)[1].values())
 
 
 def test_best_last_patience_and_which_weights(tmp_path):

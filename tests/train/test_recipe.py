@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 import deepcait
 from deepcait.errors import ConfigError, DeepcaitError
@@ -291,6 +292,14 @@ def test_a_dry_run(name):
     assert facts["train_flops"] == 6 * round(1e9 * facts["gmacs"]) * facts["images"]
     assert facts["computed_flops"] == facts["step_flops"] * facts["steps"] >= 0.95 * facts["train_flops"]
     assert facts["activation_bytes"] > min(facts["activation_bytes_of"].values())
+
+
+def test_a_dry_run_looks_at_the_validation_images_too(tmp_path):
+    for place in ("train/cat", "train/dog", "val/cat", "val/owl"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / place / "a.png")
+    with pytest.raises(DeepcaitError, match="owl"):
+        plan(load_recipe("demo", [f"data.source=folder:{tmp_path}"]), lambda line: None)
 
 
 def test_a_dry_run_without_any_learning():
