@@ -7,6 +7,7 @@ import errno
 import importlib
 import importlib.metadata
 import json
+import os
 import re
 import sys
 import textwrap
