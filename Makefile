@@ -37,8 +37,8 @@ docs: $(VENV)/.docs  ## the documentation site, build/docs/index.html; a warning
 bench: $(VENV)/.core  ## how fast pictures are read here, against timm, in a minute (core dependencies only)
 	$(VENV)/bin/deepcait bench --data deepcait/assets/demo/test --rounds 3 --batch-size 16
 
-soak: $(VENV)/.dev  ## the tests that take minutes to hours, one after another
-	$(PYTEST) -m soak --timeout 7200 $(ARGS)
+soak: $(VENV)/.dev  ## the tests that take minutes to hours, one after another; goes on where it stopped
+	$(PYTEST) -p tests.soak --soak docs/results/soak.json -m soak --timeout 7200 $(ARGS)
 
 clean:  ## remove the environment and what the tools left behind
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist htmlcov .coverage .coverage.*

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -126,17 +126,12 @@ class Classifier:
             batch_size: pictures that pass through the network at once.
 
         Raises:
-            ConfigError: topk or batch_size below 1.
+            ConfigError: topk or batch_size below 1, or something that is no picture.
             ImageError: a picture that can't be read.
         """
-        pictures = [images] if isinstance(images, str | os.PathLike | Image.Image) else list(images)
         _require_positive("topk", topk)
-        _require_positive("batch_size", batch_size)
-        answers = []
-        for start in range(0, len(pictures), batch_size):
-            batch = [self.preprocessing(_open(picture)) for picture in pictures[start : start + batch_size]]
-            answers += self.rank(self.logits(torch.stack(batch)), topk)
-        return answers
+        batches = self._batches(images, batch_size)
+        return [answer for images_BCHW in batches for answer in self.rank(self.logits(images_BCHW), topk)]
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
         """Return the logits (B, K), on the CPU, for preprocessed images.
@@ -173,16 +168,20 @@ class Classifier:
         """Return the features of each picture, (B, D) on the CPU: the class token that the head reads.
 
         Raises:
-            ConfigError: batch_size below 1.
+            ConfigError: batch_size below 1, or something that is no picture.
             ImageError: a picture that can't be read.
         """
-        pictures = [images] if isinstance(images, str | os.PathLike | Image.Image) else list(images)
+        parts = [self.features(images_BCHW) for images_BCHW in self._batches(images, batch_size)]
+        return torch.cat([torch.empty(0, self.model.num_features), *parts])
+
+    def _batches(self, images: Picture | Sequence[Picture], batch_size: int) -> Iterator[Tensor]:
+        """Yield the pictures preprocessed, (B, C, H, W), at most `batch_size` at once."""
         _require_positive("batch_size", batch_size)
-        parts = [torch.empty(0, self.model.num_features)]
+        single = isinstance(images, str | bytes | os.PathLike | Image.Image) or not isinstance(images, Iterable)
+        pictures = [images] if single else list(images)
         for start in range(0, len(pictures), batch_size):
             batch = [self.preprocessing(_open(picture)) for picture in pictures[start : start + batch_size]]
-            parts.append(self.features(torch.stack(batch)))
-        return torch.cat(parts)
+            yield torch.stack(batch)
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Return the features (B, D), on the CPU, for preprocessed images; the logits are the head of them."""
@@ -262,6 +261,11 @@ class Classifier:
 def _open(picture: Picture) -> Image.Image:
     if isinstance(picture, Image.Image):
         return to_rgb(ImageOps.exif_transpose(picture))
+    if not isinstance(picture, str | os.PathLike):
+        raise ConfigError(
+            f"picture: expected a path or a PIL image, got {type(picture).__name__}.",
+            remedy="Make one of an array with PIL.Image.fromarray; `logits` takes preprocessed tensors.",
+        )
     return open_image(picture)
 
 

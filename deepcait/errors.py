@@ -50,7 +50,7 @@ class RunError(DeepcaitError):
 
 
 class DivergedError(RunError):
-    """A run whose losses or gradients stopped being finite, more often in a row than its recipe allows."""
+    """A run whose weights are not finite, or its losses or gradients more often in a row than its recipe allows."""
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error

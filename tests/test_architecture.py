@@ -65,7 +65,7 @@ ORDER = {
     ],
     "report": ["intervals", "record", "results", "charts", "parts", "page", "compare"],
     "bench": [
-        "peers", "data", "clock", "limit", "memory", "work", "inference", "bars", "tune", "activations", "train",
+        "peers", "clock", "data", "limit", "memory", "work", "inference", "bars", "tune", "activations", "train",
         "cost", "curves",
     ],
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],

@@ -90,6 +90,14 @@ def test_mistakes_are_named(tmp_path, pictures):
         make_classifier(classes=["one"])
 
 
+@pytest.mark.parametrize("thing", [torch.zeros(3, 8, 8), [torch.zeros(8, 8)], b"bytes", None, 7], ids=repr)
+def test_what_is_no_picture_is_named(thing):
+    classifier = make_classifier()
+    for ask in (classifier.predict, classifier.embed):
+        with pytest.raises(ConfigError, match="expected a path or a PIL image, got"):
+            ask(thing)
+
+
 def test_weights_that_give_no_numbers_are_refused(pictures):
     classifier = make_classifier()
     torch.nn.init.constant_(classifier.model.head.bias, float("nan"))

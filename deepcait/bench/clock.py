@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 
+from deepcait.errors import ConfigError
+
 # Threads of one library go on spinning for a moment after its call; the next lane shall not pay for that.
 PAUSE_S = 0.005
 # A lane's turn is at least this long, so that short calls are timed more than once.
@@ -46,6 +48,20 @@ class Lane:
     def p95_s(self) -> float:
         """95th percentile over all calls."""
         return quantiles(self.calls_s, n=20, method="inclusive")[-1] if len(self.calls_s) > 1 else self.calls_s[0]
+
+
+def require_count(option: str, *counts: int | None, least: int = 1) -> None:
+    """Pass for counts that a measurement can work with; None leaves one to be chosen.
+
+    Raises:
+        ConfigError: one below `least`, or none at all.
+    """
+    for count in counts or (0,):
+        if count is not None and count < least:
+            got = count if counts else "none"
+            raise ConfigError(
+                f"{option}: expected {least} or more, got {got}.", remedy=f"Give {option} {least}, or more."
+            )
 
 
 def take_turns(

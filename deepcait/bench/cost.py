@@ -11,17 +11,18 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from deepcait.bench.clock import Lane, take_turns
+from deepcait.bench.clock import Lane, require_count, take_turns
 from deepcait.bench.inference import SEED, build_peer, processor
 from deepcait.bench.memory import live_bytes
 from deepcait.bench.train import Contestant, build_step
-from deepcait.errors import ConfigError
 from deepcait.inference.fold import fold
 from deepcait.model import CaiT, CaiTConfig
+from deepcait.model.networks import config_of
 from deepcait.train.footprint import kept_bytes, training_bytes
 from deepcait.train.journal import environment
 from deepcait.train.recipe import Compute
 from deepcait.weights.spec import describe
+from deepcait.weights.timm_layout import require_known_to_timm
 
 SIDES = ("ours", "timm")
 # What is measured or counted, and its unit.
@@ -88,12 +89,13 @@ def compare_cost(
     Raises:
         ConfigError: fewer than 2 rounds; a model that timm doesn't have.
     """
-    if rounds < 2:
-        raise ConfigError(f"--rounds: expected 2 or more, got {rounds}.", remedy="--rounds 5")
+    require_count("--rounds", rounds, least=2)
+    require_count("--threads", threads)
     threads = torch.get_num_threads() if threads is None else threads
     torch.set_num_threads(threads)
-    facts = describe(spec)["config"]
-    points = grow(CaiTConfig(**facts)) if points is None else points
+    config = config_of(describe(spec)["config"])
+    require_known_to_timm(config)
+    points = grow(config) if points is None else points
     rows = []
     for number, point in enumerate(points):
         rows.append(_measure(point, rounds))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from deepcait.bench.clock import require_count
 from deepcait.data import Preprocessing, Sample, Source, evaluation_loader, open_image, open_source
 from deepcait.data.augment import Augment, build_augmentation, guard_posterize
 from deepcait.data.image import decode_image, is_visible_image, list_images, read_image_bytes
 from deepcait.data.loader import TrainingSet, training_loader
 from deepcait.data.order import Slot
 from deepcait.data.seeding import seed_everything
-from deepcait.errors import ConfigError
+from deepcait.inference.tuned import processor
 from deepcait.train.journal import environment
 
 IMG_SIZE = (224, 224)
@@ -66,9 +66,9 @@ def compare_loaders(
         ConfigError: numbers that make no sense.
         DataError: no pictures there.
     """
-    for name, value, least in (("rounds", rounds, 2), ("batch-size", batch_size, 1), ("workers", num_workers, 0)):
-        if value < least:
-            raise ConfigError(f"--{name}: expected {least} or more, got {value}.", remedy=f"Choose {max(least, 20)}.")
+    require_count("--rounds", rounds, least=2)
+    require_count("--batch-size", batch_size)
+    require_count("--workers", num_workers, least=0)
     pictures = Pictures(open_pictures(data), batch_size)
     lanes = build_lanes(pictures, batch_size, num_workers)
     speeds: dict[str, list[float]] = {lane.name: [] for lane in lanes}
@@ -98,7 +98,7 @@ def compare_loaders(
         "img_size": list(IMG_SIZE),
         "resampler": compare_resamplers(pictures.source),
         "stages_ms": measure_stages(pictures.source),
-        "cpu": f"{_processor()}, {os.cpu_count()} threads",
+        "cpu": f"{processor()}, {os.cpu_count()} threads",
         "environment": environment(),
     }
 
@@ -328,11 +328,3 @@ def _flat(content: dict[str, Any]) -> list[tuple[str, Any]]:
     for name, value in content.items():
         pairs += _flat(value) if isinstance(value, dict) else [(name, value)]
     return [(name, value) for name, value in pairs if not isinstance(value, list)]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

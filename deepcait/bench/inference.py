@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from deepcait.bench.clock import Lane, ratio, take_turns
+from deepcait.bench.clock import Lane, ratio, require_count, take_turns
 from deepcait.bench.limit import count_products, product_lanes
 from deepcait.bench.memory import first_call_bytes, live_bytes
 from deepcait.errors import ConfigError
@@ -54,11 +54,10 @@ def compare_engines(
     Raises:
         ConfigError: numbers that make no sense, a model that timm doesn't have, an engine that can't run here.
     """
-    if rounds < 2 or min(batches, default=0) < 1:
-        raise ConfigError(
-            f"--rounds: expected 2 or more, and --batch of 1 or more; got {rounds} and {list(batches)}.",
-            remedy="--rounds 20 --batch 1,8",
-        )
+    require_count("--rounds", rounds, least=2)
+    require_count("--batch", *batches)
+    require_count("--threads", threads)
+    require_engines(engines)
     threads = torch.get_num_threads() if threads is None else threads
     torch.set_num_threads(threads)
     ours, peer = build_pair(spec)
@@ -82,6 +81,20 @@ def compare_engines(
         "cpu": f"{processor()}, {os.cpu_count()} threads",
         "environment": environment() | {"engines": _engine_versions(engines)},
     }
+
+
+def require_engines(engines: Sequence[str]) -> None:
+    """Pass for engines that we have, one or more.
+
+    Raises:
+        ConfigError: none, or an unknown one.
+    """
+    for name in engines or [""]:
+        if name not in ENGINES:
+            raise ConfigError(
+                f"--engine: expected some of {', '.join(ENGINES)}, got {name or 'none'}.",
+                remedy=f"--engine {','.join(ENGINES)}",
+            )
 
 
 def build_pair(spec: str) -> tuple[CaiT, nn.Module]:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deepcait.bench.clock import Lane, ratio, take_turns
+from deepcait.bench.clock import Lane, ratio, require_count, take_turns
 from deepcait.bench.inference import SEED, build_pair, processor
 from deepcait.bench.work import Work
-from deepcait.errors import ConfigError
 from deepcait.model import CaiT
 from deepcait.train.compute import autocast, set_compute
 from deepcait.train.footprint import kept_bytes
@@ -81,11 +80,9 @@ def compare_training(
     Raises:
         ConfigError: numbers that make no sense, a model that timm doesn't have, no compiler.
     """
-    if rounds < 2 or batch < 1:
-        raise ConfigError(
-            f"--rounds: expected 2 or more, and --batch of 1 or more; got {rounds} and {batch}.",
-            remedy="--rounds 20 --batch 16",
-        )
+    require_count("--rounds", rounds, least=2)
+    require_count("--batch", batch)
+    require_count("--threads", threads)
     threads = torch.get_num_threads() if threads is None else threads
     torch.set_num_threads(threads)
     ours, peer = build_pair(spec)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcait.bench.clock import Lane, take_turns
-from deepcait.bench.inference import open_model
+from deepcait.bench.clock import Lane, require_count, take_turns
+from deepcait.bench.inference import open_model, require_engines
 from deepcait.errors import ConfigError
 from deepcait.inference.engines import ENGINES, build_engine
 from deepcait.inference.export import MAX_DRIFT
@@ -51,12 +51,10 @@ def tune(
         ConfigError: numbers that make no sense, or no engine that runs and agrees.
     """
     threads = list(threads) or sorted({*(2**k for k in range(8) if 2**k < num_cpus()), num_cpus()})
-    if rounds < 2 or min(batches, default=0) < 1 or min(threads) < 1 or not engines:
-        raise ConfigError(
-            f"bench --autotune: expected an engine, --rounds of 2 or more, --batch and --threads of 1 or more, got "
-            f"{rounds}, {list(batches)} and {threads}.",
-            remedy="--rounds 20 --batch 1,8",
-        )
+    require_count("--rounds", rounds, least=2)
+    require_count("--batch", *batches)
+    require_count("--threads", *threads)
+    require_engines(engines)
     before = torch.get_num_threads()
     model = open_model(spec)
     try:
@@ -102,8 +100,6 @@ def _build(model: CaiT, engines: Sequence[str], threads: Sequence[int]) -> tuple
             for count in threads:
                 runs[engine, count] = _with_threads(build_engine(engine, model, threads=count), count)
         except ConfigError as error:
-            if engine not in ENGINES:
-                raise
             left_out[engine] = str(error)
     return runs, left_out
 

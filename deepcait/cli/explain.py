@@ -105,7 +105,7 @@ def write_gallery(classifier: Classifier, paths: Sequence[Path], args: Args, con
             progress(number + 1, len(paths))
     plates = _figures(classifier, paths, _results(args), args, console) if args.figures else []
     page = gallery(args.spec, _sentence(classifier), entries, plates)
-    write_bytes(args.out / "index.html", page.encode("utf-8", "backslashreplace"))
+    write_bytes(args.out / "index.html", page.encode())
     return facts
 
 

@@ -92,7 +92,7 @@ def _write(args: Args, name: str, folder: Path, console: Console) -> None:
     save_for_hub(folder, found)
     if picture is not None:
         picture.save(folder / PICTURE_FILE, optimize=True)
-    write_bytes(folder / "README.md", card.encode("utf-8", "backslashreplace"))
+    write_bytes(folder / "README.md", card.encode())
 
 
 def _list(folder: Path, console: Console) -> list[str]:

@@ -12,6 +12,7 @@ Several machines that share --out take different cells: give each the same comma
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,7 +54,7 @@ class Args:
     teacher: str = ""
     """Teacher of `distillation`: a run folder, any model SPEC, timm:NAME, python:package.module:factory."""
     set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
-    """Settings of every cell that win over the study's, as key=value."""
+    """Settings of every cell that win over the study's, as key=value; what has an option of its own is left out."""
     results: Path | None = None
     """Write page, JSON and plot to this folder too, as study_NAME.*, when the study is done."""
     dry_run: bool = False
@@ -69,8 +70,8 @@ def run(args: Args) -> int | None:
     from deepcait.study.run import run_study, start_study
     from deepcait.study.table import markdown
 
-    console = Console(json=args.json)
-    only = tuple(name for name in args.only.split(",") if name)
+    console = Console(json=args.json, narrates=True)
+    only = tuple(name.strip() for name in args.only.split(",") if name.strip())
     grid = load_grid(args.name).only(only)
     wished = _wished(args, grid, only)
     if args.dry_run:
@@ -100,7 +101,7 @@ def _wished(args: Args, grid: Grid, only: tuple[str, ...]) -> StudyPlan:
             f"{args.epochs}, {args.images} and {args.val_images}.",
             remedy="Mend the options.",
         )
-    if args.budget is not None and (args.epochs is not None or args.budget <= 0):
+    if args.budget is not None and (args.epochs is not None or not 0 < args.budget < math.inf):
         raise ConfigError(
             f"--budget: expected hours above 0 and no --epochs beside, got {args.budget:g} and {args.epochs}.",
             remedy="Give one of the two: hours to fit into, or epochs.",
@@ -110,6 +111,14 @@ def _wished(args: Args, grid: Grid, only: tuple[str, ...]) -> StudyPlan:
             f"study {grid.name}: expected --teacher, got none.",
             remedy="Train one with `deepcait train --recipe teacher_32 --data DATA --out RUN`, and give RUN.",
         )
+    if args.teacher and not grid.needs_teacher:
+        raise ConfigError(
+            f"study {grid.name}: expected no --teacher, since no cell that was asked for learns from one, got "
+            f"{args.teacher!r}.",
+            remedy="Leave it out.",
+        )
+    if args.results is not None and args.results.exists() and not args.results.is_dir():
+        raise ConfigError(f"--results: expected a folder, got the file {args.results}.", remedy="Give another place.")
     recipe = load_recipe(grid.recipe)
     return StudyPlan(
         study=args.name,
@@ -119,7 +128,7 @@ def _wished(args: Args, grid: Grid, only: tuple[str, ...]) -> StudyPlan:
         epochs=args.epochs or recipe.epochs,
         images=recipe.data.limit if args.images is None else args.images,
         val_images=args.val_images,
-        teacher=args.teacher if grid.needs_teacher else "",
+        teacher=args.teacher,
         only=only,
         set=tuple(text for texts in args.set for text in texts),
     )

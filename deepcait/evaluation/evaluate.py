@@ -22,6 +22,7 @@ from deepcait.evaluation.safeguards import (
     better_normalisation,
     declares_normalisation,
     near_chance,
+    no_numbers,
     other_preprocessing,
     wrong_order,
 )
@@ -74,10 +75,16 @@ def evaluate(
         The metrics, with `records` of every image and the `warnings`.
 
     Raises:
-        ConfigError: an unknown protocol or split, no preprocessing known, a class mask that does not fit.
+        ConfigError: no torch module, an unknown protocol or split, no preprocessing known, a class mask that does not
+            fit.
         DataError: a class or label that the model does not have, an image that can't be read, data that is not what
             the protocol is about.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"model: expected a torch module, got {type(model).__name__}.",
+            remedy="Of a deepcait.Classifier give its `model`, and preprocessing= and classes= as it has them.",
+        )
     task = plan_task(open_for(data, split=split, protocol=protocol), protocol, real_labels)
     wanted = Wanted(task, model_classes(model) if classes is None else list(classes), class_mask)
     given, preprocessing = preprocessing, preprocessing or model_preprocessing(model)
@@ -99,6 +106,7 @@ def evaluate(
         *check_complete(task, records.num_classes),
         other_preprocessing(model, preprocessing),
         better_normalisation(records, preprocessing, ask_again) if unknown else None,
+        no_numbers(records),
         near_chance(metrics, records.num_possible),
         found[0] if found else None,
     ]

@@ -18,12 +18,16 @@ def read_mask(text: str) -> str | list[str]:
     """Read the option: "data", or a file with one class a line, its name or its index.
 
     Raises:
-        ConfigError: no such file, or an empty one.
+        ConfigError: no such file, or one that is empty or no text.
     """
     if text == DATA:
         return DATA
     path = Path(os.path.expanduser(text))
-    names = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    try:
+        # Some editors put a mark before the first character.
+        names = path.read_text(encoding="utf-8-sig").split("\n") if path.is_file() else []
+    except UnicodeDecodeError:
+        names = []
     names = [name.strip() for name in names if name.strip()]
     if not names:
         raise ConfigError(

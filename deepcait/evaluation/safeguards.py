@@ -30,6 +30,17 @@ _NORMALISATIONS = (
 )
 
 
+def no_numbers(records: Records) -> str | None:
+    """Warn where the model answers with logits that are infinite or no numbers."""
+    num = int(records.probabilities_NT.isnan().any(1).sum())
+    if not num:
+        return None
+    return (
+        f"logits: expected numbers, got infinite ones or none for {num:,} of {len(records):,} images: the weights are "
+        "damaged, or the training diverged."
+    )
+
+
 def near_chance(metrics: Metrics, num_possible: int) -> str | None:
     """Warn where the accuracy can't be told from guessing among the possible classes."""
     chance = 1 / num_possible

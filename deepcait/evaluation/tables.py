@@ -61,7 +61,7 @@ def write_table(
         text = _csv([_flat(row) for row in rows])
     else:
         text = markdown(rows) + f"\n`{stamp['command']}`, {stamp['date']}, commit {stamp['commit']}.\n"
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    write_bytes(path, text.encode("utf-8"))
 
 
 def detail(records: Records) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def write_images(path: Path, measured: Sequence[tuple[Mapping[str, Any], Records
                 records.class_name(answers[i][0]),
             )
             writer.writerow((*cells, *tail))
-    write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
+    write_bytes(path, text.getvalue().encode("utf-8"))
 
 
 def _against_first(row: Mapping[str, Any]) -> str:

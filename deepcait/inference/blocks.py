@@ -23,7 +23,7 @@ def attend_blocks(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A
     """
     B, N, _ = qkv_BND3.shape
     A = len(bias_w_A)
-    q, k, v = qkv_BND3.view(B, N, 3, A, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k, v = qkv_BND3.unflatten(-1, (3, A, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     out_BNAE = qkv_BND3.new_empty(B, N, A, q.shape[-1])
     num_rows = _block_rows(q)
     first, second = qkv_BND3.new_empty(2, A * num_rows * N)
@@ -39,7 +39,7 @@ def attend_blocks(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A
             torch.softmax(mixed.view(A, count, N), -1, out=scores.view(A, count, N))
             torch.addmm(bias_A1, mix_w_AA, scores.view(A, count * N), out=mixed.view(A, count * N))
             torch.bmm(mixed.view(A, count, N), values_ANE, out=out_BNAE[image, rows].transpose(0, 1))
-    return out_BNAE.view(B, N, -1)
+    return out_BNAE.flatten(2)
 
 
 def _block_rows(q_BANE: Tensor) -> int:

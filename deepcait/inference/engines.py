@@ -17,6 +17,7 @@ from deepcait.errors import ConfigError
 from deepcait.inference.fold import FoldedCaiT, fold, refuse_training
 from deepcait.inference.graph import INPUT, OUTPUT, require_packages, to_openvino, write_onnx
 from deepcait.model import CaiTConfig
+from deepcait.model.embedding import require_images
 from deepcait.optional import require
 
 ENGINES = ("eager", "compile", "onnx", "openvino")
@@ -33,8 +34,12 @@ def build_engine(name: str, model: nn.Module, *, threads: int | None = None) -> 
 
     Raises:
         ConfigError: an unknown engine, one whose packages are missing, another network than a CaiT, or no compiler
-            for "compile".
+            for "compile"; fewer than one thread.
     """
+    if threads is not None and threads < 1:
+        raise ConfigError(
+            f"threads: expected 1 or more, got {threads}.", remedy="Give 1, or more; None is the default."
+        )
     if name not in ENGINES:
         raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {name!r}.", remedy="Choose one.")
     require_packages(name)
@@ -68,6 +73,19 @@ class Engine(nn.Module):
         if mode:
             refuse_training()
         return super().train(False)
+
+
+def _as_array(images_BCHW: Tensor, config: CaiTConfig) -> Any:
+    """Images for a program outside of PyTorch.
+
+    Raises:
+        ShapeError: images of another size or number of channels than the model's.
+        ConfigError: another type than float32.
+    """
+    require_images(images_BCHW, config.in_chans, config.img_size)
+    if images_BCHW.dtype != torch.float32:
+        raise ConfigError(f"images: expected float32, got {images_BCHW.dtype}.", remedy="Give images.float().")
+    return images_BCHW.detach().cpu().contiguous().numpy()
 
 
 class Eager(Engine):
@@ -132,7 +150,7 @@ class OnnxRuntime(Engine):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return logits (B, K), on the CPU."""
-        (logits_BK,) = self._session.run([OUTPUT], {INPUT: images_BCHW.cpu().contiguous().numpy()})
+        (logits_BK,) = self._session.run([OUTPUT], {INPUT: _as_array(images_BCHW, self.config)})
         return torch.from_numpy(logits_BK)
 
 
@@ -147,7 +165,7 @@ class OpenVino(Engine):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return logits (B, K), on the CPU."""
-        found = self._request.infer({INPUT: images_BCHW.cpu().contiguous().numpy()}, share_inputs=True)
+        found = self._request.infer({INPUT: _as_array(images_BCHW, self.config)}, share_inputs=True)
         return torch.from_numpy(found[OUTPUT])
 
 

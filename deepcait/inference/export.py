@@ -195,7 +195,7 @@ def describe(model: FoldedCaiT, form: Form, out: Path, proof: Proof) -> dict[str
         "file": out.name,
         "form": form,
         "input": {"name": INPUT, "shape": ["batch", model.config.in_chans, *model.config.img_size], "dtype": "float32"},
-        "output": {"name": OUTPUT, "shape": ["batch", model.num_classes], "dtype": "float32"},
+        "output": {"name": OUTPUT, "shape": ["batch", model.num_classes or model.num_features], "dtype": "float32"},
         "proof": asdict(proof),
     }
 

@@ -19,12 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deepcait.errors import ConfigError, ShapeError
+from deepcait.errors import ConfigError
 from deepcait.inference.blocks import attend_blocks
 from deepcait.inference.linear import FoldedLinear
 from deepcait.inference.native import pack_blocks, patch_stage, run_blocks
 from deepcait.model.block import NORM_EPS, ClassAttentionBlock, LayerScaleBlock
 from deepcait.model.cait import CaiT
+from deepcait.model.embedding import require_images
+from deepcait.model.lean import standard_operators_only
 from deepcait.model.variants import CaiTConfig
 
 
@@ -82,7 +84,7 @@ class FoldedCaiT(_Constants):
         self.num_classes = model.num_classes
         self.num_features = model.num_features
         self.pretrained_cfg = dict(model.pretrained_cfg)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             embed = model.patch_embed.proj
             bias = cast("Tensor", embed.bias)
             _keep(self, model.cls_token, patch_weight=embed.weight, cls_token=model.cls_token)
@@ -132,15 +134,10 @@ class FoldedCaiT(_Constants):
         refuse_training()
 
     def _patches(self, images_BCHW: Tensor) -> Tensor:
-        expected = (self.config.in_chans, *self.config.img_size)
-        if tuple(images_BCHW.shape[1:]) != expected:
-            raise ShapeError(
-                f"images: expected (B, {', '.join(map(str, expected))}), got {tuple(images_BCHW.shape)}.",
-                remedy="Resize the images, or build the model with this img_size and in_chans.",
-            )
+        require_images(images_BCHW, self.config.in_chans, self.config.img_size)
         maps_BDHW = F.conv2d(images_BCHW, self.patch_weight, stride=self.config.patch_size)
         tokens_BND = self.positions + maps_BDHW.flatten(2).transpose(1, 2)
-        if torch.compiler.is_exporting() or torch.jit.is_tracing() or _wants_gradient(tokens_BND):
+        if standard_operators_only() or torch.jit.is_tracing() or _wants_gradient(tokens_BND):
             return self._whole_maps(tokens_BND)
         if torch.compiler.is_compiling():
             if self._packed is None:
@@ -165,15 +162,18 @@ class FoldedCaiT(_Constants):
             self._packed, self._is_packed = pack_blocks(tensors, self.config.num_heads), True
         return self._packed is not None
 
-    # Moved, cast or loaded: what was packed is no longer the model's.
+    # Moved, cast or loaded, alone or as a part: what was packed is no longer the model's.
     def _apply(self, *args: Any, **kwargs: Any) -> FoldedCaiT:
         self._packed, self._is_packed = None, False
         return super()._apply(*args, **kwargs)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As every module does."""
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._packed, self._is_packed = None, False
-        return super().load_state_dict(*args, **kwargs)
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was packed has the order of this machine's vectors: on another one it would be another network.
+        return self.__dict__ | {"_packed": None, "_is_packed": False}
 
     def _whole_maps(self, tokens_BND: Tensor) -> Tensor:
         for block in self.blocks:
@@ -282,7 +282,7 @@ class FoldedClassBlock(_Constants):
         """
         B, D = cls_BD.shape
         own_BD = normalize(cls_BD)
-        asked_ABE = self.q(own_BD).view(B, self.num_heads, -1).transpose(0, 1)
+        asked_ABE = self.q(own_BD).unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
         asked_BAD = torch.bmm(asked_ABE, self.k_AED).transpose(0, 1)
         own_B1D = own_BD.unsqueeze(1)
         scores = (asked_BAD @ own_B1D.transpose(1, 2), asked_BAD @ patches_BND.transpose(1, 2))

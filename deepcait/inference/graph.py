@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from deepcait.errors import ConfigError
 from deepcait.optional import require
 
 if TYPE_CHECKING:
@@ -26,8 +27,15 @@ _MAX_ONNX_BYTES = 1_900_000_000
 
 
 def to_program(model: nn.Module) -> ExportedProgram:
-    """Return the graph of a model with a `config`, in PyTorch's own operators, for any number of images."""
+    """Return the graph of a model with a `config`, in PyTorch's own operators, for any number of images.
+
+    Raises:
+        ConfigError: weights of another type than float32.
+    """
     config = cast("CaiTConfig", model.config)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise ConfigError(f"graph: expected weights in float32, got {tensor.dtype}.", remedy="Give model.float().")
     # Two images: with one, the batch would be a constant of the graph.
     images_BCHW = torch.zeros(2, config.in_chans, *config.img_size)
     with torch.no_grad(), _quiet():

@@ -80,7 +80,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         code = _declared(ctypes.CDLL(str(compiled())))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError):
         return None
     return code if _agrees(code) else None
 
@@ -90,13 +90,15 @@ def compiled() -> Path:
 
     Raises:
         OSError: no compiler, or no place to write to.
+        RuntimeError: a user without a home folder.
         subprocess.SubprocessError: it does not compile.
     """
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    asked, *options = (os.environ.get("CXX") or "g++").split()  # such as "ccache g++"
+    compiler = shutil.which(asked)
     if compiler is None:
         raise FileNotFoundError("no C++ compiler")
     what = [source.read_bytes() for source in SOURCES]
-    what += [" ".join((os.path.realpath(compiler), *FLAGS)).encode(), _processor().encode()]
+    what += [" ".join((os.path.realpath(compiler), *options, *FLAGS)).encode(), _processor().encode()]
     name = f"patch_stage-{hashlib.sha256(b'|'.join(what)).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepcait"
     made = folder / name
@@ -104,7 +106,7 @@ def compiled() -> Path:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder) as aside:
             new = Path(aside, name)
-            command = [compiler, *FLAGS, str(SOURCES[0]), "-o", str(new)]
+            command = [compiler, *options, *FLAGS, str(SOURCES[0]), "-o", str(new)]
             subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_TIMEOUT_S)
             new.replace(made)
     return made

@@ -37,8 +37,7 @@ class PartlyTalkingHeadsAttention(nn.Module):
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """Return what each token reads, (B, N, D)."""
-        B, N, _ = tokens_BND.shape
-        q, k, v = self.qkv(tokens_BND).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(tokens_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if self.proj_l is None and self.proj_w is None:
             return self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
         maps_BANN = (q * self.scale) @ k.transpose(-2, -1)
@@ -194,15 +193,6 @@ class AblatedCaiT(CaiT):
         """
         self._require_class_stage("forward_intermediates")
         return super().forward_intermediates(x, *args, **kwargs)
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new, freshly drawn head in place, as CaiT does."""
-        without = self.cls_token is None
-        if without:  # CaiT's own asks it for device and dtype
-            self.register_parameter("cls_token", nn.Parameter(self.pos_embed.detach()[:, :1]))
-        super().reset_classifier(num_classes, global_pool)
-        if without:
-            self.register_parameter("cls_token", None)
 
     @property
     def _own(self) -> AblationConfig:

@@ -139,11 +139,16 @@ def lay_over(config: CaiTConfig, options: Mapping[str, Any]) -> CaiTConfig:
     Where every choice is the paper's own again, the result is a plain `CaiTConfig`.
 
     Raises:
-        ConfigError: an unknown option, or a value that does not fit.
+        ConfigError: an unknown option, a value that does not fit, or no CaiT.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if not given:
         return config
+    if not isinstance(config, CaiTConfig):
+        raise ConfigError(
+            f"ablation.{next(iter(given))}: expected a CaiT, got another network.",
+            remedy="Leave it out, or take a CaiT as the model.",
+        )
     plain = {field.name: getattr(config, field.name) for field in dataclasses.fields(CaiTConfig)}
     base = config if isinstance(config, AblationConfig) else AblationConfig(**plain)
     changed = cast("AblationConfig", base.replace(**given))

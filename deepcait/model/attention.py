@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deepcait.model.lean import talking_heads
+from deepcait.model.lean import standard_operators_only, talking_heads
 
 
 class TalkingHeadsAttention(nn.Module):
@@ -42,10 +42,9 @@ class TalkingHeadsAttention(nn.Module):
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """Return what each patch reads, (B, N, D), before LayerScale.
 
-        By the lean path, unless `lean` is off or the model is being exported: an exported program shall hold
-        standard operators only.
+        By the lean path, unless `lean` is off or `standard_operators_only`.
         """
-        if not self.lean or torch.compiler.is_exporting():
+        if not self.lean or standard_operators_only():
             return self.attend(tokens_BND)[0]
         read_BND = talking_heads(self.qkv(tokens_BND), self.proj_l.weight, self.proj_w.weight, self.proj_w.bias)
         # The softmax cancels this bias; it takes part so that its gradient is zero and not missing.
@@ -69,8 +68,7 @@ class TalkingHeadsAttention(nn.Module):
         return self.proj(merge_heads(mixed_BANN @ v_BANE)), weights_BANN, mixed_BANN
 
     def _split(self, qkv_BND3: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        B, N, _ = qkv_BND3.shape
-        q, k, v = qkv_BND3.reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv_BND3.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v
 
 
@@ -122,8 +120,7 @@ class ClassAttention(nn.Module):
         return self.proj(merge_heads(weights_BA1T @ v_BATE)), weights_BA1T
 
     def _heads(self, tokens_BTD: Tensor) -> Tensor:
-        B, T, _ = tokens_BTD.shape
-        return tokens_BTD.reshape(B, T, self.num_heads, -1).transpose(1, 2)
+        return tokens_BTD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 def mix_heads(mixing: nn.Linear, maps_BANN: Tensor) -> Tensor:

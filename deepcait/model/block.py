@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from deepcait.model.attention import ClassAttention, TalkingHeadsAttention
 from deepcait.model.branches import attention_branch, mlp_branch
+from deepcait.model.lean import standard_operators_only
 
 NORM_EPS = 1e-6
 
@@ -84,9 +85,9 @@ class LayerScaleBlock(nn.Module):
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """Return patch tokens (B, N, D) for patch tokens (B, N, D).
 
-        By the lean path, unless the attention's `lean` is off or the model is being exported.
+        By the lean path, unless the attention's `lean` is off or `standard_operators_only`.
         """
-        if self.attn.lean and not torch.compiler.is_exporting():
+        if self.attn.lean and not standard_operators_only():
             return self._lean(tokens_BND)
         return self.add_mlp(self.add_attention(tokens_BND, self.attn(self.norm1(tokens_BND))))
 

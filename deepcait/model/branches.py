@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from deepcait.model.lean import read_heads, read_heads_backward, unaided
+from deepcait.model.lean import read_heads, read_heads_backward, refuse_second_derivative, unaided
 from deepcait.model.products import linear, linear_backward
 
 # How many parameters follow x in the arguments of each branch.
@@ -221,6 +221,8 @@ def _backward_of(operator, num_parameters: int):
 
 mlp_branch.register_autograd(_backward_of(mlp_branch_backward, _MLP_PARAMETERS), setup_context=_save)
 attention_branch.register_autograd(_backward_of(attention_branch_backward, _ATTENTION_PARAMETERS), setup_context=_save)
+mlp_branch_backward.register_autograd(refuse_second_derivative)
+attention_branch_backward.register_autograd(refuse_second_derivative)
 
 
 @register_flop_formula(torch.ops.deepcait.mlp_branch)

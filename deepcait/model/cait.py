@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from deepcait.errors import ConfigError, ShapeError
+from deepcait.errors import ConfigError
 from deepcait.model.block import NORM_EPS, ClassAttentionBlock, LayerScaleBlock
-from deepcait.model.embedding import PatchEmbed
+from deepcait.model.embedding import PatchEmbed, require_images
 from deepcait.model.variants import CaiTConfig
 
 
@@ -136,6 +136,8 @@ class CaiT(nn.Module):
             ShapeError: images of another size or number of channels than the model's.
         """
         wanted = self._block_indices(indices)
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ConfigError(f"output_fmt: expected 'NCHW' or 'NLC', got {output_fmt!r}.", remedy="Choose one.")
         last = max(wanted) if stop_early and intermediates_only else len(self.blocks) - 1
         taken = []
         patches_BND = self._embed(x)
@@ -144,9 +146,7 @@ class CaiT(nn.Module):
             if index in wanted:
                 taken.append(self.norm(patches_BND) if norm else patches_BND)
         if output_fmt == "NCHW":
-            taken = [t.transpose(1, 2).reshape(t.shape[0], -1, *self.config.grid).contiguous() for t in taken]
-        elif output_fmt != "NLC":
-            raise ConfigError(f"output_fmt: expected 'NCHW' or 'NLC', got {output_fmt!r}.", remedy="Choose one.")
+            taken = [t.transpose(1, 2).unflatten(-1, self.config.grid).contiguous() for t in taken]
         if intermediates_only:
             return taken
         cls_B1D = self._read(self._first_cls(x), patches_BND)
@@ -167,7 +167,7 @@ class CaiT(nn.Module):
                 f"global_pool: expected 'token', got {global_pool!r}.",
                 remedy="CaiT classifies its class token; `forward_features` gives the patch tokens to pool.",
             )
-        like = self.cls_token
+        like = self.pos_embed
         self.config = self.config.replace(num_classes=num_classes)
         self.num_classes = num_classes
         self.head = nn.Identity()
@@ -185,7 +185,12 @@ class CaiT(nn.Module):
         self.grad_checkpointing = enable
 
     def set_lean_attention(self, enable: bool = True) -> None:
-        """Choose how patches attend: by blocks that fit the cache (lean, the default), or as the equations stand."""
+        """Choose how patches attend: by blocks that fit the cache (lean, the default), or as the equations stand.
+
+        The lean path has first derivatives in the backward mode. Where `torch.func` or forward mode is at work the
+        equations are taken anyway; a second backward pass is an error that asks for them, and so must forward mode
+        inside torch.compile, where it can't be told.
+        """
         for block in cast("Iterable[LayerScaleBlock]", self.blocks):
             block.attn.lean = enable
 
@@ -199,12 +204,7 @@ class CaiT(nn.Module):
         return self._read(self._first_cls(images_BCHW), patches_BND), patches_BND
 
     def _embed(self, images_BCHW: Tensor) -> Tensor:
-        expected = (self.config.in_chans, *self.config.img_size)
-        if images_BCHW.ndim != 4 or tuple(images_BCHW.shape[1:]) != expected:
-            raise ShapeError(
-                f"images: expected (B, {', '.join(map(str, expected))}), got {tuple(images_BCHW.shape)}.",
-                remedy="Resize the images, or build the model with this img_size and in_chans.",
-            )
+        require_images(images_BCHW, self.config.in_chans, self.config.img_size)
         return self.patch_embed(images_BCHW) + self.pos_embed
 
     def _patches(self, images_BCHW: Tensor) -> Tensor:
@@ -230,14 +230,13 @@ class CaiT(nn.Module):
         depth = len(self.blocks)
         if indices is None:
             return set(range(depth))
-        chosen = range(depth - indices, depth) if isinstance(indices, int) else [i % depth for i in indices]
-        outside = [i for i in (indices if not isinstance(indices, int) else [-indices]) if not -depth <= i < depth]
-        if outside or not chosen:
+        chosen = list(range(-indices, 0) if isinstance(indices, int) else indices)
+        if not chosen or not all(index in range(-depth, depth) for index in chosen):
             raise ConfigError(
                 f"indices: expected blocks of {depth}, got {indices!r}.",
                 remedy=f"Give a number of last blocks from 1 to {depth}, or indices from {-depth} to {depth - 1}.",
             )
-        return set(chosen)
+        return {index % depth for index in chosen}
 
 
 def init_linear(layer: nn.Linear) -> None:

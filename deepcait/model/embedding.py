@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deepcait.errors import ShapeError
+
 
 class PatchEmbed(nn.Module):
     """Cut an image into squares and project each to one token.
@@ -25,6 +27,20 @@ class PatchEmbed(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return tokens_BND, N = (H / P) * (W / P)."""
         return self.proj(images_BCHW).flatten(2).transpose(1, 2)
+
+
+def require_images(images_BCHW: Tensor, in_chans: int, img_size: tuple[int, int]) -> None:
+    """Pass for images of the size that a network was built for, (B, C, H, W); any B, 0 too.
+
+    Raises:
+        ShapeError: other channels, height or width, or another number of dimensions.
+    """
+    expected = (in_chans, *img_size)
+    if images_BCHW.ndim != 4 or tuple(images_BCHW.shape[1:]) != expected:
+        raise ShapeError(
+            f"images: expected (B, {', '.join(map(str, expected))}), got {tuple(images_BCHW.shape)}.",
+            remedy="Resize the images, or build the model with this img_size and in_chans.",
+        )
 
 
 def resize_pos_embed(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:

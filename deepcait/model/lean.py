@@ -9,10 +9,14 @@ sum over the values. `attention.py` has the equations; parity tests hold the two
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
+
+from deepcait.errors import ConfigError
 
 # Measured: maps of this size stay in the second-level cache of a core with room for their neighbours.
 BLOCK_BYTES = 1 << 20
@@ -87,6 +91,20 @@ def talking_heads_backward(
         return read_heads_backward(grad_BND, qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A)
 
 
+def standard_operators_only() -> bool:
+    """Whether no operator of ours may run now.
+
+    An exported program shall hold what every engine knows. A forward-mode derivative would pass our operators by as if
+    they were constants, without a word, and `torch.func.vmap` would not take them.
+    """
+    if torch.compiler.is_exporting():
+        return True
+    if torch.compiler.is_compiling():  # where neither can be asked for
+        return False
+    # PyTorch has no public way to ask for either.
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def unaided(tensor: Tensor) -> torch.autocast:
     """Autocast off: inside an operator, types are what the lines say."""
     return torch.autocast(tensor.device.type, enabled=False)
@@ -124,13 +142,25 @@ def _backward(ctx, grad_BND: Tensor) -> tuple[Tensor, ...]:
     return talking_heads_backward(grad_BND, *ctx.saved_tensors)
 
 
+def refuse_second_derivative(_ctx, *_grads: Tensor) -> NoReturn:
+    """The backward pass of a backward operator of ours.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError(
+        "expected first derivatives, which is what the lean path of the attention has, got a request for second ones.",
+        remedy="Call model.set_lean_attention(False) before the forward pass.",
+    )
+
+
 talking_heads.register_autograd(_backward, setup_context=_save)
+talking_heads_backward.register_autograd(refuse_second_derivative)
 
 
 def _split(qkv_BND3: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Scaled queries, keys and values, each (B, A, N, E) and contiguous."""
-    B, N, _ = qkv_BND3.shape
-    q, k, v = qkv_BND3.reshape(B, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+    q, k, v = qkv_BND3.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous().unbind(0)
     return q.mul_(q.shape[-1] ** -0.5), k, v
 
 

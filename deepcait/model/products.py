@@ -21,7 +21,7 @@ def linear(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
     if not count:
         return F.linear(rows, weight_OI, bias_O)
     out = F.conv2d(_picture(rows, count), weight_OI[:, :, None, None], bias_O)
-    return out.permute(0, 2, 3, 1).reshape(*rows.shape[:-1], -1)
+    return out.permute(0, 2, 3, 1).reshape(*rows.shape[:-1], len(weight_OI))
 
 
 def linear_backward(
@@ -57,7 +57,8 @@ def _images(rows: Tensor) -> int:
     if rows.dtype != torch.float32 or rows.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return 0
     num_rows = rows.numel() // rows.shape[-1]
-    return next((count for count in range(_LEAST_IMAGES, _MOST_IMAGES + 1) if num_rows % count == 0), 0)
+    counts = range(_LEAST_IMAGES, _MOST_IMAGES + 1) if num_rows else ()
+    return next((count for count in counts if num_rows % count == 0), 0)
 
 
 def _picture(rows: Tensor, count: int) -> Tensor:

@@ -30,7 +30,7 @@ def write_comparison(first: str | Path, second: str | Path, out: str | Path, **m
     """
     records = read_run(first), read_run(second)
     answers = [measure_if_possible(record, **measuring) for record in records]
-    write_bytes(out, render_comparison(*records, *answers).encode("utf-8", "backslashreplace"))
+    write_bytes(out, render_comparison(*records, *answers).encode())
     return Path(out)
 
 

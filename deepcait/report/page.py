@@ -34,7 +34,7 @@ def write_report(folder: str | Path, out: str | Path | None = None, **measuring:
     record = read_run(folder)
     results, reason = measure_if_possible(record, **measuring)
     path = Path(out) if out is not None else record.folder / FILE_NAME
-    write_bytes(path, render_report(record, results, reason).encode("utf-8", "backslashreplace"))
+    write_bytes(path, render_report(record, results, reason).encode())
     return path
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deepcait.errors import RunError
 from deepcait.study.grid import Cell, Grid, cells_of
 from deepcait.study.plan import StudyPlan
 from deepcait.train.journal import read_metrics, read_state
@@ -34,6 +35,9 @@ def read_outcome(folder: Path, cell: Cell) -> Outcome:
     Args:
         folder: of the study.
         cell: of it.
+
+    Raises:
+        RunError: the cell has ended, and what it counted is gone.
     """
     failed = failure_path(folder, cell)
     if failed.exists():
@@ -42,6 +46,11 @@ def read_outcome(folder: Path, cell: Cell) -> Outcome:
     if read_state(run).get("state") != "finished":
         return Outcome(state="open")
     rows = [row for row in read_metrics(run) if row["kind"] == "eval"]
+    if not rows:
+        raise RunError(
+            f"{run}: expected the figures of a finished cell in metrics.jsonl, got none.",
+            remedy="Remove that folder; the same command trains the cell again.",
+        )
     return Outcome(state="finished", metrics=rows[-1])
 
 

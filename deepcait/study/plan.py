@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,15 @@ FORMAT = 1
 _MARGIN = 0.9  # of the hours given; the rest is for starting, saving, and a busy machine
 _MIN_IMAGES = 100
 _VALIDATION_SHARE = 0.25  # at most this part of the hours goes into counting accuracies
+# Settings that a study decides for every cell, and the option that they follow from.
+_DECIDED = {
+    "seed": "--seeds",
+    "epochs": "--epochs",
+    "data.source": "--data",
+    "data.limit": "--images",
+    "data.val_limit": "--val-images",
+    "teacher.spec": "--teacher",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +131,9 @@ def check_cells(grid: Grid, plan: StudyPlan) -> None:
     """Raise what would stop a cell before its first step, as far as it can be seen without training.
 
     Raises:
-        DeepcaitError: no such data, a setting that does not fit, no such teacher.
+        DeepcaitError: no such data, a setting that does not fit or that the study decides, no such teacher.
     """
+    _require_free(grid, plan)
     samples = limited(open_split(plan.data, "train"), plan.images)
     teachers: dict[str, None] = {}
     for cell in cells_of(grid, 1):
@@ -133,6 +144,19 @@ def check_cells(grid: Grid, plan: StudyPlan) -> None:
         if recipe.teacher.spec and recipe.teacher.spec not in teachers:
             load_teacher(recipe.teacher, Preprocessing(config.img_size), samples.classes)
             teachers[recipe.teacher.spec] = None
+
+
+def _require_free(grid: Grid, plan: StudyPlan) -> None:
+    """Pass where `plan.set` leaves alone what the study decides: it would be overruled in silence."""
+    own, given = _settings(grid.recipe, grid.set), _settings(grid.recipe, (*grid.set, *plan.set))
+    for name, option in _DECIDED.items():
+        value = operator.attrgetter(name)
+        if value(given) != value(own):
+            raise ConfigError(
+                f"--set {name}: expected a setting that the study leaves open, got {value(given)!r} for one that it "
+                "decides itself.",
+                remedy=f"Leave it out; it follows from {option}.",
+            )
 
 
 @dataclass(frozen=True)
@@ -240,10 +264,9 @@ def scale_of(grid: Grid, plan: StudyPlan, cells: Path, num_train: int, num_valid
     recipe = cell_recipe(grid, plan, first, cells)
     configs = [cell_config(grid, plan, cell, cells, 2) for cell in cells_of(grid, 1)]
     tokens, widths = sorted({c.num_patches for c in configs}), sorted({c.embed_dim for c in configs})
-    seeds = "1 seed" if plan.seeds == 1 else f"{plan.seeds} seeds"
     return (
         f"{plan.data_name}, {num_train:,} training images, {_listed(tokens)} tokens, width {_listed(widths)}, "
-        f"{_plural(recipe.epochs, 'epoch')}, {seeds}; top-1 of {num_validation:,} images"
+        f"{_plural(recipe.epochs, 'epoch')}, {_plural(plan.seeds, 'seed')}; top-1 of {num_validation:,} images"
     )
 
 

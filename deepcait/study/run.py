@@ -163,7 +163,7 @@ def _fail(folder: Path, cell: Cell, reason: str) -> None:
 def _report(folder: Path, grid: Grid, plan: StudyPlan) -> dict[str, Any]:
     try:
         machine = json.loads((folder / "speed.json").read_text(encoding="utf-8"))["environment"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"{folder / 'speed.json'}: expected what was noted when the study began, got {error}."
         raise RunError(problem, remedy="Begin the study anew in another --out.") from error
     found = results(folder, grid, plan, machine)

@@ -89,8 +89,9 @@ def markdown(found: dict[str, Any], grid: Grid) -> str:
         accuracy = f", top-1 {teacher['top1']:.2%} of {teacher['num_images']:,} images" if teacher.get("top1") else ""
         lines += ["", f"Teacher: {teacher['name']}{accuracy}."]
     lines += ["", f"Paper: {' '.join(found['paper'].split())}", ""]
+    seeds = "1 seed" if found["plan"]["seeds"] == 1 else f"{found['plan']['seeds']} seeds"
     lines += [
-        f"Our figures: mean over {found['plan']['seeds']} seeds of the accuracy after the last epoch, in percent, and "
+        f"Our figures: mean over {seeds} of the accuracy after the last epoch, in percent, and "
         "behind +- half the distance from the worst seed to the best. Compared with the reference: the difference in "
         'points; "none seen" where it is not larger than the spread of either over seeds or than twice the error of '
         "counting. Such a small scale can show whether an idea does its work, not how much it brings on ImageNet.",
@@ -111,7 +112,7 @@ def _wide(found: dict[str, Any], grid: Grid) -> list[str]:
         lines.append(_row(f"{row.title}: compared", [place["compared"] for place in ours]))
         paper = [place["paper_percent"] for place in ours]
         if any(value is not None for value in paper):
-            lines.append(_row(f"*{row.title}: paper*", ["" if value is None else f"*{value:.1f}*" for value in paper]))
+            lines.append(_row(f"*{row.title}: paper*", ["" if value is None else f"*{value}*" for value in paper]))
         else:
             lines.append(_row(f"*{row.title}: paper*", ["*not reported*"] * len(paper)))
     return lines
@@ -123,7 +124,8 @@ def _long(found: dict[str, Any], grid: Grid) -> list[str]:
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
     for place in found["table"]:
         cell = facts[place["row"], place["column"]]
-        paper = "not reported" if place["paper_percent"] is None else f"{place['paper_percent']:.1f}"
+        # As many decimals as the paper has.
+        paper = "not reported" if place["paper_percent"] is None else place["paper_percent"]
         sizes = [f"{cell['params']:,}", f"{cell['macs'] / 1e6:.1f}"]
         row = [_figure(place), place["compared"], *sizes, f"*{paper}*"]
         lines.append(_row(_line_of(grid.rows, place["row"]).title, row))

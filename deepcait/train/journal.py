@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from deepcait.errors import RunError
+from deepcait.weights.atomic import sync
 
 REMEDY = "Make room or give write access, then --resume; the last checkpoint is untouched."
 _CUT_FILES = ("metrics.jsonl", "errors.jsonl")  # what a resumed run writes again from its step on
@@ -112,11 +113,12 @@ class Journal:
 
     def _lines(self, name: str) -> list[str]:
         path = self.folder / name
-        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        # What a power cut left in place of a row is no row, text or not.
+        return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a small file of a run so that a kill or a full disk leaves the old one or the new one, never half.
+    """Write a small file of a run so that a kill, a power cut or a full disk leaves the old one or the new, never half.
 
     Raises:
         RunError: the disk is full or can't be written to; the old file is still there.
@@ -124,7 +126,9 @@ def replace_text(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.new")
     try:
         aside.write_text(text, encoding="utf-8")
+        sync(aside)
         os.replace(aside, path)
+        sync(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -139,9 +143,10 @@ def read_metrics(folder: Path) -> list[dict]:
 def read_state(folder: Path) -> dict:
     """Return a run's `status.json`, or an empty dictionary where there is none."""
     try:
-        return json.loads((folder / "status.json").read_text(encoding="utf-8"))
+        state = json.loads((folder / "status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return state if isinstance(state, dict) else {}
 
 
 def environment() -> dict:

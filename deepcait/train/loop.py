@@ -20,12 +20,12 @@ from deepcait.data.loader import TrainingSet, training_batches
 from deepcait.data.mixing import Mixer
 from deepcait.data.order import Order
 from deepcait.data.source import require_labels
-from deepcait.errors import DeepcaitError, DivergedError, ImageError, Stopped
+from deepcait.errors import DeepcaitError, DivergedError, ImageError, RunError, Stopped
 from deepcait.model import CaiT
 from deepcait.train.average import WeightAverage
 from deepcait.train.checkpoint import Progress, newest_checkpoint, read_checkpoint, save_checkpoint
 from deepcait.train.compute import set_compute
-from deepcait.train.journal import Journal
+from deepcait.train.journal import Journal, read_state
 from deepcait.train.optimizer import (
     build_optimizer,
     class_weights,
@@ -87,10 +87,6 @@ class Trainer:
         self.lr = LearningRate(recipe.schedule, recipe.peak_lr, recipe.epochs, job.order.steps_per_epoch)
         self.last_step = recipe.epochs * job.order.steps_per_epoch
         self.progress = Progress()
-        self.journal = Journal(job.folder, active=job.processes.is_main, listeners=job.watch.listeners(job.folder))
-        data = recipe.data
-        skips = data.on_error == "skip"
-        self.skips = Skips(data.max_errors, self.journal, job.processes, job.watch.say) if skips else None
         self.stepper = Stepper(
             wrap(job.model, recipe, job.processes),
             self.optimizer,
@@ -103,13 +99,18 @@ class Trainer:
         )
         shape = job.model.config
         self.stepper.rehearse(torch.zeros(job.order.replica_batch_size, shape.in_chans, *shape.img_size))
+        # Last: a listener may write into the run's folder, which what fails above shall leave as it was.
+        self.journal = Journal(job.folder, active=job.processes.is_main, listeners=job.watch.listeners(job.folder))
+        data = recipe.data
+        skips = data.on_error == "skip"
+        self.skips = Skips(data.max_errors, self.journal, job.processes, job.watch.say) if skips else None
 
     def fit(self) -> Progress:
         """Train to the end of the recipe.
 
         Raises:
             Stopped: SIGTERM or SIGINT came; the run is saved and resumable.
-            DivergedError: losses stopped being finite; the last checkpoint is named.
+            DivergedError: losses or weights stopped being finite; the last checkpoint is named.
             RunError: too many pictures are unreadable, or the disk is full.
             ImageError: a picture is unreadable, and the recipe's data.on_error is raise.
         """
@@ -186,19 +187,31 @@ class Trainer:
         p.skipped_total += not result.updated
         if p.skipped_steps <= self.recipe.keep.max_skipped_steps:
             return
-        path, _ = newest_checkpoint(self.job.folder / "checkpoints")
         names = [
             self.job.samples.source.names[slot.index]
             for replica in range(self.recipe.replicas)
             for slot in self.job.order.slots(step, replica)
         ]
-        raise DivergedError(
+        raise self._diverged(
             f"step {step + 1}: expected a finite loss and gradient, got loss {result.loss} and gradient norm "
-            f"{result.grad_norm}, for {p.skipped_steps} steps in a row. The last good checkpoint is "
-            f"{path.name if path else 'none yet'}. Images of the batch: {', '.join(names[:16])}"
-            f"{' ...' if len(names) > 16 else ''}.",
+            f"{result.grad_norm}, for {p.skipped_steps} steps in a row.",
+            f" Images of the batch: {', '.join(names[:16])}{' ...' if len(names) > 16 else ''}.",
+        )
+
+    def _require_finite_weights(self) -> None:
+        """Stop before weights that an update has destroyed are measured, or saved over good ones."""
+        state = self.job.model.state_dict()
+        broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+        if broken:
+            problem = f"step {self.progress.step}: expected finite weights after the update, got others in {broken[0]}"
+            raise self._diverged(f"{problem}{f' and {len(broken) - 1} more' if len(broken) > 1 else ''}.")
+
+    def _diverged(self, problem: str, more: str = "") -> DivergedError:
+        path, _ = newest_checkpoint(self.job.folder / "checkpoints")
+        return DivergedError(
+            f"{problem} The last good checkpoint is {path.name if path else 'none yet'}.{more}",
             remedy="Start another run (--out) with a lower optimizer.lr, optimizer.clip_norm=1, or without fp16; "
-            "--model with this run's folder begins with its best weights. More in "
+            "--model with this run's folder begins with its best weights, where it has some. More in "
             "docs/errors.md#losses-that-are-not-finite.",
         )
 
@@ -229,6 +242,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Measure the raw weights, and the averaged ones where they are kept; save models and a checkpoint."""
+        self._require_finite_weights()
         p, job = self.progress, self.job
         metrics = {"raw": job.evaluate(job.model)}
         if self.average:
@@ -268,6 +282,7 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         self._saved_at = time.monotonic()
+        self._require_finite_weights()
         if not self.job.processes.is_main:
             return
         self.journal.flush()
@@ -283,12 +298,18 @@ class Trainer:
         return tensors
 
     def _restore(self) -> None:
-        """Go on from the newest valid checkpoint, where there is one."""
+        """Go on from the newest valid checkpoint, where there is one.
+
+        Raises:
+            RunError: it is of another recipe or version.
+        """
         path, passed_over = newest_checkpoint(self.job.folder / "checkpoints")
         for line in passed_over:
             self.job.watch.say(f"passed over {line}")
         path = self.job.processes.broadcast(path)
         if path is None:
+            if read_state(self.job.folder).get("step"):
+                self.job.watch.say("no checkpoint is left to go on from: the run starts anew")
             self.journal.cut(0, 0)
             return
         self.progress, tensors = read_checkpoint(path)
@@ -296,10 +317,17 @@ class Trainer:
         for key, value in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = value
-        self.job.model.load_state_dict(parts["model"])
-        load_optimizer_tensors(self.optimizer, parts["optimizer"])
-        if self.average:
-            self.average.load_state_dict(parts["ema"])
+        try:
+            self.job.model.load_state_dict(parts["model"])
+            load_optimizer_tensors(self.optimizer, parts["optimizer"])
+            if self.average:
+                self.average.load_state_dict(parts["ema"])
+        except (RuntimeError, KeyError) as error:
+            raise RunError(
+                f"{path}: expected the weights and states of the run's recipe, got others "
+                f"({str(error).splitlines()[0].rstrip(':')}).",
+                remedy="Bring config.yaml back to what the run began with, or start a new run in another --out.",
+            ) from error
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
         self.journal.cut(self.progress.step, self.progress.evaluated_step)

@@ -29,7 +29,9 @@ def plan(recipe: Recipe, tell: Callable[[str], None]) -> dict:
     Raises:
         DeepcaitError: whatever would stop the real run before its first step, as far as it can be seen here.
     """
-    samples = open_split(recipe.data.source, "train", fraction=recipe.data.val_fraction, seed=recipe.seed)
+    held_out = {"fraction": recipe.data.val_fraction, "seed": recipe.seed}
+    samples = open_split(recipe.data.source, "train", **held_out)
+    open_split(recipe.data.source, "val", classes=samples.classes, **held_out)  # for its errors alone
     if recipe.data.exclude:
         samples = leave_out(samples, recipe.data.exclude)
     samples = limited(samples, recipe.data.limit)
@@ -79,7 +81,7 @@ def planned_config(recipe: Recipe, num_classes: int) -> CaiTConfig:
 
 
 def _lines(facts: dict, recipe: Recipe, replica_batch: int, rates: list[float]) -> list[str]:
-    peak = max(rates)
+    peak = max(*rates, 1e-30)  # a rate of 0 draws an empty curve
     curve = "".join(_BARS[round(rate / peak * (len(_BARS) - 1))] for rate in rates)
     resident = facts["weights_and_optimizer_bytes"]
     return [

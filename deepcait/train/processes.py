@@ -82,14 +82,17 @@ def join_processes(timeout_s: float = 600.0) -> Processes:
 
     Each start gets a key prefix of its own in the store, which torchrun keeps over restarts: with the addresses of
     dead workers left in it, restarts hang or fail (pytorch issues 135712, 167288).
+
+    Raises:
+        ConfigError: only a part of torchrun's variables is set.
+        RunError: the others do not come.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ and "RANK" not in os.environ:
         return Processes()
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    rank, world_size, local_rank, port = _place()
     if not dist.is_initialized():
         timeout = timedelta(seconds=timeout_s)
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        host = os.environ["MASTER_ADDR"]
         # Under torchrun the agent hosts the store; started by hand, rank 0 does.
         agent_hosts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         store = dist.TCPStore(host, port, world_size, is_master=rank == 0 and not agent_hosts, timeout=timeout)
@@ -103,6 +106,20 @@ def join_processes(timeout_s: float = 600.0) -> Processes:
             timeout=timeout,
         )
     return Processes(rank, world_size, local_rank)
+
+
+def _place() -> tuple[int, int, int, int]:
+    """Rank, number of processes, rank on this host, and the port of the store, from torchrun's variables."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+    values = {"LOCAL_RANK": "0"} | {name: os.environ[name] for name in names if name in os.environ}
+    wrong = [name for name in names if not values.get(name, "").isdecimal()]
+    wrong += [] if os.environ.get("MASTER_ADDR") else ["MASTER_ADDR"]
+    if wrong:
+        raise ConfigError(
+            f"{', '.join(wrong)}: expected torchrun's variables all together, got none or others.",
+            remedy="Start several processes with torchrun; for one alone, unset RANK.",
+        )
+    return int(values["RANK"]), int(values["WORLD_SIZE"]), int(values["LOCAL_RANK"]), int(values["MASTER_PORT"])
 
 
 def _agree_on_name(store: dist.Store, rank: int, world_size: int, timeout_s: float) -> str:
@@ -157,7 +174,7 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
         device = torch.device(wanted)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", local_rank)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # the device `meta` is there, and computes nothing
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device: expected one that is here, got {wanted!r} ({reason}).", remedy="Use cpu.") from None

@@ -254,14 +254,17 @@ class Recipe:
         not_negative |= {"optimizer.layer_decay": o.layer_decay, "head_warmup_epochs": self.head_warmup_epochs}
         not_negative |= {"schedule.warmup_epochs": s.warmup_epochs, "schedule.warmup_lr": s.warmup_lr}
         not_negative |= {"schedule.min_lr": s.min_lr, "data.num_workers": self.data.num_workers}
-        not_negative |= {"data.max_errors": self.data.max_errors, "data.limit": self.data.limit}
-        not_negative |= {"data.val_limit": self.data.val_limit}
+        not_negative |= {"data.max_errors": self.data.max_errors, "data.shrink_px": self.data.shrink_px}
+        not_negative |= {"data.limit": self.data.limit, "data.val_limit": self.data.val_limit}
         not_negative |= {"keep.max_skipped_steps": k.max_skipped_steps, "keep.patience_epochs": k.patience_epochs}
         not_negative |= {"keep.checkpoint_every_steps": k.checkpoint_every_steps}
         not_negative |= {"keep.checkpoint_every_s": k.checkpoint_every_s}
         for name, value in not_negative.items():
             if value < 0:
                 raise ConfigError(f"{name}: expected 0 or more, got {value}.", remedy="Mend the recipe.")
+        if self.shape.in_chans not in (None, 1, 3):
+            problem = f"shape.in_chans: expected 3, or 1 for grey images, got {self.shape.in_chans}."
+            raise ConfigError(problem, remedy="Choose one; pictures are read as one of the two.")
         for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(o, name) < 1:
                 problem = f"optimizer.{name}: expected a number in [0, 1), got {getattr(o, name)}."

@@ -60,8 +60,8 @@ _FREE_ON_RESUME = (
 )
 # Sections of the recipe that a trained model need not remember.
 _NOT_OF_THE_MODEL = ("about", "keep", "compute", "data")
-# What a folder may hold that holds no run: the second is left by a kill in a run's first moment.
-_BEFORE_A_RUN = ("split.json", ".config.yaml.new")
+# What a folder may hold that holds no run: it is left by a kill in a run's first moment.
+_BEFORE_A_RUN = (".config.yaml.new",)
 _EVALUATION_BATCH = 64
 _MANY_IMAGES = 5000
 
@@ -204,8 +204,14 @@ def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:
 
     Raises:
         ConfigError: the given recipe would change results.
+        RunError: the run's own recipe is lost.
     """
     own = load_recipe(str((folder / "config.yaml").resolve()))
+    if not own.data.source:
+        raise RunError(
+            f"{folder / 'config.yaml'}: expected the settings of a run, its data among them, got none.",
+            remedy="Bring the file back, or start a new run in another --out.",
+        )
     if given is None:
         return own
     differing = [name for name in _differing(own, given) if not name.startswith(_FREE_ON_RESUME)]
@@ -356,8 +362,15 @@ def _fingerprint(sources: Sequence[Source]) -> str:
 
 
 def _require_same_data(folder: Path, facts: dict) -> None:
-    before = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-    if before["fingerprint"] != facts["fingerprint"]:
+    try:
+        before = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        same = before["fingerprint"] == facts["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{folder / 'data.json'}: expected what was noted of the run's data, got something else.",
+            remedy="Remove it to go on without comparing the data, or start a new run in another --out.",
+        ) from error
+    if not same:
         raise RunError(
             f"{folder}: expected the data that the run began with ({before['num_train']} training and "
             f"{before['num_validation']} validation images), got other names or labels ({facts['num_train']} and "

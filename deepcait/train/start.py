@@ -84,11 +84,11 @@ def kept_start(folder: Path, recipe: Recipe, tell: Callable[[str], None]) -> Res
     try:
         facts = json.loads(kept.read_text(encoding="utf-8"))
         model = build_model(config_of(facts.pop("config")))
+        model.pretrained_cfg = facts["pretrained_cfg"]
+        found = Resolved(model=model, **facts)
     except (ValueError, TypeError, KeyError):
         tell(f"{START_FILE} is unreadable; looking for {recipe.model} instead")
         return None
-    model.pretrained_cfg = facts["pretrained_cfg"]
-    found = Resolved(model=model, **facts)
     _tell_of(found, tell)
     return found
 

@@ -80,8 +80,8 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum = correct_sum = 0.0
         for replica in self.replicas:
-            images, labels = next(batches)
-            loss, correct = self._replica(step, replica, images, labels)
+            images_BCHW, labels_B = next(batches)
+            loss, correct = self._replica(step, replica, images_BCHW, labels_B)
             loss_sum += loss
             correct_sum += correct
         total = self.processes.sum([loss_sum, correct_sum, float(stop)])
@@ -96,49 +96,50 @@ class Stepper:
         self.scaler.update()
         return StepResult(loss, correct, norm, updated, bool(total[2] > 0))
 
-    def rehearse(self, images: Tensor) -> None:
+    def rehearse(self, images_BCHW: Tensor) -> None:
         """Exchange gradients once for nothing, so that every step of this process adds them up in the same order.
 
         DistributedDataParallel regroups its buckets after the first exchange. With three processes or more the
         groups decide the order of a sum: without this the first step after a resumption would round otherwise.
 
         Args:
-            images: (B, C, H, W), a replica's batch of any content.
+            images_BCHW: a replica's batch of any content.
         """
         if not isinstance(self.net, DistributedDataParallel):
             return
         self.net.train()
         with autocast(self.recipe.compute.precision, self.device.type):
-            logits = self.net(images.to(self.device, self.dtype))
-        (logits.sum() * 0.0).backward()
+            logits_BK = self.net(images_BCHW.to(self.device, self.dtype))
+        (logits_BK.sum() * 0.0).backward()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _replica(self, step: int, replica: int, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    def _replica(self, step: int, replica: int, images_BCHW: Tensor, labels_B: Tensor) -> tuple[float, float]:
         """Forward and backward of one replica; returns its loss and the target mass that it met."""
-        images = images.to(self.device, self.dtype, non_blocking=True)
-        labels = labels.to(self.device, non_blocking=True)
+        images_BCHW = images_BCHW.to(self.device, self.dtype, non_blocking=True)
+        labels_B = labels_B.to(self.device, non_blocking=True)
         if self.recipe.compute.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+            images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
         # Seeds the mixing and, right after it, stochastic depth.
-        images, targets = self.mixer(images, labels, derive_seed("replica", self.recipe.seed, step, replica))
+        seed = derive_seed("replica", self.recipe.seed, step, replica)
+        images_BCHW, targets_BK = self.mixer(images_BCHW, labels_B, seed)
         with self._exchange(replica):
             with autocast(self.recipe.compute.precision, self.device.type):
-                teacher_logits = self.teacher(images) if self.teacher else None
-                logits = self.net(images)
-                loss = self._loss(logits, targets, teacher_logits)
+                teacher_BK = self.teacher(images_BCHW) if self.teacher else None
+                logits_BK = self.net(images_BCHW)
+                loss = self._loss(logits_BK, targets_BK, teacher_BK)
             # DistributedDataParallel takes the mean over processes; we want the mean over replicas.
             share = self.processes.world_size / self.recipe.replicas
             self.scaler.scale(loss * share).backward()
-        met = targets.gather(1, logits.detach().argmax(1, keepdim=True)).mean()
+        met = targets_BK.gather(1, logits_BK.detach().argmax(1, keepdim=True)).mean()
         return float(loss.detach()), float(met)
 
-    def _loss(self, logits: Tensor, targets: Tensor, teacher_logits: Tensor | None) -> Tensor:
-        if teacher_logits is None:
-            return cross_entropy(logits, targets, self.class_weights_K)
+    def _loss(self, logits_BK: Tensor, targets_BK: Tensor, teacher_BK: Tensor | None) -> Tensor:
+        if teacher_BK is None:
+            return cross_entropy(logits_BK, targets_BK, self.class_weights_K)
         t = self.recipe.teacher
         weights = self.class_weights_K
         return distillation(
-            logits, targets, teacher_logits, kind=t.kind, alpha=t.alpha, tau=t.tau, class_weights_K=weights
+            logits_BK, targets_BK, teacher_BK, kind=t.kind, alpha=t.alpha, tau=t.tau, class_weights_K=weights
         )
 
     def _exchange(self, replica: int) -> contextlib.AbstractContextManager:

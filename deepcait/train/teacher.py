@@ -78,7 +78,7 @@ def load_teacher(teacher: Teacher, seen: Preprocessing, classes: Sequence[str]) 
         classes: the student's, in order.
 
     Raises:
-        ConfigError: no such teacher, or one for other classes.
+        ConfigError: no such teacher, one for other classes, or a normalisation or size that can't be.
         WeightsError: its weights can't be read or fetched.
     """
     module, own_classes = _build(teacher.spec, len(classes))
@@ -86,6 +86,7 @@ def load_teacher(teacher: Teacher, seen: Preprocessing, classes: Sequence[str]) 
     cfg = cfg if isinstance(cfg, dict) else vars(cfg)
     mean = teacher.mean or cfg.get("mean") or IMAGENET_MEAN
     std = teacher.std or cfg.get("std") or IMAGENET_STD
+    _require_normalisation(mean, std, seen.channels)
     source = "the recipe" if teacher.mean else "its own" if cfg.get("mean") else "ImageNet's, as it names none"
     img_size = _size(teacher, cfg, seen)
     view = TeacherView(
@@ -177,6 +178,10 @@ def _build_python(text: str) -> nn.Module:
             f"teacher: expected python:package.module:factory, got 'python:{text}' ({error}).",
             remedy="The module must be importable from the current folder or PYTHONPATH.",
         ) from error
+    except Exception as error:  # the user's own code may raise anything
+        raise ConfigError(
+            f"teacher python:{text}: expected a module, got {type(error).__name__}: {error}.", remedy="Mend the module."
+        ) from error
     try:
         model = factory()
     except Exception as error:  # the user's own code may raise anything
@@ -192,8 +197,18 @@ def _build_python(text: str) -> nn.Module:
     return model
 
 
+def _require_normalisation(mean: Sequence[float], std: Sequence[float], num_channels: int) -> None:
+    # One value stands for all channels, and a grey student's image for three.
+    if len({len(mean), len(std), num_channels} - {1}) > 1 or min(std) <= 0:
+        raise ConfigError(
+            f"teacher.mean, teacher.std: expected one value a channel ({num_channels}) and std above 0, got "
+            f"{list(mean)} and {list(std)}.",
+            remedy="Set both; null takes the teacher's own.",
+        )
+
+
 def _size(teacher: Teacher, cfg: dict, seen: Preprocessing) -> tuple[int, int]:
-    if isinstance(teacher.img_size, int):
+    if isinstance(teacher.img_size, int) and teacher.img_size > 0:
         return teacher.img_size, teacher.img_size
     if teacher.img_size not in ("own", "student"):
         raise ConfigError(
@@ -226,4 +241,9 @@ def _require_logits(view: TeacherView, seen: Preprocessing, num_classes: int, wh
         raise ConfigError(
             f"teacher {spec}: expected logits for {whose} classes, got {got}.",
             remedy="Take a teacher trained on these classes.",
+        )
+    if not answer.isfinite().all():
+        raise ConfigError(
+            f"teacher {spec}: expected logits that are numbers, got infinite ones or none.",
+            remedy="Its weights or its normalisation are damaged; take another teacher.",
         )

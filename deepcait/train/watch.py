@@ -92,8 +92,9 @@ class Watch:
         )
 
     def evaluated(self, epoch: int, row: dict, better: bool) -> None:
-        """Show the accuracies of an evaluation."""
-        text = f"epoch {epoch}: top-1 {row['top1']:.2%}, loss {row['loss']:.4f} ({row['weights']} weights"
+        """Show the accuracies of an evaluation; a loss that is not finite comes as None."""
+        loss = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
+        text = f"epoch {epoch}: top-1 {row['top1']:.2%}, loss {loss} ({row['weights']} weights"
         others = [f"{key.removesuffix('_top1')} {value:.2%}" for key, value in row.items() if key.endswith("_top1")]
         self.say(text + "".join(f"; {other}" for other in others) + ")" + ("  best so far" if better else ""))
         self._restart_clock()

@@ -1,10 +1,11 @@
 # ruff: noqa: E501 (the card is prose)
 """Put a trained run into the package as builtin:nano, measured on the test images; writes nano.json, nano.csv, its card.
 
-    python docs/results/nano.py RUN [RUN ...] --teacher TEACHER_RUN --data parquet:ROOT
+    python docs/results/nano.py RUN [RUN ...] --teacher TEACHER_RUN --plain PLAIN_RUN --data parquet:ROOT
 
 RUN: what `deepcait train --recipe nano_32` made; of several, each started from the one before. The best model of the
 last one is taken, finished or not; the card says which epoch.
+PLAIN_RUN: the first stage again without a teacher, all else the same.
 ROOT: CIFAR-10's test images, in parquet; any data SPEC goes.
 """
 
@@ -24,6 +25,7 @@ from deepcait.weights.registry import BUILTIN_NANO
 
 RESULTS = Path(__file__).parent
 COMMAND = "deepcait train --recipe nano_32 --data folder:ROOT --teacher TEACHER --out RUN --resume"
+PLAIN_COMMAND = "deepcait train --recipe nano_32 --data folder:ROOT --out RUN --resume"
 # What a later stage may set other than the recipe; all else is the recipe's.
 SET = ("epochs", "seed", "optimizer.lr", "schedule.warmup_epochs")
 TEACHER_COMMAND = "deepcait train --recipe teacher_32 --data folder:ROOT --out TEACHER"
@@ -42,6 +44,7 @@ Top-1 {top1:.2%} ({correct1:,} of the 10,000 test images of CIFAR-10; 95 %: {low
 | with | {versions}; {threads} thread of {processor} |
 | teacher | a small convolutional network, {teacher_top1:.2%} of the same test images; `{teacher_command}` |
 | distillation | {distillation} |
+| without it | {plain_epochs} epochs by labels alone, `{plain_command}`: {plain_top1:.2%} where the same epochs with the teacher, stage 1, end at {stage1_top1:.2%}; one seed each |
 | curve | docs/results/nano.csv; figures: docs/results/nano.json |
 
 The same commands at this commit, with these versions and one thread, give the rows of the curve again, number for number. The best epoch was chosen by the test images, which CIFAR-10 has no validation images for; the last epoch has {last_top1:.2%}.
@@ -55,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--plain", type=Path, required=True)
     parser.add_argument("--data", required=True)
     args = parser.parse_args()
     model = deepcait.load(args.runs[-1])
@@ -66,6 +70,7 @@ def main() -> None:
     shipped = deepcait.load("builtin:nano")
     metrics = deepcait.evaluate(shipped.model, args.data, preprocessing=shipped.preprocessing, classes=shipped.classes)
     facts = describe(args.runs, args.teacher) | {
+        "without_distillation": stage(args.plain, first=True) | {"command": PLAIN_COMMAND},
         "params": shipped.model.config.num_params(),
         "bytes": (BUILTIN_NANO / "model.safetensors").stat().st_size,
     }
@@ -136,13 +141,18 @@ def write_curve(runs: list[Path], path: Path) -> None:
         writer.writerows(rows)
 
 
+def last_top1(made: dict[str, Any]) -> float:
+    """The accuracy after the last epoch of a stage, of the weights that are evaluated."""
+    return list(made["after_each_evaluated_epoch"].values())[-1][0]
+
+
 def card(found: dict[str, Any]) -> str:
     """Return the text of README.md beside the weights."""
     result, training = found["result"], found["training"]
     final = training["stages"][-1]
     best, where = final["best"], final["environment"]
     low, high = result["intervals"]["top1"]
-    last = list(final["after_each_evaluated_epoch"].values())[-1][0]
+    last, plain, first = (last_top1(made) for made in (final, training["without_distillation"], training["stages"][0]))
     stages = [
         f"| stage {number + 1} | `{made['command']}`: {made['best']['top1']:.2%} |"
         for number, made in enumerate(training["stages"])
@@ -156,6 +166,10 @@ def card(found: dict[str, Any]) -> str:
         step=best["step"],
         epoch=best["epoch"],
         last_top1=last,
+        plain_top1=plain,
+        stage1_top1=first,
+        plain_command=training["without_distillation"]["command"],
+        plain_epochs=training["without_distillation"]["epochs"],
         stages="\n".join(stages),
         commit=where["commit"][:7],
         versions=", ".join(f"{name} {where['versions'][name]}" for name in ("torch", "torchvision", "numpy", "pillow")),

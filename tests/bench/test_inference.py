@@ -140,6 +140,8 @@ def test_ratio_says_how_many_times_faster():
         (["--batch", "0"], "--batch"),
         (["--batch", "many"], "--batch"),
         (["--engine", "abacus"], "abacus"),
+        (["--engine", ""], "--engine"),
+        (["--threads", "0"], "--threads"),
     ],
 )
 def test_mistakes(capsys, options, told):

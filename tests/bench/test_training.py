@@ -111,9 +111,16 @@ def test_activations_are_those_that_are_counted():
         (["--train", "--batch", "1,2"], "--batch"),
         (["--train", "--rounds", "1"], "--rounds"),
         (["--train", "--precision", "fp8"], "--precision"),
+        (["--train", "--threads", "-1"], "--threads"),
         (["--cost", "--rounds", "1"], "--rounds"),
+        (["--cost", "--threads", "0"], "--threads"),
     ],
 )
 def test_mistakes(capsys, options, told):
     assert main(["bench", "builtin:nano", *options]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_cost_of_a_network_that_timm_lacks(capsys):
+    assert main(["bench", "convnet_32", "--cost", "--rounds", "2"]) == 2
+    assert "expected a CaiT as it was published" in capsys.readouterr().err

@@ -44,3 +44,17 @@ def test_every_public_name_is_there():
         assert getattr(deepcait, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         deepcait.nothing  # noqa: B018
+
+
+@pytest.mark.process
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP, which PyTorch brings for Linux")
+@pytest.mark.parametrize(
+    ("own", "turns"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+)
+def test_waiting_threads_sleep_soon_unless_somebody_chose(own, turns):
+    """PyTorch's OpenMP says itself what it took."""
+    environment = {"PATH": "/usr/bin:/bin", "OMP_DISPLAY_ENV": "VERBOSE"} | own
+    argv = [sys.executable, "-m", "deepcait", "info", "builtin:nano"]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
+    assert f"GOMP_SPINCOUNT = '{turns}'" in done.stderr

@@ -178,7 +178,7 @@ def test_fix_list_errors(root, tmp_path):
     with pytest.raises(DataError, match="expected to write"):
         write_fix_list(root / "train" / "cat" / "0.jpg" / "list.txt", [])
     with pytest.raises(DataError, match="expected to write"):
-        write_fix_list(tmp_path / ("x" * 250), [])
+        write_fix_list(tmp_path / ("x" * 254), [])
     with pytest.raises(DataError, match="expected a fix list"):
         read_fix_list(tmp_path / "list.txt")
     source = open_folder(root, "train")

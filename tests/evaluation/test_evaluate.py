@@ -136,6 +136,12 @@ def test_an_unknown_protocol_is_refused(colours):
         evaluate(ColourModel(), colours, preprocessing=TO_4_PX, protocol="imagnet")
 
 
+def test_a_classifier_in_place_of_its_model_is_named():
+    with pytest.raises(ConfigError, match="expected a torch module, got Classifier") as caught:
+        evaluate(deepcait.load("builtin:nano", device="cpu"), "builtin:demo")
+    assert "`model`" in caught.value.remedy
+
+
 def test_a_model_that_is_no_classifier_is_refused(colours):
     with pytest.raises(ShapeError, match="logits"):
         evaluate(nn.Identity(), colours, preprocessing=TO_4_PX)

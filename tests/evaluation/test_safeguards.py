@@ -11,10 +11,10 @@ import deepcait
 from deepcait.data import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Subset, open_source
 from deepcait.evaluation import evaluate
 from deepcait.evaluation import evaluate as evaluate_function
-from deepcait.evaluation.counts import Counts
+from deepcait.evaluation.counts import Counts, score
 from deepcait.evaluation.expected import Expected, differs, expected_accuracy
 from deepcait.evaluation.records import join, record
-from deepcait.evaluation.safeguards import is_text_order, near_chance, other_preprocessing, wrong_order
+from deepcait.evaluation.safeguards import is_text_order, near_chance, no_numbers, other_preprocessing, wrong_order
 from deepcait.weights import Resolved
 from tests.evaluation.tiny_imagenet import PLAIN, GreyModel, build_v2
 
@@ -36,6 +36,25 @@ def answers_of(labels, accuracy, num_classes):
     """What a model of this accuracy answers; its errors fall anywhere."""
     wrong = torch.randint(0, num_classes, labels.shape)
     return torch.where(torch.rand(labels.shape) < accuracy, labels, wrong)
+
+
+def test_logits_that_are_no_numbers_are_told():
+    logits = torch.eye(4).double()
+    logits[1, 2], logits[3, 0] = float("nan"), float("inf")
+    labels, rows = torch.arange(4)[:, None], torch.arange(4)
+    records = join([record(rows, logits, labels, score(logits, labels), 4)], list("abcd"), None)
+    assert "for 2 of 4 images" in str(no_numbers(records))
+    assert no_numbers(make_records([0, 1], [0, 0], 2)) is None
+
+
+def test_an_evaluation_warns_of_a_model_whose_weights_are_damaged():
+    model = deepcait.load("builtin:nano", device="cpu").model
+    model.head.bias.data[3] = float("nan")
+    told: list[str] = []
+    source = Subset(open_source("builtin:demo"), range(3), split="test")
+    metrics = evaluate(model, source, warn=told.append)
+    assert (metrics.correct1, metrics.correct5) == (0, 0)
+    assert any("the weights are damaged" in text for text in told)
 
 
 # -- the order of the classes -----------------------------------------------------------------------------------------

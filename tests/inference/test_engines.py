@@ -15,7 +15,7 @@ import deepcait
 from deepcait.classifier import Classifier
 from deepcait.cli.main import main
 from deepcait.data import Preprocessing
-from deepcait.errors import ConfigError
+from deepcait.errors import ConfigError, ShapeError
 from deepcait.inference import ENGINES, build_engine
 from tests.inference.tiny import scrambled, spread_of_difference
 
@@ -44,6 +44,26 @@ def test_the_same_logits_for_any_batch(model, name):
 def test_an_engine_does_not_train(model):
     with pytest.raises(ConfigError, match="inference"):
         build_engine("eager", model).train()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_images_that_a_graph_is_not_for(model, name):
+    engine = build_engine(name, model, threads=1)
+    for shape in ((1, 3, 16, 16), (3, 32, 32), (1, 1, 32, 32)):
+        with pytest.raises(ShapeError, match=r"expected \(B, 3, 32, 32\)"):
+            engine(torch.zeros(shape))
+    with pytest.raises(ConfigError, match=r"expected float32, got torch.float64"):
+        engine(torch.zeros(1, 3, 32, 32).double())
+    assert engine(torch.zeros(0, 3, 32, 32)).shape == (0, 7)
+    with pytest.raises(ConfigError, match="expected weights in float32, got torch.bfloat16"):
+        build_engine(name, scrambled().bfloat16())
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_too_few_threads(model, threads):
+    with pytest.raises(ConfigError, match="threads: expected 1 or more"):
+        build_engine("eager", model, threads=threads)
 
 
 def test_an_unknown_engine(model):

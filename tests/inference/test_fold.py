@@ -7,22 +7,13 @@ import torch
 
 from deepcait.errors import ConfigError
 from deepcait.inference.fold import fold
-from deepcait.model import CaiT, CaiTConfig
+from tests.inference.tiny import scrambled
 
 SIZES = [
     {"embed_dim": 48, "depth": 3, "num_heads": 4, "img_size": 48, "patch_size": 8},
     {"embed_dim": 32, "depth": 1, "num_heads": 1, "img_size": (32, 64), "patch_size": 8, "cls_depth": 1},
     {"embed_dim": 64, "depth": 2, "num_heads": 8, "img_size": 32, "patch_size": 4, "in_chans": 1},
 ]
-
-
-def scrambled(**sizes) -> CaiT:
-    torch.manual_seed(3)
-    model = CaiT(CaiTConfig(num_classes=7, layer_scale_init=1.0, **sizes)).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.normal_(0.5, 0.5) if p.ndim == 1 else p.normal_(0.0, 0.3)
-    return model
 
 
 @pytest.mark.parametrize("sizes", SIZES)

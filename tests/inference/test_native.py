@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -106,6 +107,21 @@ def test_what_was_packed_follows_the_model():
 
 
 @needs_compiler
+def test_what_was_packed_follows_a_part_and_does_not_travel():
+    """The order of packed weights is that of one machine's vectors; a copy packs its own."""
+    one, other = (packed(scrambled(**SMALL)) for _ in range(2))
+    with torch.no_grad():
+        other.blocks[0].mix_l.mul_(-1)
+    torch.nn.Sequential(one).load_state_dict(torch.nn.Sequential(other).state_dict())
+    again = pickle.loads(pickle.dumps(one))
+    assert again._packed is None
+    mine_BND = tokens(one, 1)
+    expected = copy.deepcopy(other).run_blocks(mine_BND)
+    assert torch.equal(one.run_blocks(mine_BND), expected)
+    assert torch.equal(again.run_blocks(mine_BND), expected)
+
+
+@needs_compiler
 def test_a_graph_holds_the_stage_as_one_operator():
     folded = packed(scrambled(**SMALL))
     graphs = []
@@ -158,6 +174,23 @@ def test_a_missing_or_broken_compiler_is_no_error(tmp_path, monkeypatch, compile
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert native.library.__wrapped__() is None
+
+
+def test_a_user_without_a_home_is_no_error(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(native.Path, "home", homeless)
+    assert native.library.__wrapped__() is None
+
+
+@needs_compiler
+def test_a_compiler_with_words_behind_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", f"{os.environ.get('CXX', 'g++')} -DNOBODY_READS_THIS")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "FLAGS", ("-O1", *native.FLAGS[1:]))
+    assert native.compiled().is_file()
 
 
 @needs_compiler

@@ -23,7 +23,7 @@ from deepcait.model.alternatives import (
     lay_over,
 )
 from deepcait.model.attention import TalkingHeadsAttention
-from deepcait.model.networks import build_model, config_of
+from deepcait.model.networks import build_model, config_of, named_config
 from tests.model.wild import ablated, relative_error, some_images, tiny_config, wild_state
 
 OTHERS = {
@@ -228,6 +228,8 @@ def test_a_new_head_and_checkpointing(class_token):
     assert relative_error(model(images), kept) < 1e-12
     model.reset_classifier(4)
     assert model(images).shape == (2, 4)
+    with pytest.raises(ConfigError, match="num_classes"):
+        model.reset_classifier(-1)
     assert list(model.state_dict()) == before
 
 
@@ -282,3 +284,8 @@ def test_what_no_model_can_be_built_from(name, value):
     with pytest.raises(ConfigError) as caught:
         lay_over(tiny_config(depth=3), {name: value})
     assert caught.value.remedy
+
+
+def test_another_network_has_none_of_them():
+    with pytest.raises(ConfigError, match=r"ablation.residual: expected a CaiT"):
+        lay_over(named_config("convnet_32"), {"residual": "none"})

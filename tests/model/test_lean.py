@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from deepcait.model import lean
+from tests.model.test_modes import SoftmaxDtypes
 from tests.model.wild import relative_error, some_images, tiny_config, wild_model
 
 CONFIG = tiny_config(depth=3)
@@ -107,12 +108,11 @@ def test_the_operators_keep_the_rules_of_torch():
 
 def test_the_softmax_is_wide_in_half_precision():
     generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, 2, 9, 8, generator=generator).bfloat16() for _ in range(2))
-    mixing = torch.randn(2, 2, generator=generator).bfloat16()
-    scores, weights = lean._weights(q, k, mixing)
-    mixed = lean._mix(mixing, scores)
-    assert torch.equal(weights, mixed.float().softmax(-1).bfloat16())
-    assert not torch.equal(weights, mixed.exp() / mixed.exp().sum(-1, keepdim=True))
+    qkv = torch.randn(1, 9, 3 * 16, generator=generator).bfloat16()
+    mix_l, mix_w = torch.randn(2, 2, 2, generator=generator).bfloat16()
+    with SoftmaxDtypes() as softmax:
+        read = lean.read_heads(qkv, mix_l, mix_w, torch.zeros(2).bfloat16())
+    assert (softmax.seen, read.dtype) == ([torch.float32], torch.bfloat16)
 
 
 def test_autocast_runs_the_lean_path_in_half_precision_and_stays_near(monkeypatch):

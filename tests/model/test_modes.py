@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from deepcait.errors import ConfigError
+from deepcait.inference.fold import fold
 from deepcait.model import CaiT
 from tests.model.wild import relative_error, some_images, tiny_config, wild_model
 
@@ -207,6 +209,69 @@ def test_checkpointing_recomputes_both_stages_and_keeps_less():
     assert runs == [1] * 7
     model.set_grad_checkpointing(False)
     assert bytes_kept(model, images) == plain
+
+
+# -- derivatives of other kinds ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rewrite", [lambda model: model, fold], ids=["lean", "folded"])
+def test_forward_mode_equals_the_difference_quotient(rewrite):
+    """Operators without a forward derivative would count as constants, in silence."""
+    model = wild_model(tiny_config())
+    images, ways = (some_images(model.config, seed=seed) for seed in (1, 2))
+    with torch.no_grad():
+        quotient = (model(images + 1e-6 * ways) - model(images - 1e-6 * ways)) / 2e-6
+    found = torch.func.jvp(rewrite(model), (images,), (ways,))[1]
+    assert relative_error(found.detach(), quotient) < 1e-6
+    with torch.autograd.forward_ad.dual_level():
+        tangent = torch.autograd.forward_ad.unpack_dual(
+            rewrite(model)(torch.autograd.forward_ad.make_dual(images, ways))
+        ).tangent
+    assert relative_error(tangent.detach(), quotient) < 1e-6
+
+
+def test_gradients_of_single_images_add_up():
+    model = wild_model(tiny_config())
+    images = some_images(model.config, batch=3)
+    weights = dict(model.named_parameters())
+
+    def loss(weights, image):
+        return torch.func.functional_call(model, weights, (image[None],)).square().sum()
+
+    of_each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, images)
+    assert_same_gradients([of_each[name].sum(0) for name in weights], gradients(model, images), 1e-12)
+
+
+def test_second_derivatives_need_the_plain_attention():
+    model = wild_model(tiny_config())
+    images = some_images(model.config).requires_grad_()
+    for lean in (True, False):
+        model.set_lean_attention(lean)
+        (first,) = torch.autograd.grad(model(images).square().sum(), images, create_graph=True)
+        if lean:
+            with pytest.raises(ConfigError, match="set_lean_attention"):
+                first.square().sum().backward()
+    first.square().sum().backward()
+    assert images.grad.isfinite().all()
+
+
+# -- no images --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("change", ["set_lean_attention", "set_small_memory", "set_grad_checkpointing"])
+def test_a_batch_of_no_image(dtype, change):
+    model = wild_model(tiny_config(img_size=(16, 40)), dtype=dtype).train()
+    getattr(model, change)(change != "set_lean_attention")
+    images = some_images(model.config, batch=0, dtype=dtype)
+    assert all(not gradient.any() for gradient in gradients(model, images))
+    assert model(images).shape == (0, 7)
+    assert model.class_attention(images).shape == (0, 2, 3, 11)
+    tokens, (maps, _) = model.forward_intermediates(images)
+    assert (tokens.shape, maps.shape) == ((0, 11, 24), (0, 24, 2, 5))
+    folded = fold(model)
+    assert (folded(images).shape, folded.class_attention(images).shape) == ((0, 7), (0, 2, 3, 11))
+    assert folded(images.requires_grad_()).shape == (0, 7)
 
 
 # -- copies -----------------------------------------------------------------------------------------------------------

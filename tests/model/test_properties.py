@@ -303,7 +303,7 @@ def test_an_unknown_override_comes_with_a_suggestion():
         tiny_config().replace(zzz=1)
 
 
-@pytest.mark.parametrize("indices", [0, 3, -1, [2], [-3], [], [0, 5]], ids=str)
+@pytest.mark.parametrize("indices", [0, 3, -1, [2], [-3], [], [0, 5], [0.5], "last"], ids=str)
 def test_blocks_that_are_not_there_are_refused(model, images, indices):
     with pytest.raises(ConfigError, match="indices: expected blocks of 2"):
         model.forward_intermediates(images, indices)

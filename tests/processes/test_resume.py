@@ -205,6 +205,25 @@ def test_changed_data_is_refused(bench, stopped_run, capsys):
     assert everything(stopped_run) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("data.json", "", "expected what was noted of the run's data"),
+        ("data.json", "{}", "expected what was noted of the run's data"),
+        ("config.yaml", "", "expected the settings of a run, its data among them, got none"),
+        ("config.yaml", "a: [b", "expected YAML"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(bench, stopped_run, capsys, name, content, problem):
+    (stopped_run / name).write_text(content)
+    before = everything(stopped_run)
+    assert main(["train", "--out", str(stopped_run), "--resume"]) == 2
+    answer = capsys.readouterr().err
+    assert one_paragraph(answer)
+    assert f"{name}: {problem}" in " ".join(answer.split())
+    assert everything(stopped_run) == before
+
+
 @pytest.mark.parametrize("left", [[".config.yaml.new"], ["config.yaml"], ["config.yaml", ".data.json.new"]])
 def test_a_kill_in_the_first_moments_leaves_a_startable_folder(bench, stopped_run, tmp_path, nursery, left):
     run = tmp_path / "run"

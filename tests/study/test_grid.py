@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from deepcait.errors import ConfigError
 from deepcait.model.networks import build_model
 from deepcait.study.grid import cells_of, grid_names, load_grid, parse_grid
 from deepcait.study.plan import StudyPlan, cell_config, cell_recipe, scale_of
+from deepcait.study.table import markdown, results
 from deepcait.train.recipe import load_recipe
 
 ISSUE = "layerscale class-token heads talking-heads drop-path resolution distillation augmentation".split()
@@ -86,6 +88,17 @@ def test_a_part_of_a_study_keeps_its_reference():
     with pytest.raises(ConfigError, match="rezro") as caught:
         load_grid("layerscale").only(["rezro"])
     assert "rezero" in caught.value.remedy
+
+
+def test_a_page_has_the_papers_figures_with_all_their_decimals(tmp_path):
+    grid, plan = load_grid("heads").only(["h1", "h2"]), dataclasses.replace(PLAN, study="heads", seeds=1, teacher="")
+    page = markdown(results(tmp_path, grid, plan, {}), grid)
+    assert [line.split(" | ")[-1] for line in page.splitlines() if line.startswith("| ")][2:] == [
+        "*76.8* |",
+        "*78.06* |",
+        "*79.35* |",
+    ]
+    assert "mean over 1 seed of" in page
 
 
 def test_the_scale_names_data_images_tokens_epochs_and_seeds():

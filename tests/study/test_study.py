@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -310,6 +311,11 @@ def test_a_dry_run_touches_nothing(tmp_path, capsys):
     [
         (["--seeds", "0"], "--seeds"),
         (["--budget", "1"], "--budget"),
+        (["--set", "epochs=3"], "--epochs"),
+        (["--set", "data={limit: 3}"], "--images"),
+        (["--set", "seed=3"], "--seeds"),
+        (["--teacher", "builtin:nano"], "--teacher"),
+        (["--results", __file__], "--results"),
         (["--only", "of"], "--only"),
         (["--set", "shape.dept=3"], "dept"),
         (["--data", "nowhere"], "nowhere"),
@@ -318,6 +324,32 @@ def test_a_dry_run_touches_nothing(tmp_path, capsys):
 def test_mistakes_are_one_paragraph(more, problem, tmp_path, capsys):
     assert run(*command(tmp_path / "study", *more)) == 2
     assert problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("hours", ["nan", "inf", "0"])
+def test_hours_that_are_none(hours, tmp_path, capsys):
+    words = ["study", "heads", "--data", "builtin:demo", "--out", str(tmp_path / "study"), "--budget", hours]
+    assert run(*words, "--dry-run") == 2
+    assert "--budget: expected hours above 0" in capsys.readouterr().err
+
+
+def test_blanks_between_the_names_of_rows(tmp_path, capsys):
+    assert run(*command(tmp_path / "study", "--dry-run", "--json", only=" off, uniform-10 ")) == 0
+    assert [cell["row"] for cell in json.loads(capsys.readouterr().out)["cells"]] == ["off", "uniform-10"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("speed.json", "[]"), ("speed.json", ""), ("cells/off--top1--seed0/metrics.jsonl", "")],
+)
+def test_a_damaged_file_of_a_study_is_named(name, content, whole, tmp_path, capsys):
+    study = shutil.copytree(whole, tmp_path / "study")
+    (study / name).write_text(content)
+    assert run(*command(study)) == 2
+    answer = " ".join(capsys.readouterr().err.split())
+    assert (
+        "expected what was noted when the study began" in answer or "expected the figures of a finished cell" in answer
+    )
 
 
 def test_distillation_needs_a_teacher(tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 
 import pytest
@@ -11,6 +13,8 @@ from safetensors.torch import save_file
 from deepcait.errors import RunError
 from deepcait.train import checkpoint
 from deepcait.train.checkpoint import Progress, newest_checkpoint, read_checkpoint, save_checkpoint
+from deepcait.train.start import kept_start
+from tests.train.tiny import tiny_model, tiny_recipe
 
 
 def some_tensors(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -169,3 +173,14 @@ def test_another_version_is_refused(tmp_path, monkeypatch):
     save_file({"a": torch.zeros(1)}, tmp_path / "step_00000009-0123456789abcdef.safetensors")
     with pytest.raises(RunError, match="format"):
         read_checkpoint(tmp_path / "step_00000009-0123456789abcdef.safetensors")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "only the network"])
+def test_a_start_that_is_half_known_is_looked_for_again(tmp_path, content):
+    config = dataclasses.asdict(tiny_model(torch.float32).config)
+    text = json.dumps({"config": config}) if content == "only the network" else content
+    (tmp_path / "start.json").write_text(text, encoding="utf-8")
+    save(tmp_path / "checkpoints", 5)
+    said: list[str] = []
+    assert kept_start(tmp_path, tiny_recipe(), said.append) is None
+    assert said == ["start.json is unreadable; looking for cait_xxs24_224 instead"]

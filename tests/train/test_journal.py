@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from deepcait.errors import RunError
+from deepcait.train import journal as journal_module
 from deepcait.train.journal import Journal, read_metrics, read_state
 
 
@@ -38,11 +40,13 @@ def test_rows_past_the_resumed_step_are_cut(journal, step, evaluated, kept):
     assert (journal.folder / "metrics.jsonl").read_text().splitlines() == before[: len(kept)]
 
 
-@pytest.mark.parametrize("tail", ['{"kind": "train", "st', "\0\0\0\0", "{}", "[1]", "7", '{"kind": "train", "step": 8'])
+@pytest.mark.parametrize(
+    "tail", [b'{"kind": "train", "st', b"\0\0\0\0", b"\xff\xfe", b"{}", b"[1]", b"7", b'{"kind": "train", "step": 8']
+)
 def test_half_written_rows_are_cut_and_what_follows_is_whole(journal, tail):
     path = journal.folder / "metrics.jsonl"
     whole = path.read_bytes()
-    with open(path, "a") as file:
+    with open(path, "ab") as file:
         file.write(tail)
     assert rows(journal) == EVERY
     journal.cut(100, 100)
@@ -88,6 +92,18 @@ def test_listeners_state_and_table(tmp_path):
     assert (tmp_path / "metrics.csv").read_text() == "kind,step,loss,top1\ntrain,1,0.5,\neval,1,,0.25\n"
     assert json.loads((tmp_path / "timing.jsonl").read_text()) == {"step": 1, "seconds": 2.0}
     assert read_state(tmp_path / "nowhere") == {}
+    (tmp_path / "status.json").write_text("[1]")
+    assert read_state(tmp_path) == {}
+
+
+def test_a_small_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    """A power cut after the renaming must not leave an empty file under the name."""
+    done = []
+    monkeypatch.setattr(journal_module, "sync", lambda path: done.append(("sync", path.name)))
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(("replace", b.name)), replace(a, b)))
+    journal_module.replace_text(tmp_path / "config.yaml", "seed: 1")
+    assert done == [("sync", ".config.yaml.new"), ("replace", "config.yaml"), ("sync", tmp_path.name)]
 
 
 def test_a_folder_that_cannot_be_written_is_one_paragraph(tmp_path):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import signal
 
 import pytest
 import torch
 
 from deepcait.data.mixing import Mix
-from deepcait.errors import RunError, Stopped
+from deepcait.errors import ConfigError, DivergedError, RunError, Stopped
 from deepcait.train import loop
 from deepcait.train.checkpoint import newest_checkpoint, read_checkpoint
 from deepcait.train.journal import read_metrics, read_state
@@ -202,6 +203,86 @@ def test_passed_over_checkpoints_are_named(tmp_path, uninterrupted):
     assert any(newest.name in line and "passed over" in line for line in said)
     assert any("goes on from step_0000000" in line for line in said)
     assert outcome(tmp_path) == uninterrupted
+
+
+def test_a_run_without_its_checkpoints_says_that_it_starts_anew(tmp_path, uninterrupted):
+    recipe = full_recipe()
+    train(tmp_path, recipe, model=deep_model())
+    shutil.rmtree(tmp_path / "checkpoints")
+    said: list[str] = []
+    for _ in range(2):
+        watch = loop.Watch(8, 8, say=said.append, live=False)
+        Trainer(tiny_job(tmp_path, recipe, model=deep_model(), watch=watch)).fit()
+    assert [line for line in said if "starts anew" in line] == [
+        "no checkpoint is left to go on from: the run starts anew"
+    ]
+    assert outcome(tmp_path) == uninterrupted
+
+
+@pytest.mark.parametrize(
+    "changes", [{"train": "head"}, {"ema": Average(decay=0.5)}], ids=["a parameter without state", "an average"]
+)
+def test_a_checkpoint_of_another_recipe_is_one_paragraph(tmp_path, changes):
+    """Somebody edited config.yaml by hand."""
+    plain = full_recipe(ema=Average(decay=0.0))
+    train(tmp_path, plain, model=deep_model())
+    with pytest.raises(RunError, match="expected the weights and states of the run's recipe") as caught:
+        train(tmp_path, dataclasses.replace(plain, **changes), model=deep_model())
+    assert "config.yaml" in caught.value.remedy
+
+
+def test_what_fails_before_the_first_step_leaves_the_folder_as_it_was(tmp_path):
+    """Half a TensorBoard folder would be refused as the folder of a run."""
+
+    class Writes(loop.Watch):
+        def listeners(self, folder):
+            (folder / "tensorboard").mkdir()
+            return []
+
+    odd = tiny_recipe(global_batch_size=6, mix=Mix())
+    with pytest.raises(ConfigError):
+        Trainer(tiny_job(tmp_path, odd, watch=Writes(1, 1, say=None, live=False)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_validation_loss_that_is_none_is_told_and_no_failure(tmp_path):
+    said: list[str] = []
+    watch = loop.Watch(4, 8, say=said.append, live=False)
+    metrics = {"top1": 0.0, "top5": 0.5, "loss": None}
+    train(tmp_path, full_recipe(epochs=1), watch=watch, evaluate=lambda net: metrics)
+    assert any("top-1 0.00%, loss not finite (ema weights" in line for line in said)
+    assert read_state(tmp_path)["state"] == "finished"
+
+
+@pytest.mark.parametrize(("step", "every"), [(4, 0), (6, 1), (8, 0)])
+def test_weights_that_an_update_destroyed_are_neither_measured_nor_saved(tmp_path, step, every):
+    """The loss before the update was finite, so the guard of losses has not seen it."""
+    recipe = section(full_recipe(), "keep", checkpoint_every_steps=every)
+    measured: list[float] = []
+    model = deep_model()
+    evaluate = lambda net: {"top1": float(net.head.bias.detach().sum()), "top5": 1.0, "loss": 0.5}  # noqa: E731
+    trainer = Trainer(
+        tiny_job(tmp_path, recipe, model=model, evaluate=lambda net: (measured.append(1), evaluate(net))[1])
+    )
+    wrapped = trainer.stepper
+
+    def destroys(number, *args, **how):
+        result = wrapped(number, *args, **how)
+        if number + 1 == step:
+            model.head.bias.data[3] = float("nan")
+        return result
+
+    destroys.replicas = wrapped.replicas
+    trainer.stepper = destroys
+    with pytest.raises(
+        DivergedError, match=f"step {step}: expected finite weights after the update, got others in head"
+    ):
+        trainer.fit()
+    assert len(measured) == (0 if step == 4 else 2)
+    assert read_state(tmp_path)["state"] == "failed"
+    path, _ = newest_checkpoint(tmp_path / "checkpoints")
+    assert (path is None) == (step == 4)
+    assert path is None or all(tensor.isfinite().all() for tensor in read_checkpoint(path)[1].values())
 
 
 def test_best_last_patience_and_which_weights(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 import deepcait
 from deepcait.errors import ConfigError, DeepcaitError
@@ -206,6 +207,7 @@ def test_later_settings_win():
     + ["teacher.tau=0", "ema.decay=1", "optimizer.lr=-1", "optimizer.weight_decay=-1", "optimizer.beta1=1"]
     + ["optimizer.beta2=-0.1", "optimizer.momentum=1.5", "optimizer.eps=-1", "optimizer.clip_norm=-1"]
     + ["optimizer.layer_decay=-1", "schedule.warmup_epochs=-1", "head_warmup_epochs=-1", "data.num_workers=-1"]
+    + ["shape.in_chans=2", "shape.in_chans=4", "data.shrink_px=-1"]
     + ["mix.mixup=-1", "mix.probability=2", "mix.label_smoothing=1.5", "augment.erase=2", "augment.crop=x"],
 )
 def test_values_out_of_range(assignment):
@@ -290,6 +292,21 @@ def test_a_dry_run(name):
     assert facts["train_flops"] == 6 * round(1e9 * facts["gmacs"]) * facts["images"]
     assert facts["computed_flops"] == facts["step_flops"] * facts["steps"] >= 0.95 * facts["train_flops"]
     assert facts["activation_bytes"] > min(facts["activation_bytes_of"].values())
+
+
+def test_a_dry_run_looks_at_the_validation_images_too(tmp_path):
+    for place in ("train/cat", "train/dog", "val/cat", "val/owl"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / place / "a.png")
+    with pytest.raises(DeepcaitError, match="owl"):
+        plan(load_recipe("demo", [f"data.source=folder:{tmp_path}"]), lambda line: None)
+
+
+def test_a_dry_run_without_any_learning():
+    still = ["optimizer.lr=0", "schedule.min_lr=0", "schedule.warmup_lr=0"]
+    lines: list[str] = []
+    assert set(plan(load_recipe("demo", still), lines.append)["lr"].values()) == {0}
+    assert any(line.strip() == f"[{' ' * 60}]" for line in lines)
 
 
 @pytest.mark.parametrize("name", sorted(set(recipe_names()) - set(CHEAP)))

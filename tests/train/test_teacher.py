@@ -113,9 +113,27 @@ def test_sizes(factory, wanted, own, size):
     assert (module.shown[-1] - direct).abs().max() < 1e-4
 
 
-def test_a_size_that_is_none(factory):
+@pytest.mark.parametrize("size", ["big", 0, -3])
+def test_a_size_that_is_none(factory, size):
     with pytest.raises(ConfigError, match="own, student or a side"):
-        load_teacher(Teacher(spec=factory(Remembers), img_size="big"), SEEN, CLASSES)
+        load_teacher(Teacher(spec=factory(Remembers), img_size=size), SEEN, CLASSES)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"mean": (0.5, 0.5)}, {"std": (1.0, 1.0)}, {"std": (0.2, 0.0, 0.2)}, {"std": (-1.0,)}]
+)
+def test_a_normalisation_that_cannot_be(factory, settings):
+    with pytest.raises(ConfigError, match=r"one value a channel \(3\) and std above 0"):
+        load_teacher(Teacher(spec=factory(Remembers), **settings), SEEN, CLASSES)
+
+
+def test_a_teacher_whose_answers_are_no_numbers(factory):
+    class Broken(Remembers):
+        def forward(self, images):
+            return super().forward(images) * float("nan")
+
+    with pytest.raises(ConfigError, match="logits that are numbers"):
+        load_teacher(Teacher(spec=factory(Broken)), SEEN, CLASSES)
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
@@ -227,6 +245,14 @@ def test_factories_that_are_not_there(spec):
     with pytest.raises(ConfigError, match="package.module:factory") as caught:
         load_teacher(Teacher(spec=spec), SEEN, CLASSES)
     assert "PYTHONPATH" in caught.value.remedy
+
+
+def test_a_module_that_fails_while_it_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "broken_teacher.py").write_text("raise RuntimeError('no licence')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="got RuntimeError: no licence") as caught:
+        load_teacher(Teacher(spec="python:broken_teacher:build"), SEEN, CLASSES)
+    assert caught.value.remedy == "Mend the module."
 
 
 def test_a_factory_that_builds_no_module(factory):
