@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 _PLAIN_LINE_EVERY_S = 10.0
 
@@ -18,25 +19,47 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def print_any_character() -> None:
+    """Let stdout show what its encoding lacks (in names of files, classes) as \\u escapes; stderr does so already."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def print_nowhere(stream: TextIO) -> None:
+    """Send what is still printed to a stream, and what waits in it, nowhere: nobody can read it any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 class Console:
     """Where a verb prints. Every method prints in the main process only.
 
     Args:
         json: the verb was called with --json: stdout carries one JSON value and nothing else.
+        narrates: what counts is what the verb makes, not its lines: it goes on where nobody reads them any more
+            (`deepcait train ... | head`). Elsewhere that ends the command.
     """
 
-    def __init__(self, *, json: bool = False) -> None:
+    def __init__(self, *, json: bool = False, narrates: bool = False) -> None:
         self.json = json
+        self.narrates = narrates
 
     def say(self, text: str = "") -> None:
         """Print a line of the result: to stdout, or to stderr where stdout belongs to JSON."""
         if is_main_process():
-            print(text, file=sys.stderr if self.json else sys.stdout, flush=True)
+            self._print(text, sys.stderr if self.json else sys.stdout)
 
     def note(self, text: str) -> None:
         """Print what is no result (progress, warnings) to stderr."""
         if is_main_process():
-            print(text, file=sys.stderr, flush=True)
+            self._print(text, sys.stderr)
+
+    def _print(self, text: str, stream: TextIO) -> None:
+        try:
+            print(text, file=stream, flush=True)
+        except BrokenPipeError:
+            if not self.narrates:
+                raise
+            print_nowhere(stream)
 
     def result(self, value: Any) -> None:
         """Print the JSON value; does nothing without --json.

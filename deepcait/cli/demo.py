@@ -42,7 +42,7 @@ def run(args: Args) -> int | None:
     from deepcait.train.run import require_startable
 
     began = time.monotonic()
-    console = Console(json=args.json)
+    console = Console(json=args.json, narrates=True)
     folder = args.out or _free_folder()
     require_startable(folder, resume=False)
     nano, test = load("builtin:nano", device="cpu"), open_source("builtin:demo", "test")

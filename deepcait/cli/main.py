@@ -14,9 +14,10 @@ import textwrap
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
+from typing import TextIO
 
 from deepcait.cli import exits
-from deepcait.cli.console import is_main_process
+from deepcait.cli.console import is_main_process, print_any_character, print_nowhere
 from deepcait.cli.options import parse_options
 from deepcait.errors import ConfigError, DeepcaitError, Stopped
 
@@ -50,28 +51,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in argv
+    print_any_character()
     try:
         return _run(argv)
     except DeepcaitError as error:
         return _mistake(error.problem, error.remedy, as_json)
     except BrokenPipeError:
         # Whoever read our output has had enough (`deepcait models | head`): the rest goes nowhere, quietly.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print_nowhere(sys.stdout)
         return exits.DONE
-    except OSError as error:
-        mistake = _file_mistake(error)
-        return _defect() if mistake is None else _mistake(*mistake, as_json)
     except Stopped as stopped:
         return _end(str(stopped), exits.STOPPED)
     except exits.Refused as refused:
         return _end(str(refused), exits.REFUSED)
     except KeyboardInterrupt:
         return _end("interrupted", 130)
-    except ImportError as error:
-        mistake = _missing_package(error)
+    except Exception as error:
+        mistake = _mendable(error)
         return _defect() if mistake is None else _mistake(*mistake, as_json)
-    except Exception:
-        return _defect()
 
 
 def _run(argv: list[str]) -> int:
@@ -122,13 +119,11 @@ def _print_verbs() -> None:
 def _mistake(problem: str, remedy: str, as_json: bool) -> int:
     """What the user can mend: one paragraph on stderr, or one JSON object on stdout."""
     if is_main_process():
-        if as_json:
-            print(json.dumps({"error": problem, "remedy": remedy}), flush=True)
-        else:
+        told = as_json and _tell(json.dumps({"error": problem, "remedy": remedy}), sys.stdout)
+        if not told:
             for label, text in (("error", problem), ("remedy", remedy)):
                 line = f"{label}: {' '.join(text.split())}"
-                wrapped = textwrap.fill(line, _LINE_WIDTH, break_long_words=False, break_on_hyphens=False)
-                print(wrapped, file=sys.stderr, flush=True)
+                _tell(textwrap.fill(line, _LINE_WIDTH, break_long_words=False, break_on_hyphens=False), sys.stderr)
     return exits.MISTAKE
 
 
@@ -141,8 +136,31 @@ def _defect() -> int:
 
 def _end(text: str, code: int) -> int:
     if is_main_process():
-        print(text, file=sys.stderr, flush=True)
+        _tell(text, sys.stderr)
     return code
+
+
+def _tell(text: str, stream: TextIO) -> bool:
+    """Print what ended the command; False where that can't be (a full disk, nobody who reads)."""
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        print_nowhere(stream)
+        return False
+    return True
+
+
+def _mendable(error: Exception) -> tuple[str, str] | None:
+    """Problem and remedy of an exception of Python's own that the user can mend; None where it is our defect."""
+    if isinstance(error, OSError):
+        return _file_mistake(error)
+    if isinstance(error, ImportError):
+        return _missing_package(error)
+    if isinstance(error, UnicodeEncodeError) and "\udc80" <= error.object[error.start] <= "\udcff":
+        # So Python writes the bytes of a file name that are no UTF-8.
+        around = error.object[max(0, error.start - 20) : error.end + 20]
+        return f"expected names of files and folders in UTF-8, got {ascii(around)}.", "Rename it."
+    return None
 
 
 def _file_mistake(error: OSError) -> tuple[str, str] | None:

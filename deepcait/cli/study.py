@@ -70,7 +70,7 @@ def run(args: Args) -> int | None:
     from deepcait.study.run import run_study, start_study
     from deepcait.study.table import markdown
 
-    console = Console(json=args.json)
+    console = Console(json=args.json, narrates=True)
     only = tuple(name.strip() for name in args.only.split(",") if name.strip())
     grid = load_grid(args.name).only(only)
     wished = _wished(args, grid, only)

@@ -60,7 +60,7 @@ def run(args: Args) -> int | None:
     from deepcait.train.journal import read_state
     from deepcait.train.run import resumed_recipe, train
 
-    console = Console(json=args.json)
+    console = Console(json=args.json, narrates=True)
     goes_on = args.resume and (args.out / "config.yaml").exists()
     recipe = resumed_recipe(args.out, _given(args, args.out / "config.yaml")) if goes_on else _recipe(args)
     if args.dry_run:

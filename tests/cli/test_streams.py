@@ -1,0 +1,75 @@
+"""What is printed where a terminal knows few characters, nobody reads, or names are no text."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+DEEPCAIT = [sys.executable, "-m", "deepcait"]
+
+
+def start(*words: object, **how) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **how.pop("env", {})}
+    return subprocess.run([*DEEPCAIT, *map(str, words)], env=environment, timeout=240, **how)
+
+
+@pytest.mark.process
+def test_a_terminal_that_lacks_the_characters_shows_escapes(model_folder, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "grün-猫.png")
+    done = start("predict", model_folder, tmp_path, capture_output=True, env={"PYTHONIOENCODING": "latin-1"})
+    assert done.returncode == 0, done.stderr
+    assert "grün-\\u732b.png" in done.stdout.decode("latin-1")
+
+
+def test_names_that_are_no_utf_8_are_one_paragraph(run, model_folder, tmp_path):
+    name = os.fsencode(tmp_path) + b"/k\xfftze.png"
+    try:
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+        os.rename(tmp_path / "a.png", name)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    code, out, _ = run("predict", model_folder, tmp_path)
+    assert code == 0
+    assert "k\\udcfftze.png" in out
+    code, _, err = run("predict", model_folder, tmp_path, "--out", tmp_path / "a.csv")
+    assert code == 2
+    assert "UTF-8" in err
+    assert "k\\udcfftze.png" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "a.csv").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.process
+def test_a_full_stdout_is_told_on_stderr_with_json_too():
+    with open("/dev/full", "w") as full:
+        done = start("models", "--json", stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert b"room on the disk" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.process
+def test_a_mistake_that_nobody_reads_keeps_its_exit_code():
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert start("info", "nothing", stderr=writer, stdout=subprocess.PIPE).returncode == 2
+    os.close(writer)
+
+
+@pytest.mark.process
+def test_a_training_goes_on_where_nobody_reads_its_lines(photos, tmp_path):
+    """0 means done: a run that ends with its reader would say so too early."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = ("train", "--data", photos, "--out", tmp_path / "run", "--model", "builtin:nano", "--set", "epochs=1")
+    done = start(*words, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"
