@@ -42,7 +42,7 @@ class Lane:
     @property
     def quartiles_s(self) -> list[float]:
         """Quartiles over all calls."""
-        return quantiles(self.calls_s, n=4) if len(self.calls_s) > 1 else self.calls_s * 3
+        return quantiles(self.calls_s, n=4, method="inclusive") if len(self.calls_s) > 1 else self.calls_s * 3
 
     @property
     def p95_s(self) -> float:
@@ -102,5 +102,5 @@ def ratio(ours: Lane, peer: Lane) -> dict[str, float | list[float]]:
     each = [median(theirs) / median(own) for own, theirs in zip(ours.turns, peer.turns, strict=True)]
     return {
         "ratio": peer.median_s / ours.median_s,
-        "quartiles": quantiles(each, n=4) if len(each) > 1 else each * 3,
+        "quartiles": quantiles(each, n=4, method="inclusive") if len(each) > 1 else each * 3,
     }

@@ -14,7 +14,7 @@ from torch import nn
 from deepcait.bench.clock import Lane, require_count, take_turns
 from deepcait.bench.inference import SEED, build_peer, processor
 from deepcait.bench.memory import live_bytes
-from deepcait.bench.train import Contestant, build_step
+from deepcait.bench.train import Contestant, build_step, require_classes
 from deepcait.inference.fold import fold
 from deepcait.model import CaiT, CaiTConfig
 from deepcait.model.networks import config_of
@@ -87,7 +87,7 @@ def compare_cost(
         slope between neighbours.
 
     Raises:
-        ConfigError: fewer than 2 rounds; a model that timm doesn't have.
+        ConfigError: fewer than 2 rounds; a model that timm doesn't have, or without classes.
     """
     require_count("--rounds", rounds, least=2)
     require_count("--threads", threads)
@@ -95,6 +95,7 @@ def compare_cost(
     torch.set_num_threads(threads)
     config = config_of(describe(spec)["config"])
     require_known_to_timm(config)
+    require_classes(config)
     points = grow(config) if points is None else points
     rows = []
     for number, point in enumerate(points):

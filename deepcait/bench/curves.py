@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
-from deepcait.errors import ConfigError
+from deepcait.optional import require
+from deepcait.weights.atomic import write_bytes
 
 _COLOURS = {"ours": "#2b6cb0", "timm": "#b7791f"}
 _STYLES = {"inference": "-o", "training": "--s"}
@@ -43,18 +45,12 @@ def draw_cost(result: dict[str, Any], path: Path) -> None:
             place.grid(alpha=0.3)
             place.legend(fontsize=7, title="exponent", title_fontsize=7)
     figure.suptitle(f"{result['model']}, {result['threads']} threads, float32", fontsize=10)
-    figure.savefig(path, format="png", dpi=100, metadata={"Software": None})
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+    write_bytes(path, buffer.getvalue())
 
 
 def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            "--out: expected the package matplotlib for the curves, got none.",
-            remedy='Run `pip install "deepcait[explain]"`, or measure without --out.',
-        ) from None
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    require("matplotlib.backends.backend_agg", asked="--out, for the curves", extra="explain")
+    figure_class = require("matplotlib.figure", asked="--out, for the curves", extra="explain").Figure
+    return figure_class(figsize=(width, height), layout="constrained")

@@ -89,7 +89,7 @@ def compare_loaders(
     return {
         **{name: median(speeds[ours]) / median(speeds[peer]) for name, (ours, peer) in pairs.items()},
         "images_per_s": {name: median(values) for name, values in speeds.items()},
-        "quartiles": {name: quantiles(values, n=4) for name, values in each.items()},
+        "quartiles": {name: quantiles(values, n=4, method="inclusive") for name, values in each.items()},
         "rounds": rounds,
         "num_images": len(pictures.source),
         "images_per_round": len(pictures),

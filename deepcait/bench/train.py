@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from deepcait.bench.clock import Lane, ratio, require_count, take_turns
 from deepcait.bench.inference import SEED, build_pair, processor
 from deepcait.bench.work import Work
-from deepcait.model import CaiT
+from deepcait.errors import ConfigError
+from deepcait.model import CaiT, CaiTConfig
 from deepcait.train.compute import autocast, set_compute
 from deepcait.train.footprint import kept_bytes
 from deepcait.train.journal import environment
@@ -78,7 +79,7 @@ def compare_training(
         ours by default against timm eager, `train_ratio_compiled` against timm compiled.
 
     Raises:
-        ConfigError: numbers that make no sense, a model that timm doesn't have, no compiler.
+        ConfigError: numbers that make no sense, a model that timm doesn't have or without classes, no compiler.
     """
     require_count("--rounds", rounds, least=2)
     require_count("--batch", batch)
@@ -86,6 +87,7 @@ def compare_training(
     threads = torch.get_num_threads() if threads is None else threads
     torch.set_num_threads(threads)
     ours, peer = build_pair(spec)
+    require_classes(ours.config)
     contestants = _contestants(ours.train(), peer.train(), Compute(precision=precision), compiled)
     images_BCHW = torch.randn(batch, ours.config.in_chans, *ours.config.img_size)
     labels_B = torch.randint(0, ours.num_classes, (batch,))
@@ -110,6 +112,19 @@ def compare_training(
         "allocator": {key: value for key, value in os.environ.items() if key.startswith(_ALLOCATOR)},
         "environment": environment(),
     }
+
+
+def require_classes(config: CaiTConfig) -> None:
+    """Pass for a model that can be trained.
+
+    Raises:
+        ConfigError: one that gives features.
+    """
+    if config.num_classes < 1:
+        raise ConfigError(
+            "a training step: expected a model with classes, got one that gives features.",
+            remedy="Measure it without --train and --cost, or give the model a head.",
+        )
 
 
 def _contestants(ours: CaiT, peer: nn.Module, compute: Compute, compiled: bool) -> list[Contestant]:
