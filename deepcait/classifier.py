@@ -18,6 +18,7 @@ from deepcait.errors import ConfigError, ShapeError, WeightsError
 from deepcait.explain import DEFAULT_METHODS, Explanation, explain_image
 from deepcait.inference.engines import build_engine
 from deepcait.model import CaiT
+from deepcait.train.processes import choose_device
 from deepcait.weights import resolve, save_artefact
 from deepcait.weights.imagenet import readable
 
@@ -84,7 +85,8 @@ class Classifier:
         story: recipe, metrics and provenance that travel with the model when it is saved.
 
     Raises:
-        ConfigError: a model without a head, classes that are not as many as its rows, or an engine that can't run.
+        ConfigError: a model without a head, classes that are not as many as its rows, a device that is not here,
+            or an engine that can't run.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class Classifier:
                 f"classes: expected {model.num_classes} names, got {len(classes)}.",
                 remedy="Give the names in the order of the head's rows.",
             )
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = choose_device(str(device or "auto"))
         self.model = model.eval().to(self.device)
         self.network: nn.Module = self.model
         if engine is not None:

@@ -111,6 +111,9 @@ def _require_sound(args: Args) -> None:
         raise ConfigError("eval: expected a model, got none.", remedy="deepcait eval SPEC --data FOLDER")
     require_protocol(args.protocol)
     _sizes(args.img_size)
+    for option, count, least in (("--batch-size", args.batch_size, 1), ("--workers", args.workers, 0)):
+        if count is not None and count < least:
+            raise ConfigError(f"{option}: expected {least} or more, got {count}.", remedy="Leave it out.")
     if args.out is not None:
         require_file(args.out, TABLE_SUFFIXES, "--out")
     if args.per_image is not None:

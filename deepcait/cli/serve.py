@@ -8,6 +8,7 @@ Examples:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -71,6 +72,14 @@ def run(args: Args) -> int | None:
         ) from error
     if args.threads is not None and args.threads < 1:
         raise ConfigError(f"--threads: expected 1 or more, got {args.threads}.", remedy="Give 1, or more.")
+    for option, number in (
+        ("--max-wait-ms", args.max_wait_ms),
+        ("--max-megabytes", args.max_megabytes),
+        ("--max-megapixels", args.max_megapixels),
+        ("--deadline-s", args.deadline_s),
+    ):
+        if not 0 <= number < math.inf:
+            raise ConfigError(f"{option}: expected a number of 0 or more, got {number}.", remedy="Leave it out.")
     limits = Limits(
         max_batch=args.max_batch,
         max_wait_s=args.max_wait_ms / 1000,

@@ -288,6 +288,7 @@ def test_thinned_out_at_even_distances(run):
         (["RUN", "--images", "0"], "--images: expected 1 or more"),
         (["RUN", "--out", "no/such/folder/x.html"], "no folder no/such/folder"),
         (["RUN", "--data", "no/such/data", "--device", "tpu"], "tpu"),
+        (["RUN", "--data", "no/such/data"], "no/such/data"),
         (["RUN", "nowhere"], "nowhere"),
     ],
 )
