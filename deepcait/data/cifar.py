@@ -147,7 +147,7 @@ def read_pickle(file: str, data: bytes) -> Any:
 def _require_bounded(data: bytes) -> None:
     """Raise for what costs far more memory than the pickle is long: its memo is a list up to the largest index."""
     for opcode, argument, position in pickletools.genops(data):
-        if "PUT" in opcode.name and argument >= len(data):
+        if "PUT" in opcode.name and isinstance(argument, int) and argument >= len(data):
             raise pickle.UnpicklingError(f"the memo index {argument:,} in {len(data):,} bytes, at byte {position}")
 
 
