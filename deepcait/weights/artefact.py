@@ -47,6 +47,7 @@ from deepcait.weights.timm_layout import (
     read_classes,
     read_pretrained_cfg,
     require_cait,
+    require_forms,
 )
 
 FORMAT = 1
@@ -262,7 +263,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise WeightsError(
             f"{path}: expected a description of a model, got {error.strerror!r}.", remedy=remedy
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: expected JSON, got something else ({error}).", remedy=remedy) from error
     section = description.get("deepcait") or {} if isinstance(description, dict) else None
     if not isinstance(section, dict):
@@ -271,6 +272,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise WeightsError(
             f"{path}: expected format {FORMAT}, got {section.get('format')!r}.", remedy="Use a newer deepcait."
         )
+    require_forms(path, description, section)
     return description
 
 

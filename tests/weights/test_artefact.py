@@ -332,3 +332,42 @@ def test_sizes_beyond_the_weights_build_nothing(tiny, tmp_path, change):
     (folder / "config.json").write_text(json.dumps(description))
     with pytest.raises(WeightsError, match="as the weights have it|parameters that their sizes promise"):
         resolve(folder)
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("pretrained_cfg", None),
+        ("pretrained_cfg", "x"),
+        ("pretrained_cfg", [1]),
+        ("label_names", 5),
+        ("label_names", {"a": "ant"}),
+        ("label_names", "abcde"),
+        ("model_args", [1]),
+        ("deepcait.preprocessing", "x"),
+        ("deepcait.provenance", "x"),
+        ("deepcait.metrics", "x"),
+        ("deepcait.evaluated", 7),
+        ("deepcait.config", None),
+    ],
+)
+def test_fields_of_another_form_are_named(tiny, tmp_path, own, field, value):
+    folder = save(tmp_path / "m", tiny())
+    description = json.loads((folder / "config.json").read_text())
+    place, _, key = field.rpartition(".")
+    if not own:
+        if place:
+            return
+        del description["deepcait"]
+    (description[place] if place else description)[key] = value
+    (folder / "config.json").write_text(json.dumps(description))
+    with pytest.raises(WeightsError, match=f"expected {key if key == 'config' else field} as"):
+        resolve(folder)
+
+
+def test_json_of_a_hundred_thousand_brackets(tiny, tmp_path):
+    folder = save(tmp_path / "m", tiny())
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(WeightsError, match="expected JSON"):
+        read_artefact(folder)
