@@ -146,7 +146,8 @@ def require_forms(origin: str | Path, description: Mapping[str, Any], section: M
         if not isinstance(value, Mapping) and (required or value is not None):
             raise _other_form(origin, field, "an object", value)
     names = {key: description.get(key) for key in ("label_names", "labels")}
-    for field, value in (names | {"pretrained_cfg.label_names": objects["pretrained_cfg"].get("label_names")}).items():
+    names["pretrained_cfg.label_names"] = description.get("pretrained_cfg", {}).get("label_names")
+    for field, value in names.items():
         by_index = isinstance(value, Mapping) and all(re.fullmatch("[0-9]{1,9}", str(key)) for key in value)
         if not (value is None or isinstance(value, list) or by_index):
             raise _other_form(origin, field, "a list of names, or names by index", value)
