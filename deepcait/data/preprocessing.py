@@ -77,7 +77,8 @@ class Preprocessing:
         _require(len(self.mean) > 0 and all(map(math.isfinite, self.mean)), "mean", "a number a channel", self.mean)
         _require(len(self.std) == len(self.mean), "std", f"{len(self.mean)} numbers like mean", self.std)
         _require(all(0 < value < math.inf for value in self.std), "std", "positive numbers", self.std)
-        _require(self.interpolation in _INTERPOLATIONS, "interpolation", ", ".join(_INTERPOLATIONS), self.interpolation)
+        known = isinstance(self.interpolation, str) and self.interpolation in _INTERPOLATIONS
+        _require(known, "interpolation", ", ".join(_INTERPOLATIONS), self.interpolation)
         _require(self.resampler in ("pillow", "torch"), "resampler", "pillow or torch", self.resampler)
         fits = isinstance(self.crop_ratio, (int, float)) and _MIN_CROP_RATIO <= self.crop_ratio <= 1
         _require(fits, "crop_ratio", f"a number from {_MIN_CROP_RATIO} to 1", self.crop_ratio)

@@ -196,8 +196,16 @@ def foreign_config(folder: Path, description: Mapping[str, Any], state_dict: Sta
 
 
 def read_pretrained_cfg(description: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the pretrained_cfg in a config.json, old form or new, with what only our section knows."""
+    """Return the pretrained_cfg in a config.json, old form or new, with what only our section knows.
+
+    Raises:
+        WeightsError: mean or std are no lists of numbers.
+    """
     cfg = dict(description.get("pretrained_cfg", description)) | dict(section.get("preprocessing") or {})
+    for key in ("mean", "std"):
+        value = cfg.get(key, [0.5])
+        if not (isinstance(value, list) and value and all(type(one) in (int, float) for one in value)):
+            raise _other_form("config.json", key, "a list of numbers, one a channel", value)
     cfg["architecture"] = description.get("architecture")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in cfg.items()}
 

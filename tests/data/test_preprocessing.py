@@ -175,6 +175,7 @@ def test_one_readable_line():
         ("mean", (float("nan"),) * 3),
         ("std", (0.0, 1.0, 1.0)),
         ("interpolation", "random"),
+        ("interpolation", ["bicubic"]),
         ("crop_ratio", 0.0),
         ("crop_ratio", 0.001),
         ("crop_ratio", 1.1),

@@ -371,3 +371,14 @@ def test_json_of_a_hundred_thousand_brackets(tiny, tmp_path):
     (folder / "config.json").write_text("[" * 100_000)
     with pytest.raises(WeightsError, match="expected JSON"):
         read_artefact(folder)
+
+
+@pytest.mark.parametrize("key", ["mean", "std"])
+@pytest.mark.parametrize("value", [None, 5, "abc", [], ["a", "b", "c"], {"a": 1}, [[1], 2, 3]])
+def test_means_that_are_no_numbers(tiny, tmp_path, key, value):
+    folder = save(tmp_path / "m", tiny())
+    description = json.loads((folder / "config.json").read_text())
+    description["pretrained_cfg"][key] = value
+    (folder / "config.json").write_text(json.dumps(description))
+    with pytest.raises(WeightsError, match=f"expected {key} as a list of numbers"):
+        resolve(folder)
