@@ -178,6 +178,8 @@ def _file_mistake(error: OSError) -> tuple[str, str] | None:
         return f"{path}: expected access, got none.", "Check its permissions, or give another path."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{path}: expected room on the disk, got a full one.", "Free some space, or give another path."
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{str(path)[:80]}...: expected a path, got a name that is too long.", "Check the path."
     if error.errno == errno.EROFS:
         return f"{path}: expected a disk to write on, got a read-only one.", "Give another path."
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def load_cars(root: str) -> tuple[Table, FileReader]:
     Raises:
         DataError: a file is missing, or holds something else; also test annotations without labels.
     """
-    path = Path(root).expanduser()
+    path = Path(os.path.expanduser(root))
     for folder in (path, path / "stanford_cars"):
         if (folder / "cars_annos.mat").is_file():
             annotations = folder / "cars_annos.mat"
@@ -73,7 +74,7 @@ def load_cars(root: str) -> tuple[Table, FileReader]:
 
 def inat_splits(root: str, year: int) -> list[str]:
     """Which of train and val have an annotation file below the root."""
-    return [split for split in _INAT_SPLITS if (Path(root).expanduser() / f"{split}{year}.json").is_file()]
+    return [split for split in _INAT_SPLITS if (Path(os.path.expanduser(root)) / f"{split}{year}.json").is_file()]
 
 
 def open_inat(root: str, year: int, split: str | None, classes: Sequence[str] | None) -> TableSource:
@@ -84,7 +85,7 @@ def open_inat(root: str, year: int, split: str | None, classes: Sequence[str] | 
     Raises:
         DataError: no such split, or files that hold something else.
     """
-    path = Path(root).expanduser()
+    path = Path(os.path.expanduser(root))
     found = inat_splits(root, year)
     wanted = found if split is None else [name for name in found if name == split]
     if not wanted:
@@ -147,7 +148,7 @@ def _car_names(file: Path) -> list[str]:
 
 
 def _inner(root: str, file: str, folder: str) -> Path:
-    path = Path(root).expanduser()
+    path = Path(os.path.expanduser(root))
     return path if (path / file).is_file() else path / folder if (path / folder / file).is_file() else path
 
 

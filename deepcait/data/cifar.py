@@ -7,7 +7,9 @@ handed on as BMP. Names are <class>/<number in its split>.png, as in a folder of
 from __future__ import annotations
 
 import io
+import os
 import pickle
+import pickletools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +106,7 @@ def load_cifar(kind: str, root: str) -> tuple[Table, CifarReader]:
     Raises:
         DataError: no such files, or others than the official ones.
     """
-    folder, archive = _find(kind, Path(root).expanduser())
+    folder, archive = _find(kind, Path(os.path.expanduser(root)))
     names = _class_names(folder, archive)
     files: list[str] = []
     places: list[tuple[int, int]] = []
@@ -133,12 +135,20 @@ def read_pickle(file: str, data: bytes) -> Any:
         DataError: anything else is in it.
     """
     try:
+        _require_bounded(data)
         return _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
     except Exception as error:  # damaged pickles raise nearly anything
         raise DataError(
             f"{file}: expected a pickle of plain arrays as in the official archive, got {error}.",
             remedy="Fetch the official archive again.",
         ) from error
+
+
+def _require_bounded(data: bytes) -> None:
+    """Raise for what costs far more memory than the pickle is long: its memo is a list up to the largest index."""
+    for opcode, argument, position in pickletools.genops(data):
+        if "PUT" in opcode.name and isinstance(argument, int) and argument >= len(data):
+            raise pickle.UnpicklingError(f"the memo index {argument:,} in {len(data):,} bytes, at byte {position}")
 
 
 class _Array:

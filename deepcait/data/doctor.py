@@ -65,7 +65,7 @@ def examine(
         DataError: nothing is there, or no split can be opened.
     """
     kind, place = parse_spec(spec)
-    root = Path(place).expanduser() if kind == "folder" else None
+    root = Path(os.path.expanduser(place)) if kind == "folder" else None
     findings = look_around(root) if root else []
     sources, unusable = _open_splits(spec, class_names(root) if root else None)
     total = sum(len(source) for source in sources.values())

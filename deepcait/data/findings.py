@@ -25,7 +25,7 @@ KINDS = {
     "near_leak": (WARNING, "pictures that look alike in two splits"),
     "class_missing": (WARNING, "classes without a picture in a split"),
     "imbalance": (WARNING, "classes of very different size"),
-    "class_names_alike": (WARNING, "class names that differ in case or blanks only"),
+    "class_names_alike": (WARNING, "class names that differ in case, blanks, dashes or accents' coding only"),
     "wrong_extension": (WARNING, "files whose suffix belies their format"),
     "tiny": (WARNING, "pictures of a few pixels"),
     "huge": (WARNING, "pictures that cost much to decode"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from deepcait.data.source import Source, Subset
+from deepcait.data.stored import write_whole
 from deepcait.errors import DataError
 
 
@@ -21,16 +23,12 @@ def write_fix_list(path: str | os.PathLike[str], places: Sequence[str]) -> None:
             raise DataError(
                 f"{os.fspath(path)}: expected paths of one line, got {place!r}.", remedy="Rename that file by hand."
             )
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     text = "".join(_absolute(place) + "\n" for place in places)
     try:
-        unfinished.write_bytes(text.encode("utf-8", "surrogateescape"))
-        os.replace(unfinished, path)
+        write_whole(Path(path), text.encode("utf-8", "surrogateescape"))
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise DataError(
-            f"{path}: expected to write the fix list here, got {error}.", remedy="Give another path."
+            f"{os.fspath(path)}: expected to write the fix list here, got {error}.", remedy="Give another path."
         ) from error
 
 
@@ -41,12 +39,13 @@ def read_fix_list(path: str | os.PathLike[str]) -> list[str]:
         DataError: no such file, or one that can't be read.
     """
     try:
-        text = Path(path).expanduser().read_bytes().decode("utf-8", "surrogateescape")
+        data = Path(os.path.expanduser(path)).read_bytes()
     except OSError as error:
         raise DataError(
             f"{os.fspath(path)}: expected a fix list, got {error.strerror}.",
             remedy="`deepcait doctor --data D --fix-list FILE` writes one.",
         ) from error
+    text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
     return [_absolute(line) for line in text.replace("\r", "").split("\n") if line.strip()]
 
 

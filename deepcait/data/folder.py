@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -146,11 +147,20 @@ def subfolders(folder: Path) -> list[str]:
     """
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
     except OSError as error:
         raise DataError(
-            f"{folder}: expected a readable folder, got {error}.", remedy="Check its permissions."
+            f"{folder}: expected a readable folder, got {error}.", remedy="Check the path and its permissions."
         ) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself leads nowhere, like one to nothing
+            return False
+        raise
 
 
 def _class_files(folder: Path, *, may_be_empty: bool) -> list[tuple[str, list[str]]]:

@@ -169,7 +169,7 @@ def list_images(path: str | os.PathLike[str]) -> list[Path]:
 def walk_images(folder: Path) -> list[str]:
     """Names of all images below `folder`, relative, with "/" between parts, in natural order.
 
-    Links to folders are followed, except a link to a folder that contains it.
+    Links to folders are followed, except a link to a folder that contains it, or that is being walked already.
 
     Raises:
         DataError: a folder can't be listed.
@@ -177,7 +177,7 @@ def walk_images(folder: Path) -> list[str]:
     names = []
     for current, subfolders, files in os.walk(folder, followlinks=True, onerror=_refuse_listing):
         subfolders[:] = [
-            name for name in subfolders if not name.startswith(".") and not _leads_back(os.path.join(current, name))
+            name for name in subfolders if not name.startswith(".") and not _leads_back(folder, Path(current, name))
         ]
         prefix = Path(current).relative_to(folder).as_posix()
         prefix = "" if prefix == "." else prefix + "/"
@@ -288,12 +288,13 @@ def is_visible_image(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def _leads_back(folder: str) -> bool:
-    """Whether a link points at a folder that contains it: following it would never end."""
-    if not os.path.islink(folder):
+def _leads_back(root: Path, place: Path) -> bool:
+    """Whether a link points at a folder on the way from `root` to it, or at one above: following it would not end."""
+    if not place.is_symlink():
         return False
-    target, parent = os.path.realpath(folder), os.path.realpath(os.path.dirname(folder))
-    return os.path.commonpath([target, parent]) == target
+    target = os.path.realpath(place)
+    way = [place.parent, *(above for above in place.parent.parents if above.is_relative_to(root))]
+    return any(os.path.commonpath([target, os.path.realpath(above)]) == target for above in way)
 
 
 def _refuse_listing(error: OSError) -> None:

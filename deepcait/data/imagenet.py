@@ -8,6 +8,7 @@ ImageNet-V2's folders 0 to 999 sorted as text.
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -63,7 +64,7 @@ def open_imagenet(root: str, split: str | None, classes: Sequence[str] | None) -
     splits: list[str | None] = []
     for name in wanted:
         if name in flat:
-            own = _flat_labels(Path(root).expanduser(), folders[name])
+            own = _flat_labels(Path(os.path.expanduser(root)), folders[name])
             files, own_labels = list(own), list(own.values())
         else:
             listed = open_folder(base, name)
@@ -88,7 +89,7 @@ def open_imagenet_v2(root: str, split: str | None, classes: Sequence[str] | None
     Raises:
         DataError: other folders, or more pictures: the faulty archive of December 2020 has wnids or 20 in each.
     """
-    path = Path(root).expanduser()
+    path = Path(os.path.expanduser(root))
     inner = subfolders(path) if path.is_dir() else []
     if len(inner) == 1 and not inner[0].isdecimal():
         path = path / inner[0]
@@ -126,7 +127,7 @@ def _integer_names(num_classes: int) -> list[str]:
 
 def _split_folders(root: str) -> dict[str, Path]:
     """The folders of the splits, those with class folders and those without."""
-    path = Path(root).expanduser()
+    path = Path(os.path.expanduser(root))
     if (path / "ILSVRC" / "Data" / "CLS-LOC").is_dir():
         path = path / "ILSVRC" / "Data" / "CLS-LOC"
     names = subfolders(path)  # raises where there is no such folder

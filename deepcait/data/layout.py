@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,7 +99,8 @@ def _hidden_folders(folder: Path) -> list[Path]:
 def _names_alike(folder: Path, names: Sequence[str]) -> list[Finding]:
     alike: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        alike["".join(name.casefold().replace("_", "").replace("-", "").split())].append(name)
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        alike["".join(plain.replace("_", "").replace("-", "").split())].append(name)
     return [
         Finding("class_names_alike", tuple(str(folder / name) for name in group), f"one class or {len(group)}?")
         for group in alike.values()

@@ -22,6 +22,7 @@ COLUMNS = {
     "split": ("split", "subset", "partition", "set"),
 }
 _MAX_CELL = 2**17
+_MAX_DIGITS = 18  # of a class index
 _NO_FILE = "Manifests list files; parquet that holds the pictures themselves has a column image {bytes, path}."
 
 
@@ -124,7 +125,7 @@ def _columns(place: str, header: Sequence[str]) -> tuple[dict[str, int] | None, 
         if column is not None:
             columns[name] = column
     if "path" not in columns:
-        if is_image(words[0]) and len(words) <= len(COLUMNS):
+        if words and is_image(words[0]) and len(words) <= len(COLUMNS):
             return None, []
         raise _missing(place, header)
     return columns, [cell for number, cell in enumerate(header) if number not in columns.values()]
@@ -180,5 +181,11 @@ def _labels(place: str, what: str, cells: Iterable[object], lines: Sequence[int]
         labels.append(cell if cell != "" else None)
     texts = [label for label in labels if isinstance(label, str)]
     if texts and all(text.isascii() and text.isdecimal() for text in texts):
+        for line, label in zip(lines, labels, strict=True):
+            if isinstance(label, str) and len(label) > _MAX_DIGITS:
+                raise DataError(
+                    f"{place}, {what} {line}: expected a class index, got {len(label):,} digits.",
+                    remedy="Mend that row.",
+                )
         return [int(label) if isinstance(label, str) else label for label in labels]
     return labels

@@ -30,6 +30,8 @@ _PIL_MODES = {1: "L", 3: "RGB"}
 # timm's meaning of a configuration that does not say.
 _TIMM_CROP_PCT = 0.875
 _MAX_ASPECT = 32
+# The picture is resized to the model's size divided by this: a thousandth would fill all memory.
+_MIN_CROP_RATIO = 0.1
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Preprocessing:
         mean: of each channel, of values in [0, 1].
         std: of each channel, positive.
         interpolation: nearest, bilinear, bicubic, box, hamming or lanczos; with antialiasing.
-        crop_ratio: share of the resized side that the crop keeps, in (0, 1]; timm's crop_pct.
+        crop_ratio: share of the resized side that the crop keeps, 0.1 to 1; timm's crop_pct.
         resampler: "pillow", bitwise timm's; or "torch", the same filter in less time, up to 2 of 255 levels away
             (`docs/results/data_loader.md`), bicubic and bilinear only. It is not part of what travels with a model.
 
@@ -77,8 +79,8 @@ class Preprocessing:
         _require(all(0 < value < math.inf for value in self.std), "std", "positive numbers", self.std)
         _require(self.interpolation in _INTERPOLATIONS, "interpolation", ", ".join(_INTERPOLATIONS), self.interpolation)
         _require(self.resampler in ("pillow", "torch"), "resampler", "pillow or torch", self.resampler)
-        fits = isinstance(self.crop_ratio, (int, float)) and 0 < self.crop_ratio <= 1
-        _require(fits, "crop_ratio", "a number in (0, 1]", self.crop_ratio)
+        fits = isinstance(self.crop_ratio, (int, float)) and _MIN_CROP_RATIO <= self.crop_ratio <= 1
+        _require(fits, "crop_ratio", f"a number from {_MIN_CROP_RATIO} to 1", self.crop_ratio)
 
     @property
     def channels(self) -> int:

@@ -38,7 +38,7 @@ def find_shards(place: str, suffix: str) -> list[str]:
     """
     if is_url(place):
         return expand_braces(place)
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))
     if not path.is_dir():
         shards = [str(path)] if path.exists() else expand_braces(str(path))
         missing = [shard for shard in shards if not os.path.isfile(shard)]

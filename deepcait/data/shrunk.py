@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
@@ -13,6 +12,7 @@ from PIL import Image
 
 from deepcait.data.image import FORMATS, open_image
 from deepcait.data.source import Sample, Source
+from deepcait.data.stored import write_whole
 from deepcait.errors import ConfigError, DataError
 
 # Part of every key: another way of shrinking must not find what this one wrote.
@@ -79,7 +79,7 @@ def shrunk(source: Source, side_px: int, folder: str) -> Source:
             f"data: expected shrink_px above 0 where data.cache is set, got shrink_px={side_px}, cache={folder!r}.",
             remedy="Set data.shrink_px, for example to 256 for 224 px; or leave data.cache empty.",
         )
-    return Shrunk(source, side_px, Path(folder) if folder else None) if side_px else source
+    return Shrunk(source, side_px, Path(os.path.expanduser(folder)) if folder else None) if side_px else source
 
 
 def shrink(data: bytes, side_px: int, *, name: str) -> bytes:
@@ -112,15 +112,9 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Keep it whole or not at all; workers that write the same at the same time do no harm."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(data + zlib.crc32(data).to_bytes(_CHECKSUM_BYTES, "little"))
-        os.replace(unfinished, path)
+        write_whole(path, data + zlib.crc32(data).to_bytes(_CHECKSUM_BYTES, "little"))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
         raise DataError(
             f"data.cache {path.parent.parent}: expected to write there, got {error.strerror or error}.",
             remedy="Free some space, or name another folder; an empty data.cache keeps nothing.",

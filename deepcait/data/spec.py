@@ -45,7 +45,7 @@ class Kind:
 
 
 def _folder_path(place: str) -> Path:
-    return Path(place).expanduser()
+    return Path(os.path.expanduser(place))
 
 
 def _builtin_path(place: str) -> Path:
@@ -103,9 +103,11 @@ def parse_spec(spec: str | os.PathLike[str]) -> tuple[str, str]:
         DataError: a path that does not exist, or a file of no known kind.
     """
     spec = os.fspath(spec)
+    if not spec:
+        raise DataError("Data: expected a path, got an empty text.", remedy="Give a path; a dot is this folder.")
     # Two letters at least: "C:" is a drive.
     prefixed = re.fullmatch(r"([A-Za-z][A-Za-z0-9-]+):(?!//)(.*)", spec, flags=re.DOTALL)
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     suffix = Path(spec.split("?")[0]).suffix.lower() if is_url(spec) else path.suffix.lower()
     if prefixed and not path.exists():
         kind, place = prefixed.groups()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.data.source import Source, Subset
-from deepcait.data.stored import write_text
+from deepcait.data.stored import write_whole
 from deepcait.errors import ConfigError, DataError
 
 _FORMAT = "deepcait-split-1"
@@ -86,7 +86,7 @@ def write_manifest(
         "train": [name for index, name in enumerate(names) if index not in val],
         "val": [names[index] for index in sorted(val)],
     }
-    write_text(Path(path), json.dumps({"format": _FORMAT, **facts, **parts}, indent=1) + "\n")
+    write_whole(Path(path), (json.dumps({"format": _FORMAT, **facts, **parts}, indent=1) + "\n").encode())
 
 
 def read_manifest(path: str | os.PathLike[str], names: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -105,7 +105,7 @@ def read_manifest(path: str | os.PathLike[str], names: Sequence[str]) -> tuple[l
         raise _not_a_manifest(path, "another format")
     index_of = {name: index for index, name in enumerate(names)}
     missing = [name for name in train + val if name not in index_of]
-    if missing or len(train) + len(val) != len(index_of) or set(train) & set(val):
+    if sorted(train + val) != sorted(names):
         got = f"{missing[0]!r} missing" if missing else "others than the manifest lists"
         raise DataError(
             f"{path}: expected the images that were split then, got {got}.",

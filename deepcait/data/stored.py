@@ -12,12 +12,16 @@ from typing import Any
 from deepcait.data.shards import is_url
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, and the folders above it; processes that write the same do no harm.
+
+    Raises:
+        OSError: it can't be written; an older file is still there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_bytes(data)
         os.replace(unfinished, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -50,7 +54,7 @@ def write_index(place: str, stamp: str, form: str, index: Any) -> Path | None:
     text = json.dumps({"format": form, "stamp": stamp, "index": index}) + "\n"
     for path in places_of_index(place):
         try:
-            write_text(path, text)
+            write_whole(path, text.encode())
         except OSError:
             continue
         return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def read_mask(text: str) -> str | list[str]:
     """
     if text == DATA:
         return DATA
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     try:
         # Some editors put a mark before the first character.
         names = path.read_text(encoding="utf-8-sig").split("\n") if path.is_file() else []

@@ -161,7 +161,7 @@ def read_real_labels(path: str | os.PathLike[str] | None = None) -> list[list[in
                 remedy="Install timm again, or give the published real.json with --real-labels.",
             )
     else:
-        text = Path(path).expanduser().read_text(encoding="utf-8", errors="replace")
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8", errors="replace")
     try:
         labels = json.loads(text)
     except (ValueError, RecursionError):
@@ -238,7 +238,7 @@ def _check_v2(source: Source, num_classes: int) -> list[str]:
 
 def _open_val(protocol: str, place: str, split: str | None) -> Source:
     """ImageNet's validation below a root, or given itself; for ReaL flat and without labels, too."""
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))
     if protocol == "real":
         for folder in (path, path / "val", path / "ILSVRC" / "Data" / "CLS-LOC" / "val"):
             if folder.is_dir() and not subfolders(folder):

@@ -25,10 +25,15 @@ _ACCURACY = {"folder": "top-1", "imagenet": "ImNet top-1", "real": "ReaL top-1",
 def require_file(path: Path, suffixes: Sequence[str], option: str) -> None:
     """Pass for a file that can be written, before any work is done.
 
+    Args:
+        path: of the file.
+        suffixes: endings that it may have; none allows any.
+        option: that asked for it.
+
     Raises:
         ConfigError: another ending, a folder, or no folder to write in.
     """
-    if path.suffix.lower() not in suffixes:
+    if suffixes and path.suffix.lower() not in suffixes:
         raise ConfigError(
             f"{option}: expected a file that ends in {' or '.join(suffixes)}, got {str(path)!r}.",
             remedy="The ending says which form is written.",

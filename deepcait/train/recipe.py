@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -308,7 +309,7 @@ def load_recipe(name_or_path: str, assignments: Sequence[str] = ()) -> Recipe:
 def _find(name_or_path: str, folder: Path) -> Path:
     if name_or_path in recipe_names():
         return RECIPES / f"{name_or_path}.yaml"
-    path = folder / Path(name_or_path).expanduser()
+    path = folder / os.path.expanduser(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         return path
     near = difflib.get_close_matches(name_or_path, recipe_names(), n=1)

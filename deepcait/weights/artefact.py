@@ -32,7 +32,14 @@ from deepcait.model.convnet import ConvNet
 from deepcait.model.networks import config_of
 from deepcait.model.variants import CaiTConfig
 from deepcait.weights.atomic import current, replace_folder
-from deepcait.weights.layouts import StateDict, canonical_keys, read_checkpoint, variant_name
+from deepcait.weights.layouts import (
+    StateDict,
+    canonical_keys,
+    count_blocks,
+    read_checkpoint,
+    require_numbers,
+    variant_name,
+)
 from deepcait.weights.timm_layout import (
     beyond_timm,
     describe_for_timm,
@@ -40,6 +47,7 @@ from deepcait.weights.timm_layout import (
     read_classes,
     read_pretrained_cfg,
     require_cait,
+    require_forms,
 )
 
 FORMAT = 1
@@ -232,6 +240,7 @@ def _read_described(
     if section:
         config = _own_config(folder, section)
         _require_head(folder, config, state_dict)
+        _require_sizes(folder, config, state_dict)
     else:
         config = foreign_config(folder, description, state_dict)
     return Artefact(
@@ -254,7 +263,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise WeightsError(
             f"{path}: expected a description of a model, got {error.strerror!r}.", remedy=remedy
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: expected JSON, got something else ({error}).", remedy=remedy) from error
     section = description.get("deepcait") or {} if isinstance(description, dict) else None
     if not isinstance(section, dict):
@@ -263,6 +272,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise WeightsError(
             f"{path}: expected format {FORMAT}, got {section.get('format')!r}.", remedy="Use a newer deepcait."
         )
+    require_forms(path, description, section)
     return description
 
 
@@ -292,6 +302,20 @@ def _require_head(folder: Path, config: CaiTConfig, state_dict: StateDict) -> No
             f"{folder / CONFIG_FILE}: expected {rows} classes, as many as the weights have, got {config.num_classes}.",
             remedy="Save the model again; other classes are asked for when it is loaded.",
         )
+
+
+def _require_sizes(folder: Path, config: CaiTConfig, state_dict: StateDict) -> None:
+    """Raise where the description has other blocks than the weights, or far more numbers: nothing is built yet."""
+    class_blocks = getattr(config, "class_blocks", getattr(config, "cls_depth", 0))
+    fields = (("depth", "blocks", config.depth), ("cls_depth", "blocks_token_only", class_blocks))
+    for name, stage, said in fields if isinstance(config, CaiTConfig) else ():
+        got = count_blocks(state_dict, stage)
+        if got != said:
+            raise WeightsError(
+                f"{folder / CONFIG_FILE}: expected {name} {got}, as the weights have it, got {said}.",
+                remedy="Save the model again.",
+            )
+    require_numbers(config, state_dict.values())
 
 
 def _require_checksum(path: Path, expected: str | None) -> None:

@@ -164,7 +164,7 @@ def _licence(found: Resolved) -> str:
 def _data(found: Resolved) -> str:
     if _is_released(found):
         return "ImageNet-1k, with RegNetY-16GF as the teacher"
-    return str(found.provenance.get("trained_on") or UNKNOWN)
+    return str(without_paths(found.provenance.get("trained_on")) or UNKNOWN)
 
 
 def _base_model(found: Resolved, repository: str) -> str | None:

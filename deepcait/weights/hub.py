@@ -95,11 +95,21 @@ def split_repository(repository: str) -> tuple[str, str | None]:
     """Return owner/name and revision, None where none is given.
 
     Raises:
-        ConfigError: no owner/name.
+        ConfigError: no owner/name, or one that the hub does not allow.
     """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     name, _, revision = repository.partition("@")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII):
         raise ConfigError(f"expected a repository as owner/name, got {name!r}.", remedy="Write hf-hub:owner/name.")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ConfigError(
+            f"expected a repository as the hub allows it, got another ({str(error).rstrip('.')}).",
+            remedy="Check the name.",
+        ) from error
     return name, revision or None
 
 
@@ -199,14 +209,30 @@ def _failure(repository: str, filename: str, revision: str | None, error: Except
             f"got {error.strerror!r}.",
             remedy="Set HF_HOME to a folder with room that can be written to.",
         )
-    place = f"{constants.ENDPOINT}/{repository}/resolve/{revision or 'main'}"
+    endpoint = bare_url(constants.ENDPOINT)
+    place = f"{endpoint}/{repository}/resolve/{revision or 'main'}"
     return WeightsError(
-        f"hf-hub:{repository}: expected {filename} from {constants.ENDPOINT}, got {reason_of(error)}.",
+        f"hf-hub:{repository}: expected {filename} from {endpoint}, got {reason_of(error)}.",
         remedy=f"Fetch {place}/{WEIGHTS_FILES[0]} and {place}/{CONFIG_FILE} where there is a connection, put both into "
         "one folder, and give that folder (or the weights file alone) instead of the name; or copy "
         f"{Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type='model')} from a machine that "
         "has it. More in docs/errors.md#weights-that-cant-be-fetched.",
     )
+
+
+def bare_url(url: str) -> str:
+    """Return a URL without user, password, query and fragment; of a file's URL the file's name alone.
+
+    >>> bare_url("https://me:secret@host/x.tar?sig=abc#part")
+    'https://host/x.tar'
+    """
+    scheme, _, rest = url.partition("://")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    # A password may hold, unescaped, what would end the host: what follows the colon is then no port.
+    if "@" in authority or not re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:\d*)?", authority):
+        rest = rest.rpartition("@")[2] if "@" in rest else ""
+    rest = re.split(r"[?#]", rest, maxsplit=1)[0]
+    return os.path.basename(rest.rstrip("/")) if scheme.lower() == "file" else f"{scheme}://{rest}"
 
 
 def is_of_client(error: Exception) -> bool:
@@ -237,5 +263,5 @@ def reason_of(error: Exception) -> str:
         return "no answer (offline, or a wrong HF_ENDPOINT or proxy), and the file is not in the cache"
     if isinstance(error, errors.EntryNotFoundError):
         return "no such file in the repository"
-    first_line = str(error).strip().partition("\n")[0]
+    first_line = re.sub(r"\w+://[^\s'\"]+", lambda url: bare_url(url[0]), str(error).strip().partition("\n")[0])
     return f"{type(error).__name__}: {first_line}".rstrip(". ")

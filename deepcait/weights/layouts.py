@@ -12,7 +12,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -30,6 +30,9 @@ WRAPPERS = frozenset({"module", "_orig_mod"})
 
 # Where a checkpoint keeps its state dict, the first that is there wins: averaged weights only if nothing else is.
 NESTS = ("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema")
+MAX_NESTS = 4  # one in the other
+# How much more the tensors may hold than their file, where some share their numbers (tied weights).
+MAX_SHARED = 4
 
 StateDict = dict[str, Tensor]
 
@@ -111,6 +114,11 @@ def infer_config(state_dict: Mapping[str, Tensor], *, img_size: int | tuple[int,
     shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
     _require_cait(shapes)
     embed_dim = shapes["pos_embed"][2]
+    if not all(map(math.prod, shapes.values())):
+        empty = next(key for key, shape in shapes.items() if not math.prod(shape))
+        raise WeightsError(
+            f"{empty}: expected numbers, got the empty shape {shapes[empty]}.", remedy="Save the model again."
+        )
     patch_size = shapes["patch_embed.proj.weight"][2]
     hidden = shapes["blocks.0.mlp.fc1.weight"][0]
     mlp_ratio = hidden / embed_dim
@@ -118,15 +126,16 @@ def infer_config(state_dict: Mapping[str, Tensor], *, img_size: int | tuple[int,
         mlp_ratio = math.nextafter(mlp_ratio, math.inf)  # the quotient was rounded down
     config = CaiTConfig(
         embed_dim=embed_dim,
-        depth=_count(shapes, "blocks"),
+        depth=count_blocks(shapes, "blocks"),
         num_heads=shapes["blocks.0.attn.proj_l.weight"][0],
         img_size=_stored_size(shapes["pos_embed"][1], patch_size, img_size),
         patch_size=patch_size,
         in_chans=shapes["patch_embed.proj.weight"][1],
         num_classes=shapes.get("head.weight", (0,))[0],
-        cls_depth=_count(shapes, "blocks_token_only"),
+        cls_depth=count_blocks(shapes, "blocks_token_only"),
         mlp_ratio=mlp_ratio,
     )
+    require_numbers(config, state_dict.values())
     size = _size_name(config)
     known = NANO if size == "nano" else VARIANTS.get(size or "")
     if known is None:
@@ -183,6 +192,13 @@ def _require_plain(path: Path, tensors: StateDict) -> None:
                 f"{path}: expected {key} as a dense tensor on the CPU, got {kind}.",
                 remedy="Save `{k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}`.",
             )
+    size, total = path.stat().st_size, sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+    if total > MAX_SHARED * size:
+        raise WeightsError(
+            f"{path}: expected tensors of {MAX_SHARED} times the file's {size:,} bytes at most, got {total:,}: "
+            "views of the same numbers.",
+            remedy="Save each tensor once.",
+        )
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -260,14 +276,17 @@ def _refusal(path: Path, error: Exception) -> WeightsError:
     )
 
 
-def _find_state_dict(content: object) -> Mapping[str, object] | None:
+def _find_state_dict(content: object, depth: int = 0, seen: set[int] | None = None) -> Mapping[str, object] | None:
     """The state dict inside what a file held: the content itself, or the first nest that has one."""
-    if not isinstance(content, Mapping):
+    seen = set() if seen is None else seen
+    # A dictionary may hold itself, or one in a thousand places.
+    if not isinstance(content, Mapping) or depth > MAX_NESTS or id(content) in seen:
         return None
+    seen.add(id(content))
     if any(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
         return {key: value for key, value in content.items() if isinstance(key, str)}
     for nest in NESTS:
-        found = _find_state_dict(content.get(nest))
+        found = _find_state_dict(content.get(nest), depth + 1, seen)
         if found is not None:
             return found
     return None
@@ -293,9 +312,38 @@ def _require_cait(shapes: dict[str, tuple[int, ...]]) -> None:
         )
 
 
-def _count(shapes: dict[str, tuple[int, ...]], stage: str) -> int:
-    numbers = [int(key.split(".")[1]) for key in shapes if re.match(rf"{stage}\.\d+\.", key)]
-    return 1 + max(numbers)
+def count_blocks(keys: Iterable[str], stage: str) -> int:
+    """Return how many blocks a stage has.
+
+    Args:
+        keys: of a state dict.
+        stage: `blocks` or `blocks_token_only`.
+
+    Raises:
+        WeightsError: they are not numbered 0, 1, 2, ...: a number alone must not make a model of millions of blocks.
+    """
+    found = {key.split(".", 2)[1] for key in keys if key.startswith(f"{stage}.") and key.count(".") > 1}
+    surplus = found - set(map(str, range(len(found))))
+    if surplus:
+        raise WeightsError(
+            f"expected {stage} numbered from 0 to {len(found) - 1}, as many as there are, got {min(surplus)[:20]!r}.",
+            remedy="Save the whole state dict of one CaiT.",
+        )
+    return len(found)
+
+
+def require_numbers(config: CaiTConfig, tensors: Iterable[Tensor]) -> None:
+    """Raise where a description promises far more than the weights hold, before memory is set aside for it.
+
+    Raises:
+        WeightsError: the network has several times as many parameters as there are numbers.
+    """
+    promised, held = config.num_params(), sum(tensor.numel() for tensor in tensors)
+    if promised > MAX_SHARED * held:
+        raise WeightsError(
+            f"expected weights of the {promised:,} parameters that their sizes promise, got {held:,} numbers.",
+            remedy="Fetch or save the model again.",
+        )
 
 
 def _stored_size(num_patches: int, patch_size: int, img_size: int | tuple[int, int] | None) -> tuple[int, int]:

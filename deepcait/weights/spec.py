@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -243,7 +244,7 @@ def _find(spec: str, img_size: int | tuple[int, int] | None, *, shapes_only: boo
         return _find_hub(spec.removeprefix(HUB_PREFIX), shapes_only)
     if is_model_name(spec):
         return _find_name(spec, shapes_only)
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     if not spec:
         raise nowhere(spec, path)
     if path.is_dir() or is_artefact(path):

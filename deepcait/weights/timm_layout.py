@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ MODEL_KEYS = (
     "classifier", "pool_size", "test_pool_size", "custom_load", "label_names", "label_offset", "tag", "url", "file",
     "hf_hub_id", "hf_hub_filename", "source", "state_dict",
 )  # fmt: skip
+
+# Of our own section.
+OWN_OBJECTS = ("ablation", "preprocessing", "recipe", "metrics", "provenance")
 
 DEEPCAIT_ONLY = "deepcait_only"
 
@@ -123,6 +127,41 @@ def beyond_timm(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in preprocessing.items() if key not in known}
 
 
+def require_forms(origin: str | Path, description: Mapping[str, Any], section: Mapping[str, Any]) -> None:
+    """Raise unless what is read of a config.json has the form in which it is read.
+
+    Args:
+        origin: for messages.
+        description: the whole of it.
+        section: our own section, empty in a foreign one.
+
+    Raises:
+        WeightsError: names the first field that is something else.
+    """
+    own = {f"deepcait.{key}": section.get(key) for key in OWN_OBJECTS}
+    objects = {"model_args": description.get("model_args"), "config": section.get("config", {})} | own
+    objects["pretrained_cfg"] = description.get("pretrained_cfg", {})
+    for field, value in objects.items():
+        required = field in ("pretrained_cfg", "config")
+        if not isinstance(value, Mapping) and (required or value is not None):
+            raise _other_form(origin, field, "an object", value)
+    names = {key: description.get(key) for key in ("label_names", "labels")}
+    names["pretrained_cfg.label_names"] = description.get("pretrained_cfg", {}).get("label_names")
+    for field, value in names.items():
+        by_index = isinstance(value, Mapping) and all(re.fullmatch("[0-9]{1,9}", str(key)) for key in value)
+        if not (value is None or isinstance(value, list) or by_index):
+            raise _other_form(origin, field, "a list of names, or names by index", value)
+    if section.get("evaluated", "raw") not in ("raw", "ema"):
+        raise _other_form(origin, "deepcait.evaluated", "raw or ema", section["evaluated"])
+
+
+def _other_form(origin: str | Path, field: str, expected: str, got: object) -> WeightsError:
+    shown = repr(got) if len(repr(got)) <= 60 else f"{repr(got)[:60]}..."
+    return WeightsError(
+        f"{origin}: expected {field} as {expected}, got {shown}.", remedy="Mend it there, or fetch the model again."
+    )
+
+
 def require_cait(origin: str | Path, description: Mapping[str, Any]) -> None:
     """Raise unless a config.json without our section describes a CaiT.
 
@@ -142,15 +181,18 @@ def foreign_config(folder: Path, description: Mapping[str, Any], state_dict: Sta
     """Return the sizes in a folder without our section: from the tensors; the description only settles the grid."""
     require_cait(folder, description)
     pretrained_cfg = description.get("pretrained_cfg", description)
-    said = (description.get("model_args") or {}).get("img_size") or pretrained_cfg.get("input_size", (3, None))[1:]
-    if isinstance(said, int):
-        said = (said, said)
+    said: Any = (description.get("model_args") or {}).get("img_size")
+    if not said:
+        size = pretrained_cfg.get("input_size")
+        said = size[1:] if isinstance(size, list) else ()
+    said = (said, said) if isinstance(said, int) else said
+    fits = isinstance(said, list | tuple) and len(said) == 2 and all(type(side) is int and side > 0 for side in said)
     try:
         return infer_config(state_dict)
     except WeightsError:
-        if len(said) != 2 or "pos_embed" not in state_dict:
+        if not fits or "pos_embed" not in state_dict:
             raise
-        return infer_config(state_dict, img_size=(int(said[0]), int(said[1])))
+        return infer_config(state_dict, img_size=(said[0], said[1]))
 
 
 def read_pretrained_cfg(description: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:

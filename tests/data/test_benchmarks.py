@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -301,6 +302,18 @@ def test_cifar_pickles_are_not_run(tmp_path):
         with pytest.raises(DataError):
             read_pickle("x", data)
     assert not trap.exists()
+
+
+@pytest.mark.parametrize("put", [b"r\xff\xff\xff\x03", b"q\xff", b"p67108863\n"])
+def test_cifar_pickles_with_a_far_memo_index_take_no_memory(put):
+    data = b"\x80\x02N" + put + b"."
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="the memo index"):
+            read_pickle("batch", data)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_cifar_files_that_are_not_the_official_ones(tmp_path):

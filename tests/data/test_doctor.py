@@ -109,6 +109,18 @@ def test_without_splits(root):
     assert pairs(diagnosis) == {("undecodable", str(root / "train" / "cat" / "half.jpg"))}
 
 
+def test_names_that_look_alike_however_their_accents_are_coded(root):
+    for name in ("caf\u00e9", "cafe\u0301"):
+        (root / "train" / "cat").with_name(name).mkdir()
+    found = [finding.paths for finding in examine(root).findings if finding.kind == "class_names_alike"]
+    assert found == [tuple(str(root / "train" / name) for name in ("cafe\u0301", "caf\u00e9"))]
+
+
+def test_a_link_to_itself_is_a_stray_file(root):
+    (root / "train" / "self").symlink_to("self")
+    assert pairs(examine(root)) == {("stray_file", str(root / "train" / "self"))}
+
+
 def test_a_split_without_pictures_is_a_finding(root):
     for path in (root / "val").rglob("*.*"):
         path.unlink()
@@ -155,11 +167,18 @@ def test_relative_and_strange_paths(root, tmp_path, monkeypatch):
     assert "cat/0.jpg" not in source.names
 
 
+def test_a_fix_list_that_an_editor_marked_as_utf8(tmp_path):
+    (tmp_path / "list.txt").write_bytes("\N{ZERO WIDTH NO-BREAK SPACE}/a/1.png\r\n/a/2.png\r\n".encode())
+    assert read_fix_list(tmp_path / "list.txt") == ["/a/1.png", "/a/2.png"]
+
+
 def test_fix_list_errors(root, tmp_path):
     with pytest.raises(DataError, match="one line"):
         write_fix_list(tmp_path / "list.txt", ["a\nb.png"])
     with pytest.raises(DataError, match="expected to write"):
-        write_fix_list(tmp_path / "gone" / "list.txt", [])
+        write_fix_list(root / "train" / "cat" / "0.jpg" / "list.txt", [])
+    with pytest.raises(DataError, match="expected to write"):
+        write_fix_list(tmp_path / ("x" * 254), [])
     with pytest.raises(DataError, match="expected a fix list"):
         read_fix_list(tmp_path / "list.txt")
     source = open_folder(root, "train")

@@ -370,6 +370,25 @@ def test_list_images_ends_on_a_link_that_leads_back(tmp_path):
     assert names == ["linked/1.png", "real/1.png"]
 
 
+def test_list_images_ends_on_links_that_lead_to_each_other(tmp_path):
+    for here, there in (("a", "b"), ("b", "a")):
+        (tmp_path / here).mkdir()
+        (tmp_path / here / "1.png").write_bytes(b"")
+        for link in ("one", "two"):
+            (tmp_path / here / link).symlink_to(tmp_path / there)
+    names = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
+    assert names == ["a/1.png", "a/one/1.png", "a/two/1.png", "b/1.png", "b/one/1.png", "b/two/1.png"]
+
+
+def test_list_images_ends_on_a_link_above_the_folder_it_began_in(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "1.png").write_bytes(b"")
+    (tmp_path / "other" / "up").symlink_to(tmp_path)
+    assert [path.name for path in list_images(tmp_path / "set")] == ["1.png"]
+
+
 def test_list_images_errors(tmp_path):
     with pytest.raises(DataError, match="no such path"):
         list_images(tmp_path / "gone")

@@ -154,3 +154,17 @@ def test_damaged_parquet(tmp_path):
     path.unlink()
     with pytest.raises(ImageError, match="no such file"):
         source.read(0)
+
+
+def test_a_label_of_thousands_of_digits(tmp_path):
+    (tmp_path / "m.csv").write_text("path,label\na.png,1\nb.png," + "9" * 5000 + "\n")
+    with pytest.raises(DataError, match="line 3: expected a class index, got 5,000 digits"):
+        open_source(tmp_path / "m.csv")
+
+
+def test_parquet_without_columns(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet.write_table(pyarrow.table({}), tmp_path / "m.parquet")
+    with pytest.raises(DataError, match="expected the columns path and label.*got none"):
+        open_source(tmp_path / "m.parquet")

@@ -176,6 +176,7 @@ def test_one_readable_line():
         ("std", (0.0, 1.0, 1.0)),
         ("interpolation", "random"),
         ("crop_ratio", 0.0),
+        ("crop_ratio", 0.001),
         ("crop_ratio", 1.1),
         ("crop_ratio", "1"),
     ],

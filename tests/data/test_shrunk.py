@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,3 +85,4 @@ def test_errors(photos, tmp_path):
             shrunk.shrunk(open_folder(photos, None), side_px, folder)
     source = open_folder(photos, None)
     assert shrunk.shrunk(source, 0, "") is source
+    assert shrunk.shrunk(source, 32, "~/small").folder == Path.home() / "small"

@@ -80,6 +80,9 @@ def test_manifests_that_do_not_fit(tmp_path):
         read_manifest(path, names[1:])
     with pytest.raises(DataError, match="others"):
         read_manifest(path, [*names, "a/4.png"])
+    path.write_text(json.dumps({"format": "deepcait-split-1", "train": ["a/1.png", "a/1.png"], "val": ["a/2.png"]}))
+    with pytest.raises(DataError, match="others"):
+        read_manifest(path, names)
     for text in (
         "",
         "[]",

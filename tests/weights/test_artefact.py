@@ -17,6 +17,7 @@ from deepcait.weights import artefact as artefact_module
 from deepcait.weights.adapt import build_loaded
 from deepcait.weights.artefact import read_artefact, save_artefact
 from deepcait.weights.registry import pretrained_cfg_of
+from deepcait.weights.spec import resolve
 from deepcait.weights.timm_layout import describe_for_timm, nearest_architecture
 
 CLASSES = ["ant", "bee", "cat", "dog", "elk"]
@@ -321,3 +322,52 @@ def test_a_description_of_other_classes_is_refused_not_answered_by_a_random_head
     for shapes_only in (False, True):
         with pytest.raises(WeightsError, match="expected 5 classes, as many as the weights have, got 7"):
             read_artefact(tmp_path / "m", shapes_only=shapes_only)
+
+
+@pytest.mark.parametrize("change", [{"depth": 30_000_000}, {"cls_depth": 30_000_000}, {"embed_dim": 4_000_000}])
+def test_sizes_beyond_the_weights_build_nothing(tiny, tmp_path, change):
+    folder = save_artefact(tmp_path / "m", tiny(), preprocessing=pretrained_cfg_of(tiny().config), classes=None)
+    description = json.loads((folder / "config.json").read_text())
+    description["deepcait"]["config"] |= change
+    (folder / "config.json").write_text(json.dumps(description))
+    with pytest.raises(WeightsError, match="as the weights have it|parameters that their sizes promise"):
+        resolve(folder)
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("pretrained_cfg", None),
+        ("pretrained_cfg", "x"),
+        ("pretrained_cfg", [1]),
+        ("label_names", 5),
+        ("label_names", {"a": "ant"}),
+        ("label_names", "abcde"),
+        ("model_args", [1]),
+        ("deepcait.preprocessing", "x"),
+        ("deepcait.provenance", "x"),
+        ("deepcait.metrics", "x"),
+        ("deepcait.evaluated", 7),
+        ("deepcait.config", None),
+    ],
+)
+def test_fields_of_another_form_are_named(tiny, tmp_path, own, field, value):
+    folder = save(tmp_path / "m", tiny())
+    description = json.loads((folder / "config.json").read_text())
+    place, _, key = field.rpartition(".")
+    if not own:
+        if place:
+            return
+        del description["deepcait"]
+    (description[place] if place else description)[key] = value
+    (folder / "config.json").write_text(json.dumps(description))
+    with pytest.raises(WeightsError, match=f"expected {key if key == 'config' else field} as"):
+        resolve(folder)
+
+
+def test_json_of_a_hundred_thousand_brackets(tiny, tmp_path):
+    folder = save(tmp_path / "m", tiny())
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(WeightsError, match="expected JSON"):
+        read_artefact(folder)

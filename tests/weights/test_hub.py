@@ -321,3 +321,11 @@ def test_a_local_model_fetches_nothing(client, small, tmp_path, capsys):
         assert main(["predict", SMALL, photos]) == 0  # the list can fill
         assert hub.requests
     capsys.readouterr()
+
+
+def test_a_password_in_the_endpoint_is_not_shown(client):
+    client("http://me:SECRET@127.0.0.1:9")
+    with pytest.raises(WeightsError, match=r"http://127\.0\.0\.1:9") as caught:
+        hub_module.fetch_repository("owner/name")
+    assert "SECRET" not in str(caught.value)
+    assert "SECRET" not in hub_module.reason_of(ValueError("for url 'http://me:SECRET@h/x?token=SECRET' that"))

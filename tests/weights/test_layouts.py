@@ -20,6 +20,7 @@ from deepcait.weights.layouts import (
     read_checkpoint,
     variant_name,
 )
+from deepcait.weights.spec import resolve
 
 
 def wrapped(state_dict: dict, *prefixes: str) -> dict:
@@ -257,3 +258,43 @@ def test_views_and_shared_tensors_are_read(tiny, tmp_path):
     state_dict |= {"norm.weight": whole[0], "norm.bias": whole[1], "cls_token": state_dict["cls_token"].mT.mT}
     torch.save(state_dict, tmp_path / "w.pth")
     assert torch.equal(read_checkpoint(tmp_path / "w.pth")["norm.bias"], tiny().norm.bias)
+
+
+def test_a_far_block_builds_nothing(tiny, tmp_path):
+    far = {"blocks.30000000.norm1.weight": torch.ones(1)}
+    save_file(tiny().state_dict() | far, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match="blocks numbered from 0 to 2.*'30000000'"):
+        resolve(tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match="blocks_token_only numbered"):
+        infer_config(tiny().state_dict() | {f"blocks_token_only.{'9' * 5000}.x": torch.ones(1)})
+
+
+def test_sizes_that_the_weights_do_not_have(tiny):
+    state_dict = tiny().state_dict()
+    with pytest.raises(WeightsError, match="parameters that their sizes promise"):
+        infer_config(state_dict | {"pos_embed": torch.zeros(1, 16, 100_000)})
+    with pytest.raises(WeightsError, match="pos_embed: expected numbers"):
+        infer_config(state_dict | {"pos_embed": torch.zeros(1, 16, 0)})
+
+
+@pytest.mark.timeout(60)
+def test_dictionaries_within_themselves_and_shared_nests(tmp_path):
+    itself: dict = {}
+    itself["model"] = itself
+    shared: dict = {}
+    for _ in range(40):
+        shared = dict.fromkeys(("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema"), shared)
+    for name, content in {"itself": itself, "shared": shared}.items():
+        torch.save(content, tmp_path / f"{name}.pth")
+        with pytest.raises(WeightsError, match="expected a state dict"):
+            read_checkpoint(tmp_path / f"{name}.pth")
+
+
+def test_views_of_one_tensor_are_not_copied_by_the_thousand(tiny, tmp_path):
+    shared = torch.zeros(50_000)
+    torch.save({f"k{number}": shared[:] for number in range(100)}, tmp_path / "views.pth")
+    with pytest.raises(WeightsError, match="views of the same numbers"):
+        read_checkpoint(tmp_path / "views.pth")
+    tied = torch.ones(50_000)
+    torch.save({"a": tied, "b": tied}, tmp_path / "tied.pth")
+    assert_same(read_checkpoint(tmp_path / "tied.pth"), {"a": tied, "b": tied})

@@ -34,7 +34,12 @@ def folder(tiny, tmp_path):
         preprocessing=pretrained_cfg_of(tiny().config),
         classes=CLASSES,
         metrics=METRICS,
-        recipe={"model": str(tmp_path / "start"), "epochs": 3, "teacher": {"spec": f"timm:x,weights={tmp_path}/t.pth"}},
+        recipe={
+            "model": str(tmp_path / "start"),
+            "data": f"folder:{tmp_path}/pets",
+            "epochs": 3,
+            "teacher": {"spec": f"timm:x,weights={tmp_path}/t.pth"},
+        },
         provenance={"started_from": str(tmp_path / "start"), "start": "released", "teacher": None},
     )
 
@@ -86,6 +91,7 @@ def test_nothing_of_this_machine_is_pushed(folder, tmp_path, capsys):
         assert str(tmp_path).encode() not in path.read_bytes(), path
     assert read_artefact(out).section["recipe"] == {
         "model": "start",
+        "data": "folder:pets",
         "epochs": 3,
         "teacher": {"spec": "timm:x,weights=t.pth"},
     }
@@ -190,3 +196,29 @@ def test_only_paths_are_cut(tmp_path, monkeypatch):
     assert without_paths(["cait_s24_224", "hf-hub:o/n", "runs/a", "~/m.pth", 3, None]) == [
         "cait_s24_224", "hf-hub:o/n", "a", "m.pth", 3, None,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [
+        ("folder:/home/me/pets", "folder:pets"),
+        ("folder:home/me/pets/", "folder:pets"),
+        ("tar:/data/secret/x-{0..3}.tar", "tar:x-{0..3}.tar"),
+        ("imagenet:~me/in1k", "imagenet:in1k"),
+        ("C:\\Users\\me\\pets", "pets"),
+        ("folder:C:\\Users\\me\\pets", "folder:pets"),
+        ("/", "a local path"),
+        ("https://h/x.tar?sig=SECRET", "https://h/x.tar"),
+        ("tar:https://u:SECRET@h:80/x.tar?sig=SECRET#SECRET", "tar:https://h:80/x.tar"),
+        ("s3://u:p/SECRET@b/x", "s3://b/x"),
+        ("file:///home/me/pets.tar", "pets.tar"),
+        ("read /home/me/pets, then ~/a/b.pth\nand '/srv/x/y'", "read pets, then b.pth\nand 'y'"),
+        ("x" * 5000 + " /home/me/pets", "x" * 5000 + " pets"),
+        ("timm:regnety_160,weights=/home/me/t.pth", "timm:regnety_160,weights=t.pth"),
+        ("hf-hub:timm/cait_s24@main", "hf-hub:timm/cait_s24@main"),
+        ("https://github.com/facebookresearch/deit", "https://github.com/facebookresearch/deit"),
+        ("the mean and/or median; note: 3 / 4", "the mean and/or median; note: 3 / 4"),
+    ],
+)
+def test_specs_urls_and_sentences_lose_paths_and_secrets(text, bare):
+    assert without_paths({"a": [text]}) == {"a": [bare]}
