@@ -86,10 +86,12 @@ class RaisingLoader(DataLoader):
         except (RuntimeError, EOFError, OSError) as error:
             # torch says so, or a batch that the worker had sent can't be fetched from it any more.
             places = self._catching.places_of_dead(error)
-            if not places:
+            unreachable = self.num_workers > 0 and isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
+            if not places and not unreachable:
                 raise
+            reading = f" while it read {', '.join(places)}" if places else ""
             raise DataError(
-                f"expected the worker processes to go on, got the end of one while it read {', '.join(places)}.",
+                f"expected the worker processes to go on, got the end of one{reading}.",
                 remedy="Mostly the system ended it for want of memory: use fewer workers or smaller pictures; "
                 "`deepcait doctor` tells whether the file does it.",
             ) from error

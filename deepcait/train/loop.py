@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from deepcait.data.loader import TrainingSet, training_batches
 from deepcait.data.mixing import Mixer
 from deepcait.data.order import Order
 from deepcait.data.source import require_labels
-from deepcait.errors import DeepcaitError, DivergedError, ImageError, RunError, Stopped
+from deepcait.errors import DataError, DeepcaitError, DivergedError, ImageError, RunError, Stopped
 from deepcait.model import CaiT
 from deepcait.train.average import WeightAverage
 from deepcait.train.checkpoint import Progress, newest_checkpoint, read_checkpoint, save_checkpoint
@@ -135,6 +135,19 @@ class Trainer:
         return self.progress
 
     def _train(self, request: StopRequest) -> None:
+        try:
+            self._advance(request)
+        except DataError:
+            # A signal to the whole group ends the workers too; what they were read for has changed nothing yet.
+            if not request.asked or self.job.processes.world_size > 1:
+                raise
+            self._stop()
+
+    def _stop(self) -> NoReturn:
+        self._checkpoint()
+        raise Stopped(f"stopped after step {self.progress.step} of {self.last_step}")
+
+    def _advance(self, request: StopRequest) -> None:
         batches, self._saved_at = None, time.monotonic()
         while True:
             if self._evaluation_due():
@@ -145,8 +158,7 @@ class Trainer:
             result = self._step(batches, request)
             # An evaluation that is due is left to the resumed run: whoever asks to stop wants it now.
             if result.stop:
-                self._checkpoint()
-                raise Stopped(f"stopped after step {self.progress.step} of {self.last_step}")
+                self._stop()
             if self._checkpoint_due() and not self._evaluation_due():
                 self._checkpoint()
 

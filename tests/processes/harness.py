@@ -172,6 +172,10 @@ class Started:
     def kill_only(self, pid: int) -> None:
         _kill(pid, signal.SIGKILL)
 
+    def terminate_group(self) -> None:
+        """SIGTERM for all, as `timeout` and schedulers of clusters send it."""
+        os.killpg(self.process.pid, signal.SIGTERM)
+
     def interrupt_group(self) -> None:
         """What Ctrl-C does on a terminal: SIGINT for the whole process group."""
         os.killpg(self.process.pid, signal.SIGINT)

@@ -137,6 +137,20 @@ def test_sigterm_and_ctrl_c_finish_the_step_and_save(bench, tmp_path, nursery, s
     assert read_state(run) == {"state": "finished", "step": STEPS}
 
 
+@pytest.mark.parametrize("steps", [2, 7])
+def test_sigterm_for_the_workers_too_is_a_stop(bench, tmp_path, nursery, straight_run, steps):
+    run, log = tmp_path / "run", tmp_path / "log"
+    command = bench.command(run, "--resume", "--set", "data.num_workers=2")
+    with started(command, log, nursery=nursery) as process:
+        process.wait_for(lambda: steps_logged(run) >= steps)
+        process.terminate_group()
+        assert process.wait() == 75, process.stderr
+    assert "Traceback" not in process.stderr
+    assert read_state(run)["state"] == "stopped"
+    finish(bench.command(run, "--resume"), log, nursery=nursery)
+    require_equal(run, straight_run)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("steps", [9, 45])
 def test_a_stop_where_an_evaluation_is_due_leaves_it_to_the_resumed_run(bench, tmp_path, nursery, straight_run, steps):
