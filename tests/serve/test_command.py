@@ -24,7 +24,7 @@ from deepcait.serve.run import listen_on
         (["--max-batch", "0"], "max_batch"),
         (["--max-queue", "3"], "max_queue"),
         (["--deadline-s", "0"], "deadline_s"),
-        (["--max-megapixels", "-1"], "max_pixels"),
+        (["--max-megapixels", "-1"], "--max-megapixels"),
     ],
 )
 def test_mistakes(capsys, monkeypatch, options, word):
