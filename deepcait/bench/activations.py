@@ -30,9 +30,9 @@ def count_activations(
 ) -> list[dict[str, int | list[int]]]:
     """Return the bytes of activations in float32, weights excluded, for every resolution and batch.
 
-    Inference: the most that is alive at once, eager. Training: what is kept for the backward pass by default, with
-    `compute.memory=small`, and with `compute.grad_checkpointing=true`. Counted for one image and for two; more images
-    take as much more each.
+    Inference: the most that is alive at once, eager, on one thread. Training: what is kept for the backward pass by
+    default, with `compute.memory=small`, and with `compute.grad_checkpointing=true`. Counted for one image and for two;
+    more images take as much more each.
 
     Args:
         config: of the model.
@@ -58,13 +58,19 @@ def count_activations(
 def inference_bytes(config: CaiTConfig, batch: int) -> int:
     """Return the most bytes of activations alive at once in inference by the engine eager; counted.
 
-    Two blocks are run, since more of them take no more at once.
+    Two blocks are run, since more of them take no more at once; on one thread, since each has buffers of its own: with
+    more threads images stand in more buffers at first, and then no longer, which is no straight line.
     """
     shallow = config.replace(depth=min(2, config.depth)) if type(config) is CaiTConfig else config
     model = build_model(shallow).eval()
     if type(model) is CaiT:
         model = cast("nn.Module", fold(model))
-    return live_bytes(model, torch.zeros(batch, config.in_chans, *config.img_size))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        return live_bytes(model, torch.zeros(batch, config.in_chans, *config.img_size))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _line(count: Callable[[int], int]) -> Callable[[int], int]:

@@ -92,7 +92,17 @@ def test_each_curve_grows_one_thing():
         assert len({point.config.depth for point in of_axis}) == (4 if axis == "depth" else 1)
 
 
-def test_activations_are_those_that_are_counted():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_activations_are_those_that_are_counted(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        require_counted_activations(threads)
+    finally:
+        torch.set_num_threads(before)
+
+
+def require_counted_activations(threads):
     rows = count_activations(TINY, [(32, 32), (16, 48)], [1, 5])
     assert [(row["img_size"], row["batch"]) for row in rows] == [
         ([32, 32], 1), ([32, 32], 5), ([16, 48], 1), ([16, 48], 5),
@@ -102,6 +112,8 @@ def test_activations_are_those_that_are_counted():
         assert row["inference_bytes"] == inference_bytes(config, row["batch"])
         for name, compute in PATHS.items():
             assert row[name] == training_bytes(config, compute, row["batch"])
+    assert torch.get_num_threads() == threads, "counting leaves the number of threads as it was"
+    torch.set_num_threads(1)
     deep = fold(CaiT(TINY.replace(depth=5)).eval())
     assert live_bytes(deep, torch.zeros(5, 3, 32, 32)) == rows[1]["inference_bytes"]
 
