@@ -60,7 +60,7 @@ class Args:
 def run(args: Args) -> int | None:
     """Explain every picture, and write what came of it."""
     from deepcait.classifier import load
-    from deepcait.data import list_images
+    from deepcait.data import list_images, open_image
     from deepcait.explain.explanation import require_methods
     from deepcait.train.processes import choose_device
 
@@ -78,6 +78,8 @@ def run(args: Args) -> int | None:
         _results(args)
     console = Console(json=args.json)
     paths = [path for place in args.images for path in list_images(place)]
+    for path in paths:
+        open_image(path)
     classifier = load(args.spec, img_size=_img_size(args.img_size), device=choose_device(args.device, 0))
     if args.class_ is not None:
         classifier.index(args.class_)

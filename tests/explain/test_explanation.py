@@ -242,14 +242,16 @@ def test_mistakes_of_the_user(tmp_path, capsys, options, words):
 
 
 def test_no_picture_and_a_broken_one(tmp_path, capsys):
+    """Nothing is written, the good pictures before the broken one neither."""
     (tmp_path / "broken.png").write_bytes(SHIP.read_bytes()[:90])
     for pictures, words in (
         ([], "picture"),
-        ([str(tmp_path / "broken.png")], "broken.png"),
+        ([str(SHIP), str(tmp_path / "broken.png")], "broken.png"),
         (["gone.png"], "gone.png"),
     ):
         assert main(["explain", "builtin:nano", *pictures, "--out", str(tmp_path / "o")]) == 2
         assert words in capsys.readouterr().err
+        assert not (tmp_path / "o").exists()
     other = torch.nn.Linear(2, 2)
     with pytest.raises(ConfigError, match="expected a CaiT, got Linear"):
         deepcait.explain.maps.unwrap(other)
