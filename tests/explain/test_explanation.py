@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import deepcait
 from deepcait.cli.main import main
@@ -98,8 +99,37 @@ def test_any_shape_of_picture_and_model(img_size, size):
     assert made.grid == (rows, columns)
     assert made.frame.size == classifier.model.config.img_size[::-1]
     assert made.heads.shape == (2, 4, rows, columns)
-    sheet = made.head_grid()
-    assert sheet.width >= 5 * 8
+
+
+@pytest.mark.parametrize("size", [(144, 144), (72, 144), (8, 96), (96, 8)])
+def test_titles_of_the_head_grid_do_not_run_into_each_other(size, monkeypatch):
+    """However narrow the panels are."""
+    drawn, draw_text = [], ImageDraw.ImageDraw.text
+
+    def text(self, place, words, *, font, fill):
+        drawn.append((*place, place[0] + font.getlength(words), words))
+        draw_text(self, place, words, font=font, fill=fill)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    sheet = picture.head_grid(Image.new("RGB", size), np.ones((2, 16, 4, 4), np.float32), "A caption.")
+    titles = [one for one in drawn if one[-1] != "A caption."]
+    assert len(titles) == 2 * 18
+    for (_, top, end, _), (begin, next_top, _, _) in pairwise(titles):
+        assert end < begin or top < next_top
+    assert max(end for _, _, end, _ in drawn) <= sheet.width
+
+
+@pytest.mark.parametrize("name", ["x" * 200, "a " + "y" * 200 + " b", "\u732b" * 200])
+def test_a_caption_is_never_cut_off(name, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, place, words, *, font, fill: drawn.append((place[0] + font.getlength(words), words)),
+    )
+    sheet = picture.side_by_side(Image.new("RGB", (32, 32)), np.ones((4, 4), np.float32), f"Of {name}.")
+    assert "".join(words for _, words in drawn).replace(" ", "") == f"Of{name}.".replace(" ", "")
+    assert max(end for end, _ in drawn) <= sheet.width
 
 
 def test_another_resolution_than_the_stored_one(tmp_path):
