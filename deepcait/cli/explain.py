@@ -114,7 +114,7 @@ def write_gallery(classifier: Classifier, paths: Sequence[Path], args: Args, con
 def _methods(args: Args) -> tuple[str, ...]:
     from deepcait.explain import METHODS
 
-    return METHODS if args.method == "all" else tuple(args.method.split(","))
+    return METHODS if args.method == "all" else tuple(method.strip() for method in args.method.split(","))
 
 
 def _explain(classifier: Classifier, path: Path, number: int, args: Args) -> tuple[Entry, dict[str, Any]]:

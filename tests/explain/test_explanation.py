@@ -14,10 +14,11 @@ from PIL import Image, ImageDraw
 import deepcait
 from deepcait.cli.main import main
 from deepcait.data import Preprocessing, open_image
-from deepcait.errors import ConfigError
+from deepcait.errors import ConfigError, WeightsError
 from deepcait.explain import METHODS, picture
 from deepcait.explain.colours import colourise, linear_rgb, scale
 from deepcait.explain.gallery import Entry, gallery
+from deepcait.model import CaiT, CaiTConfig
 from tests.explain.test_maps import model_and_images
 from tests.processes.harness import DEMO
 
@@ -87,6 +88,27 @@ def test_the_class_asked_about(found):
         classifier.explain(SHIP, methods=["magic"])
     with pytest.raises(ConfigError, match="method: expected one of"):
         first.overlay("occlusion")
+
+
+def test_weights_that_give_no_numbers_explain_nothing():
+    classifier = classifier_of()
+    with torch.no_grad():
+        classifier.model.head.weight[1, 3] = torch.nan
+    with pytest.raises(WeightsError, match="logits: expected numbers"):
+        classifier.explain(SHIP)
+
+
+def test_words_fit_any_number_of_class_blocks():
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 32, "patch_size": 8, "num_classes": 3}
+    for number in (1, 3):
+        model = CaiT(CaiTConfig(cls_depth=number, **sizes))
+        classifier = deepcait.Classifier(model, classes=None, preprocessing=Preprocessing((32, 32)))
+        made = classifier.explain(SHIP)
+        assert (
+            f"over {number} class block{'s' if number > 1 else ''} and 2 heads" in made.maps["class-attention"].caption
+        )
+        assert "through all patch blocks and all class blocks" in made.maps["rollout"].caption
 
 
 @pytest.mark.parametrize("img_size", [16, (40, 24), (8, 96), (128, 128)])
@@ -242,9 +264,10 @@ def test_many_pictures_of_one_name(tmp_path, capsys):
         Image.open(SHIP).save(tmp_path / folder / "same name.png")
     out = tmp_path / "out"
     command = ["explain", "builtin:nano", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out), "--json"]
-    assert main([*command, "--steps", "0", "--method", "class-attention", "--class", "3"]) == 0
+    assert main([*command, "--steps", "0", "--method", "gradient, rollout", "--class", "3"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [one["class"]["index"] for one in told["images"]] == [3, 3]
+    assert [set(one["maps"]) for one in told["images"]] == 2 * [{"class-attention", "rollout", "gradient"}]
     assert sorted(path.name for path in out.iterdir()) == ["000_same_name", "001_same_name", "index.html"]
 
 
