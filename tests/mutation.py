@@ -2,9 +2,9 @@
 
 A mutant is one change of one node: a comparison or an operator exchanged, a number raised by one, a truth value turned.
 Each is tried in a process forked from one that has PyTorch and pytest loaded already, with the tests that are there for
-its file, until the first fails; one that lives, with the quick tests of its whole room. A mutant that lives shows a line that no test guards, or one where the change means
-nothing; which it is, someone has to judge: docs/tests.md. Begun again with the same FILE, it goes on where it stopped;
-a file of code that has changed since is tried anew.
+its file, until the first fails; one that lives, with the quick tests of its whole room. What lives then shows a line
+that no test guards, or one where the change means nothing; which it is, someone has to judge: docs/tests.md. Begun
+again with the same FILE, it goes on where it stopped; a file of code that has changed since is tried anew.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ GUARDS = {
 # Room -> its other tests that see such a change; those that take minutes are left out.
 ROOMS = {
     "evaluation": ["tests/evaluation"],
-    "model": [f"tests/model/test_{name}.py" for name in "branches broken_on_purpose golden lean modes properties".split()],
+    "model": [
+        f"tests/model/test_{name}.py" for name in "branches broken_on_purpose golden lean modes properties".split()
+    ],
     "train": ["tests/train/test_losses.py", "tests/train/test_step.py"],
 }
 _EXCHANGED = {

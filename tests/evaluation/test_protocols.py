@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -161,6 +162,15 @@ def test_the_trap_of_numbers_that_begin_at_one(tmp_path, real, monkeypatch):
     # And without the comparison with the folders nobody would know.
     monkeypatch.setattr(protocols, "_check_agreement", lambda source, labels: [])
     assert not says(measure(root, "real", real_labels=real), "shifted")
+
+
+@pytest.mark.parametrize(("num_agreed", "told"), [(3, True), (4, False), (8, False)])
+def test_half_of_the_folders_must_agree_with_the_real_labels(num_agreed, told):
+    """Eight images of the first class; the others are called the second one."""
+    source = SimpleNamespace(classes=WNIDS, labels=[0] * 8)
+    found = protocols._check_agreement(source, [[0]] * num_agreed + [[1]] * (8 - num_agreed))
+    assert bool(found) is told
+    assert all(f"{num_agreed} of 8 images" in warning for warning in found)
 
 
 def test_real_wants_official_names_once(tmp_path, real):
