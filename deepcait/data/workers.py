@@ -25,7 +25,7 @@ class Worker(_BASE.Process):
         return popen
 
 
-class _Context(type(_BASE)):
+class _Context(type(_BASE)):  # pyrefly: ignore[invalid-inheritance]
     Process = Worker
 
 
