@@ -247,9 +247,10 @@ def _build(
 
 def _mean_words(attention_LAT: Tensor) -> str:
     L, A, _ = attention_LAT.shape
+    blocks, heads = f"{L} class block{'s' * (L > 1)}", f"{A} head{'s' * (A > 1)}"
     return (
-        f"Mean of the softmax weights over {L} class block{'s' * (L > 1)} and {A} head{'s' * (A > 1)}; the class "
-        f"stage mixes no heads. The class key is dropped and the rest not rescaled (the class token gave itself {attention_LAT[:, :, 0].mean():.1%}). "
+        f"Mean of the softmax weights over {blocks} and {heads}; the class stage mixes no heads. The class key is "
+        f"dropped and the rest not rescaled (the class token gave itself {attention_LAT[:, :, 0].mean():.1%}). "
         f"{COLOUR_WORDS}."
     )
 
