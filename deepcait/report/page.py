@@ -215,7 +215,8 @@ def _card(mistake: Mistake) -> Markup:
     if mistake.label not in [label for label, _ in answers]:
         answers.append((mistake.label, mistake.label_probability))
     caption = join(
-        element("strong", f"{mistake.label} → {answer}"),
+        # Each apart: two names that are read from right to left would exchange their places around the arrow.
+        element("strong", element("bdi", mistake.label), " → ", element("bdi", answer)),
         element("code", mistake.name),
         bars(answers, target=answer, truth=mistake.label),
     )
