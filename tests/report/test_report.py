@@ -247,6 +247,49 @@ def test_a_run_that_has_just_begun(run, tmp_path):
     assert "not evaluated yet" in section(page, "metrics").text
 
 
+DAMAGES = [
+    ('"top1": 0', '"top1": 7'),
+    ('"top1": ', '"top1": "x", "x": '),
+    ('"loss": ', '"loss": "x", "x": '),
+    ('"correct1": ', '"correct1": 9'),
+    ('"correct5": ', '"correct5": -'),
+    ('"num_images": 24', '"num_images": 0'),
+    ('"num_images": 24', '"num_images": null'),
+    ('"epoch": ', '"epoch": "x", "x": '),
+    ('"grad_norm": ', '"grad_norm": NaN, "x": '),
+    ('"weights": "', '"weights": ["'),
+    ('"images_per_s": ', '"images_per_s": "x", "x": '),
+    ('"seconds": ', '"seconds": [], "x": '),
+    ("{", "\0\0\xff"),
+    ("\n", "}{"),
+]
+
+
+@pytest.mark.parametrize(("sound", "damaged"), DAMAGES)
+@pytest.mark.parametrize("where", ["first", "every"])
+def test_damaged_rows_are_left_out(run, tmp_path, sound, damaged, where):
+    """A disk that changed some bytes of the journal: the page is made of what is left, and shows nothing impossible."""
+    folder = copy_of(run, tmp_path)
+    shutil.rmtree(folder / "best")  # what the journal says is enough here
+    changed = 0
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        text = (folder / name).read_text()
+        new = text.replace(sound, damaged, *([1] if where == "first" else []))
+        changed += new != text
+        (folder / name).write_bytes(new.encode("latin-1"))
+    assert changed
+    assert main(["report", str(folder)]) == 0
+    page = read_page(folder / "report.html")
+    assert [node.attributes["id"] for node in page.find("section")] == SECTIONS
+    text = section(page, "metrics").text
+    shares = [float(share) for share in re.findall(r"(\S+) %", text) if share != "95"]
+    assert shares or where == "every"
+    assert all(0 <= share <= 100 for share in shares)
+    assert not re.search(r"\b(nan|inf|None)\b", page.find("main")[0].text)
+    # Two of them compared are no reason to fail, either.
+    assert main(["report", str(run), str(folder), "--images", "3", "--out", str(tmp_path / "both.html")]) == 0
+
+
 def test_fewer_images(run, tmp_path):
     out = tmp_path / "few.html"
     assert main(["report", str(run), "--images", "12", "--out", str(out)]) == 0
