@@ -7,6 +7,7 @@ from typing import Any
 
 from deepcait.explain.markup import Markup, element, join, page, table
 from deepcait.report import parts
+from deepcait.report.charts import number
 from deepcait.report.intervals import difference, mcnemar
 from deepcait.report.record import Record, read_run
 from deepcait.report.results import Results, measure_if_possible
@@ -163,4 +164,4 @@ def _points(value: float) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, int | float) else "–"
+    return number(value) if isinstance(value, int | float) else "–"
