@@ -9,6 +9,7 @@ from deepcait.explain.markup import Markup, bars, colour_legend, element, join, 
 from deepcait.report import parts
 from deepcait.report.record import Record, read_run
 from deepcait.report.results import Mistake, Results, measure_if_possible
+from deepcait.train.start import start_of
 from deepcait.train.watch import duration
 from deepcait.weights.atomic import write_bytes
 
@@ -127,10 +128,12 @@ def _checked(record: Record, results: Results | None) -> str:
     share = f"{results.correct:,} of {results.num_images:,} right"
     if results.num_images < results.total:
         return f"Asked again for this report on every {results.total / results.num_images:.3g}th image: {share}."
-    same = results.correct == record.best.get("correct1")
-    return (
-        f"Asked again for this report: {share}, {'the same count as' if same else 'NOT the count of'} during training."
-    )
+    told, total = record.best.get("correct1"), record.best.get("num_images")
+    if told is None:
+        return f"Asked again for this report: {share}."
+    if (told, total) == (results.correct, results.num_images):
+        return f"Asked again for this report: {share}, the same count as during training."
+    return f"Asked again for this report: {share}, NOT what training counted: {told:,} of {total:,}."
 
 
 def _confusion(results: Results) -> Markup:
@@ -188,13 +191,16 @@ def _commonest(results: Results) -> Markup | None:
 def _mistakes(results: Results) -> Markup:
     if not results.worst:
         return element("p", "No validation image was answered wrong.", class_="soft")
+    looked = any(mistake.attention for mistake in results.worst)
     words = (
         "Left: what the model saw. Right: its class attention, the mean of the softmax weights over class blocks and "
         "heads, class key dropped; the class stage mixes no heads."
+        if looked
+        else "What the model saw. It has no class attention, so there is no map of where it looked."
     )
     return join(
         element("p", words, class_="soft"),
-        colour_legend(),
+        colour_legend() if looked else None,
         element("h3", "The worst: surest of a wrong answer", style="margin: 16px 0 12px"),
         element("div", *map(_card, results.worst), class_="grid mistakes"),
         element("h3", "The best: wrong by the least", style="margin: 24px 0 12px") if results.nearest else None,
@@ -249,8 +255,8 @@ _COUNTED = (("training", "num_train"), ("validation", "num_validation"))
 def _recipe(record: Record) -> Markup:
     recipe = record.recipe
     facts = [
-        ("model", f"{recipe.model}, start: {recipe.start}"),
-        ("length", f"{recipe.epochs} epochs, {recipe.global_batch_size} images a step"),
+        ("start", start_of(recipe)),
+        ("length", f"{parts.counted(recipe.epochs, 'epoch')}, {recipe.global_batch_size:,} images a step"),
         (
             "learning rate",
             f"{recipe.peak_lr:g} at its peak ({recipe.optimizer.name}, decay {recipe.optimizer.weight_decay})",
@@ -265,7 +271,10 @@ def _recipe(record: Record) -> Markup:
 
 
 def _repeat(record: Record) -> Markup:
-    words = "The recipe in the run folder starts the same run again: same order of data, same randomness."
+    words = (
+        "The recipe in the run folder starts the same run again: same order of data, same randomness. Relative paths "
+        "in it begin where the run was started."
+    )
     return join(element("p", words, class_="soft"), parts.code(parts.repeat_command(record)))
 
 
@@ -273,4 +282,5 @@ def _missing(reason: str) -> Markup:
     return join(
         element("p", "The best model could not be asked again, so this part is missing."),
         element("p", reason, class_="soft"),
+        element("p", "Where the pictures lie elsewhere now: ", element("code", "deepcait report RUN --data PLACE")),
     )
