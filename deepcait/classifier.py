@@ -210,6 +210,7 @@ class Classifier:
         Raises:
             ConfigError: an unknown class or method, or a package of deepcait[explain] is missing.
             ImageError: a picture that can't be read.
+            WeightsError: logits that are no numbers.
         """
         picture = _open(image)
         return explain_image(

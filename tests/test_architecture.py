@@ -45,7 +45,7 @@ ORDER = {
     "data": [
         "png", "image", "source", "folder", "resample", "preprocessing",
         "shards", "members", "table", "stored", "split", "manifest", "parquet", "zipped", "tar", "cifar",
-        "matlab", "imagenet", "benchmarks", "spec", "dataset",
+        "matlab", "imagenet", "benchmarks", "spec", "workers", "dataset",
         "seeding", "order", "slide", "augment", "mixing", "shrunk", "loader",
         "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
     ],
