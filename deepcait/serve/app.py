@@ -200,7 +200,8 @@ class Service:
                     self._num_buffered_bytes += len(chunk)
                     if num_bytes > self.limits.max_body_bytes:
                         raise self._too_large()
-                    if self._num_buffered_bytes > self.limits.max_buffered_bytes:
+                    # A body that has been read stays in memory until its pictures are decoded.
+                    if self._num_buffered_bytes + self.pipeline.num_bytes > self.limits.max_buffered_bytes:
                         raise overloaded("bodies: expected less at once, got more than the service keeps in memory.")
                     form.write(chunk)
                     if request.scope[BODY_READ]:

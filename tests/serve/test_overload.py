@@ -9,6 +9,7 @@ import pytest
 
 from deepcait.errors import ConfigError
 from deepcait.serve.limits import Limits
+from deepcait.serve.pipeline import Pipeline
 from tests.serve.harness import command, form, live, part, picture_bytes, request, wait_until
 
 GOOD = request(body=form(part(picture_bytes())))
@@ -90,6 +91,35 @@ def test_too_many_bytes_at_once(classifier):
         opened.send(large[-9:])
         assert opened.read().status == 400  # no picture, but read
         assert running.ask(GOOD).status == 200
+
+
+def test_bodies_that_wait_for_a_decoder_count(classifier, monkeypatch):
+    """A body that has come in whole is still in memory: it is counted until its picture is decoded."""
+    go = threading.Event()
+    monkeypatch.setattr(Pipeline, "_decode", _after(go, Pipeline._decode))
+    large = request(body=form(part(picture_bytes() + bytes(50_000))))
+    with live(classifier, max_buffered_bytes=140_000) as running:
+        opened = send_all(running, 2, large)
+        wait_until(lambda: running.service.pipeline.num_waiting == 2)
+        reply = running.ask(large)
+        go.set()
+        assert_overloaded(reply)
+        assert "memory" in reply.json["error"]
+        assert [connection.read().status for connection in opened] == [200, 200]
+        assert running.service.pipeline.num_bytes == 0
+        assert running.ask(large).status == 200
+        assert running.predict(b"no picture").status == 400
+        assert running.service.pipeline.num_bytes == 0
+
+
+def _after(event, function):
+    """The function, once the event is set."""
+
+    def waits(*args):
+        assert event.wait(30)
+        return function(*args)
+
+    return waits
 
 
 def test_the_deadline(patient):
