@@ -101,6 +101,12 @@ class Service:
             await application(scope, receive, counting_send)
         except ClientDisconnect:
             status = 499  # nobody is there to be answered; the number that proxies log for it
+        except asyncio.CancelledError:  # told to end a second time: what still waits is refused, not cut off
+            if status:
+                raise
+            await Refusal(overloaded("service: expected time to answer, got told to end at once."))(
+                scope, receive, counting_send
+            )
         finally:
             path = scope["path"]
             known = path if path in _KNOWN_PATHS else "static" if path in self._assets else "other"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 
 import pytest
 
 from deepcait.errors import ConfigError
+from deepcait.serve.app import Service
 from deepcait.serve.limits import Limits
 from deepcait.serve.pipeline import Pipeline
-from tests.serve.harness import command, form, live, part, picture_bytes, request, wait_until
+from tests.serve.harness import BOUNDARY, command, form, live, part, picture_bytes, request, wait_until
 
 GOOD = request(body=form(part(picture_bytes())))
 
@@ -179,6 +181,39 @@ def test_the_end_answers_what_was_let_in(patient):
     assert [reply.status for reply in answers] == [200] * 6
     with pytest.raises(OSError):  # noqa: PT011 - nobody listens any more
         running.ask(GOOD)
+
+
+def test_told_to_end_at_once(patient):
+    """A second Ctrl-C cancels what still waits: it is refused like everything else, and nothing is raised."""
+    service = Service(patient, name="test")
+    head, body = GOOD.split(b"\r\n\r\n", 1)
+    headers = [tuple(line.lower().split(b": ", 1)) for line in head.split(b"\r\n")[1:]]
+    headers = [(name, value.replace(BOUNDARY.lower().encode(), BOUNDARY.encode())) for name, value in headers]
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "path": "/predict", "raw_path": b"/predict",
+        "query_string": b"", "headers": headers, "root_path": "", "scheme": "http",
+    }  # fmt: skip
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    async def cancel_it():
+        task = asyncio.create_task(service(scope, receive, send))
+        while not patient.batches:
+            await asyncio.sleep(0.005)
+        task.cancel()
+        await task
+
+    asyncio.run(cancel_it())
+    patient.go.set()
+    service.close()
+    assert sent[0]["status"] == 503
+    assert (b"retry-after", b"1") in sent[0]["headers"]
+    assert set(json.loads(sent[1]["body"])) == {"error", "remedy"}
 
 
 @pytest.mark.parametrize("limits", [{"max_batch": 0}, {"deadline_s": -1}, {"max_queue": 5}, {"max_wait_s": -0.1}])
