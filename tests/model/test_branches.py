@@ -64,7 +64,10 @@ def test_operations_counted_of_a_step_are_those_of_the_plain_path_and_the_maps_o
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("train", [False, True])
 def test_operations_told_to_the_counter_are_those_of_the_products_inside(small, train):
-    """Each of our operators is one to PyTorch's counter, which believes a formula; its lines are counted one by one."""
+    """Each of our operators is one to PyTorch's counter, which believes a formula; its lines are counted one by one.
+
+    So are the shapes and types that a compiler is told.
+    """
 
     def told_and_done(operator, *inputs):
         counted = []
@@ -74,6 +77,7 @@ def test_operations_told_to_the_counter_are_those_of_the_products_inside(small, 
             counted.append(counter.get_total_flops())
         told, done = counted
         assert told == done > 0, operator._name
+        torch.library.opcheck(operator, inputs, test_utils=("test_schema", "test_faketensor"))
         return outputs
 
     block = wild_model(tiny_config(embed_dim=12, num_heads=3)).float().blocks[0]
