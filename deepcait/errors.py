@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class DeepcaitError(ValueError):
     """An error of the user's to mend; the command prints it as one paragraph and exits with 2.
@@ -51,6 +53,12 @@ class RunError(DeepcaitError):
 
 class DivergedError(RunError):
     """A run whose weights are not finite, or its losses or gradients more often in a row than its recipe allows."""
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Write a list into a message, cut short after `most` names."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error

@@ -2,9 +2,9 @@
 
 A mutant is one change of one node: a comparison or an operator exchanged, a number raised by one, a truth value turned.
 Each is tried in a process forked from one that has PyTorch and pytest loaded already, with the tests that are there for
-its file, until the first fails. A mutant that lives shows a line that no test guards, or one where the change means
-nothing; which it is, someone has to judge: docs/tests.md. Begun again with the same FILE, it goes on where it stopped;
-a file of code that has changed since is tried anew.
+its file, until the first fails; one that lives, with the quick tests of its whole room. What lives then shows a line
+that no test guards, or one where the change means nothing; which it is, someone has to judge: docs/tests.md. Begun
+again with the same FILE, it goes on where it stopped; a file of code that has changed since is tried anew.
 """
 
 from __future__ import annotations
@@ -50,6 +50,14 @@ GUARDS = {
     "evaluation/protocols.py": ["tests/evaluation/test_protocols.py"],
     "evaluation/records.py": ["tests/evaluation/test_metrics.py", "tests/evaluation/test_evaluate.py"],
     "evaluation/safeguards.py": ["tests/evaluation/test_safeguards.py"],
+}
+# Room -> its other tests that see such a change; those that take minutes are left out.
+ROOMS = {
+    "evaluation": ["tests/evaluation"],
+    "model": [
+        f"tests/model/test_{name}.py" for name in "branches broken_on_purpose golden lean modes properties".split()
+    ],
+    "train": ["tests/train/test_losses.py", "tests/train/test_step.py"],
 }
 _EXCHANGED = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult},
@@ -120,8 +128,8 @@ class _Instead(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.tree, str(self.path), "exec"), module.__dict__)
 
 
-def outcome_of(file: str, tree: ast.AST | None) -> str:
-    """Run the guards of a file against a mutant of it (None: as it is), in a process of its own."""
+def outcome_of(file: str, tree: ast.AST | None, guards: list[str]) -> str:
+    """Run tests against a mutant of a file (None: as it is), in a process of its own."""
     child = os.fork()
     if not child:
         import pytest
@@ -134,7 +142,7 @@ def outcome_of(file: str, tree: ast.AST | None) -> str:
             name = "deepcait." + file.removesuffix(".py").replace("/", ".")
             sys.meta_path.insert(0, _Instead(name, ROOT / "deepcait" / file, tree))
         marks = "not soak and not slow and not process"
-        code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-m", marks, *dict.fromkeys(GUARDS[file])])
+        code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-m", marks, *guards])
         os._exit(0 if code == 0 else 1)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
@@ -176,7 +184,7 @@ def main() -> None:
     for name in ("numpy", "torch", "torchvision", "timm", "hypothesis", "pytest", "torch.utils.flop_counter"):
         importlib.import_module(name)
     for file in {str(GUARDS[file]): file for file in args.files}.values():
-        sound = outcome_of(file, None)
+        sound = outcome_of(file, None, GUARDS[file])
         assert sound == LIVES, f"{file}: without any change its tests end with {sound!r}"
     every = []
     for file in args.files:
@@ -190,7 +198,9 @@ def main() -> None:
             continue
         if time.monotonic() - began > 60 * args.minutes:
             break
-        outcome = outcome_of(file, tree)
+        outcome = outcome_of(file, tree, GUARDS[file])
+        if outcome == LIVES:
+            outcome = outcome_of(file, tree, ROOMS[file.partition("/")[0]])
         tried.setdefault(file, {})[what] = outcome
         if outcome == LIVES:
             print(f"deepcait/{file} {what}", flush=True)

@@ -40,8 +40,11 @@ def _commit(root: Path) -> str:
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
 
+    commit = git("rev-parse", "--short", "HEAD")
+    if not commit:  # pytest takes a FILE elsewhere for a place of tests, and looks for its root above both
+        raise pytest.UsageError(f"expected a git checkout at {root}; run in one, with --rootdir=. for a FILE elsewhere")
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/results")
-    return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
+    return commit + "+" * bool(changed)
 
 
 class Keeper:

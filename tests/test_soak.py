@@ -38,7 +38,7 @@ def soak(folder: Path, healed: str) -> str:
         text=True,
         check=False,
     )
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 @pytest.mark.process
@@ -67,3 +67,10 @@ def test_each_outcome_is_kept_and_only_the_rest_runs_again(tmp_path: Path) -> No
     assert "4 passed, 1 skipped" in soak(tmp_path, healed="yes"), "a changed tree is tested whole"
     rows = json.loads((tmp_path / "soak.json").read_text())["tests"]
     assert {row["commit"] for row in rows} == {head + "+"}
+
+
+@pytest.mark.process
+def test_without_a_checkout_there_is_no_commit_to_keep(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(TESTS)
+    assert "expected a git checkout" in soak(tmp_path, healed="yes")
+    assert not (tmp_path / "soak.json").exists()

@@ -269,7 +269,7 @@ def _pair(rows: list[dict[str, Any]], records: list[Records]) -> None:
 
 def _write(args: Args, rows: list[dict[str, Any]], records: list[Records], console: Console) -> None:
     from deepcait.evaluation.plots import write_plots
-    from deepcait.evaluation.tables import write_images, write_table
+    from deepcait.evaluation.tables import pixels, write_images, write_table
     from deepcait.train.journal import environment
 
     if args.per_image is not None:
@@ -278,7 +278,7 @@ def _write(args: Args, rows: list[dict[str, Any]], records: list[Records], conso
     if args.plots is not None:
         for number, (row, own) in enumerate(zip(rows, records, strict=True), start=1):
             folder = args.plots if len(rows) == 1 else args.plots / str(number)
-            write_plots(folder, own, f"{row['model']}, {row['img_size']} px")
+            write_plots(folder, own, f"{row['model']}, {pixels(row['img_size'])} px")
             console.say(f"plots          {folder}")
     if args.out is not None:
         command = "deepcait " + " ".join(shlex.quote(word) for word in sys.argv[1:])
@@ -315,7 +315,7 @@ def _print_metrics(console: Console, metrics: Metrics, expected: Expected | None
         f"top-1          {percent(metrics.top1)}  ({metrics.correct1:,} of {num:,})  95 %: {percent(low)} to "
         f"{percent(high)}{beside[0]}"
     )
-    if metrics.records.num_possible > 5:  # of five or fewer the right one is always among them
+    if metrics.records.num_possible > 5:  # as top5_of
         console.say(f"top-5          {percent(metrics.top5)}  ({metrics.correct5:,} of {num:,}){beside[1]}")
     console.say(f"loss           {metrics.loss:.6f} nats an image")
     console.say(
@@ -326,14 +326,17 @@ def _print_metrics(console: Console, metrics: Metrics, expected: Expected | None
 
 
 def _print_pairs(console: Console, rows: list[dict[str, Any]]) -> None:
+    from deepcait.evaluation.tables import pixels, top5_of
+
     if len(rows) < 2:
         return
-    first = rows[0]
     console.say()
+    top5 = [percent(top5_of(row)) for row in rows]
     table = []
-    for row in rows:
+    for row, own_top5 in zip(rows, top5, strict=True):
         against = row["paired"][0]
-        cells = ("", "", "") if row is first else (against["only_this"], against["only_other"], against["p_value"])
-        p_value = f"{cells[2]:.3g}" if cells[2] != "" else ""
-        table.append((row["model"], row["img_size"], percent(row["top1"]), percent(row["top5"]), *cells[:2], p_value))
-    console.table(("model", "px", "top-1", "top-5", "only this right", "only the first right", "p (McNemar)"), table)
+        cells = (against["only_this"], against["only_other"], f"{against['p_value']:.3g}")
+        accuracies = [percent(row["top1"])] + [own_top5] * any(top5)
+        table.append((row["model"], pixels(row["img_size"]), *accuracies, *(cells if row is not rows[0] else [""] * 3)))
+    columns = ["model", "px", "top-1"] + ["top-5"] * any(top5)
+    console.table((*columns, "only this right", "only the first right", "p (McNemar)"), table)

@@ -7,8 +7,9 @@ import dataclasses
 import difflib
 import io
 import re
-from collections.abc import Sequence
-from typing import Any
+import typing
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 from deepcait.errors import ConfigError
 
@@ -57,8 +58,20 @@ def whole_numbers(text: str, option: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def settings(given: Iterable[Sequence[str]]) -> list[str]:
+    """Return what stands behind every `--set`, in order.
+
+    Raises:
+        ConfigError: nothing behind one of them.
+    """
+    given = list(given)
+    if not all(given):
+        raise ConfigError("--set: expected key=value behind it, got nothing.", remedy="For example --set epochs=10.")
+    return [text for texts in given for text in texts]
+
+
 def _mistake(kind: type, argv: Sequence[str], verb: str, told: str) -> ConfigError:
-    known = [f"--{field.name.rstrip('_').replace('_', '-')}" for field in dataclasses.fields(kind)] + ["--help"]
+    known = [_option(field.name) for field in dataclasses.fields(kind)] + ["--help"]
     for word in argv:
         name = word.partition("=")[0].replace("_", "-")
         if word.startswith("--") and word != "--" and name not in known:
@@ -68,20 +81,54 @@ def _mistake(kind: type, argv: Sequence[str], verb: str, told: str) -> ConfigErr
                 remedy=f"Did you mean {near[0]}?" if near else f"`deepcait {verb} --help` lists them.",
             )
     text = _sentence(told)
-    if text.startswith("Missing from"):
-        text = f"expected {_first_missing(text)}, got none."
+    if named := re.search("(?:argument '|parsing )(--[a-z-]+)", text):
+        return _unfitting(kind, argv, verb, named[1])
+    if missing := re.search(r"Missing from [^:]*: (\S+)", text):  # an option, or the placeholder of a position
+        text = f"expected {missing[1]}, got none."
+    elif unknown := re.search("Unrecognized options: (.*)", text):
+        text = f"expected nothing but its options, got {unknown[1]!r}."
     return ConfigError(f"deepcait {verb}: {text}", remedy=f"`deepcait {verb} --help` shows options and examples.")
 
 
-def _first_missing(text: str) -> str:
-    """The first name in tyro's list of what is missing: an option, or the placeholder of a position."""
-    return text.partition(": ")[2].split(maxsplit=1)[0]
+def _option(name: str) -> str:
+    """The option of a field: batch_size is --batch-size, class_ is --class."""
+    return f"--{name.rstrip('_').replace('_', '-')}"
+
+
+def _unfitting(kind: type, argv: Sequence[str], verb: str, option: str) -> ConfigError:
+    """An option whose value is missing or of another kind: what it takes is read off its field."""
+    hints = {_option(name): hint for name, hint in typing.get_type_hints(kind).items()}
+    hint = hints[option]
+    parts = typing.get_args(hint)
+    if type(None) in parts:  # an option that may be left out
+        (hint,) = [part for part in parts if part is not type(None)]
+    choices = [str(one) for one in typing.get_args(hint)] if typing.get_origin(hint) is Literal else []
+    if choices:
+        expected = " or ".join([", ".join(choices[:-1]), choices[-1]] if len(choices) > 1 else choices)
+    else:
+        expected = {int: "a whole number", float: "a number"}.get(hint, "a value behind it")
+    got = _value_of(option, argv)
+    near = difflib.get_close_matches(got or "", choices, n=1)
+    return ConfigError(
+        f"{option}: expected {expected}, got {'nothing' if got is None else repr(got)}.",
+        remedy=f"Did you mean {near[0]}?" if near else f"`deepcait {verb} --help` shows options and examples.",
+    )
+
+
+def _value_of(option: str, argv: Sequence[str]) -> str | None:
+    """What stands behind the last mention of an option; None where nothing does."""
+    found = None
+    for word, following in zip(argv, [*argv[1:], None], strict=True):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == option:
+            found = value if equals else following
+    return None if found is None or re.match("--[a-z]", found) else found
 
 
 def _sentence(told: str) -> str:
-    """What tyro says, without its frame, its heading and what follows the first rule."""
-    body = told.partition("\u2500 ")[2].partition("\n")[2] or told
-    first = re.split(r"\u2500{8,}", body)[0]
-    # The frame: characters of the box-drawing block.
-    text = " ".join(re.sub("[\u2500-\u257f]", " ", first).split())
-    return (text or "an option does not fit").rstrip(". ") + "."
+    """What tyro says in one line, without its frame, its rules and its last words.
+
+    The frame is of box-drawing characters where stdout has them, else of minus signs.
+    """
+    words = " ".join(re.sub("[\u2500-\u257f]|-{8,}", " ", told).split())
+    return words.partition(" For full helptext")[0] or "an option does not fit."

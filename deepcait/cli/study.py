@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from deepcait.cli.console import Console
+from deepcait.cli.options import settings
 from deepcait.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _wished(args: Args, grid: Grid, only: tuple[str, ...]) -> StudyPlan:
         val_images=args.val_images,
         teacher=args.teacher,
         only=only,
-        set=tuple(text for texts in args.set for text in texts),
+        set=tuple(settings(args.set)),
     )
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from deepcait.cli.console import Console
+from deepcait.cli.options import settings
 from deepcait.cli.report import write_at_end
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def run(args: Args) -> int | None:
 def _recipe(args: Args) -> Recipe:
     from deepcait.train.recipe import load_recipe
 
-    return _lay_over(load_recipe(args.recipe or "finetune", [text for texts in args.set for text in texts]), args)
+    return _lay_over(load_recipe(args.recipe or "finetune", settings(args.set)), args)
 
 
 def _given(args: Args, own: Path) -> Recipe | None:
@@ -95,7 +96,7 @@ def _given(args: Args, own: Path) -> Recipe | None:
 
     if not (args.recipe or args.data or args.model or args.teacher or args.engine or args.set):
         return None
-    recipe = load_recipe(args.recipe or str(own.resolve()), [text for texts in args.set for text in texts])
+    recipe = load_recipe(args.recipe or str(own.resolve()), settings(args.set))
     return _lay_over(recipe, args)
 
 

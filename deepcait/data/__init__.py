@@ -1,12 +1,13 @@
 """From bytes to batches: safe image opening, preprocessing, sources, splits, loaders."""
 
-from deepcait.data.dataset import NO_LABEL, ImageDataset, RaisingLoader, evaluation_loader, worker_context
+from deepcait.data.dataset import NO_LABEL, ImageDataset, RaisingLoader, evaluation_loader
 from deepcait.data.folder import FolderSource, find_splits, open_folder
 from deepcait.data.image import IMAGE_SUFFIXES, list_images, open_image
 from deepcait.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deepcait.data.source import Sample, Source, Subset, describe
 from deepcait.data.spec import list_splits, open_source, open_split, parse_spec
 from deepcait.data.split import read_manifest, stratified_split, write_manifest
+from deepcait.data.workers import worker_context
 
 __all__ = [
     "IMAGENET_MEAN",

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
@@ -19,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 from deepcait.data.image import decode_image, open_image
 from deepcait.data.preprocessing import Preprocessing
 from deepcait.data.source import Sample, Source
+from deepcait.data.workers import start_worker, worker_context
 from deepcait.errors import ConfigError, DataError, DeepcaitError
 
 NO_LABEL = -1
@@ -128,6 +126,7 @@ def evaluation_loader(
         drop_last=False,
         num_workers=num_workers,
         pin_memory=pin_memory,
+        worker_init_fn=start_worker,
         multiprocessing_context=worker_context() if num_workers else None,
         persistent_workers=num_workers > 0,
     )
@@ -136,19 +135,6 @@ def evaluation_loader(
 def _normalise(batch: list[Tensor], transform: Callable, device: torch.device) -> list[Tensor]:
     images = batch[0].to(device, non_blocking=True)
     return [transform.normalise(images) if isinstance(transform, Preprocessing) else images, *batch[1:]]
-
-
-def worker_context() -> BaseContext:
-    """How loader workers start: never by forking a process that has threads (torch's pools deadlock there).
-
-    On Linux a clean server process imports this module once and forks workers from itself;
-    elsewhere they are spawned. Each worker runs torch with one thread: torch's loader sees to it.
-    """
-    if not sys.platform.startswith("linux"):
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
 
 
 class _Catching(Dataset):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deepcait.data.image import IMAGE_SUFFIXES, read_image_bytes, walk_images
 from deepcait.data.source import Sample
-from deepcait.errors import DataError
+from deepcait.errors import DataError, some
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -17,7 +17,6 @@ SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 _SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
-_NUM_SHOWN = 5
 
 
 class FolderSource:
@@ -220,9 +219,3 @@ def unknown_class(where: object, name: str, known: Sequence[str]) -> DataError:
         f"{where}: expected one of the {len(known)} trained classes ({some(known)}), got the class {name!r}.",
         remedy="Rename it to its trained class, or remove it.",
     )
-
-
-def some(names: Sequence[str]) -> str:
-    """A list for a message, cut short."""
-    rest = len(names) - _NUM_SHOWN
-    return ", ".join(names[:_NUM_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, cast
 
@@ -11,11 +10,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from deepcait.data.augment import Augmentation, Changed, collate
-from deepcait.data.dataset import RaisingLoader, worker_context
+from deepcait.data.dataset import RaisingLoader
 from deepcait.data.image import open_image
 from deepcait.data.order import Order, ReplicaBatches, Slot
 from deepcait.data.seeding import derive_seed, seed_sample
 from deepcait.data.source import Source
+from deepcait.data.workers import start_worker, worker_context
 from deepcait.errors import ImageError, RunError
 
 
@@ -181,7 +181,7 @@ def training_loader(
         finish=finish,
         batch_sampler=batches,
         num_workers=num_workers,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         multiprocessing_context=worker_context() if num_workers else None,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
@@ -194,9 +194,3 @@ def _collate(items: list[tuple]) -> tuple:
     images, labels, *passed_over = zip(*items, strict=True)
     batch = collate(images) if isinstance(images[0], Changed) else default_collate(list(images))
     return batch, torch.tensor(labels), [one for several in passed_over for row in several for one in row]
-
-
-def _start_worker(_: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process decides when to stop, workers serve until then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

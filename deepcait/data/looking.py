@@ -14,10 +14,10 @@ from pathlib import PurePath
 
 from PIL import ExifTags, Image
 
-from deepcait.data.dataset import worker_context
 from deepcait.data.duplicates import pixel_hash, thumbnail
 from deepcait.data.image import FORMATS, MAX_PIXELS, open_image
 from deepcait.data.source import Source
+from deepcait.data.workers import worker_context
 from deepcait.errors import DataError
 
 _CHUNK = 32

@@ -91,6 +91,9 @@ class ParquetReader:
         try:
             if self._open is None or self._open[0] != key:
                 parquet = require("pyarrow.parquet", asked="parquet", extra="data")
+                if self._open is not None:
+                    self._open[1].close(force=True)
+                    self._open = None
                 with contextlib.ExitStack() as closing:
                     opened = closing.enter_context(open_binary(self.files[file]))
                     self._open = (key, parquet.ParquetFile(opened))

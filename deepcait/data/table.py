@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from deepcait.data.folder import SPLIT_NAMES, some, sort_classes, split_of, unknown_class
+from deepcait.data.folder import SPLIT_NAMES, sort_classes, split_of, unknown_class
 from deepcait.data.source import Sample
-from deepcait.errors import DataError
+from deepcait.errors import DataError, some
 
 Label: TypeAlias = str | int | None
 _MAX_BARE_LABEL = 100_000

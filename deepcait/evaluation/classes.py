@@ -8,10 +8,8 @@ from typing import Any
 from torch import nn
 
 from deepcait.data import Preprocessing, Source
-from deepcait.errors import ConfigError, DataError
+from deepcait.errors import ConfigError, DataError, some
 from deepcait.weights.imagenet import NUM_CLASSES, wnids
-
-_NUM_SHOWN = 5
 
 
 def pretrained_cfg(model: Any) -> dict:
@@ -74,7 +72,7 @@ def map_classes(source: Source, classes: Sequence[str] | None, num_classes: int)
     if unknown:
         names = list(classes) if classes is not None else [f"0 to {num_classes - 1}"]
         raise DataError(
-            f"classes: expected those of the model ({_some(names)}), got {_some(unknown)}, which it does not have.",
+            f"classes: expected those of the model ({some(names)}), got {some(unknown)}, which it does not have.",
             remedy="Rename those folders to classes of the model, remove them, or use a model trained on this data. "
             "More in docs/errors.md#another-number-of-classes.",
         )
@@ -98,11 +96,6 @@ def _all_integers(names: Sequence[str]) -> bool:
 def _other_number(source: Source, num_classes: int) -> DataError:
     return DataError(
         f"classes: expected {num_classes} in the data, as many as the model has, got {len(source.classes)} "
-        f"({_some(source.classes)}).",
+        f"({some(source.classes)}).",
         remedy="Use a model trained on this data, or pass the names of the model's classes.",
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = len(names) - _NUM_SHOWN
-    return ", ".join(names[:_NUM_SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")

@@ -23,7 +23,7 @@ from deepcait.data import FolderSource, Source, Subset, open_split, parse_spec
 from deepcait.data.folder import subfolders
 from deepcait.data.image import walk_images
 from deepcait.data.imagenet import V2_NUM_CLASSES, V2_NUM_EACH
-from deepcait.errors import ConfigError, DataError
+from deepcait.errors import ConfigError, DataError, some
 from deepcait.weights.imagenet import NUM_CLASSES, read_table, wnids
 
 PROTOCOLS = ("folder", "imagenet", "real", "v2")
@@ -197,7 +197,7 @@ def _plan_real(source: Source, path: str | os.PathLike[str] | None) -> Task:
     twice = [f"{index + 1:08d}" for index, number in Counter(indices).items() if number > 1 and index is not None]
     if twice:
         raise DataError(
-            f"real: expected each validation image once, got {_some(twice)} more than once.",
+            f"real: expected each validation image once, got {some(twice, _NUM_SHOWN)} more than once.",
             remedy="Remove the copies.",
         )
     labels = [entries[index or 0] for index in indices]
@@ -229,11 +229,11 @@ def _check_v2(source: Source, num_classes: int) -> list[str]:
     expected = f"v2: expected folders 0 to {num_classes - 1:,} with {V2_NUM_EACH} images each, got another number in"
     if num_classes == V2_NUM_CLASSES:
         raise DataError(
-            f"{expected} {len(wrong):,} of them: {_some(wrong)}.",
+            f"{expected} {len(wrong):,} of them: {some(wrong, _NUM_SHOWN)}.",
             remedy="Fetch imagenetv2-matched-frequency again; a part of it is measured with --protocol folder and "
             "--data imagenet-v2:ROOT.",
         )
-    return [f"{expected} {_some(wrong)}; the figures are not comparable with published ones."]
+    return [f"{expected} {some(wrong, _NUM_SHOWN)}; the figures are not comparable with published ones."]
 
 
 def _open_val(protocol: str, place: str, split: str | None) -> Source:
@@ -261,15 +261,10 @@ def _require_class_names(source: Source, protocol: str, expected: str) -> None:
     fits = integers if protocol == "v2" else integers or all(_WNID.fullmatch(name) for name in used)
     if not fits or (protocol == "imagenet" and integers and source.kind == "folder"):
         raise DataError(
-            f"protocol {protocol}: expected classes called by {expected}, got {_some(used)}.",
+            f"protocol {protocol}: expected classes called by {expected}, got {some(used, _NUM_SHOWN)}.",
             remedy="Give that data set, or take --protocol folder for any other.",
         )
 
 
 def _are_indices(own: list) -> bool:
     return all(isinstance(index, int) and not isinstance(index, bool) and 0 <= index < NUM_CLASSES for index in own)
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = len(names) - _NUM_SHOWN
-    return ", ".join(names[:_NUM_SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")

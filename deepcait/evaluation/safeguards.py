@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcait.data import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from deepcait.errors import some
 from deepcait.evaluation.classes import pretrained_cfg
 from deepcait.evaluation.compare import count_pairs
 from deepcait.evaluation.counts import Metrics
@@ -171,8 +172,7 @@ def _match(labels_N: Tensor, answers_N: Tensor) -> dict[int, int]:
 
 def _describe_order(records: Records, moved: dict[int, int], share: float) -> str:
     pairs = [f"{records.class_name(label)} -> {records.class_name(answer)}" for label, answer in moved.items()]
-    rest = len(pairs) - _NUM_SHOWN
-    shown = ", ".join(pairs[:_NUM_SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")
+    shown = some(pairs, _NUM_SHOWN)
     shifts = {(answer - label) for label, answer in moved.items()}
     cause = ""
     if len(shifts) == 1:

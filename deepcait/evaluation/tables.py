@@ -75,20 +75,21 @@ def detail(records: Records) -> dict[str, Any]:
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a table like the paper's: parameters, multiply-adds, resolution, accuracies in percent."""
-    several = len(rows) > 1
-    columns = ["model", "params (M)", "GMACs", "px", _ACCURACY[rows[0]["protocol"]], "95 % interval", "top-5", "loss"]
-    columns += ["expected"] + (["against the first (p)"] if several else [])
+    several, top5 = len(rows) > 1, [top5_of(row) for row in rows]
+    with_top5 = any(one is not None for one in top5)
+    columns = ["model", "params (M)", "GMACs", "px", _ACCURACY[rows[0]["protocol"]], "95 % interval"]
+    columns += ["top-5"] * with_top5 + ["loss", "expected"] + ["against the first (p)"] * several
     lines = ["| " + " | ".join(columns) + " |", "| --- |" + " ---: |" * (len(columns) - 1)]
-    for row in rows:
+    for row, own_top5 in zip(rows, top5, strict=True):
         low, high = row["intervals"]["top1"]
         cells = [
             f"`{row['model']}`",
             f"{row['params'] / 1e6:.1f}",
             f"{row['gmacs']:.2f}",
-            _pixels(row["img_size"]),
+            pixels(row["img_size"]),
             f"{100 * row['top1']:.2f}",
             f"{100 * low:.2f} to {100 * high:.2f}",
-            f"{100 * row['top5']:.2f}",
+            *(["" if own_top5 is None else f"{100 * own_top5:.2f}"] * with_top5),
             "" if row["loss"] is None else f"{row['loss']:.4f}",
             "" if row["expected"] is None else f"{100 * row['expected']['top1']:.2f}",
         ]
@@ -98,6 +99,11 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     first = rows[0]
     lines.append(f"\n{first['num_images']:,} images of {first['data']}, protocol {first['protocol']}.")
     return "\n".join(lines) + "\n"
+
+
+def top5_of(row: Mapping[str, Any]) -> float | None:
+    """Return the top-5 accuracy of a row; None of five or fewer classes, where the right one is always among them."""
+    return row["top5"] if row["num_possible"] > 5 else None
 
 
 def write_images(path: Path, measured: Sequence[tuple[Mapping[str, Any], Records]]) -> None:
@@ -111,7 +117,7 @@ def write_images(path: Path, measured: Sequence[tuple[Mapping[str, Any], Records
     writer = csv.writer(text)
     writer.writerow(IMAGE_COLUMNS)
     for row, records in measured:
-        tail = (row["model"], _pixels(row["img_size"]))
+        tail = (row["model"], pixels(row["img_size"]))
         answers, probabilities = records.answers_NT.tolist(), records.probabilities_NT.tolist()
         label, loss, correct = records.label_N.tolist(), records.losses_N.tolist(), records.correct_N.tolist()
         for i, name in enumerate(records.names):
@@ -134,14 +140,15 @@ def _against_first(row: Mapping[str, Any]) -> str:
     return f"+{paired['only_this']} -{paired['only_other']} ({paired['p_value']:.2g})"
 
 
-def _pixels(img_size: int | Sequence[int]) -> str:
+def pixels(img_size: int | Sequence[int]) -> str:
+    """Write an image size for people: 224 for a square, else "224 x 320", height first."""
     return str(img_size) if isinstance(img_size, int) else " x ".join(map(str, img_size))
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a row that fit a cell; intervals as two columns, the expected accuracy as one."""
     flat = {key: value for key, value in row.items() if not isinstance(value, list | dict)}
-    flat["img_size"] = _pixels(row["img_size"])
+    flat["img_size"] = pixels(row["img_size"])
     for key, ends in row["intervals"].items():
         flat[f"{key}_low"], flat[f"{key}_high"] = ends or ("", "")
     flat["expected_top1"] = row["expected"]["top1"] if row["expected"] else ""

@@ -150,7 +150,10 @@ class OnnxRuntime(Engine):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return logits (B, K), on the CPU."""
-        (logits_BK,) = self._session.run([OUTPUT], {INPUT: _as_array(images_BCHW, self.config)})
+        array = _as_array(images_BCHW, self.config)
+        if not len(array):  # ONNX Runtime 1.31 divides by the number of images, which ends the process
+            return torch.zeros(0, self.num_classes)
+        (logits_BK,) = self._session.run([OUTPUT], {INPUT: array})
         return torch.from_numpy(logits_BK)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from deepcait.errors import ConfigError
+from deepcait.errors import ConfigError, some
 from deepcait.model.variants import variant_names
 from deepcait.weights.hub import HUB_PREFIX
 from deepcait.weights.layouts import is_weights_file
@@ -54,6 +54,4 @@ def _neighbours(path: Path) -> list[str]:
 def listing(path: Path) -> str:
     """Return what a folder holds, the first five names."""
     names = sorted(entry.name for entry in path.iterdir())
-    return (
-        ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing in it"
-    )
+    return some(names) or "nothing in it"

@@ -91,6 +91,20 @@ def test_several_sizes(run_json, run, model_folder, photos):
     assert not any("preprocessing" in text for row in rows for text in row["warnings"])
 
 
+def test_tables_of_several_show_top_5_where_it_says_something(run, model_folder, imagenet_model, photos, tmp_path):
+    """Of five classes or fewer the right one is always among five answers."""
+    root, out = build_val(tmp_path / "imagenet"), tmp_path / "table.md"
+    for model, data, shown in ((model_folder, photos, False), (imagenet_model, root / "val", True)):
+        code, printed, err = run("eval", model, "--data", data, "--img-size", "32,32x48", "--out", out)
+        assert code == 0, err
+        (head,) = [line for line in printed.splitlines() if "p (McNemar)" in line]
+        assert ("top-5" in head, "| top-5 |" in out.read_text().splitlines()[0]) == (shown, shown)
+        lines = printed[printed.index(head) :].splitlines()[2:4]
+        assert "  32 x 48  " in lines[1]
+        assert "| 32 x 48 |" in out.read_text()
+        assert len({len(line.split("|")) for line in out.read_text().splitlines()[:4]}) == 1
+
+
 @pytest.mark.parametrize("suffix", ["md", "csv", "json"])
 def test_a_table(run, run_json, model_folder, other_folder, photos, tmp_path, suffix):
     out = tmp_path / f"table.{suffix}"

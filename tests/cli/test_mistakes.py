@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+import tyro
 from PIL import Image
 
 
@@ -137,3 +138,39 @@ def test_a_mistake_is_one_object_with_json(run, places, model_folder, photos, mi
     assert set(answer) == {"error", "remedy"}
     assert word in " ".join(answer.values())
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("eval x --data y --split foo", "--split: expected train, val, test or all, got 'foo'. remedy: `deepcait eval"),
+        ("eval x --data y --split=tset", "got 'tset'. remedy: Did you mean test?"),
+        ("train --out x --engine foo", "--engine: expected eager or compile, got 'foo'."),
+        ("export x --out y --to foo", "--to: expected onnx, openvino, pt2, timm or official, got 'foo'."),
+        ("bench x --against foo", "--against: expected timm, got 'foo'."),
+        ("predict x y --topk zwei", "--topk: expected a whole number, got 'zwei'."),
+        ("predict x y --topk 1.5", "--topk: expected a whole number, got '1.5'."),
+        ("predict x y --topk 3 --topk=zwei", "--topk: expected a whole number, got 'zwei'."),
+        ("bench x --threads zwei", "--threads: expected a whole number, got 'zwei'."),
+        ("study heads --data x --out y --budget viel", "--budget: expected a number, got 'viel'."),
+        ("eval x --data y --batch_size", "--batch-size: expected a whole number, got nothing."),
+        ("eval x --data y --batch-size --workers 1", "--batch-size: expected a whole number, got nothing."),
+        ("explain x y --out z --class", "--class: expected a value behind it, got nothing."),
+        ("eval x", "deepcait eval: expected --data, got none. remedy: `deepcait eval --help`"),
+        ("push x", "deepcait push: expected OWNER/NAME, got none."),
+        ("eval x --data", "--data: expected a value behind it, got nothing."),
+        ("eval x --data y --workers 1 2", "expected nothing but its options, got '2'."),
+        ("train --out x --set", "--set: expected key=value behind it, got nothing."),
+        ("train --data x --out y --set epochs=1 --set --dry-run", "--set: expected key=value behind it, got nothing."),
+        ("study heads --data x --out y --set", "--set: expected key=value behind it, got nothing."),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_value_that_does_not_fit_is_told_in_our_words(run, monkeypatch, command, told, encoding):
+    monkeypatch.setattr(
+        tyro._fmtlib, "_FORCE_UTF8_BOXES", encoding == "utf-8", raising=False
+    )  # in frames of either kind
+    code, out, err = run(*command.split())
+    assert (code, out) == (2, "")
+    assert told in " ".join(err.split())
+    assert "None" not in err

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from PIL import __version__ as pillow_version
 from timm.data import create_transform
 from timm.data.auto_augment import NAME_TO_OP, RandAugment
 
@@ -227,8 +228,9 @@ def test_only_the_seed_decides(photographs):
 
 
 def test_zero_bits_are_black_as_before_pillow_13(photographs):
-    with pytest.raises(ValueError, match="bits must be"):
-        ImageOps.posterize(photographs[0], 0)
+    if int(pillow_version.split(".")[0]) >= 13:
+        with pytest.raises(ValueError, match="bits must be"):
+            ImageOps.posterize(photographs[0], 0)
     transform = rand_augment("rand-m10-p1-inc1", Preprocessing((32, 32)))
     [op] = [op for op in transform.ops if op.name == "PosterizeIncreasing"]
     for picture in (photographs[0], photographs[0].convert("L")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deepcait.data import describe, list_splits, open_source
+from deepcait.data.source import require_labels
 from deepcait.errors import DataError, ImageError
 from tests.data.forms import write_parquet
 
@@ -61,9 +62,18 @@ def test_whole_numbers_are_indices(tmp_path):
     assert "no labels" in describe(unlabelled)
 
 
+@pytest.mark.parametrize("none", ["-1", ""])
+def test_minus_one_among_indices_is_a_picture_without_a_label(tmp_path, none):
+    source = open_source(manifest(tmp_path, f"path,label\n1.png,1\n2.png,{none}\n3.png,0\n"))
+    assert (source.classes, source.labels) == (["0", "1"], [1, None, 0])
+    with pytest.raises(DataError, match=r"2\.png: expected a labelled image"):
+        require_labels(source)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("path,label\n1.png,0\n2.png,-2\n", r"list\.csv, line 3: expected a class index, 0 or more, got -2"),
         ("path,label\n1.png,a\n2.png\n", r"list\.csv, line 3: expected 2 columns, got 1"),
         ("path,label\n1.png,a\n,b\n", "line 3: expected a path"),
         ("path,label,split\n1.png,a,train\n2.png,a,extra\n", "line 3: expected the split .* got 'extra'"),
@@ -158,7 +168,7 @@ def test_damaged_parquet(tmp_path):
 
 def test_a_label_of_thousands_of_digits(tmp_path):
     (tmp_path / "m.csv").write_text("path,label\na.png,1\nb.png," + "9" * 5000 + "\n")
-    with pytest.raises(DataError, match="line 3: expected a class index, got 5,000 digits"):
+    with pytest.raises(DataError, match="line 3: expected a class index, 0 or more, got 5,000 digits"):
         open_source(tmp_path / "m.csv")
 
 

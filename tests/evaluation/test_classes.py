@@ -37,3 +37,13 @@ def test_an_error_names_five_classes_and_counts_the_others():
     assert "got cat, dog, which" in caught.value.problem
     with pytest.raises(DataError, match=r"\(class a, class b, class c, class d, class e\)"):
         map_classes(data("cat", "dog"), names[:5], 5)
+
+
+def test_an_error_gives_the_range_of_a_model_without_names():
+    with pytest.raises(DataError, match=r"expected those of the model \(0 to 2\), got 3, which"):
+        map_classes(data("1", "3"), None, 3)
+
+
+def test_a_class_without_images_needs_no_class_of_the_model():
+    assert map_classes(data("cat", "dog", "owl"), ["dog", "cat"], 2) == [1, 0, -1]
+    assert map_classes(data("0", "1", "7"), None, 2) == [0, 1, -1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -163,6 +164,15 @@ def test_the_trap_of_numbers_that_begin_at_one(tmp_path, real, monkeypatch):
     assert not says(measure(root, "real", real_labels=real), "shifted")
 
 
+@pytest.mark.parametrize(("num_agreed", "told"), [(3, True), (4, False), (8, False)])
+def test_half_of_the_folders_must_agree_with_the_real_labels(num_agreed, told):
+    """Eight images of the first class; the others are called the second one."""
+    source = SimpleNamespace(classes=WNIDS, labels=[0] * 8)
+    found = protocols._check_agreement(source, [[0]] * num_agreed + [[1]] * (8 - num_agreed))
+    assert bool(found) is told
+    assert all(f"{num_agreed} of 8 images" in warning for warning in found)
+
+
 def test_real_wants_official_names_once(tmp_path, real):
     root = build_val(tmp_path / "imagenet")
     paint(root / "val" / WNIDS[0] / "copy of ILSVRC2012_val_00000002.JPEG", 0)
@@ -244,7 +254,11 @@ def test_v2(tmp_path):
 
 def test_a_v2_of_a_thousand_classes_must_be_whole(tmp_path):
     build_v2(tmp_path, 3)
-    with pytest.raises(DataError, match=r"folders 0 to 999 with 10 images each, got another number in 997 of them"):
+    with pytest.raises(
+        DataError,
+        match=r"folders 0 to 999 with 10 images each, got another number in 997 of them: "
+        r"3 \(0\), 4 \(0\), 5 \(0\) and 994 more",
+    ):
         measure(tmp_path, "v2", GreyModel(num_classes=1000))
     assert measure(f"imagenet-v2:{tmp_path}", "folder", GreyModel(num_classes=1000, step=V2_STEP)).num_images == 30
 

@@ -71,5 +71,8 @@ def test_mistakes():
             ConvConfig(**wrong)
     with pytest.raises(ConfigError, match="class_attention"):
         net.class_attention(torch.randn(1, 3, 32, 32))
-    net.reset_classifier(3)
+    with pytest.raises(ConfigError, match="expected 'max', got 'avg'"):
+        net.reset_classifier(3, "avg")
+    assert net.num_classes == 10
+    net.reset_classifier(3, global_pool="max")
     assert net(torch.randn(2, 3, 32, 32)).shape == (2, 3)

@@ -160,6 +160,9 @@ def test_both_layer_scale_values_of_xxs36_are_reachable():
     assert released.layer_scale_init == 1e-5
     assert released.replace(layer_scale_init=1e-6).layer_scale_init == 1e-6
     assert released.replace(layer_scale_init=None).layer_scale_init == 1e-6
+    # Another depth takes the rule's value along, and leaves an exception as it is.
+    assert released.replace(depth=18).layer_scale_init == 1e-5
+    assert variant_config("cait_xxs24_224").replace(depth=36).layer_scale_init == 1e-6
     narrow = released.replace(layer_scale_init=None, embed_dim=8, num_heads=2, img_size=16)
     assert CaiT(narrow).blocks[0].gamma_1[0].item() == pytest.approx(1e-6)
 

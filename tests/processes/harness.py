@@ -176,6 +176,11 @@ class Started:
         """SIGTERM for all, as `timeout` and schedulers of clusters send it."""
         os.killpg(self.process.pid, signal.SIGTERM)
 
+    def terminate_all(self) -> None:
+        """SIGTERM for every process by itself: torchrun gives its workers sessions of their own."""
+        for pid in self.pids():
+            _kill(pid, signal.SIGTERM)
+
     def interrupt_group(self) -> None:
         """What Ctrl-C does on a terminal: SIGINT for the whole process group."""
         os.killpg(self.process.pid, signal.SIGINT)

@@ -214,6 +214,21 @@ def test_a_pair_killed_then_asked_to_stop_then_resumed(bench, tmp_path, nursery,
     require_equal(run, straight_pair)
 
 
+def test_sigterm_for_the_loader_workers_too_is_a_stop_of_both(bench, tmp_path, nursery, straight_pair):
+    """As schedulers of clusters send it: the step is finished with the workers that were signalled."""
+    run = tmp_path / "run"
+    command = bench.command(run, "--resume", "--set", "data.num_workers=2")
+    with started_pair(command, tmp_path / "log0", nursery) as pair:
+        pair[0].wait_for(lambda: steps_logged(run) >= 5)
+        for process in pair:
+            assert len(process.pids()) >= 4  # main, the server that forks workers, two workers
+            process.terminate_group()
+        assert [process.wait() for process in pair] == [75, 75], pair[0].stderr + pair[1].stderr
+    assert read_state(run)["state"] == "stopped"
+    finish_pair(bench.command(run, "--resume"), tmp_path / "log1", nursery)
+    require_equal(run, straight_pair)
+
+
 def test_a_killed_worker_restarts_and_ends_with_the_same_bytes(bench, tmp_path, straight_pair):
     require_restarts(bench, tmp_path, straight_pair, [(random.Random(0).randint(0, 1), 7)])
 
@@ -264,5 +279,12 @@ def test_torchrun_killed_then_asked_to_stop_then_resumed(bench, tmp_path, straig
         assert process.wait(60) != 0
     assert read_state(run)["state"] == "stopped"
     assert "defect" not in process.stderr
-    finish(bench.torchrun(run, "--resume"), tmp_path / "log2", timeout_s=180)
+    command = bench.torchrun(run, "--resume", "--set", "data.num_workers=1")
+    with started(command, tmp_path / "log2") as process:
+        goal = steps_logged(run) + 8
+        process.wait_for(lambda: steps_logged(run) >= goal, timeout_s=120)
+        process.terminate_all()  # torchrun, which asks both workers once more, they, and their loaders
+        assert process.wait(60) != 0
+    assert read_state(run)["state"] == "stopped"
+    finish(bench.torchrun(run, "--resume"), tmp_path / "log3", timeout_s=180)
     require_equal(run, straight_pair)
