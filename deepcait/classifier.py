@@ -59,7 +59,7 @@ def load(
         ConfigError: the SPEC leads nowhere, or the engine can't run here.
         WeightsError: broken, unsafe or unreachable weights.
     """
-    found = resolve(os.fspath(spec), img_size=img_size)
+    found = resolve(os.fspath(spec) if isinstance(spec, os.PathLike) else spec, img_size=img_size)
     return Classifier(
         found.model,
         classes=found.classes,

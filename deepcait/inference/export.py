@@ -18,6 +18,7 @@ from deepcait.errors import ConfigError, WeightsError
 from deepcait.inference.engines import open_onnx, open_openvino
 from deepcait.inference.fold import FoldedCaiT, fold
 from deepcait.inference.graph import INPUT, OUTPUT, require_packages, to_openvino, to_program, write_onnx
+from deepcait.model.mode import evaluation_mode
 from deepcait.optional import require
 
 Form: TypeAlias = Literal["onnx", "openvino", "pt2"]
@@ -151,7 +152,8 @@ def prove(model: nn.Module, form: Form, path: Path, images_BCHW: Tensor, *, batc
     """Ask a file and the model it was made from about the same images.
 
     Args:
-        model: the model, not folded: what the fold did is under test too.
+        model: the model, not folded: what the fold did is under test too. It is asked in evaluation mode, and left
+            in the mode it had.
         form: what the file is.
         path: the file.
         images_BCHW: preprocessed; as many as the largest batch.
@@ -167,7 +169,7 @@ def prove(model: nn.Module, form: Form, path: Path, images_BCHW: Tensor, *, batc
     ask, engine = open_graph(form, path)
     images_BCHW = images_BCHW.cpu().float().contiguous()
     parts = [images_BCHW[:count] for count in batches]
-    with torch.no_grad():
+    with evaluation_mode(model):
         expected = torch.cat([model(part.to(_device(model))).cpu() for part in parts]).double()
         got = torch.cat([ask(part.contiguous()) for part in parts]).double()
     if not got.isfinite().all() or got.shape != expected.shape:

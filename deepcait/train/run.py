@@ -241,7 +241,8 @@ def open_training_data(recipe: Recipe, tell: Callable[[str], None]) -> tuple[Sou
     """Return the sources to train on and to validate on; validation maps classes by name.
 
     Raises:
-        DataError, ConfigError: no data, no classes, or a class in validation that training lacks.
+        DataError, ConfigError: no data, no classes, a class in validation that training lacks, or a picture
+            without a label.
     """
     if not recipe.data.source:
         raise ConfigError("--data: expected a data SPEC, got none.", remedy="Give --data, for example a folder.")
@@ -253,6 +254,8 @@ def open_training_data(recipe: Recipe, tell: Callable[[str], None]) -> tuple[Sou
         samples, validation = (leave_out(source, recipe.data.exclude) for source in (samples, validation))
         left_out = f"{before[0] - len(samples):,} training and {before[1] - len(validation):,} validation images"
         tell(f"left out by {recipe.data.exclude}: {left_out}")
+    for source in (samples, validation):
+        require_labels(source)  # now, not after hours
     samples = shrunk(samples, recipe.data.shrink_px, recipe.data.cache)
     tell(f"data: {describe(samples)}; validation: {describe(validation)}")
     for what, limit in (("training", recipe.data.limit), ("validation", recipe.data.val_limit)):

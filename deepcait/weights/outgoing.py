@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deepcait.errors import ConfigError
+from deepcait.model.mode import evaluation_mode
 from deepcait.weights.artefact import save_artefact
 from deepcait.weights.atomic import replace_file
 from deepcait.weights.layouts import SAFETENSORS, StateDict, image_size, official_layout, read_checkpoint
@@ -129,7 +130,7 @@ def prove_timm(found: Resolved, folder: str | Path) -> Proof:
     images = torch.randn(1, ours.config.in_chans, *image_size(ours.config), generator=torch.Generator().manual_seed(0))
     changed, dtype = _changed(ours.state_dict(), theirs.state_dict()), next(ours.parameters()).dtype
     try:  # in float64: two classes may be so near each other that rounding in float32 is large beside their spread
-        with torch.inference_mode():
+        with evaluation_mode(ours), torch.inference_mode():
             expected = ours.double()(images.double())
             drift = (theirs.double()(images.double()) - expected).abs().max() / expected.std().clamp(min=1e-12)
     finally:

@@ -254,3 +254,12 @@ def test_the_doctors_list_is_left_out(ruin, tmp_path):
     assert not {samples.locate(index) for index in range(12)} & planted
     assert any(f"{len(planted)} training and 0 validation" in line for line in lines)
     assert len(list(evaluation_loader(samples, PREPROCESSING, batch_size=4))) == 3
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_picture_without_a_label_is_told_before_the_training(tmp_path, split):
+    rows = ["1.png,0,train", "2.png,1,train", "3.png,0,val", f"4.png,-1,{split}"]
+    (tmp_path / "list.csv").write_text("path,label,split\n" + "\n".join(rows) + "\n")
+    recipe = section(tiny_recipe(), "data", source=str(tmp_path / "list.csv"))
+    with pytest.raises(DataError, match=r"4\.png: expected a labelled image"):
+        open_training_data(recipe, lambda line: None)
