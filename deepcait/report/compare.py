@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from deepcait.evaluation.compare import count_pairs
 from deepcait.explain.markup import Markup, element, join, page, table
 from deepcait.report import parts
 from deepcait.report.charts import number
-from deepcait.report.intervals import difference, mcnemar
+from deepcait.report.intervals import difference
 from deepcait.report.record import Record, read_run
 from deepcait.report.results import Results, measure_if_possible
 from deepcait.weights.atomic import write_bytes
@@ -107,19 +108,18 @@ def _paired(both, names: tuple[str, str], *answers: tuple[Results | None, str]) 
             "p", "The two runs have other data, so their images can't be compared one by one.", class_="soft"
         )
     right_one, right_other = one.right, other.right
-    only_one, only_other = int((right_one & ~right_other).sum()), int((~right_one & right_other).sum())
-    p_value = mcnemar(only_one, only_other)
+    pairs = count_pairs(right_one, right_other)
     rows = [
         ["both right", f"{int((right_one & right_other).sum()):,}"],
-        [f"only {names[0]} right", f"{only_one:,}"],
-        [f"only {names[1]} right", f"{only_other:,}"],
+        [f"only {names[0]} right", f"{pairs.only_first:,}"],
+        [f"only {names[1]} right", f"{pairs.only_second:,}"],
         ["both wrong", f"{int((~right_one & ~right_other).sum()):,}"],
     ]
     words = (
-        f"McNemar's exact test: p = {p_value:.2g}. "
+        f"McNemar's exact test: p = {pairs.p_value:.2g}. "
         + (
             "The two differ by more than chance in drawing images would give."
-            if p_value < 0.05
+            if pairs.p_value < 0.05
             else "Chance in drawing images alone may have made this difference."
         )
         + " Other seeds of training are not in this."

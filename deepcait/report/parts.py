@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from deepcait.evaluation import wilson
 from deepcait.explain.markup import Markup, element, join
 from deepcait.report.charts import Series, line_chart
-from deepcait.report.intervals import wilson
 from deepcait.report.record import Record
 
 WORDS = {"running": "not finished", "stopped": "stopped, can go on", "failed": "failed", "finished": "finished"}

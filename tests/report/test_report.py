@@ -16,7 +16,7 @@ import torch
 
 import deepcait
 from deepcait.cli.main import main
-from deepcait.report.intervals import wilson
+from deepcait.evaluation import wilson
 from deepcait.report.page import render_report
 from deepcait.report.parts import counted, repeat_command
 from deepcait.report.record import read_run
