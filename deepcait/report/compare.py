@@ -81,9 +81,10 @@ def _names(first: Record, second: Record) -> tuple[str, str]:
 def _results(both: tuple[Record, Record], names: tuple[str, str]) -> Markup:
     one, other = (record.best for record in both)
     rows = []
-    for label, hits, share in (("top-1", "correct1", "top1"), ("top-5", "correct5", "top5")):
+    top5 = [("top-5", "correct5", "top5")] * any(record.has_top5 for record in both)
+    for label, hits, share in [("top-1", "correct1", "top1"), *top5]:
         row = [label, parts.percent(one.get(share)), parts.percent(other.get(share))]
-        if all(isinstance(run.get(hits), int) and run.get("num_images") for run in (one, other)):
+        if all({hits, share, "num_images"} <= run.keys() for run in (one, other)):
             low, high = difference(*((run[hits], run["num_images"]) for run in (one, other)))
             row += [_points(other[share] - one[share]), f"{_points(low)} to {_points(high)}"]
         else:

@@ -69,16 +69,15 @@ def render_report(record: Record, results: Results | None, reason: str) -> str:
 
 def _tiles(record: Record) -> Markup:
     best = record.best
-    num_classes = len(record.data.get("classes") or []) or None
-    chance = f"; chance {parts.percent(1 / num_classes)}" if num_classes else ""
     count = best.get("num_images")
     sure = parts.interval(best.get("correct1"), count)
+    notes = [f"95 %: {sure}"] * bool(sure) if best else ["not evaluated"]
+    notes += [f"chance {parts.percent(1 / record.num_classes)}"] if record.num_classes else []
+    top5 = parts.tile("Top-5", parts.percent(best.get("top5")), parts.interval(best.get("correct5"), count))
     speed = record.images_per_s
     return parts.tiles(
-        parts.tile(
-            "Top-1, best", parts.percent(best.get("top1")), f"95 %: {sure}{chance}" if sure else "not evaluated"
-        ),
-        parts.tile("Top-5", parts.percent(best.get("top5")), parts.interval(best.get("correct5"), count)),
+        parts.tile("Top-1, best", parts.percent(best.get("top1")), "; ".join(notes)),
+        *[top5] * record.has_top5,
         parts.tile("Validation loss", f"{best['loss']:.4f}" if best.get("loss") is not None else "–", "nats an image"),
         parts.tile("Best epoch", str(best.get("epoch", "–")), f"of {record.recipe.epochs}"),
         parts.tile(
@@ -96,20 +95,21 @@ def _metrics(record: Record, results: Results | None) -> Markup:
             continue
         count = row.get("num_images")
         loss = row.get("loss")
+        top5 = [parts.percent(row.get("top5")), parts.interval(row.get("correct5"), count)]
         rows.append(
             [
                 f"{name}, epoch {row.get('epoch', '?')}",
                 parts.percent(row["top1"]),
                 parts.interval(row.get("correct1"), count),
-                parts.percent(row.get("top5")),
-                parts.interval(row.get("correct5"), count),
+                *top5 * record.has_top5,
                 "–" if loss is None else f"{loss:.4f}",
                 f"{count:,}" if isinstance(count, int) else "–",
             ]
         )
     if not rows:
         return element("p", "This run was not evaluated yet.", class_="soft")
-    columns = ["model", "top-1", "95 % interval", "top-5", "95 % interval", "loss (nats)", "images"]
+    columns = ["model", "top-1", "95 % interval", *["top-5", "95 % interval"] * record.has_top5]
+    columns += ["loss (nats)", "images"]
     caption = (
         "Intervals are Wilson's: what chance in drawing these validation images leaves open; other seeds are not in."
     )

@@ -96,7 +96,8 @@ def _accuracies(records: Sequence[Record], many: bool) -> Markup:
         lines.append(dataclasses.replace(line, band=band, dashed=many and number > 0))
         if many:
             continue
-        lines.append(_line(record, "eval_rows", "top5", "top-5", 1, "epoch"))
+        if record.has_top5:
+            lines.append(_line(record, "eval_rows", "top5", "top-5", 1, "epoch"))
         for key in sorted({key for row in record.eval_rows for key in row if key.endswith("_top1")}):
             name = f"top-1, {key.removesuffix('_top1')} weights"
             lines.append(dataclasses.replace(_line(record, "eval_rows", key, name, 2, "epoch"), dashed=True))

@@ -48,6 +48,17 @@ class Record:
         return self.eval_rows[-1] if self.eval_rows else {}
 
     @property
+    def num_classes(self) -> int | None:
+        """How many classes the data has; None where the run did not write it down."""
+        classes = self.data.get("classes")
+        return len(classes) if isinstance(classes, list) else None
+
+    @property
+    def has_top5(self) -> bool:
+        """Whether top-5 says anything: of five classes or fewer the right one is always among them."""
+        return self.num_classes is None or self.num_classes > 5
+
+    @property
     def seconds(self) -> float:
         """Time that training steps took, evaluations left out."""
         return sum(row.get("seconds") or 0.0 for row in self.timing_rows)

@@ -18,7 +18,7 @@ import deepcait
 from deepcait.cli.main import main
 from deepcait.evaluation import wilson
 from deepcait.report.page import render_report
-from deepcait.report.parts import counted, repeat_command
+from deepcait.report.parts import counted, interval, repeat_command
 from deepcait.report.record import read_run
 from deepcait.report.results import choose_mistakes, count_confusion, measure_run, name_classes, thin_out
 from deepcait.weights import resolve
@@ -79,6 +79,9 @@ def test_figures_are_those_of_the_model(page, answers, run):
     low, high = wilson(right, len(answers))
     assert row[1:3] == [f"{100 * right / len(answers):.2f} %", f"{100 * low:.2f} to {100 * high:.2f} %"]
     assert row[-1] == str(len(answers))
+    # Of three classes the right one is always among five answers: nothing is said of that.
+    assert "top-5" not in page.find("main")[0].text.lower()
+    assert "Top-5" not in page.find("header")[0].text
     assert "the same count as during training" in section(page, "metrics").text
     matrix = section(page, "confusion").find("table")[0].rows()
     assert matrix[0][1:] == list(CLASSES)
@@ -327,6 +330,26 @@ def test_another_model_than_the_one_counted_is_told(run, tmp_path):
     unknown = dataclasses.replace(record, eval_rows=[{"top1": 0.5, "epoch": 1}])
     (tmp_path / "page.html").write_text(render_report(unknown, results, ""), encoding="utf-8")
     assert section(read_page(tmp_path / "page.html"), "metrics").text.endswith(f"{told} of 24 right.")
+
+
+def test_top5_of_six_classes(run, tmp_path):
+    """And where the counts are lost, the accuracy is not called one that nobody measured."""
+    record = read_run(run)
+    six = dataclasses.replace(record, data=record.data | {"classes": list("abcdef")})
+    row = record.best | {"top5": 0.75, "correct5": 18}
+    for rows, words in (
+        ([row], (f"Top-5 75.00 % {interval(18, 24)}", f"95 %: {interval(row['correct1'], 24)}; chance 16.67 %")),
+        ([{"top1": 0.5, "epoch": 1}], ("Top-1, best 50.00 % chance 16.67 %",)),
+        ([], ("Top-1, best – not evaluated; chance 16.67 %",)),
+    ):
+        text = render_report(dataclasses.replace(six, eval_rows=rows), None, "gone")
+        (tmp_path / "page.html").write_text(text, encoding="utf-8")
+        page = read_page(tmp_path / "page.html")
+        for part in words:
+            assert part in page.find("header")[0].text
+        # Key, table and tile say the same.
+        assert ("75.00 %" in section(page, "metrics").text) == (rows == [row])
+        assert ("top-5" in section(page, "curves").text) == (rows == [row])
 
 
 def test_a_network_without_class_attention(run, tmp_path):
