@@ -20,6 +20,7 @@ from deepcait.errors import ConfigError, DataError, ImageError, RunError, Stoppe
 from deepcait.train import loop
 from deepcait.train.journal import read_metrics, read_state
 from deepcait.train.loop import Trainer
+from deepcait.train.plan import plan
 from deepcait.train.run import open_training_data, resumed_recipe
 from tests.data.damage import DAMAGE, UNREADABLE, sound_folder
 from tests.data.test_doctor import Deadly
@@ -263,3 +264,5 @@ def test_a_picture_without_a_label_is_told_before_the_training(tmp_path, split):
     recipe = section(tiny_recipe(), "data", source=str(tmp_path / "list.csv"))
     with pytest.raises(DataError, match=r"4\.png: expected a labelled image"):
         open_training_data(recipe, lambda line: None)
+    with pytest.raises(DataError, match=r"4\.png: expected a labelled image"):
+        plan(recipe, lambda line: None)
