@@ -79,7 +79,8 @@ def test_legible_and_accessible(open_page, pages, name, viewport, scheme):
     assert overflowing(page) == []
     # Every picture is drawn.
     assert page.evaluate("[...document.images].every((one) => one.complete && one.naturalWidth > 0)")
-    assert page.evaluate("document.images.length") > (-1 if name == "comparison" else 3)
+    drawn = page.evaluate("document.images.length + document.querySelectorAll('svg.chart').length")
+    assert drawn == 5 if name == "comparison" else drawn > 8
     assert_no_serious_fault(page)
     page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
