@@ -25,7 +25,6 @@ from deepcait.data.split import limited
 from deepcait.errors import ConfigError, RunError, WeightsError
 from deepcait.model import CaiT
 from deepcait.train.average import WeightAverage
-from deepcait.train.compute import note_of
 from deepcait.train.journal import REMEDY, environment, read_state, replace_text
 from deepcait.train.loop import Job, Trainer
 from deepcait.train.processes import (
@@ -168,8 +167,6 @@ def _train(
         keep_start(folder, found)
     processes.barrier()
     tell(_plan(recipe, order, processes, device))
-    if note := note_of(found.model.config, recipe.compute):
-        tell(note)
     try:
         progress = trainer.fit()
     finally:
