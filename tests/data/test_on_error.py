@@ -21,7 +21,8 @@ from deepcait.train import loop
 from deepcait.train.journal import read_metrics, read_state
 from deepcait.train.loop import Trainer
 from deepcait.train.plan import plan
-from deepcait.train.run import open_training_data, resumed_recipe
+from deepcait.train.resume import resumed_recipe
+from deepcait.train.run import open_training_data
 from tests.data.damage import DAMAGE, UNREADABLE, sound_folder
 from tests.data.test_doctor import Deadly
 from tests.train.tiny import section, tiny_job, tiny_model, tiny_recipe
