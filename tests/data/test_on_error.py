@@ -111,6 +111,7 @@ def test_workers_change_no_bit(ruin):
     there, told_there = batches(ruin[0], num_workers=2)
     assert same(here, there)
     assert told_here == told_there
+    assert told_here
     assert all(one.path in one.problem for one in told_here)
 
 
