@@ -192,16 +192,16 @@ def read_results(path: str | Path | None) -> list[dict[str, Any]]:
     found = []
     for row in rows if isinstance(rows, list) else []:
         try:
-            known = {"name": row["name"], **{key: float(row[key]) for key in ("gmacs", "params", "top1")}}
+            name, gmacs, params, top1 = row["name"], *(float(row[key]) for key in ("gmacs", "params", "top1"))
         except (KeyError, TypeError, ValueError):
             continue
-        if not (0 < known["gmacs"] < math.inf and 0 < known["params"] < math.inf and 0 <= known["top1"] <= 1):
-            got = ", ".join(f"{key} {known[key]:g}" for key in ("gmacs", "params", "top1"))
+        if not (0 < gmacs < math.inf and 0 < params < math.inf and 0 <= top1 <= 1):
             raise ConfigError(
-                f"{path}: expected gmacs and params above 0 and top1 a fraction, got for {known['name']!r}: {got}.",
+                f"{path}: expected gmacs and params above 0 and top1 a fraction, got for {name!r}: "
+                f"gmacs {gmacs:g}, params {params:g}, top1 {top1:g}.",
                 remedy="An accuracy of 78.4 % is 0.784.",
             )
-        found.append(known)
+        found.append({"name": name, "gmacs": gmacs, "params": params, "top1": top1})
     if not found:
         raise ConfigError(
             f"{path}: expected rows with name, gmacs, params and top1 (a fraction), got none.",
