@@ -87,6 +87,14 @@ def test_legible_and_accessible(open_page, pages, name, viewport, scheme):
     assert_no_serious_fault(page)
 
 
+def test_a_long_name_does_not_widen_the_page(open_page, pages):
+    """A class name of 200 letters without a blank, in a sentence and below a picture."""
+    page = open_page(pages["gallery"], PHONE)
+    page.evaluate("""() => [...document.querySelectorAll('article p.soft, figcaption')]
+        .forEach((one) => one.append('x'.repeat(200)))""")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_by_keyboard_only(open_page, pages, name):
     """The tabulator reaches links, what opens and what scrolls, each with an outline; the keys work on them."""
