@@ -59,7 +59,7 @@ def load(
         ConfigError: the SPEC leads nowhere, or the engine can't run here.
         WeightsError: broken, unsafe or unreachable weights.
     """
-    found = resolve(os.fspath(spec), img_size=img_size)
+    found = resolve(os.fspath(spec) if isinstance(spec, os.PathLike) else spec, img_size=img_size)
     return Classifier(
         found.model,
         classes=found.classes,
@@ -210,6 +210,7 @@ class Classifier:
         Raises:
             ConfigError: an unknown class or method, or a package of deepcait[explain] is missing.
             ImageError: a picture that can't be read.
+            WeightsError: logits that are no numbers.
         """
         picture = _open(image)
         return explain_image(

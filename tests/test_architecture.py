@@ -34,7 +34,7 @@ STOREY = {
 # Inside a room a file imports only from files before it. A room's __init__ comes after all of them.
 ORDER = {
     "model": [
-        "variants", "alternatives", "embedding", "lean", "products", "branches", "attention", "block", "cait",
+        "mode", "variants", "alternatives", "embedding", "lean", "products", "branches", "attention", "block", "cait",
         "trace", "ablation_init",
         "ablation", "convnet", "networks",
     ],
@@ -50,7 +50,7 @@ ORDER = {
         "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
     ],
     "train": [
-        "schedule", "losses", "strict", "recipe", "compute", "footprint", "optimizer", "average", "processes",
+        "schedule", "losses", "strict", "recipe", "resume", "compute", "footprint", "optimizer", "average", "processes",
         "checkpoint", "journal",
         "teacher", "start", "step", "watch", "skips", "loop", "run", "plan",
     ],
@@ -258,7 +258,7 @@ def test_every_module_begins_with_a_sentence(sources):
 
 def test_the_model_is_only_mathematics(sources):
     """Tensors in, tensors out: no file, log, registry or process in deepcait/model."""
-    plain_python = {"__future__", "collections", "dataclasses", "difflib", "functools", "math", "typing"}
+    plain_python = {"__future__", "collections", "contextlib", "dataclasses", "difflib", "functools", "math", "typing"}
     allowed = plain_python | {"deepcait", "torch"}
     used = {
         (module, name.split(".")[0])

@@ -112,3 +112,5 @@ def test_another_image_size(tmp_path, pictures):
     assert len(classifier.predict(pictures)) == 3
     with pytest.raises(ConfigError, match="multiples of the patch side"):
         deepcait.load(tmp_path / "model", img_size=33)
+    with pytest.raises(ConfigError, match="expected a model name"):
+        deepcait.load(None)

@@ -60,7 +60,7 @@ class Args:
 def run(args: Args) -> int | None:
     """Explain every picture, and write what came of it."""
     from deepcait.classifier import load
-    from deepcait.data import list_images
+    from deepcait.data import list_images, open_image
     from deepcait.explain.explanation import require_methods
     from deepcait.train.processes import choose_device
 
@@ -78,6 +78,8 @@ def run(args: Args) -> int | None:
         _results(args)
     console = Console(json=args.json)
     paths = [path for place in args.images for path in list_images(place)]
+    for path in paths:
+        open_image(path)
     classifier = load(args.spec, img_size=_img_size(args.img_size), device=choose_device(args.device, 0))
     if args.class_ is not None:
         classifier.index(args.class_)
@@ -112,7 +114,7 @@ def write_gallery(classifier: Classifier, paths: Sequence[Path], args: Args, con
 def _methods(args: Args) -> tuple[str, ...]:
     from deepcait.explain import METHODS
 
-    return METHODS if args.method == "all" else tuple(args.method.split(","))
+    return METHODS if args.method == "all" else tuple(method.strip() for method in args.method.split(","))
 
 
 def _explain(classifier: Classifier, path: Path, number: int, args: Args) -> tuple[Entry, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -21,8 +22,9 @@ COLUMNS = {
     "label": ("label", "class", "class_name", "label_name", "category", "target", "labels"),
     "split": ("split", "subset", "partition", "set"),
 }
-_MAX_CELL = 2**17
 _MAX_DIGITS = 18  # of a class index
+_UNLABELLED = -1  # as the hub writes it where a test set keeps its labels to itself
+_WHOLE = re.compile("-?[0-9]+")
 _NO_FILE = "Manifests list files; parquet that holds the pictures themselves has a column image {bytes, path}."
 
 
@@ -46,7 +48,7 @@ def load_csv(place: str) -> tuple[Table, FileReader]:
     """Read a manifest of text: commas, semicolons or tabs, with a header or without.
 
     Without a header the columns are path, label and, where there is a third, split. Labels that are all whole
-    numbers count as class indices.
+    numbers count as class indices; an empty cell, or -1 among them, is a picture without a label.
 
     Raises:
         DataError: no such file, another encoding, columns missing, a row that does not fit; with its line number.
@@ -150,7 +152,8 @@ def _manifest(
     what = "line" if kind == "csv" else "row"
     for line, path in zip(lines, paths, strict=True):
         if not isinstance(path, str) or not path or "\0" in path:
-            raise DataError(f"{place}, {what} {line}: expected a path, got {path!r}.", remedy="Mend that row.")
+            remedy = "Write the column as text (string)." if isinstance(path, bytes) else "Mend that row."
+            raise DataError(f"{place}, {what} {line}: expected a path, got {str(path)[:60]!r}.", remedy=remedy)
     words: list[str | None] = [word or None for word in splits] if splits is not None else [None] * len(paths)
     for line, word in zip(lines, words, strict=True):
         if splits is not None and (not isinstance(word, str) or split_of(word) is None):
@@ -180,12 +183,18 @@ def _labels(place: str, what: str, cells: Iterable[object], lines: Sequence[int]
             )
         labels.append(cell if cell != "" else None)
     texts = [label for label in labels if isinstance(label, str)]
-    if texts and all(text.isascii() and text.isdecimal() for text in texts):
-        for line, label in zip(lines, labels, strict=True):
-            if isinstance(label, str) and len(label) > _MAX_DIGITS:
-                raise DataError(
-                    f"{place}, {what} {line}: expected a class index, got {len(label):,} digits.",
-                    remedy="Mend that row.",
-                )
-        return [int(label) if isinstance(label, str) else label for label in labels]
-    return labels
+    if not all(_WHOLE.fullmatch(text) for text in texts):
+        return labels
+    for line, label in zip(lines, labels, strict=True):
+        if isinstance(label, str) and len(label) > _MAX_DIGITS:
+            got = f"{len(label):,} digits"
+        elif label is not None and int(label) < _UNLABELLED:
+            got = str(label)
+        else:
+            continue
+        raise DataError(
+            f"{place}, {what} {line}: expected a class index, 0 or more, got {got}.",
+            remedy="Mend that row; -1 or an empty cell is a picture without a label.",
+        )
+    indices = [None if label is None else int(label) for label in labels]
+    return [None if index == _UNLABELLED else index for index in indices]

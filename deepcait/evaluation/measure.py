@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from deepcait.evaluation.counts import NO_CLASS, Counts, score
 from deepcait.evaluation.masks import build_mask
 from deepcait.evaluation.protocols import Task
 from deepcait.evaluation.records import Records, join, record
+from deepcait.model.mode import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _count(
     """Count over the images of this process."""
     counts, answers, parts = Counts(), None, []
     own_N = torch.tensor(own)
-    with _evaluation_mode(model):
+    with evaluation_mode(model):
         for images_BCHW, labels_B, indices_B in _loader(wanted.task.source, own, preprocessing, how):
             logits_BK = _logits(model, images_BCHW.to(how.device, non_blocking=True))
             positions_B = own_N[indices_B]
@@ -169,19 +169,6 @@ def _gather_or_raise(error: DeepcaitError | None, parts: list[Records]) -> list[
 def _share(positions: Sequence[int]) -> Sequence[int]:
     """The images of this process: every world-size-th, from its rank on; no image twice."""
     return positions[dist.get_rank() :: dist.get_world_size()] if is_shared() else positions
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each module is in the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _logits(model: nn.Module, images_BCHW: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deepcait.errors import ConfigError
+from deepcait.errors import ConfigError, WeightsError
 from deepcait.explain import attribution, maps, picture
 from deepcait.explain.faithfulness import Faithfulness, areas_by_lot, measure_faithfulness
 from deepcait.model import CaiT
@@ -155,11 +155,17 @@ def explain_image(
     Raises:
         ConfigError: an unknown method or class, captum is not installed, or a network that has no class attention.
         ShapeError: an image of another size than the model's.
+        WeightsError: logits that are no numbers.
     """
     require_methods(methods)
     model = maps.unwrap(model)
     with torch.no_grad():
         probabilities_K = model(image_CHW[None])[0].softmax(-1)
+    if not probabilities_K.isfinite().all():
+        raise WeightsError(
+            "logits: expected numbers, got infinite ones or none.",
+            remedy="The weights are damaged, or training diverged: take an earlier checkpoint.",
+        )
     target = int(probabilities_K.argmax()) if target is None else target
     if not 0 <= target < len(probabilities_K):
         problem = f"class: expected an index from 0 to {len(probabilities_K) - 1}, got {target}."
@@ -208,9 +214,9 @@ def _build(
     if method == "rollout":
         row_T = maps.rollout(model, image_CHW[None])[0]
         words = (
-            "The mean over heads of the absolute maps after the second head mixing, rows divided by "
-            "their sum, multiplied through all patch blocks and both class blocks, with half the weight on the skip "
-            f"connection at each. The {row_T[0]:.1%} that never left the class token are dropped. MLPs, values and "
+            "The mean over heads of the absolute maps after the second head mixing, rows divided by their sum, "
+            "multiplied through all patch blocks and all class blocks, with half the weight on the skip connection "
+            f"at each. The {row_T[0]:.1%} that never left the class token are dropped. MLPs, values and "
             f"LayerScale are left out. Rollout is flat, so colours run from its smallest value, {row_T[1:].min():.4f} "
             f"(dark blue), to its largest, {row_T[1:].max():.4f} (light yellow)."
         )
@@ -241,9 +247,10 @@ def _build(
 
 def _mean_words(attention_LAT: Tensor) -> str:
     L, A, _ = attention_LAT.shape
+    blocks, heads = f"{L} class block{'s' * (L > 1)}", f"{A} head{'s' * (A > 1)}"
     return (
-        f"Mean of the softmax weights over {L} class blocks and {A} heads; the class stage mixes no heads. The class "
-        f"key is dropped and the rest not rescaled (the class token gave itself {attention_LAT[:, :, 0].mean():.1%}). "
+        f"Mean of the softmax weights over {blocks} and {heads}; the class stage mixes no heads. The class key is "
+        f"dropped and the rest not rescaled (the class token gave itself {attention_LAT[:, :, 0].mean():.1%}). "
         f"{COLOUR_WORDS}."
     )
 

@@ -78,8 +78,8 @@ def measure_faithfulness(
         drawing = {"steps": steps, "num_random": num_random, "seed": seed, "batch_size": batch_size}
         by_lot = areas_by_lot(probability, image_CHW, (rows, columns), **drawing)
     return Faithfulness(
-        deletion=area(deletion),
-        insertion=area(insertion),
+        deletion=area(deletion, rows * columns),
+        insertion=area(insertion, rows * columns),
         random_deletion=by_lot[0],
         random_insertion=by_lot[1],
         num_random=num_random,
@@ -103,15 +103,26 @@ def areas_by_lot(
     Args: as for `measure_faithfulness`; `grid` is (rows, columns) of the patches.
     """
     generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(grid[0] * grid[1], generator=generator) for _ in range(num_random)]
+    num_patches = grid[0] * grid[1]
+    orders = [torch.randperm(num_patches, generator=generator) for _ in range(num_random)]
     curves = [_curves(probability, image_CHW, grid, order, steps, batch_size) for order in orders]
-    deletion, insertion = (sum(map(area, column)) / num_random for column in zip(*curves, strict=True))
+    columns = zip(*curves, strict=True)
+    deletion, insertion = (sum(area(curve, num_patches) for curve in column) / num_random for column in columns)
     return deletion, insertion
 
 
-def area(curve: Tensor) -> float:
-    """Return the area under a curve over [0, 1] at equal steps, by trapezoids."""
-    return float((curve[:-1] + curve[1:]).double().mean() / 2)
+def area(curve: Tensor, num_patches: int) -> float:
+    """Return the area under a curve over the share of patches changed, by trapezoids.
+
+    Where the steps do not divide the patches, they are as equal as whole patches let them be.
+    """
+    counts_S = _counts(num_patches, len(curve) - 1)
+    return float(torch.trapezoid(curve.double(), counts_S.double()) / num_patches)
+
+
+def _counts(num_patches: int, steps: int) -> Tensor:
+    """How many patches are changed at each of `steps` + 1 points."""
+    return torch.tensor([round(step * num_patches / steps) for step in range(steps + 1)])
 
 
 def _curves(
@@ -123,8 +134,7 @@ def _curves(
     rank_N = torch.empty_like(order_N)
     rank_N[order_N] = torch.arange(len(order_N))
     steps = min(steps, len(order_N))
-    counts_S = torch.tensor([round(step * len(order_N) / steps) for step in range(steps + 1)])
-    changed_SN = rank_N[None, :] < counts_S[:, None]
+    changed_SN = rank_N[None, :] < _counts(len(order_N), steps)[:, None]
     changed_S1HW = (
         changed_SN.view(-1, 1, rows, columns)
         .repeat_interleave(height // rows, dim=2)

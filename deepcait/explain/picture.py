@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -101,7 +102,10 @@ def _sheet(
     panel_width, panel_height = rows[0][0].size
     small, text = ImageFont.load_default(12), ImageFont.load_default(13)
     title_height = 18 if titles else 0
-    width = max(_GAP_PX + (panel_width + _GAP_PX) * len(rows[0]), 360)
+    # A title may be wider than a narrow panel: panels stand apart then, so that none runs into the next.
+    longest_px = max((small.getlength(title) for line in titles or () for title in line), default=0)
+    step = max(panel_width, math.ceil(longest_px)) + _GAP_PX
+    width = max(_GAP_PX + step * len(rows[0]), 360)
     lines = _wrapped(caption, text, width - 2 * _GAP_PX)
     body_height = _GAP_PX + (panel_height + title_height + _GAP_PX) * len(rows)
     sheet = Image.new("RGB", (width, body_height + 18 * len(lines) + _GAP_PX), _PAPER)
@@ -109,7 +113,7 @@ def _sheet(
     for y, panels in enumerate(rows):
         top = _GAP_PX + y * (panel_height + title_height + _GAP_PX)
         for x, panel in enumerate(panels):
-            left = _GAP_PX + x * (panel_width + _GAP_PX)
+            left = _GAP_PX + x * step
             if titles:
                 draw.text((left, top), titles[y][x], fill=_FAINT, font=small)
             sheet.paste(panel, (left, top + title_height))
@@ -119,12 +123,16 @@ def _sheet(
 
 
 def _wrapped(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:
+    """The caption in lines; a word that is wider than a line (the name of a class may be) goes on in the next."""
     lines, line = [], ""
     for word in caption.split():
         longer = f"{line} {word}".strip()
         if line and font.getlength(longer) > width_px:
             lines.append(line)
-            line = word
-        else:
-            line = longer
+            longer = word
+        line = longer
+        while font.getlength(line) > width_px:
+            fits = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or font.getlength(line[:n]) <= width_px)
+            lines.append(line[:fits])
+            line = line[fits:]
     return [*lines, line] if line else lines

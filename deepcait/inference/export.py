@@ -18,7 +18,9 @@ from deepcait.errors import ConfigError, WeightsError
 from deepcait.inference.engines import open_onnx, open_openvino
 from deepcait.inference.fold import FoldedCaiT, fold
 from deepcait.inference.graph import INPUT, OUTPUT, require_packages, to_openvino, to_program, write_onnx
+from deepcait.model.mode import evaluation_mode
 from deepcait.optional import require
+from deepcait.weights.atomic import require_file
 
 Form: TypeAlias = Literal["onnx", "openvino", "pt2"]
 Runner: TypeAlias = Callable[[Tensor], Tensor]
@@ -80,7 +82,7 @@ def export_file(
         The proof, and the files written (none where it does not hold).
 
     Raises:
-        ConfigError: another suffix, a missing package, another network than a CaiT.
+        ConfigError: another suffix, no folder to write in, a missing package, another network than a CaiT.
         WeightsError: the place can't be written to.
     """
     require_out(form, out)
@@ -88,7 +90,6 @@ def export_file(
     folded = fold(model)
     aside = out.parent / f".{out.name}.{secrets.token_hex(4)}.new"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         aside.mkdir()
         write_graph(folded, form, aside / out.name)
         proof = prove(model, form, aside / out.name, images_BCHW)
@@ -151,7 +152,8 @@ def prove(model: nn.Module, form: Form, path: Path, images_BCHW: Tensor, *, batc
     """Ask a file and the model it was made from about the same images.
 
     Args:
-        model: the model, not folded: what the fold did is under test too.
+        model: the model, not folded: what the fold did is under test too. It is asked in evaluation mode, and left
+            in the mode it had.
         form: what the file is.
         path: the file.
         images_BCHW: preprocessed; as many as the largest batch.
@@ -167,7 +169,7 @@ def prove(model: nn.Module, form: Form, path: Path, images_BCHW: Tensor, *, batc
     ask, engine = open_graph(form, path)
     images_BCHW = images_BCHW.cpu().float().contiguous()
     parts = [images_BCHW[:count] for count in batches]
-    with torch.no_grad():
+    with evaluation_mode(model):
         expected = torch.cat([model(part.to(_device(model))).cpu() for part in parts]).double()
         got = torch.cat([ask(part.contiguous()) for part in parts]).double()
     if not got.isfinite().all() or got.shape != expected.shape:
@@ -204,15 +206,14 @@ def require_out(form: Form, out: Path) -> None:
     """Tell of a wrong place before any work is done.
 
     Raises:
-        ConfigError: another suffix than the form's, or a folder.
+        ConfigError: another suffix than the form's, a folder, or no folder to write in.
     """
     if out.suffix != SUFFIXES[form]:
         raise ConfigError(
             f"--out: expected a file {SUFFIXES[form]} for {form}, got {out}.",
             remedy=f"Give {out.with_suffix(SUFFIXES[form])}." if out.name else "Give a file.",
         )
-    if out.is_dir():
-        raise ConfigError(f"--out: expected a file, got the folder {out}.", remedy="Give a file in it.")
+    require_file(out, (), "--out")
 
 
 def _device(model: nn.Module) -> torch.device:

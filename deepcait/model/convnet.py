@@ -176,7 +176,15 @@ class ConvNet(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new head of `num_classes` outputs in place."""
+        """Put a new head of `num_classes` outputs in place.
+
+        Raises:
+            ConfigError: no class, or another pooling than the maximum is asked for; the network has no other.
+        """
+        if global_pool not in (None, "max"):
+            raise ConfigError(
+                f"global_pool: expected 'max', got {global_pool!r}.", remedy="Leave it out: the network knows no other."
+            )
         weight = self.head.weight
         self.config = self.config.replace(num_classes=num_classes)
         self.num_classes = num_classes

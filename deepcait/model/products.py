@@ -30,8 +30,11 @@ def linear_backward(
     """Return the gradients of `linear` for rows, weight and bias; empty ones for the last two where not wanted.
 
     Args:
-        grad: (..., O), contiguous. rows: (..., I), contiguous. weight_OI: the weight that `linear` took.
+        grad: (..., O), contiguous. weight_OI: the weight that `linear` took.
+        rows: (..., I), contiguous; may be empty where the weight's gradient is not wanted.
     """
+    if not wants_weight and not rows.numel():
+        rows = grad.new_empty(*grad.shape[:-1], weight_OI.shape[1])  # for its shape, never read
     count = _images(rows)
     if count:
         given = (_picture(grad, count), _picture(rows, count), weight_OI[:, :, None, None])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from dataclasses import dataclass
 
 from deepcait.errors import ConfigError
 
 RESOLUTIONS = (224, 384, 448)
+# What float32 holds, and what counts the numbers of a tensor's side without an overflow.
+_MAX_NUMBER = 3.4028234663852886e38
+_MAX_INT = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +55,13 @@ class CaiTConfig:
         for field in ("embed_dim", "depth", "num_heads", "patch_size", "in_chans", "cls_depth"):
             _require(_is_int(getattr(self, field), least=1), field, "a positive integer", getattr(self, field))
         _require(_is_int(self.num_classes, least=0), "num_classes", "an integer, 0 for features", self.num_classes)
-        _require(_is_number(self.mlp_ratio) and self.hidden_dim > 0, "mlp_ratio", "a positive number", self.mlp_ratio)
+        wide = _is_number(self.mlp_ratio) and _is_int(self.hidden_dim, least=1)
+        _require(wide, "mlp_ratio", "a positive number", self.mlp_ratio)
         rate = self.drop_path_rate
         _require(_is_number(rate) and 0 <= rate < 1, "drop_path_rate", "a probability in [0, 1)", rate)
         if self.layer_scale_init is None:
             object.__setattr__(self, "layer_scale_init", layer_scale_init(self.depth))
-        _require(_is_number(self.layer_scale_init), "layer_scale_init", "a number", self.layer_scale_init)
+        _require(_is_number(self.layer_scale_init), "layer_scale_init", "a number of float32", self.layer_scale_init)
         if self.embed_dim % self.num_heads:
             raise ConfigError(
                 f"num_heads: expected a divisor of embed_dim={self.embed_dim}, got {self.num_heads}.",
@@ -133,11 +136,11 @@ class CaiTConfig:
 
 
 def _is_int(value: object, *, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MAX_INT
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MAX_NUMBER
 
 
 def _require(fits: bool, field: str, expected: str, got: object) -> None:
@@ -195,6 +198,6 @@ def variant_config(name: str) -> CaiTConfig:
     if name in variant_names():
         _, size, side = name.split("_")
         return VARIANTS[size].replace(img_size=int(side))
-    near = difflib.get_close_matches(name, variant_names(), n=3)
+    near = difflib.get_close_matches(name, variant_names(), n=3) if isinstance(name, str) else []
     hint = f"Did you mean {' or '.join(near)}?" if near else "`deepcait models` lists them all."
     raise ConfigError(f"expected the name of a model, got {name!r}.", remedy=hint)

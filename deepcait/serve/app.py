@@ -101,6 +101,12 @@ class Service:
             await application(scope, receive, counting_send)
         except ClientDisconnect:
             status = 499  # nobody is there to be answered; the number that proxies log for it
+        except asyncio.CancelledError:  # told to end a second time: what still waits is refused, not cut off
+            if status:
+                raise
+            await Refusal(overloaded("service: expected time to answer, got told to end at once."))(
+                scope, receive, counting_send
+            )
         finally:
             path = scope["path"]
             known = path if path in _KNOWN_PATHS else "static" if path in self._assets else "other"
@@ -200,7 +206,8 @@ class Service:
                     self._num_buffered_bytes += len(chunk)
                     if num_bytes > self.limits.max_body_bytes:
                         raise self._too_large()
-                    if self._num_buffered_bytes > self.limits.max_buffered_bytes:
+                    # A body that has been read stays in memory until its pictures are decoded.
+                    if self._num_buffered_bytes + self.pipeline.num_bytes > self.limits.max_buffered_bytes:
                         raise overloaded("bodies: expected less at once, got more than the service keeps in memory.")
                     form.write(chunk)
                     if request.scope[BODY_READ]:

@@ -19,7 +19,7 @@ class Limits:
         max_requests: predict and explain requests at once, from their first body byte to their answer; more get 503.
         max_images: pictures in one request.
         max_body_bytes: a request body, checked by Content-Length and while it streams in.
-        max_buffered_bytes: the bodies of all requests together; more get 503.
+        max_buffered_bytes: the bodies of all requests together, until their pictures are decoded; more get 503.
         max_pixels: a picture, by its header, before it is decoded.
         max_header_bytes: request line and headers.
         max_connections: open connections; further ones are told 503.

@@ -58,9 +58,10 @@ class Timing:
 
 @dataclass(eq=False)
 class Job:
-    """The pictures of one request; `done` gets the list of `Seen`, or what went wrong."""
+    """The pictures of one request, of `num_bytes` together; `done` gets the list of `Seen`, or what went wrong."""
 
     pictures: list[Picture]
+    num_bytes: int
     explain: bool
     topk: int
     done: asyncio.Future[list[Seen]]
@@ -92,6 +93,7 @@ class Pipeline:
         self._closing = False
         self._num_coming = 0
         self._num_waiting = 0  # images that were let in and have not been taken by the network
+        self._num_bytes = 0  # of the pictures that have not been decoded
         self._image_s = 0.0  # network time of an image, a moving average
         self._threads = [
             threading.Thread(target=self._decode_jobs, name=f"decoder-{i}") for i in range(limits.num_decoders)
@@ -105,6 +107,11 @@ class Pipeline:
     def num_waiting(self) -> int:
         """Images that wait for the network."""
         return self._num_waiting
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the pictures that wait to be decoded, or are being decoded."""
+        return self._num_bytes
 
     def is_alive(self) -> bool:
         """Whether every thread runs."""
@@ -130,19 +137,21 @@ class Pipeline:
             WeightsError: the model gives no numbers.
         """
         self._loop = asyncio.get_running_loop()
+        num_bytes = sum(len(picture.data) for picture in pictures)
         with self._changed:
             full = self._closing or self._num_waiting + len(pictures) > self.limits.max_queue
             if full:
                 self._num_coming -= 1
             else:
                 self._num_waiting += len(pictures)
+                self._num_bytes += num_bytes
         if full:
             raise overloaded(
                 f"queue: expected room for {len(pictures)} images, got {self._num_waiting} waiting of at most "
                 f"{self.limits.max_queue}.",
                 retry_after_s=min(max(1, round(self._num_waiting * self._image_s)), 60),
             )
-        job = Job(pictures, explain, topk, self._loop.create_future())
+        job = Job(pictures, num_bytes, explain, topk, self._loop.create_future())
         self._to_decode.put(job)
         return await job.done, job.timing
 
@@ -173,8 +182,10 @@ class Pipeline:
             self.counters.add("decode_seconds_total", job.timing.decode_s)
             with self._changed:
                 self._num_coming -= 1
+                self._num_bytes -= job.num_bytes
                 if job.pictures:
                     self._num_waiting -= num_images
+                    job.pictures.clear()
                 else:
                     self._placed.extend((job, seen) for seen in job.seen)
                 self._changed.notify_all()

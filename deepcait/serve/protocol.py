@@ -29,6 +29,8 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start waiting for the headers of a request; turn away what is too many."""
         super().connection_made(transport)
+        # Any byte that the client leaves lying starts the clock of `pause_writing`: closing waits for it without end.
+        transport.set_write_buffer_limits(high=0)
         self._refused = False
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None

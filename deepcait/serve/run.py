@@ -66,11 +66,11 @@ def serve(
         _warm_up(classifier, limits.max_batch)
         service = Service(classifier, name=name, limits=limits, hosts=hosts)
         server = uvicorn.Server(server_config(service, limits))
-        with _quiet_end():
+        with _quiet_end(server):
             shown = f"[{address[0]}]" if ":" in address[0] else address[0]
             listening(f"http://{shown}:{address[1]}/")
             server.run(sockets=[listener])
-        service.close()
+            service.close()
 
 
 def server_config(service: Service, limits: Limits) -> uvicorn.Config:
@@ -114,9 +114,9 @@ def listen_on(host: str, port: int) -> socket.socket:
         except BaseException:
             listener.close()
             raise
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter where the name can be none: labels that are empty or too long
         raise ConfigError(
-            f"{host}:{port}: expected a free address of this machine, got {error.strerror or error}.",
+            f"{host}:{port}: expected a free address of this machine, got {getattr(error, 'strerror', None) or error}.",
             remedy="Choose another with --port (0 takes a free one), or another --host.",
         ) from error
     return listener
@@ -131,9 +131,16 @@ def _warm_up(classifier: Classifier, max_batch: int) -> None:
 
 
 @contextmanager
-def _quiet_end() -> Iterator[None]:
-    """Let a signal end the service and nothing more: uvicorn raises it again once all is answered."""
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+def _quiet_end(server: uvicorn.Server) -> Iterator[None]:
+    """Let a signal end the service and nothing more: uvicorn raises it again once all is answered.
+
+    It holds from before the address is told: whoever reads it may send the signal before uvicorn listens for any.
+    """
+
+    def end(number: int, frame: object) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

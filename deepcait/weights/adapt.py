@@ -137,8 +137,9 @@ def build_loaded(
 ) -> tuple[CaiT, AdaptReport]:
     """Build a model around weights, without drawing random ones first.
 
-    The model is laid out on the meta device and the tensors are put in. Half-precision weights are widened to
-    float32, the others stay as stored. A head that the weights do not fill is drawn anew.
+    The model is laid out on the meta device and the tensors are put in. The model is float32 whatever the weights
+    were stored in, as if they had been copied into a fresh one; those in float32 stay bit for bit. A head that the
+    weights do not fill is drawn anew.
 
     Args:
         config: the model wanted.
@@ -161,8 +162,8 @@ def build_loaded(
 
 
 def _parameter_of(tensor: Tensor, copy: bool) -> Tensor:
-    dtype = torch.float32 if tensor.dtype.itemsize < 4 else tensor.dtype
-    return tensor.detach().to(dtype, memory_format=torch.contiguous_format, copy=copy)
+    # One type for all: images are float32, and a model of two types multiplies neither with them nor with itself.
+    return tensor.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=copy)
 
 
 def _expected_tensors(target: CaiT | CaiTConfig) -> dict[str, tuple[int, ...]]:

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deepcait.errors import ConfigError
+from deepcait.model.mode import evaluation_mode
 from deepcait.weights.artefact import save_artefact
-from deepcait.weights.atomic import replace_file
+from deepcait.weights.atomic import replace_file, require_file
 from deepcait.weights.layouts import SAFETENSORS, StateDict, image_size, official_layout, read_checkpoint
 from deepcait.weights.spec import Resolved
 from deepcait.weights.timm_layout import require_known_to_timm
@@ -87,16 +88,16 @@ def write_official(found: Resolved, path: str | Path) -> Path:
             `.safetensors`: the same tensors, which can't be nested, under the plain keys of the released models.
 
     Raises:
-        ConfigError: another ending.
+        ConfigError: another ending, a folder, or no folder to write in.
         WeightsError: it can't be written; an older file is still there.
     """
     path = Path(path)
-    if path.suffix not in OFFICIAL_SUFFIXES or path.is_dir():
-        got = "a folder" if path.is_dir() else f"the ending {path.suffix!r}"
+    if path.suffix not in OFFICIAL_SUFFIXES:  # to the letter: readers know the form by it
         raise ConfigError(
-            f"{path}: expected a file that ends in {' or '.join(OFFICIAL_SUFFIXES)}, got {got}.",
+            f"{path}: expected a file that ends in {' or '.join(OFFICIAL_SUFFIXES)}, got the ending {path.suffix!r}.",
             remedy="The official layout is one file: .pth as the authors publish it, or .safetensors.",
         )
+    require_file(path, (), "--out")
     # In the order and with the dtype of the model, each tensor with memory of its own.
     tensors: StateDict = {key: t.detach().cpu().contiguous() for key, t in found.model.state_dict().items()}
 
@@ -129,7 +130,7 @@ def prove_timm(found: Resolved, folder: str | Path) -> Proof:
     images = torch.randn(1, ours.config.in_chans, *image_size(ours.config), generator=torch.Generator().manual_seed(0))
     changed, dtype = _changed(ours.state_dict(), theirs.state_dict()), next(ours.parameters()).dtype
     try:  # in float64: two classes may be so near each other that rounding in float32 is large beside their spread
-        with torch.inference_mode():
+        with evaluation_mode(ours), torch.inference_mode():
             expected = ours.double()(images.double())
             drift = (theirs.double()(images.double()) - expected).abs().max() / expected.std().clamp(min=1e-12)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deepcait.data import describe, list_splits, open_source
+from deepcait.data.source import require_labels
 from deepcait.errors import DataError, ImageError
 from tests.data.forms import write_parquet
 
@@ -61,9 +62,18 @@ def test_whole_numbers_are_indices(tmp_path):
     assert "no labels" in describe(unlabelled)
 
 
+@pytest.mark.parametrize("none", ["-1", ""])
+def test_minus_one_among_indices_is_a_picture_without_a_label(tmp_path, none):
+    source = open_source(manifest(tmp_path, f"path,label\n1.png,1\n2.png,{none}\n3.png,0\n"))
+    assert (source.classes, source.labels) == (["0", "1"], [1, None, 0])
+    with pytest.raises(DataError, match=r"2\.png: expected a labelled image"):
+        require_labels(source)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("path,label\n1.png,0\n2.png,-2\n", r"list\.csv, line 3: expected a class index, 0 or more, got -2"),
         ("path,label\n1.png,a\n2.png\n", r"list\.csv, line 3: expected 2 columns, got 1"),
         ("path,label\n1.png,a\n,b\n", "line 3: expected a path"),
         ("path,label,split\n1.png,a,train\n2.png,a,extra\n", "line 3: expected the split .* got 'extra'"),
@@ -127,7 +137,7 @@ def test_parquet_without_names_or_paths(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    table = pyarrow.table({"image": [b"one", b"two", None], "label": [4, 0, 0]})
+    table = pyarrow.table({"file": [b"one", b"two", None], "label": [4, 0, 0], "name": [b"1", b"2", b"3"]})
     for number in range(2):
         parquet.write_table(table, tmp_path / f"{number}.parquet", row_group_size=2)
     source = open_source(tmp_path)
@@ -136,9 +146,23 @@ def test_parquet_without_names_or_paths(tmp_path):
     assert source.read(4).data == b"two"
     with pytest.raises(ImageError, match="row 2: expected a picture, got an empty cell"):
         source.read(2)
-    parquet.write_table(table.rename_columns(["image", "fine_label"]), tmp_path / "2.parquet")
+    parquet.write_table(table.rename_columns(["file", "fine_label", "name"]), tmp_path / "2.parquet")
     with pytest.raises(DataError, match=r"2\.parquet: expected the columns and classes of"):
         open_source(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["path", "File_Name"])
+def test_paths_that_are_bytes(tmp_path, name):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({name: [b"1.png", b"2.png"], "label": [1, 0]}), tmp_path / "list.parquet")
+    with pytest.raises(DataError, match=r"list\.parquet, row 0: expected a path, got .*1\.png.* as text"):
+        open_source(tmp_path / "list.parquet")
+    pictures = [{"bytes": b"one", "path": None}, {"bytes": b"two", "path": b"2.png"}]
+    parquet.write_table(pyarrow.table({"image": pictures, "label": [1, 0]}), tmp_path / "images.parquet")
+    with pytest.raises(DataError, match=r"images\.parquet, row 1: expected text in the column image\.path"):
+        open_source(tmp_path / "images.parquet")
 
 
 def test_damaged_parquet(tmp_path):
@@ -158,7 +182,7 @@ def test_damaged_parquet(tmp_path):
 
 def test_a_label_of_thousands_of_digits(tmp_path):
     (tmp_path / "m.csv").write_text("path,label\na.png,1\nb.png," + "9" * 5000 + "\n")
-    with pytest.raises(DataError, match="line 3: expected a class index, got 5,000 digits"):
+    with pytest.raises(DataError, match="line 3: expected a class index, 0 or more, got 5,000 digits"):
         open_source(tmp_path / "m.csv")
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import os
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import deepcait
 from deepcait.cli.main import main
 from deepcait.data import Preprocessing, open_image
-from deepcait.errors import ConfigError
+from deepcait.errors import ConfigError, WeightsError
 from deepcait.explain import METHODS, picture
 from deepcait.explain.colours import colourise, linear_rgb, scale
 from deepcait.explain.gallery import Entry, gallery
+from deepcait.model import CaiT, CaiTConfig
 from tests.explain.test_maps import model_and_images
 from tests.processes.harness import DEMO
 
@@ -88,6 +91,27 @@ def test_the_class_asked_about(found):
         first.overlay("occlusion")
 
 
+def test_weights_that_give_no_numbers_explain_nothing():
+    classifier = classifier_of()
+    with torch.no_grad():
+        classifier.model.head.weight[1, 3] = torch.nan
+    with pytest.raises(WeightsError, match="logits: expected numbers"):
+        classifier.explain(SHIP)
+
+
+def test_words_fit_any_number_of_class_blocks():
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 32, "patch_size": 8, "num_classes": 3}
+    for number in (1, 3):
+        model = CaiT(CaiTConfig(cls_depth=number, **sizes))
+        classifier = deepcait.Classifier(model, classes=None, preprocessing=Preprocessing((32, 32)))
+        made = classifier.explain(SHIP)
+        assert (
+            f"over {number} class block{'s' if number > 1 else ''} and 2 heads" in made.maps["class-attention"].caption
+        )
+        assert "through all patch blocks and all class blocks" in made.maps["rollout"].caption
+
+
 @pytest.mark.parametrize("img_size", [16, (40, 24), (8, 96), (128, 128)])
 @pytest.mark.parametrize("size", [(1, 1), (700, 31), (31, 700)])
 def test_any_shape_of_picture_and_model(img_size, size):
@@ -98,8 +122,37 @@ def test_any_shape_of_picture_and_model(img_size, size):
     assert made.grid == (rows, columns)
     assert made.frame.size == classifier.model.config.img_size[::-1]
     assert made.heads.shape == (2, 4, rows, columns)
-    sheet = made.head_grid()
-    assert sheet.width >= 5 * 8
+
+
+@pytest.mark.parametrize("size", [(144, 144), (72, 144), (8, 96), (96, 8)])
+def test_titles_of_the_head_grid_do_not_run_into_each_other(size, monkeypatch):
+    """However narrow the panels are."""
+    drawn, draw_text = [], ImageDraw.ImageDraw.text
+
+    def text(self, place, words, *, font, fill):
+        drawn.append((*place, place[0] + font.getlength(words), words))
+        draw_text(self, place, words, font=font, fill=fill)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    sheet = picture.head_grid(Image.new("RGB", size), np.ones((2, 16, 4, 4), np.float32), "A caption.")
+    titles = [one for one in drawn if one[-1] != "A caption."]
+    assert len(titles) == 2 * 18
+    for (_, top, end, _), (begin, next_top, _, _) in pairwise(titles):
+        assert end < begin or top < next_top
+    assert max(end for _, _, end, _ in drawn) <= sheet.width
+
+
+@pytest.mark.parametrize("name", ["x" * 200, "a " + "y" * 200 + " b", "\u732b" * 200])
+def test_a_caption_is_never_cut_off(name, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, place, words, *, font, fill: drawn.append((place[0] + font.getlength(words), words)),
+    )
+    sheet = picture.side_by_side(Image.new("RGB", (32, 32)), np.ones((4, 4), np.float32), f"Of {name}.")
+    assert "".join(words for _, words in drawn).replace(" ", "") == f"Of{name}.".replace(" ", "")
+    assert max(end for end, _ in drawn) <= sheet.width
 
 
 def test_another_resolution_than_the_stored_one(tmp_path):
@@ -206,15 +259,28 @@ def test_the_page_escapes_what_it_shows(found):
     assert "&lt;script&gt;x" in page
 
 
+def test_a_file_name_that_is_no_text(tmp_path):
+    """Archives of other systems leave names that are no UTF-8: explained like any other, shown as far as it can be."""
+    picture_path = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    with open(picture_path, "wb") as file:
+        file.write(SHIP.read_bytes())
+    out = tmp_path / "out"
+    command = ["explain", "builtin:nano", os.fsdecode(picture_path), "--out", str(out), "--steps", "0", "--json"]
+    assert main(command) == 0
+    assert "<h2>caf?.png</h2>" in (out / "index.html").read_text(encoding="utf-8")
+    assert (out / "000_caf_" / "maps.npz").exists()
+
+
 def test_many_pictures_of_one_name(tmp_path, capsys):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         Image.open(SHIP).save(tmp_path / folder / "same name.png")
     out = tmp_path / "out"
     command = ["explain", "builtin:nano", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out), "--json"]
-    assert main([*command, "--steps", "0", "--method", "class-attention", "--class", "3"]) == 0
+    assert main([*command, "--steps", "0", "--method", "gradient, rollout", "--class", "3"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [one["class"]["index"] for one in told["images"]] == [3, 3]
+    assert [set(one["maps"]) for one in told["images"]] == 2 * [{"class-attention", "rollout", "gradient"}]
     assert sorted(path.name for path in out.iterdir()) == ["000_same_name", "001_same_name", "index.html"]
 
 
@@ -242,14 +308,16 @@ def test_mistakes_of_the_user(tmp_path, capsys, options, words):
 
 
 def test_no_picture_and_a_broken_one(tmp_path, capsys):
+    """Nothing is written, the good pictures before the broken one neither."""
     (tmp_path / "broken.png").write_bytes(SHIP.read_bytes()[:90])
     for pictures, words in (
         ([], "picture"),
-        ([str(tmp_path / "broken.png")], "broken.png"),
+        ([str(SHIP), str(tmp_path / "broken.png")], "broken.png"),
         (["gone.png"], "gone.png"),
     ):
         assert main(["explain", "builtin:nano", *pictures, "--out", str(tmp_path / "o")]) == 2
         assert words in capsys.readouterr().err
+        assert not (tmp_path / "o").exists()
     other = torch.nn.Linear(2, 2)
     with pytest.raises(ConfigError, match="expected a CaiT, got Linear"):
         deepcait.explain.maps.unwrap(other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -55,7 +56,21 @@ def test_lots_once_are_lots_for_all(image_CHW):
 def test_more_steps_than_patches(image_CHW):
     found = measure_faithfulness(share_seen, image_CHW, WEIGHTS_yx, steps=100)
     assert len(found.deletion_curve) == 9
-    assert area(torch.tensor([1.0, 0.0, 0.0])) == pytest.approx(0.25)
+    assert area(torch.tensor([1.0, 0.0, 0.0]), 8) == pytest.approx(0.25)
+
+
+def test_steps_that_do_not_divide_the_patches(image_CHW):
+    """Three steps over eight patches: after 3, 5 and 8, and each trapezoid is as wide as its share."""
+    found = measure_faithfulness(share_seen, image_CHW, WEIGHTS_yx, steps=3)
+    assert found.deletion_curve == pytest.approx([1.0, 0.1, 0, 0], abs=1e-6)
+    assert found.deletion == pytest.approx((3 * 1.1 + 2 * 0.1) / 2 / 8)
+    assert found.insertion == pytest.approx(1 - found.deletion)
+    # Where all patches count alike every order has the same curve, that of lots too.
+    even = torch.full(GRID, 1 / 8)
+    by_lot = areas_by_lot(lambda images: (images[:, 0, ::2, ::2] * even).sum((1, 2)) ** 2, image_CHW, GRID, steps=3)
+    squares = [1.0, (5 / 8) ** 2, (3 / 8) ** 2, 0.0]
+    hand = sum(w * (a + b) / 2 for w, (a, b) in zip((3 / 8, 2 / 8, 3 / 8), pairwise(squares), strict=True))
+    assert by_lot == pytest.approx((hand, hand))
 
 
 def test_ties_keep_reading_order(image_CHW):

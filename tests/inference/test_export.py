@@ -184,6 +184,17 @@ def test_a_wrong_place(folder, out, told, capsys):
     assert told in capsys.readouterr().err
 
 
+def test_a_model_in_training_is_asked_as_it_will_be_used(tmp_path):
+    model = scrambled().train()
+    model.blocks[0].eval()
+    for block in model.blocks:
+        block.drop_path_rate = 0.9
+    modes = [module.training for module in model.modules()]
+    write_graph(fold(model), "pt2", tmp_path / "model.pt2")
+    assert prove(model, "pt2", tmp_path / "model.pt2", sample_images(Preprocessing((32, 32)))).holds
+    assert [module.training for module in model.modules()] == modes
+
+
 def test_too_few_images(tmp_path):
     with pytest.raises(ConfigError, match="expected 8 or more, got 2"):
         prove(scrambled(), "pt2", tmp_path / "model.pt2", torch.zeros(2, 3, 32, 32))

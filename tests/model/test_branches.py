@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from deepcait.model import CaiT, branches
+from deepcait.model.lean import talking_heads, talking_heads_backward
 from deepcait.model.products import linear, linear_backward
 from tests.model.wild import relative_error, some_images, timm_twin, tiny_config, wild_model
 
@@ -60,6 +61,50 @@ def test_operations_counted_of_a_step_are_those_of_the_plain_path_and_the_maps_o
     assert counted[0] - counted[1] == depth * 2 * B * N * N * (D + 2 * A * A)
 
 
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("train", [False, True])
+def test_operations_told_to_the_counter_are_those_of_the_products_inside(small, train):
+    """Each of our operators is one to PyTorch's counter, which believes a formula; its lines are counted one by one.
+
+    So are the shapes and types that a compiler is told.
+    """
+
+    def told_and_done(operator, *inputs):
+        counted = []
+        for run in (operator, operator._init_fn):
+            with FlopCounterMode(display=False) as counter:
+                outputs = run(*inputs)
+            counted.append(counter.get_total_flops())
+        told, done = counted
+        assert told == done > 0, operator._name
+        torch.library.opcheck(operator, inputs, test_utils=("test_schema", "test_faketensor"))
+        return outputs
+
+    block = wild_model(tiny_config(embed_dim=12, num_heads=3)).float().blocks[0]
+    x, attn, mlp = torch.randn(2, 5, 12), block.attn, block.mlp
+    for operator, backward, first, parameters in (
+        (
+            branches.attention_branch,
+            branches.attention_branch_backward,
+            block.norm1,
+            (attn.qkv.weight, attn.qkv.bias, attn.proj_l.weight, attn.proj_w.weight, attn.proj_w.bias)
+            + (attn.proj.weight, attn.proj.bias, block.gamma_1),
+        ),
+        (
+            branches.mlp_branch,
+            branches.mlp_branch_backward,
+            block.norm2,
+            (mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias, block.gamma_2),
+        ),
+    ):
+        inputs = [p.detach() for p in (x, first.weight, first.bias, *parameters)]
+        _, *kept = told_and_done(operator, *inputs, None, 1e-6, torch.float32, small)
+        told_and_done(backward, torch.ones_like(x), *inputs, None, *kept, 1e-6, torch.float32, train)
+    mixings = [p.detach() for p in (attn.proj_l.weight, attn.proj_w.weight, attn.proj_w.bias)]
+    told_and_done(talking_heads, torch.randn(2, 5, 36), *mixings)
+    told_and_done(talking_heads_backward, x, torch.randn(2, 5, 36), *mixings)
+
+
 def test_small_memory_and_checkpointing_give_the_same_bits():
     images = some_images(CONFIG, 4).float()
     expected, expected_grads = step(wild_model(CONFIG).float(), images)
@@ -69,6 +114,18 @@ def test_small_memory_and_checkpointing_give_the_same_bits():
         got, grads = step(model, images)
         assert torch.equal(got, expected)
         assert all(torch.equal(grads[name], grad) for name, grad in expected_grads.items())
+
+
+def test_frozen_blocks_give_the_same_gradient_of_the_image_with_small_memory():
+    found = []
+    for small in (False, True):
+        model = wild_model(CONFIG).float().eval().requires_grad_(False)
+        model.set_small_memory(small)
+        images = some_images(CONFIG, 4).float().requires_grad_()
+        model(images).square().sum().backward()
+        found.append(images.grad)
+    assert torch.equal(*found)
+    assert found[0].abs().max() > 0
 
 
 def test_bytes_kept_are_at_most_half_of_timms_and_a_tenth_with_checkpointing():

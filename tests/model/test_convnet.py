@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from deepcait.errors import ConfigError, ShapeError
-from deepcait.model.convnet import ConvConfig, ConvNet
+from deepcait.model.convnet import BatchNorm, ConvConfig, ConvNet
 from deepcait.model.networks import TEACHERS, build_model, config_of, is_model_name, named_config
 from deepcait.model.variants import variant_names
 
@@ -47,6 +47,20 @@ def test_its_function_by_hand():
     assert torch.allclose(net(images), x.flatten(2).amax(-1) @ net.head.weight.T / 9, atol=1e-12)
 
 
+def test_its_norm_is_torchs_in_training_and_after():
+    ours, theirs = BatchNorm(4), torch.nn.BatchNorm2d(4)
+    for _ in range(3):
+        maps = torch.randn(5, 4, 6, 6) * 3 + 1
+        assert torch.equal(ours(maps), theirs(maps))
+    assert torch.equal(ours.eval()(maps), theirs.eval()(maps))
+
+
+def test_the_smallest_and_the_usual_one():
+    smallest = ConvNet(ConvConfig(widths=(1, 1, 1), in_chans=1, num_classes=1, img_size=24))
+    assert smallest(torch.randn(2, 1, 24, 24)).shape == (2, 1)
+    assert (ConvConfig().widths, ConvConfig().grid) == ((64, 256, 256), (1, 1))
+
+
 def test_every_tensor_of_its_state_is_a_number_with_a_point():
     state = ConvNet(ConvConfig()).state_dict()
     assert all(tensor.is_floating_point() for tensor in state.values())
@@ -71,5 +85,8 @@ def test_mistakes():
             ConvConfig(**wrong)
     with pytest.raises(ConfigError, match="class_attention"):
         net.class_attention(torch.randn(1, 3, 32, 32))
-    net.reset_classifier(3)
+    with pytest.raises(ConfigError, match="expected 'max', got 'avg'"):
+        net.reset_classifier(3, "avg")
+    assert net.num_classes == 10
+    net.reset_classifier(3, global_pool="max")
     assert net(torch.randn(2, 3, 32, 32)).shape == (2, 3)

@@ -281,6 +281,14 @@ def test_images_of_another_shape_are_refused(model, shape, method):
         ({"num_classes": -1}, "num_classes"),
         ({"cls_depth": 0}, "cls_depth"),
         ({"drop_path_rate": 1.0}, r"probability in \[0, 1\), got 1.0"),
+        ({"drop_path_rate": 10**400}, "drop_path_rate"),
+        ({"layer_scale_init": 1e39}, r"layer_scale_init: expected a number of float32, got 1e\+39"),
+        ({"layer_scale_init": 10**400}, "layer_scale_init"),
+        ({"layer_scale_init": float("nan")}, "layer_scale_init"),
+        ({"mlp_ratio": 1e30}, r"mlp_ratio: expected a positive number, got 1e\+30"),
+        ({"mlp_ratio": float("inf")}, "mlp_ratio"),
+        ({"num_classes": 10**30}, "num_classes"),
+        ({"img_size": 8**200}, "img_size"),
     ],
 )
 def test_what_no_network_can_be_built_from_is_refused(changes, words):
@@ -292,8 +300,9 @@ def test_what_no_network_can_be_built_from_is_refused(changes, words):
 def test_an_unknown_name_comes_with_a_suggestion():
     with pytest.raises(ConfigError, match=r"got 'cait_xxs24_244'.*Did you mean .*cait_xxs24_224"):
         variant_config("cait_xxs24_244")
-    with pytest.raises(ConfigError, match="deepcait models"):
-        variant_config("resnet50")
+    for unknown in ("resnet50", None, 24, ["cait_xxs24_224"]):
+        with pytest.raises(ConfigError, match="deepcait models"):
+            variant_config(unknown)
 
 
 def test_an_unknown_override_comes_with_a_suggestion():

@@ -110,9 +110,15 @@ class Connection:
 class Live:
     """A service that can be asked."""
 
-    def __init__(self, port: int, service: Service | None = None) -> None:
+    def __init__(self, port: int, service: Service | None = None, server: uvicorn.Server | None = None) -> None:
         self.port = port
         self.service = service
+        self.server = server
+
+    @property
+    def num_connections(self) -> int:
+        """Connections that the service holds, those included that it is closing."""
+        return len(self.server.server_state.connections)
 
     @property
     def url(self) -> str:
@@ -165,7 +171,7 @@ def live(classifier, *, hosts=("127.0.0.1", "localhost"), **limits):
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            yield Live(port, service)
+            yield Live(port, service, server)
         finally:
             server.should_exit = True
             thread.join(30)

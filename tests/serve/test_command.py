@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
 import socket
 import sys
+import threading
 
 import pytest
 
 from deepcait.cli.main import main
 from deepcait.errors import ConfigError
-from deepcait.serve.run import listen_on
+from deepcait.serve.run import listen_on, serve
 
 
 @pytest.mark.parametrize(
@@ -20,6 +23,8 @@ from deepcait.serve.run import listen_on
         (["--port", "70000"], "--port"),
         (["--port", "80 80"], "--port"),
         (["--host", "no.such.host.invalid"], "no.such.host.invalid"),
+        (["--host", "a..b"], "a..b"),
+        (["--host", 70 * "a"], 70 * "a"),
         (["--threads", "0"], "--threads"),
         (["--max-batch", "0"], "max_batch"),
         (["--max-queue", "3"], "max_queue"),
@@ -39,6 +44,7 @@ def _refuse_names(original):
     """Names are looked up without a network: none is known."""
 
     def getaddrinfo(host, *args, **kwargs):
+        host.encode("idna")  # as the original does: a name that is none is a UnicodeError
         if not host.replace(".", "").isdigit():
             raise socket.gaierror(-2, "Name or service not known")
         return original(host, *args, **kwargs)
@@ -51,6 +57,22 @@ def test_a_port_that_is_taken():
         port = listener.getsockname()[1]
         with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: expected a free address"):
             listen_on("127.0.0.1", port)
+
+
+def test_a_signal_right_after_the_address_ends_the_service(classifier):
+    """Whoever reads the line may send it before the event loop runs: it must not be lost."""
+    late = []
+    again = threading.Timer(10, lambda: (late.append(True), os.kill(os.getpid(), signal.SIGTERM)))
+    before = signal.getsignal(signal.SIGTERM)
+
+    def listening(address: str) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        again.start()
+
+    serve(classifier, name="test", port=0, listening=listening)
+    again.cancel()
+    assert late == []
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "python_multipart"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 
 import pytest
 
 from deepcait.errors import ConfigError
+from deepcait.serve.app import Service
 from deepcait.serve.limits import Limits
-from tests.serve.harness import command, form, live, part, picture_bytes, request, wait_until
+from deepcait.serve.pipeline import Pipeline
+from tests.serve.harness import BOUNDARY, command, form, live, part, picture_bytes, request, wait_until
 
 GOOD = request(body=form(part(picture_bytes())))
 
@@ -92,6 +95,35 @@ def test_too_many_bytes_at_once(classifier):
         assert running.ask(GOOD).status == 200
 
 
+def test_bodies_that_wait_for_a_decoder_count(classifier, monkeypatch):
+    """A body that has come in whole is still in memory: it is counted until its picture is decoded."""
+    go = threading.Event()
+    monkeypatch.setattr(Pipeline, "_decode", _after(go, Pipeline._decode))
+    large = request(body=form(part(picture_bytes() + bytes(50_000))))
+    with live(classifier, max_buffered_bytes=140_000) as running:
+        opened = send_all(running, 2, large)
+        wait_until(lambda: running.service.pipeline.num_waiting == 2)
+        reply = running.ask(large)
+        go.set()
+        assert_overloaded(reply)
+        assert "memory" in reply.json["error"]
+        assert [connection.read().status for connection in opened] == [200, 200]
+        assert running.service.pipeline.num_bytes == 0
+        assert running.ask(large).status == 200
+        assert running.predict(b"no picture").status == 400
+        assert running.service.pipeline.num_bytes == 0
+
+
+def _after(event, function):
+    """The function, once the event is set."""
+
+    def waits(*args):
+        assert event.wait(30)
+        return function(*args)
+
+    return waits
+
+
 def test_the_deadline(patient):
     """Neither an image in the network nor one in the queue keeps its client longer than the deadline."""
     with live(patient, deadline_s=0.3, max_batch=1) as running:
@@ -149,6 +181,39 @@ def test_the_end_answers_what_was_let_in(patient):
     assert [reply.status for reply in answers] == [200] * 6
     with pytest.raises(OSError):  # noqa: PT011 - nobody listens any more
         running.ask(GOOD)
+
+
+def test_told_to_end_at_once(patient):
+    """A second Ctrl-C cancels what still waits: it is refused like everything else, and nothing is raised."""
+    service = Service(patient, name="test")
+    head, body = GOOD.split(b"\r\n\r\n", 1)
+    headers = [tuple(line.lower().split(b": ", 1)) for line in head.split(b"\r\n")[1:]]
+    headers = [(name, value.replace(BOUNDARY.lower().encode(), BOUNDARY.encode())) for name, value in headers]
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "path": "/predict", "raw_path": b"/predict",
+        "query_string": b"", "headers": headers, "root_path": "", "scheme": "http",
+    }  # fmt: skip
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    async def cancel_it():
+        task = asyncio.create_task(service(scope, receive, send))
+        while not patient.batches:
+            await asyncio.sleep(0.005)
+        task.cancel()
+        await task
+
+    asyncio.run(cancel_it())
+    patient.go.set()
+    service.close()
+    assert sent[0]["status"] == 503
+    assert (b"retry-after", b"1") in sent[0]["headers"]
+    assert set(json.loads(sent[1]["body"])) == {"error", "remedy"}
 
 
 @pytest.mark.parametrize("limits", [{"max_batch": 0}, {"deadline_s": -1}, {"max_queue": 5}, {"max_wait_s": -0.1}])

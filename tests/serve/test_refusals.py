@@ -11,7 +11,9 @@ import pytest
 
 from deepcait.serve import app, protocol, refusal
 from deepcait.serve.limits import Limits
+from deepcait.serve.run import listen_on
 from deepcait.serve.upload import Form
+from tests.serve import harness
 from tests.serve.harness import BOUNDARY, form, live, part, picture_bytes, request, wait_until
 
 GOOD = request(body=form(part(picture_bytes())))
@@ -207,6 +209,23 @@ def test_an_answer_that_nobody_reads_ends(classifier):
             connection.send(request("/static/page.js", method="GET") * 2000)  # 30 MB to take
             assert breaks_off(connection)
         assert running.ask(GOOD).status == 200
+
+
+def test_one_small_answer_that_nobody_reads_ends(classifier, monkeypatch):
+    """Less than the transport keeps before it calls for a pause: closing would wait for it without end."""
+
+    def with_small_buffer(host, port):
+        listener = listen_on(host, port)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # those that it accepts have it too
+        return listener
+
+    monkeypatch.setattr(harness, "listen_on", with_small_buffer)
+    with live(classifier, write_timeout_s=0.3, keep_alive_s=1) as running, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.connect(("127.0.0.1", running.port))
+        client.sendall(request("/static/page.js", method="GET"))  # 14 KB, of which the two buffers hold a half
+        wait_until(lambda: running.num_connections == 1)
+        wait_until(lambda: running.num_connections == 0, 5)
 
 
 def test_a_client_that_leaves(tight):

@@ -42,15 +42,18 @@ def test_building_draws_no_random_number_where_nothing_is_fresh(tiny):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_half_precision_is_widened_and_double_stays(tiny):
+@pytest.mark.parametrize("stored", [torch.float64, torch.float16, torch.bfloat16, "mixed"])
+def test_a_model_is_float32_whatever_its_weights_were_stored_in(tiny, logits, stored):
+    kinds = [torch.float64, torch.float32, torch.bfloat16] if stored == "mixed" else [stored]
     source = tiny()
-    half = {key: tensor.bfloat16() for key, tensor in source.state_dict().items()}
-    model, _ = build_loaded(source.config, half)
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert torch.equal(model.pos_embed, half["pos_embed"].float())
-    model, _ = build_loaded(source.config, source.double().state_dict())
-    assert {p.dtype for p in model.parameters()} == {torch.float64}
-    source.float()
+    weights = {key: value.to(kinds[at % len(kinds)]) for at, (key, value) in enumerate(source.state_dict().items())}
+    assert {value.dtype for value in weights.values()} == set(kinds)
+    expected = tiny()  # what a plain copy into float32 parameters gives
+    expected.load_state_dict(weights)
+    for copy in (True, False):
+        model, _ = build_loaded(source.config, weights, copy=copy)
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert torch.equal(logits(model.eval()), logits(expected))
 
 
 @pytest.mark.parametrize(("old", "new"), [(32, 48), (32, (24, 40)), ((16, 64), 32), ((16, 64), (64, 16))])
