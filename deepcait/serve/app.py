@@ -181,10 +181,18 @@ class Service:
         except BaseException:
             self.pipeline.forget()
             raise
+        job = self.pipeline.submit(pictures, explain=explain, topk=topk)
+        leaving = asyncio.ensure_future(request.receive())  # the body is read: only the client's going is left to come
         try:
-            return await self.pipeline.answer(pictures, explain=explain, topk=topk)
+            await asyncio.wait((job.done, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not job.done.done():
+                raise ClientDisconnect
+            return job.done.result(), job.timing
         except ImageError as error:
             raise RequestError(400, error.problem, remedy=error.remedy) from error
+        finally:
+            job.done.cancel()
+            leaving.cancel()
 
     async def _read(self, request: Request) -> list[Picture]:
         """The pictures of the body, counted while it comes in."""
