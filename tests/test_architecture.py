@@ -50,7 +50,7 @@ ORDER = {
         "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
     ],
     "train": [
-        "schedule", "losses", "strict", "recipe", "compute", "footprint", "optimizer", "average", "processes",
+        "schedule", "losses", "strict", "recipe", "resume", "compute", "footprint", "optimizer", "average", "processes",
         "checkpoint", "journal",
         "teacher", "start", "step", "watch", "skips", "loop", "run", "plan",
     ],

@@ -105,7 +105,8 @@ def _require_sound(args: Args) -> None:
     """Tell what can't work before anything is read."""
     from deepcait.evaluation import require_protocol
     from deepcait.evaluation.plots import require_matplotlib
-    from deepcait.evaluation.tables import TABLE_SUFFIXES, require_file
+    from deepcait.evaluation.tables import TABLE_SUFFIXES
+    from deepcait.weights.atomic import require_file
 
     if not args.specs:
         raise ConfigError("eval: expected a model, got none.", remedy="deepcait eval SPEC --data FOLDER")

@@ -60,7 +60,7 @@ def run(args: Args) -> int | None:
     """Classify every picture and print or write the answers."""
     from deepcait.classifier import load
     from deepcait.data import list_images
-    from deepcait.evaluation.tables import require_file
+    from deepcait.weights.atomic import require_file
 
     if not args.paths:
         raise ConfigError("predict: expected a picture, got none.", remedy="deepcait predict SPEC picture.jpg")
@@ -116,7 +116,7 @@ def _writer(out: str | None) -> Iterator[Any]:
     A wrong path is told before any work is done. The file is there when it is whole; until then, and after a
     mistake, what lay there before stays as it was.
     """
-    from deepcait.evaluation.tables import require_file
+    from deepcait.weights.atomic import require_file
 
     if out is None:
         yield lambda result: None

@@ -43,14 +43,14 @@ def run(args: Args) -> int | None:
     from deepcait.report import write_comparison, write_report
     from deepcait.report.compare import FILE_NAME
     from deepcait.train.processes import choose_device
+    from deepcait.weights.atomic import require_file
 
     if not 1 <= len(args.runs) <= 2:
         raise ConfigError(f"report: expected one or two runs, got {len(args.runs)}.", remedy="deepcait report RUN")
     if args.images < 1:
         raise ConfigError(f"--images: expected 1 or more, got {args.images}.", remedy="Leave it out for 10,000.")
-    if args.out is not None and (args.out.is_dir() or not args.out.parent.is_dir()):
-        got = "a folder" if args.out.is_dir() else f"no folder {args.out.parent}"
-        raise ConfigError(f"--out: expected a file in a folder that exists, got {got}.", remedy="For example run.html.")
+    if args.out is not None:
+        require_file(args.out, (), "--out")
     console = Console(json=args.json)
     device = choose_device(args.device, 0)
     with console.progress("asking the best model") as progress:

@@ -59,7 +59,8 @@ class Args:
 def run(args: Args) -> int | None:
     """Train, and say what came of it."""
     from deepcait.train.journal import read_state
-    from deepcait.train.run import resumed_recipe, train
+    from deepcait.train.resume import resumed_recipe
+    from deepcait.train.run import train
 
     console = Console(json=args.json, narrates=True)
     goes_on = args.resume and (args.out / "config.yaml").exists()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from deepcait.data.manifest import FileReader
-from deepcait.data.matlab import load_matlab, rows_of
+from deepcait.data.matlab import load_matlab, rows_of, whole_number
 from deepcait.data.table import Table, TableSource, open_table
 from deepcait.errors import DataError
 
@@ -32,16 +32,18 @@ def load_flowers(root: str) -> tuple[Table, FileReader]:
     from torchvision.datasets import Flowers102
 
     path = _inner(root, "imagelabels.mat", "flowers-102")
-    labels = [int(label) - 1 for label in np.atleast_1d(load_matlab(path / "imagelabels.mat", "labels"))]
+    annotated = path / "imagelabels.mat"
+    labels = [whole_number(label, annotated) - 1 for label in np.atleast_1d(load_matlab(annotated, "labels"))]
     rows: list[tuple[str, int, str]] = []
     for variable, split in _FLOWER_SPLITS.items():
-        for number in np.atleast_1d(load_matlab(path / "setid.mat", variable)):
+        for entry in np.atleast_1d(load_matlab(path / "setid.mat", variable)):
+            number = whole_number(entry, path / "setid.mat")
             if not 1 <= number <= len(labels):
                 raise DataError(
                     f"{path / 'setid.mat'}: expected pictures 1 to {len(labels)}, got {number}.",
                     remedy="Take setid.mat and imagelabels.mat of the same data set.",
                 )
-            rows.append((f"jpg/image_{int(number):05d}.jpg", labels[number - 1], split))
+            rows.append((f"jpg/image_{number:05d}.jpg", labels[number - 1], split))
     return _listed("flowers102", path, rows, list(Flowers102.classes)[:_NUM_FLOWERS])
 
 
@@ -56,7 +58,10 @@ def load_cars(root: str) -> tuple[Table, FileReader]:
         if (folder / "cars_annos.mat").is_file():
             annotations = folder / "cars_annos.mat"
             cars = rows_of(load_matlab(annotations, "annotations"), annotations, "relative_im_path", "class", "test")
-            rows = [(str(name), int(label) - 1, "test" if test else "train") for name, label, test in cars]
+            rows = [
+                (str(name), whole_number(label, annotations) - 1, "test" if test else "train")
+                for name, label, test in cars
+            ]
             return _listed("cars", folder, rows, _car_names(annotations))
         if (folder / "devkit").is_dir():
             train = folder / "devkit" / "cars_train_annos.mat"
@@ -64,7 +69,7 @@ def load_cars(root: str) -> tuple[Table, FileReader]:
             rows = []
             for file, split in ((train, "train"), (test, "test")):
                 cars = rows_of(load_matlab(file, "annotations"), file, "fname", "class")
-                rows += [(f"cars_{split}/{name}", int(label) - 1, split) for name, label in cars]
+                rows += [(f"cars_{split}/{name}", whole_number(label, file) - 1, split) for name, label in cars]
             return _listed("cars", folder, rows, _car_names(folder / "devkit" / "cars_meta.mat"))
     raise DataError(
         f"{path}: expected cars_annos.mat and car_ims/, or devkit/ with cars_train/ and cars_test/, got neither.",

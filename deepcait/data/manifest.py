@@ -152,7 +152,8 @@ def _manifest(
     what = "line" if kind == "csv" else "row"
     for line, path in zip(lines, paths, strict=True):
         if not isinstance(path, str) or not path or "\0" in path:
-            raise DataError(f"{place}, {what} {line}: expected a path, got {path!r}.", remedy="Mend that row.")
+            remedy = "Write the column as text (string)." if isinstance(path, bytes) else "Mend that row."
+            raise DataError(f"{place}, {what} {line}: expected a path, got {str(path)[:60]!r}.", remedy=remedy)
     words: list[str | None] = [word or None for word in splits] if splits is not None else [None] * len(paths)
     for line, word in zip(lines, words, strict=True):
         if splits is not None and (not isinstance(word, str) or split_of(word) is None):

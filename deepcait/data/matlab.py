@@ -46,6 +46,20 @@ def rows_of(structure: Any, path: Path, *fields: str) -> list[tuple]:
     return list(zip(*columns, strict=True))
 
 
+def whole_number(value: Any, path: Path) -> int:
+    """A number of a Matlab array as an integer.
+
+    Raises:
+        DataError: it is a text, a fraction, or several.
+    """
+    number = _plain(value)
+    if not isinstance(number, int):
+        raise DataError(
+            f"{path}: expected whole numbers, got {str(number)[:60]!r}.", remedy="Fetch the official file again."
+        )
+    return int(number)
+
+
 def _plain(value: Any) -> Any:
     value = value.item() if isinstance(value, np.generic | np.ndarray) and np.size(value) == 1 else value
     return int(value) if isinstance(value, float) and value.is_integer() else value

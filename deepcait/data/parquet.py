@@ -169,6 +169,12 @@ def _read_rows(file: str, layout: _Layout) -> tuple[list[str], list[Label], list
         except Exception as error:  # pyarrow raises kinds of its own
             raise _damaged(file, error) from error
     paths = [cell and cell["path"] for cell in cells]
+    row = next((row for row, path in enumerate(paths) if not isinstance(path, str | None)), None)
+    if row is not None:
+        raise DataError(
+            f"{file}, row {row}: expected text in the column {layout.path}, got {str(paths[row])[:60]}.",
+            remedy="Write the column as text (string).",
+        )
     if not paths or not all(paths) or len(set(paths)) < len(paths):
         paths = [f"{row:08d}" for row in range(num_rows)]
     odd = next((label for label in labels if isinstance(label, bool) or not isinstance(label, str | int | None)), None)
@@ -193,7 +199,8 @@ def _layout(file: str) -> _Layout | None:
     fields = {field.name: field.type for field in schema}
     structs = [name for name, kind in fields.items() if types.is_struct(kind) and kind.get_field_index("bytes") >= 0]
     binary = [name for name, kind in fields.items() if types.is_binary(kind) or types.is_large_binary(kind)]
-    images = structs or binary
+    # Some programs write texts as bytes: what is called a path or a name is no picture.
+    images = structs or [name for name in binary if "path" not in name.lower() and "name" not in name.lower()]
     image = next((name for name in IMAGE_COLUMNS if name in images), images[0] if images else None)
     if image is None:
         return None

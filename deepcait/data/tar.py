@@ -104,7 +104,8 @@ def _parse_index(rows: Any, size: int) -> list[Entry] | None:
         entries = [Entry(*row) for row in rows]
         for name, offset, num_bytes, label in entries:
             fits = 0 <= offset and 0 <= num_bytes and offset + num_bytes <= size
-            if not fits or not isinstance(name, str) or not isinstance(label, str | int | None):
+            whole = type(offset) is int and type(num_bytes) is int
+            if not fits or not whole or not isinstance(name, str) or not isinstance(label, str | int | None):
                 return None
     except TypeError:
         return None
@@ -130,7 +131,13 @@ def _scan(shard: str, size: int) -> list[Entry]:
                 if is_image(name):
                     pictures.setdefault(key, []).append((name, info.offset_data, info.size))
                 elif suffix in ("cls", "json"):
-                    labels.setdefault(key, {})[suffix] = _read_label(archive, info, shard, suffix)
+                    own = labels.setdefault(key, {})
+                    if suffix in own:
+                        raise DataError(
+                            f"{shard}: expected one .{suffix} for the sample {key!r}, got another: {name}.",
+                            remedy="Give each sample a name of its own, and pack the shard again.",
+                        )
+                    own[suffix] = _read_label(archive, info, shard, suffix)
             _require_end(file, archive.offset, shard)
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, MemoryError, RecursionError) as error:
         if isinstance(error, DataError):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deepcait.errors import ConfigError
+from deepcait.errors import ConfigError, some
 
 DATA = "data"
 
@@ -64,7 +64,7 @@ def build_mask(
     unknown = [str(name) for name in wanted if str(name) not in index_of]
     if unknown:
         raise ConfigError(
-            f"class mask: expected classes of the model, got {', '.join(unknown[:5])}, which it does not have.",
+            f"class mask: expected classes of the model, got {some(unknown)}, which it does not have.",
             remedy="Give names as the model has them, or indices.",
         )
     allowed_K[[index_of[str(name)] for name in wanted]] = True

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepcait.errors import ConfigError
 from deepcait.evaluation.metrics import list_classes, list_confusion, list_reliability
 from deepcait.evaluation.records import Records
 from deepcait.weights.atomic import write_bytes
@@ -20,27 +19,6 @@ IMAGE_COLUMNS = (
     *("label_name", "prediction_name", "model", "img_size"),
 )
 _ACCURACY = {"folder": "top-1", "imagenet": "ImNet top-1", "real": "ReaL top-1", "v2": "V2 top-1"}
-
-
-def require_file(path: Path, suffixes: Sequence[str], option: str) -> None:
-    """Pass for a file that can be written, before any work is done.
-
-    Args:
-        path: of the file.
-        suffixes: endings that it may have; none allows any.
-        option: that asked for it.
-
-    Raises:
-        ConfigError: another ending, a folder, or no folder to write in.
-    """
-    if suffixes and path.suffix.lower() not in suffixes:
-        raise ConfigError(
-            f"{option}: expected a file that ends in {' or '.join(suffixes)}, got {str(path)!r}.",
-            remedy="The ending says which form is written.",
-        )
-    if path.is_dir() or not path.parent.is_dir():
-        got = "a folder" if path.is_dir() else f"no folder {path.parent}"
-        raise ConfigError(f"{option}: expected a file in a folder that exists, got {got}.", remedy="Create the folder.")
 
 
 def write_table(

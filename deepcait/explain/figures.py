@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -178,7 +179,7 @@ def read_results(path: str | Path | None) -> list[dict[str, Any]]:
             are left out.
 
     Raises:
-        ConfigError: another form, or no row with all four.
+        ConfigError: another form, no row with all four, or numbers that can't be.
     """
     if path is None:
         rows: Any = describe_models()
@@ -191,9 +192,16 @@ def read_results(path: str | Path | None) -> list[dict[str, Any]]:
     found = []
     for row in rows if isinstance(rows, list) else []:
         try:
-            found.append({"name": row["name"], **{key: float(row[key]) for key in ("gmacs", "params", "top1")}})
+            name, gmacs, params, top1 = row["name"], *(float(row[key]) for key in ("gmacs", "params", "top1"))
         except (KeyError, TypeError, ValueError):
             continue
+        if not (0 < gmacs < math.inf and 0 < params < math.inf and 0 <= top1 <= 1):
+            raise ConfigError(
+                f"{path}: expected gmacs and params above 0 and top1 a fraction, got for {name!r}: "
+                f"gmacs {gmacs:g}, params {params:g}, top1 {top1:g}.",
+                remedy="An accuracy of 78.4 % is 0.784.",
+            )
+        found.append({"name": name, "gmacs": gmacs, "params": params, "top1": top1})
     if not found:
         raise ConfigError(
             f"{path}: expected rows with name, gmacs, params and top1 (a fraction), got none.",
@@ -239,7 +247,7 @@ def _name_points(axes: Any, names: Sequence[str]) -> None:
     places = axes.transData.transform(line.get_xydata())
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
     for (x, y), data, name in zip(places, line.get_xydata(), names, strict=True):
-        text = axes.annotate(name, data, fontsize=7, xytext=(0, 0), textcoords="offset points")
+        text = axes.annotate(name, data, fontsize=7, xytext=(0, 0), textcoords="offset points", parse_math=False)
         box = text.get_window_extent()
         px = axes.figure.dpi / 72
         # Right, left, below, above, then ever farther out at the corners.

@@ -129,7 +129,9 @@ def page(title: str, header: Markup, main: Markup, footer: Markup | str = "") ->
         element("style", Markup(_style())),
     )
     body = element("body", element("header", header), element("main", main), element("footer", footer))
-    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+    whole = f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+    # Names of files may hold bytes that are no UTF-8: a page can't, so each is shown as "?".
+    return whole.encode("utf-8", "replace").decode("utf-8")
 
 
 @cache

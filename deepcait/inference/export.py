@@ -20,6 +20,7 @@ from deepcait.inference.fold import FoldedCaiT, fold
 from deepcait.inference.graph import INPUT, OUTPUT, require_packages, to_openvino, to_program, write_onnx
 from deepcait.model.mode import evaluation_mode
 from deepcait.optional import require
+from deepcait.weights.atomic import require_file
 
 Form: TypeAlias = Literal["onnx", "openvino", "pt2"]
 Runner: TypeAlias = Callable[[Tensor], Tensor]
@@ -81,7 +82,7 @@ def export_file(
         The proof, and the files written (none where it does not hold).
 
     Raises:
-        ConfigError: another suffix, a missing package, another network than a CaiT.
+        ConfigError: another suffix, no folder to write in, a missing package, another network than a CaiT.
         WeightsError: the place can't be written to.
     """
     require_out(form, out)
@@ -89,7 +90,6 @@ def export_file(
     folded = fold(model)
     aside = out.parent / f".{out.name}.{secrets.token_hex(4)}.new"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         aside.mkdir()
         write_graph(folded, form, aside / out.name)
         proof = prove(model, form, aside / out.name, images_BCHW)
@@ -206,15 +206,14 @@ def require_out(form: Form, out: Path) -> None:
     """Tell of a wrong place before any work is done.
 
     Raises:
-        ConfigError: another suffix than the form's, or a folder.
+        ConfigError: another suffix than the form's, a folder, or no folder to write in.
     """
     if out.suffix != SUFFIXES[form]:
         raise ConfigError(
             f"--out: expected a file {SUFFIXES[form]} for {form}, got {out}.",
             remedy=f"Give {out.with_suffix(SUFFIXES[form])}." if out.name else "Give a file.",
         )
-    if out.is_dir():
-        raise ConfigError(f"--out: expected a file, got the folder {out}.", remedy="Give a file in it.")
+    require_file(out, (), "--out")
 
 
 def _device(model: nn.Module) -> torch.device:

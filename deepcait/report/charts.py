@@ -126,10 +126,15 @@ def _line(line: Series, x_scale: _Scale, y_scale: _Scale, percent: bool) -> list
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `_MAX_POINTS` of them, the last among them."""
+    """At most `_MAX_POINTS` of them: both ends, and of equal parts the lowest and the highest: no peak is lost."""
     if len(points) <= _MAX_POINTS:
         return points
-    return [points[index * (len(points) - 1) // (_MAX_POINTS - 1)] for index in range(_MAX_POINTS)]
+    num_parts = _MAX_POINTS // 2 - 1
+    chosen = {0, len(points) - 1}
+    for part in range(num_parts):
+        indices = range(part * len(points) // num_parts, (part + 1) * len(points) // num_parts)
+        chosen |= {find(indices, key=lambda index: points[index][1]) for find in (min, max)}
+    return [points[index] for index in sorted(chosen)]
 
 
 def _in_words(line: Series, percent: bool) -> str:
@@ -140,4 +145,9 @@ def _in_words(line: Series, percent: bool) -> str:
 def _text(value: float, percent: bool, *, exact: bool = False) -> str:
     if percent:
         return f"{100 * value:.2f} %" if exact else f"{100 * value:.4g} %"
-    return f"{value:.4g}" if exact or abs(value) < 1e4 else f"{value:,.0f}"
+    return number(value)
+
+
+def number(value: float) -> str:
+    """Return a number for people: four digits, or all that stand before the point."""
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"

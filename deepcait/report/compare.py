@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from deepcait.evaluation.compare import count_pairs
 from deepcait.explain.markup import Markup, element, join, page, table
 from deepcait.report import parts
-from deepcait.report.intervals import difference, mcnemar
+from deepcait.report.charts import number
+from deepcait.report.intervals import difference
 from deepcait.report.record import Record, read_run
 from deepcait.report.results import Results, measure_if_possible
 from deepcait.weights.atomic import write_bytes
@@ -79,9 +81,10 @@ def _names(first: Record, second: Record) -> tuple[str, str]:
 def _results(both: tuple[Record, Record], names: tuple[str, str]) -> Markup:
     one, other = (record.best for record in both)
     rows = []
-    for label, hits, share in (("top-1", "correct1", "top1"), ("top-5", "correct5", "top5")):
+    top5 = [("top-5", "correct5", "top5")] * any(record.has_top5 for record in both)
+    for label, hits, share in [("top-1", "correct1", "top1"), *top5]:
         row = [label, parts.percent(one.get(share)), parts.percent(other.get(share))]
-        if all(isinstance(run.get(hits), int) and run.get("num_images") for run in (one, other)):
+        if all({hits, share, "num_images"} <= run.keys() for run in (one, other)):
             low, high = difference(*((run[hits], run["num_images"]) for run in (one, other)))
             row += [_points(other[share] - one[share]), f"{_points(low)} to {_points(high)}"]
         else:
@@ -106,19 +109,18 @@ def _paired(both, names: tuple[str, str], *answers: tuple[Results | None, str]) 
             "p", "The two runs have other data, so their images can't be compared one by one.", class_="soft"
         )
     right_one, right_other = one.right, other.right
-    only_one, only_other = int((right_one & ~right_other).sum()), int((~right_one & right_other).sum())
-    p_value = mcnemar(only_one, only_other)
+    pairs = count_pairs(right_one, right_other)
     rows = [
         ["both right", f"{int((right_one & right_other).sum()):,}"],
-        [f"only {names[0]} right", f"{only_one:,}"],
-        [f"only {names[1]} right", f"{only_other:,}"],
+        [f"only {names[0]} right", f"{pairs.only_first:,}"],
+        [f"only {names[1]} right", f"{pairs.only_second:,}"],
         ["both wrong", f"{int((~right_one & ~right_other).sum()):,}"],
     ]
     words = (
-        f"McNemar's exact test: p = {p_value:.2g}. "
+        f"McNemar's exact test: p = {pairs.p_value:.2g}. "
         + (
             "The two differ by more than chance in drawing images would give."
-            if p_value < 0.05
+            if pairs.p_value < 0.05
             else "Chance in drawing images alone may have made this difference."
         )
         + " Other seeds of training are not in this."
@@ -163,4 +165,4 @@ def _points(value: float) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, int | float) else "–"
+    return number(value) if isinstance(value, int | float) else "–"

@@ -9,6 +9,7 @@ from deepcait.explain.markup import Markup, bars, colour_legend, element, join, 
 from deepcait.report import parts
 from deepcait.report.record import Record, read_run
 from deepcait.report.results import Mistake, Results, measure_if_possible
+from deepcait.train.start import start_of
 from deepcait.train.watch import duration
 from deepcait.weights.atomic import write_bytes
 
@@ -68,16 +69,15 @@ def render_report(record: Record, results: Results | None, reason: str) -> str:
 
 def _tiles(record: Record) -> Markup:
     best = record.best
-    num_classes = len(record.data.get("classes") or []) or None
-    chance = f"; chance {parts.percent(1 / num_classes)}" if num_classes else ""
     count = best.get("num_images")
     sure = parts.interval(best.get("correct1"), count)
+    notes = [f"95 %: {sure}"] * bool(sure) if best else ["not evaluated"]
+    notes += [f"chance {parts.percent(1 / record.num_classes)}"] if record.num_classes else []
+    top5 = parts.tile("Top-5", parts.percent(best.get("top5")), parts.interval(best.get("correct5"), count))
     speed = record.images_per_s
     return parts.tiles(
-        parts.tile(
-            "Top-1, best", parts.percent(best.get("top1")), f"95 %: {sure}{chance}" if sure else "not evaluated"
-        ),
-        parts.tile("Top-5", parts.percent(best.get("top5")), parts.interval(best.get("correct5"), count)),
+        parts.tile("Top-1, best", parts.percent(best.get("top1")), "; ".join(notes)),
+        *[top5] * record.has_top5,
         parts.tile("Validation loss", f"{best['loss']:.4f}" if best.get("loss") is not None else "–", "nats an image"),
         parts.tile("Best epoch", str(best.get("epoch", "–")), f"of {record.recipe.epochs}"),
         parts.tile(
@@ -95,20 +95,21 @@ def _metrics(record: Record, results: Results | None) -> Markup:
             continue
         count = row.get("num_images")
         loss = row.get("loss")
+        top5 = [parts.percent(row.get("top5")), parts.interval(row.get("correct5"), count)]
         rows.append(
             [
                 f"{name}, epoch {row.get('epoch', '?')}",
                 parts.percent(row["top1"]),
                 parts.interval(row.get("correct1"), count),
-                parts.percent(row.get("top5")),
-                parts.interval(row.get("correct5"), count),
+                *top5 * record.has_top5,
                 "–" if loss is None else f"{loss:.4f}",
                 f"{count:,}" if isinstance(count, int) else "–",
             ]
         )
     if not rows:
         return element("p", "This run was not evaluated yet.", class_="soft")
-    columns = ["model", "top-1", "95 % interval", "top-5", "95 % interval", "loss (nats)", "images"]
+    columns = ["model", "top-1", "95 % interval", *["top-5", "95 % interval"] * record.has_top5]
+    columns += ["loss (nats)", "images"]
     caption = (
         "Intervals are Wilson's: what chance in drawing these validation images leaves open; other seeds are not in."
     )
@@ -127,10 +128,12 @@ def _checked(record: Record, results: Results | None) -> str:
     share = f"{results.correct:,} of {results.num_images:,} right"
     if results.num_images < results.total:
         return f"Asked again for this report on every {results.total / results.num_images:.3g}th image: {share}."
-    same = results.correct == record.best.get("correct1")
-    return (
-        f"Asked again for this report: {share}, {'the same count as' if same else 'NOT the count of'} during training."
-    )
+    told, total = record.best.get("correct1"), record.best.get("num_images")
+    if told is None:
+        return f"Asked again for this report: {share}."
+    if (told, total) == (results.correct, results.num_images):
+        return f"Asked again for this report: {share}, the same count as during training."
+    return f"Asked again for this report: {share}, NOT what training counted: {told:,} of {total:,}."
 
 
 def _confusion(results: Results) -> Markup:
@@ -188,13 +191,16 @@ def _commonest(results: Results) -> Markup | None:
 def _mistakes(results: Results) -> Markup:
     if not results.worst:
         return element("p", "No validation image was answered wrong.", class_="soft")
+    looked = any(mistake.attention for mistake in results.worst)
     words = (
         "Left: what the model saw. Right: its class attention, the mean of the softmax weights over class blocks and "
         "heads, class key dropped; the class stage mixes no heads."
+        if looked
+        else "What the model saw. It has no class attention, so there is no map of where it looked."
     )
     return join(
         element("p", words, class_="soft"),
-        colour_legend(),
+        colour_legend() if looked else None,
         element("h3", "The worst: surest of a wrong answer", style="margin: 16px 0 12px"),
         element("div", *map(_card, results.worst), class_="grid mistakes"),
         element("h3", "The best: wrong by the least", style="margin: 24px 0 12px") if results.nearest else None,
@@ -215,7 +221,8 @@ def _card(mistake: Mistake) -> Markup:
     if mistake.label not in [label for label, _ in answers]:
         answers.append((mistake.label, mistake.label_probability))
     caption = join(
-        element("strong", f"{mistake.label} → {answer}"),
+        # Each apart: two names that are read from right to left would exchange their places around the arrow.
+        element("strong", element("bdi", mistake.label), " → ", element("bdi", answer)),
         element("code", mistake.name),
         bars(answers, target=answer, truth=mistake.label),
     )
@@ -248,8 +255,8 @@ _COUNTED = (("training", "num_train"), ("validation", "num_validation"))
 def _recipe(record: Record) -> Markup:
     recipe = record.recipe
     facts = [
-        ("model", f"{recipe.model}, start: {recipe.start}"),
-        ("length", f"{recipe.epochs} epochs, {recipe.global_batch_size} images a step"),
+        ("start", start_of(recipe)),
+        ("length", f"{parts.counted(recipe.epochs, 'epoch')}, {recipe.global_batch_size:,} images a step"),
         (
             "learning rate",
             f"{recipe.peak_lr:g} at its peak ({recipe.optimizer.name}, decay {recipe.optimizer.weight_decay})",
@@ -264,7 +271,10 @@ def _recipe(record: Record) -> Markup:
 
 
 def _repeat(record: Record) -> Markup:
-    words = "The recipe in the run folder starts the same run again: same order of data, same randomness."
+    words = (
+        "The recipe in the run folder starts the same run again: same order of data, same randomness. Relative paths "
+        "in it begin where the run was started."
+    )
     return join(element("p", words, class_="soft"), parts.code(parts.repeat_command(record)))
 
 
@@ -272,4 +282,5 @@ def _missing(reason: str) -> Markup:
     return join(
         element("p", "The best model could not be asked again, so this part is missing."),
         element("p", reason, class_="soft"),
+        element("p", "Where the pictures lie elsewhere now: ", element("code", "deepcait report RUN --data PLACE")),
     )

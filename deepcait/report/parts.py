@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from deepcait.evaluation import wilson
 from deepcait.explain.markup import Markup, element, join
 from deepcait.report.charts import Series, line_chart
-from deepcait.report.intervals import wilson
 from deepcait.report.record import Record
 
 WORDS = {"running": "not finished", "stopped": "stopped, can go on", "failed": "failed", "finished": "finished"}
@@ -96,7 +96,8 @@ def _accuracies(records: Sequence[Record], many: bool) -> Markup:
         lines.append(dataclasses.replace(line, band=band, dashed=many and number > 0))
         if many:
             continue
-        lines.append(_line(record, "eval_rows", "top5", "top-5", 1, "epoch"))
+        if record.has_top5:
+            lines.append(_line(record, "eval_rows", "top5", "top-5", 1, "epoch"))
         for key in sorted({key for row in record.eval_rows for key in row if key.endswith("_top1")}):
             name = f"top-1, {key.removesuffix('_top1')} weights"
             lines.append(dataclasses.replace(_line(record, "eval_rows", key, name, 2, "epoch"), dashed=True))
@@ -143,9 +144,11 @@ def flat_environment(record: Record) -> dict[str, str]:
 def repeat_command(record: Record) -> str:
     """Return what starts the same run again, in another folder."""
     commit = record.environment.get("commit")
-    again = f"{record.folder}-again"
+    # Of a folder given as "." or ".." the name is not in its path.
+    folder = record.folder if record.folder.name not in ("", "..") else record.folder.resolve()
+    again = f"{folder}-again"
     lines = [f"git checkout {shlex.quote(str(commit))}    # the code of this run"] if commit else []
-    config = shlex.quote(str(record.folder / "config.yaml"))
+    config = shlex.quote(str(folder / "config.yaml"))
     lines.append(f"deepcait train --recipe {config} --out {shlex.quote(again)}")
     return "\n".join(lines)
 
@@ -161,9 +164,16 @@ def state_words(record: Record) -> str:
 def model_words(record: Record) -> str:
     """Return model, data and length of a run in one sentence."""
     recipe, data = record.recipe, record.data
-    images = f"{data['num_train']:,} images of {len(data['classes']):,} classes" if _knows_data(data) else "its data"
+    images = "its data"
+    if _knows_data(data):
+        images = f"{counted(data['num_train'], 'image')} of {counted(len(data['classes']), 'class', 'classes')}"
     teacher = f", taught by {recipe.teacher.spec}" if recipe.teacher.spec else ""
-    return f"{recipe.model} on {images} for {recipe.epochs} epochs{teacher}: {state_words(record)}."
+    return f"{recipe.model} on {images} for {counted(recipe.epochs, 'epoch')}{teacher}: {state_words(record)}."
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """Return how many there are of something, in words."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def _knows_data(data: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from deepcait.train.recipe import Recipe, load_recipe
 class Record:
     """One run folder.
 
-    train_rows, eval_rows: of `metrics.jsonl`. timing_rows: of `timing.jsonl`.
+    train_rows, eval_rows: of `metrics.jsonl`. timing_rows: of `timing.jsonl`. What a damaged disk made of a value is
+        left out: numbers are finite, shares and counts possible.
     environment, data, state: as the run wrote them; empty where a file is missing or broken.
     """
 
@@ -44,6 +46,17 @@ class Record:
     def last(self) -> dict[str, Any]:
         """The last evaluation; empty without one."""
         return self.eval_rows[-1] if self.eval_rows else {}
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes the data has; None where the run did not write it down."""
+        classes = self.data.get("classes")
+        return len(classes) if isinstance(classes, list) else None
+
+    @property
+    def has_top5(self) -> bool:
+        """Whether top-5 says anything: of five classes or fewer the right one is always among them."""
+        return self.num_classes is None or self.num_classes > 5
 
     @property
     def seconds(self) -> float:
@@ -76,13 +89,35 @@ def read_run(folder: str | Path) -> Record:
         folder=folder,
         recipe=load_recipe(str(config.resolve())),
         recipe_text=config.read_text(encoding="utf-8"),
-        train_rows=[row for row in rows if row["kind"] == "train"],
-        eval_rows=[row for row in rows if row["kind"] == "eval" and isinstance(row.get("top1"), int | float)],
-        timing_rows=_read_lines(folder / "timing.jsonl"),
+        train_rows=[_numbers(row) for row in rows if row["kind"] == "train"],
+        eval_rows=[row for row in map(_evaluation, rows) if row],
+        timing_rows=[_numbers(row) for row in _read_lines(folder / "timing.jsonl")],
         environment=_read_object(folder / "environment.json"),
         data=_read_object(folder / "data.json"),
         state=read_state(folder),
     )
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """The values of a row that are finite numbers."""
+    return {
+        key: value
+        for key, value in row.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def _evaluation(row: dict[str, Any]) -> dict[str, Any] | None:
+    """A row of `metrics.jsonl` as an evaluation, or None."""
+    numbers = _numbers(row)
+    if row["kind"] != "eval" or not 0 <= numbers.get("top1", -1) <= 1:
+        return None
+    total = numbers.get("num_images", 0)
+    counts = [numbers.get(key, 0) for key in ("correct1", "correct5")]
+    if not total or not all(isinstance(count, int) and 0 <= count <= total for count in (*counts, total)):
+        for key in ("num_images", "correct1", "correct5"):
+            numbers.pop(key, None)
+    return numbers | {"weights": row.get("weights")}
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -95,7 +130,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     rows = []

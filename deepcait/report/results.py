@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -116,9 +117,13 @@ def measure_run(
     if not logits:
         raise RunError("report: expected validation images, got none.", remedy="Check the data of the run.")
     logits_NK, labels_N = torch.cat(logits), torch.cat(labels)
+    if not logits_NK.isfinite().all():
+        raise RunError(
+            "best: expected logits that are numbers, got others.", remedy="Training diverged, or it is damaged."
+        )
     probabilities_NK = logits_NK.double().softmax(-1)
     answers_N = logits_NK.argmax(-1)
-    classes = [readable(name) for name in found.classes] if found.classes else list(map(str, range(model.num_classes)))
+    classes = name_classes(found.classes or list(map(str, range(model.num_classes))))
 
     def look(indices: list[int]) -> list[Mistake]:
         return [_mistake(part, i, model, preprocessing, classes, probabilities_NK[i], labels_N[i]) for i in indices]
@@ -157,6 +162,13 @@ def measure_if_possible(record: Record, **options) -> tuple[Results | None, str]
 def recipe_with_data(record: Record, data: str) -> Recipe:
     """Return the run's recipe with other data."""
     return dataclasses.replace(record.recipe, data=dataclasses.replace(record.recipe.data, source=data))
+
+
+def name_classes(classes: Sequence[str]) -> list[str]:
+    """Return readable names; where classes share one (the two cranes of ImageNet), the stored names tell them apart."""
+    names = [readable(name) for name in classes]
+    shared = {name for name, count in Counter(names).items() if count > 1}
+    return [f"{name} ({stored})" if name in shared else name for name, stored in zip(names, classes, strict=True)]
 
 
 def thin_out(source: Source, max_images: int) -> Source:

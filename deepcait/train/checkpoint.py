@@ -1,8 +1,9 @@
 """Checkpoints: everything a run needs to go on to the same bits, in one file whose name proves its content.
 
 `step_00001200-<digest>.safetensors` holds the weights, their average, the optimizer's state and, in its header,
-the few numbers of `Progress`. It holds no random state: all that is random follows from seed and step. The file
-is written beside its place, hashed, flushed and renamed, so a kill or a full disk leaves the older one valid.
+the few numbers of `Progress` and the settings that decide results. It holds no random state: all that is random
+follows from seed and step. The file is written beside its place, hashed, flushed and renamed, so a kill or a full
+disk leaves the older one valid.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -52,15 +55,28 @@ class Progress:
     """State of the fp16 gradient scaler."""
 
 
-def save_checkpoint(folder: Path, progress: Progress, tensors: dict[str, torch.Tensor], *, keep: int) -> Path:
+def save_checkpoint(
+    folder: Path,
+    progress: Progress,
+    tensors: dict[str, torch.Tensor],
+    *,
+    keep: int,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
     """Write a checkpoint atomically and delete all others but the `keep - 1` before it; return its path.
+
+    Args:
+        folder: of the checkpoints.
+        progress, tensors: what the run needs to go on.
+        keep: how many checkpoints stay.
+        settings: what the run was begun with, as plain JSON, for `read_settings`.
 
     Raises:
         RunError: the disk is full or can't be written; the older checkpoints are still there.
     """
     aside = folder / ".unfinished.safetensors"
     # One key only: the order of several is not fixed, and equal runs shall give equal files.
-    header = {"format": FORMAT, "progress": dataclasses.asdict(progress)}
+    header = {"format": FORMAT, "progress": dataclasses.asdict(progress), "settings": dict(settings or {})}
     tensors = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,6 +127,12 @@ def read_checkpoint(path: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
         # Copies, so that no tensor stays tied to a file that will be deleted.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     return Progress(**header["progress"]), tensors
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings that a checkpoint remembers; empty in one of an older version, which kept none."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("deepcait", "{}")).get("settings", {})
 
 
 def _candidates(folder: Path) -> list[Path]:

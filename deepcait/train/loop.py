@@ -23,7 +23,7 @@ from deepcait.data.source import require_labels
 from deepcait.errors import DataError, DeepcaitError, DivergedError, ImageError, RunError, Stopped
 from deepcait.model import CaiT
 from deepcait.train.average import WeightAverage
-from deepcait.train.checkpoint import Progress, newest_checkpoint, read_checkpoint, save_checkpoint
+from deepcait.train.checkpoint import Progress, newest_checkpoint, read_checkpoint, read_settings, save_checkpoint
 from deepcait.train.compute import set_compute
 from deepcait.train.journal import Journal, read_state
 from deepcait.train.optimizer import (
@@ -36,6 +36,7 @@ from deepcait.train.optimizer import (
 )
 from deepcait.train.processes import Processes
 from deepcait.train.recipe import Recipe
+from deepcait.train.resume import deciding_settings, require_same_settings
 from deepcait.train.schedule import LearningRate
 from deepcait.train.skips import Skips
 from deepcait.train.step import Stepper, StepResult
@@ -300,7 +301,8 @@ class Trainer:
         self.journal.flush()
         self.progress.scaler = self.scaler.state_dict()
         folder = self.job.folder / "checkpoints"
-        save_checkpoint(folder, self.progress, self._tensors(), keep=self.recipe.keep.checkpoints)
+        how = {"keep": self.recipe.keep.checkpoints, "settings": deciding_settings(self.recipe)}
+        save_checkpoint(folder, self.progress, self._tensors(), **how)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         tensors = {f"model/{name}": value for name, value in self.job.model.state_dict().items()}
@@ -313,7 +315,7 @@ class Trainer:
         """Go on from the newest valid checkpoint, where there is one.
 
         Raises:
-            RunError: it is of another recipe or version.
+            RunError: it is of another recipe or version, or of other settings than config.yaml has now.
         """
         path, passed_over = newest_checkpoint(self.job.folder / "checkpoints")
         for line in passed_over:
@@ -324,6 +326,7 @@ class Trainer:
                 self.job.watch.say("no checkpoint is left to go on from: the run starts anew")
             self.journal.cut(0, 0)
             return
+        require_same_settings(self.job.folder, read_settings(path), self.recipe)
         self.progress, tensors = read_checkpoint(path)
         parts: dict[str, dict] = {"model": {}, "optimizer": {}, "ema": {}}
         for key, value in tensors.items():

@@ -9,10 +9,12 @@ from deepcait.data import Preprocessing, open_split
 from deepcait.data.augment import build_augmentation
 from deepcait.data.fix_list import leave_out
 from deepcait.data.mixing import Mixer
+from deepcait.data.source import require_labels
 from deepcait.data.split import limited
 from deepcait.model.alternatives import lay_over
 from deepcait.model.networks import config_of, is_model_name, named_config
 from deepcait.model.variants import CaiTConfig
+from deepcait.train.compute import note_of
 from deepcait.train.footprint import CHOICES, training_bytes, training_flops
 from deepcait.train.recipe import Recipe
 from deepcait.train.run import build_order
@@ -31,9 +33,11 @@ def plan(recipe: Recipe, tell: Callable[[str], None]) -> dict:
     """
     held_out = {"fraction": recipe.data.val_fraction, "seed": recipe.seed}
     samples = open_split(recipe.data.source, "train", **held_out)
-    open_split(recipe.data.source, "val", classes=samples.classes, **held_out)  # for its errors alone
+    validation = open_split(recipe.data.source, "val", classes=samples.classes, **held_out)  # for its errors alone
     if recipe.data.exclude:
-        samples = leave_out(samples, recipe.data.exclude)
+        samples, validation = (leave_out(source, recipe.data.exclude) for source in (samples, validation))
+    for source in (samples, validation):
+        require_labels(source)
     samples = limited(samples, recipe.data.limit)
     order = build_order(recipe, samples)
     config = planned_config(recipe, len(samples.classes))
@@ -70,6 +74,8 @@ def plan(recipe: Recipe, tell: Callable[[str], None]) -> dict:
     }
     for line in _lines(facts, recipe, batch, [lr(round(steps * i / 60)) for i in range(60)]):
         tell(line)
+    if note := note_of(config, recipe.compute):
+        tell(note)
     return facts
 
 

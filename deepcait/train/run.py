@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -34,30 +33,13 @@ from deepcait.train.processes import (
     join_processes,
     leave_processes,
 )
-from deepcait.train.recipe import Recipe, load_recipe
+from deepcait.train.recipe import Recipe
 from deepcait.train.start import keep_start, kept_start, start_model, start_of
 from deepcait.train.teacher import load_teacher
 from deepcait.train.watch import Watch
 from deepcait.weights.artefact import save_artefact
 from deepcait.weights.spec import Resolved
 
-# What may differ between a run and its resumption. Nothing here decides a row of metrics.jsonl but by rounding.
-_FREE_ON_RESUME = (
-    "about.",
-    "compute.device",
-    "compute.compile",
-    "compute.grad_checkpointing",
-    "compute.memory",
-    "compute.channels_last",
-    "data.num_workers",
-    "data.on_error",
-    "data.max_errors",
-    "data.cache",
-    "keep.checkpoint",
-    "keep.max_skipped_steps",
-    "keep.tensorboard",
-    "keep.tracker",
-)
 # Sections of the recipe that a trained model need not remember.
 _NOT_OF_THE_MODEL = ("about", "keep", "compute", "data")
 # What a folder may hold that holds no run: it is left by a kill in a run's first moment.
@@ -197,44 +179,6 @@ def require_startable(folder: Path, resume: bool) -> None:
             )
     elif folder.exists() and any(entry.name not in _BEFORE_A_RUN for entry in folder.iterdir()):
         raise RunError(f"{folder}: expected an empty folder, got other files.", remedy="Give another --out.")
-
-
-def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:
-    """Return the recipe of a run that goes on: its own, with the given settings that decide no result.
-
-    Raises:
-        ConfigError: the given recipe would change results.
-        RunError: the run's own recipe is lost.
-    """
-    own = load_recipe(str((folder / "config.yaml").resolve()))
-    if not own.data.source:
-        raise RunError(
-            f"{folder / 'config.yaml'}: expected the settings of a run, its data among them, got none.",
-            remedy="Bring the file back, or start a new run in another --out.",
-        )
-    if given is None:
-        return own
-    differing = [name for name in _differing(own, given) if not name.startswith(_FREE_ON_RESUME)]
-    if differing:
-        names = ", ".join(differing)
-        raise ConfigError(
-            f"--resume: expected the settings that {folder} was started with, got others for {names}.",
-            remedy="Leave them out to go on as it was, or start a new run in another --out. More in "
-            "docs/errors.md#a-run-that-is-there-already.",
-        )
-    return given
-
-
-def _differing(one: Any, other: Any, prefix: str = "") -> list[str]:
-    """The dotted names of the settings in which two recipes differ."""
-    names = []
-    for name in (f.name for f in dataclasses.fields(one)):
-        a, b = getattr(one, name), getattr(other, name)
-        if dataclasses.is_dataclass(a):
-            names += _differing(a, b, f"{prefix}{name}.")
-        elif a != b:
-            names.append(prefix + name)
-    return names
 
 
 def open_training_data(recipe: Recipe, tell: Callable[[str], None]) -> tuple[Source, Source]:

@@ -13,6 +13,7 @@ from deepcait.model.alternatives import AblationConfig
 from deepcait.model.networks import build_model, config_of, is_model_name
 from deepcait.model.variants import CaiTConfig
 from deepcait.train.checkpoint import newest_checkpoint
+from deepcait.train.compute import note_of
 from deepcait.train.journal import replace_text
 from deepcait.train.recipe import Recipe
 from deepcait.weights.spec import Resolved, resolve
@@ -45,7 +46,7 @@ def start_model(recipe: Recipe, classes: Sequence[str], tell: Callable[[str], No
         ablation=dataclasses.asdict(recipe.ablation),
         **fields,
     )
-    _tell_of(found, tell)
+    _tell_of(found, recipe, tell)
     if found.report and str(found.report):
         tell(f"weights: {found.report}")
     random = is_model_name(recipe.model) and recipe.start == "random"
@@ -89,13 +90,15 @@ def kept_start(folder: Path, recipe: Recipe, tell: Callable[[str], None]) -> Res
     except (ValueError, TypeError, KeyError):
         tell(f"{START_FILE} is unreadable; looking for {recipe.model} instead")
         return None
-    _tell_of(found, tell)
+    _tell_of(found, recipe, tell)
     return found
 
 
-def _tell_of(found: Resolved, tell: Callable[[str], None]) -> None:
+def _tell_of(found: Resolved, recipe: Recipe, tell: Callable[[str], None]) -> None:
     config = found.model.config
     kind = "a CaiT" if isinstance(config, CaiTConfig) else "a convolutional teacher"
     tell(f"model: {found.name or kind}, {config.num_params():,} parameters, {config.macs() / 1e9:.3g} GMACs an image")
     if isinstance(config, AblationConfig) and config.options:
         tell(f"instead of the paper's: {', '.join(f'{name} {value}' for name, value in config.options.items())}")
+    if note := note_of(config, recipe.compute):
+        tell(note)

@@ -14,10 +14,10 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from deepcait.errors import WeightsError
+from deepcait.errors import ConfigError, WeightsError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -30,6 +30,29 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         WeightsError: the disk is full, read-only, ...; the old file is still there.
     """
     replace_file(path, lambda aside: aside.write_bytes(data))
+
+
+def require_file(path: Path, suffixes: Sequence[str], option: str) -> None:
+    """Pass for a file that can be written, before any work is done: its folder is there, nothing else in its place.
+
+    Args:
+        path: of the file.
+        suffixes: endings that it may have; none allows any.
+        option: that asked for it.
+
+    Raises:
+        ConfigError: another ending, a folder, or no folder to write in.
+    """
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise ConfigError(
+            f"{option}: expected a file that ends in {' or '.join(suffixes)}, got {str(path)!r}.",
+            remedy="The ending says which form is written.",
+        )
+    if path.is_dir():
+        raise ConfigError(f"{option}: expected a file, got the folder {path}.", remedy="Give a file in it.")
+    if not path.parent.is_dir():
+        got = f"no folder {path.parent}"
+        raise ConfigError(f"{option}: expected a file in a folder that exists, got {got}.", remedy="Create the folder.")
 
 
 def replace_file(path: str | Path, fill: Callable[[Path], object]) -> None:

@@ -91,8 +91,12 @@ def _find_in_cache(repository: str, filename: str, revision: str | None) -> Path
     return Path(found) if isinstance(found, str) else None
 
 
-def split_repository(repository: str) -> tuple[str, str | None]:
+def split_repository(repository: str, *, form: str = f"{HUB_PREFIX}owner/name") -> tuple[str, str | None]:
     """Return owner/name and revision, None where none is given.
+
+    Args:
+        repository: as the user wrote it, without the prefix.
+        form: how it is written where it was asked for.
 
     Raises:
         ConfigError: no owner/name, or one that the hub does not allow.
@@ -102,7 +106,7 @@ def split_repository(repository: str) -> tuple[str, str | None]:
 
     name, _, revision = repository.partition("@")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII):
-        raise ConfigError(f"expected a repository as owner/name, got {name!r}.", remedy="Write hf-hub:owner/name.")
+        raise ConfigError(f"expected a repository as owner/name, got {name!r}.", remedy=f"Write {form}.")
     try:
         validate_repo_id(name)
     except HFValidationError as error:

@@ -16,7 +16,7 @@ from torch import Tensor
 from deepcait.errors import ConfigError
 from deepcait.model.mode import evaluation_mode
 from deepcait.weights.artefact import save_artefact
-from deepcait.weights.atomic import replace_file
+from deepcait.weights.atomic import replace_file, require_file
 from deepcait.weights.layouts import SAFETENSORS, StateDict, image_size, official_layout, read_checkpoint
 from deepcait.weights.spec import Resolved
 from deepcait.weights.timm_layout import require_known_to_timm
@@ -88,16 +88,16 @@ def write_official(found: Resolved, path: str | Path) -> Path:
             `.safetensors`: the same tensors, which can't be nested, under the plain keys of the released models.
 
     Raises:
-        ConfigError: another ending.
+        ConfigError: another ending, a folder, or no folder to write in.
         WeightsError: it can't be written; an older file is still there.
     """
     path = Path(path)
-    if path.suffix not in OFFICIAL_SUFFIXES or path.is_dir():
-        got = "a folder" if path.is_dir() else f"the ending {path.suffix!r}"
+    if path.suffix not in OFFICIAL_SUFFIXES:  # to the letter: readers know the form by it
         raise ConfigError(
-            f"{path}: expected a file that ends in {' or '.join(OFFICIAL_SUFFIXES)}, got {got}.",
+            f"{path}: expected a file that ends in {' or '.join(OFFICIAL_SUFFIXES)}, got the ending {path.suffix!r}.",
             remedy="The official layout is one file: .pth as the authors publish it, or .safetensors.",
         )
+    require_file(path, (), "--out")
     # In the order and with the dtype of the model, each tensor with memory of its own.
     tensors: StateDict = {key: t.detach().cpu().contiguous() for key, t in found.model.state_dict().items()}
 

@@ -33,7 +33,7 @@ def require_repository(repository: str) -> str:
     Raises:
         ConfigError: anything else, a revision too.
     """
-    name, revision = split_repository(repository)
+    name, revision = split_repository(repository, form="owner/name")
     if revision is not None:
         raise ConfigError(f"expected owner/name, got a revision too: {repository!r}.", remedy=f"Give {name}.")
     return name

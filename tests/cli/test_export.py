@@ -76,7 +76,11 @@ def test_what_was_evaluated_is_written(run_json, tiny_with_average, tmp_path):
         (["--out", "x"], "--to"),
         (["--to", "tflite", "--out", "x"], "tflite"),
         (["--to", "timm", "--out", "full"], "got something else"),
-        (["--to", "official", "--out", "missing/w.pth"], "expected to write here"),
+        (["--to", "official", "--out", "full"], ".pth or .safetensors"),
+        (["--to", "official", "--out", "missing/w.pth"], "in a folder that exists, got no folder missing"),
+        (["--to", "onnx", "--out", "missing/w.onnx"], "in a folder that exists, got no folder missing"),
+        (["--to", "openvino", "--out", "missing/w.xml"], "in a folder that exists, got no folder missing"),
+        (["--to", "pt2", "--out", "missing/w.pt2"], "in a folder that exists, got no folder missing"),
     ],
 )
 def test_mistakes(run, model_folder, tmp_path, monkeypatch, words, part):
@@ -86,6 +90,7 @@ def test_mistakes(run, model_folder, tmp_path, monkeypatch, words, part):
     code, _, err = run("export", model_folder, *words)
     assert code == 2
     assert part in " ".join(err.split())
+    assert not (tmp_path / "missing").exists()
     assert (tmp_path / "full" / "notes.txt").read_text() == "notes"
 
 

@@ -139,13 +139,16 @@ def test_the_index_is_built_once_and_again_when_the_shard_changes(tmp_path, scan
     assert len(scans) == 3
 
 
-@pytest.mark.parametrize("damage", ["", "[]", '{"format": "deepcait-tar-1"}', "far", "short", "nested"])
+@pytest.mark.parametrize(
+    "damage", ["", "[]", '{"format": "deepcait-tar-1"}', "far", "short", "nested", "parts", "truth"]
+)
 def test_a_damaged_index_is_built_anew(tmp_path, scans, damage):
     shard = write_tar(tmp_path / "x.tar", samples(0, 1))
     open_source(shard)
     path = Path(f"{shard}.index.json")
     content = json.loads(path.read_text())
     broken = {"far": [["a", 10**9, 5, 0]], "short": [["a", 1]], "nested": [[["a"], 1, 1, {}]]}.get(damage)
+    broken = {"parts": [["a", 512.0, 5.5, 0]], "truth": [["a", True, 5, 0]]}.get(damage, broken)
     path.write_text(damage if broken is None else json.dumps(content | {"index": broken}))
     assert open_source(shard).read(1).data == b"picture 1"
     assert len(scans) == 2
@@ -220,6 +223,19 @@ def test_labels_that_are_none(tmp_path, label):
     for wrong in (b"-3", b"99999999999"):
         with pytest.raises(DataError, match="expected labels 0 to"):
             open_source(write_tar(tmp_path / "z.tar", {"1.jpg": b"", "1.cls": wrong}))
+
+
+@pytest.mark.parametrize("first", ["1.cls", "1.json"])
+@pytest.mark.parametrize("second", ["the same", "another"])
+def test_two_labels_of_one_kind_for_a_sample(tmp_path, first, second):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name, data in (("1.jpg", b""), (first, b"4"), (first if second == "the same" else first.upper(), b"5")):
+            add_to_tar(archive, name, data)
+    suffix = first.partition(".")[2]
+    with pytest.raises(DataError, match=rf"x\.tar: expected one \.{suffix} for the sample '1', got another"):
+        open_source(tmp_path / "x.tar")
+    both = open_source(write_tar(tmp_path / "y.tar", {"1.jpg": b"", "1.cls": b"4", "1.json": b"4"}))
+    assert both.labels == [4]
 
 
 def test_two_pictures_under_one_label(tmp_path):

@@ -97,7 +97,9 @@ def test_errors_come_first_and_json_holds_all(ruin):
 
 
 def test_texts_say_what_and_do_not_repeat_the_path(ruin):
-    for finding in examine(ruin[0]).findings:
+    findings = examine(ruin[0]).findings
+    assert {finding.kind for finding in findings} >= {kind for kind, _ in ruin[1]}
+    for finding in findings:
         assert finding.text
         assert not any(str(path) in finding.text for path in finding.paths), finding
 

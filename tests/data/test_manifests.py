@@ -137,7 +137,7 @@ def test_parquet_without_names_or_paths(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    table = pyarrow.table({"image": [b"one", b"two", None], "label": [4, 0, 0]})
+    table = pyarrow.table({"file": [b"one", b"two", None], "label": [4, 0, 0], "name": [b"1", b"2", b"3"]})
     for number in range(2):
         parquet.write_table(table, tmp_path / f"{number}.parquet", row_group_size=2)
     source = open_source(tmp_path)
@@ -146,9 +146,23 @@ def test_parquet_without_names_or_paths(tmp_path):
     assert source.read(4).data == b"two"
     with pytest.raises(ImageError, match="row 2: expected a picture, got an empty cell"):
         source.read(2)
-    parquet.write_table(table.rename_columns(["image", "fine_label"]), tmp_path / "2.parquet")
+    parquet.write_table(table.rename_columns(["file", "fine_label", "name"]), tmp_path / "2.parquet")
     with pytest.raises(DataError, match=r"2\.parquet: expected the columns and classes of"):
         open_source(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["path", "File_Name"])
+def test_paths_that_are_bytes(tmp_path, name):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({name: [b"1.png", b"2.png"], "label": [1, 0]}), tmp_path / "list.parquet")
+    with pytest.raises(DataError, match=r"list\.parquet, row 0: expected a path, got .*1\.png.* as text"):
+        open_source(tmp_path / "list.parquet")
+    pictures = [{"bytes": b"one", "path": None}, {"bytes": b"two", "path": b"2.png"}]
+    parquet.write_table(pyarrow.table({"image": pictures, "label": [1, 0]}), tmp_path / "images.parquet")
+    with pytest.raises(DataError, match=r"images\.parquet, row 1: expected text in the column image\.path"):
+        open_source(tmp_path / "images.parquet")
 
 
 def test_damaged_parquet(tmp_path):

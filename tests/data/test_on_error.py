@@ -20,7 +20,9 @@ from deepcait.errors import ConfigError, DataError, ImageError, RunError, Stoppe
 from deepcait.train import loop
 from deepcait.train.journal import read_metrics, read_state
 from deepcait.train.loop import Trainer
-from deepcait.train.run import open_training_data, resumed_recipe
+from deepcait.train.plan import plan
+from deepcait.train.resume import resumed_recipe
+from deepcait.train.run import open_training_data
 from tests.data.damage import DAMAGE, UNREADABLE, sound_folder
 from tests.data.test_doctor import Deadly
 from tests.train.tiny import section, tiny_job, tiny_model, tiny_recipe
@@ -109,6 +111,7 @@ def test_workers_change_no_bit(ruin):
     there, told_there = batches(ruin[0], num_workers=2)
     assert same(here, there)
     assert told_here == told_there
+    assert told_here
     assert all(one.path in one.problem for one in told_here)
 
 
@@ -263,3 +266,5 @@ def test_a_picture_without_a_label_is_told_before_the_training(tmp_path, split):
     recipe = section(tiny_recipe(), "data", source=str(tmp_path / "list.csv"))
     with pytest.raises(DataError, match=r"4\.png: expected a labelled image"):
         open_training_data(recipe, lambda line: None)
+    with pytest.raises(DataError, match=r"4\.png: expected a labelled image"):
+        plan(recipe, lambda line: None)

@@ -8,7 +8,7 @@ What is changed, and nothing else:
 - `study` is planned; `bench`, `demo`, `push` without `--dry-run`, and `eval` on a benchmark are parsed: their own tests
   run them;
 - `torchrun` is parsed, and what it starts is run in one process;
-- `serve` goes as far as listening; `curl` asks a real service;
+- `serve` goes as far as listening, on a free port; `curl` asks a real service;
 - `make`, `pip`, `pytest`, `python FILE` are checked for targets, extras and files.
 """
 
@@ -92,6 +92,9 @@ def adapted(verb: str, rest: list[str]) -> list[str] | None:
         return None
     if verb == "eval" and "tiny1000" in rest and data == "photos":
         return None  # its classes are not those of photos, and saying so is right
+    if verb == "serve":
+        at = rest.index("--port") if "--port" in rest else len(rest)
+        return [*rest[:at], *rest[at + 2 :], "--port", "0"]
     if verb != "train":
         return rest
     recipe = rest[rest.index("--recipe") + 1] if "--recipe" in rest else "finetune"

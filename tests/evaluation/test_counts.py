@@ -81,6 +81,13 @@ def test_an_infinite_loss_is_no_number():
     assert count(torch.tensor([[-math.inf, 0.0]]), torch.tensor([0])).to_dict()["loss"] is None
 
 
+@pytest.mark.parametrize(("loss", "bounded"), [(2.0**30 - 64, True), (2.0**30, False)])
+def test_a_loss_larger_than_any_classifiers_makes_the_mean_undefined(loss, bounded):
+    counts = Counts()
+    counts.add(torch.tensor([1]), torch.tensor([loss]))
+    assert (counts.num_unbounded, counts.loss_ticks) == ((0, int(loss) * 2**32) if bounded else (1, 0))
+
+
 @pytest.mark.parametrize("label", [-1, 3])
 def test_a_label_outside_the_classes_is_refused(label):
     with pytest.raises(DataError, match="0 to 2"):

@@ -143,8 +143,8 @@ def test_a_classifier_in_place_of_its_model_is_named():
 
 
 def test_a_model_that_is_no_classifier_is_refused(colours):
-    with pytest.raises(ShapeError, match="logits"):
-        evaluate(nn.Identity(), colours, preprocessing=TO_4_PX)
+    with pytest.raises(ShapeError, match=r"expected logits \(B=17, K\), got \(17, 3, 4, 4\)"):
+        evaluate(nn.Identity(), colours, preprocessing=TO_4_PX, batch_size=32)
 
 
 def evaluate_share(rank: int, address: str, data, results) -> None:

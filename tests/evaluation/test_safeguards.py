@@ -9,7 +9,7 @@ from torch import nn
 
 import deepcait
 from deepcait.data import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Subset, open_source
-from deepcait.evaluation import evaluate
+from deepcait.evaluation import evaluate, safeguards
 from deepcait.evaluation import evaluate as evaluate_function
 from deepcait.evaluation.counts import Counts, score
 from deepcait.evaluation.expected import Expected, differs, expected_accuracy
@@ -105,6 +105,12 @@ def test_two_classes_that_are_mixed_up_by_half_are_no_order():
     assert "2 classes" in text
 
 
+def test_the_largest_share_of_a_class_chooses_first_whatever_the_number_of_its_images():
+    """Six of ten images of class 0 are answered 1, and so are all four of class 2."""
+    labels, answers = torch.tensor([0] * 10 + [2] * 4), torch.tensor([1] * 6 + [0] * 4 + [1] * 4)
+    assert safeguards._match(labels, answers) == {2: 1, 0: 0}
+
+
 def test_an_offset_of_one_is_named():
     labels = torch.arange(20).repeat(10)
     text, _ = wrong_order(make_records(labels, (labels - 1).clamp(min=0), 1000))
@@ -151,7 +157,9 @@ def counted(correct, num):
         (120, 530, 10, False),
         (50, 100, 2, True),
         (80, 100, 2, False),
-        (0, 12, 10, False),  # too few to say
+        (52_600, 100_000, 2, False),  # surely a fiftieth of the way from chance to certainty
+        (3, 29, 10, False),  # too few to say
+        (3, 30, 10, True),
         (100, 100, 1, False),
     ],
 )
@@ -252,6 +260,22 @@ def test_a_model_that_declares_nothing_is_asked(tmp_path, monkeypatch, mean, std
     monkeypatch.setattr(evaluate_module, "better_normalisation", lambda *_: None)
     assert not any(t.startswith("preprocessing") for t in evaluate(
         model, tmp_path, preprocessing=wrong, warn=print).warnings)  # fmt: skip
+
+
+def test_a_normalisation_that_shares_its_mean_or_its_deviation_with_the_right_one_is_asked_too():
+    """The right answers come with ImageNet's; of the images up to the last one, 256 are looked at."""
+    labels = torch.arange(4).repeat(150)
+    wrong, right = (make_records(labels, answers, 4) for answers in ((labels + 1) % 4, labels))
+    asked = []
+
+    def measure(other, rows):
+        asked.append(rows)
+        return make_records(labels[rows], (right if other.mean == IMAGENET_MEAN else wrong).first_N[rows], 4)
+
+    for mean, std in ((IMAGENET_MEAN, (0.5, 0.5, 0.5)), ((0.5, 0.5, 0.5), IMAGENET_STD)):
+        told = safeguards.better_normalisation(wrong, Preprocessing((8, 8), mean, std), measure)
+        assert "256 of 256 images right, with mean" in told
+    assert {(len(set(rows)), rows[0], rows[-1]) for rows in asked} == {(256, 0, 599)}
 
 
 # -- what a released model reaches ------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from itertools import pairwise
 
 import numpy as np
@@ -256,6 +257,18 @@ def test_the_page_escapes_what_it_shows(found):
     for text in ("<script>x", "<i>", "<b>", "<spec>", "<facts>"):
         assert text not in page.partition("</style>")[2].replace("<i></i>", "")
     assert "&lt;script&gt;x" in page
+
+
+def test_a_file_name_that_is_no_text(tmp_path):
+    """Archives of other systems leave names that are no UTF-8: explained like any other, shown as far as it can be."""
+    picture_path = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    with open(picture_path, "wb") as file:
+        file.write(SHIP.read_bytes())
+    out = tmp_path / "out"
+    command = ["explain", "builtin:nano", os.fsdecode(picture_path), "--out", str(out), "--steps", "0", "--json"]
+    assert main(command) == 0
+    assert "<h2>caf?.png</h2>" in (out / "index.html").read_text(encoding="utf-8")
+    assert (out / "000_caf_" / "maps.npz").exists()
 
 
 def test_many_pictures_of_one_name(tmp_path, capsys):

@@ -115,6 +115,22 @@ def test_another_table_is_refused(tmp_path, text):
         read_results(tmp_path / "t.json")
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"top1": 78.4}, {"top1": -0.1}, {"top1": "nan"}, {"gmacs": 0}, {"gmacs": "inf"}, {"params": -1}]
+)
+def test_numbers_that_cannot_be_are_refused(tmp_path, wrong):
+    """Percent in place of a fraction would be drawn as 7840 %."""
+    (tmp_path / "t.json").write_text(json.dumps([ROW, ROW | wrong]), encoding="utf-8")
+    with pytest.raises(ConfigError, match="top1 a fraction, got for 'a'"):
+        read_results(tmp_path / "t.json")
+
+
+def test_names_are_no_formulas():
+    """What matplotlib would read as mathematics is drawn as it stands."""
+    plain, formula = (accuracy_plate([ROW | {"name": name}], published=False) for name in ("a", "$\\frac{$"))
+    assert np.asarray(plain.image).tobytes() != np.asarray(formula.image).tobytes()
+
+
 @pytest.mark.parametrize(("option", "word"), [("--figures", "matplotlib"), ("--method=occlusion", "captum")])
 def test_without_the_extra_one_line_says_how(tmp_path, capsys, monkeypatch, option, word):
     from tests.processes.harness import DEMO

@@ -286,6 +286,25 @@ def test_what_no_model_can_be_built_from(name, value):
     assert caught.value.remedy
 
 
+def test_an_insertion_after_the_last_block_is_told_where_it_could_be():
+    with pytest.raises(ConfigError, match="a block of the patch stage, 0 to 2, got 3"):
+        lay_over(tiny_config(depth=3), {"insert_at": 3})
+
+
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [
+        ({}, True),
+        ({"drop_path_shape": "linear"}, True),
+        ({"drop_path_shape": "linear", "insert_at": 1}, True),
+        ({"drop_path_shape": "linear", "class_token": "inserted", "insert_at": 1}, False),
+    ],
+)
+def test_what_only_training_sees_leaves_a_plain_cait(options, same):
+    config = AblationConfig(**vars(tiny_config(depth=3)), **options)
+    assert config.same_at_inference is same
+
+
 def test_another_network_has_none_of_them():
     with pytest.raises(ConfigError, match=r"ablation.residual: expected a CaiT"):
         lay_over(named_config("convnet_32"), {"residual": "none"})

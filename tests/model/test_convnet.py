@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from deepcait.errors import ConfigError, ShapeError
-from deepcait.model.convnet import ConvConfig, ConvNet
+from deepcait.model.convnet import BatchNorm, ConvConfig, ConvNet
 from deepcait.model.networks import TEACHERS, build_model, config_of, is_model_name, named_config
 from deepcait.model.variants import variant_names
 
@@ -45,6 +45,20 @@ def test_its_function_by_hand():
         x = normed(stage.norm1, F.max_pool2d(F.conv2d(x, stage.conv1.weight, padding=1), 2))
         x = x + normed(stage.norm2, F.conv2d(x, stage.conv2.weight, padding=1))
     assert torch.allclose(net(images), x.flatten(2).amax(-1) @ net.head.weight.T / 9, atol=1e-12)
+
+
+def test_its_norm_is_torchs_in_training_and_after():
+    ours, theirs = BatchNorm(4), torch.nn.BatchNorm2d(4)
+    for _ in range(3):
+        maps = torch.randn(5, 4, 6, 6) * 3 + 1
+        assert torch.equal(ours(maps), theirs(maps))
+    assert torch.equal(ours.eval()(maps), theirs.eval()(maps))
+
+
+def test_the_smallest_and_the_usual_one():
+    smallest = ConvNet(ConvConfig(widths=(1, 1, 1), in_chans=1, num_classes=1, img_size=24))
+    assert smallest(torch.randn(2, 1, 24, 24)).shape == (2, 1)
+    assert (ConvConfig().widths, ConvConfig().grid) == ((64, 256, 256), (1, 1))
 
 
 def test_every_tensor_of_its_state_is_a_number_with_a_point():

@@ -7,6 +7,7 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from deepcait.errors import ConfigError
 from deepcait.model import VARIANTS, CaiT, variant_config
 from deepcait.model.variants import RESOLUTIONS, variant_names
 from tests.model.wild import tiny_config
@@ -165,6 +166,14 @@ def test_both_layer_scale_values_of_xxs36_are_reachable():
     assert variant_config("cait_xxs24_224").replace(depth=36).layer_scale_init == 1e-6
     narrow = released.replace(layer_scale_init=None, embed_dim=8, num_heads=2, img_size=16)
     assert CaiT(narrow).blocks[0].gamma_1[0].item() == pytest.approx(1e-6)
+
+
+def test_sizes_that_fit_and_the_nearest_to_one_that_does_not():
+    assert tiny_config(img_size=(1, 1), patch_size=1).grid == (1, 1)
+    with pytest.raises(ConfigError, match=r"got \(30, 17\)\. The nearest that fits is \(32, 16\)"):
+        tiny_config(img_size=(30, 17), patch_size=8)
+    with pytest.raises(ConfigError, match=r"from 1 to 3, or indices from -3 to 2\."):
+        CaiT(tiny_config(depth=3)).forward_intermediates(torch.zeros(1, 3, 32, 32), indices=4)
 
 
 def test_initial_values():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from deepcait.model import lean
+from deepcait.model.attention import TalkingHeadsAttention
 from tests.model.test_modes import SoftmaxDtypes
 from tests.model.wild import relative_error, some_images, tiny_config, wild_model
 
@@ -94,6 +95,18 @@ def test_no_map_is_kept_for_the_backward_pass():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (shapes.append(tuple(t.shape)), t)[1], lambda t: t):
         model(some_images(model.config).to(model.pos_embed.dtype))
     assert [shape for shape in shapes if shape[-2:] == (num_patches, num_patches)]
+
+
+def test_a_new_layer_by_itself_is_the_plain_one_and_its_cancelled_bias_has_a_gradient_of_zero():
+    """The biases of a new layer sum up to 0, and the one before the softmax has no effect."""
+    layer = TalkingHeadsAttention(8, 2).double()
+    for parameter in (layer.proj_l.bias, layer.proj_w.bias):
+        torch.nn.init.zeros_(parameter)
+    tokens_BND = torch.randn(2, 5, 8).double()
+    got = layer(tokens_BND)
+    assert relative_error(got, layer.attend(tokens_BND)[0]) < 1e-12
+    got.sum().backward()
+    assert torch.equal(layer.proj_l.bias.grad, torch.zeros(2).double())
 
 
 def test_the_operators_keep_the_rules_of_torch():

@@ -9,7 +9,8 @@ import pytest
 
 import deepcait
 from deepcait.cli.main import main
-from deepcait.report.intervals import difference, mcnemar
+from deepcait.evaluation import mcnemar
+from deepcait.report.intervals import difference
 from tests.processes.harness import CLASSES
 from tests.report.reading import addresses, read_page, section
 
@@ -72,7 +73,9 @@ def test_settings_that_differ_and_only_those(page):
 
 
 def test_curves_are_laid_over_each_other(page):
-    for chart in section(page, "curves").find("svg"):
+    charts = section(page, "curves").find("svg")
+    assert len(charts) == 5
+    for chart in charts:
         assert "first: " in chart.attributes["aria-label"]
         assert "second: " in chart.attributes["aria-label"]
         colours = {line.attributes["class"] for line in chart.find("polyline")}

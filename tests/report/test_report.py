@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import deepcait
 from deepcait.cli.main import main
-from deepcait.report.intervals import wilson
+from deepcait.evaluation import wilson
+from deepcait.report.page import render_report
+from deepcait.report.parts import counted, interval, repeat_command
 from deepcait.report.record import read_run
-from deepcait.report.results import choose_mistakes, count_confusion, measure_run, thin_out
+from deepcait.report.results import choose_mistakes, count_confusion, measure_run, name_classes, thin_out
+from deepcait.weights import resolve
 from tests.processes.harness import CLASSES
 from tests.report.reading import addresses, read_page, section
 
@@ -73,6 +79,9 @@ def test_figures_are_those_of_the_model(page, answers, run):
     low, high = wilson(right, len(answers))
     assert row[1:3] == [f"{100 * right / len(answers):.2f} %", f"{100 * low:.2f} to {100 * high:.2f} %"]
     assert row[-1] == str(len(answers))
+    # Of three classes the right one is always among five answers: nothing is said of that.
+    assert "top-5" not in page.find("main")[0].text.lower()
+    assert "Top-5" not in page.find("header")[0].text
     assert "the same count as during training" in section(page, "metrics").text
     matrix = section(page, "confusion").find("table")[0].rows()
     assert matrix[0][1:] == list(CLASSES)
@@ -93,6 +102,8 @@ def test_mistakes_are_the_worst_and_the_nearest(page, answers):
     for card, name in zip(cards, shown, strict=True):
         label, answer, _ = wrong[name]
         assert card.find("strong")[0].text == f"{label} → {answer}"
+        # Names that are read from right to left stay on their sides of the arrow.
+        assert [name.text for name in card.find("bdi")] == [label, answer]
         frame, attention = card.find("img")
         assert "where the class token looked" in attention.attributes["alt"]
         assert frame.attributes["src"] != attention.attributes["src"]
@@ -124,9 +135,14 @@ def test_data_recipe_environment_and_how_to_repeat(page, run, bench):
     data = section(page, "data").text
     assert "72 images" in data
     assert "24 images" in data
-    for row in section(page, "data").find("table")[1].rows()[1:]:
-        assert row[0] in CLASSES
+    rows = section(page, "data").find("table")[1].rows()[1:]
+    assert [row[0] for row in rows] == list(CLASSES)
+    for row in rows:
         assert row[1:3] == ["24", "8"]
+    facts = dict(section(page, "recipe").find("table")[0].rows())
+    # The bench starts from a model's weights: the recipe's `start`, which speaks of names, is not what happened.
+    assert facts["start"] == f"the weights of {bench.model}"
+    assert facts["length"] == "5 epochs, 8 images a step"
     assert section(page, "recipe").find("pre")[0].text == " ".join((run / "config.yaml").read_text().split())
     environment = section(page, "environment").text
     for word in ("python", f"torch {torch.__version__.partition('+')[0]}", "threads", "commit"):
@@ -158,7 +174,9 @@ def test_names_cannot_break_the_page(run, bench, tmp_path):
     page = read_page(out / "report.html")
     assert name in section(page, "data").text
     assert page.find("h1")[0].text == "run <b>"
-    assert all(image.attributes["src"].startswith("data:image/") for image in page.find("img"))
+    pictures = page.find("img")
+    assert pictures
+    assert all(image.attributes["src"].startswith("data:image/") for image in pictures)
 
 
 # -- it never harms ---------------------------------------------------------------------------------------------------
@@ -227,6 +245,7 @@ def test_gone_pictures_leave_the_rest(run, bench, tmp_path):
     page = read_page(folder / "report.html")
     assert "could not be asked again" in section(page, "confusion").text
     assert str(tmp_path / "gone") in section(page, "mistakes").text
+    assert "deepcait report RUN --data PLACE" in section(page, "mistakes").text
     assert section(page, "curves").find("svg")
     # Told where they are now, it has everything again.
     assert main(["report", str(folder), "--data", str(bench.data)]) == 0
@@ -247,12 +266,117 @@ def test_a_run_that_has_just_begun(run, tmp_path):
     assert "not evaluated yet" in section(page, "metrics").text
 
 
+DAMAGES = [
+    ('"top1": 0', '"top1": 7'),
+    ('"top1": ', '"top1": "x", "x": '),
+    ('"loss": ', '"loss": "x", "x": '),
+    ('"correct1": ', '"correct1": 9'),
+    ('"correct5": ', '"correct5": -'),
+    ('"num_images": 24', '"num_images": 0'),
+    ('"num_images": 24', '"num_images": null'),
+    ('"epoch": ', '"epoch": "x", "x": '),
+    ('"grad_norm": ', '"grad_norm": NaN, "x": '),
+    ('"weights": "', '"weights": ["'),
+    ('"images_per_s": ', '"images_per_s": "x", "x": '),
+    ('"seconds": ', '"seconds": [], "x": '),
+    ("{", "\0\0\xff"),
+    ("\n", "}{"),
+]
+
+
+@pytest.mark.parametrize(("sound", "damaged"), DAMAGES)
+@pytest.mark.parametrize("where", ["first", "every"])
+def test_damaged_rows_are_left_out(run, tmp_path, sound, damaged, where):
+    """A disk that changed some bytes of the journal: the page is made of what is left, and shows nothing impossible."""
+    folder = copy_of(run, tmp_path)
+    shutil.rmtree(folder / "best")  # what the journal says is enough here
+    changed = 0
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        text = (folder / name).read_text()
+        new = text.replace(sound, damaged, *([1] if where == "first" else []))
+        changed += new != text
+        (folder / name).write_bytes(new.encode("latin-1"))
+    assert changed
+    assert main(["report", str(folder)]) == 0
+    page = read_page(folder / "report.html")
+    assert [node.attributes["id"] for node in page.find("section")] == SECTIONS
+    text = section(page, "metrics").text
+    shares = [float(share) for share in re.findall(r"(\S+) %", text) if share != "95"]
+    assert shares or where == "every"
+    assert all(0 <= share <= 100 for share in shares)
+    assert not re.search(r"\b(nan|inf|None)\b", page.find("main")[0].text)
+    # Two of them compared are no reason to fail, either.
+    assert main(["report", str(run), str(folder), "--images", "3", "--out", str(tmp_path / "both.html")]) == 0
+
+
 def test_fewer_images(run, tmp_path):
     out = tmp_path / "few.html"
     assert main(["report", str(run), "--images", "12", "--out", str(out)]) == 0
     text = section(read_page(out), "confusion").text
     assert text.startswith("Confusion 12 validation images")
     assert "12 of 24, at even distances" in text
+
+
+def test_another_model_than_the_one_counted_is_told(run, tmp_path):
+    """What training counted is shown beside what the saved model answers now."""
+    folder = copy_of(run, tmp_path)
+    record = read_run(folder)
+    told = record.best["correct1"]
+    wrong = dataclasses.replace(record, eval_rows=[record.best | {"correct1": told - 1}])
+    results = measure_run(record)
+    (tmp_path / "page.html").write_text(render_report(wrong, results, ""), encoding="utf-8")
+    words = section(read_page(tmp_path / "page.html"), "metrics").text
+    assert f"{told} of 24 right, NOT what training counted: {told - 1} of 24." in words
+    unknown = dataclasses.replace(record, eval_rows=[{"top1": 0.5, "epoch": 1}])
+    (tmp_path / "page.html").write_text(render_report(unknown, results, ""), encoding="utf-8")
+    assert section(read_page(tmp_path / "page.html"), "metrics").text.endswith(f"{told} of 24 right.")
+
+
+def test_top5_of_six_classes(run, tmp_path):
+    """And where the counts are lost, the accuracy is not called one that nobody measured."""
+    record = read_run(run)
+    six = dataclasses.replace(record, data=record.data | {"classes": list("abcdef")})
+    row = record.best | {"top5": 0.75, "correct5": 18}
+    for rows, words in (
+        ([row], (f"Top-5 75.00 % {interval(18, 24)}", f"95 %: {interval(row['correct1'], 24)}; chance 16.67 %")),
+        ([{"top1": 0.5, "epoch": 1}], ("Top-1, best 50.00 % chance 16.67 %",)),
+        ([], ("Top-1, best – not evaluated; chance 16.67 %",)),
+    ):
+        text = render_report(dataclasses.replace(six, eval_rows=rows), None, "gone")
+        (tmp_path / "page.html").write_text(text, encoding="utf-8")
+        page = read_page(tmp_path / "page.html")
+        for part in words:
+            assert part in page.find("header")[0].text
+        # Key, table and tile say the same.
+        assert ("75.00 %" in section(page, "metrics").text) == (rows == [row])
+        assert ("top-5" in section(page, "curves").text) == (rows == [row])
+
+
+def test_a_network_without_class_attention(run, tmp_path):
+    """A teacher's report has no maps, and does not speak of any."""
+    record = read_run(run)
+    found = measure_run(record)
+    bare = [[dataclasses.replace(one, attention=None) for one in some] for some in (found.worst, found.nearest)]
+    results = dataclasses.replace(found, worst=bare[0], nearest=bare[1])
+    (tmp_path / "page.html").write_text(render_report(record, results, ""), encoding="utf-8")
+    mistakes = section(read_page(tmp_path / "page.html"), "mistakes")
+    assert len(mistakes.find("img")) == len(found.worst) + len(found.nearest)
+    assert "It has no class attention" in mistakes.text
+    assert "Right:" not in mistakes.text
+    assert mistakes.find("p", class_="legend") == []
+
+
+def test_a_best_model_that_gives_no_numbers(run, tmp_path, monkeypatch):
+    def diverged(folder):
+        found = resolve(folder)
+        with torch.no_grad():
+            found.model.head.bias[0] = torch.nan
+        return found
+
+    monkeypatch.setattr("deepcait.report.results.resolve", diverged)
+    out = tmp_path / "page.html"
+    assert main(["report", str(run), "--out", str(out)]) == 0
+    assert "expected logits that are numbers" in section(read_page(out), "confusion").text
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
@@ -265,6 +389,33 @@ def test_choosing_mistakes():
     assert (worst, nearest) == ([4, 0], [2, 1])
     assert choose_mistakes(probabilities_NK[3:4], labels_N[:1], labels_N[:1]) == ([], [])
     assert choose_mistakes(probabilities_NK[:1], labels_N[:1], torch.tensor([0])) == ([0], [])
+
+
+def test_names_of_classes():
+    """Two pairs of ImageNet's classes share a name: with the wnid beside it a mistake between them can be read."""
+    assert name_classes(["n02012849", "n03126707", "n02123045", "x"]) == [
+        "crane (n02012849)",
+        "crane (n03126707)",
+        "tabby, tabby cat",
+        "x",
+    ]
+
+
+@pytest.mark.parametrize(("folder", "expected"), [("run", "run-again"), (".", "HERE-again"), ("..", "ABOVE-again")])
+def test_the_command_to_repeat_of_any_folder(run, tmp_path, monkeypatch, folder, expected):
+    here = tmp_path / "pets"
+    (here / "run").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    record = dataclasses.replace(read_run(run), folder=Path(folder), environment={})
+    words = shlex.split(repeat_command(record))
+    assert words[-1] == expected.replace("HERE", str(here)).replace("ABOVE", str(tmp_path))
+    assert words[words.index("--recipe") + 1] == str(Path(words[-1].removesuffix("-again")) / "config.yaml")
+
+
+def test_one_of_something_is_not_many():
+    assert counted(1, "epoch") == "1 epoch"
+    assert counted(2, "class", "classes") == "2 classes"
+    assert counted(1_281_167, "image") == "1,281,167 images"
 
 
 def test_counting():

@@ -56,6 +56,29 @@ def test_plan_and_training_agree_on_the_network(assignment):
     assert (facts["params"], facts["train_images"]) == (sum(p.numel() for p in model.parameters()), 64)
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["compute.memory=small"], ""),
+        (["ablation.residual=rezero"], ""),
+        (["compute.memory=small", "ablation.residual=rezero"], "it needs the blocks of a plain CaiT"),
+        (["compute.memory=small", "compute.attention=plain"], "it belongs to compute.attention=lean, not plain"),
+    ],
+)
+def test_a_setting_that_changes_nothing_is_told(tmp_path, settings, told):
+    recipe = load_recipe("scratch_32", [*TINY_CAIT, *settings, "data.limit=16", "data.val_limit=4"])
+    planned: list[str] = []
+    trained: list[str] = []
+    facts = plan(recipe, planned.append)
+    train(recipe, tmp_path / "run", evaluate=score, say=trained.append, live=False)
+    for lines in (planned, trained):
+        notes = [line for line in lines if "compute.memory=small changes nothing" in line]
+        assert len(notes) == bool(told)
+        assert told in "".join(notes)
+    kept = facts["activation_bytes_of"]
+    assert (kept["with compute.memory=small"] < kept["as it is by default"]) == ("rezero" not in "".join(settings))
+
+
 def test_without_the_sections_the_network_and_its_first_weights_are_as_before():
     """What decides the bits: the class, the draws, the configuration. A section full of the paper's own words too."""
     # The sizes that cait_nano_32 had then.

@@ -15,7 +15,7 @@ from deepcait.train import loop
 from deepcait.train.checkpoint import newest_checkpoint, read_checkpoint
 from deepcait.train.journal import read_metrics, read_state
 from deepcait.train.loop import StopRequest, Trainer
-from deepcait.train.recipe import Average, Compute, Keep, Optimizer
+from deepcait.train.recipe import About, Average, Compute, Keep, Optimizer
 from tests.train.tiny import K, Pixels, section, tiny_job, tiny_model, tiny_recipe, train
 
 
@@ -222,13 +222,49 @@ def test_a_run_without_its_checkpoints_says_that_it_starts_anew(tmp_path, uninte
 @pytest.mark.parametrize(
     "changes", [{"train": "head"}, {"ema": Average(decay=0.5)}], ids=["a parameter without state", "an average"]
 )
-def test_a_checkpoint_of_another_recipe_is_one_paragraph(tmp_path, changes):
-    """Somebody edited config.yaml by hand."""
+def test_a_checkpoint_of_another_recipe_is_one_paragraph(tmp_path, changes, monkeypatch):
+    """Somebody edited config.yaml by hand, and the checkpoint is of a version that remembered no settings."""
+    monkeypatch.setattr(loop, "read_settings", lambda path: {})
     plain = full_recipe(ema=Average(decay=0.0))
     train(tmp_path, plain, model=deep_model())
     with pytest.raises(RunError, match="expected the weights and states of the run's recipe") as caught:
         train(tmp_path, dataclasses.replace(plain, **changes), model=deep_model())
     assert "config.yaml" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("section_name", "changes", "expected", "got"),
+    [
+        ("optimizer", {"lr": 0.5}, "optimizer.lr: {}", "optimizer.lr: 0.5"),
+        ("optimizer", {"clip_norm": 3.0, "class_weights": True}, "optimizer.clip_norm: {}", "optimizer.clip_norm: 3.0"),
+        ("compute", {"attention": "plain"}, "compute.attention: lean", "compute.attention: plain"),
+        ("mix", {"mixup": 0.25}, "mix.mixup: {}", "mix.mixup: 0.25"),
+    ],
+)
+def test_settings_that_somebody_changed_in_between_are_told(tmp_path, section_name, changes, expected, got):
+    recipe = full_recipe()
+    train(tmp_path, recipe, model=deep_model())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    name = next(iter(changes))
+    value = getattr(getattr(recipe, section_name), name)
+    with pytest.raises(RunError) as caught:
+        train(tmp_path, section(recipe, section_name, **changes), model=deep_model())
+    first, second = caught.value.problem.split(" got ")
+    assert "config.yaml: expected the settings that the run began with" in first
+    assert expected.format(value) in first
+    assert got in second
+    assert all(other in second for other in changes)
+    assert "Bring them back" in caught.value.remedy
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_settings_that_decide_no_result_may_change_in_between(tmp_path, uninterrupted):
+    recipe = full_recipe()
+    train(tmp_path, recipe, model=deep_model())
+    changed = section(recipe, "compute", memory="small")
+    changed = section(changed, "data", source="the same, elsewhere", max_errors=7)
+    train(tmp_path, dataclasses.replace(changed, about=About(summary="edited")), model=deep_model())
+    assert outcome(tmp_path) == uninterrupted
 
 
 def test_what_fails_before_the_first_step_leaves_the_folder_as_it_was(tmp_path):

@@ -117,7 +117,8 @@ def test_a_dry_run_needs_no_token_and_no_server(folder, tmp_path, monkeypatch, c
     [
         (["owner/pets"], None, "hf auth login"),
         (["owner/pets"], "hf_a_wrong_one", "owner/pets: expected http"),
-        (["pets"], "hf_x", "owner/name"),
+        (["pets"], "hf_x", "got 'pets'. remedy: Write owner/name."),
+        (["hf-hub:owner/pets"], "hf_x", "remedy: Write owner/name."),
         (["owner/pets@main"], "hf_x", "revision"),
         (["owner/pets", "--licence", "All rights reserved"], "hf_x", "--licence"),
         (["owner/pets", "--out", "x"], "hf_x", "--dry-run"),
