@@ -136,7 +136,8 @@ REFUSED = {
     "a length and chunks": (
         request(headers={"Content-Length": "5", "Transfer-Encoding": "chunked"}) + b"0\r\n\r\n", 400, "not both"),
     "chunks in HTTP/1.0": (
-        request(headers={"Content-Length": None, "Transfer-Encoding": "chunked"}).replace(b"/1.1", b"/1.0"), 400, "1.1"),
+        request(headers={"Content-Length": None, "Transfer-Encoding": "chunked"}).replace(b"/1.1", b"/1.0"),
+        400, "1.1"),
     "an unknown transfer encoding": (
         request(headers={"Content-Length": None, "Transfer-Encoding": "gzip"}), 400, "HTTP/1.1"),
 }  # fmt: skip
