@@ -26,7 +26,15 @@ from deepcait.cli.console import Console
 from deepcait.cli.options import whole_numbers
 from deepcait.errors import ConfigError
 
-_ALL_ENGINES = "eager,compile,onnx,openvino"
+# What is measured -> the options that it uses, beside --rounds, --out and --json, which are for all.
+_ENGINES = "a bench of engines"
+_USES = {
+    "--data": {"workers", "batch_size"},
+    _ENGINES: {"engine", "batch", "threads"},
+    "--autotune": {"engine", "batch", "threads"},
+    "--train": {"batch", "threads", "compiled", "precision"},
+    "--cost": {"threads"},
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Args:
     """Models to time beside timm's, on every engine; of a name alone the weights are random."""
     against: Literal["timm"] = "timm"
     """The peer."""
-    engine: str = _ALL_ENGINES
+    engine: str = "eager,compile,onnx,openvino"
     """Engines, with commas."""
     autotune: bool = False
     """Find what is the fastest for our model here; tuned.json goes into its folder, or to --out, for other verbs."""
@@ -60,9 +68,9 @@ class Args:
     rounds: int = 20
     """Counted rounds; the loaders take turns in each."""
     workers: int = 2
-    """Processes that decode, of each loader."""
+    """Of --data: processes that decode, of each loader."""
     batch_size: int = 32
-    """Images a batch."""
+    """Of --data: images a batch."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
@@ -92,24 +100,23 @@ def run(args: Args) -> int | None:
 
 def _refuse_contradictions(args: Args) -> None:
     """Options that the measurement asked for would leave unused are mistakes, told before it takes its minutes."""
-    asked = [f"--{name}" for name in ("autotune", "train", "cost") if getattr(args, name)]
-    if len(asked) > 1:
+    ways = [f"--{name}" for name in ("autotune", "train", "cost") if getattr(args, name)]
+    if len(ways) > 1:
         raise ConfigError(
-            f"bench: expected one of --autotune, --train and --cost, got {' and '.join(asked)}.",
+            f"bench: expected one of --autotune, --train and --cost, got {' and '.join(ways)}.",
             remedy="Give one of them; then the other.",
         )
-    unused = {
-        "--engine": args.engine != _ALL_ENGINES and (args.train or args.cost),
-        "--batch": bool(args.batch) and args.cost,
-        "--compiled": args.compiled and not args.train,
-        "--precision": args.precision != "fp32" and not args.train,
-    }
-    for option, is_unused in unused.items():
-        if is_unused:
+    if ways and not args.specs:
+        raise ConfigError(f"{ways[0]}: expected a model to measure, got none.", remedy=f"deepcait bench SPEC {ways[0]}")
+    asked = (ways or [_ENGINES] if args.specs else []) + (["--data"] if args.data else [])
+    used = set().union(*(_USES[what] for what in asked))
+    for name in sorted(set().union(*_USES.values()) - used):
+        if getattr(args, name) != getattr(Args, name):
+            option, users = f"--{name.replace('_', '-')}", [what for what in _USES if name in _USES[what]]
+            other = f", or add {users[0]}" if len(users) == 1 else "" if args.specs else ", or name a model"
             raise ConfigError(
-                f"{option}: expected what {asked[0] if asked else 'a bench of engines'} uses, got an option that it "
-                "does not use.",
-                remedy=f"Leave {option} out" + ("." if option in ("--engine", "--batch") else ", or add --train."),
+                f"{option}: expected what {' and '.join(asked)} uses, got an option that it does not use.",
+                remedy=f"Leave {option} out{other}.",
             )
 
 

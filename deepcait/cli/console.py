@@ -15,8 +15,14 @@ _PLAIN_LINE_EVERY_S = 10.0
 
 
 def is_main_process() -> bool:
-    """Whether this process prints: the only one, or rank 0 of torchrun's."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process prints: the only one, or rank 0 of several."""
+    # A rank without the number of processes was left over in the environment: nobody else would print.
+    return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
+
+
+def is_under_torchrun() -> bool:
+    """Whether torchrun started this process: then rank 0 tells what all of them found."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def print_any_character() -> None:

@@ -11,14 +11,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import tyro
 
 from deepcait.cli.console import Console
 from deepcait.cli.engine import choose_engine
 from deepcait.errors import ConfigError
-
-_LOCAL = ("127.", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def run(args: Args) -> int | None:
 
     try:
         from deepcait.serve.limits import Limits
-        from deepcait.serve.run import serve
+        from deepcait.serve.run import is_loopback, serve
     except ModuleNotFoundError as error:
         if (error.name or "deepcait").startswith("deepcait"):
             raise
@@ -102,7 +101,7 @@ def run(args: Args) -> int | None:
         console.result(facts | {"img_size": [height, width]})
         if not args.json:
             console.say(f"serving {args.spec} ({facts['classes']:,} classes, {height} x {width} px) at {address}")
-        if not args.host.startswith(_LOCAL):
+        if not is_loopback(urlsplit(address).hostname or ""):
             console.note("Whoever reaches this address may use it: there is no password. docs/serve.md has a proxy.")
 
     serve(

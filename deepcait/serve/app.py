@@ -66,7 +66,7 @@ class Service:
             ],
             exception_handlers={
                 RequestError: _refuse,
-                HTTPException: _refuse_unknown,
+                HTTPException: _refuse_method,
                 DeepcaitError: _refuse_model,
                 Exception: _refuse_defect,
             },
@@ -95,6 +95,7 @@ class Service:
         application: ASGIApp = self._routes
         try:
             self._require_fitting_headers(scope)
+            self._require_known_path(scope["path"])
         except RequestError as error:
             application = Refusal(error)
         try:
@@ -119,14 +120,21 @@ class Service:
             raise RequestError(400, problem, remedy="Check what sends it.")
         num_bytes = len(scope["raw_path"]) + len(scope["query_string"])
         host = ""
+        framed_by = set()
         for name, value in scope["headers"]:
             num_bytes += len(name) + len(value)
+            if name in (b"content-length", b"transfer-encoding"):
+                framed_by.add(name)
             if name == b"host":
                 host = value.decode("latin-1")
             elif name == b"sec-fetch-site" and value == b"cross-site" and scope["method"] == "POST":
                 raise RequestError(
                     403, "request: expected one from this page, got one from another site.", remedy="Open this page."
                 )
+        if len(framed_by) > 1 or (scope["http_version"] == "1.0" and b"transfer-encoding" in framed_by):
+            # A proxy in front may see the end of the body elsewhere than we (RFC 9112, 6.1 and 6.3).
+            problem = "request: expected one length of its body, got Transfer-Encoding where it has no place."
+            raise RequestError(400, problem, remedy="Send Content-Length, or chunks in HTTP/1.1, not both.")
         if num_bytes > self.limits.max_header_bytes:
             raise RequestError(
                 431,
@@ -139,6 +147,12 @@ class Service:
                 f"Host: expected {' or '.join(sorted(self.hosts))}, got {host[:100]!r}.",
                 remedy="Ask by this name, or start the service with --allow-host NAME.",
             )
+
+    def _require_known_path(self, path: str) -> None:
+        """Here, not in the router: that lets a line break at the end of a path pass."""
+        if path not in _KNOWN_PATHS and path not in self._assets:
+            problem = f"path: expected one of {', '.join(sorted(_KNOWN_PATHS))}, got {path[:100]!r}."
+            raise RequestError(404, problem, remedy="The page is at /.")
 
     @asynccontextmanager
     async def _admitted(self, request: Request) -> AsyncIterator[None]:
@@ -181,10 +195,18 @@ class Service:
         except BaseException:
             self.pipeline.forget()
             raise
+        job = self.pipeline.submit(pictures, explain=explain, topk=topk)
+        leaving = asyncio.ensure_future(request.receive())  # the body is read: only the client's going is left to come
         try:
-            return await self.pipeline.answer(pictures, explain=explain, topk=topk)
+            await asyncio.wait((job.done, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not job.done.done():
+                raise ClientDisconnect
+            return job.done.result(), job.timing
         except ImageError as error:
             raise RequestError(400, error.problem, remedy=error.remedy) from error
+        finally:
+            job.done.cancel()
+            leaving.cancel()
 
     async def _read(self, request: Request) -> list[Picture]:
         """The pictures of the body, counted while it comes in."""
@@ -253,9 +275,7 @@ class Service:
         return Answer(facts)
 
     async def _asset(self, request: Request) -> Response:
-        asset = self._assets.get(request.scope["path"])
-        if asset is None:  # the router lets a line break at the end of a path pass
-            raise HTTPException(404)
+        asset = self._assets[request.scope["path"]]
         headers = {**SECURITY_HEADERS, "etag": asset.etag, "cache-control": "no-cache"}
         if request.headers.get("if-none-match") == asset.etag:
             return Response(None, 304, headers)
@@ -316,15 +336,12 @@ async def _refuse(request: Request, error: Exception) -> Response:
     return Refusal(error)
 
 
-async def _refuse_unknown(request: Request, error: Exception) -> Response:
-    """What the router refuses: no such path, or a method that it does not take."""
+async def _refuse_method(request: Request, error: Exception) -> Response:
+    """The one thing that the router refuses."""
     assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        problem = f"method: expected {allowed}, got {request.method[:20]}."
-        return Refusal(RequestError(405, problem, remedy="Use one of them.", headers={"allow": allowed}))
-    problem = f"path: expected one of {', '.join(sorted(_KNOWN_PATHS))}, got {request.url.path[:100]!r}."
-    return Refusal(RequestError(error.status_code, problem, remedy="The page is at /."))
+    allowed = (error.headers or {})["Allow"]
+    problem = f"method: expected {allowed}, got {request.method[:20]}."
+    return Refusal(RequestError(405, problem, remedy="Use one of them.", headers={"allow": allowed}))
 
 
 async def _refuse_model(request: Request, error: Exception) -> Response:

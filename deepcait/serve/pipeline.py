@@ -118,7 +118,7 @@ class Pipeline:
         return all(thread.is_alive() for thread in self._threads)
 
     def expect(self) -> None:
-        """Say that a request is on its way: a batch waits a moment for it. `answer` or `forget` follows."""
+        """Say that a request is on its way: a batch waits a moment for it. `submit` or `forget` follows."""
         with self._changed:
             self._num_coming += 1
 
@@ -128,13 +128,13 @@ class Pipeline:
             self._num_coming -= 1
             self._changed.notify_all()
 
-    async def answer(self, pictures: list[Picture], *, explain: bool, topk: int) -> tuple[list[Seen], Timing]:
-        """Return what the model says of each picture of a request that was expected.
+    def submit(self, pictures: list[Picture], *, explain: bool, topk: int) -> Job:
+        """Place the pictures of a request that was expected; cancelling its `done` takes them out again.
+
+        What `done` may raise: ImageError where a picture can't be read, WeightsError where the model gives no numbers.
 
         Raises:
             RequestError: the queue is full.
-            ImageError: a picture that can't be read.
-            WeightsError: the model gives no numbers.
         """
         self._loop = asyncio.get_running_loop()
         num_bytes = sum(len(picture.data) for picture in pictures)
@@ -153,7 +153,7 @@ class Pipeline:
             )
         job = Job(pictures, num_bytes, explain, topk, self._loop.create_future())
         self._to_decode.put(job)
-        return await job.done, job.timing
+        return job
 
     def close(self) -> None:
         """Finish what waits, then end the threads."""

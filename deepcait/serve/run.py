@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 import signal
 import socket
 import warnings
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _BACKLOG = 512
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
+_HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?", re.IGNORECASE)
 
 
 def serve(
@@ -52,8 +54,9 @@ def serve(
         listening: called with the address once connections are taken.
 
     Raises:
-        ConfigError: an address that can't be listened on.
+        ConfigError: an address that can't be listened on, or a name that no Host header has.
     """
+    _require_host_names(allow_hosts)
     limits = limits or Limits()
     # Pillow warns of odd metadata; whoever sends such pictures shall not fill our log.
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -61,9 +64,8 @@ def serve(
         torch.set_num_threads(threads)
     with listen_on(host, port) as listener:
         address = listener.getsockname()
-        is_local = ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
-        hosts = {*_LOOPBACK_NAMES, host, *allow_hosts} if is_local else set(allow_hosts) or None
-        _warm_up(classifier, limits.max_batch)
+        hosts = {*_LOOPBACK_NAMES, host, *allow_hosts} if is_loopback(address[0]) else set(allow_hosts) or None
+        _warm_up(classifier, min(limits.max_batch, limits.max_queue))  # a larger batch never comes together
         service = Service(classifier, name=name, limits=limits, hosts=hosts)
         server = uvicorn.Server(server_config(service, limits))
         with _quiet_end(server):
@@ -71,6 +73,11 @@ def serve(
             listening(f"http://{shown}:{address[1]}/")
             server.run(sockets=[listener])
             service.close()
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address is reached from this machine only."""
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def server_config(service: Service, limits: Limits) -> uvicorn.Config:
@@ -120,6 +127,18 @@ def listen_on(host: str, port: int) -> socket.socket:
             remedy="Choose another with --port (0 takes a free one), or another --host.",
         ) from error
     return listener
+
+
+def _require_host_names(names: Sequence[str]) -> None:
+    for name in names:
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            if not _HOST_NAME.fullmatch(name):
+                raise ConfigError(
+                    f"--allow-host: expected the name of a host, got {name!r}.",
+                    remedy="Give the name alone, without http://, port or path, for example pets.example.org.",
+                ) from None
 
 
 def _warm_up(classifier: Classifier, max_batch: int) -> None:

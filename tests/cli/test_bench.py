@@ -79,10 +79,31 @@ def test_batches_that_are_none(capsys):
         (["--cost", "--batch", "8"], "--batch: expected what --cost uses"),
         (["--compiled"], "or add --train"),
         (["--precision", "bf16"], "or add --train"),
+        (["--workers", "8"], "--workers: expected what a bench of engines uses"),
+        (["--batch-size", "8"], "Leave --batch-size out, or add --data."),
+        (["--train", "--batch-size", "8"], "--batch-size: expected what --train uses"),
+        (["--data", "x", "--cost", "--batch", "8"], "--batch: expected what --cost and --data uses"),
     ],
 )
 def test_an_option_that_would_go_unused_is_told_at_once(options, told, capsys):
     assert main(["bench", "cait_nano_32", *options]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--train"], "--train: expected a model to measure, got none. remedy: deepcait bench SPEC --train"),
+        (["--autotune"], "--autotune: expected a model"),
+        (["--cost"], "--cost: expected a model"),
+        (["--engine", "eager"], "--engine: expected what --data uses"),
+        (["--batch", "8"], "Leave --batch out, or name a model."),
+        (["--threads", "1"], "--threads: expected what --data uses"),
+        (["--compiled"], "--compiled: expected what --data uses"),
+    ],
+)
+def test_an_option_for_models_is_refused_where_only_data_is_measured(photos, options, told, capsys):
+    assert main(["bench", "--data", str(photos), *options]) == 2
     assert told in " ".join(capsys.readouterr().err.split())
 
 

@@ -105,10 +105,25 @@ def test_a_failed_predict_leaves_the_old_file(run, model_folder, photos, tmp_pat
 
 
 def test_only_rank_0_prints(run, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("TORCHELASTIC_RUN_ID", "none")):
+        monkeypatch.setenv(name, value)
     assert run("models") == (0, "", "")
     assert run("models", "--json") == (0, "", "")
     assert run("info", "nothing", "--json") == (2, "", "")
+
+
+def test_outside_torchrun_no_rank_hides_an_error(run, monkeypatch):
+    """RANK may be left over in a shell, and then no process 0 tells anything."""
+    monkeypatch.setenv("RANK", "3")
+    assert "cait_s24_224" in run("models")[1]
+    code, _, err = run("train", "--data", "builtin:demo", "--out", "x")
+    assert code == 2
+    assert "unset RANK" in err
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert run("models") == (0, "", "")
+    code, out, err = run("info", "nothing", "--json")
+    assert (code, out) == (2, "")
+    assert "error: " in err
 
 
 @pytest.mark.parametrize("verb", ["models", "info", "eval", "predict"])

@@ -220,6 +220,7 @@ def test_only_the_main_process_writes_it(run, tmp_path, monkeypatch):
     folder = copy_of(run, tmp_path)
     (folder / "report.html").unlink()
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert write_at_end(folder, Console()) is None
     assert not (folder / "report.html").exists()
 

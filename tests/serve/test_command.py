@@ -11,9 +11,11 @@ import sys
 import threading
 
 import pytest
+import uvicorn
 
 from deepcait.cli.main import main
 from deepcait.errors import ConfigError
+from deepcait.serve.limits import Limits
 from deepcait.serve.run import listen_on, serve
 
 
@@ -25,6 +27,9 @@ from deepcait.serve.run import listen_on, serve
         (["--host", "no.such.host.invalid"], "no.such.host.invalid"),
         (["--host", "a..b"], "a..b"),
         (["--host", 70 * "a"], 70 * "a"),
+        (["--allow-host", "https://pets.example.org"], "--allow-host"),
+        (["--allow-host", "pets.example.org:8000"], "--allow-host"),
+        (["--allow-host", "pets.example.org", "*"], "'*'"),
         (["--threads", "0"], "--threads"),
         (["--max-batch", "0"], "max_batch"),
         (["--max-queue", "3"], "max_queue"),
@@ -73,6 +78,31 @@ def test_a_signal_right_after_the_address_ends_the_service(classifier):
     again.cancel()
     assert late == []
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(("host", "local"), [("127.0.0.2", True), ("::1", True), ("0.0.0.0", False)])
+def test_an_address_that_others_reach_is_told(capsys, monkeypatch, host, local):
+    """By the address listened on, not by what its name begins with."""
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    assert main(["serve", "builtin:nano", "--host", host, "--port", "0"]) == 0
+    assert ("no password" in "".join(capsys.readouterr())) != local
+
+
+def test_a_name_that_only_begins_like_this_machine(capsys, monkeypatch):
+    every = socket.getaddrinfo("0.0.0.0", 0, type=socket.SOCK_STREAM)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: every)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    assert main(["serve", "builtin:nano", "--host", "localhost.example.org", "--port", "0"]) == 0
+    assert "no password" in "".join(capsys.readouterr())
+
+
+def test_the_first_batch_is_no_larger_than_the_queue(classifier, monkeypatch):
+    """A batch that can't come together is not tried either: its size might be more than the memory."""
+    sizes = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    monkeypatch.setattr(classifier, "logits", lambda images: sizes.append(len(images)))
+    serve(classifier, name="test", port=0, limits=Limits(max_batch=10**9, max_queue=40), listening=lambda _: None)
+    assert sizes == [40, 1]
 
 
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "python_multipart"])

@@ -138,6 +138,24 @@ def test_the_deadline(patient):
     assert patient.batches == [1, 1]
 
 
+def test_a_client_that_leaves_while_it_waits(patient):
+    """Its place is free at once, its picture is not computed, and it is counted as gone."""
+    with live(patient, max_batch=1) as running:
+        (first,) = send_all(running, 1)
+        wait_until(lambda: patient.batches == [1])
+        (second,) = send_all(running, 1)
+        wait_until(lambda: running.service.pipeline.num_waiting == 1)
+        second.close()
+        wait_until(lambda: running.service._num_requests == 1)
+        patient.go.set()
+        assert first.read().status == 200
+        wait_until(lambda: running.service.pipeline.num_waiting == 0)
+        text = running.ask(request("/metrics", method="GET")).body.decode()
+    assert patient.batches == [1]
+    assert 'deepcait_requests_total{path="/predict",status="200"} 1\n' in text
+    assert 'deepcait_requests_total{path="/predict",status="499"} 1\n' in text
+
+
 def test_a_deadline_before_the_body_is_whole(patient):
     """That is the client's slowness, not ours: 408."""
     with live(patient, deadline_s=0.2) as running, running.connect() as connection:
@@ -193,10 +211,12 @@ def test_told_to_end_at_once(patient):
         "type": "http", "http_version": "1.1", "method": "POST", "path": "/predict", "raw_path": b"/predict",
         "query_string": b"", "headers": headers, "root_path": "", "scheme": "http",
     }  # fmt: skip
-    sent = []
+    bodies, sent = [body], []
 
     async def receive():
-        return {"type": "http.request", "body": body, "more_body": False}
+        if not bodies:
+            await asyncio.sleep(30)  # the client stays
+        return {"type": "http.request", "body": bodies.pop(), "more_body": False}
 
     async def send(message):
         sent.append(message)

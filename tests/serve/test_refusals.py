@@ -111,6 +111,8 @@ REFUSED = {
     "a doubled slash": (request("//etc/passwd", method="GET"), 404, "passwd"),
     "a null byte": (request("/static/page.js%00.png", method="GET"), 404, "page.js"),
     "a line break at the end": (request("/static/page.js%0A", method="GET"), 404, "page.js"),
+    "a line break after a path": (request("/healthz%0A", method="GET"), 404, "healthz"),
+    "a line break after predict": (request("/predict%0A", form(part(PICTURE))), 404, "predict"),
     "a backslash": (request("/static\\..\\app.py", method="GET"), 404, "app.py"),
     "another host": (request("/", method="GET", headers={"Host": "evil.example"}), 421, "evil.example"),
     "a host that is none": (request("/", method="GET", headers={"Host": "[::1"}), 421, "[::1"),
@@ -131,6 +133,11 @@ REFUSED = {
     "a length of 10^15": (request(headers={"Content-Length": str(10**15)}), 413, "100,000 bytes"),
     "a broken chunk": (
         request(headers={"Content-Length": None, "Transfer-Encoding": "chunked"}) + b"zz\r\nabc\r\n", 400, "HTTP/1.1"),
+    "a length and chunks": (
+        request(headers={"Content-Length": "5", "Transfer-Encoding": "chunked"}) + b"0\r\n\r\n", 400, "not both"),
+    "chunks in HTTP/1.0": (
+        request(headers={"Content-Length": None, "Transfer-Encoding": "chunked"}).replace(b"/1.1", b"/1.0"),
+        400, "1.1"),
     "an unknown transfer encoding": (
         request(headers={"Content-Length": None, "Transfer-Encoding": "gzip"}), 400, "HTTP/1.1"),
 }  # fmt: skip
