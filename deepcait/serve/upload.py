@@ -121,7 +121,8 @@ class Form:
             raise _broken(f'only the field "{FIELD}", got {_show(name)}')
         if b"filename" not in options:
             raise _broken(f'a file in the field "{FIELD}", got text')
-        part_type = parse_options_header(self._headers.get(b"content-type", b"text/plain"))[0]
+        # Some clients give no type, Python's requests among them: the bytes decide, as they do for any.
+        part_type = parse_options_header(self._headers.get(b"content-type", b"application/octet-stream"))[0]
         if part_type not in PART_TYPES:
             raise RequestError(
                 415,

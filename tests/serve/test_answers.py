@@ -49,6 +49,12 @@ def test_topk_and_names(service):
     assert len(service.predict(data, path="/predict?topk=999999").json[0]["predictions"]) == 3
 
 
+def test_a_file_without_a_type_is_a_file(service):
+    """As Python's requests sends it."""
+    typed, bare = (service.ask(request(body=form(part(picture_bytes(), kind=kind)))) for kind in ("image/png", None))
+    assert (bare.status, bare.body) == (200, typed.body)
+
+
 def test_every_batch_gives_the_same_answers(classifier):
     """24 clients with requests of 1 to 5 pictures, mixed with explanations; batches of up to 7."""
     files = [picture_bytes(seed, format="JPEG") for seed in range(9)]
