@@ -107,7 +107,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "commit": commit.strip(),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "pictures": sum(path.is_file() for path in photos.rglob("*")),
         "classes": sum(path.is_dir() for path in photos.iterdir()),

@@ -79,6 +79,14 @@ def test_every_result_says_how_it_was_got():
         assert facts.get("command"), f"{path.name}: no command"
 
 
+def test_the_tutorial_says_what_its_walk_took():
+    facts = json.loads((DOCS / "results" / "trial.json").read_text(encoding="utf-8"))
+    section = (DOCS / "tutorial.md").read_text(encoding="utf-8").partition("## What it took")[2].partition("\n## ")[0]
+    shown = [float(seconds) for seconds in re.findall(r"^\| .* \| ([\d.]+) \|$", section, re.MULTILINE)]
+    assert shown == [step["seconds"] for step in facts["install"] + facts["steps"]]
+    assert f"{facts['install_s']} s for the environment and {facts['steps_s']} s for the commands" in section
+
+
 def test_the_page_on_scaling_is_computed_from_the_measurement():
     path = DOCS / "results" / "scaling.py"
     spec = importlib.util.spec_from_file_location("scaling", path)
