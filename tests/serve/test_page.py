@@ -233,6 +233,44 @@ def test_errors_are_shown_and_gone_again(open_page, service, nano, tmp_path):
     assert page.is_hidden("#error")
 
 
+def test_a_service_that_is_busy_or_gone_is_told(browser, service):
+    """When the page begins, and when a photograph of the page is fetched."""
+    page = browser.new_page()
+    faults = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    busy = '{"error": "Too many wait.", "remedy": "Try again."}'
+    page.route("**/model", lambda route: route.fulfill(status=503, content_type="application/json", body=busy))
+    page.goto(service.url)
+    wait_for(page, "document.getElementById('error').innerText.includes('Too many wait.')")
+    page.unroute("**/model")
+    page.goto(service.url)
+    wait_for(page, "document.querySelectorAll('#top5 li').length > 0")
+    for failing in (lambda route: route.fulfill(status=503, body=""), lambda route: route.abort()):
+        page.route("**/*.png", failing)
+        page.evaluate("document.getElementById('error').hidden = true")
+        page.click("#samples button >> nth=1")
+        wait_for(page, "document.getElementById('error').innerText.includes('does not answer')")
+        wait_for(page, "!document.getElementById('error').hidden")
+        page.unroute("**/*.png")
+    page.close()
+    assert faults == []
+
+
+def test_a_photograph_that_comes_late_is_not_shown_over_a_later_choice(open_page):
+    page = open_page(DESK)
+    held = []
+    page.route("**/*.png", lambda route: held.append(route))
+    page.click("#samples button >> nth=1")
+    page.set_input_files("input[type=file]", PHOTOGRAPH)
+    wait_for_picture(page, PHOTOGRAPH.name)
+    for route in held:
+        route.continue_()
+    page.unroute("**/*.png")
+    page.wait_for_timeout(500)
+    assert held
+    assert page.evaluate("document.getElementById('canvas').ariaLabel").startswith(PHOTOGRAPH.name)
+
+
 def test_drop_paste_and_a_long_picture(open_page, nano, tmp_path):
     """Dropped and pasted pictures; one that is not square shows what the model sees of it."""
     wide = tmp_path / "wide.png"

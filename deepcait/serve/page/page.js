@@ -17,10 +17,12 @@ let picture = null; // the picture itself, null where the browser can't show it
 let patch = null; // the patch that is being read
 let asking = null; // ends the request under way
 let sweeping = 0;
+let choices = 0; // pictures chosen so far: a photograph that comes late is not shown over a later choice
 
 // -- asking ------------------------------------------------------------------------------------------------------
 
 async function ask(file, sample = "") {
+  choices += 1;
   asking?.abort();
   const own = (asking = new AbortController());
   stopSweep();
@@ -48,7 +50,7 @@ async function ask(file, sample = "") {
     drawAll();
   } catch (error) {
     if (error.name !== "AbortError") {
-      showError("The service does not answer.", "Check that it still runs, then try again.");
+      showNoAnswer();
     }
   } finally {
     if (asking === own) {
@@ -70,6 +72,10 @@ async function decode(file) {
   } finally {
     URL.revokeObjectURL(url);
   }
+}
+
+function showNoAnswer() {
+  showError("The service does not answer.", "Check that it still runs, then try again.");
 }
 
 function showError(problem, remedy) {
@@ -304,9 +310,20 @@ document.addEventListener("drop", (event) => {
 });
 
 async function askSample({ path, label }) {
+  const own = (choices += 1);
   markSample(path);
-  const blob = await (await fetch(path)).blob();
-  await ask(new File([blob], `${label}.png`, { type: blob.type }), path);
+  try {
+    const reply = await fetch(path);
+    const blob = await reply.blob();
+    if (own !== choices) return;
+    if (reply.ok) {
+      await ask(new File([blob], `${label}.png`, { type: blob.type }), path);
+      return;
+    }
+  } catch {
+    if (own !== choices) return;
+  }
+  showNoAnswer();
 }
 
 function markSample(path) {
@@ -373,7 +390,13 @@ const milliseconds = (value) => `${value.toFixed(value < 10 ? 1 : 0)} ms`;
 
 async function begin() {
   try {
-    model = await (await fetch("model")).json();
+    const reply = await fetch("model");
+    const body = await reply.json();
+    if (!reply.ok) {
+      showError(body.error, body.remedy);
+      return;
+    }
+    model = body;
   } catch {
     showError("The service does not answer.", "Check that it still runs, then load the page again.");
     return;
