@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,23 +75,26 @@ def save_checkpoint(
     Raises:
         RunError: the disk is full or can't be written; the older checkpoints are still there.
     """
-    aside = folder / ".unfinished.safetensors"
+    # A folder, because safetensors writes under a name that it makes up first: a kill leaves it in there.
+    aside = folder / ".unfinished"
     # One key only: the order of several is not fixed, and equal runs shall give equal files.
     header = {"format": FORMAT, "progress": dataclasses.asdict(progress), "settings": dict(settings or {})}
     tensors = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, aside, metadata={"deepcait": json.dumps(header, sort_keys=True)})
-        path = folder / f"step_{progress.step:08d}-{_digest(aside, flush=True)}.safetensors"
-        os.replace(aside, path)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        whole = aside / "checkpoint.safetensors"
+        save_file(tensors, whole, metadata={"deepcait": json.dumps(header, sort_keys=True)})
+        path = folder / f"step_{progress.step:08d}-{_digest(whole, flush=True)}.safetensors"
+        os.replace(whole, path)
         sync(folder)
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
         raise RunError(
             f"{folder}: expected to write a checkpoint of step {progress.step}, got: {error}.",
             remedy="Make room or give write access, then --resume; the previous checkpoint is untouched.",
         ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     # Any other of this step or a later one was passed over on resuming, or is replaced by this one.
     others = [other for other in _candidates(folder) if other != path]
     earlier = sorted((other for other in others if _parts(other)[0] < progress.step), reverse=True)[: keep - 1]

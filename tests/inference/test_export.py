@@ -119,6 +119,7 @@ def test_full_sizes(name, tmp_path, capsys):
 @pytest.mark.parametrize("form", READERS)
 def test_the_verb_writes_proves_and_describes(folder, form, tmp_path, capsys):
     out = tmp_path / "new" / f"pets{SUFFIXES[form]}"
+    out.parent.mkdir()
     assert main(["export", str(folder / "model"), "--to", form, "--out", str(out), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["holds"]

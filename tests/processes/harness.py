@@ -299,7 +299,7 @@ def steps_logged(run: Path) -> int:
 
 def save_under_way(run: Path) -> bool:
     """Whether a checkpoint, or a model folder, is being written."""
-    if (run / "checkpoints" / ".unfinished.safetensors").exists():
+    if (run / "checkpoints" / ".unfinished").exists():
         return True
     try:
         return any(name.startswith((".best.", ".last.")) for name in os.listdir(run))

@@ -133,7 +133,8 @@ def test_saved_twice_at_one_step_the_later_stays(tmp_path):
 
 def test_leftovers_and_strangers_are_no_checkpoints(tmp_path):
     path = save(tmp_path, 5)
-    (tmp_path / ".unfinished.safetensors").write_bytes(path.read_bytes()[:99])
+    (tmp_path / ".unfinished").mkdir()
+    (tmp_path / ".unfinished" / ".tmpA1b2C3").write_bytes(path.read_bytes()[:99])  # as safetensors leaves it
     (tmp_path / "step_00000009.safetensors").write_bytes(b"mine")
     (tmp_path / "step_00000099-0123456789abcdef.safetensors.bak").write_bytes(b"mine")
     assert newest_checkpoint(tmp_path) == (path, [])
