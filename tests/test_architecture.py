@@ -60,7 +60,7 @@ ORDER = {
     ],
     "inference": ["linear", "blocks", "native", "fold", "graph", "engines", "export", "tuned"],
     "explain": [
-        "colours", "maps", "attribution", "faithfulness", "picture", "explanation", "markup", "gallery",
+        "colours", "canvas", "maps", "attribution", "faithfulness", "picture", "explanation", "markup", "gallery",
         "layers", "figures",
     ],
     "report": ["intervals", "record", "results", "charts", "parts", "page", "compare"],

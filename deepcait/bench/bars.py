@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-from deepcait.optional import require
-from deepcait.weights.atomic import write_bytes
+from deepcait.explain.canvas import open_figure, write_png
 
 _COLOURS = {"ours": "#2b6cb0", "timm": "#b7791f"}
 _HEIGHT = 0.38
@@ -24,17 +22,13 @@ def draw_engines(result: dict[str, Any], path: Path) -> None:
         ConfigError: matplotlib is not installed.
         WeightsError: the place can't be written to.
     """
-    require("matplotlib.backends.backend_agg", asked="plot", extra="explain")
-    figure_class = require("matplotlib.figure", asked="plot", extra="explain").Figure
     rows = result["batches"]
-    figure = figure_class(figsize=(4.4 * len(rows) + 1, 1.4 + 0.55 * len(result["engines"])), layout="constrained")
+    figure = open_figure(4.4 * len(rows) + 1, 1.4 + 0.55 * len(result["engines"]))
     for axes, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
         _panel(axes, row)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(f"{result['model']}, {result['threads']} threads, float32: images per second", fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
+    write_png(figure, path, dpi=110)
 
 
 def _panel(axes: Any, row: dict[str, Any]) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-from deepcait.optional import require
-from deepcait.weights.atomic import write_bytes
+from deepcait.explain.canvas import open_figure, write_png
 
 _COLOURS = {"ours": "#2b6cb0", "timm": "#b7791f"}
 _STYLES = {"inference": "-o", "training": "--s"}
@@ -45,12 +43,8 @@ def draw_cost(result: dict[str, Any], path: Path) -> None:
             place.grid(alpha=0.3)
             place.legend(fontsize=7, title="exponent", title_fontsize=7)
     figure.suptitle(f"{result['model']}, {result['threads']} threads, float32", fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
+    write_png(figure, path, dpi=100)
 
 
 def _figure(width: float, height: float) -> Any:
-    require("matplotlib.backends.backend_agg", asked="--out, for the curves", extra="explain")
-    figure_class = require("matplotlib.figure", asked="--out, for the curves", extra="explain").Figure
-    return figure_class(figsize=(width, height), layout="constrained")
+    return open_figure(width, height, asked="--out, for the curves")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-from deepcait.optional import require
+from deepcait.explain.canvas import open_figure, write_png
 from deepcait.study.grid import Grid
-from deepcait.weights.atomic import write_bytes
 
 
 def plot(found: dict[str, Any], grid: Grid, path: Path) -> None:
@@ -20,11 +18,8 @@ def plot(found: dict[str, Any], grid: Grid, path: Path) -> None:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    agg = require("matplotlib.backends.backend_agg", asked="plot", extra="explain")
-    figure_module = require("matplotlib.figure", asked="plot", extra="explain")
     wide = len(grid.columns) > 1
-    figure = figure_module.Figure(figsize=(9, 5 if wide else 1.5 + 0.4 * len(grid.rows)), layout="constrained")
-    agg.FigureCanvasAgg(figure)
+    figure = open_figure(9, 5 if wide else 1.5 + 0.4 * len(grid.rows))
     axes = figure.subplots()
     if wide:
         _lines(axes, found, grid)
@@ -32,9 +27,7 @@ def plot(found: dict[str, Any], grid: Grid, path: Path) -> None:
         _dots(axes, found, grid)
     figure.suptitle(f"{found['title']}\n{found['scale']}", fontsize=9)  # over the whole width: the scale is long
     axes.grid(alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
+    write_png(figure, path, dpi=120)
 
 
 def _lines(axes: Any, found: dict[str, Any], grid: Grid) -> None:

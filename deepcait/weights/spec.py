@@ -359,7 +359,9 @@ def _find_file(path: Path, img_size: int | tuple[int, int] | None, shapes_only: 
 
 
 def _from_artefact(kind: Kind, found: Artefact, provenance: dict[str, Any]) -> _Stored:
-    story = found.section.get("provenance") or {}
+    story, metrics = (found.section.get(key) or {} for key in ("provenance", "metrics"))
+    # A folder saved from averaged weights holds nothing else; its metrics still say what they were measured of.
+    weights = "ema" if found.section.get("averaged") else metrics.get("weights", found.weights)
     classes = found.classes
     if classes is None and provenance.get("hub_id") in {source.hub_id for source in RELEASED.values()}:
         classes = wnids() if found.config.num_classes == NUM_CLASSES else None
@@ -370,6 +372,6 @@ def _from_artefact(kind: Kind, found: Artefact, provenance: dict[str, Any]) -> _
         classes=classes,
         # A foreign description may be silent on some of it.
         pretrained_cfg=pretrained_cfg_of(found.config) | found.pretrained_cfg,
-        provenance=story | provenance | {"weights": found.weights},
+        provenance=story | provenance | {"weights": weights},
         section=found.section,
     )

@@ -342,3 +342,23 @@ def test_no_machine_s_path_is_in_a_package_file():
         text = path.read_text(encoding="utf-8")
         for place in (package.parent, Path.home(), tempfile.gettempdir()):
             assert not re.search(rf"(?<![\w.]){re.escape(str(place))}/", text), (path, place)
+
+
+def test_facts_name_the_weights_that_answer(tmp_path):
+    """A folder saved from averaged weights has these alone: beside figures of `ema` it said `raw`."""
+    assert describe("builtin:nano")["metrics"]["weights"] == "ema"
+    assert describe("builtin:nano")["provenance"]["weights"] == "ema"
+    model = create_model("cait_nano_32", num_classes=3, depth=1)
+    for evaluated, other in (("raw", "ema"), ("ema", "raw")):
+        metrics = {"top1": 0.5, "weights": evaluated, f"{other}_top1": 0.4}
+        folder = save_artefact(
+            tmp_path / evaluated,
+            model,
+            preprocessing={},
+            classes=None,
+            metrics=metrics,
+            ema_state=model.state_dict(),
+            evaluated=evaluated,
+        )
+        assert describe(folder)["provenance"]["weights"] == evaluated
+        assert describe(folder / "ema")["provenance"]["weights"] == "ema"
