@@ -139,7 +139,8 @@ class Trainer:
         try:
             self._advance(request)
         except DataError:
-            # A signal to the whole group ends the workers too; what they were read for has changed nothing yet.
+            # Workers leave signals to this process, but for the moment in which they start: one for the whole group
+            # ends them then. What they were to read has changed nothing yet.
             if not request.asked or self.job.processes.world_size > 1:
                 raise
             self._stop()

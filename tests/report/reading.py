@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
+# What a report shows, in this order.
+SECTIONS = ["curves", "metrics", "confusion", "mistakes", "data", "recipe", "environment", "repeat"]
 VOID = ("meta", "img", "br", "link", "input")
 
 
