@@ -80,8 +80,8 @@ def open_for(
     """Open what is to be evaluated: a data SPEC's test, else val, else all; an open source as it is.
 
     For `imagenet` and `real` a bare path is a root with `val` in it, or that folder itself; for `v2` it is the folder
-    above 0 to 999. Where the data has neither val nor test, the split `val` is what the manifest of a run, `split.json`,
-    says that its training held out.
+    above 0 to 999. Where the data has neither val nor test, the split `val` is what the manifest of a run
+    (`split.json`) says that its training held out.
 
     Raises:
         ConfigError: a split for a source that is open already, an unknown protocol.
