@@ -8,7 +8,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 _PLAIN_LINE_EVERY_S = 10.0
@@ -23,6 +24,15 @@ def is_main_process() -> bool:
 def is_under_torchrun() -> bool:
     """Whether torchrun started this process: then rank 0 tells what all of them found."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def leave_for_torchrun(text: str) -> None:
+    """Leave what ended this process where torchrun looks for it: its summary shows it, whichever process it was."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path and is_under_torchrun():
+        told = {"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps(told), encoding="utf-8")
 
 
 def print_any_character() -> None:

@@ -17,7 +17,13 @@ from types import ModuleType
 from typing import TextIO
 
 from deepcait.cli import exits
-from deepcait.cli.console import is_main_process, is_under_torchrun, print_any_character, print_nowhere
+from deepcait.cli.console import (
+    is_main_process,
+    is_under_torchrun,
+    leave_for_torchrun,
+    print_any_character,
+    print_nowhere,
+)
 from deepcait.cli.options import parse_options
 from deepcait.errors import ConfigError, DeepcaitError, Stopped
 
@@ -118,6 +124,8 @@ def _print_verbs() -> None:
 
 def _mistake(problem: str, remedy: str, as_json: bool) -> int:
     """What the user can mend: one paragraph on stderr, or one JSON object on stdout."""
+    # An error of one process alone (a folder that its machine lacks) is told by nobody else.
+    leave_for_torchrun(f"error: {problem}\nremedy: {remedy}")
     # Outside torchrun a rank may be left over, with no process 0 that would tell; stdout stays that one's all the same.
     if is_main_process() or not is_under_torchrun():
         told = as_json and is_main_process() and _tell(json.dumps({"error": problem, "remedy": remedy}), sys.stdout)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -146,7 +145,6 @@ _source_of_worker: Source | None = None
 def _start_worker(source: Source) -> None:
     global _source_of_worker
     _source_of_worker = source
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
 
 
 def _look_in_worker(indices: range) -> list[Look]:

@@ -189,6 +189,21 @@ def test_only_the_first_process_prints(straight_pair):
     assert second == ""
 
 
+def test_an_error_of_one_process_alone_is_in_the_summary(bench, tmp_path):
+    """A folder that the second machine lacks: nobody else meets it."""
+    for rank, data in enumerate((bench.data, tmp_path / "nowhere")):
+        (tmp_path / f"data{rank}").symlink_to(data)
+    train = " ".join(bench.train(tmp_path / "run")).replace(str(bench.data), f"{tmp_path}/data$RANK")
+    launcher = ["--nproc-per-node", "2", "--master-port", str(free_port()), "--no-python"]
+    worker = ["sh", "-c", f"exec {sys.executable} -m deepcait {train}"]
+    with started([sys.executable, "-m", "torch.distributed.run", *launcher, *worker], tmp_path / "log") as process:
+        assert process.wait() == 1
+    root_cause = process.stderr.partition("Root Cause")[2]
+    assert "error: " in root_cause
+    assert f"{tmp_path}/data1" in root_cause
+    assert "remedy: Check the path" in root_cause
+
+
 def test_a_pair_killed_then_asked_to_stop_then_resumed(bench, tmp_path, nursery, straight_pair):
     run = tmp_path / "run"
     command = bench.command(run, "--resume")
