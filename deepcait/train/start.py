@@ -43,6 +43,7 @@ def start_model(recipe: Recipe, classes: Sequence[str], tell: Callable[[str], No
         recipe.model,
         start=cast("Literal['random', 'released']", recipe.start),
         classes=classes,
+        keep_rows=recipe.keep_rows,
         ablation=dataclasses.asdict(recipe.ablation),
         **fields,
     )
