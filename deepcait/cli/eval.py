@@ -146,7 +146,7 @@ def _measure(
     from deepcait.inference import build_engine
     from deepcait.weights import resolve
 
-    source = open_for(args.data, split=args.split, protocol=args.protocol)
+    source = open_for(args.data, split=args.split, protocol=args.protocol, manifest=_split_of_run(spec))
     found = resolve(spec, img_size=img_size)
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
     class_mask = None if args.class_mask is None else read_mask(args.class_mask)
@@ -178,6 +178,15 @@ def _measure(
     for text in warnings:
         console.note(f"warning: {text}")
     return _row(spec, args, chosen.engine, source, found, preprocessing, metrics, expected, warnings), metrics.records
+
+
+def _split_of_run(spec: str) -> Path | None:
+    """Where a run, or a model folder in one, says what it held out of data without a val or test of its own."""
+    from deepcait.data.split import SPLIT_FILE
+
+    folder = Path(spec).expanduser()
+    places = (own / SPLIT_FILE for own in (folder, folder.parent) if (own / "config.yaml").is_file())
+    return next((place for place in places if place.is_file()), None)
 
 
 def _more_warnings(metrics: Metrics, expected: Expected | None, source: Source, args: Args) -> list[str]:

@@ -14,6 +14,7 @@ from deepcait.data.source import Source, Subset
 from deepcait.data.stored import write_whole
 from deepcait.errors import ConfigError, DataError
 
+SPLIT_FILE = "split.json"  # in a run whose data has neither val nor test
 _FORMAT = "deepcait-split-1"
 _LIMIT_SEED = "limit"
 
@@ -82,11 +83,14 @@ def write_manifest(
 ) -> None:
     """Write which names are held out, as JSON, whole or not at all; `facts` (seed, ...) go with it."""
     val = set(val_indices)
-    parts = {
-        "train": [name for index, name in enumerate(names) if index not in val],
-        "val": [names[index] for index in sorted(val)],
-    }
-    write_whole(Path(path), (json.dumps({"format": _FORMAT, **facts, **parts}, indent=1) + "\n").encode())
+    train_names = [name for index, name in enumerate(names) if index not in val]
+    write_whole(Path(path), manifest_text(train_names, [names[index] for index in sorted(val)], **facts).encode())
+
+
+def manifest_text(train_names: Sequence[str], val_names: Sequence[str], **facts: Any) -> str:
+    """Return what a manifest holds."""
+    parts = {"train": list(train_names), "val": list(val_names)}
+    return json.dumps({"format": _FORMAT, **facts, **parts}, indent=1) + "\n"
 
 
 def read_manifest(path: str | os.PathLike[str], names: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -109,7 +113,7 @@ def read_manifest(path: str | os.PathLike[str], names: Sequence[str]) -> tuple[l
         got = f"{missing[0]!r} missing" if missing else "others than the manifest lists"
         raise DataError(
             f"{path}: expected the images that were split then, got {got}.",
-            remedy="Restore the images, or delete the manifest to split anew.",
+            remedy="Restore the images, or take another split (all, for example).",
         )
     return sorted(index_of[name] for name in train), sorted(index_of[name] for name in val)
 

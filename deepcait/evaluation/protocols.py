@@ -70,11 +70,18 @@ def require_protocol(protocol: str) -> None:
         )
 
 
-def open_for(data: str | os.PathLike[str] | Source, *, split: str | None = None, protocol: str = "folder") -> Source:
+def open_for(
+    data: str | os.PathLike[str] | Source,
+    *,
+    split: str | None = None,
+    protocol: str = "folder",
+    manifest: str | os.PathLike[str] | None = None,
+) -> Source:
     """Open what is to be evaluated: a data SPEC's test, else val, else all; an open source as it is.
 
     For `imagenet` and `real` a bare path is a root with `val` in it, or that folder itself; for `v2` it is the folder
-    above 0 to 999.
+    above 0 to 999. Where the data has neither val nor test, the split `val` is what the manifest of a run
+    (`split.json`) says that its training held out.
 
     Raises:
         ConfigError: a split for a source that is open already, an unknown protocol.
@@ -87,7 +94,7 @@ def open_for(data: str | os.PathLike[str] | Source, *, split: str | None = None,
             return open_split(f"imagenet-v2:{place}", "eval", split=split)
         if protocol in ("imagenet", "real") and kind in ("folder", "imagenet"):
             return _open_val(protocol, place, split)
-        return open_split(data, "eval", split=split)
+        return open_split(data, "eval", split=split, manifest=manifest)
     if split not in (None, data.split):
         raise ConfigError(
             f"split: expected none, since the source is open already, got {split!r}.",

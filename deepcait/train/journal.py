@@ -58,7 +58,7 @@ class Journal:
             if name == "metrics.jsonl" or (self.folder / name).exists():
                 self._replace(name, "".join(line + "\n" for line in kept))
 
-    def metrics(self, kind: str, step: int, **values: float | int) -> None:
+    def metrics(self, kind: str, step: int, **values: float | int | None) -> None:
         """Write one row: `kind` is train or eval."""
         # NaN and infinity are no JSON; a skipped step has such a gradient.
         finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}

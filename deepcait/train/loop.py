@@ -239,9 +239,10 @@ class Trainer:
         self.job.watch.step(step, result, lr)
         if step % self.recipe.keep.log_every_steps and step % self.job.order.steps_per_epoch:
             return
-        steps = max(1, p.loss_steps)
-        row = {"epoch": step / self.job.order.steps_per_epoch, "lr": lr, "loss": p.loss_sum / steps}
-        row |= {"target_mass": p.correct_sum / steps, "grad_norm": result.grad_norm, "skipped": p.skipped_total}
+        # Where every step was skipped there is no loss to tell; 0 would be the best there is.
+        loss, met = (total / p.loss_steps if p.loss_steps else None for total in (p.loss_sum, p.correct_sum))
+        row = {"epoch": step / self.job.order.steps_per_epoch, "lr": lr, "loss": loss}
+        row |= {"target_mass": met, "grad_norm": result.grad_norm, "skipped": p.skipped_total}
         if self.skips:
             row["unreadable"] = len(p.unreadable)
         self.journal.metrics("train", step, **row)

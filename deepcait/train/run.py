@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deepcait.data import Preprocessing, Source, open_split
+from deepcait.data import Preprocessing, Source, list_splits, open_split
 from deepcait.data.augment import build_augmentation
 from deepcait.data.fix_list import leave_out
 from deepcait.data.loader import TrainingSet
 from deepcait.data.order import Order
 from deepcait.data.shrunk import shrunk
 from deepcait.data.source import describe, require_labels
-from deepcait.data.split import limited
+from deepcait.data.split import SPLIT_FILE, limited, manifest_text
 from deepcait.errors import ConfigError, RunError, WeightsError
 from deepcait.model import CaiT
 from deepcait.train.average import WeightAverage
@@ -190,9 +190,8 @@ def open_training_data(recipe: Recipe, tell: Callable[[str], None]) -> tuple[Sou
     """
     if not recipe.data.source:
         raise ConfigError("--data: expected a data SPEC, got none.", remedy="Give --data, for example a folder.")
-    settings = {"fraction": recipe.data.val_fraction, "seed": recipe.seed}
-    samples = open_split(recipe.data.source, "train", **settings)
-    validation = open_split(recipe.data.source, "val", classes=samples.classes, **settings)
+    samples = open_split(recipe.data.source, "train", **_held_out(recipe))
+    validation = open_split(recipe.data.source, "val", classes=samples.classes, **_held_out(recipe))
     if recipe.data.exclude:
         before = len(samples), len(validation)
         samples, validation = (leave_out(source, recipe.data.exclude) for source in (samples, validation))
@@ -221,7 +220,9 @@ def build_order(recipe: Recipe, samples: Source) -> Order:
 
 
 def write_run_files(folder: Path, recipe: Recipe, sources: tuple[Source, Source]) -> None:
-    """Write `config.yaml`, `environment.json` and `data.json`; a resumed run's data must be the same as before.
+    """Write `config.yaml`, `environment.json`, `data.json`, and `split.json` where a part of the data was held out.
+
+    A resumed run's data must be the same as before.
 
     Raises:
         RunError: the folder can't be written, or the data changed since the run began.
@@ -246,6 +247,20 @@ def write_run_files(folder: Path, recipe: Recipe, sources: tuple[Source, Source]
     replace_text(folder / "config.yaml", recipe.to_yaml())
     replace_text(folder / "data.json", json.dumps(facts, indent=1) + "\n")
     replace_text(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
+    if not (folder / SPLIT_FILE).exists():
+        _keep_split(folder, recipe)
+
+
+def _keep_split(folder: Path, recipe: Recipe) -> None:
+    """Write which images are held out, for whoever measures the run later: `eval --split val` takes the same."""
+    if {"val", "test"} & set(list_splits(recipe.data.source)):
+        return
+    names = (open_split(recipe.data.source, role, **_held_out(recipe)).names for role in ("train", "val"))
+    replace_text(folder / SPLIT_FILE, manifest_text(*names, **_held_out(recipe)))
+
+
+def _held_out(recipe: Recipe) -> dict:
+    return {"fraction": recipe.data.val_fraction, "seed": recipe.seed}
 
 
 def _plan(recipe: Recipe, order: Order, processes: Processes, device: torch.device) -> str:

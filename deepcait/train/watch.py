@@ -1,4 +1,8 @@
-"""Watching a run: a live bar on a terminal, plain lines elsewhere, and adapters for dashboards."""
+"""Watching a run: a live bar on a terminal, plain lines elsewhere, and adapters for dashboards.
+
+The accuracy of training steps is the mean share that an image's target gives to the class answered (`target_mass` in
+metrics.jsonl): the share of right answers for plain labels, less than it with mixing or smoothing.
+"""
 
 from __future__ import annotations
 
@@ -71,8 +75,8 @@ class Watch:
         self._steps += 1
         if self._bar:
             speed = self._speed()
-            text = f"loss {result.loss:.3f}  lr {lr:.1e}  {speed['images_per_s']:.0f} images/s"
-            self._bar.update(step, f"{text}  waiting {speed['wait_share']:.0%}")
+            text = f"loss {result.loss:.3f}  accuracy {result.correct:.0%}  lr {lr:.1e}"
+            self._bar.update(step, f"{text}  {speed['images_per_s']:.0f} images/s  waiting {speed['wait_share']:.0%}")
 
     def speed(self, processes: Processes) -> dict[str, float | str]:
         """Return the times since the last call, and start counting anew."""
@@ -86,8 +90,11 @@ class Watch:
             return
         speed = self._last_speed
         left_s = (self.last_step - step) * self.images_per_step / max(1e-9, speed["images_per_s"])
+        told = "every step skipped"
+        if row["loss"] is not None:
+            told = f"loss {row['loss']:.4f}  accuracy {row['target_mass']:.1%}"
         self._say(
-            f"step {step}/{self.last_step}  epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
+            f"step {step}/{self.last_step}  epoch {row['epoch']:.2f}  {told}  lr {row['lr']:.2e}  "
             f"{speed['images_per_s']:.1f} images/s  waiting {speed['wait_share']:.0%}  left {duration(left_s)}"
         )
 
@@ -166,7 +173,7 @@ def _tracker(name: str, folder: Path) -> Callable[[dict], None]:
         run = importlib.import_module(name).init(project="deepcait", name=folder.name)
     except ImportError:
         raise ConfigError(
-            f"keep.tracker: expected the package {name}, got none.", remedy=f"pip install {name}."
+            f"keep.tracker: expected the package {name}, got none.", remedy=f"pip install {name}"
         ) from None
     return lambda row: run.log(_numbers(row), step=row["step"])
 

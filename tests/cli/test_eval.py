@@ -49,6 +49,30 @@ def test_a_run_measured_on_what_it_may_have_seen_is_warned_of(run, run_json, mod
     assert "top-5" not in run("eval", model_folder, "--data", photos)[1]  # of three classes
 
 
+def test_split_val_of_a_run_is_what_its_training_held_out(run, run_json, photos, tmp_path):
+    settings = (
+        "epochs=1",
+        "seed=3",
+        "data.val_fraction=0.5",
+        "data.num_workers=0",
+        "global_batch_size=2",
+        "replicas=1",
+    )
+    argv = ("train", "--data", photos, "--out", tmp_path / "run", "--model", "builtin:nano", "--set", *settings)
+    assert run(*argv)[0] == 0
+    kept = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert (len(kept["train"]), len(kept["val"]), kept["seed"], kept["fraction"]) == (6, 6, 3, 0.5)
+    for spec in ("run", "run/last"):
+        table = tmp_path / "images.csv"
+        assert run("eval", tmp_path / spec, "--data", photos, "--split", "val", "--per-image", table)[0] == 0
+        assert sorted(row["path"] for row in csv.DictReader(table.open())) == sorted(kept["val"])
+    (photos / "cat" / "9.png").write_bytes((photos / "cat" / "0.png").read_bytes())
+    code, _, told = run("eval", tmp_path / "run", "--data", photos, "--split", "val")
+    assert code == 2
+    assert "split.json" in told
+    assert "take another split" in " ".join(told.split())
+
+
 def test_one_row_an_image(run, run_json, model_folder, photos, tmp_path):
     code, _, _ = run("eval", model_folder, "--data", photos, "--per-image", tmp_path / "images.csv")
     assert code == 0

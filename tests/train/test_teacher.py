@@ -127,6 +127,24 @@ def test_a_normalisation_that_cannot_be(factory, settings):
         load_teacher(Teacher(spec=factory(Remembers), **settings), SEEN, CLASSES)
 
 
+@pytest.mark.parametrize(("size", "channels"), [("student", 3), (7, 3), ("own", 1)])
+def test_a_teacher_that_refuses_what_it_would_see(factory, size, channels):
+    """As timm's vision transformers do with another size than their own."""
+
+    class Strict(Remembers):
+        def forward(self, images):
+            assert images.shape[1:] == (3, 24, 24), f"Input {tuple(images.shape[1:])} doesn't match model.\nMore."
+            return super().forward(images)
+
+    spec = factory(lambda: Strict(cfg={"input_size": (3, 24, 24)}))
+    assert load_teacher(Teacher(spec=spec), SEEN, CLASSES).img_size == (24, 24)
+    seen = SEEN if channels == 3 else Preprocessing((16, 16), mean=(0.5,), std=(0.5,))
+    settings = {} if channels == 3 else {"mean": (0.5,), "std": (0.5,)}
+    with pytest.raises(ConfigError, match=r"doesn't match model\.") as caught:
+        load_teacher(Teacher(spec=spec, img_size=size, **settings), seen, CLASSES)
+    assert "teacher.img_size" in caught.value.remedy
+
+
 def test_a_teacher_whose_answers_are_no_numbers(factory):
     class Broken(Remembers):
         def forward(self, images):
