@@ -43,7 +43,7 @@ ORDER = {
         "timm_layout", "artefact", "registry", "hints", "imagenet", "spec", "outgoing", "push", "card", "teachers",
     ],
     "data": [
-        "png", "image", "source", "folder", "resample", "preprocessing",
+        "png", "jpeg", "image", "source", "folder", "resample", "preprocessing",
         "shards", "members", "table", "stored", "split", "manifest", "parquet", "zipped", "tar", "cifar",
         "matlab", "imagenet", "benchmarks", "spec", "workers", "dataset",
         "seeding", "order", "slide", "augment", "mixing", "shrunk", "loader",

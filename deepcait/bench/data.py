@@ -17,7 +17,7 @@ import torch
 from deepcait.bench.clock import require_count
 from deepcait.data import Preprocessing, Sample, Source, evaluation_loader, open_image, open_source
 from deepcait.data.augment import Augment, build_augmentation, guard_posterize
-from deepcait.data.image import decode_image, is_visible_image, list_images, read_image_bytes
+from deepcait.data.image import decode_image, decode_pixels, is_visible_image, list_images, read_image_bytes
 from deepcait.data.loader import TrainingSet, training_loader
 from deepcait.data.order import Slot
 from deepcait.data.seeding import seed_everything
@@ -259,11 +259,13 @@ def measure_stages(source: Source) -> dict[str, float]:
             guard_posterize(step)
     files = [source.read(index).data for index in range(min(len(source), _NUM_COMPARED // 2))]
     decoded = [decode_image(data, name="picture") for data in files]
-    cut = [ours._cut(image, ours._box(*image.size), 1) for image in decoded]
+    arrays = [decode_pixels(data, name="picture") for data in files]
+    cut = [ours._cut(image, ours._box(*image.size)) for image in decoded]
     pixels = [ours._color(image).pixels for image in cut]
     stages: dict[str, tuple[Callable, Sequence]] = {
-        "decode (Pillow)": (lambda data: decode_image(data, name="picture"), files),
-        "crop and resize": (lambda image: ours._cut(image, ours._box(*image.size), 1), decoded),
+        "decode": (lambda data: decode_pixels(data, name="picture"), files),
+        "decode with Pillow alone": (lambda data: decode_image(data, name="picture"), files),
+        "crop and resize": (lambda pixels: ours._cut_pixels(pixels, ours._box(*pixels.shape[1::-1])), arrays),
         "crop and resize, timm": (theirs.transforms[0], decoded),
         "flip, RandAugment, erasing": (ours._color, cut),
         "flip, RandAugment, timm": (lambda image: theirs.transforms[2](theirs.transforms[1](image)), cut),

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deepcait.data.image import decode_image
+from deepcait.data.image import decode_image, decode_pixels
 from deepcait.data.preprocessing import Preprocessing
 from deepcait.data.resample import FAST_FILTERS, planes, resize_pixels
 from deepcait.data.slide import SLIDES, Slide
@@ -127,14 +127,18 @@ class Augmentation:
             divisor = self._divisor(box) if self.fast else 1
             return divisor
 
+        if self.fast:
+            pixels_HWC = decode_pixels(data, name=name, shrink=shrink)
+            height, width = pixels_HWC.shape[:2]
+            return self._color(self._cut_pixels(pixels_HWC, box or self._box(width, height), divisor))
         image = decode_image(data, name=name, shrink=shrink)
-        return self._color(self._cut(image, box or self._box(*image.size), divisor))
+        return self._color(self._cut(image, box or self._box(*image.size)))
 
     def change(self, image: Image.Image) -> Changed:
         """Change a decoded picture."""
         if self.augment.crop == "random_resized":
             image = image.convert("L" if self.preprocessing.channels == 1 else "RGB")
-            return self._color(self._cut(image, self._box(*image.size), 1))
+            return self._color(self._cut(image, self._box(*image.size)))
         image = self.preprocessing.frame(image)
         if self.augment.crop == "pad":
             from torchvision import transforms
@@ -166,16 +170,25 @@ class Augmentation:
         fitting = [n for n in (2, 4, 8) if height // n >= out_height and width // n >= out_width]
         return max(fitting, default=1)
 
-    def _cut(self, image: Image.Image, box: tuple[int, int, int, int], divisor: int) -> Image.Image:
-        """Cut the box, given in pixels of the undivided picture, and resize it."""
-        top, left, height, width = (side // divisor for side in box)
-        cut = image.crop((left, top, left + width, top + height))
-        size = self.preprocessing.img_size
-        if cut.size == size[::-1]:
-            return cut
+    def _cut(self, image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+        """Cut the box and resize it."""
         if self.fast:
-            return Image.fromarray(resize_pixels(np.array(cut), size, self.preprocessing.interpolation))
-        return cut.resize(size[::-1], getattr(Image.Resampling, self.preprocessing.interpolation.upper()))
+            return self._cut_pixels(np.asarray(image), box)
+        top, left, height, width = box
+        size = self.preprocessing.img_size[::-1]
+        cut = image.crop((left, top, left + width, top + height))
+        if cut.size == size:
+            return cut
+        return cut.resize(size, getattr(Image.Resampling, self.preprocessing.interpolation.upper()))
+
+    def _cut_pixels(self, pixels: np.ndarray, box: tuple[int, int, int, int], divisor: int = 1) -> Image.Image:
+        """The same with torch, of pixels_HWC or pixels_HW; the box is given in those of the undivided picture."""
+        top, left, height, width = (side // divisor for side in box)
+        cut = pixels[top : top + height, left : left + width].copy()
+        size = self.preprocessing.img_size
+        return Image.fromarray(
+            cut if cut.shape[:2] == size else resize_pixels(cut, size, self.preprocessing.interpolation)
+        )
 
     def _color(self, image: Image.Image) -> Changed:
         """Flip, RandAugment, and what will be erased."""

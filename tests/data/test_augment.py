@@ -144,17 +144,17 @@ def test_a_jpeg_is_decoded_no_larger_than_needed_and_never_too_small(monkeypatch
     augmentation = build_augmentation(
         Augment(scale=(scale, scale), ratio=(0.999, 1.001), rand_augment="", erase=0, flip=0), Preprocessing((64, 64))
     )
-    seen, divisors, original = [], set(), augmentation._cut
+    seen, divisors, original = [], set(), augmentation._cut_pixels
 
-    def cut(image, box, divisor):
-        seen.append((image.size, box, divisor))
-        return original(image, box, divisor)
+    def cut(pixels, box, divisor=1):
+        seen.append((pixels.shape[1::-1], box, divisor))
+        return original(pixels, box, divisor)
 
-    monkeypatch.setattr(augmentation, "_cut", cut)
+    monkeypatch.setattr(augmentation, "_cut_pixels", cut)
     for seed in range(20):
         seed_everything(seed)
         got = augmentation.finish(augmentation.read(jpeg(picture), "picture"))
-        [(decoded, box, found)] = seen
+        (decoded, box, found), *_ = seen
         divisors.add(found)
         assert decoded == tuple(-(-side // found) for side in size)
         assert found == 1 or min(box[2] // found, box[3] // found) >= 64  # no pixel is made up
