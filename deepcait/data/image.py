@@ -150,7 +150,7 @@ def read_image_bytes(path: str | os.PathLike[str], *, name: str | None = None, m
             raise ImageError(f"{name}: expected an image file, got {what}.", remedy="Give the path of one image.")
         _require_byte_count(status.st_size, name, max_bytes)
         with open(path, "rb") as file:
-            return file.read(max_bytes + 1)
+            return file.read(status.st_size + 1)  # no more than that is set aside for it
     except FileNotFoundError as error:
         raise ImageError(f"{name}: expected an image file, got no such file.", remedy="Check the path.") from error
     except ImageError:

@@ -50,22 +50,23 @@ def slide_rows(image: Image.Image, slope: float, shift_px: float, fill: tuple[in
         fill: the color, three numbers.
     """
     width, height = image.size
-    pixels = torch.frombuffer(bytearray(image.tobytes("raw", "RGBX")), dtype=torch.int32)
+    pixels_HW = torch.frombuffer(bytearray(image.tobytes("raw", "RGBX")), dtype=torch.int32).view(height, width)
     shifts_H1 = (slope * (torch.arange(height, dtype=torch.float64) + 0.5) + shift_px)[:, None]
     whole_H1 = shifts_H1.floor()
     columns_HX = (torch.arange(-1, width + 2) + whole_H1.to(torch.int64)).clamp_(0, width - 1)
-    columns_HX += torch.arange(0, height * width, width)[:, None]
-    rows_HX4 = pixels[columns_HX].view(torch.uint8).view(height, width + 3, 4)
-    window_HX = rows_HX4.to(torch.float32).view(height, -1)
+    window_HX = pixels_HW.gather(1, columns_HX).view(torch.uint8).to(torch.float32)
     fraction_H1 = (shifts_H1 - whole_H1).to(torch.float32)
     before, here, next_, after = (window_HX[:, 4 * k : 4 * (k + width)] for k in range(4))
     # Horner's form: exact where neighbours are equal, so that plain areas keep their color.
     falling = before - here
     cubic = (next_ - after).add_(falling)
-    result = falling.add_(cubic).addcmul_(cubic, fraction_H1, value=-1.0).mul_(fraction_H1)
+    result = falling.add_(cubic).sub_(cubic.mul_(fraction_H1)).mul_(fraction_H1)
     result.add_(next_).sub_(before).mul_(fraction_H1).add_(here).clamp_(0, 255)
-    result_HW = result.to(torch.uint8).view(torch.int32)
-    places_HW = torch.arange(width, dtype=torch.float64) + 0.5 + shifts_H1
+    # By way of int16 it takes a third of the time.
+    result_HW = result.to(torch.int16).to(torch.uint8).view(torch.int32)
+    # Outside: x + 0.5 + shift below 0, or not below the width.
+    first_H1, end_H1 = ((edge - 0.5 - shifts_H1).ceil().to(torch.int32) for edge in (0, width))
+    places_W = torch.arange(width, dtype=torch.int32)
     color = int.from_bytes(bytes([*fill, 127]), sys.byteorder)
-    result_HW.masked_fill_((places_HW < 0) | (places_HW >= width), color)
-    return Image.frombytes("RGB", image.size, result_HW.numpy().tobytes(), "raw", "RGBX")
+    result_HW.masked_fill_((places_W < first_H1).logical_or_(places_W >= end_H1), color)
+    return Image.frombytes("RGB", image.size, result_HW.numpy(), "raw", "RGBX")
