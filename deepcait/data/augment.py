@@ -74,21 +74,25 @@ class Augment:
 
 
 class Patch(NamedTuple):
-    """An erased rectangle: its upper left corner, and what it is filled with, (C, h, w) float32."""
+    """An erased rectangle, in pixels."""
 
     top: int
     left: int
-    values: Tensor
+    height: int
+    width: int
 
 
 class Changed(NamedTuple):
     """Augmented pictures before they are normalised, and what will be erased of each.
 
-    One: pixels_CHW uint8 and one list of patches; a batch of them: pixels_BCHW and B lists.
+    One: pixels_CHW uint8 and one list of patches; a batch of them: pixels_BCHW and B lists. What patches are filled
+    with is one tensor for all, float32: (C, height, width) of each, one after another. A tensor is sent from a worker
+    by a file of its own.
     """
 
     pixels: Tensor
     patches: Sequence[Sequence[Patch]]
+    filling: Tensor
 
 
 class Augmentation:
@@ -150,10 +154,12 @@ class Augmentation:
         """Normalise a picture, (C, H, W), or a batch, (B, C, H, W), and erase."""
         images = self.preprocessing.normalise(changed.pixels)
         images_BCHW = images if images.ndim == 4 else images[None]
+        filling = changed.filling.to(images.device, non_blocking=True)
         for image_CHW, patches in zip(images_BCHW, changed.patches, strict=True):
-            for top, left, values in patches:
-                height, width = values.shape[1:]
-                image_CHW[:, top : top + height, left : left + width] = values.to(images.device, non_blocking=True)
+            for top, left, height, width in patches:
+                place_Chw = image_CHW[:, top : top + height, left : left + width]
+                values, filling = filling.tensor_split((place_Chw.numel(),))
+                place_Chw.copy_(values.view(place_Chw.shape))
         return images
 
     def _box(self, width: int, height: int) -> tuple[int, int, int, int]:
@@ -202,7 +208,7 @@ class Augmentation:
         record = _Erased()
         if self.erasing is not None:
             self.erasing._erase(record, channels, height, width, torch.float32)
-        return Changed(pixels, [record.patches])
+        return Changed(pixels, [record.patches], _row(record.values))
 
 
 class _Erased:
@@ -210,9 +216,11 @@ class _Erased:
 
     def __init__(self) -> None:
         self.patches: list[Patch] = []
+        self.values: list[Tensor] = []
 
     def __setitem__(self, place: tuple[slice, slice, slice], values: Tensor) -> None:
-        self.patches.append(Patch(place[1].start, place[2].start, values))
+        self.patches.append(Patch(place[1].start, place[2].start, *values.shape[1:]))
+        self.values.append(values)
 
 
 def build_augmentation(augment: Augment, preprocessing: Preprocessing) -> Augmentation:
@@ -227,10 +235,15 @@ def build_augmentation(augment: Augment, preprocessing: Preprocessing) -> Augmen
 
 
 def collate(items: Sequence[Changed]) -> Changed:
-    """Put pictures into one batch: pixels (B, C, H, W), a list of patches for each."""
-    return Changed(
-        torch.stack([item.pixels for item in items]), [patches for item in items for patches in item.patches]
-    )
+    """Put pictures into one batch: pixels (B, C, H, W), a list of patches for each, the filling of all."""
+    pixels_BCHW = torch.stack([item.pixels for item in items])
+    patches = [patches for item in items for patches in item.patches]
+    return Changed(pixels_BCHW, patches, _row([item.filling for item in items]))
+
+
+def _row(tensors: Sequence[Tensor]) -> Tensor:
+    """All values, one after another."""
+    return torch.cat([tensor.flatten() for tensor in tensors]) if tensors else torch.empty(0)
 
 
 def _erasing(probability: float) -> Any:

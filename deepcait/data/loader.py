@@ -171,8 +171,8 @@ def training_loader(
         for one in passed_over:
             tell(Unreadable(*one))
         if isinstance(transform, Augmentation):
-            pixels, patches = images
-            images = transform.finish(Changed(pixels.to(place, non_blocking=True), patches))
+            pixels, *erased = images
+            images = transform.finish(Changed(pixels.to(place, non_blocking=True), *erased))
         return images.to(place, non_blocking=True), labels
 
     return RaisingLoader(
