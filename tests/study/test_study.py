@@ -209,6 +209,7 @@ def test_a_follow_up_starts_from_its_run_and_fails_with_it(tmp_path, monkeypatch
     section = json.loads((out / "cells" / "up48--top1--seed0" / "best" / "config.json").read_text())["deepcait"]
     assert section["config"]["img_size"] == [48, 48]
     assert section["provenance"]["started_from"].endswith("base--top1--seed0")
+    assert section["provenance"]["trained_on"] == "builtin:demo"
 
     def diverging(*_):
         raise DivergedError("step 3: expected a finite loss", remedy="x")
