@@ -301,10 +301,11 @@ def _print_setup(
     console: Console, args: Args, spec: str, source: Source, found: Resolved, preprocessing: object
 ) -> None:
     from deepcait.data import describe
-    from deepcait.evaluation import describe_mapping
+    from deepcait.evaluation import class_names, describe_mapping
 
     of_file = args.protocol == "real"
-    classes = "class indices of the ReaL labels" if of_file else describe_mapping(source, found.classes)
+    names = class_names(source, found.classes, found.model.num_classes)
+    classes = "class indices of the ReaL labels" if of_file else describe_mapping(source, names)
     console.say(f"model          {spec}")
     console.say(f"data           {describe(source)}")
     console.say(f"protocol       {args.protocol}")

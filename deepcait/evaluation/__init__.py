@@ -1,6 +1,6 @@
 """From counts to metrics: how good a model is on labelled images, exactly."""
 
-from deepcait.evaluation.classes import describe_mapping, map_classes, model_classes
+from deepcait.evaluation.classes import class_names, describe_mapping, map_classes, model_classes
 from deepcait.evaluation.compare import Paired, compare, mcnemar
 from deepcait.evaluation.counts import Counts, Metrics
 from deepcait.evaluation.evaluate import evaluate, model_preprocessing
@@ -28,6 +28,7 @@ __all__ = [
     "Records",
     "bootstrap_mean",
     "calibration",
+    "class_names",
     "compare",
     "confusion",
     "describe_mapping",

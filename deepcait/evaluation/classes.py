@@ -31,13 +31,22 @@ def model_classes(model: nn.Module) -> list[str] | None:
     return list(names) if names else None
 
 
-def assumed_classes(source: Source, num_classes: int) -> list[str] | None:
-    """Return the names of a nameless model's classes where they can be known: 1,000 of them and data with wnids.
+def class_names(source: Source, classes: Sequence[str] | None, num_classes: int) -> list[str] | None:
+    """Return index -> class name of the model, also where it has none, or only integers, and they can be known.
 
-    Every published ImageNet model has its classes in the order of the sorted wnids.
+    They can where it has 1,000 classes and the data has wnids: every published ImageNet model has its classes in the
+    order of the sorted wnids, and so have the integers of ImageNet as shards.
+
+    Args:
+        source: the data.
+        classes: the names that the model has, or None.
+        num_classes: K, the width of the model's logits.
     """
+    nameless = classes is None or list(classes) == [str(index) for index in range(NUM_CLASSES)]
     used = {source.classes[label] for label in source.labels if label is not None}
-    return wnids() if num_classes == NUM_CLASSES and used and used <= set(wnids()) else None
+    if nameless and num_classes == NUM_CLASSES and used and used <= set(wnids()):
+        return wnids()
+    return None if classes is None else list(classes)
 
 
 def map_classes(source: Source, classes: Sequence[str] | None, num_classes: int) -> list[int]:

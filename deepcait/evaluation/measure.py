@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deepcait.data import NO_LABEL, Preprocessing, RaisingLoader, Source, Subset, evaluation_loader
 from deepcait.errors import DataError, DeepcaitError, ShapeError
-from deepcait.evaluation.classes import assumed_classes, map_classes
+from deepcait.evaluation.classes import class_names, map_classes
 from deepcait.evaluation.counts import NO_CLASS, Counts, score
 from deepcait.evaluation.masks import build_mask
 from deepcait.evaluation.protocols import Task
@@ -150,7 +150,7 @@ def _answers(wanted: Wanted, num_classes: int) -> _Answers:
 
 
 def _class_names(wanted: Wanted, num_classes: int) -> list[str] | None:
-    return wanted.classes if wanted.classes is not None else assumed_classes(wanted.task.source, num_classes)
+    return class_names(wanted.task.source, wanted.classes, num_classes)
 
 
 def _gather_or_raise(error: DeepcaitError | None, parts: list[Records]) -> list[Records]:

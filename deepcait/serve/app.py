@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_TOPK = 5
 _DIGITS = 6  # of a weight of attention: a page needs no more, and the answer stays small
+_OWN = (b"same-origin", b"none")  # Sec-Fetch-Site of what our page sends, and of what no page sends
 _KNOWN_PATHS = {"/", "/predict", "/explain", "/healthz", "/metrics", "/model"}
 
 
@@ -127,9 +128,9 @@ class Service:
                 framed_by.add(name)
             if name == b"host":
                 host = value.decode("latin-1")
-            elif name == b"sec-fetch-site" and value == b"cross-site" and scope["method"] == "POST":
+            elif name == b"sec-fetch-site" and value not in _OWN and scope["method"] == "POST":
                 raise RequestError(
-                    403, "request: expected one from this page, got one from another site.", remedy="Open this page."
+                    403, "request: expected one from this page, got one from another page.", remedy="Open this page."
                 )
         if len(framed_by) > 1 or (scope["http_version"] == "1.0" and b"transfer-encoding" in framed_by):
             # A proxy in front may see the end of the body elsewhere than we (RFC 9112, 6.1 and 6.3).

@@ -200,6 +200,8 @@ class Recipe:
     """Model name, or any model SPEC to start from."""
     start: str = "random"
     """random or released: what a model name stands for."""
+    keep_rows: bool = False
+    """A new head takes over the rows of classes that the model it starts from knows by the same name."""
     img_size: int | tuple[int, int] | None = None
     """Height and width in pixels; null is the model's own."""
     layer_scale_init: float | None = None

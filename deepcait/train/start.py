@@ -43,6 +43,7 @@ def start_model(recipe: Recipe, classes: Sequence[str], tell: Callable[[str], No
         recipe.model,
         start=cast("Literal['random', 'released']", recipe.start),
         classes=classes,
+        keep_rows=recipe.keep_rows,
         ablation=dataclasses.asdict(recipe.ablation),
         **fields,
     )
@@ -52,7 +53,7 @@ def start_model(recipe: Recipe, classes: Sequence[str], tell: Callable[[str], No
     random = is_model_name(recipe.model) and recipe.start == "random"
     if not random and recipe.train == "all" and recipe.optimizer.name == "adamw" and recipe.peak_lr > _HIGH_LR:
         tell(f"note: a learning rate of {recipe.peak_lr:g} is one for random weights; trained ones may be lost")
-    return dataclasses.replace(found, classes=list(classes))
+    return found
 
 
 def shape_of(recipe: Recipe) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def resolve(
         start: for a model name: its released weights, or random ones.
         num_classes, img_size: of the model wanted; None means as stored. For a weights file whose patches form no
             square, img_size is that of its training.
-        classes: names behind the head's rows wanted; a head for other names than the stored is drawn anew.
+        classes: names behind the head's rows wanted; a head for other names than the stored is drawn anew. The
+            integers 0 to 999 are the classes of a model of ImageNet.
         keep_rows: but rows of classes with equal names are kept.
         ablation: alternatives of the paper, laid over the model; see `AblationConfig`.
         overrides: other fields of `CaiTConfig`: those that weights do not fix, such as drop_path_rate, and those
@@ -124,13 +125,14 @@ def resolve(
     if "notes" in stored.provenance:
         warnings.warn(f"{spec}: {stored.provenance['notes']}.", stacklevel=2)
     config = lay_over(stored.config.replace(**wanted), ablation or {})
+    # Bare integers are indices of the released classes: the head stays, and so do the names.
+    classes = stored.classes if _are_indices(classes, stored.classes) else classes
     renormalised = for_channels(stored.pretrained_cfg, config.in_chans)
     model, report = build_loaded(
         config,
         stored.state_dict,
         stored_grid=stored.config.grid,
-        # Bare integers are indices of the released classes: the head stays.
-        old_classes=None if _are_indices(classes, stored.classes) else stored.classes,
+        old_classes=stored.classes,
         new_classes=classes,
         keep_rows=keep_rows,
         old_norm=_norm(stored.pretrained_cfg),

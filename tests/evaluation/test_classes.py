@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from deepcait.errors import DataError
-from deepcait.evaluation.classes import describe_mapping, map_classes
+from deepcait.evaluation.classes import class_names, describe_mapping, map_classes
+from deepcait.weights.imagenet import wnids
 
 
 def data(*classes: str, labels: tuple[int | None, ...] = (0, 0, 1, None)) -> SimpleNamespace:
@@ -42,6 +43,18 @@ def test_an_error_names_five_classes_and_counts_the_others():
 def test_an_error_gives_the_range_of_a_model_without_names():
     with pytest.raises(DataError, match=r"expected those of the model \(0 to 2\), got 3, which"):
         map_classes(data("1", "3"), None, 3)
+
+
+def test_a_model_of_imagenet_called_by_integers_is_measured_by_wnids():
+    """As one trained from scratch on shards of ImageNet is; other names stay what they are."""
+    integers = [str(index) for index in range(1000)]
+    some = data(wnids()[7], wnids()[3])
+    assert class_names(some, integers, 1000) == class_names(some, None, 1000) == wnids()
+    assert map_classes(some, class_names(some, integers, 1000), 1000) == [7, 3]
+    assert class_names(data("7", "3"), integers, 1000) == integers
+    assert class_names(data("cat", "dog"), None, 1000) is None
+    assert class_names(some, integers[:2], 2) == ["0", "1"]
+    assert class_names(some, wnids()[::-1], 1000) == wnids()[::-1]
 
 
 def test_a_class_without_images_needs_no_class_of_the_model():

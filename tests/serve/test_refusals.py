@@ -118,7 +118,9 @@ REFUSED = {
     "another host": (request("/", method="GET", headers={"Host": "evil.example"}), 421, "evil.example"),
     "a host that is none": (request("/", method="GET", headers={"Host": "[::1"}), 421, "[::1"),
     "a request of another site": (
-        request(body=form(part(PICTURE)), headers={"Sec-Fetch-Site": "cross-site"}), 403, "another site"),
+        request(body=form(part(PICTURE)), headers={"Sec-Fetch-Site": "cross-site"}), 403, "another page"),
+    "a request of another port": (
+        request(body=form(part(PICTURE)), headers={"Sec-Fetch-Site": "same-site"}), 403, "another page"),
     "no host": (request("/", method="GET", headers={"Host": None}), 400, "Host"),
     "headers of 8 KB at once": (request("/", method="GET", headers={"X": "x" * 8000}), 431, "4,000 bytes"),
     "headers of 300 KB": (request("/", method="GET", headers={"X": "x" * 300_000}), 431, "4,000 bytes"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from deepcait.classifier import Classifier
 from deepcait.data import Preprocessing
 from deepcait.errors import WeightsError
 from deepcait.model import CaiT
 from deepcait.model.variants import variant_config
+from deepcait.train.recipe import Recipe
+from deepcait.train.start import start_model
 from deepcait.weights import describe, imagenet
 from deepcait.weights.spec import _are_indices
 
@@ -41,6 +44,18 @@ def test_bare_integers_keep_the_released_head():
     assert not _are_indices([str(index) for index in range(999)], imagenet.wnids())
     assert not _are_indices([f"c{index}" for index in range(1000)], imagenet.wnids())
     assert not _are_indices(["0", "1"], ["cat", "dog"])
+
+
+def test_a_start_from_imagenet_keeps_head_and_names_for_bare_integers(tmp_path):
+    """As ImageNet comes in shards; a model called by integers could not be measured on folders of wnids."""
+    model = CaiT(variant_config("cait_nano_32").replace(num_classes=1000, depth=1))
+    classifier = Classifier(model, classes=imagenet.wnids(), preprocessing=Preprocessing((32, 32)), device="cpu")
+    recipe = Recipe(model=str(classifier.save(tmp_path / "model")))
+    found = start_model(recipe, [str(index) for index in range(1000)], lambda line: None)
+    assert found.classes == imagenet.wnids()
+    assert torch.equal(found.model.head.weight, model.head.weight)
+    found = start_model(recipe, [str(index) for index in range(999)], lambda line: None)
+    assert found.classes == [str(index) for index in range(999)]
 
 
 def test_a_missing_table_says_so(monkeypatch):
