@@ -310,7 +310,12 @@ def _model_writer(folder: Path, recipe: Recipe, found: Resolved, preprocessing: 
     settings = dataclasses.asdict(recipe)
     for name in _NOT_OF_THE_MODEL:
         settings.pop(name)
-    provenance = {"started_from": found.spec, "start": recipe.start, "teacher": recipe.teacher.spec or None}
+    provenance = {
+        "started_from": found.spec,
+        "start": recipe.start,
+        "teacher": recipe.teacher.spec or None,
+        "trained_on": recipe.data.source,
+    }
 
     def write(name: str, model: CaiT, average: WeightAverage | None, metrics: dict) -> None:
         try:
