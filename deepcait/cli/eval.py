@@ -85,11 +85,11 @@ def run(args: Args) -> int | None:
         console = Console(json=args.json)
         rows: list[dict[str, Any]] = []
         records: list[Records] = []
-        for spec in args.specs:
+        for spec, source in zip(args.specs, _open(args), strict=True):
             for img_size in _sizes(args.img_size):
                 if rows:
                     console.say()
-                row, own = _measure(spec, img_size, args, device, console)
+                row, own = _measure(spec, source, img_size, args, device, console)
                 rows.append(row)
                 records.append(own)
     finally:
@@ -138,15 +138,30 @@ def _sizes(text: str | None) -> list[Size]:
     return sizes or [None]
 
 
+def _open(args: Args) -> list[Source]:
+    """The images for each model: the same for all, so that they can be compared."""
+    from deepcait.evaluation import open_for
+
+    manifests = [_split_of_run(spec) for spec in args.specs]
+    how = {"split": args.split, "protocol": args.protocol}
+    sources = {manifest: open_for(args.data, **how, manifest=manifest) for manifest in dict.fromkeys(manifests)}
+    if len({tuple(source.names) for source in sources.values()}) > 1:
+        raise ConfigError(
+            f"--split {args.split}: expected runs that held out the same images, got others "
+            f"({', '.join(str(manifest) for manifest in sources)}).",
+            remedy="Measure each run alone, or compare them on images that none was trained on.",
+        )
+    return [sources[manifest] for manifest in manifests]
+
+
 def _measure(
-    spec: str, img_size: Size, args: Args, device: torch.device, console: Console
+    spec: str, source: Source, img_size: Size, args: Args, device: torch.device, console: Console
 ) -> tuple[dict[str, Any], Records]:
     from deepcait.data import Preprocessing
-    from deepcait.evaluation import evaluate, expected_accuracy, open_for, read_mask
+    from deepcait.evaluation import evaluate, expected_accuracy, read_mask
     from deepcait.inference import build_engine
     from deepcait.weights import resolve
 
-    source = open_for(args.data, split=args.split, protocol=args.protocol, manifest=_split_of_run(spec))
     found = resolve(spec, img_size=img_size)
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
     class_mask = None if args.class_mask is None else read_mask(args.class_mask)

@@ -5,6 +5,7 @@ Examples:
     deepcait study layerscale --data folder:cifar10 --out studies/rezero --only rezero,layerscale --budget 1
     deepcait study distillation --data folder:cifar10 --out studies/distil --teacher runs/teacher --budget 1
     deepcait study heads --data folder:cifar10 --out studies/heads --budget 1 --dry-run     what it would do
+    deepcait study drop-path --out studies/try --epochs 1   on the 1,000 photographs of the package, to see how it goes
 
 Stopped by Ctrl-C or SIGTERM it saves the run at hand and exits with 75; the same command goes on to the same table.
 Several machines that share --out take different cells: give each the same command.
@@ -34,10 +35,10 @@ class Args:
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """layerscale, class-token, heads, talking-heads, drop-path, resolution, distillation or augmentation."""
-    data: str
-    """Labelled images, small ones: folder:cifar10, parquet:ROOT, ..."""
     out: Path
     """Folder of the study; what is trained, counted and drawn goes there."""
+    data: str = "builtin:demo"
+    """Labelled images, small ones: folder:cifar10, parquet:ROOT, ...; without it the photographs of the package."""
     budget: float | None = None
     """Hours of this machine for all cells: epochs and images are scaled so that it fits."""
     seeds: int = 2
@@ -150,22 +151,25 @@ def _plan(args: Args, grid: Grid, wished: StudyPlan, console: Console) -> tuple[
 
 
 def _dry_run(args: Args, grid: Grid, wished: StudyPlan, console: Console) -> None:
+    from deepcait.data import open_split
+    from deepcait.data.split import limited
     from deepcait.study.grid import cells_of
     from deepcait.study.plan import cell_config
 
     plan, measured = _plan(args, grid, wished, console)
+    samples = limited(open_split(plan.data, "train"), plan.images)
     facts, rows = [], []
     for cell in cells_of(grid, 1):
-        config = cell_config(grid, plan, cell, args.out / "cells", 10)
+        config = cell_config(grid, plan, cell, args.out / "cells", len(samples.classes))
         epochs = max(1, round(plan.epochs * cell.row.epochs))
         rows.append(
             (cell.row.title, cell.column.title, f"{config.num_params():,}", f"{config.macs() / 1e6:.1f}", epochs)
         )
         facts.append({"row": cell.row.id, "column": cell.column.id, "params": config.num_params(), "epochs": epochs})
     console.table(("row", "column", "parameters", "MMACs", "epochs"), rows)
-    images = f"{plan.images:,}" if plan.images else "all"
-    console.say(f"{len(rows) * plan.seeds} runs = {len(rows)} cells of {plan.seeds} seeds, on {images} images")
-    head = {"study": grid.name, "seeds": plan.seeds, "epochs": plan.epochs, "images": plan.images}
+    runs = f"{len(rows) * plan.seeds} runs = {len(rows)} cells of {plan.seeds} seeds"
+    console.say(f"{runs}, on {len(samples):,} images of {plan.data}")
+    head = {"study": grid.name, "seeds": plan.seeds, "epochs": plan.epochs, "images": len(samples)}
     console.result(head | {"cells": facts} | measured)
 
 

@@ -121,6 +121,7 @@ class Trainer:
             try:
                 self._train(request)
             except Stopped:
+                self.journal.write_table()
                 self.journal.state("stopped", self.progress.step)
                 raise
             except DeepcaitError as error:

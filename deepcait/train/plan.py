@@ -17,7 +17,7 @@ from deepcait.model.variants import CaiTConfig
 from deepcait.train.compute import note_of
 from deepcait.train.footprint import CHOICES, training_bytes, training_flops
 from deepcait.train.recipe import Recipe
-from deepcait.train.run import build_order
+from deepcait.train.run import build_order, notes_of
 from deepcait.train.schedule import LearningRate
 from deepcait.train.start import shape_of
 from deepcait.weights.spec import describe
@@ -52,7 +52,8 @@ def plan(recipe: Recipe, tell: Callable[[str], None]) -> dict:
     copies = 3 + bool(recipe.ema.decay) + (recipe.optimizer.name == "adamw")
     facts = {
         "model": recipe.model,
-        "start": recipe.start,
+        # A name means random or released weights as the recipe says; any other SPEC has its own.
+        "start": recipe.start if is_model_name(recipe.model) else "own",
         "img_size": list(config.img_size),
         "params": config.num_params(),
         "gmacs": config.macs() / 1e9,
@@ -76,6 +77,8 @@ def plan(recipe: Recipe, tell: Callable[[str], None]) -> dict:
         tell(line)
     if note := note_of(config, recipe.compute):
         tell(note)
+    for note in notes_of(recipe):
+        tell(f"note: {note}")
     return facts
 
 
@@ -91,8 +94,8 @@ def _lines(facts: dict, recipe: Recipe, replica_batch: int, rates: list[float]) 
     curve = "".join(_BARS[round(rate / peak * (len(_BARS) - 1))] for rate in rates)
     resident = facts["weights_and_optimizer_bytes"]
     return [
-        f"model          {facts['model']} ({facts['start']}), {facts['img_size'][0]} x {facts['img_size'][1]} px, "
-        f"{facts['params']:,} parameters, {facts['gmacs']:.3g} GMACs an image",
+        f"model          {facts['model']} ({facts['start']} weights), {facts['img_size'][0]} x {facts['img_size'][1]} "
+        f"px, {facts['params']:,} parameters, {facts['gmacs']:.3g} GMACs an image",
         f"data           {facts['train_images']:,} training images, {facts['classes']:,} classes",
         f"steps          {facts['steps']:,} = {facts['epochs']} epochs of {facts['steps_per_epoch']:,}",
         f"batch          {facts['global_batch_size']} images a step = {facts['replicas']} replicas of {replica_batch}",

@@ -267,10 +267,26 @@ def _plan(recipe: Recipe, order: Order, processes: Processes, device: torch.devi
     each = recipe.replicas // processes.world_size
     split = "" if recipe.replicas == 1 else f" = {recipe.replicas} replicas of {order.replica_batch_size}"
     shared = "" if processes.world_size == 1 else f", {each} on each of {processes.world_size} processes"
-    return (
+    plan = (
         f"plan: {recipe.epochs} epochs of {order.steps_per_epoch} steps, {recipe.global_batch_size} images a step"
         f"{split}{shared}; learning rate {recipe.peak_lr:g} at its peak; {device}, {recipe.compute.precision}"
     )
+    return "\n".join([plan, *(f"note: {note}" for note in notes_of(recipe))])
+
+
+def notes_of(recipe: Recipe) -> list[str]:
+    """Return what is allowed and yet hardly meant: beginnings that last as long as the whole run."""
+    notes = []
+    if recipe.schedule.warmup_epochs >= recipe.epochs:
+        notes.append(
+            f"the learning rate rises to the end and never gets to its peak: schedule.warmup_epochs is "
+            f"{recipe.schedule.warmup_epochs:g}, epochs {recipe.epochs}"
+        )
+    if recipe.head_warmup_epochs >= recipe.epochs and recipe.train != "head":
+        notes.append(
+            f"only the head moves: head_warmup_epochs is {recipe.head_warmup_epochs:g}, epochs {recipe.epochs}"
+        )
+    return notes
 
 
 def _evaluation(evaluate, validation: Source, preprocessing: Preprocessing, recipe: Recipe, device) -> Callable:
@@ -294,7 +310,12 @@ def _model_writer(folder: Path, recipe: Recipe, found: Resolved, preprocessing: 
     settings = dataclasses.asdict(recipe)
     for name in _NOT_OF_THE_MODEL:
         settings.pop(name)
-    provenance = {"started_from": found.spec, "start": recipe.start, "teacher": recipe.teacher.spec or None}
+    provenance = {
+        "started_from": found.spec,
+        "start": recipe.start,
+        "teacher": recipe.teacher.spec or None,
+        "trained_on": recipe.data.source,
+    }
 
     def write(name: str, model: CaiT, average: WeightAverage | None, metrics: dict) -> None:
         try:

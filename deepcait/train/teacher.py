@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepcait.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from deepcait.errors import ConfigError, DeepcaitError, WeightsError
+from deepcait.errors import ConfigError, WeightsError
 from deepcait.train.recipe import Teacher
 from deepcait.weights.hub import WEIGHTS_FILES, fetch_repository
 from deepcait.weights.spec import resolve
@@ -237,8 +237,6 @@ def _columns(own: Sequence[str] | None, wanted: Sequence[str], spec: str) -> lis
 def _require_logits(view: TeacherView, seen: Preprocessing, num_classes: int, whose: str, spec: str) -> None:
     try:
         answer = view(torch.zeros(1, seen.channels, *seen.img_size))
-    except DeepcaitError:
-        raise
     except Exception as error:  # any network stands here, and each refuses in its own way
         told = next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
         raise ConfigError(

@@ -21,7 +21,18 @@ PICTURE_FILE = "class_attention.png"
 UNKNOWN = "unknown"
 
 # What data are called -> their identifier on the hub, as far as we know it.
-HUB_DATASETS = {"imagenet-1k": "imagenet-1k", "cifar-10": "cifar10", "cifar-100": "cifar100"}
+HUB_DATASETS = {r"imagenet-?1k\b": "imagenet-1k", r"cifar-?10\b": "cifar10", r"cifar-?100\b": "cifar100"}
+# Data SPECs that name a data set -> what people call it.
+NAMED_DATA = {
+    "builtin:demo": "CIFAR-10, 1,000 of its images",
+    "imagenet": "ImageNet-1k",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "flowers102": "Oxford 102 Flowers",
+    "cars": "Stanford Cars",
+    "inat18": "iNaturalist 2018",
+    "inat19": "iNaturalist 2019",
+}
 _CITATION = """@inproceedings{touvron2021going,
   title = {Going deeper with Image Transformers},
   author = {Touvron, Hugo and Cord, Matthieu and Sablayrolles, Alexandre and Synnaeve, Gabriel
@@ -55,7 +66,7 @@ def model_card(
             remedy="Such as apache-2.0, mit, cc-by-4.0, other; https://huggingface.co/docs/hub/repositories-licenses.",
         )
     data = _line(data or _data(found))
-    known = next((name for key, name in HUB_DATASETS.items() if key in data.lower()), None)
+    known = next((name for form, name in HUB_DATASETS.items() if re.search(form, data.lower())), None)
     results = _results(found, data, known)
     metadata = ModelCardData(
         license=licence,
@@ -164,7 +175,8 @@ def _licence(found: Resolved) -> str:
 def _data(found: Resolved) -> str:
     if _is_released(found):
         return "ImageNet-1k, with RegNetY-16GF as the teacher"
-    return str(without_paths(found.provenance.get("trained_on")) or UNKNOWN)
+    spec = str(found.provenance.get("trained_on") or UNKNOWN)
+    return NAMED_DATA.get(spec) or NAMED_DATA.get(spec.partition(":")[0]) or without_paths(spec)
 
 
 def _base_model(found: Resolved, repository: str) -> str | None:

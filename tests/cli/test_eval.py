@@ -66,6 +66,16 @@ def test_split_val_of_a_run_is_what_its_training_held_out(run, run_json, photos,
         table = tmp_path / "images.csv"
         assert run("eval", tmp_path / spec, "--data", photos, "--split", "val", "--per-image", table)[0] == 0
         assert sorted(row["path"] for row in csv.DictReader(table.open())) == sorted(kept["val"])
+    (tmp_path / "other" / "best").mkdir(parents=True)
+    for file in (*(tmp_path / "run" / "best").glob("*.*"), tmp_path / "run" / "config.yaml"):
+        shutil.copy(file, tmp_path / "other" / file.relative_to(tmp_path / "run"))
+    facts = kept | {"train": kept["val"], "val": kept["train"]}
+    (tmp_path / "other" / "split.json").write_text(json.dumps(facts))
+    both = ("eval", tmp_path / "run", tmp_path / "other", "--data", photos)
+    assert run(*both)[0] == 0
+    code, shown, told = run(*both, "--split", "val")
+    assert (code, shown) == (2, "")
+    assert "held out the same images" in " ".join(told.split())
     (photos / "cat" / "9.png").write_bytes((photos / "cat" / "0.png").read_bytes())
     code, _, told = run("eval", tmp_path / "run", "--data", photos, "--split", "val")
     assert code == 2

@@ -209,6 +209,7 @@ def test_a_follow_up_starts_from_its_run_and_fails_with_it(tmp_path, monkeypatch
     section = json.loads((out / "cells" / "up48--top1--seed0" / "best" / "config.json").read_text())["deepcait"]
     assert section["config"]["img_size"] == [48, 48]
     assert section["provenance"]["started_from"].endswith("base--top1--seed0")
+    assert section["provenance"]["trained_on"] == "builtin:demo"
 
     def diverging(*_):
         raise DivergedError("step 3: expected a finite loss", remedy="x")
@@ -304,6 +305,21 @@ def test_a_dry_run_touches_nothing(tmp_path, capsys):
     facts = json.loads(capsys.readouterr().out)
     assert [cell["row"] for cell in facts["cells"]] == ["off", "uniform-10"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_counts_the_images_and_classes_of_its_data(tmp_path, capsys):
+    # Without --data it takes the photographs of the package.
+    words = ["study", "drop-path", "--out", str(tmp_path / "study"), "--only", "off", "--dry-run", "--json"]
+    assert run(*words) == 0
+    ten = json.loads(capsys.readouterr().out)
+    assert ten["images"] == 1000  # the recipe asks for 10,000
+    for name in ("cat", "dog"):
+        shutil.copytree(ROOT / "deepcait" / "assets" / "demo" / "test" / name, tmp_path / "two" / name)
+    assert run(*words, "--data", str(tmp_path / "two"), "--images", "60") == 0
+    two = json.loads(capsys.readouterr().out)
+    assert two["images"] == 60
+    width = 96
+    assert ten["cells"][0]["params"] - two["cells"][0]["params"] == (10 - 2) * (width + 1)
 
 
 @pytest.mark.parametrize(

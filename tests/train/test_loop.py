@@ -177,6 +177,7 @@ def test_asked_to_stop_it_finishes_the_step_and_saves(tmp_path, uninterrupted, n
         trainer.fit()
     assert signal.getsignal(number) is before
     assert read_state(tmp_path)["state"] == "stopped"
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1 + len(read_metrics(tmp_path)) > 1
     assert newest_checkpoint(tmp_path / "checkpoints")[0].name.startswith("step_00000003-")
     train(tmp_path, recipe, model=deep_model())
     assert outcome(tmp_path) == uninterrupted

@@ -325,3 +325,22 @@ def test_every_recipe_is_planned_with_its_own_model(name):
 def test_a_dry_run_says_what_would_stop_the_run(assignment, tmp_path):
     with pytest.raises(DeepcaitError):
         plan(load_recipe("demo", assignment.split()), lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "model", "note"),
+    [
+        ([], "builtin:nano (own weights)", None),
+        (["model=cait_nano_32", "start=random"], "cait_nano_32 (random weights)", None),
+        (["model=cait_nano_32", "start=released"], "cait_nano_32 (released weights)", None),
+        (["schedule.warmup_epochs=3"], "builtin:nano (own weights)", "never gets to its peak"),
+        (["head_warmup_epochs=3"], "builtin:nano (own weights)", "only the head moves"),
+        (["head_warmup_epochs=3", "train=head"], "builtin:nano (own weights)", None),
+    ],
+)
+def test_a_dry_run_says_where_it_starts_and_what_is_hardly_meant(settings, model, note):
+    lines: list[str] = []
+    plan(load_recipe("demo", ["start=random", *settings]), lines.append)
+    assert lines[0].split(maxsplit=1)[1].startswith(f"{model}, 32 x 32 px")
+    notes = [line for line in lines if line.startswith("note: ")]
+    assert [note in line for line in notes] == ([True] if note else [])

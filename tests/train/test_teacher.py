@@ -235,6 +235,14 @@ def test_columns_are_permuted_by_class_names(cait_teacher):
     assert (direct[:, :3] - answer).abs().max() > 1e-2
 
 
+def test_a_grey_teacher_of_coloured_images_is_named(tmp_path):
+    model = deepcait.create_model("cait_nano_32", num_classes=3, depth=1, in_chans=1)
+    grey = Preprocessing((32, 32), mean=(0.5,), std=(0.2,))
+    spec = deepcait.Classifier(model, classes=CLASSES, preprocessing=grey, device="cpu").save(tmp_path / "grey")
+    with pytest.raises(ConfigError, match=r"teacher .*grey: expected an answer .* with 3 channels, got: .*\(B, 1, 32"):
+        load_teacher(Teacher(spec=str(spec)), Preprocessing((32, 32)), CLASSES)
+
+
 def test_a_class_that_the_teacher_does_not_know(cait_teacher):
     with pytest.raises(ConfigError, match="got none for yak"):
         load_teacher(Teacher(spec=str(cait_teacher[0])), SEEN, [*CLASSES, "yak"])

@@ -162,6 +162,34 @@ def test_the_card_is_valid_metadata_and_tells_the_figures(folder):
     assert all(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) for name in metadata["datasets"])
 
 
+@pytest.mark.parametrize(
+    ("spec", "said", "known"),
+    [
+        ("cifar10:/data/c", "CIFAR-10", "cifar10"),
+        ("cifar100:/data/c", "CIFAR-100", "cifar100"),
+        ("imagenet:/data/in1k", "ImageNet-1k", "imagenet-1k"),
+        ("builtin:demo", "CIFAR-10, 1,000 of its images", "cifar10"),
+        ("folder:/home/me/pets", "folder:pets", None),
+        ("/home/me/pets", "pets", None),
+    ],
+)
+def test_the_card_says_what_the_run_was_trained_on(tiny, tmp_path, spec, said, known):
+    cfg = pretrained_cfg_of(tiny().config)
+    save_artefact(
+        tmp_path / "m", tiny(), preprocessing=cfg, classes=CLASSES, metrics=METRICS, provenance={"trained_on": spec}
+    )
+    text = model_card("owner/x", resolve(tmp_path / "m"))
+    assert f"| trained on | {said} |" in text
+    metadata = ModelCard(text).data
+    assert metadata.datasets == ([known] if known else None)
+    assert {one.dataset_name for one in metadata.eval_results} == {said}
+
+
+def test_the_model_in_the_package_has_a_card_with_licence_and_data():
+    metadata = ModelCard(model_card("owner/nano", resolve("builtin:nano"))).data
+    assert (metadata.license, metadata.datasets) == ("apache-2.0", ["cifar10"])
+
+
 def test_a_model_that_says_little_has_a_card_too(tiny, tmp_path):
     torch.save(tiny().state_dict(), tmp_path / "w.pth")
     metadata = ModelCard(model_card("owner/x", resolve(tmp_path / "w.pth"))).data
