@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from deepcait.data.duplicates import THUMB_SHAPE, equal_groups, near_groups
 from deepcait.data.findings import Diagnosis, Finding, by_gravity, together
+from deepcait.data.folder import find_splits
 from deepcait.data.image import IMAGE_SUFFIXES
 from deepcait.data.layout import class_names, look_around
 from deepcait.data.looking import Look, look_at_all
@@ -67,7 +68,7 @@ def examine(
     kind, place = parse_spec(spec)
     root = Path(os.path.expanduser(place)) if kind == "folder" else None
     findings = look_around(root) if root else []
-    sources, unusable = _open_splits(spec, class_names(root) if root else None)
+    sources, unusable = _open_splits(spec, root)
     total = sum(len(source) for source in sources.values())
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, _MAX_WORKERS) if total > _FEW_IMAGES else 0
@@ -93,11 +94,11 @@ def examine(
     )
 
 
-def _open_splits(
-    spec: str | os.PathLike[str], classes: Sequence[str] | None
-) -> tuple[dict[str, Source], list[Finding]]:
+def _open_splits(spec: str | os.PathLike[str], root: Path | None) -> tuple[dict[str, Source], list[Finding]]:
     """Open each split by itself: one that can't be opened is a finding, unless it is the only one."""
-    names = list_splits(spec)
+    # In folders a split whose pictures lie flat is told among the rest that lies around.
+    names = list(find_splits(root)) if root else list_splits(spec)
+    classes = class_names(root) if root else None
     if not names:
         return {"all": open_source(spec, classes=classes)}, []
     sources, findings, errors = {}, [], []

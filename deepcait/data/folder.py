@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from deepcait.data.image import IMAGE_SUFFIXES, read_image_bytes, walk_images
@@ -74,6 +74,7 @@ def open_folder(root: str | os.PathLike[str], split: str | None, classes: Sequen
     _require_folder(root)
     splits = find_splits(root)
     if split is None:
+        require_sorted(root, splits, ("val", "test"))
         folders = {path.name + "/": path for path in splits.values()} or {"": root}
     else:
         folders = {"": _require_split(root, splits, split)}
@@ -115,11 +116,29 @@ def find_splits(root: str | os.PathLike[str]) -> dict[str, Path]:
                 remedy="Rename or merge one of them.",
             )
         splits[split] = root / name
-    if not splits and len(visible) > 1 and all(name.lower() in _SPLIT_OF for name in visible):
+    # One folder alone is no set of classes; but "train", which may be all that a model is measured on.
+    several = len(visible) > 1 or [split_of(name) for name in visible] in (["val"], ["test"])
+    if not splits and several and all(name.lower() in _SPLIT_OF for name in visible):
         for name in visible:
             if walk_images(root / name):
                 raise _flat_images(root / name)
     return {split: splits[split] for split in SPLIT_NAMES if split in splits}
+
+
+def require_sorted(root: Path, splits: Mapping[str, Path], wanted: Sequence[str]) -> None:
+    """Raise where pictures of a split lie flat beside splits of class folders: other pictures would stand for them.
+
+    Args:
+        root: the folder above the splits.
+        splits: those that `find_splits` found; without any, folders called like splits are classes.
+        wanted: the splits that are looked for.
+
+    Raises:
+        DataError: such a folder.
+    """
+    for name in subfolders(root) if splits else ():
+        if split_of(name) in wanted and not subfolders(root / name) and walk_images(root / name):
+            raise _flat_images(root / name)
 
 
 def split_of(word: str | None) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepcait.data.findings import Finding, together
-from deepcait.data.folder import find_splits, sort_classes, subfolders
+from deepcait.data.folder import find_splits, sort_classes, split_of, subfolders
 from deepcait.data.image import IMAGE_SUFFIXES, walk_images
 
 # Pictures by their suffix, of formats that the opener does not know.
@@ -38,7 +38,7 @@ def look_around(root: Path) -> list[Finding]:
         _sort_files(root, found, image="stray_image")
         split_folders = set(splits.values())
         for path in sorted(path for path in root.iterdir() if path.is_dir() and path not in split_folders):
-            found["hidden_folder" if path.name.startswith(".") else "stray_folder"].append(str(path))
+            found[_kind_beside_splits(path)].append(str(path))
     for split, folder in (splits or {"": root}).items():
         _sort_files(folder, found, image="stray_image")
         found["hidden_folder"] += [str(path) for path in _hidden_folders(folder)]
@@ -52,7 +52,15 @@ def look_around(root: Path) -> list[Finding]:
     return findings
 
 
+def _kind_beside_splits(path: Path) -> str:
+    if path.name.startswith("."):
+        return "hidden_folder"
+    flat = split_of(path.name) == "val" and not subfolders(path) and walk_images(path)
+    return "unusable_split" if flat else "stray_folder"
+
+
 _TEXTS = {
+    "unusable_split": "{num} split without class folders, its images lie flat: sort them, or take the folder away",
     "empty_class": "{num} class folders without a picture: training refuses a class that nothing teaches",
     "hidden_folder": "{num} hidden folders: never read, no class",
     "empty_folder": "{num} folders without a picture",

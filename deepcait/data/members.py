@@ -64,7 +64,10 @@ def class_folders(where: str, paths: Sequence[str]) -> Tree:
     ):
         parts = [path[1:] for path in parts]
     with_splits = {path[0] for path in parts if len(path) >= 3 and split_of(path[0])}
-    rows = [row for row, path in enumerate(parts) if not with_splits or path[0] in with_splits]
+    # As of folders: a val that lies flat is told, a test without labels is left out.
+    rows = [
+        row for row, path in enumerate(parts) if not with_splits or path[0] in with_splits or split_of(path[0]) == "val"
+    ]
     for row in rows:
         if len(parts[row]) < (3 if with_splits else 2):
             raise DataError(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deepcait.data.benchmarks import inat_splits, load_cars, load_flowers, open_inat
 from deepcait.data.cifar import load_cifar
-from deepcait.data.folder import find_splits, open_folder, subfolders
+from deepcait.data.folder import find_splits, open_folder, require_sorted, subfolders
 from deepcait.data.imagenet import imagenet_splits, open_imagenet, open_imagenet_v2
 from deepcait.data.manifest import load_csv
 from deepcait.data.members import is_image
@@ -48,6 +48,14 @@ def _folder_path(place: str) -> Path:
     return Path(os.path.expanduser(place))
 
 
+def _folder_splits(place: str) -> list[str]:
+    path = _folder_path(place)
+    splits = find_splits(path)
+    # A test set without labels is usual, and training does without.
+    require_sorted(path, splits, ("val",))
+    return list(splits)
+
+
 def _builtin_path(place: str) -> Path:
     if place not in _BUILTIN:
         raise ConfigError(
@@ -68,7 +76,7 @@ def _listed(load: Callable[[str], tuple[Table, Reader]]) -> Kind:
 KINDS = {
     "folder": Kind(
         open=lambda place, split, classes: open_folder(_folder_path(place), split, classes),
-        splits=lambda place: list(find_splits(_folder_path(place))),
+        splits=_folder_splits,
     ),
     "builtin": Kind(
         open=lambda place, split, classes: open_folder(_builtin_path(place), split, classes),

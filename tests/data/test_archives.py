@@ -304,6 +304,10 @@ def test_zip_of_class_folders(tmp_path):
     assert plain.names == ["dog/1.jpg", "cat/deep/er/1.jpg"]
     with pytest.raises(DataError, match="lying flat"):
         open_source(write_zip(tmp_path / "z.zip", {"1.jpg": b"", "cat/1.jpg": b""}))
+    with pytest.raises(DataError, match="'val/1.jpg' lying flat"):
+        open_source(
+            write_zip(tmp_path / "f.zip", {"train/cat/1.jpg": b"", "val/1.jpg": b"", "test/2.jpg": b""}), "train"
+        )
     with pytest.raises(DataError, match="expected images"):
         open_source(write_zip(tmp_path / "e.zip", {"a.txt": b""}))
 

@@ -18,7 +18,7 @@ from deepcait.data.folder import open_folder
 from deepcait.data.looking import look_at_all
 from deepcait.data.source import Subset
 from deepcait.errors import DataError
-from tests.data.damage import DAMAGE, UNREADABLE, Found, sound_folder
+from tests.data.damage import DAMAGE, UNREADABLE, Found, encoded, picture, sound_folder
 
 
 @pytest.fixture
@@ -236,6 +236,18 @@ def test_near_groups_agree_with_every_pair():
     assert 80 <= len(grouped) < 160
     for group in near_groups(thumbs):
         assert len({index % 40 for index in group}) == 1
+
+
+def test_a_split_that_lies_flat_is_found_and_the_rest_is_read(tmp_path):
+    for number, place in enumerate(("train/cat/a.png", "train/dog/b.png", "val/c.png", "test/d.png")):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes(encoded(picture(number), "PNG"))
+    diagnosis = examine(tmp_path)
+    found = {finding.kind: finding for finding in diagnosis.findings}
+    assert found["unusable_split"].paths == (str(tmp_path / "val"),)
+    assert found["unusable_split"].severity == "error"
+    assert found["stray_folder"].paths == (str(tmp_path / "test"),)
+    assert diagnosis.num_images == {"train": 2}
 
 
 def test_flat_pictures_of_other_colours_are_not_alike():

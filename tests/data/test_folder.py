@@ -114,6 +114,28 @@ def test_a_class_called_train_is_a_class(tmp_path):
     assert open_folder(tmp_path, None).classes == ["car", "plane", "train"]
 
 
+def test_a_split_that_lies_flat_beside_others_is_told(tmp_path):
+    """ImageNet as its archives unpack: training pictures would be measured in place of the flat val."""
+    root = plant(tmp_path / "a", "train/cat/1.png", "train/dog/1.png", "train/cat/2.png", "train/dog/2.png")
+    assert len(open_split(root, "eval")) == 4
+    plant(root, "val/1.png", "val/2.png")
+    for role in ("train", "val", "eval"):
+        with pytest.raises(DataError, match="val: expected one sub-folder a class, got images lying flat"):
+            open_split(root, role)
+    with pytest.raises(DataError, match="lying flat"):
+        open_source(root, "all")
+    assert len(open_source(root, "train")) == 4  # asked for by name
+    with pytest.raises(DataError, match="lying flat"):
+        open_source(plant(tmp_path / "alone", "val/1.png"))
+    # A test set without labels hinders no training; but what is measured then is not the training set.
+    other = plant(tmp_path / "b", "train/cat/1.png", "train/cat/2.png", "Test/1.png", "extra/1.png")
+    assert [len(open_split(other, role)) for role in ("train", "val")] == [1, 1]
+    with pytest.raises(DataError, match="Test: expected one sub-folder"):
+        open_split(other, "eval")
+    plant(other, "val/cat/3.png")
+    assert open_split(other, "eval").split == "val"
+
+
 def test_folders_that_do_not_fit(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         open_folder(tmp_path / "gone", None)
