@@ -142,7 +142,8 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
         )
     batch_names = "_".join(f"b{row['batch']}" for row in result["batches"])
     name = f"bench_{_file_name(spec)}_{batch_names}"
-    command = f"deepcait bench {spec} --engine {args.engine} --batch {args.batch or '1,8'} --rounds {args.rounds}"
+    command = f"deepcait bench {shlex.quote(spec)} --engine {args.engine} --batch {args.batch or '1,8'}"
+    command += f" --rounds {args.rounds}" + (f" --threads {args.threads}" if args.threads else "")
     _write(args.out, name, command, result, markdown(result, command), console)
     if args.out is not None and find_spec("matplotlib"):
         draw_engines(result, args.out / f"{name}.png")
@@ -196,7 +197,7 @@ def _measure_training(spec: str, args: Args, console: Console) -> dict:
         )
     console.say(f"{spec}, a training step of {batch}, {args.precision}, {result['threads']} threads")
     console.table(*table(result))
-    command = f"deepcait bench {spec} --train{' --compiled' if args.compiled else ''} --batch {batch}"
+    command = f"deepcait bench {shlex.quote(spec)} --train{' --compiled' if args.compiled else ''} --batch {batch}"
     command += f" --rounds {args.rounds} --threads {result['threads']} --precision {args.precision}"
     name = f"train_step_{_file_name(spec)}_{args.precision}"
     _write(args.out, name, command, result, markdown(result, command), console)
@@ -214,7 +215,7 @@ def _measure_cost(spec: str, args: Args, console: Console) -> dict:
     console.say(f"{spec}: exponents of what grows, {result['threads']} threads, {args.rounds} rounds")
     console.table(*table(result))
     name = f"cost_{_file_name(spec)}"
-    command = f"deepcait bench {spec} --cost --rounds {args.rounds} --threads {result['threads']}"
+    command = f"deepcait bench {shlex.quote(spec)} --cost --rounds {args.rounds} --threads {result['threads']}"
     _write(args.out, name, command, result, markdown(result, command, f"{name}.png"), console)
     if args.out is not None:
         draw_cost(result, args.out / f"{name}.png")

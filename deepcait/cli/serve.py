@@ -38,8 +38,9 @@ class Args:
     """Threads of the network (default: the engine's choice)."""
     device: str | None = None
     """Where it computes, for example cpu or cuda:0 (default: a GPU where there is one)."""
-    max_batch: int = 16
-    """Images that pass through the network at once."""
+    max_batch: int | None = None
+    """Images that pass through the network at once; without it what `bench --autotune` left beside the model, else 16.
+    """
     max_wait_ms: float = 2.0
     """How long a batch that is not full waits for requests on their way."""
     max_queue: int = 128
@@ -79,8 +80,11 @@ def run(args: Args) -> int | None:
     ):
         if not 0 <= number < math.inf:
             raise ConfigError(f"{option}: expected a number of 0 or more, got {number}.", remedy="Leave it out.")
+    console = Console(json=args.json)
+    chosen = choose_engine(args.spec, args.engine, console, device=args.device)
+    threads = args.threads or chosen.threads
     limits = Limits(
-        max_batch=args.max_batch,
+        max_batch=(chosen.batch or Limits.max_batch) if args.max_batch is None else args.max_batch,
         max_wait_s=args.max_wait_ms / 1000,
         max_queue=args.max_queue,
         max_requests=args.max_queue,
@@ -90,9 +94,6 @@ def run(args: Args) -> int | None:
         deadline_s=args.deadline_s,
         body_timeout_s=min(Limits.body_timeout_s, 0.75 * args.deadline_s),
     )
-    console = Console(json=args.json)
-    chosen = choose_engine(args.spec, args.engine, console, device=args.device)
-    threads = args.threads or chosen.threads
     classifier = load(args.spec, device=args.device, engine=chosen.engine, threads=threads)
 
     def listening(address: str) -> None:

@@ -126,6 +126,17 @@ def test_eval_uses_it_and_says_so(model, tmp_path, capsys):
     assert "engine eager" not in told.err
 
 
+@pytest.mark.parametrize(("options", "batch"), [([], None), (["--max-batch", "5"], 5), (["--engine", "eager"], 16)])
+def test_serve_uses_it_down_to_the_batch(model, monkeypatch, options, batch):
+    change(model, batch=3)
+    seen = []
+    monkeypatch.setattr("deepcait.serve.run.serve", lambda *_, limits, threads, **__: seen.append((limits, threads)))
+    assert main(["serve", str(model), *options]) == 0
+    ((limits, threads),) = seen
+    assert limits.max_batch == (batch or 3)
+    assert threads == (None if batch == 16 else 1)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

@@ -53,8 +53,8 @@ def test_mistakes(photos, capsys, options, told):
 
 
 def test_a_model_beside_timm(tmp_path, capsys):
-    options = ["--engine", "eager", "--batch", "2", "--rounds", "2", "--out", str(tmp_path), "--json"]
-    assert main(["bench", "builtin:nano", *options]) == 0
+    options = ["--engine", "eager", "--batch", "2", "--rounds", "2", "--threads", "1"]
+    assert main(["bench", "builtin:nano", *options, "--out", str(tmp_path), "--json"]) == 0
     (model,) = json.loads(capsys.readouterr().out)["models"]
     (row,) = model["batches"]
     ours, timm = (row["engines"]["eager"][who] for who in ("ours", "timm"))
@@ -63,7 +63,9 @@ def test_a_model_beside_timm(tmp_path, capsys):
     assert ours["drift"] < 1e-5
     assert timm["drift"] < 1e-5
     assert 0 < model["memory_bytes"]["ours"] < model["memory_bytes"]["timm"]
-    assert json.loads((tmp_path / "bench_builtin_nano_b2.json").read_text())["batches"] == model["batches"]
+    written = json.loads((tmp_path / "bench_builtin_nano_b2.json").read_text())
+    assert written["batches"] == model["batches"]
+    assert written["command"] == f"deepcait bench builtin:nano {' '.join(options)}"  # it measures the same again
 
 
 def test_batches_that_are_none(capsys):
