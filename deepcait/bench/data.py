@@ -48,7 +48,7 @@ def compare_loaders(
 ) -> dict[str, Any]:
     """Measure images per second of our loaders and timm's.
 
-    Rounds alternate; in each, every loader delivers all pictures, again and again until it is 32 batches or more, from
+    Rounds alternate; in each, every loader delivers all pictures, few of them again until there are 32 batches, from
     workers that wait to workers that wait: both ends are a small part then, as in an epoch of training.
     One round more, the first, is not counted. timm's `create_loader` runs with its prefetcher (its default), its
     posterize guarded as ours. Both read the same bytes through the same source.
@@ -143,8 +143,7 @@ class Pictures:
 
     def __init__(self, source: Source, batch_size: int) -> None:
         self.source = source
-        passes = max(1, -(-_LEAST_BATCHES * batch_size // len(source)))
-        self.num_batches = -(-passes * len(source) // batch_size)
+        self.num_batches = max(_LEAST_BATCHES, -(-len(source) // batch_size))
         self.num_images = self.num_batches * batch_size
         self.names = [source.names[index % len(source)] for index in range(self.num_images)]
         self.labels: Sequence[int | None] = [0] * self.num_images

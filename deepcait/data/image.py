@@ -103,8 +103,16 @@ def decode_image(data: bytes, *, name: str, shrink: Callable[[int, int], int] | 
 def decode_pixels(data: bytes, *, name: str, shrink: Callable[[int, int], int] | None = None) -> np.ndarray:
     """Decode one picture as `decode_image` does, to the same pixels as an array, faster where it is a JPEG.
 
+    Args:
+        data: the file's bytes.
+        name: what errors call the picture.
+        shrink: as of `decode_image`.
+
     Returns:
         pixels_HWC, uint8, which may be read only.
+
+    Raises:
+        ImageError: as `open_image`.
     """
     return _open(data, name, MAX_BYTES, MAX_PIXELS, partial(_decode_pixels, shrink=shrink))
 
@@ -236,7 +244,7 @@ def _decode(data: bytes, name: str, image: Image.Image, shrink: Callable[[int, i
         # Pillow decodes over a wrong checksum; verify() spends the file object, so it gets its own.
         with Image.open(io.BytesIO(data), formats=("PNG",)) as checked:
             checked.verify()
-    if shrink is not None and _may_shrink(image):
+    if shrink is not None and _is_upright_jpeg(image):
         divisor = shrink(*image.size)
         if divisor > 1:
             image.draft(None, (image.width // divisor, image.height // divisor))
@@ -259,7 +267,7 @@ def _decode_pixels(
 ) -> np.ndarray:
     """The same as an array; the quicker decoder knows neither turns nor fractions."""
     divisor = 1
-    if _may_shrink(image):
+    if _is_upright_jpeg(image):
         divisor = 1 if shrink is None else shrink(*image.size)
         pixels_HWC = jpeg_pixels(data, image) if divisor == 1 else None
         if pixels_HWC is not None:
@@ -267,7 +275,7 @@ def _decode_pixels(
     return np.asarray(_decode(data, name, image, lambda width, height: divisor))
 
 
-def _may_shrink(image: Image.Image) -> bool:
+def _is_upright_jpeg(image: Image.Image) -> bool:
     """Whether it is a JPEG that lies upright."""
     return image.format == "JPEG" and _TURNS.get(_orientation(image)) is None
 

@@ -83,8 +83,8 @@ def _start_server() -> None:
 def start_worker(_: int = 0) -> None:
     """Leave Ctrl-C and SIGTERM to the main process.
 
-    The main process decides when to stop, and the step that it finishes then needs its workers. Without it they end
-    by themselves.
+    The main process decides when to stop, and the step that it finishes then needs its workers. A process does it as it
+    arrives; those of torch's loader again before they read, since torch's own handlers come in between.
     """
     for each in _SIGNALS:
         signal.signal(each, signal.SIG_IGN)

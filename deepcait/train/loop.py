@@ -140,8 +140,8 @@ class Trainer:
         try:
             self._advance(request)
         except DataError:
-            # Workers leave signals to this process, but for the moment in which they start: one for the whole group
-            # ends them then. What they were to read has changed nothing yet.
+            # Workers leave signals to this process, but for two instants of their start. One that ended them then was
+            # for this process too; what they were to read has changed nothing yet.
             if not request.asked or self.job.processes.world_size > 1:
                 raise
             self._stop()

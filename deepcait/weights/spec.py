@@ -309,8 +309,7 @@ def _find_hub(repository: str, shapes_only: bool) -> _Stored:
 def _find_builtin(spec: str, shapes_only: bool) -> _Stored:
     if spec != f"{BUILTIN_PREFIX}nano":
         raise ConfigError(f"expected builtin:nano, got {spec!r}.", remedy="It is the only model in the package.")
-    story = {"source": spec, "trained_on": "CIFAR-10", "licence": "apache-2.0"}
-    return _from_artefact("builtin", read_artefact(require_nano(), shapes_only=shapes_only), story)
+    return _from_artefact("builtin", read_artefact(require_nano(), shapes_only=shapes_only), {"source": spec})
 
 
 def _find_folder(path: Path, shapes_only: bool) -> _Stored:

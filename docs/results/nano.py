@@ -61,7 +61,8 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     args = parser.parse_args()
     model = deepcait.load(args.runs[-1])
-    model.story["provenance"] = {"started_from": "cait_nano_32", "start": "random", "teacher": "convnet_32"}
+    made = {"started_from": "cait_nano_32", "start": "random", "teacher": "convnet_32"}
+    model.story["provenance"] = made | {"trained_on": "CIFAR-10", "licence": "apache-2.0"}
     model.story["recipe"]["teacher"]["spec"] = "TEACHER"
     if len(args.runs) > 1:
         model.story["recipe"]["model"] = "RUN_BEFORE"
