@@ -59,7 +59,8 @@ class RecordingSet(TrainingSet):
         self.read.append(list(slot))
         image, label = super().change(slot)
         if slot == self.poisoned:
-            image = image._replace(patches=[[Patch(0, 0, torch.full(image.pixels.shape, torch.nan))]])
+            whole = Patch(0, 0, *image.pixels.shape[-2:])
+            image = image._replace(patches=[[whole]], filling=torch.full([image.pixels.numel()], torch.nan))
         return image, label
 
 
