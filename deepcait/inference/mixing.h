@@ -26,7 +26,7 @@ void mix_row(float* row, int64_t head_step, int64_t N, int64_t heads, const Mixi
         for (int a = 0; a < A; a++) in[a] = load(row + a * head_step + n);
         for (int b = 0; b < A; b++) {
             vec sum = in[0] * mixing.before[b * A];
-            for (int a = 1; a < A; a++) sum += in[a] * mixing.before[b * A + a];
+            for (int a = 1; a < A; a++) sum = fused(in[a], mixing.before[b * A + a], sum);
             if (n + W > N) sum = LANES < static_cast<int32_t>(N - n) ? sum : spread(-3.0e38f);
             most[b] = larger(most[b], sum);
             store(row + b * head_step + n, sum);
@@ -47,8 +47,8 @@ void mix_row(float* row, int64_t head_step, int64_t N, int64_t heads, const Mixi
     for (int64_t n = 0; n < N; n += W) {
         for (int a = 0; a < A; a++) in[a] = load(row + a * head_step + n);
         for (int b = 0; b < A; b++) {
-            vec sum = in[0] * scaled[b * A] + mixing.bias[b];
-            for (int a = 1; a < A; a++) sum += in[a] * scaled[b * A + a];
+            vec sum = fused(in[0], scaled[b * A], spread(mixing.bias[b]));
+            for (int a = 1; a < A; a++) sum = fused(in[a], scaled[b * A + a], sum);
             store(row + b * head_step + n, sum);
         }
     }

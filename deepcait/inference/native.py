@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from deepcait.inference.blocks import attend_blocks
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("patch_stage.cpp", "products.h", "mixing.h", "vectors.h"))
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-shared")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-fPIC", "-fopenmp", "-shared")
 _COMPILE_TIMEOUT_S = 120
 # Largest difference from PyTorch's own answer, in units of its spread, for the code to be trusted.
 _TOLERANCE = 1e-5

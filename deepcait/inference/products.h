@@ -54,7 +54,7 @@ void tile(const Product& p, const Place& at) {
         for (int r = 0; r < ROWS; r++) {
             const vec factor = spread(left[r * left_step]);
 #pragma GCC unroll 3
-            for (int v = 0; v < NV; v++) sum[r][v] += factor * values[v];
+            for (int v = 0; v < NV; v++) sum[r][v] = fused(factor, values[v], sum[r][v]);
         }
     }
     float* const out = p.out + at.row * p.out_step + at.column;

@@ -7,6 +7,10 @@
 #include <cmath>
 #include <cstdint>
 
+#if defined(__AVX512F__) || defined(__FMA__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 #ifdef __AVX512F__
@@ -32,6 +36,31 @@ inline vec load(const float* from) { return *reinterpret_cast<const vec*>(from);
 inline void store(float* to, vec value) { *reinterpret_cast<vec*>(to) = value; }
 inline vec spread(float value) { return value - vec{}; }
 inline vec larger(vec a, vec b) { return a > b ? a : b; }
+// a b + c, rounded once where the processor can do that. Spelled out: a compiler that may choose (-ffp-contract) fuses
+// in one place and not in the next, and a row's bits would depend on which tile it falls into.
+inline vec fused(vec a, vec b, vec c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+    return _mm256_fmadd_ps(a, b, c);
+#elif defined(__FP_FAST_FMAF)
+    for (int i = 0; i < W; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
+#else
+    return a * b + c;
+#endif
+}
+inline vec fused(vec a, float b, vec c) { return fused(a, spread(b), c); }
+
+// c[0] x^(N - 1) + ... + c[N - 1].
+template <int N>
+inline vec polynomial(vec x, const float (&c)[N]) {
+    vec sum = spread(c[0]);
+#pragma GCC unroll 8
+    for (int i = 1; i < N; i++) sum = fused(sum, x, spread(c[i]));
+    return sum;
+}
+
 inline int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
 inline float total(vec value) {
@@ -50,18 +79,13 @@ inline float largest(vec value) {
 inline vec exponential(vec x) {
     const vec shifter = spread(12582912.0f + 127);  // 1.5 * 2^23: adding it rounds to whole numbers; 127: 2^0 as bits
     x = x < -87.0f ? spread(-87.0f) : x;
-    vec whole = x * 1.44269504f + shifter;
+    vec whole = fused(x, 1.44269504f, shifter);
     const ivec power = reinterpret_cast<ivec&>(whole) << 23;
     whole -= shifter;
-    vec rest = x - whole * 0.693359375f;
-    rest -= whole * -2.12194440e-4f;
-    vec sum = spread(1.9875691500e-4f);
-    sum = sum * rest + 1.3981999507e-3f;
-    sum = sum * rest + 8.3334519073e-3f;
-    sum = sum * rest + 4.1665795894e-2f;
-    sum = sum * rest + 1.6666665459e-1f;
-    sum = sum * rest + 5.0000001201e-1f;
-    sum = sum * (rest * rest) + rest + 1.0f;
+    const vec rest = fused(whole, 2.12194440e-4f, fused(whole, -0.693359375f, x));
+    vec sum = polynomial(rest, {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
+                                1.6666665459e-1f, 5.0000001201e-1f});
+    sum = fused(sum, rest * rest, rest) + 1.0f;
     return sum * reinterpret_cast<const vec&>(power);
 }
 
@@ -71,18 +95,13 @@ inline vec gelu(vec x) {
     vec z = x * 0.70710678f;
     z = z < -LAST ? spread(-LAST) : z > LAST ? spread(LAST) : z;
     const vec s = z * z;
-    vec above = s * -2.72614225801306e-10f + 2.77068142495902e-08f;
-    above = above * s - 2.10102402082508e-06f;
-    above = above * s - 5.69250639462346e-05f;
-    above = above * s - 7.34990630326855e-04f;
-    above = above * s - 2.95459980854025e-03f;
-    above = above * s - 1.60960333262415e-02f;
-    vec below = s * -1.45660718464996e-05f - 2.13374055278905e-04f;
-    below = below * s - 1.68282697438203e-03f;
-    below = below * s - 7.37332916720468e-03f;
-    below = below * s - 1.42647390514189e-02f;
+    const vec above = polynomial(s, {-2.72614225801306e-10f, 2.77068142495902e-08f, -2.10102402082508e-06f,
+                                     -5.69250639462346e-05f, -7.34990630326855e-04f, -2.95459980854025e-03f,
+                                     -1.60960333262415e-02f});
+    const vec below = polynomial(s, {-1.45660718464996e-05f, -2.13374055278905e-04f, -1.68282697438203e-03f,
+                                     -7.37332916720468e-03f, -1.42647390514189e-02f});
     const vec half = x * 0.5f;
-    return half + half * (z * above / below);
+    return fused(half, z * above / below, half);
 }
 
 // Mean 0 and variance 1 for each of M rows.
@@ -93,7 +112,7 @@ void normalize(const float* rows, int64_t M, int64_t D, float eps, float* out) {
         const float mean = total(sum) / D;
         for (int64_t d = 0; d < D; d += W) {
             const vec centred = load(rows + d) - mean;
-            squares += centred * centred;
+            squares = fused(centred, centred, squares);
         }
         const float scale = 1.0f / std::sqrt(total(squares) / D + eps);
         for (int64_t d = 0; d < D; d += W) store(out + d, (load(rows + d) - mean) * scale);

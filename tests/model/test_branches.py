@@ -201,7 +201,8 @@ def test_products_are_those_of_a_linear_layer(rows):
     expected.backward(grad)
     assert relative_error(linear(x, weight, bias).double(), expected) < 1e-6
     for got, tensor in zip(linear_backward(grad.float(), x, weight), given, strict=True):
-        assert relative_error(got.double(), tensor.grad) < 1e-6
+        # Up to 288 products in a sum, in an order that is each processor's own.
+        assert relative_error(got.double(), tensor.grad) < 5e-6
 
 
 def test_a_wrong_factor_of_stochastic_depth_is_seen(monkeypatch):
