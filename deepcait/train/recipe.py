@@ -15,6 +15,8 @@ from deepcait.train.schedule import Schedule
 from deepcait.train.strict import overlay, read_text, read_yaml, set_value, to_yaml
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+# Its square, summed over any width, is a float32; beyond, every token is NaN or the norm's bias alone.
+_MAX_GAMMA = 1e15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +266,9 @@ class Recipe:
         for name, value in not_negative.items():
             if value < 0:
                 raise ConfigError(f"{name}: expected 0 or more, got {value}.", remedy="Mend the recipe.")
+        if abs(self.layer_scale_init or 0) > _MAX_GAMMA:
+            problem = f"layer_scale_init: expected at most {_MAX_GAMMA:g} in size, got {self.layer_scale_init:g}."
+            raise ConfigError(problem, remedy="The paper starts at 0.1 or less; norms square more to infinity.")
         if self.shape.in_chans not in (None, 1, 3):
             problem = f"shape.in_chans: expected 3, or 1 for grey images, got {self.shape.in_chans}."
             raise ConfigError(problem, remedy="Choose one; pictures are read as one of the two.")
