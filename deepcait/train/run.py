@@ -89,7 +89,7 @@ def train(
     processes = join_processes()
     try:
         say = say if processes.is_main else None
-        return _train(recipe, folder, processes, evaluate, resume=resume, say=say, live=live)
+        return _train(recipe, folder, processes, evaluate, say=say, live=live)
     except RuntimeError as error:
         if processes.world_size > 1 and is_lost_process(error):
             raise RunError(
@@ -107,7 +107,6 @@ def _train(
     processes: Processes,
     evaluate: Callable[..., dict],
     *,
-    resume: bool,
     say: Callable[[str], None] | None,
     live: bool | None,
 ) -> Outcome:
