@@ -255,7 +255,7 @@ class Recipe:
         o, s, k = self.optimizer, self.schedule, self.keep
         not_negative = {"optimizer.lr": o.lr, "optimizer.lr_batch": o.lr_batch, "optimizer.eps": o.eps}
         not_negative |= {"optimizer.weight_decay": o.weight_decay, "optimizer.clip_norm": o.clip_norm}
-        not_negative |= {"optimizer.layer_decay": o.layer_decay, "head_warmup_epochs": self.head_warmup_epochs}
+        not_negative |= {"head_warmup_epochs": self.head_warmup_epochs}
         not_negative |= {"schedule.warmup_epochs": s.warmup_epochs, "schedule.warmup_lr": s.warmup_lr}
         not_negative |= {"schedule.min_lr": s.min_lr, "data.num_workers": self.data.num_workers}
         not_negative |= {"data.max_errors": self.data.max_errors, "data.shrink_px": self.data.shrink_px}
@@ -276,6 +276,9 @@ class Recipe:
             if not 0 <= getattr(o, name) < 1:
                 problem = f"optimizer.{name}: expected a number in [0, 1), got {getattr(o, name)}."
                 raise ConfigError(problem, remedy="Mend the recipe.")
+        if not 0 <= o.layer_decay <= 1:
+            problem = f"optimizer.layer_decay: expected a number in [0, 1], got {o.layer_decay:g}."
+            raise ConfigError(problem, remedy="Beyond 1 early blocks would move the most; 1 is off.")
         if not 0 <= self.teacher.alpha <= 1 or self.teacher.tau <= 0 or not 0 <= self.ema.decay < 1:
             raise ConfigError(
                 f"expected teacher.alpha in [0, 1], teacher.tau > 0 and ema.decay in [0, 1), got "

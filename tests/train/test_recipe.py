@@ -236,7 +236,13 @@ def test_later_settings_win():
     + ["global_batch_size=0", "replicas=0", "keep.checkpoints=0", "keep.log_every_steps=0", "teacher.alpha=1.5"]
     + ["teacher.tau=0", "ema.decay=1", "optimizer.lr=-1", "optimizer.weight_decay=-1", "optimizer.beta1=1"]
     + ["optimizer.beta2=-0.1", "optimizer.momentum=1.5", "optimizer.eps=-1", "optimizer.clip_norm=-1"]
-    + ["optimizer.layer_decay=-1", "schedule.warmup_epochs=-1", "head_warmup_epochs=-1", "data.num_workers=-1"]
+    + [
+        "optimizer.layer_decay=-1",
+        "optimizer.layer_decay=7",
+        "schedule.warmup_epochs=-1",
+        "head_warmup_epochs=-1",
+        "data.num_workers=-1",
+    ]
     + ["shape.in_chans=2", "shape.in_chans=4", "data.shrink_px=-1"]
     + ["mix.mixup=-1", "mix.probability=2", "mix.label_smoothing=1.5", "augment.erase=2", "augment.crop=x"],
 )
