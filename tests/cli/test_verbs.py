@@ -134,6 +134,16 @@ def test_help_has_examples(run, verb):
     assert f"Examples:\n    deepcait {verb}" in out
 
 
+def test_want_of_memory_is_told_as_such(run, monkeypatch):
+    """As PyTorch raises it for the machine's memory; one error of its own it has for accelerators alone."""
+    monkeypatch.setattr(eval_verb, "run", lambda args: torch.empty(2**60))
+    code, _, err = run("eval", "x", "--data", "y")
+    said = " ".join(err.split())
+    assert code == 2
+    assert "expected memory for what was asked, got none left (" in said
+    assert "docs/errors.md#out-of-memory" in said
+
+
 def test_the_list_of_verbs(run):
     code, out, _ = run("--help")
     assert code == 0
@@ -169,16 +179,6 @@ def test_what_happened_becomes_an_exit_code(run, monkeypatch, raised, code):
     got, out, err = run("eval", "x", "--data", "y")
     assert (got, out) == (code, "")
     assert ("Traceback" in err) == ("a defect of deepcait" in err) == (code == 1)
-
-
-def test_want_of_memory_is_told_as_such(run, monkeypatch):
-    """As PyTorch raises it for the machine's memory; one error of its own it has for accelerators alone."""
-    monkeypatch.setattr(eval_verb, "run", lambda args: torch.empty(2**60))
-    code, _, err = run("eval", "x", "--data", "y")
-    said = " ".join(err.split())
-    assert code == 2
-    assert "expected memory for what was asked, got none left (" in said
-    assert "docs/errors.md#out-of-memory" in said
 
 
 def test_every_verb_that_is_there_can_be_called():
