@@ -227,12 +227,18 @@ class Classifier:
         """Return the index of a class by its name, its stored name, or its index as text.
 
         Raises:
-            ConfigError: the model has no such class; similar names are suggested.
+            ConfigError: the model has no such class (similar names are suggested), or several (ImageNet's cranes).
         """
         names = [self.label(index) for index in range(self.model.num_classes)]
         for known in (names, self.classes or [], [str(index) for index in range(len(names))]):
-            if name in known:
-                return known.index(name)
+            found = [index for index, other in enumerate(known) if other == name]
+            if len(found) > 1:
+                raise ConfigError(
+                    f"class: expected the name of one class, got {name!r}, that of {', '.join(map(str, found))}.",
+                    remedy="Give the index of the one that is meant.",
+                )
+            if found:
+                return found[0]
         near = difflib.get_close_matches(name, names, n=3)
         raise ConfigError(
             f"class: expected one of the model's {len(names)}, got {name!r}.",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,7 +39,7 @@ class Args:
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")]
     """Pictures, or folders with pictures below them."""
     out: Path
-    """Folder for the page (index.html), the PNGs and the numbers."""
+    """Folder for the page (index.html), the PNGs and the numbers; what an earlier call wrote there goes."""
     method: str = "class-attention,rollout,gradient"
     """Maps with commas between: class-attention, rollout, gradient, integrated-gradients, occlusion; or all."""
     class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
@@ -108,7 +109,43 @@ def write_gallery(classifier: Classifier, paths: Sequence[Path], args: Args, con
     plates = _figures(classifier, paths, _results(args), args, console) if args.figures else []
     page = gallery(args.spec, _sentence(classifier), entries, plates)
     write_bytes(args.out / "index.html", page.encode())
+    _remove_earlier(args.out, facts, figures=args.figures)
     return facts
+
+
+def _remove_earlier(out: Path, facts: Sequence[dict[str, Any]], *, figures: bool) -> None:
+    """Take away what an earlier call wrote into `out` and the page does not show any more.
+
+    Only files by our names, and folders that are empty then: whatever else lies there stays.
+
+    Args:
+        facts: of the pictures on the page, as `write_gallery` returns them.
+        figures: the page shows figures of the model.
+    """
+    from deepcait.explain import METHODS
+
+    names = {"heads.png", "maps.npz"} | {f"{method.replace('-', '_')}.png" for method in METHODS}
+    kept = {Path(about["folder"]) / name for about in facts for name in about["files"]}
+    for folder in out.iterdir():
+        if re.match(r"\d{3,}_", folder.name) and not folder.is_symlink() and (folder / "maps.npz").is_file():
+            _remove(folder, {folder / name for name in names} - kept)
+    numbers = out / "figures" / "figures.json"
+    if not figures and numbers.is_file():
+        with suppress(OSError, ValueError, KeyError, TypeError):  # not of our making
+            titles = json.loads(numbers.read_text(encoding="utf-8"))["captions"]
+            drawn = {numbers.parent / Path(_figure_file(title)).name for title in titles}
+            _remove(numbers.parent, drawn | {numbers})
+
+
+def _figure_file(title: str) -> str:
+    return f"{title.lower().replace(' ', '_')}.png"
+
+
+def _remove(folder: Path, files: set[Path]) -> None:
+    with suppress(OSError):  # not empty, or not ours to change
+        for path in files:
+            path.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _methods(args: Args) -> tuple[str, ...]:
@@ -129,7 +166,7 @@ def _explain(classifier: Classifier, path: Path, number: int, args: Args) -> tup
         name=path.name,
         folder=folder.name,
         explanation=found,
-        predictions=[(answer.label, answer.probability) for answer in answers],
+        predictions=[tuple(answer) for answer in answers],
     )
     about = {
         "file": str(path),
@@ -173,7 +210,7 @@ def _figures(
     folder = args.out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for plate in plates:
-        write_bytes(folder / f"{plate.title.lower().replace(' ', '_')}.png", to_bytes(plate.image))
+        write_bytes(folder / _figure_file(plate.title), to_bytes(plate.image))
     captions = {plate.title: plate.caption for plate in plates}
     numbers = {"captions": captions, "layers": measures.to_dict(), "accuracy": results}
     write_bytes(folder / "figures.json", (json.dumps(numbers, indent=1) + "\n").encode())

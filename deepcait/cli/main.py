@@ -169,7 +169,21 @@ def _mendable(error: Exception) -> tuple[str, str] | None:
         # So Python writes the bytes of a file name that are no UTF-8.
         around = error.object[max(0, error.start - 20) : error.end + 20]
         return f"expected names of files and folders in UTF-8, got {ascii(around)}.", "Rename it."
-    return None
+    return _want_of_memory(error)
+
+
+def _want_of_memory(error: Exception) -> tuple[str, str] | None:
+    """Problem and remedy of memory that was asked for and not there; None where the error is about something else."""
+    said = " ".join(str(error).split())
+    # PyTorch has an error of its own for accelerators' memory (not imported here) and none for the machine's.
+    told = ("can't allocate memory", "not enough memory")
+    ours = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not ours and not (isinstance(error, RuntimeError) and any(words in said for words in told)):
+        return None
+    return (
+        f"expected memory for what was asked, got none left ({said[:200] or type(error).__name__}).",
+        "Let it do less at once, a smaller batch first of all: docs/errors.md#out-of-memory.",
+    )
 
 
 def _file_mistake(error: OSError) -> tuple[str, str] | None:

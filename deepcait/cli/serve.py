@@ -57,6 +57,17 @@ class Args:
     """Print the address as one JSON object and nothing else."""
 
 
+def _require_numbers(args: Args) -> None:
+    for option, number in (
+        ("--max-wait-ms", args.max_wait_ms),
+        ("--max-megabytes", args.max_megabytes),
+        ("--max-megapixels", args.max_megapixels),
+        ("--deadline-s", args.deadline_s),
+    ):
+        if not 0 <= number < math.inf:
+            raise ConfigError(f"{option}: expected a number of 0 or more, got {number}.", remedy="Leave it out.")
+
+
 def run(args: Args) -> int | None:
     """Load the model, listen, and answer until SIGINT or SIGTERM."""
     from deepcait.classifier import load
@@ -72,14 +83,7 @@ def run(args: Args) -> int | None:
         ) from error
     if args.threads is not None and args.threads < 1:
         raise ConfigError(f"--threads: expected 1 or more, got {args.threads}.", remedy="Give 1, or more.")
-    for option, number in (
-        ("--max-wait-ms", args.max_wait_ms),
-        ("--max-megabytes", args.max_megabytes),
-        ("--max-megapixels", args.max_megapixels),
-        ("--deadline-s", args.deadline_s),
-    ):
-        if not 0 <= number < math.inf:
-            raise ConfigError(f"{option}: expected a number of 0 or more, got {number}.", remedy="Leave it out.")
+    _require_numbers(args)
     console = Console(json=args.json)
     chosen = choose_engine(args.spec, args.engine, console, device=args.device)
     threads = args.threads or chosen.threads

@@ -169,7 +169,7 @@ def _own_classes(table: Table, rows: list[int] | None) -> tuple[list[str], str]:
     """Index -> name by the data alone (by some of its rows, else by the training split), and what was assumed."""
     if table.class_names is not None:
         require_class_labels(table.where, table.labels, len(table.class_names))
-        return list(table.class_names), ""
+        return _told_apart(table.class_names)
     if rows is None:
         rows = [row for row, word in enumerate(table.splits) if word and split_of(word) == "train"]
     found = {table.labels[row] for row in rows or range(len(table.paths))} - {None}
@@ -187,6 +187,16 @@ def _own_classes(table: Table, rows: list[int] | None) -> tuple[list[str], str]:
     unused = num_classes - len(indices)
     note = f"bare integers, taken as class indices 0 to {num_classes - 1}" + (f" ({unused} unused)" if unused else "")
     return [str(index) for index in range(num_classes)], note
+
+
+def _told_apart(names: Sequence[str]) -> tuple[list[str], str]:
+    """Class names of which each is one class's alone, and what was done: the hub's ImageNet has two called crane."""
+    counts = Counter(names)
+    twice = [name for name, count in counts.items() if count > 1]
+    if not twice:
+        return list(names), ""
+    own = [name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(names)]
+    return own, f"classes of one name are told apart by their index ({some(twice)})"
 
 
 def _indices(table: Table, rows: list[int], own: list[str]) -> list[int | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ def map_classes(source: Source, classes: Sequence[str] | None, num_classes: int)
 
     Raises:
         ConfigError: more names, or fewer, than logits.
-        DataError: a class that the model does not have, or another number of classes.
+        DataError: a class that the model does not have, or has twice, or another number of classes.
     """
     if classes is not None and len(classes) != num_classes:
         raise ConfigError(
@@ -85,7 +86,18 @@ def map_classes(source: Source, classes: Sequence[str] | None, num_classes: int)
             remedy="Rename those folders to classes of the model, remove them, or use a model trained on this data. "
             "More in docs/errors.md#another-number-of-classes.",
         )
+    _require_one_of_each([source.classes[label] for label in sorted(used)], classes or ())
     return [index_of.get(name, -1) for name in source.classes]
+
+
+def _require_one_of_each(names: Sequence[str], classes: Sequence[str]) -> None:
+    known = Counter(classes)
+    twice = [name for name in names if known[name] > 1]
+    if twice:
+        raise DataError(
+            f"classes: expected the model to have one of each name, got two or more of {some(twice)}.",
+            remedy="Name the data's classes by index, or give the model's classes names of their own.",
+        )
 
 
 def describe_mapping(source: Source, classes: Sequence[str] | None) -> str:

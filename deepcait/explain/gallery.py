@@ -31,13 +31,13 @@ class Entry:
     """One picture of the gallery.
 
     name: of its file, as it is shown. folder: where its PNGs lie, as it is shown.
-    predictions: (label, probability), the most probable first.
+    predictions: (class index, label, probability), the most probable first.
     """
 
     name: str
     folder: str
     explanation: Explanation
-    predictions: list[tuple[str, float]]
+    predictions: list[tuple[int, str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def _article(entry: Entry, number: int) -> Markup:
     ]
     answer = join(
         element("h3", "Answer"),
-        bars(entry.predictions, target=found.label),
+        bars(entry.predictions, target=found.target),
         element(
             "p", f'The maps that ask about a class ask about "{found.label}" ({found.probability:.1%}).', class_="soft"
         ),

@@ -95,11 +95,16 @@ def table(
     return scroll(name, made)
 
 
-def bars(rows: list[tuple[str, float]], *, target: str | None = None, truth: str | None = None) -> Markup:
-    """Return probabilities as bars; the target is bold, the true label is marked."""
+def bars(rows: list[tuple[int, str, float]], *, target: int | None = None, truth: int | None = None) -> Markup:
+    """Return probabilities as bars; the target is bold, the true label is marked.
+
+    Args:
+        rows: (class index, name, probability).
+        target, truth: class indices; ImageNet has two classes called crane.
+    """
     items = []
-    for label, probability in rows:
-        names = " ".join(name for name, yes in (("target", label == target), ("truth", label == truth)) if yes)
+    for index, label, probability in rows:
+        names = " ".join(name for name, yes in (("target", index == target), ("truth", index == truth)) if yes)
         items.append(
             element(
                 "li",

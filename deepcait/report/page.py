@@ -209,7 +209,7 @@ def _mistakes(results: Results) -> Markup:
 
 
 def _card(mistake: Mistake) -> Markup:
-    answer, _ = mistake.answers[0]
+    target, answer, _ = mistake.answers[0]
     what = f"{mistake.label} answered as {answer}"
     pair = element(
         "div",
@@ -217,14 +217,11 @@ def _card(mistake: Mistake) -> Markup:
         picture_element(mistake.attention, f"{what}: where the class token looked") if mistake.attention else None,
         class_="pair",
     )
-    answers = list(mistake.answers)
-    if mistake.label not in [label for label, _ in answers]:
-        answers.append((mistake.label, mistake.label_probability))
     caption = join(
         # Each apart: two names that are read from right to left would exchange their places around the arrow.
         element("strong", element("bdi", mistake.label), " → ", element("bdi", answer)),
         element("code", mistake.name),
-        bars(answers, target=answer, truth=mistake.label),
+        bars(mistake.answers, target=target, truth=mistake.truth),
     )
     return element("figure", pair, element("figcaption", caption))
 

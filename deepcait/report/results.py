@@ -34,15 +34,15 @@ _THUMB_PX = 160
 class Mistake:
     """One picture that was answered wrong.
 
-    name: of the sample. label: its class. answers: (class, probability), the three most probable.
-    label_probability: what the model gave the label. frame, attention: what it saw, and its mean class attention;
-        None for a network that has none.
+    name: of the sample. label, truth: its class, name and index.
+    answers: (class index, name, probability), the three most probable, and the label's own where it is none of them.
+    frame, attention: what it saw, and its mean class attention; None for a network that has none.
     """
 
     name: str
     label: str
-    answers: list[tuple[str, float]]
-    label_probability: float
+    truth: int
+    answers: list[tuple[int, str, float]]
     frame: Image.Image
     attention: Image.Image | None
 
@@ -205,12 +205,13 @@ def _mistake(part: Source, index: int, model, preprocessing: Preprocessing, clas
     picture = open_image(part.read(index).data, name=part.locate(index))
     image_1CHW = preprocessing(picture)[None].to(next(model.parameters()).device)
     frame = enlarge(preprocessing.frame(picture), _THUMB_PX)
-    ranked = row_K.argsort(descending=True, stable=True)[:3].tolist()
+    ranked, truth = row_K.argsort(descending=True, stable=True)[:3].tolist(), int(label)
+    shown = ranked if truth in ranked else [*ranked, truth]
     return Mistake(
         name=part.names[index],
-        label=classes[int(label)],
-        answers=[(classes[k], row_K[k].item()) for k in ranked],
-        label_probability=row_K[int(label)].item(),
+        label=classes[truth],
+        truth=truth,
+        answers=[(k, classes[k], row_K[k].item()) for k in shown],
         frame=frame,
         attention=_attention(model, image_1CHW, frame),
     )

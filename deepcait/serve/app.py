@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _DEFAULT_TOPK = 5
 _DIGITS = 6  # of a weight of attention: a page needs no more, and the answer stays small
 _OWN = (b"same-origin", b"none")  # Sec-Fetch-Site of what our page sends, and of what no page sends
+_MORE = "More in docs/errors.md#the-service-answers-421-or-403."
 _KNOWN_PATHS = {"/", "/predict", "/explain", "/healthz", "/metrics", "/model"}
 
 
@@ -129,9 +130,8 @@ class Service:
             if name == b"host":
                 host = value.decode("latin-1")
             elif name == b"sec-fetch-site" and value not in _OWN and scope["method"] == "POST":
-                raise RequestError(
-                    403, "request: expected one from this page, got one from another page.", remedy="Open this page."
-                )
+                problem = "request: expected one from this page, got one from another page."
+                raise RequestError(403, problem, remedy=f"Open this page. {_MORE}")
         if len(framed_by) > 1 or (scope["http_version"] == "1.0" and b"transfer-encoding" in framed_by):
             # A proxy in front may see the end of the body elsewhere than we (RFC 9112, 6.1 and 6.3).
             problem = "request: expected one length of its body, got Transfer-Encoding where it has no place."
@@ -146,7 +146,7 @@ class Service:
             raise RequestError(
                 421,
                 f"Host: expected {' or '.join(sorted(self.hosts))}, got {host[:100]!r}.",
-                remedy="Ask by this name, or start the service with --allow-host NAME.",
+                remedy=f"Ask by this name, or start the service with --allow-host NAME. {_MORE}",
             )
 
     def _require_known_path(self, path: str) -> None:

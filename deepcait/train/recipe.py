@@ -15,6 +15,8 @@ from deepcait.train.schedule import Schedule
 from deepcait.train.strict import overlay, read_text, read_yaml, set_value, to_yaml
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+# Its square, summed over any width, is a float32; beyond, every token is NaN or the norm's bias alone.
+_MAX_GAMMA = 1e15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +255,7 @@ class Recipe:
         o, s, k = self.optimizer, self.schedule, self.keep
         not_negative = {"optimizer.lr": o.lr, "optimizer.lr_batch": o.lr_batch, "optimizer.eps": o.eps}
         not_negative |= {"optimizer.weight_decay": o.weight_decay, "optimizer.clip_norm": o.clip_norm}
-        not_negative |= {"optimizer.layer_decay": o.layer_decay, "head_warmup_epochs": self.head_warmup_epochs}
+        not_negative |= {"head_warmup_epochs": self.head_warmup_epochs}
         not_negative |= {"schedule.warmup_epochs": s.warmup_epochs, "schedule.warmup_lr": s.warmup_lr}
         not_negative |= {"schedule.min_lr": s.min_lr, "data.num_workers": self.data.num_workers}
         not_negative |= {"data.max_errors": self.data.max_errors, "data.shrink_px": self.data.shrink_px}
@@ -264,6 +266,9 @@ class Recipe:
         for name, value in not_negative.items():
             if value < 0:
                 raise ConfigError(f"{name}: expected 0 or more, got {value}.", remedy="Mend the recipe.")
+        if abs(self.layer_scale_init or 0) > _MAX_GAMMA:
+            problem = f"layer_scale_init: expected at most {_MAX_GAMMA:g} in size, got {self.layer_scale_init:g}."
+            raise ConfigError(problem, remedy="The paper starts at 0.1 or less; norms square more to infinity.")
         if self.shape.in_chans not in (None, 1, 3):
             problem = f"shape.in_chans: expected 3, or 1 for grey images, got {self.shape.in_chans}."
             raise ConfigError(problem, remedy="Choose one; pictures are read as one of the two.")
@@ -271,6 +276,9 @@ class Recipe:
             if not 0 <= getattr(o, name) < 1:
                 problem = f"optimizer.{name}: expected a number in [0, 1), got {getattr(o, name)}."
                 raise ConfigError(problem, remedy="Mend the recipe.")
+        if not 0 <= o.layer_decay <= 1:
+            problem = f"optimizer.layer_decay: expected a number in [0, 1], got {o.layer_decay:g}."
+            raise ConfigError(problem, remedy="Beyond 1 early blocks would move the most; 1 is off.")
         if not 0 <= self.teacher.alpha <= 1 or self.teacher.tau <= 0 or not 0 <= self.ema.decay < 1:
             raise ConfigError(
                 f"expected teacher.alpha in [0, 1], teacher.tau > 0 and ema.decay in [0, 1), got "

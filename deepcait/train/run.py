@@ -23,6 +23,7 @@ from deepcait.data.source import describe, require_labels
 from deepcait.data.split import SPLIT_FILE, limited, manifest_text
 from deepcait.errors import ConfigError, RunError, WeightsError
 from deepcait.model import CaiT
+from deepcait.model.networks import is_model_name
 from deepcait.train.average import WeightAverage
 from deepcait.train.journal import REMEDY, environment, read_state, replace_text
 from deepcait.train.loop import Job, Trainer
@@ -88,7 +89,7 @@ def train(
     processes = join_processes()
     try:
         say = say if processes.is_main else None
-        return _train(recipe, folder, processes, evaluate, resume=resume, say=say, live=live)
+        return _train(recipe, folder, processes, evaluate, say=say, live=live)
     except RuntimeError as error:
         if processes.world_size > 1 and is_lost_process(error):
             raise RunError(
@@ -106,7 +107,6 @@ def _train(
     processes: Processes,
     evaluate: Callable[..., dict],
     *,
-    resume: bool,
     say: Callable[[str], None] | None,
     live: bool | None,
 ) -> Outcome:
@@ -275,8 +275,8 @@ def _plan(recipe: Recipe, order: Order, processes: Processes, device: torch.devi
 
 
 def notes_of(recipe: Recipe) -> list[str]:
-    """Return what is allowed and yet hardly meant: beginnings that last as long as the whole run."""
-    notes = []
+    """Return what is allowed and yet hardly meant: beginnings without an end, first values that do harm or nothing."""
+    notes = _notes_of_layer_scale(recipe)
     if recipe.schedule.warmup_epochs >= recipe.epochs:
         notes.append(
             f"the learning rate rises to the end and never gets to its peak: schedule.warmup_epochs is "
@@ -287,6 +287,19 @@ def notes_of(recipe: Recipe) -> list[str]:
             f"only the head moves: head_warmup_epochs is {recipe.head_warmup_epochs:g}, epochs {recipe.epochs}"
         )
     return notes
+
+
+def _notes_of_layer_scale(recipe: Recipe) -> list[str]:
+    gamma = recipe.layer_scale_init
+    if gamma is None:
+        return []
+    if not is_model_name(recipe.model) or recipe.start == "released":
+        return [f"layer_scale_init changes nothing: {start_of(recipe)} bring their own values"]
+    if recipe.ablation.residual not in (None, "layerscale", "scalar"):
+        return [f"layer_scale_init changes nothing: {recipe.ablation.residual} has its own first value"]
+    if abs(gamma) > 1:
+        return [f"layer_scale_init is {gamma:g}: branches drown the stream; the paper starts at 0.1 or less"]
+    return []
 
 
 def _evaluation(evaluate, validation: Source, preprocessing: Preprocessing, recipe: Recipe, device) -> Callable:

@@ -39,7 +39,7 @@ def read_yaml(text: str, origin: str) -> yaml.MappingNode:
     return root
 
 
-def overlay(base: Settings, node: yaml.MappingNode, origin: str, path: str = "") -> Settings:
+def overlay(base: Settings, node: yaml.MappingNode, origin: str, path: str = "", whole: Any = None) -> Settings:
     """Return a copy of a dataclass with the values of a YAML mapping laid over it.
 
     Args:
@@ -47,22 +47,28 @@ def overlay(base: Settings, node: yaml.MappingNode, origin: str, path: str = "")
         node: from `read_yaml`.
         origin: name of the file, for messages.
         path: where in the file this mapping stands, for messages.
+        whole: what base is a section of, for messages; None: base itself.
 
     Raises:
         ConfigError: unknown key (with file, line, column and a suggestion), wrong type, or a key twice.
     """
     hints = typing.get_type_hints(type(base))
+    whole = base if whole is None else whole
     changes: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key = str(key_node.value)
         here = f"{origin}{_place(key_node)}: {path}{key}"
         if key not in hints:
-            raise ConfigError(f"{here}: unknown key.", remedy=_suggest(key, hints))
+            raise ConfigError(f"{here}: unknown key.", remedy=_suggest(key, hints, whole))
         if key in changes:
             raise ConfigError(f"{here}: the key stands here twice.", remedy="Keep one of them.")
         current = getattr(base, key)
         if dataclasses.is_dataclass(current) and isinstance(value_node, yaml.MappingNode):
-            changes[key] = overlay(current, value_node, origin, f"{path}{key}.")
+            changes[key] = overlay(current, value_node, origin, f"{path}{key}.", whole)
+        elif isinstance(value_node, yaml.MappingNode):
+            inside = str(value_node.value[0][0].value) if value_node.value else ""
+            problem = f"{here}: expected one value, got a section{f' with the key {inside!r}' if inside else ''}."
+            raise ConfigError(problem, remedy=_elsewhere(inside, whole) or "Write `key: value`.")
         else:
             changes[key] = _convert(value_node, hints[key], here)
     return dataclasses.replace(cast("Any", base), **changes)
@@ -124,9 +130,26 @@ def _place(node: yaml.Node) -> str:
     return f":{node.start_mark.line + 1}:{node.start_mark.column + 1}" if node.start_mark else ""
 
 
-def _suggest(key: str, known: typing.Iterable[str]) -> str:
+def _suggest(key: str, known: typing.Iterable[str], whole: Any) -> str:
+    if there := _elsewhere(key, whole):
+        return there
     near = difflib.get_close_matches(key, known, n=1)
     return f"Did you mean '{near[0]}'?" if near else f"Known here: {', '.join(known)}."
+
+
+def _elsewhere(key: str, whole: Any) -> str:
+    """Ask whether the same key of another section was meant; empty where no section has it."""
+    places = [f"'{place}'" for place in _places(whole) if place.rpartition(".")[2] == key]
+    return f"Did you mean {' or '.join(places)}?" if places else ""
+
+
+def _places(settings: Any, path: str = "") -> typing.Iterator[str]:
+    """Every key of a dataclass, those of its sections too, dotted."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        yield f"{path}{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _places(value, f"{path}{field.name}.")
 
 
 def _convert(node: yaml.Node, wanted: Any, here: str) -> Any:

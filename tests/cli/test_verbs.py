@@ -8,6 +8,7 @@ import importlib
 import json
 
 import pytest
+import torch
 
 from deepcait.cli import eval as eval_verb
 from deepcait.cli.exits import Refused
@@ -133,6 +134,16 @@ def test_help_has_examples(run, verb):
     assert f"Examples:\n    deepcait {verb}" in out
 
 
+def test_want_of_memory_is_told_as_such(run, monkeypatch):
+    """As PyTorch raises it for the machine's memory; one error of its own it has for accelerators alone."""
+    monkeypatch.setattr(eval_verb, "run", lambda args: torch.empty(2**60))
+    code, _, err = run("eval", "x", "--data", "y")
+    said = " ".join(err.split())
+    assert code == 2
+    assert "expected memory for what was asked, got none left (" in said
+    assert "docs/errors.md#out-of-memory" in said
+
+
 def test_the_list_of_verbs(run):
     code, out, _ = run("--help")
     assert code == 0
@@ -153,6 +164,9 @@ def test_the_list_of_verbs(run):
         (OSError(errno.ENOSPC, "full"), 2),
         (ModuleNotFoundError("no", name="pyarrow"), 2),
         (ModuleNotFoundError("no", name="deepcait.gone"), 1),
+        (MemoryError(), 2),
+        (torch.OutOfMemoryError("out of memory. Tried to allocate 2.00 GiB"), 2),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), 2),
         (OSError(errno.EIO, "broken"), 1),
         (RuntimeError("ours"), 1),
     ],

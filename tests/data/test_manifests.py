@@ -133,6 +133,19 @@ def test_parquet_with_pictures(tmp_path):
     assert open_source(tmp_path, "train", classes=["dog", "cat"]).labels == [0, 1, 0]
 
 
+def test_two_classes_of_one_name_stay_two(tmp_path):
+    """The hub's ImageNet calls a bird and a machine crane: by name alone each would be taken for the last of them."""
+    pytest.importorskip("pyarrow")
+    for split in ("train", "validation"):
+        pictures = [(f"{number}.png", b"") for number in range(3)]
+        names = ["crane", "dog", "crane"]
+        write_parquet(tmp_path / f"{split}-00000-of-00001.parquet", pictures, [0, 1, 2], names)
+    train = open_source(tmp_path, "train")
+    assert train.classes == ["crane (0)", "dog", "crane (2)"]
+    assert "classes of one name are told apart by their index (crane)" in describe(train)
+    assert open_source(tmp_path, "val", classes=train.classes).labels == train.labels == [0, 1, 2]
+
+
 def test_parquet_without_names_or_paths(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet

@@ -209,6 +209,14 @@ def test_every_command_of_the_page(page, place, capsys):
             run_block(block, place)
 
 
+def test_what_a_run_leaves_is_what_the_page_says(things):
+    text = (ROOT / "docs" / "verbs.md").read_text(encoding="utf-8")
+    told = re.findall(r"`([\w./]+)`", re.search(r"^What a run leaves: (.*?) On several", text, re.MULTILINE)[1])
+    left = {path.name + "/" * path.is_dir() for path in (things / "run").iterdir()}
+    assert set(told) == left | {"split.json", "errors.jsonl"}  # this data has a test split, and no damage
+    assert len(told) == len(set(told))
+
+
 def test_what_is_not_run_is_cluster_launch_files():
     not_run = {
         (page.name, block.section)

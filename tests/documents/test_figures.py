@@ -55,6 +55,22 @@ def test_a_guarantee_says_what_its_results_say(row):
     assert [number for number in decimals if not is_in(number, found)] == []
 
 
+def test_a_guarantee_names_the_commit_of_its_results():
+    """Where the files behind a row say at which commit they were got, the row says it too."""
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in GUARANTEES.splitlines()]
+    named = [(row[4], _LINK.findall(" | ".join(row))) for row in rows if len(row) == 6]
+    compared = 0
+    for commits, files in named:
+        of_files = {
+            commit
+            for name in files
+            for commit in re.findall(r'"commit": "([0-9a-f]{7})', (DOCS / name).read_text(encoding="utf-8"))
+        }
+        compared += bool(of_files)
+        assert not of_files or of_files & set(re.findall(r"\b[0-9a-f]{7}\b", commits)), files
+    assert compared >= 12
+
+
 def test_the_comparison_can_say_no():
     found = leaves({"top1": 0.5539, "counts": {"right": 5539}, "curve": [0.1, 0.2], "note": "1.76 times"})
     assert all(is_in(shown, found) for shown in ("55.39", "55.4", "5,539", "1.76", "0.55"))

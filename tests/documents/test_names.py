@@ -130,6 +130,14 @@ def test_messages_that_point_to_a_page_find_it():
         assert not anchor or anchor in anchors, f"docs/{name}#{anchor}"
 
 
+def test_every_section_of_the_cookbook_has_a_message_that_points_to_it():
+    titles = re.findall(r"^## (.+)$", (DOCS / "errors.md").read_text(encoding="utf-8"), re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    pointed_to = set(re.findall(r"docs/errors\.md#([\w-]+)", sentences()))
+    # The remedy of a missing package is a command, and nothing but it.
+    assert anchors - pointed_to == {"a-package-that-is-missing"}
+
+
 def test_every_dotted_name_in_code_is_importable():
     """`deepcait.data.order.Order.slots` in a page, whether it is a link or not."""
     for page in PAGES:

@@ -40,6 +40,12 @@ def test_an_error_names_five_classes_and_counts_the_others():
         map_classes(data("cat", "dog"), names[:5], 5)
 
 
+def test_a_name_that_two_classes_of_the_model_have_is_not_taken_for_the_last_of_them():
+    with pytest.raises(DataError, match="expected the model to have one of each name, got two or more of crane"):
+        map_classes(data("crane", "dog"), ["crane", "dog", "crane"], 3)
+    assert map_classes(data("dog", "owl"), ["crane", "dog", "crane", "owl"], 4) == [1, 3]
+
+
 def test_an_error_gives_the_range_of_a_model_without_names():
     with pytest.raises(DataError, match=r"expected those of the model \(0 to 2\), got 3, which"):
         map_classes(data("1", "3"), None, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -252,7 +253,7 @@ def test_the_files_hold_what_was_shown(found, tmp_path):
 
 
 def test_the_page_escapes_what_it_shows(found):
-    entry = Entry(name="<script>x</script>.png", folder="<i>", explanation=found, predictions=[("<b>", 0.5)])
+    entry = Entry(name="<script>x</script>.png", folder="<i>", explanation=found, predictions=[(0, "<b>", 0.5)])
     page = gallery("<spec>", "<facts>", [entry])
     for text in ("<script>x", "<i>", "<b>", "<spec>", "<facts>"):
         assert text not in page.partition("</style>")[2].replace("<i></i>", "")
@@ -282,6 +283,46 @@ def test_many_pictures_of_one_name(tmp_path, capsys):
     assert [one["class"]["index"] for one in told["images"]] == [3, 3]
     assert [set(one["maps"]) for one in told["images"]] == 2 * [{"class-attention", "rollout", "gradient"}]
     assert sorted(path.name for path in out.iterdir()) == ["000_same_name", "001_same_name", "index.html"]
+
+
+def test_the_folder_holds_what_the_page_shows(tmp_path):
+    """Explained again into the same folder: nothing of the call before is left, and nothing else is touched."""
+    for name in ("one", "two", "three"):
+        Image.open(SHIP).save(tmp_path / f"{name}.png")
+    out = tmp_path / "out"
+
+    def explain(*names: str, method: str) -> None:
+        paths = [str(tmp_path / f"{name}.png") for name in names]
+        assert main(["explain", "builtin:nano", *paths, "--out", str(out), "--steps", "0", "--method", method]) == 0
+
+    explain("one", "two", "three", method="rollout")
+    for mine in ("001_two/notes.txt", "007_of_mine/heads.png", "figures/mine.png"):
+        (out / mine).parent.mkdir(exist_ok=True)
+        (out / mine).write_text("mine")
+    (out / "figures" / "talking_heads.png").write_text("earlier")
+    captions = {"Talking heads": "", "../index.html": "", "mine.jpg/..": ""}
+    (out / "figures" / "figures.json").write_text(json.dumps({"captions": captions}))
+    explain("one", "three", method="gradient")
+    left = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert left == [
+        *(f"000_one/{name}" for name in ("class_attention.png", "gradient.png", "heads.png", "maps.npz")),
+        *(f"001_three/{name}" for name in ("class_attention.png", "gradient.png", "heads.png", "maps.npz")),
+        "001_two/notes.txt",
+        "007_of_mine/heads.png",
+        "figures/mine.png",
+        "index.html",
+    ]
+
+
+def test_two_classes_of_one_name(found):
+    """ImageNet has two cranes: only the one that is asked about is bold."""
+    answers = [(4, "crane", 0.5), (2, "crane", 0.3)]
+    page = gallery("spec", "", [Entry(name="x", folder="y", explanation=found, predictions=answers)])
+    assert found.target == 2
+    assert re.findall(r'<li( class="target")? style="--part: ([\d.]+)%"', page) == [
+        ("", "50.0"),
+        (' class="target"', "30.0"),
+    ]
 
 
 @pytest.mark.parametrize(

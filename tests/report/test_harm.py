@@ -212,6 +212,22 @@ def test_a_network_without_class_attention(run, tmp_path):
     assert mistakes.find("p", class_="legend") == []
 
 
+def test_two_classes_of_one_name(run, tmp_path):
+    """ImageNet has two cranes: one is the answer, the other the truth, and each is marked as what it is."""
+    record = read_run(run)
+    found = measure_run(record)
+    answers = [(0, "crane", 0.5), (2, "owl", 0.3), (1, "crane", 0.2)]
+    crane = dataclasses.replace(found.worst[0], label="crane", truth=1, answers=answers)
+    results = dataclasses.replace(found, worst=[crane], nearest=[])
+    (tmp_path / "page.html").write_text(render_report(record, results, ""), encoding="utf-8")
+    (bars,) = section(read_page(tmp_path / "page.html"), "mistakes").find("ul", class_="bars")
+    assert [(item.text, item.attributes.get("class")) for item in bars.find("li")] == [
+        ("crane 50.0%", "target"),
+        ("owl 30.0%", None),
+        ("crane 20.0%", "truth"),
+    ]
+
+
 def test_a_best_model_that_gives_no_numbers(run, tmp_path, monkeypatch):
     def diverged(folder):
         found = resolve(folder)

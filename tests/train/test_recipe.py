@@ -17,6 +17,7 @@ from deepcait.train.recipe import Average, Recipe, Teacher, load_recipe, recipe_
 
 PACKAGE = Path(deepcait.__file__).parent
 # What the laboratory notebook says to people; no code decides by it.
+NANO = ["model=cait_nano_32", "start=random"]
 FOR_READERS = {"about.summary", "about.command", "about.cost", "about.reported", "about.measured"}
 
 
@@ -51,6 +52,35 @@ def test_an_unknown_key_is_named_with_its_place(tmp_path, text, place, suggestio
     error = refused(tmp_path, text)
     assert f"{tmp_path / 'mine.yaml'}{place}" in error.problem
     assert suggestion in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("given", "problem", "meant"),
+    [
+        ("model.patch_size=2", "model: expected one value, got a section", "shape.patch_size"),
+        ("patch_size=2", "patch_size: unknown key", "shape.patch_size"),
+        ("ablation.patch_size=2", "ablation.patch_size: unknown key", "shape.patch_size"),
+        ("mix.limit=2", "mix.limit: unknown key", "data.limit"),
+        ("optimizer.epochs=2", "optimizer.epochs: unknown key", "epochs"),
+    ],
+)
+def test_a_key_of_another_section_is_led_to_its_own(given, problem, meant):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("scratch_32", [given])
+    assert problem in caught.value.problem
+    assert caught.value.remedy == f"Did you mean '{meant}'?"
+
+
+@pytest.mark.parametrize("given", ["1e30", "-1e16"])
+def test_a_first_value_that_norms_cannot_square(tmp_path, given):
+    """The network would be its last bias, whatever the picture: a training for nothing."""
+    assert "layer_scale_init: expected at most 1e+15 in size" in refused(tmp_path, f"layer_scale_init: {given}").problem
+
+
+def test_a_section_where_one_value_is_due(tmp_path):
+    error = refused(tmp_path, "seed: 1\nmodel: {nosuch: 2}\n")
+    assert ":2:1: model: expected one value, got a section with the key 'nosuch'" in error.problem
+    assert "got a section." in refused(tmp_path, "seed: {}\n").problem
 
 
 @pytest.mark.parametrize(
@@ -206,7 +236,13 @@ def test_later_settings_win():
     + ["global_batch_size=0", "replicas=0", "keep.checkpoints=0", "keep.log_every_steps=0", "teacher.alpha=1.5"]
     + ["teacher.tau=0", "ema.decay=1", "optimizer.lr=-1", "optimizer.weight_decay=-1", "optimizer.beta1=1"]
     + ["optimizer.beta2=-0.1", "optimizer.momentum=1.5", "optimizer.eps=-1", "optimizer.clip_norm=-1"]
-    + ["optimizer.layer_decay=-1", "schedule.warmup_epochs=-1", "head_warmup_epochs=-1", "data.num_workers=-1"]
+    + [
+        "optimizer.layer_decay=-1",
+        "optimizer.layer_decay=7",
+        "schedule.warmup_epochs=-1",
+        "head_warmup_epochs=-1",
+        "data.num_workers=-1",
+    ]
     + ["shape.in_chans=2", "shape.in_chans=4", "data.shrink_px=-1"]
     + ["mix.mixup=-1", "mix.probability=2", "mix.label_smoothing=1.5", "augment.erase=2", "augment.crop=x"],
 )
@@ -336,6 +372,15 @@ def test_a_dry_run_says_what_would_stop_the_run(assignment, tmp_path):
         (["schedule.warmup_epochs=3"], "builtin:nano (own weights)", "never gets to its peak"),
         (["head_warmup_epochs=3"], "builtin:nano (own weights)", "only the head moves"),
         (["head_warmup_epochs=3", "train=head"], "builtin:nano (own weights)", None),
+        (["layer_scale_init=0.1"], "builtin:nano (own weights)", "layer_scale_init changes nothing"),
+        ([*NANO, "layer_scale_init=-1"], "cait_nano_32 (random weights)", None),
+        ([*NANO, "layer_scale_init=2"], "cait_nano_32 (random weights)", "layer_scale_init is 2: branches drown"),
+        ([*NANO, "layer_scale_init=2", "ablation.residual=scalar"], "cait_nano_32 (random weights)", "branches drown"),
+        (
+            [*NANO, "layer_scale_init=0.1", "ablation.residual=rezero"],
+            "cait_nano_32 (random weights)",
+            "changes nothing: rezero has its own first value",
+        ),
     ],
 )
 def test_a_dry_run_says_where_it_starts_and_what_is_hardly_meant(settings, model, note):
