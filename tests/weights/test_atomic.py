@@ -13,6 +13,7 @@ import pytest
 
 from deepcait.errors import WeightsError
 from deepcait.weights import atomic
+from tests.disk import inode, things_in, watch_disk
 
 
 def fill_with(text: str):
@@ -34,6 +35,41 @@ def test_a_file_is_replaced_and_nothing_is_left_beside(tmp_path):
         atomic.write_bytes(path, data)
         assert path.read_bytes() == data
     assert os.listdir(tmp_path) == ["f.json"]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    """A power cut after the renaming must not leave an empty file under the name."""
+    done = watch_disk(monkeypatch)
+    atomic.write_bytes(tmp_path / "f.json", b"new")
+    new = inode(tmp_path / "f.json")
+    assert done == [("sync", new), ("move", new), ("sync", inode(tmp_path))]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_folder_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch, exchange):
+    folder, swap = tmp_path / "m", atomic._exchange
+    atomic.replace_folder(folder, fill_with("old"))
+    done = watch_disk(monkeypatch)
+
+    def seen_swap(one, other):
+        done.append(("move", inode(one)))
+        return swap(one, other)
+
+    monkeypatch.setattr(atomic, "_exchange", seen_swap if exchange else lambda *_: False)
+    atomic.replace_folder(folder, fill_with("new"))
+    moved = done.index(("move", inode(folder)))
+    before, after = done[:moved], done[moved + 1 :]
+    assert {number for kind, number in before if kind == "sync"} == things_in(folder)
+    assert after == [("sync", inode(tmp_path))]
+
+
+def test_a_file_behind_a_link_is_replaced_and_the_link_stays(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "f.json").write_bytes(b"old")
+    (tmp_path / "link.json").symlink_to(tmp_path / "real" / "f.json")
+    atomic.write_bytes(tmp_path / "link.json", b"new")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "real" / "f.json").read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
