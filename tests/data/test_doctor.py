@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from deepcait.data import duplicates
 from deepcait.data.doctor import examine
-from deepcait.data.duplicates import difference_hashes, near_groups
+from deepcait.data.duplicates import difference_hashes, near_groups, pixel_hash
 from deepcait.data.findings import KINDS, Diagnosis
 from deepcait.data.fix_list import leave_out, read_fix_list, write_fix_list
 from deepcait.data.folder import open_folder
@@ -175,8 +177,9 @@ def test_a_fix_list_that_an_editor_marked_as_utf8(tmp_path):
 
 
 def test_fix_list_errors(root, tmp_path):
-    with pytest.raises(DataError, match="one line"):
-        write_fix_list(tmp_path / "list.txt", ["a\nb.png"])
+    for name in ("a\nb.png", "a\rb.png"):
+        with pytest.raises(DataError, match="one line"):
+            write_fix_list(tmp_path / "list.txt", [name])
     with pytest.raises(DataError, match="expected to write"):
         write_fix_list(root / "train" / "cat" / "0.jpg" / "list.txt", [])
     with pytest.raises(DataError, match="expected to write"):
@@ -223,7 +226,15 @@ def test_a_file_that_ends_its_reader_is_found(root):
 # ---- near duplicates
 
 
-def test_near_groups_agree_with_every_pair():
+def test_equal_bytes_of_another_shape_are_another_picture():
+    wide, tall = (pixel_hash(Image.new("RGB", size, "red")) for size in ((8, 4), (4, 8)))
+    assert wide != tall
+    assert pixel_hash(Image.new("RGB", (8, 4), "red")) == wide
+
+
+@pytest.mark.parametrize("block", [1024, 7])
+def test_near_groups_agree_with_every_pair(block, monkeypatch):
+    monkeypatch.setattr(duplicates, "_BLOCK", block)
     generator = np.random.default_rng(0)
     base = generator.integers(0, 256, (40, 8, 9, 3), dtype=np.uint8)
     noisy = [np.clip(base + generator.normal(0, sd, base.shape), 0, 255).astype(np.uint8) for sd in (0, 1, 3, 6)]

@@ -154,6 +154,13 @@ def test_balanced_draws_are_equal_by_class():
     assert min(within.values()) > 120
 
 
+def test_a_draw_beyond_the_last_chance_is_the_last_sample():
+    """Their sum may be rounded to a little less than 1."""
+    order = Order(num_samples=2, global_batch_size=2, class_labels=(0, 1))
+    vars(order)["_reach"] = torch.tensor([0.0, 0.0], dtype=torch.float64)
+    assert set(indices(epoch_slots(order, 0))) == {1}
+
+
 def test_fewer_samples_than_a_batch():
     order = Order(num_samples=5, global_batch_size=16, replicas=2, repeats=2)
     assert order.steps_per_epoch == 1

@@ -94,7 +94,8 @@ REFUSED = {
     "a header of a part twice": (
         request(body=form(b"Content-Type: image/png\r\n" + part(PICTURE))), 400, "twice"),
     "a huge header of a part": (ask_form(part(PICTURE, filename="a" * 9000)), 400, "header size"),
-    "many headers of a part": (request(body=form(b"A: b\r\n" * 20 + part(PICTURE))), 400, "header count|twice"),
+    "many headers of a part": (
+        request(body=form(b"".join(b"A%d: b\r\n" % i for i in range(7)) + part(PICTURE))), 400, "header count"),
     "five pictures of at most four": (ask_form(*[part(PICTURE)] * 5), 413, "at most 4 pictures"),
     "a body over the limit": (ask_form(part(bytes(200_000))), 413, "100,000 bytes"),
     "a topk of nothing": (request("/predict?topk=0", form(part(PICTURE))), 400, "topk"),
