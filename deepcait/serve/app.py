@@ -72,7 +72,6 @@ class Service:
                 Exception: _refuse_defect,
             },
         )
-        self._routes.router.redirect_slashes = False
 
     def close(self) -> None:
         """Finish what waits and end the threads."""

@@ -8,6 +8,7 @@ import os
 import tarfile
 import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -365,6 +366,9 @@ def test_hostile_zips(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 1_000_000  # no more is unpacked than is declared
     finally:
         tracemalloc.stop()
+    source.reader.entries[0] = liar._replace(crc=zlib.crc32(b"0" * 10))  # a part of it is no whole
+    with pytest.raises(ImageError, match="another length"):
+        source.read(0)
     for promise in ({"num_bytes": 2**31}, {"num_packed": 2**31}):
         source.reader.entries[0] = liar._replace(**promise)
         with pytest.raises(ImageError, match="expected at most 104,857,600 bytes"):

@@ -172,6 +172,16 @@ def test_arrays_of_another_kind(tmp_path, change):
         open_source(f"cifar10:{tmp_path}")
 
 
+def test_more_pixels_than_the_shape_says(tmp_path):
+    write_cifar(tmp_path, "cifar10", "python")
+    data = python2_pickle({"labels": [0] * 4, "data": np.zeros((5, 3072), np.uint8)})
+    five, four = (b"J" + struct.pack("<i", number) + b"J" + struct.pack("<i", 3072) for number in (5, 4))
+    assert data.count(five) == 1
+    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(data.replace(five, four))
+    with pytest.raises(DataError, match="test_batch: expected a file of the official archive"):
+        open_source(f"cifar10:{tmp_path}")
+
+
 def test_a_file_larger_than_any_of_them_is_not_read(tmp_path, monkeypatch):
     write_cifar(tmp_path, "cifar10", "python")
     monkeypatch.setattr(cifar, "_MAX_FILE_BYTES", 5000)

@@ -186,6 +186,9 @@ def test_a_label_of_thousands_of_digits(tmp_path):
     (tmp_path / "m.csv").write_text("path,label\na.png,1\nb.png," + "9" * 5000 + "\n")
     with pytest.raises(DataError, match="line 3: expected a class index, 0 or more, got 5,000 digits"):
         open_source(tmp_path / "m.csv")
+    (tmp_path / "m.csv").write_text("path,label\na.png," + "9" * 19 + "\n")
+    with pytest.raises(DataError, match="line 2: .* got 19 digits"):
+        open_source(tmp_path / "m.csv")
 
 
 def test_parquet_without_columns(tmp_path):

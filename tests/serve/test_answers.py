@@ -174,6 +174,8 @@ def test_the_page_and_its_headers(service):
     assert text.count("<script") == text.count('<script type="module" src="static/page.js"></script>') == 1
     again = service.ask(request("/", method="GET", headers={"If-None-Match": page.headers["etag"]}))
     assert (again.status, again.body) == (304, b"")
+    other = service.ask(request("/", method="GET", headers={"If-None-Match": '"of-another-version"'}))
+    assert (other.status, other.body) == (200, page.body)
     sample = service.ask(request("/static/samples/cat.png", method="GET"))
     assert Image.open(io.BytesIO(sample.body)).size == (32, 32)
 

@@ -10,8 +10,11 @@ import pytest
 
 from deepcait.errors import ConfigError
 from deepcait.serve.app import Service
+from deepcait.serve.counters import Counters
 from deepcait.serve.limits import Limits
 from deepcait.serve.pipeline import Pipeline
+from deepcait.serve.refusal import RequestError
+from deepcait.serve.upload import Picture
 from tests.serve.harness import BOUNDARY, command, form, live, part, picture_bytes, request, wait_until
 
 GOOD = request(body=form(part(picture_bytes())))
@@ -271,8 +274,23 @@ def test_retry_after_grows_with_the_queue(patient):
         reply = running.ask(GOOD)
         assert_overloaded(reply)
         assert reply.headers["retry-after"] == "12"
+        running.service.pipeline._image_s = 4000.0
+        assert running.ask(GOOD).headers["retry-after"] == "60"
         patient.go.set()
         assert {connection.read().status for connection in first} == {200}
+
+
+def test_after_its_end_it_takes_nothing(classifier):
+    """Nobody would answer: whoever came still would wait for ever."""
+    pipeline = Pipeline(classifier, Limits(), Counters())
+    pipeline.close()
+
+    async def come_late():
+        pipeline.expect()
+        pipeline.submit([Picture("a.png", bytearray(picture_bytes()))], explain=False, topk=1)
+
+    with pytest.raises(RequestError, match="503"):
+        asyncio.run(come_late())
 
 
 def test_a_lone_request_does_not_wait_for_others(classifier):

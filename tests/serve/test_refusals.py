@@ -100,6 +100,7 @@ REFUSED = {
     "a body over the limit": (ask_form(part(bytes(200_000))), 413, "100,000 bytes"),
     "a topk of nothing": (request("/predict?topk=0", form(part(PICTURE))), 400, "topk"),
     "a topk of a word": (request("/predict?topk=many", form(part(PICTURE))), 400, "topk"),
+    "a topk of digits that are none": (request("/predict?topk=%C2%B2", form(part(PICTURE))), 400, "topk"),
     "an enormous topk": (request(f"/predict?topk={10**30}", form(part(PICTURE))), 400, "topk"),
     "an unknown parameter": (request("/predict?topk=1&path=/etc/passwd", form(part(PICTURE))), 400, "path"),
     "two pictures to explain": (request("/explain", form(part(PICTURE), part(PICTURE))), 400, "one picture"),
@@ -309,6 +310,12 @@ def test_without_the_limit_it_is_another_answer(classifier, name, limits):
     with live(classifier, **(TIGHT | limits)) as running:
         reply = running.ask(data)
         assert reply.status != status or word not in reply.json["error"]
+
+
+def test_headers_just_within_the_limit_are_taken(classifier):
+    """More than the parser's own limit, and than what comes at once."""
+    with live(classifier, max_header_bytes=300_000) as running:
+        assert running.ask(request("/healthz", method="GET", headers={"X": "x" * 200_000})).status == 200
 
 
 def test_without_the_timer_a_silent_connection_stays(classifier, monkeypatch):
