@@ -117,6 +117,38 @@ def test_bodies_that_wait_for_a_decoder_count(classifier, monkeypatch):
         assert running.service.pipeline.num_bytes == 0
 
 
+def test_pictures_of_a_client_that_left_are_not_decoded(classifier, monkeypatch):
+    go, decoded, decode = threading.Event(), [], Pipeline._decode
+
+    def counted(self, picture):
+        decoded.append(picture.name)
+        assert go.wait(30)
+        return decode(self, picture)
+
+    monkeypatch.setattr(Pipeline, "_decode", counted)
+    three = request(body=form(*(part(picture_bytes(), filename=f"{number}.png") for number in range(3))))
+    with live(classifier) as running:
+        (opened,) = send_all(running, 1, three)
+        wait_until(lambda: decoded == ["0.png"])
+        opened.close()
+        wait_until(lambda: running.service._num_requests == 0)
+        go.set()
+        assert running.predict(picture_bytes()).status == 200
+    assert decoded == ["0.png", "0.png"]
+
+
+def test_each_request_of_a_batch_gets_as_many_answers_as_it_asked_for(patient):
+    with live(patient, max_batch=8) as running:
+        opened = send_all(running, 1)
+        wait_until(lambda: patient.batches == [1])
+        for topk in (1, 3, 2):
+            opened += send_all(running, 1, request(f"/predict?topk={topk}", form(part(picture_bytes()))))
+        wait_until(lambda: len(running.service.pipeline._placed) == 3)
+        patient.go.set()
+        assert [len(connection.read().json[0]["predictions"]) for connection in opened] == [3, 1, 3, 2]
+    assert patient.batches == [1, 3]
+
+
 def _after(event, function):
     """The function, once the event is set."""
 

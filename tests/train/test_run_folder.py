@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from deepcait.data import Subset
 from deepcait.errors import RunError
 from deepcait.train import run as run_module
 from deepcait.train.run import open_training_data, require_startable, write_run_files
@@ -44,6 +45,7 @@ def test_a_kill_at_any_file_leaves_a_startable_folder(tmp_path, monkeypatch, rec
         with pytest.raises(Killed):
             write_run_files(folder, recipe, sources)
     require_startable(folder, resume=True)
+    (folder / ".best.0a1b.new").mkdir()  # of a later kill
     write_run_files(folder, recipe, sources)
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "data.json", "environment.json"]
     assert json.loads((folder / "data.json").read_text())["num_train"] == 20
@@ -56,6 +58,12 @@ def test_other_data_than_the_run_began_with_are_refused(tmp_path, recipe, source
     for part in ("data.limit=19", "data.val_limit=9"):
         name, value = part.removeprefix("data.").split("=")
         others = open_training_data(section(recipe, "data", **{name: int(value)}), lambda line: None)
-        with pytest.raises(RunError, match=r"expected the data that the run began with \(20 training and 10 validation"):
+        with pytest.raises(
+            RunError, match=r"expected the data that the run began with \(20 training and 10 validation"
+        ):
             write_run_files(tmp_path, recipe, others)
+    swapped = Subset(sources[0], range(len(sources[0])), split="train")
+    swapped.labels[0] = (swapped.labels[0] + 1) % len(swapped.classes)
+    with pytest.raises(RunError, match="got other names or labels"):
+        write_run_files(tmp_path, recipe, (swapped, sources[1]))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
