@@ -15,6 +15,7 @@ from deepcait.train import loop
 from deepcait.train.checkpoint import newest_checkpoint, read_checkpoint
 from deepcait.train.journal import read_metrics, read_state
 from deepcait.train.loop import StopRequest, Trainer
+from deepcait.train.processes import Processes
 from deepcait.train.recipe import About, Average, Compute, Keep, Optimizer
 from tests.train.tiny import K, Pixels, section, tiny_job, tiny_model, tiny_recipe, train
 
@@ -139,6 +140,30 @@ def test_bfloat16_resumes_to_the_same_bytes_whatever_is_kept(tmp_path, memory):
     assert outcomes[0] == outcomes[1]
 
 
+def test_fp16_resumes_to_the_same_bytes(tmp_path):
+    """The scale of gradients goes on too: here it doubles every third step."""
+    recipe = full_recipe(compute=Compute(device="cpu", precision="fp16"))
+    whole, parts = (Trainer(tiny_job(tmp_path / name, recipe, model=deep_model())) for name in ("whole", "parts"))
+    whole.scaler.set_growth_interval(3)
+    whole.fit()
+    assert whole.scaler.get_scale() > 65536  # it moved
+    parts.scaler.set_growth_interval(3)
+    stop_before(parts, 5)
+    with pytest.raises(Interrupted):
+        parts.fit()
+    resumed = Trainer(tiny_job(tmp_path / "parts", recipe, model=deep_model().apply(forget)))
+    resumed.scaler.set_growth_interval(3)
+    resumed.fit()
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+def test_a_process_that_is_not_the_main_one_writes_nothing(tmp_path):
+    recipe = section(full_recipe(epochs=1), "keep", tensorboard=False)
+    saved = []
+    train(tmp_path, recipe, model=deep_model(), processes=Processes(rank=1), save_model=lambda *_: saved.append(1))
+    assert list(tmp_path.iterdir()) == saved == []
+
+
 def weights_of(folder) -> dict[str, bytes]:
     path, _ = newest_checkpoint(folder / "checkpoints")
     return {name: tensor.numpy().tobytes() for name, tensor in read_checkpoint(path)[1].items()}
@@ -147,20 +172,25 @@ def weights_of(folder) -> dict[str, bytes]:
 def interrupt_and_resume(folder, recipe, after: int) -> int:
     """Train, stop in a step, train on; returns how many samples the second part read."""
     trainer = Trainer(tiny_job(folder, recipe, model=deep_model()))
-    wrapped = trainer.stepper
-
-    def dies(step, *args, **how):
-        if step == after:
-            raise Interrupted
-        return wrapped(step, *args, **how)
-
-    dies.replicas = wrapped.replicas
-    trainer.stepper = dies
+    stop_before(trainer, after)
     with pytest.raises(Interrupted):
         trainer.fit()
     samples = Pixels()
     train(folder, recipe, samples=samples, model=tiny_model(torch.float32, drop_path_rate=0.2).apply(forget))
     return len(samples.reads)
+
+
+def stop_before(trainer: Trainer, step: int) -> None:
+    """Kill a training as it takes this step."""
+    wrapped = trainer.stepper
+
+    def dies(number, *args, **how):
+        if number == step:
+            raise Interrupted
+        return wrapped(number, *args, **how)
+
+    dies.replicas = wrapped.replicas
+    trainer.stepper = dies
 
 
 def forget(module) -> None:
