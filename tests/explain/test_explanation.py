@@ -65,6 +65,9 @@ def test_maps_are_what_their_words_say(found):
     for made in found.maps.values():
         assert made.grid.shape == (3, 6)
         assert 0 <= made.faithfulness.deletion <= 1
+        # It is the probability of the class asked about that falls, and comes back.
+        whole = pytest.approx(found.probability, rel=1e-4)
+        assert made.faithfulness.deletion_curve[0] == made.faithfulness.insertion_curve[-1] == whole
         # All are compared with the same lots.
         assert made.faithfulness.random_deletion == mean.faithfulness.random_deletion
     assert "The class key is dropped" in found.heads_caption
