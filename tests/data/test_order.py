@@ -112,6 +112,7 @@ def test_a_pure_function_of_seed_epoch_and_position():
     backwards = [again.slots(step, replica) for step in reversed(range(10)) for replica in reversed(range(3))]
     assert backwards[::-1] == wanted
     assert torch.equal(torch.get_rng_state(), state)
+    assert len(again._drawn) == 1  # a long run keeps one epoch's row, not all
     for first in (0, 1, 4, 9):
         assert list(ReplicaBatches(again, [0, 1, 2], first, 10)) == wanted[3 * first :]
     assert Order(**settings, seed=6).slots(0, 0) != wanted[0]

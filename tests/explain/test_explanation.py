@@ -83,6 +83,7 @@ def test_the_class_asked_about(found):
     assert first.label == answers[0].label
     assert tuple(first.maps) == ("class-attention", "rollout", "gradient")
     assert first.maps["rollout"].faithfulness is None
+    assert classifier.explain(SHIP, methods=["rollout"]).gradient is None  # it was not asked for
     other = classifier.explain(SHIP, target=0, methods=["gradient"])
     assert np.abs(other.gradient - found.gradient).max() > 1e-4
     for wrong in ("owll", 7, -1):
