@@ -230,6 +230,9 @@ def test_a_member_larger_than_any_picture_is_not_read(tmp_path, monkeypatch):
 def test_a_label_that_is_a_large_file_is_not_read(tmp_path):
     with pytest.raises(DataError, match=r"class name in 1\.json, got 'a large file'"):
         open_source(write_tar(tmp_path / "x.tar", {"1.jpg": b"", "1.json": b" " * 2**20 + b"4"}))
+
+
+def test_damaged_tars_are_never_taken_for_shorter_ones(tmp_path):
     shard = write_tar(tmp_path / "x.tar", samples(*range(10)))
     whole = shard.read_bytes()
     third = whole.index(b"0003.jpg")

@@ -158,6 +158,18 @@ def test_a_fix_list_leaves_a_folder_that_can_be_read(ruin, tmp_path):
     assert len({look.pixels for look in looks}) == len(looks)
 
 
+def test_what_measures_stays_and_of_equal_pictures_the_first(root):
+    """Left out is what a training is better off without, and no more."""
+    twice, thrice = root / "train" / "cat" / "zz_twice.png", root / "train" / "cat" / "zz_thrice.png"
+    for copy in (twice, thrice):
+        copy.write_bytes((root / "train" / "cat" / "0.jpg").read_bytes())
+    leaked = root / "val" / "dog" / "zz_leaked.png"
+    leaked.write_bytes((root / "train" / "dog" / "0.jpg").read_bytes())
+    found = {finding.kind: finding for finding in examine(root).findings if finding.kind in ("duplicate", "leak")}
+    assert found["leak"].leave_out == (str(root / "train" / "dog" / "0.jpg"),)
+    assert set(found["duplicate"].leave_out) == {str(twice), str(thrice)}
+
+
 def test_relative_and_strange_paths(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_fix_list("list.txt", ["photos/train/cat/0.jpg", "photos/train/dog/caf\udce9.png", "s3://bucket/1.png"])

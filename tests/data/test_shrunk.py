@@ -99,4 +99,6 @@ def test_errors(photos, tmp_path):
             shrunk.shrunk(open_folder(photos, None), side_px, folder)
     source = open_folder(photos, None)
     assert shrunk.shrunk(source, 0, "") is source
+    square = source.names.index("b/3.jpg")
+    assert Shrunk(source, 64).read(square) == source.read(square)  # as large as asked for: the file itself
     assert shrunk.shrunk(source, 32, "~/small").folder == Path.home() / "small"
