@@ -48,11 +48,11 @@ def test_every_picture_once_in_order_with_the_last_batch_small():
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.process)])
 def test_a_damaged_file_stops_with_its_name(folder, num_workers):
-    (folder / "b" / "1.png").write_bytes(b"damaged")
+    (folder / "b" / "0.png").write_bytes(b"damaged")  # the second of its batch
     loader = evaluation_loader(open_folder(folder, None), Preprocessing((8, 8)), batch_size=2, num_workers=num_workers)
     with pytest.raises(ImageError) as caught:
         list(loader)
-    assert str(folder / "b" / "1.png") in caught.value.problem
+    assert str(folder / "b" / "0.png") in caught.value.problem
     assert caught.value.remedy
 
 

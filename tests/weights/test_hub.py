@@ -82,6 +82,8 @@ def test_a_released_model_loads_by_name(client, random_weights, logits, tmp_path
         assert f"HEAD /{RELEASED[name].hub_id}/resolve/main/config.json" in hub.requests
         asked = len(hub.requests)
     assert any("model.safetensors" in line for line in hub.requests)
+    # All files are of the commit that the first one was of, whatever was pushed meanwhile.
+    assert not any("/resolve/main/model.safetensors" in line for line in hub.requests)
     # The server is gone.
     assert_equal(logits(resolve(name).model), expected)
     assert_equal(logits(create_model(name, pretrained=True).eval()), expected)
