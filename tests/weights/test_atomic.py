@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -122,6 +124,36 @@ def test_folders_change_places_in_one_call(tmp_path):
     assert (tmp_path / "a" / "who").read_text() == "b"
     with pytest.raises(OSError, match="No such file"):
         atomic._exchange(tmp_path / "a", tmp_path / "none")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EACCES])
+def test_a_disk_that_cannot_exchange_folders(tmp_path, monkeypatch, code):
+    """Two renamings do it there; another failure is told, and the old folder stays."""
+    folder = tmp_path / "m"
+    atomic.replace_folder(folder, fill_with("old"))
+
+    def refused(*_):
+        ctypes.set_errno(code)
+        return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace(renameat2=refused))
+    if code == errno.EACCES:
+        with pytest.raises(WeightsError, match="Permission denied"):
+            atomic.replace_folder(folder, fill_with("new"))
+    else:
+        atomic.replace_folder(folder, fill_with("new"))
+    text = "old" if code == errno.EACCES else "new"
+    assert read(folder) == (text, text)
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_what_a_kill_after_both_renames_left_is_cleared_away(tmp_path):
+    atomic.replace_folder(tmp_path / "m", fill_with("new"))
+    (tmp_path / ".m.old").mkdir()
+    assert atomic.current(tmp_path / "m") == tmp_path / "m"
+    atomic.replace_folder(tmp_path / "m", fill_with("newer"))
+    assert read(tmp_path / "m") == ("newer", "newer")
+    assert os.listdir(tmp_path) == ["m"]
 
 
 def test_a_link_keeps_pointing(tmp_path):
