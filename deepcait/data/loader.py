@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch.utils.data import Dataset, default_collate
 
 from deepcait.data.augment import Augmentation, Changed, collate
 from deepcait.data.dataset import RaisingLoader
-from deepcait.data.image import open_image
 from deepcait.data.order import Order, ReplicaBatches, Slot
 from deepcait.data.seeding import derive_seed, seed_sample
 from deepcait.data.source import Source
@@ -27,44 +26,37 @@ class TrainingSet(Dataset[tuple[Tensor, int]]):
 
     Args:
         source: where bytes and labels come from.
-        transform: a PIL picture in, a tensor (C, H, W) out; may draw from the global generators.
+        transform: draws from the global generators.
         seed: of the run.
     """
 
-    def __init__(self, source: Source, transform: Callable, seed: int) -> None:
+    def __init__(self, source: Source, transform: Augmentation, seed: int) -> None:
         self.source = source
         self.transform = transform
         self.seed = seed
 
     def __getitem__(self, index: Slot) -> tuple[Tensor, int]:
         """Return the augmented image (C, H, W) of a slot and its label."""
-        item, label = self.change(index)
-        if isinstance(self.transform, Augmentation):
-            item = self.transform.finish(cast("Changed", item))
-        return cast("Tensor", item), label
+        changed, label = self.change(index)
+        return self.transform.finish(changed), label
 
-    def change(self, slot: Slot) -> tuple[Changed | Tensor, int]:
-        """The same before it is normalised, where the transform is an `Augmentation`: what workers send."""
+    def change(self, slot: Slot) -> tuple[Changed, int]:
+        """The same before it is normalised: what workers send."""
         sample = self.source.read(slot.index)
         name = self.source.locate(slot.index)
         assert sample.label is not None, "training sources are labelled: see require_labels"
-        seed = derive_seed("sample", self.seed, slot.epoch, slot.position)
-        if isinstance(self.transform, Augmentation):
-            seed_sample(seed)
-            return self.transform.read(sample.data, name), sample.label
-        image = open_image(sample.data, name=name)
-        seed_sample(seed)
-        return self.transform(image), sample.label
+        seed_sample(derive_seed("sample", self.seed, slot.epoch, slot.position))
+        return self.transform.read(sample.data, name), sample.label
 
 
-class _Changing(Dataset[tuple[Changed | Tensor, int]]):
+class _Changing(Dataset[tuple[Changed, int]]):
     """A training set whose pictures are normalised later, a batch at a time."""
 
     def __init__(self, samples: TrainingSet) -> None:
         self.source = samples.source
         self.samples = samples
 
-    def __getitem__(self, index: Slot) -> tuple[Changed | Tensor, int]:
+    def __getitem__(self, index: Slot) -> tuple[Changed, int]:
         return self.samples.change(index)
 
 
@@ -75,7 +67,7 @@ class Unreadable(NamedTuple):
     problem: str
 
 
-class Skipping(Dataset[tuple[Changed | Tensor, int, list[Unreadable]]]):
+class Skipping(Dataset[tuple[Changed, int, list[Unreadable]]]):
     """A training set where the place of an unreadable picture is taken by the next readable one of the row.
 
     So what stands in a slot still follows from the slot and the files alone; it is augmented with the slot's seed.
@@ -92,7 +84,7 @@ class Skipping(Dataset[tuple[Changed | Tensor, int, list[Unreadable]]]):
         self.order = order
         self.max_errors = max_errors
 
-    def __getitem__(self, index: Slot) -> tuple[Changed | Tensor, int, list[Unreadable]]:
+    def __getitem__(self, index: Slot) -> tuple[Changed, int, list[Unreadable]]:
         """Return image (not normalised yet), label, and what was passed over. Raises RunError when that is too much."""
         passed_over: list[Unreadable] = []
         for candidate in self.order.from_slot_on(index):

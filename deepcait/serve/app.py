@@ -73,7 +73,6 @@ class Service:
                 Exception: _refuse_defect,
             },
         )
-        self._routes.router.redirect_slashes = False
 
     def close(self) -> None:
         """Finish what waits and end the threads."""

@@ -79,7 +79,7 @@ def save_checkpoint(
     aside = folder / ".unfinished"
     # One key only: the order of several is not fixed, and equal runs shall give equal files.
     header = {"format": FORMAT, "progress": dataclasses.asdict(progress), "settings": dict(settings or {})}
-    tensors = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)

@@ -43,17 +43,14 @@ class Journal:
         self.listeners = listeners or []
 
     def cut(self, step: int, evaluated_step: int) -> None:
-        """Forget the rows past a resumed step, half-written ones too; they will be written again."""
+        """Forget the rows past a resumed step, which will be written again, and what is no row."""
         if not self.active:
             return
         for name in _CUT_FILES:
             kept = []
             for line in self._lines(name):
                 row = _row(line)
-                if row is None:
-                    break
-                reached = evaluated_step if row["kind"] == "eval" else step
-                if row["step"] <= reached:
+                if row and row["step"] <= (evaluated_step if row["kind"] == "eval" else step):
                     kept.append(line)
             if name == "metrics.jsonl" or (self.folder / name).exists():
                 self._replace(name, "".join(line + "\n" for line in kept))
@@ -170,7 +167,7 @@ def _row(line: str) -> dict | None:
         row = json.loads(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and {"kind", "step"} <= row.keys() else None
+    return row if isinstance(row, dict) and "kind" in row and isinstance(row.get("step"), int) else None
 
 
 def _write_error(path: Path, error: OSError) -> RunError:

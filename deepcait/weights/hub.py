@@ -175,6 +175,7 @@ def _fill_cache(repository: str, filename: str, metadata: HfFileMetadata) -> Non
         with open(partial, "ab") as file:
             if metadata.size is not None and file.tell() > metadata.size:
                 file.truncate(0)
+                file.seek(0)  # else the next byte asked for would be the one behind what is gone
             http_get(
                 hf_hub_url(repository, filename, revision=commit),
                 file,

@@ -276,17 +276,15 @@ def _refusal(path: Path, error: Exception) -> WeightsError:
     )
 
 
-def _find_state_dict(content: object, depth: int = 0, seen: set[int] | None = None) -> Mapping[str, object] | None:
+def _find_state_dict(content: object, depth: int = 0) -> Mapping[str, object] | None:
     """The state dict inside what a file held: the content itself, or the first nest that has one."""
-    seen = set() if seen is None else seen
-    # A dictionary may hold itself, or one in a thousand places.
-    if not isinstance(content, Mapping) or depth > MAX_NESTS or id(content) in seen:
+    # A dictionary may hold itself: the depth ends that, and leaves few enough places to look at.
+    if not isinstance(content, Mapping) or depth > MAX_NESTS:
         return None
-    seen.add(id(content))
     if any(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
         return {key: value for key, value in content.items() if isinstance(key, str)}
     for nest in NESTS:
-        found = _find_state_dict(content.get(nest), depth + 1, seen)
+        found = _find_state_dict(content.get(nest), depth + 1)
         if found is not None:
             return found
     return None

@@ -181,12 +181,9 @@ def test_what_happened_becomes_an_exit_code(run, monkeypatch, raised, code):
     assert ("Traceback" in err) == ("a defect of deepcait" in err) == (code == 1)
 
 
-def test_every_verb_that_is_there_can_be_called():
+def test_every_verb_can_be_called():
     for verb in VERBS:
-        try:
-            module = importlib.import_module(f"deepcait.cli.{verb}")
-        except ModuleNotFoundError as error:
-            pytest.skip(f"{error.name} is not there yet")
+        module = importlib.import_module(f"deepcait.cli.{verb}")
         assert callable(module.run)
         assert "Examples:" in module.__doc__
 

@@ -6,7 +6,9 @@ import io
 import json
 import os
 import tarfile
+import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -132,15 +134,27 @@ def test_the_index_is_built_once_and_again_when_the_shard_changes(tmp_path, scan
     assert len(scans) == 1
     assert (first.names, first.labels) == (again.names, again.labels)
     assert Path(f"{shard}.index.json").is_file()
-    write_tar(shard, samples(0, 1, 2))
-    assert len(open_source(shard)) == 3
-    os.utime(shard, ns=(1, 1))
+    times = shard.stat().st_atime_ns, shard.stat().st_mtime_ns
+    write_tar(shard, samples(*range(20)))
+    os.utime(shard, ns=times)  # the size alone tells
+    assert len(open_source(shard)) == 20
+    os.utime(shard, ns=(1, 1))  # the time alone tells
     open_source(shard)
     assert len(scans) == 3
 
 
+def test_an_index_of_another_form_is_built_anew(tmp_path, scans):
+    """As another version would write it."""
+    shard = write_tar(tmp_path / "x.tar", samples(0, 1))
+    open_source(shard)
+    path = Path(f"{shard}.index.json")
+    path.write_text(path.read_text().replace("deepcait-tar-1", "deepcait-tar-0"))
+    open_source(shard)
+    assert len(scans) == 2
+
+
 @pytest.mark.parametrize(
-    "damage", ["", "[]", '{"format": "deepcait-tar-1"}', "far", "short", "nested", "parts", "truth"]
+    "damage", ["", "[]", '{"format": "deepcait-tar-1"}', "far", "before", "short", "nested", "parts", "truth"]
 )
 def test_a_damaged_index_is_built_anew(tmp_path, scans, damage):
     shard = write_tar(tmp_path / "x.tar", samples(0, 1))
@@ -149,6 +163,7 @@ def test_a_damaged_index_is_built_anew(tmp_path, scans, damage):
     content = json.loads(path.read_text())
     broken = {"far": [["a", 10**9, 5, 0]], "short": [["a", 1]], "nested": [[["a"], 1, 1, {}]]}.get(damage)
     broken = {"parts": [["a", 512.0, 5.5, 0]], "truth": [["a", True, 5, 0]]}.get(damage, broken)
+    broken = [["a", -5, 5, 0]] if damage == "before" else broken
     path.write_text(damage if broken is None else json.dumps(content | {"index": broken}))
     assert open_source(shard).read(1).data == b"picture 1"
     assert len(scans) == 2
@@ -180,7 +195,10 @@ def test_names_that_lead_out_are_refused(tmp_path, write, name):
         open_source(path)
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+KINDS = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_links_and_devices_are_refused(tmp_path, kind):
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         info = tarfile.TarInfo("1.jpg")
@@ -188,6 +206,30 @@ def test_links_and_devices_are_refused(tmp_path, kind):
         archive.addfile(info)
     with pytest.raises(DataError, match=r"a link, device or hole: 1\.jpg"):
         open_source(tmp_path / "x.tar")
+
+
+def test_a_name_with_a_zero_byte_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("1.jpg")
+        info.pax_headers = {"path": "a/1\0.jpg"}
+        archive.addfile(info)
+    with pytest.raises(DataError, match="leads out of it"):
+        open_source(tmp_path / "x.tar")
+
+
+def test_a_member_larger_than_any_picture_is_not_read(tmp_path, monkeypatch):
+    source = open_source(write_tar(tmp_path / "x.tar", samples(0)))
+    monkeypatch.setattr(tar, "MAX_BYTES", len(b"picture 0"))
+    assert source.read(0).data == b"picture 0"
+    monkeypatch.setattr(tar, "MAX_BYTES", len(b"picture 0") - 1)
+    monkeypatch.setattr(tar, "read_range", lambda *_: pytest.fail("read"))
+    with pytest.raises(ImageError, match=r"x\.tar: 0000\.jpg: expected at most 8 bytes, got 9"):
+        source.read(0)
+
+
+def test_a_label_that_is_a_large_file_is_not_read(tmp_path):
+    with pytest.raises(DataError, match=r"class name in 1\.json, got 'a large file'"):
+        open_source(write_tar(tmp_path / "x.tar", {"1.jpg": b"", "1.json": b" " * 2**20 + b"4"}))
 
 
 def test_damaged_tars_are_never_taken_for_shorter_ones(tmp_path):
@@ -234,7 +276,7 @@ def test_two_labels_of_one_kind_for_a_sample(tmp_path, first, second):
     suffix = first.partition(".")[2]
     with pytest.raises(DataError, match=rf"x\.tar: expected one \.{suffix} for the sample '1', got another"):
         open_source(tmp_path / "x.tar")
-    both = open_source(write_tar(tmp_path / "y.tar", {"1.jpg": b"", "1.cls": b"4", "1.json": b"4"}))
+    both = open_source(write_tar(tmp_path / "y.tar", {"1.jpg": b"", "1.cls": b"4", "1.json": b"5"}))
     assert both.labels == [4]
 
 
@@ -320,10 +362,22 @@ def test_hostile_zips(tmp_path):
     # The member is larger, or of other content, than the list declares.
     liar = source.reader.entries[0]._replace(num_bytes=10)
     source.reader.entries[0] = liar
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageError, match="another length"):
+            source.read(0)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000  # no more is unpacked than is declared
+    finally:
+        tracemalloc.stop()
+    source.reader.entries[0] = liar._replace(crc=zlib.crc32(b"0" * 10))  # a part of it is no whole
     with pytest.raises(ImageError, match="another length"):
         source.read(0)
-    source.reader.entries[0] = liar._replace(num_bytes=2**31)
-    with pytest.raises(ImageError, match="2,147,483,648 declared"):
+    for promise in ({"num_bytes": 2**31}, {"num_packed": 2**31}):
+        source.reader.entries[0] = liar._replace(**promise)
+        with pytest.raises(ImageError, match="expected at most 104,857,600 bytes"):
+            source.read(0)
+    source.reader.entries[0] = source.reader.entries[1]._replace(offset=source.reader.entries[1].offset + 1)
+    with pytest.raises(ImageError, match="no member there"):
         source.read(0)
     path.write_bytes(whole[:30] + b"\xff" * 40 + whole[70:])
     with pytest.raises(ImageError, match=r"x\.zip: a/1\.jpg"):
@@ -332,6 +386,10 @@ def test_hostile_zips(tmp_path):
         path.write_bytes(broken)
         with pytest.raises((DataError, ImageError)):
             open_source(path).read(0)
+    write_zip(path, {"a/1.jpg": b"picture"}, zipfile.ZIP_STORED)
+    path.write_bytes(path.read_bytes().replace(b"picture", b"pictuer", 1))
+    with pytest.raises(ImageError, match="another length or checksum"):
+        open_source(path).read(0)
 
 
 def test_links_and_passwords_in_zips_are_refused(tmp_path):

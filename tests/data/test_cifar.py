@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepcait.data import list_splits, open_image, open_source, open_split
+from deepcait.data import cifar, list_splits, open_image, open_source, open_split
 from deepcait.data.cifar import read_pickle
 from deepcait.errors import DataError
 
@@ -140,6 +140,55 @@ def test_cifar_pickles_with_a_far_memo_index_take_no_memory(put):
         tracemalloc.stop()
 
 
+def test_binary_files_that_are_no_records(tmp_path):
+    write_cifar(tmp_path, "cifar10", "binary")
+    path = tmp_path / "cifar-10-batches-bin" / "test_batch.bin"
+    whole = path.read_bytes()
+    for broken in (b"", whole[:-1], whole + b"\0"):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match=r"test_batch\.bin: expected a file of the official archive"):
+            open_source(f"cifar10:{tmp_path}")
+    path.write_bytes(b"\x0a" + whole[1:])
+    with pytest.raises(DataError, match="expected labels 0 to 9, got 10"):
+        open_source(f"cifar10:{tmp_path}")
+
+
+BEFORE_PIXELS = b"T" + struct.pack("<i", 4 * 3072)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [(b"U\x02u1", b"U\x02i1"), (b"\x89" + BEFORE_PIXELS, b"\x88" + BEFORE_PIXELS)],
+    ids=["signed", "by columns"],
+)
+def test_arrays_of_another_kind(tmp_path, change):
+    """Signed numbers, and an array that lies column by column: other pictures than the bytes in their order."""
+    write_cifar(tmp_path, "cifar10", "python")
+    path = tmp_path / "cifar-10-batches-py" / "test_batch"
+    whole = path.read_bytes()
+    assert whole.count(change[0]) == 1
+    path.write_bytes(whole.replace(*change))
+    with pytest.raises(DataError, match="an array of another type"):
+        open_source(f"cifar10:{tmp_path}")
+
+
+def test_more_pixels_than_the_shape_says(tmp_path):
+    write_cifar(tmp_path, "cifar10", "python")
+    data = python2_pickle({"labels": [0] * 4, "data": np.zeros((5, 3072), np.uint8)})
+    five, four = (b"J" + struct.pack("<i", number) + b"J" + struct.pack("<i", 3072) for number in (5, 4))
+    assert data.count(five) == 1
+    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(data.replace(five, four))
+    with pytest.raises(DataError, match="test_batch: expected a file of the official archive"):
+        open_source(f"cifar10:{tmp_path}")
+
+
+def test_a_file_larger_than_any_of_them_is_not_read(tmp_path, monkeypatch):
+    write_cifar(tmp_path, "cifar10", "python")
+    monkeypatch.setattr(cifar, "_MAX_FILE_BYTES", 5000)
+    with pytest.raises(DataError, match=r"data_batch_1: expected a file of the official archive, got [\d,]+ bytes"):
+        open_source(f"cifar10:{tmp_path}")
+
+
 def test_cifar_files_that_are_not_the_official_ones(tmp_path):
     write_cifar(tmp_path, "cifar10", "python")
     folder = tmp_path / "cifar-10-batches-py"
@@ -148,6 +197,7 @@ def test_cifar_files_that_are_not_the_official_ones(tmp_path):
         {"labels": [0] * 4},
         {"labels": [0] * 3, "data": images},
         {"labels": ["a"] * 4, "data": images},
+        {"labels": [0] * 4, "data": images.reshape(2, 6144)},
         [],
     ):
         (folder / "test_batch").write_bytes(python2_pickle(content))

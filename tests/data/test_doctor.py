@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from deepcait.data import duplicates
 from deepcait.data.doctor import examine
-from deepcait.data.duplicates import difference_hashes, near_groups
+from deepcait.data.duplicates import difference_hashes, near_groups, pixel_hash
 from deepcait.data.findings import KINDS, Diagnosis
 from deepcait.data.fix_list import leave_out, read_fix_list, write_fix_list
 from deepcait.data.folder import open_folder
@@ -156,6 +158,18 @@ def test_a_fix_list_leaves_a_folder_that_can_be_read(ruin, tmp_path):
     assert len({look.pixels for look in looks}) == len(looks)
 
 
+def test_what_measures_stays_and_of_equal_pictures_the_first(root):
+    """Left out is what a training is better off without, and no more."""
+    twice, thrice = root / "train" / "cat" / "zz_twice.png", root / "train" / "cat" / "zz_thrice.png"
+    for copy in (twice, thrice):
+        copy.write_bytes((root / "train" / "cat" / "0.jpg").read_bytes())
+    leaked = root / "val" / "dog" / "zz_leaked.png"
+    leaked.write_bytes((root / "train" / "dog" / "0.jpg").read_bytes())
+    found = {finding.kind: finding for finding in examine(root).findings if finding.kind in ("duplicate", "leak")}
+    assert found["leak"].leave_out == (str(root / "train" / "dog" / "0.jpg"),)
+    assert set(found["duplicate"].leave_out) == {str(twice), str(thrice)}
+
+
 def test_relative_and_strange_paths(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_fix_list("list.txt", ["photos/train/cat/0.jpg", "photos/train/dog/caf\udce9.png", "s3://bucket/1.png"])
@@ -175,8 +189,9 @@ def test_a_fix_list_that_an_editor_marked_as_utf8(tmp_path):
 
 
 def test_fix_list_errors(root, tmp_path):
-    with pytest.raises(DataError, match="one line"):
-        write_fix_list(tmp_path / "list.txt", ["a\nb.png"])
+    for name in ("a\nb.png", "a\rb.png"):
+        with pytest.raises(DataError, match="one line"):
+            write_fix_list(tmp_path / "list.txt", [name])
     with pytest.raises(DataError, match="expected to write"):
         write_fix_list(root / "train" / "cat" / "0.jpg" / "list.txt", [])
     with pytest.raises(DataError, match="expected to write"):
@@ -223,7 +238,15 @@ def test_a_file_that_ends_its_reader_is_found(root):
 # ---- near duplicates
 
 
-def test_near_groups_agree_with_every_pair():
+def test_equal_bytes_of_another_shape_are_another_picture():
+    wide, tall = (pixel_hash(Image.new("RGB", size, "red")) for size in ((8, 4), (4, 8)))
+    assert wide != tall
+    assert pixel_hash(Image.new("RGB", (8, 4), "red")) == wide
+
+
+@pytest.mark.parametrize("block", [1024, 1, 3])
+def test_near_groups_agree_with_every_pair(block, monkeypatch):
+    monkeypatch.setattr(duplicates, "_BLOCK", block)
     generator = np.random.default_rng(0)
     base = generator.integers(0, 256, (40, 8, 9, 3), dtype=np.uint8)
     noisy = [np.clip(base + generator.normal(0, sd, base.shape), 0, 255).astype(np.uint8) for sd in (0, 1, 3, 6)]
@@ -231,9 +254,11 @@ def test_near_groups_agree_with_every_pair():
     hashes = difference_hashes(thumbs)
     near = np.bitwise_count(hashes[:, None] ^ hashes[None]) <= 3
     near &= np.abs(thumbs[:, None].astype(int) - thumbs[None]).mean((2, 3, 4)) <= 8
-    grouped = {index for group in near_groups(thumbs) for index in group}
-    assert grouped == {index for index in range(len(thumbs)) if near[index].sum() > 1}
-    assert 80 <= len(grouped) < 160
+    for _ in range(3):  # near to one that is near, and so on: four of each picture
+        near = near @ near
+    groups = near_groups(thumbs)
+    assert sorted(map(tuple, groups)) == sorted({tuple(np.flatnonzero(row)) for row in near if row.sum() > 1})
+    assert 80 <= sum(map(len, groups)) < 160
     for group in near_groups(thumbs):
         assert len({index % 40 for index in group}) == 1
 

@@ -8,6 +8,7 @@ import os
 import random
 import struct
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deepcait.data.image import open_image
+from deepcait.data import png
+from deepcait.data.image import open_image, read_image_bytes
 from deepcait.errors import ImageError
 
 WIDTH, HEIGHT = 23, 17
@@ -248,17 +250,41 @@ def test_black_rows_are_no_damage():
 def test_interlaced_png_is_counted_right(width, height):
     """Pillow does not write Adam7, so the seven passes are laid out here."""
     adam7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-    pixels = np.zeros((height, width), np.uint8)
+    pixels = np.full((height, width), 90, np.uint8)
     passes = [pixels[top::down, left::right] for left, top, right, down in adam7]
     raw = b"".join(b"\x00" + row.tobytes() for part in passes if part.size for row in part)
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 1))
 
-    def png(body: bytes) -> bytes:
+    def file(body: bytes) -> bytes:
         return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(body)) + png_chunk(b"IEND", b"")
 
-    assert open_image(png(raw)).size == (width, height)
-    with pytest.raises(ImageError):
-        open_image(png(raw[:-1]))
+    assert open_image(file(raw)).size == (width, height)
+    # Cut anywhere, the end of a pass among the rest.
+    ends_of_passes = np.cumsum([len(part) * (1 + part.shape[1]) for part in passes if part.size])
+    for end in {*range(0, len(raw), 7), *ends_of_passes[:-1], len(raw) - 1}:
+        with pytest.raises(ImageError):
+            open_image(file(raw[:end]))
+
+
+def test_a_single_row_that_is_missing_is_noticed():
+    raw = b"".join(b"\x00" + bytes([90]) * WIDTH for _ in range(HEIGHT))
+    assert open_image(raw_png(WIDTH, HEIGHT, zlib.compress(raw))).size == (WIDTH, HEIGHT)
+    for missing in (1, WIDTH // 2, 1 + WIDTH, 2 + 2 * WIDTH):
+        with pytest.raises(ImageError):
+            open_image(raw_png(WIDTH, HEIGHT, zlib.compress(raw[:-missing])))
+
+
+def test_no_more_is_inflated_than_the_header_promises():
+    data = raw_png(4, 4, zlib.compress(bytes(50_000_000)))
+    assert png._inflated_bytes(data, 20) <= png._PIECE_BYTES
+    assert open_image(data).size == (4, 4)
+
+
+@pytest.mark.parametrize("checksum_bytes", [4, 0])
+def test_all_pixels_count_where_they_end_just_behind_a_piece(checksum_bytes):
+    rows = png._PIECE_BYTES // 5 + 1
+    packed = zlib.compress(bytes(5 * rows))
+    assert open_image(raw_png(4, rows, packed[: len(packed) - 4 + checksum_bytes])).size == (4, rows)
 
 
 def test_a_wrong_suffix_is_no_damage(tmp_path):
@@ -278,6 +304,18 @@ def test_limits_come_before_decoding(tmp_path, monkeypatch):
             open_image(source, max_bytes=10)
 
 
+def test_exactly_at_the_limits_it_is_decoded():
+    data = encoded(gradient())
+    assert open_image(data, max_pixels=WIDTH * HEIGHT, max_bytes=len(data)).size == (WIDTH, HEIGHT)
+
+
+def test_a_file_that_grows_while_it_is_read_is_not_read_on(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(bytes(1000))
+    status = SimpleNamespace(st_mode=0o100644, st_size=10)
+    monkeypatch.setattr("deepcait.data.image.os", SimpleNamespace(stat=lambda path: status, fspath=os.fspath))
+    assert len(read_image_bytes(tmp_path / "a.png")) == 11
+
+
 def test_places_that_hold_no_file(tmp_path):
     with pytest.raises(ImageError, match="no such file"):
         open_image(tmp_path / "gone.png")
@@ -288,7 +326,7 @@ def test_places_that_hold_no_file(tmp_path):
         open_image("nul\0byte.png")
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.png")
-        with pytest.raises(ImageError, match="pipe"):
+        with pytest.raises(ImageError, match="got a pipe or device"):
             open_image(tmp_path / "pipe.png")
 
 

@@ -75,7 +75,9 @@ def test_minus_one_among_indices_is_a_picture_without_a_label(tmp_path, none):
     [
         ("path,label\n1.png,0\n2.png,-2\n", r"list\.csv, line 3: expected a class index, 0 or more, got -2"),
         ("path,label\n1.png,a\n2.png\n", r"list\.csv, line 3: expected 2 columns, got 1"),
+        ("path,label\n1.png,a\n2.png,b,c\n", r"list\.csv, line 3: expected 2 columns, got 3"),
         ("path,label\n1.png,a\n,b\n", "line 3: expected a path"),
+        ("path,label\n1.png,a\n2\0.png,b\n", "line 3: expected a path"),
         ("path,label,split\n1.png,a,train\n2.png,a,extra\n", "line 3: expected the split .* got 'extra'"),
         ("photo,species\n1.png,a\n", "expected the columns path and label .* got photo, species"),
         ("path,label\n1.png,a\n1.png,b\n", r"1\.png more than once"),
@@ -196,6 +198,9 @@ def test_damaged_parquet(tmp_path):
 def test_a_label_of_thousands_of_digits(tmp_path):
     (tmp_path / "m.csv").write_text("path,label\na.png,1\nb.png," + "9" * 5000 + "\n")
     with pytest.raises(DataError, match="line 3: expected a class index, 0 or more, got 5,000 digits"):
+        open_source(tmp_path / "m.csv")
+    (tmp_path / "m.csv").write_text("path,label\na.png," + "9" * 19 + "\n")
+    with pytest.raises(DataError, match="line 2: .* got 19 digits"):
         open_source(tmp_path / "m.csv")
 
 

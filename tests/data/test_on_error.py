@@ -163,7 +163,7 @@ def rows_of(folder: Path) -> list[dict]:
 
 def test_training_ends_and_counts_what_the_doctor_counts(ruin, tmp_path, capsys):
     root, planted = ruin
-    trainer = trainer_of(tmp_path, run_recipe(), root)
+    trainer = trainer_of(tmp_path, run_recipe(max_errors=len(planted)), root)
     lines: list[str] = []
     trainer.skips.say = lines.append
     progress = trainer.fit()

@@ -112,6 +112,7 @@ def test_a_pure_function_of_seed_epoch_and_position():
     backwards = [again.slots(step, replica) for step in reversed(range(10)) for replica in reversed(range(3))]
     assert backwards[::-1] == wanted
     assert torch.equal(torch.get_rng_state(), state)
+    assert len(again._drawn) == 1  # a long run keeps one epoch's row, not all
     for first in (0, 1, 4, 9):
         assert list(ReplicaBatches(again, [0, 1, 2], first, 10)) == wanted[3 * first :]
     assert Order(**settings, seed=6).slots(0, 0) != wanted[0]
@@ -152,6 +153,13 @@ def test_balanced_draws_are_equal_by_class():
     within = Counter(i for epoch in range(6) for i in indices(epoch_slots(order, 0, epoch)) if labels[i] == 3)
     assert set(within) == set(range(990, 1000))
     assert min(within.values()) > 120
+
+
+def test_a_draw_beyond_the_last_chance_is_the_last_sample():
+    """Their sum may be rounded to a little less than 1."""
+    order = Order(num_samples=2, global_batch_size=2, class_labels=(0, 1))
+    vars(order)["_reach"] = torch.tensor([0.0, 0.0], dtype=torch.float64)
+    assert set(indices(epoch_slots(order, 0))) == {1}
 
 
 def test_fewer_samples_than_a_batch():

@@ -12,6 +12,7 @@ from PIL import Image
 
 from deepcait.data import open_folder, open_image, shrunk
 from deepcait.data.shrunk import Shrunk
+from deepcait.data.stored import write_whole
 from deepcait.errors import ConfigError, DataError, ImageError
 
 
@@ -72,6 +73,19 @@ def test_a_damaged_copy_is_made_anew(photos, tmp_path, damage):
     assert [path.read_bytes() for path in kept(cache)] == contents
 
 
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "file"
+    write_whole(path, b"old")
+
+    def refuse(*_):
+        raise PermissionError("refused")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PermissionError):
+        write_whole(path, b"new")
+    assert [(one.name, one.read_bytes()) for one in path.parent.iterdir()] == [("file", b"old")]
+
+
 def test_errors(photos, tmp_path):
     (photos / "a" / "0.jpg").write_bytes((photos / "a" / "0.jpg").read_bytes()[:900])
     with pytest.raises(ImageError, match="0.jpg"):
@@ -85,4 +99,6 @@ def test_errors(photos, tmp_path):
             shrunk.shrunk(open_folder(photos, None), side_px, folder)
     source = open_folder(photos, None)
     assert shrunk.shrunk(source, 0, "") is source
+    square = source.names.index("b/3.jpg")
+    assert Shrunk(source, 64).read(square) == source.read(square)  # as large as asked for: the file itself
     assert shrunk.shrunk(source, 32, "~/small").folder == Path.home() / "small"

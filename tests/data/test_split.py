@@ -89,6 +89,7 @@ def test_manifests_that_do_not_fit(tmp_path):
         "{}",
         '{"format": "x", "train": [], "val": []}',
         '{"format": "deepcait-split-1", "train": 3}',
+        '{"format": "deepcait-split-1", "train": [["a/1.png"]], "val": []}',
     ):
         path.write_text(text)
         with pytest.raises(DataError, match="expected a split manifest"):

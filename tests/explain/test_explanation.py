@@ -66,6 +66,9 @@ def test_maps_are_what_their_words_say(found):
     for made in found.maps.values():
         assert made.grid.shape == (3, 6)
         assert 0 <= made.faithfulness.deletion <= 1
+        # It is the probability of the class asked about that falls, and comes back.
+        whole = pytest.approx(found.probability, rel=1e-4)
+        assert made.faithfulness.deletion_curve[0] == made.faithfulness.insertion_curve[-1] == whole
         # All are compared with the same lots.
         assert made.faithfulness.random_deletion == mean.faithfulness.random_deletion
     assert "The class key is dropped" in found.heads_caption
@@ -81,6 +84,7 @@ def test_the_class_asked_about(found):
     assert first.label == answers[0].label
     assert tuple(first.maps) == ("class-attention", "rollout", "gradient")
     assert first.maps["rollout"].faithfulness is None
+    assert classifier.explain(SHIP, methods=["rollout"]).gradient is None  # it was not asked for
     other = classifier.explain(SHIP, target=0, methods=["gradient"])
     assert np.abs(other.gradient - found.gradient).max() > 1e-4
     for wrong in ("owll", 7, -1):

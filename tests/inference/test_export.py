@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -174,6 +175,37 @@ def test_a_changed_file_does_not_pass(tmp_path):
     largest.CopyFrom(numpy_helper.from_array(values, largest.name))
     onnx.save(graph, path)
     assert not prove(model, "onnx", path, images_BCHW).holds
+
+
+@pytest.mark.parametrize("drift", [1e-6, 1e-3])
+def test_the_graph_takes_its_place_last_and_only_where_the_proof_holds(tmp_path, monkeypatch, drift):
+    """Whoever finds it finds what belongs to it."""
+    moved, replace = [], Path.replace
+
+    def write(model, form, path):
+        path.write_text("graph")
+        path.with_suffix(".bin").write_text("weights")
+
+    figures = {"engine": "x", "batches": (1,), "num_images": 3, "max_difference": 0.1, "agreed": 3}
+    monkeypatch.setattr(export, "require_packages", lambda form: None)
+    monkeypatch.setattr(export, "write_graph", write)
+    monkeypatch.setattr(export, "prove", lambda *_: export.Proof(drift=drift, **figures))
+    monkeypatch.setattr(Path, "replace", lambda self, place: (moved.append(Path(place).name), replace(self, place))[1])
+    (tmp_path / "m.xml").write_text("old")
+    proof, files = export.export_file(scrambled(), "openvino", tmp_path / "m.xml", torch.zeros(8, 3, 32, 32), {"a": 1})
+    assert [path.name for path in files] == moved == (["m.bin", "m.json", "m.xml"] if proof.holds else [])
+    assert proof.holds == (drift < 1e-4)
+    assert (tmp_path / "m.xml").read_text() == ("graph" if proof.holds else "old")
+    assert sorted(path.name for path in tmp_path.iterdir()) == (moved or ["m.xml"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "holds"),
+    [({}, True), ({"drift": float("nan")}, False), ({"drift": 6e-5}, False), ({"agreed": 2}, False)],
+)
+def test_a_proof_needs_drift_and_answers(changes, holds):
+    figures = {"engine": "x", "batches": (1,), "num_images": 3, "max_difference": 0.1, "agreed": 3, "drift": 5e-5}
+    assert export.Proof(**figures | changes).holds == holds
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,34 @@ def test_a_user_without_a_home_is_no_error(monkeypatch):
     assert native.library.__wrapped__() is None
 
 
+def test_it_is_compiled_once_and_anew_for_another_processor_compiler_source_or_flag(tmp_path, monkeypatch):
+    """Code for another processor would end the process."""
+    fake = tmp_path / "fake++"
+    fake.write_text(f'#!/bin/sh\necho called >> {tmp_path}/calls\nfor last; do :; done\necho code > "$last"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("CXX", str(fake))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = native.compiled()
+    assert first.read_text() == "code\n"
+    assert native.compiled() == first
+    found = {first}
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "_processor", lambda: "another")
+        found.add(native.compiled())
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "FLAGS", (*native.FLAGS, "-DX"))
+        found.add(native.compiled())
+    with monkeypatch.context() as patch:
+        patch.setenv("CXX", f"{fake} -DX")
+        found.add(native.compiled())
+    with monkeypatch.context() as patch:
+        (tmp_path / "source.cpp").write_text("other")
+        patch.setattr(native, "SOURCES", (tmp_path / "source.cpp", *native.SOURCES[1:]))
+        found.add(native.compiled())
+    assert len(found) == len((tmp_path / "calls").read_text().splitlines()) == 5
+    assert sorted(first.parent.iterdir()) == sorted(found)
+
+
 @needs_compiler
 def test_a_compiler_with_words_behind_it(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", f"{os.environ.get('CXX', 'g++')} -DNOBODY_READS_THIS")

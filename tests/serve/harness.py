@@ -177,6 +177,14 @@ def live(classifier, *, hosts=("127.0.0.1", "localhost"), **limits):
             thread.join(30)
             service.close()
             assert not thread.is_alive()
+        assert_idle(service)
+
+
+def assert_idle(service: Service) -> None:
+    """Whatever was asked, and however it was refused: nothing is counted any more as being on its way."""
+    pipeline = service.pipeline
+    assert (service._num_requests, service._num_buffered_bytes) == (0, 0)
+    assert (pipeline._num_coming, pipeline.num_waiting, pipeline.num_bytes, len(pipeline._placed)) == (0, 0, 0, 0)
 
 
 class Command(Live):

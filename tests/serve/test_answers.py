@@ -55,6 +55,13 @@ def test_a_file_without_a_type_is_a_file(service):
     assert (bare.status, bare.body) == (200, typed.body)
 
 
+def test_what_is_just_within_the_limits_of_a_form(service):
+    """A boundary of 70 characters, and eight headers of a part."""
+    long, more = 70 * "b", b"".join(b"A%d: b\r\n" % number for number in range(6))
+    headers = {"Content-Type": f"multipart/form-data; boundary={long}"}
+    assert service.ask(request(body=form(more + part(picture_bytes()), boundary=long), headers=headers)).status == 200
+
+
 def test_every_batch_gives_the_same_answers(classifier):
     """24 clients with requests of 1 to 5 pictures, mixed with explanations; batches of up to 7."""
     files = [picture_bytes(seed, format="JPEG") for seed in range(9)]
@@ -167,6 +174,8 @@ def test_the_page_and_its_headers(service):
     assert text.count("<script") == text.count('<script type="module" src="static/page.js"></script>') == 1
     again = service.ask(request("/", method="GET", headers={"If-None-Match": page.headers["etag"]}))
     assert (again.status, again.body) == (304, b"")
+    other = service.ask(request("/", method="GET", headers={"If-None-Match": '"of-another-version"'}))
+    assert (other.status, other.body) == (200, page.body)
     sample = service.ask(request("/static/samples/cat.png", method="GET"))
     assert Image.open(io.BytesIO(sample.body)).size == (32, 32)
 

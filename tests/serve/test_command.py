@@ -22,7 +22,8 @@ from deepcait.serve.run import listen_on, serve
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (["--port", "70000"], "--port"),
+        (["--port", "65536"], "--port"),
+        (["--port", "-1"], "--port"),
         (["--port", "80 80"], "--port"),
         (["--host", "no.such.host.invalid"], "no.such.host.invalid"),
         (["--host", "a..b"], "a..b"),
@@ -86,6 +87,24 @@ def test_an_address_that_others_reach_is_told(capsys, monkeypatch, host, local):
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
     assert main(["serve", "builtin:nano", "--host", host, "--port", "0"]) == 0
     assert ("no password" in "".join(capsys.readouterr())) != local
+
+
+@pytest.mark.parametrize(
+    ("options", "answered"),
+    [
+        ([], {"127.0.0.1", "localhost", "::1"}),
+        (["--allow-host", "Pets.example.org"], {"127.0.0.1", "localhost", "::1", "pets.example.org"}),
+        (["--host", "127.0.0.2"], {"127.0.0.1", "localhost", "::1", "127.0.0.2"}),
+        (["--host", "0.0.0.0"], None),
+        (["--host", "0.0.0.0", "--allow-host", "pets.example.org"], {"pets.example.org"}),
+    ],
+)
+def test_the_names_that_are_answered(monkeypatch, options, answered):
+    """A page of another host must not be able to speak to the service of one machine by a changed DNS entry."""
+    seen = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: seen.append(self.config.app.hosts))
+    assert main(["serve", "builtin:nano", *options, "--port", "0"]) == 0
+    assert seen == [answered]
 
 
 def test_a_name_that_only_begins_like_this_machine(capsys, monkeypatch):

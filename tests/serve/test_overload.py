@@ -10,8 +10,11 @@ import pytest
 
 from deepcait.errors import ConfigError
 from deepcait.serve.app import Service
+from deepcait.serve.counters import Counters
 from deepcait.serve.limits import Limits
 from deepcait.serve.pipeline import Pipeline
+from deepcait.serve.refusal import RequestError
+from deepcait.serve.upload import Picture
 from tests.serve.harness import BOUNDARY, command, form, live, part, picture_bytes, request, wait_until
 
 GOOD = request(body=form(part(picture_bytes())))
@@ -112,6 +115,38 @@ def test_bodies_that_wait_for_a_decoder_count(classifier, monkeypatch):
         assert running.ask(large).status == 200
         assert running.predict(b"no picture").status == 400
         assert running.service.pipeline.num_bytes == 0
+
+
+def test_pictures_of_a_client_that_left_are_not_decoded(classifier, monkeypatch):
+    go, decoded, decode = threading.Event(), [], Pipeline._decode
+
+    def counted(self, picture):
+        decoded.append(picture.name)
+        assert go.wait(30)
+        return decode(self, picture)
+
+    monkeypatch.setattr(Pipeline, "_decode", counted)
+    three = request(body=form(*(part(picture_bytes(), filename=f"{number}.png") for number in range(3))))
+    with live(classifier) as running:
+        (opened,) = send_all(running, 1, three)
+        wait_until(lambda: decoded == ["0.png"])
+        opened.close()
+        wait_until(lambda: running.service._num_requests == 0)
+        go.set()
+        assert running.predict(picture_bytes()).status == 200
+    assert decoded == ["0.png", "0.png"]
+
+
+def test_each_request_of_a_batch_gets_as_many_answers_as_it_asked_for(patient):
+    with live(patient, max_batch=8) as running:
+        opened = send_all(running, 1)
+        wait_until(lambda: patient.batches == [1])
+        for topk in (1, 3, 2):
+            opened += send_all(running, 1, request(f"/predict?topk={topk}", form(part(picture_bytes()))))
+        wait_until(lambda: len(running.service.pipeline._placed) == 3)
+        patient.go.set()
+        assert [len(connection.read().json[0]["predictions"]) for connection in opened] == [3, 1, 3, 2]
+    assert patient.batches == [1, 3]
 
 
 def _after(event, function):
@@ -271,8 +306,23 @@ def test_retry_after_grows_with_the_queue(patient):
         reply = running.ask(GOOD)
         assert_overloaded(reply)
         assert reply.headers["retry-after"] == "12"
+        running.service.pipeline._image_s = 4000.0
+        assert running.ask(GOOD).headers["retry-after"] == "60"
         patient.go.set()
         assert {connection.read().status for connection in first} == {200}
+
+
+def test_after_its_end_it_takes_nothing(classifier):
+    """Nobody would answer: whoever came still would wait for ever."""
+    pipeline = Pipeline(classifier, Limits(), Counters())
+    pipeline.close()
+
+    async def come_late():
+        pipeline.expect()
+        pipeline.submit([Picture("a.png", bytearray(picture_bytes()))], explain=False, topk=1)
+
+    with pytest.raises(RequestError, match="503"):
+        asyncio.run(come_late())
 
 
 def test_a_lone_request_does_not_wait_for_others(classifier):

@@ -94,6 +94,21 @@ def test_the_owner_keeps_its_lock_alive(tmp_path, monkeypatch):
     raise AssertionError("not touched")
 
 
+def test_a_lock_that_another_took_is_neither_kept_alive_nor_given_back(tmp_path, monkeypatch):
+    """We were silent for so long that somebody cleared ours away."""
+    monkeypatch.setattr(module, "BEAT_S", 0.01)
+    lock = tmp_path / "a.lock"
+    with claim(lock) as ours:
+        assert ours
+        aside = tmp_path / "aside"
+        aside.write_text(json.dumps({"host": "elsewhere", "token": "theirs"}))
+        os.utime(aside, (1, 1))
+        os.replace(aside, lock)
+        threading.Event().wait(0.2)
+        assert lock.stat().st_mtime == 1
+    assert json.loads(lock.read_text())["token"] == "theirs"
+
+
 def test_a_lock_that_changed_hands_meanwhile_is_put_back(tmp_path, monkeypatch):
     """We judged a stale lock; before we cleared it, another had, and made its own."""
     lock = tmp_path / "a.lock"

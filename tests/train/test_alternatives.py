@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import deepcait
-from deepcait.data import open_source
+from deepcait.data import Subset, open_source
 from deepcait.data.split import limited
 from deepcait.errors import ConfigError, Stopped
 from deepcait.model import CaiT, CaiTConfig
@@ -121,9 +121,17 @@ def test_a_limit_takes_classes_evenly_and_always_the_same():
     assert len(set(some.names)) == 64
     assert set(some.names) <= set(limited(source, 200).names)
     assert limited(source, 64).names == some.names
-    assert limited(source, 0) is limited(source, 10**6) is source
+    assert some.indices == sorted(some.indices)  # in the order of the source
+    assert limited(source, 0) is limited(source, 10**6) is limited(source, len(source)) is source
     # Not the first pictures of each class.
-    assert limited(source, 20).names != [source.names[i] for i in some.indices[:20]]
+    first = [index for label in range(10) for index in [i for i, one in enumerate(source.labels) if one == label][:2]]
+    assert limited(source, 20).names != [source.names[index] for index in first]
+
+
+def test_what_a_limit_rounds_off_goes_to_the_class_that_lost_most():
+    few = [*range(10), *range(100, 106), *range(200, 204)]  # 3.5, 2.1 and 1.4 of 7
+    some = limited(Subset(open_source("builtin:demo", "train"), few, split="train"), 7)
+    assert [some.labels.count(label) for label in range(3)] == [4, 2, 1]
 
 
 def stop_after(steps: int, monkeypatch) -> None:

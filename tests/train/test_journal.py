@@ -10,6 +10,7 @@ import pytest
 from deepcait.errors import RunError
 from deepcait.train import journal as journal_module
 from deepcait.train.journal import Journal, read_metrics, read_state
+from tests.disk import inode, watch_disk
 
 
 @pytest.fixture
@@ -55,6 +56,19 @@ def test_half_written_rows_are_cut_and_what_follows_is_whole(journal, tail):
     assert rows(journal) == [*EVERY, ("train", 8)]
 
 
+@pytest.mark.parametrize(
+    "damaged", [b"\0\0\0\0", b'{"kind": "train", "step": "2"}', b'{"kind": "train", "step": null}']
+)
+def test_a_row_that_the_disk_damaged_costs_itself_alone(journal, damaged):
+    """Those behind it were waited for before the checkpoint: nobody writes them again."""
+    path = journal.folder / "metrics.jsonl"
+    first, *others = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(damaged + b"\n" + b"".join(others))
+    assert rows(journal) == EVERY[1:]
+    journal.cut(6, 6)
+    assert path.read_bytes() == b"".join(others)
+
+
 def test_cutting_and_writing_again_gives_the_same_bytes(journal):
     path = journal.folder / "metrics.jsonl"
     whole = path.read_bytes()
@@ -92,8 +106,9 @@ def test_listeners_state_and_table(tmp_path):
     assert (tmp_path / "metrics.csv").read_text() == "kind,step,loss,top1\ntrain,1,0.5,\neval,1,,0.25\n"
     assert json.loads((tmp_path / "timing.jsonl").read_text()) == {"step": 1, "seconds": 2.0}
     assert read_state(tmp_path / "nowhere") == {}
-    (tmp_path / "status.json").write_text("[1]")
-    assert read_state(tmp_path) == {}
+    for broken in ("[1]", "", "{"):
+        (tmp_path / "status.json").write_text(broken)
+        assert read_state(tmp_path) == {}
 
 
 def test_a_small_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
@@ -104,6 +119,26 @@ def test_a_small_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeyp
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append(("replace", b.name)), replace(a, b)))
     journal_module.replace_text(tmp_path / "config.yaml", "seed: 1")
     assert done == [("sync", ".config.yaml.new"), ("replace", "config.yaml"), ("sync", tmp_path.name)]
+
+
+def test_rows_are_waited_for(journal, monkeypatch):
+    journal.unreadable(4, "a.png", "damaged")
+    done = watch_disk(monkeypatch)
+    journal.flush()
+    assert done == [("sync", inode(journal.folder / name)) for name in ("metrics.jsonl", "errors.jsonl")]
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+    journal_module.replace_text(tmp_path / "status.json", "old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        journal_module.replace_text(tmp_path / "status.json", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+    assert (tmp_path / "status.json").read_text() == "old"
 
 
 def test_a_folder_that_cannot_be_written_is_one_paragraph(tmp_path):

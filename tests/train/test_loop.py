@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import signal
@@ -10,11 +11,12 @@ import pytest
 import torch
 
 from deepcait.data.mixing import Mix
-from deepcait.errors import ConfigError, DivergedError, RunError, Stopped
+from deepcait.errors import ConfigError, DataError, DivergedError, RunError, Stopped
 from deepcait.train import loop
 from deepcait.train.checkpoint import newest_checkpoint, read_checkpoint
 from deepcait.train.journal import read_metrics, read_state
 from deepcait.train.loop import StopRequest, Trainer
+from deepcait.train.processes import Processes
 from deepcait.train.recipe import About, Average, Compute, Keep, Optimizer
 from tests.train.tiny import K, Pixels, section, tiny_job, tiny_model, tiny_recipe, train
 
@@ -62,7 +64,57 @@ def test_one_bad_step_is_skipped_and_counted(tmp_path):
     assert int(trainer.average.n_averaged) == 3
     trains = [row for row in read_metrics(tmp_path) if row["kind"] == "train"]
     assert [row["skipped"] for row in trains] == [1, 1]
-    assert all(row["loss"] == row["loss"] for row in trains)  # means of the good steps
+    assert all(isinstance(row["loss"], float) for row in trains)  # means of the good steps
+
+
+def test_a_scale_that_is_still_looked_for_is_no_alarm(tmp_path):
+    """In fp16 the first steps overflow until the scale fits: their losses are finite."""
+    recipe = full_recipe(epochs=6, compute=Compute(device="cpu", precision="fp16"))
+    trainer = Trainer(tiny_job(tmp_path, section(recipe, "keep", max_skipped_steps=2), model=deep_model()))
+    trainer.scaler = trainer.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**36)
+    progress = trainer.fit()
+    assert progress.skipped_total > 5
+    assert (progress.step, progress.skipped_steps) == (24, 0)
+
+
+def test_steps_are_taken_in_training_mode_whatever_an_evaluation_left(tmp_path):
+    modes = []
+    evaluate = lambda net: {"top1": float(not net.eval().training), "top5": 1.0, "loss": 0.5}  # noqa: E731
+    trainer = Trainer(tiny_job(tmp_path, full_recipe(), model=deep_model(), evaluate=evaluate))
+    wrapped = trainer.stepper
+
+    def spy(*args, **how):
+        modes.append({module.training for module in trainer.job.model.modules()})
+        return wrapped(*args, **how)
+
+    spy.replicas = wrapped.replicas
+    trainer.stepper = spy
+    trainer.fit()
+    assert modes == [{True}] * 8
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(3, [8, 12]), (2, [8]), (1, [4])])
+def test_the_last_step_is_evaluated_whatever_the_period(tmp_path, epochs, steps):
+    tables = []
+
+    def evaluate(net):
+        tables.append((tmp_path / "metrics.csv").exists())
+        return {"top1": 0.5, "top5": 1.0, "loss": 0.5}
+
+    recipe = section(full_recipe(epochs=epochs, ema=Average(decay=0.0)), "keep", evaluate_every_epochs=2)
+    train(tmp_path, recipe, model=deep_model(), evaluate=evaluate)
+    assert [row["step"] for row in read_metrics(tmp_path) if row["kind"] == "eval"] == steps
+    assert tables == [number > 0 for number in range(len(steps))]  # the table is there after the first
+
+
+def test_a_checkpoint_now_and_then_by_the_clock(tmp_path, monkeypatch):
+    clock = iter(range(0, 100_000, 10))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
+    for every_s, steps in ((10, [1, 2, 3, 4]), (10**6, [4])):
+        recipe = section(full_recipe(epochs=1), "keep", checkpoint_every_steps=0, checkpoint_every_s=every_s)
+        train(tmp_path / str(every_s), recipe, model=deep_model())
+        names = sorted(path.name for path in (tmp_path / str(every_s) / "checkpoints").iterdir())
+        assert [int(name[5:13]) for name in names] == steps
 
 
 @pytest.mark.parametrize("max_skipped", [0, 2])
@@ -115,6 +167,16 @@ def test_interrupted_anywhere_it_ends_with_the_same_bytes(tmp_path, uninterrupte
     assert reads == 8 * (8 - after)  # nothing that was done before is read again
 
 
+def test_rows_are_on_the_disk_before_the_checkpoint_says_so(tmp_path, monkeypatch):
+    """After a power cut a checkpoint ahead of its rows would leave a gap that nobody fills."""
+    done = []
+    flush, save = loop.Journal.flush, loop.save_checkpoint
+    monkeypatch.setattr(loop.Journal, "flush", lambda self: (done.append("flush"), flush(self))[1])
+    monkeypatch.setattr(loop, "save_checkpoint", lambda *a, **k: (done.append("save"), save(*a, **k))[1])
+    train(tmp_path, full_recipe(epochs=1), model=deep_model())
+    assert done == ["flush", "save"] * 4
+
+
 @pytest.mark.parametrize("memory", ["normal", "small"])
 def test_bfloat16_resumes_to_the_same_bytes_whatever_is_kept(tmp_path, memory):
     outcomes = []
@@ -129,6 +191,30 @@ def test_bfloat16_resumes_to_the_same_bytes_whatever_is_kept(tmp_path, memory):
     assert outcomes[0] == outcomes[1]
 
 
+def test_fp16_resumes_to_the_same_bytes(tmp_path):
+    """The scale of gradients goes on too: here it doubles every third step."""
+    recipe = full_recipe(compute=Compute(device="cpu", precision="fp16"))
+    whole, parts = (Trainer(tiny_job(tmp_path / name, recipe, model=deep_model())) for name in ("whole", "parts"))
+    whole.scaler.set_growth_interval(3)
+    whole.fit()
+    assert whole.scaler.get_scale() > 65536  # it moved
+    parts.scaler.set_growth_interval(3)
+    stop_before(parts, 5)
+    with pytest.raises(Interrupted):
+        parts.fit()
+    resumed = Trainer(tiny_job(tmp_path / "parts", recipe, model=deep_model().apply(forget)))
+    resumed.scaler.set_growth_interval(3)
+    resumed.fit()
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+def test_a_process_that_is_not_the_main_one_writes_nothing(tmp_path):
+    recipe = section(full_recipe(epochs=1), "keep", tensorboard=False)
+    saved = []
+    train(tmp_path, recipe, model=deep_model(), processes=Processes(rank=1), save_model=lambda *_: saved.append(1))
+    assert list(tmp_path.iterdir()) == saved == []
+
+
 def weights_of(folder) -> dict[str, bytes]:
     path, _ = newest_checkpoint(folder / "checkpoints")
     return {name: tensor.numpy().tobytes() for name, tensor in read_checkpoint(path)[1].items()}
@@ -137,20 +223,25 @@ def weights_of(folder) -> dict[str, bytes]:
 def interrupt_and_resume(folder, recipe, after: int) -> int:
     """Train, stop in a step, train on; returns how many samples the second part read."""
     trainer = Trainer(tiny_job(folder, recipe, model=deep_model()))
-    wrapped = trainer.stepper
-
-    def dies(step, *args, **how):
-        if step == after:
-            raise Interrupted
-        return wrapped(step, *args, **how)
-
-    dies.replicas = wrapped.replicas
-    trainer.stepper = dies
+    stop_before(trainer, after)
     with pytest.raises(Interrupted):
         trainer.fit()
     samples = Pixels()
     train(folder, recipe, samples=samples, model=tiny_model(torch.float32, drop_path_rate=0.2).apply(forget))
     return len(samples.reads)
+
+
+def stop_before(trainer: Trainer, step: int) -> None:
+    """Kill a training as it takes this step."""
+    wrapped = trainer.stepper
+
+    def dies(number, *args, **how):
+        if number == step:
+            raise Interrupted
+        return wrapped(number, *args, **how)
+
+    dies.replicas = wrapped.replicas
+    trainer.stepper = dies
 
 
 def forget(module) -> None:
@@ -184,6 +275,65 @@ def test_asked_to_stop_it_finishes_the_step_and_saves(tmp_path, uninterrupted, n
     assert read_state(tmp_path)["state"] == "finished"
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("asked", [True, False])
+def test_workers_that_a_signal_ended_are_a_stop(tmp_path, asked, world_size):
+    """Of several processes the others would wait for the step that this one can't take."""
+    trainer = Trainer(tiny_job(tmp_path, full_recipe(), model=deep_model()))
+    wrapped = trainer.stepper
+
+    def dies(step, *args, **how):
+        if step < 2:
+            return wrapped(step, *args, **how)
+        trainer.job = dataclasses.replace(trainer.job, processes=Processes(world_size=world_size))
+        if asked:
+            signal.raise_signal(signal.SIGTERM)
+        raise DataError("expected the worker processes to go on, got the end of one.", remedy="")
+
+    dies.replicas = wrapped.replicas
+    trainer.stepper = dies
+    stops = asked and world_size == 1
+    with pytest.raises(Stopped if stops else DataError):
+        trainer.fit()
+    assert read_state(tmp_path)["state"] == ("stopped" if stops else "failed")
+    assert newest_checkpoint(tmp_path / "checkpoints")[0].name.startswith("step_00000002-")
+
+
+def test_a_wish_that_came_too_late_goes_on_to_who_listened_before():
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with StopRequest():
+            pass
+        assert heard == []
+        with StopRequest():
+            signal.raise_signal(signal.SIGTERM)
+            assert heard == []
+        assert heard == [signal.SIGTERM]
+        granted = StopRequest()  # nobody else need hear of it
+        with contextlib.suppress(Stopped), granted:
+            signal.raise_signal(signal.SIGTERM)
+            raise Stopped("stopped")
+        assert granted.asked
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_the_first_error_is_told_where_there_is_no_room_for_the_state(tmp_path, monkeypatch):
+    state = loop.Journal.state
+
+    def full(self, name, *args, **how):
+        if name == "failed":
+            raise RunError("expected to write here, got a full disk.", remedy="")
+        state(self, name, *args, **how)
+
+    monkeypatch.setattr(loop.Journal, "state", full)
+    recipe = section(full_recipe(epochs=1), "keep", max_skipped_steps=0)
+    with pytest.raises(DivergedError, match="expected a finite loss"):
+        Trainer(tiny_job(tmp_path, recipe, samples=Pixels(poisoned=tuple(range(32))), model=deep_model())).fit()
+
+
 def test_a_second_interrupt_insists():
     with StopRequest() as request:
         signal.raise_signal(signal.SIGINT)
@@ -208,9 +358,10 @@ def test_passed_over_checkpoints_are_named(tmp_path, uninterrupted):
 
 def test_a_run_without_its_checkpoints_says_that_it_starts_anew(tmp_path, uninterrupted):
     recipe = full_recipe()
-    train(tmp_path, recipe, model=deep_model())
-    shutil.rmtree(tmp_path / "checkpoints")
     said: list[str] = []
+    train(tmp_path, recipe, model=deep_model(), watch=loop.Watch(8, 8, say=said.append, live=False))
+    assert not any("anew" in line for line in said)  # it is new
+    shutil.rmtree(tmp_path / "checkpoints")
     for _ in range(2):
         watch = loop.Watch(8, 8, say=said.append, live=False)
         Trainer(tiny_job(tmp_path, recipe, model=deep_model(), watch=watch)).fit()
@@ -257,6 +408,14 @@ def test_settings_that_somebody_changed_in_between_are_told(tmp_path, section_na
     assert all(other in second for other in changes)
     assert "Bring them back" in caught.value.remedy
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_settings_that_another_version_knew_are_not_compared(tmp_path, uninterrupted, monkeypatch):
+    recipe, read_settings = full_recipe(), loop.read_settings
+    train(tmp_path, recipe, model=deep_model())
+    monkeypatch.setattr(loop, "read_settings", lambda path: read_settings(path) | {"mix.gone": 0.5})
+    train(tmp_path, recipe, model=deep_model())
+    assert outcome(tmp_path) == uninterrupted
 
 
 def test_settings_that_decide_no_result_may_change_in_between(tmp_path, uninterrupted):

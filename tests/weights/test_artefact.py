@@ -15,7 +15,7 @@ from deepcait.model import CaiT, variant_config
 from deepcait.model.variants import variant_names
 from deepcait.weights import artefact as artefact_module
 from deepcait.weights.adapt import build_loaded
-from deepcait.weights.artefact import read_artefact, save_artefact
+from deepcait.weights.artefact import is_artefact, read_artefact, save_artefact
 from deepcait.weights.registry import pretrained_cfg_of
 from deepcait.weights.spec import resolve
 from deepcait.weights.timm_layout import describe_for_timm, nearest_architecture
@@ -219,8 +219,31 @@ def test_a_folder_with_other_things_is_not_replaced(tiny, tmp_path):
 def test_what_others_put_into_a_model_folder_stays(tiny, tmp_path):
     save(tmp_path / "m", tiny())
     (tmp_path / "m" / "README.md").write_text("card")
+    (tmp_path / "m" / "pictures").mkdir()
+    (tmp_path / "m" / "pictures" / "1.txt").write_text("picture")
     save(tmp_path / "m", tiny(1))
     assert (tmp_path / "m" / "README.md").read_text() == "card"
+    assert (tmp_path / "m" / "pictures" / "1.txt").read_text() == "picture"
+
+
+def test_a_folder_that_a_kill_left_aside_is_read_and_put_back(tiny, logits, tmp_path):
+    """Where the system can't exchange folders, a kill between two renamings leaves the old one under another name."""
+    save(tmp_path / "m", tiny(0))
+    (tmp_path / "m").rename(tmp_path / ".m.old")
+    assert is_artefact(tmp_path / "m")
+    assert torch.equal(logits(resolve(tmp_path / "m").model), logits(tiny(0)))
+    save(tmp_path / "m", tiny(1))
+    assert torch.equal(logits(load(tmp_path / "m")), logits(tiny(1)))
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_a_figure_that_is_no_number_is_not_written(tiny, tmp_path):
+    """NaN is no JSON: others could not read the folder."""
+    save(tmp_path / "m", tiny(0), metrics={"top1": 0.5})
+    with pytest.raises(ValueError, match="JSON"):
+        save(tmp_path / "m", tiny(1), metrics={"top1": float("nan")})
+    assert read_artefact(tmp_path / "m").section["metrics"] == {"top1": 0.5}
+    assert os.listdir(tmp_path) == ["m"]
 
 
 def test_a_full_disk_leaves_the_old_model(tiny, logits, tmp_path, monkeypatch):
@@ -334,31 +357,33 @@ def test_sizes_beyond_the_weights_build_nothing(tiny, tmp_path, change):
         resolve(folder)
 
 
-@pytest.mark.parametrize("own", [True, False])
+OF_TIMM = [
+    ("pretrained_cfg", None),
+    ("pretrained_cfg", "x"),
+    ("pretrained_cfg", [1]),
+    ("label_names", 5),
+    ("label_names", {"a": "ant"}),
+    ("label_names", "abcde"),
+    ("model_args", [1]),
+]
+OF_OURS = [
+    ("deepcait.preprocessing", "x"),
+    ("deepcait.provenance", "x"),
+    ("deepcait.metrics", "x"),
+    ("deepcait.evaluated", 7),
+    ("deepcait.config", None),
+]
+
+
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("pretrained_cfg", None),
-        ("pretrained_cfg", "x"),
-        ("pretrained_cfg", [1]),
-        ("label_names", 5),
-        ("label_names", {"a": "ant"}),
-        ("label_names", "abcde"),
-        ("model_args", [1]),
-        ("deepcait.preprocessing", "x"),
-        ("deepcait.provenance", "x"),
-        ("deepcait.metrics", "x"),
-        ("deepcait.evaluated", 7),
-        ("deepcait.config", None),
-    ],
+    ("own", "field", "value"),
+    [(True, *one) for one in OF_TIMM + OF_OURS] + [(False, *one) for one in OF_TIMM],
 )
 def test_fields_of_another_form_are_named(tiny, tmp_path, own, field, value):
     folder = save(tmp_path / "m", tiny())
     description = json.loads((folder / "config.json").read_text())
     place, _, key = field.rpartition(".")
     if not own:
-        if place:
-            return
         del description["deepcait"]
     (description[place] if place else description)[key] = value
     (folder / "config.json").write_text(json.dumps(description))

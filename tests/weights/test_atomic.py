@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from deepcait.errors import WeightsError
 from deepcait.weights import atomic
+from tests.disk import inode, things_in, watch_disk
 
 
 def fill_with(text: str):
@@ -34,6 +37,41 @@ def test_a_file_is_replaced_and_nothing_is_left_beside(tmp_path):
         atomic.write_bytes(path, data)
         assert path.read_bytes() == data
     assert os.listdir(tmp_path) == ["f.json"]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    """A power cut after the renaming must not leave an empty file under the name."""
+    done = watch_disk(monkeypatch)
+    atomic.write_bytes(tmp_path / "f.json", b"new")
+    new = inode(tmp_path / "f.json")
+    assert done == [("sync", new), ("move", new), ("sync", inode(tmp_path))]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_folder_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch, exchange):
+    folder, swap = tmp_path / "m", atomic._exchange
+    atomic.replace_folder(folder, fill_with("old"))
+    done = watch_disk(monkeypatch)
+
+    def seen_swap(one, other):
+        done.append(("move", inode(one)))
+        return swap(one, other)
+
+    monkeypatch.setattr(atomic, "_exchange", seen_swap if exchange else lambda *_: False)
+    atomic.replace_folder(folder, fill_with("new"))
+    moved = done.index(("move", inode(folder)))
+    before, after = done[:moved], done[moved + 1 :]
+    assert {number for kind, number in before if kind == "sync"} == things_in(folder)
+    assert after == [("sync", inode(tmp_path))]
+
+
+def test_a_file_behind_a_link_is_replaced_and_the_link_stays(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "f.json").write_bytes(b"old")
+    (tmp_path / "link.json").symlink_to(tmp_path / "real" / "f.json")
+    atomic.write_bytes(tmp_path / "link.json", b"new")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "real" / "f.json").read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -86,6 +124,36 @@ def test_folders_change_places_in_one_call(tmp_path):
     assert (tmp_path / "a" / "who").read_text() == "b"
     with pytest.raises(OSError, match="No such file"):
         atomic._exchange(tmp_path / "a", tmp_path / "none")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EACCES])
+def test_a_disk_that_cannot_exchange_folders(tmp_path, monkeypatch, code):
+    """Two renamings do it there; another failure is told, and the old folder stays."""
+    folder = tmp_path / "m"
+    atomic.replace_folder(folder, fill_with("old"))
+
+    def refused(*_):
+        ctypes.set_errno(code)
+        return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace(renameat2=refused))
+    if code == errno.EACCES:
+        with pytest.raises(WeightsError, match="Permission denied"):
+            atomic.replace_folder(folder, fill_with("new"))
+    else:
+        atomic.replace_folder(folder, fill_with("new"))
+    text = "old" if code == errno.EACCES else "new"
+    assert read(folder) == (text, text)
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_what_a_kill_after_both_renames_left_is_cleared_away(tmp_path):
+    atomic.replace_folder(tmp_path / "m", fill_with("new"))
+    (tmp_path / ".m.old").mkdir()
+    assert atomic.current(tmp_path / "m") == tmp_path / "m"
+    atomic.replace_folder(tmp_path / "m", fill_with("newer"))
+    assert read(tmp_path / "m") == ("newer", "newer")
+    assert os.listdir(tmp_path) == ["m"]
 
 
 def test_a_link_keeps_pointing(tmp_path):

@@ -82,6 +82,8 @@ def test_a_released_model_loads_by_name(client, random_weights, logits, tmp_path
         assert f"HEAD /{RELEASED[name].hub_id}/resolve/main/config.json" in hub.requests
         asked = len(hub.requests)
     assert any("model.safetensors" in line for line in hub.requests)
+    # All files are of the commit that the first one was of, whatever was pushed meanwhile.
+    assert not any("/resolve/main/model.safetensors" in line for line in hub.requests)
     # The server is gone.
     assert_equal(logits(resolve(name).model), expected)
     assert_equal(logits(create_model(name, pretrained=True).eval()), expected)
@@ -180,6 +182,38 @@ def patience(tries: int, then: str):
         yield
     finally:
         file_download.http_stream_backoff = original
+
+
+def test_a_part_that_is_larger_than_the_whole_is_fetched_anew(client, small, logits):
+    folder, theirs = small
+    sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    with run_hub(Hub({"owner/small": folder})) as hub:
+        blobs = client(hub.endpoint) / "models--owner--small" / "blobs"
+        blobs.mkdir(parents=True)
+        (blobs / f"{sha256}.incomplete").write_bytes(bytes(10_000_000))
+        assert_equal(logits(resolve(SMALL).model), logits(theirs))
+    assert hub.ranges == []
+
+
+def test_what_another_process_fetched_meanwhile_is_not_fetched_again(client, small, logits, monkeypatch):
+    import huggingface_hub.utils as client_utils
+
+    folder, theirs = small
+    sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    with run_hub(Hub({"owner/small": folder})) as hub:
+        cache = client(hub.endpoint)
+        lock = client_utils.WeakFileLock
+
+        @contextlib.contextmanager
+        def held_by_another(path, **how):
+            with lock(path, **how):
+                if sha256 in str(path):
+                    shutil.copy(folder / "model.safetensors", cache / "models--owner--small" / "blobs" / sha256)
+                yield
+
+        monkeypatch.setattr(client_utils, "WeakFileLock", held_by_another)
+        assert_equal(logits(resolve(SMALL).model), logits(theirs))
+    assert not any(line.startswith("GET") and "safetensors" in line for line in hub.requests)
 
 
 def test_wrong_bytes_are_refused_and_removed(client, small, logits, monkeypatch):

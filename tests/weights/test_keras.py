@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -154,6 +155,34 @@ def test_a_changed_bit_anywhere_is_our_error(folder, name):
         path.write_bytes(whole)
     # The footer of an index has no checksum and holds padding; nothing else may pass.
     assert all(name == INDEX and offset >= len(whole) - 48 for offset in unnoticed)
+
+
+def test_a_tensor_that_promises_more_than_the_file_holds(folder):
+    """Nothing is set aside for it before the file's size is known."""
+    bundle = TensorBundle(folder / "variables" / "variables")
+    key = "pos_embed/.ATTRIBUTES/VARIABLE_VALUE"
+    bundle.entries[key] = dataclasses.replace(bundle.entries[key], shape=(2**50,), num_bytes=2**52)
+    with pytest.raises(WeightsError, match="pos_embed.* up to byte"):
+        bundle.read(key)
+    bundle.entries[key] = dataclasses.replace(bundle.entries[key], shape=(3,), num_bytes=16)
+    with pytest.raises(WeightsError, match="expected pos_embed.*, got 16 bytes"):
+        bundle.read(key)
+
+
+@pytest.mark.parametrize("message", [b"\x0a\x05four", b"\x0d\1\2\3", b"\x08\x80", b"\x08" + b"\x80" * 11 + b"\0"])
+def test_a_field_that_ends_too_early_or_never(message):
+    with pytest.raises((ValueError, IndexError)):
+        tensor_bundle._fields(message)
+
+
+def test_a_tensor_in_slices_and_an_object_that_is_not_there():
+    with pytest.raises(ValueError, match="in slices"):
+        tensor_bundle._read_entry(b"\x08\1\x3a\0")
+    # One object whose child `a` is the object of this number.
+    first, second = (b"\x0a\x07\x0a\x05\x08" + bytes([number]) + b"\x12\1a" for number in (0, 1))
+    assert tensor_bundle._read_nodes(first)[0].children == {"a": 0}
+    with pytest.raises(ValueError, match="not there"):
+        tensor_bundle._read_nodes(second)
 
 
 def test_without_checksums_changed_weights_would_pass(folder, monkeypatch):

@@ -148,8 +148,10 @@ def test_a_cut_file_names_its_path(tiny, tmp_path, ending, part):
     save_file(state_dict, path) if ending == ".safetensors" else torch.save(state_dict, path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * part)])
-    with pytest.raises(WeightsError, match=rf"cut\{ending}: expected"):
+    with pytest.raises(WeightsError, match=rf"cut\{ending}: expected") as caught:
         read_checkpoint(path)
+    if ending == ".pth" and part:
+        assert "its index is missing" in caught.value.problem
 
 
 @pytest.mark.parametrize("ending", [".pth", ".safetensors", ".bin"])
@@ -288,6 +290,19 @@ def test_dictionaries_within_themselves_and_shared_nests(tmp_path):
         torch.save(content, tmp_path / f"{name}.pth")
         with pytest.raises(WeightsError, match="expected a state dict"):
             read_checkpoint(tmp_path / f"{name}.pth")
+
+
+@pytest.mark.parametrize("depth", [4, 5])
+def test_how_deep_a_state_dict_may_lie(tiny, tmp_path, depth):
+    content = tiny().state_dict()
+    for _ in range(depth):
+        content = {"model": content}
+    torch.save(content, tmp_path / "w.pth")
+    if depth == 4:
+        assert_same(read_checkpoint(tmp_path / "w.pth"), tiny().state_dict())
+    else:
+        with pytest.raises(WeightsError, match="got no tensors there"):
+            read_checkpoint(tmp_path / "w.pth")
 
 
 def test_views_of_one_tensor_are_not_copied_by_the_thousand(tiny, tmp_path):
