@@ -39,7 +39,7 @@ class Args:
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")]
     """Pictures, or folders with pictures below them."""
     out: Path
-    """Folder for the page (index.html), the PNGs and the numbers; what an earlier call wrote there goes."""
+    """Folder for page (index.html), PNGs and numbers: new, empty, or that of an earlier page, which goes."""
     method: str = "class-attention,rollout,gradient"
     """Maps with commas between: class-attention, rollout, gradient, integrated-gradients, occlusion; or all."""
     class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
@@ -70,8 +70,7 @@ def run(args: Args) -> int | None:
     require_methods(_methods(args))
     if args.steps < 0:
         raise ConfigError(f"--steps: expected 0 or more, got {args.steps}.", remedy="Give 16, or 0 for no scores.")
-    if args.out.is_file():
-        raise ConfigError(f"--out: expected a folder, got the file {args.out}.", remedy="Give another folder.")
+    _require_place(args.out)
     if args.table is not None and not args.figures:
         raise ConfigError("--table: expected --figures beside it, got none.", remedy="Give --figures too.")
     # What is missing or wrong is told before any work is done.
@@ -92,6 +91,34 @@ def run(args: Args) -> int | None:
     console.say(f"page: {args.out / 'index.html'}")
     figures = len(list((args.out / "figures").glob("*.png"))) if args.figures else 0
     console.result({"page": str(args.out / "index.html"), "images": facts, "figures": figures})
+
+
+def _require_place(out: Path) -> None:
+    """Raise unless pictures may go into this folder: beside the classes of a data set they would be taken for one."""
+    from deepcait.explain.markup import is_page
+
+    if out.is_file():
+        raise ConfigError(f"--out: expected a folder, got the file {out}.", remedy="Give another folder.")
+    others = [path.name for path in sorted(out.iterdir()) if not _is_ours(path)] if out.is_dir() else []
+    if others and not is_page(out / "index.html"):
+        raise ConfigError(
+            f"--out: expected a new or empty folder or that of an earlier page, got {out}, which holds {others[0]}.",
+            remedy="Give another folder.",
+        )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether it may be left of a call that was interrupted before there was a page."""
+    if not folder.is_dir() or not re.match(r"\d{3,}_|figures$", folder.name):
+        return False
+    return all(path.name in _file_names() or folder.name == "figures" for path in folder.iterdir())
+
+
+def _file_names() -> set[str]:
+    """Names of all files of a picture."""
+    from deepcait.explain import METHODS
+
+    return {"heads.png", "maps.npz"} | {f"{method.replace('-', '_')}.png" for method in METHODS}
 
 
 def write_gallery(classifier: Classifier, paths: Sequence[Path], args: Args, console: Console) -> list[dict[str, Any]]:
@@ -122,13 +149,10 @@ def _remove_earlier(out: Path, facts: Sequence[dict[str, Any]], *, figures: bool
         facts: of the pictures on the page, as `write_gallery` returns them.
         figures: the page shows figures of the model.
     """
-    from deepcait.explain import METHODS
-
-    names = {"heads.png", "maps.npz"} | {f"{method.replace('-', '_')}.png" for method in METHODS}
     kept = {Path(about["folder"]) / name for about in facts for name in about["files"]}
     for folder in out.iterdir():
         if re.match(r"\d{3,}_", folder.name) and not folder.is_symlink() and (folder / "maps.npz").is_file():
-            _remove(folder, {folder / name for name in names} - kept)
+            _remove(folder, {folder / name for name in _file_names()} - kept)
     numbers = out / "figures" / "figures.json"
     if not figures and numbers.is_file():
         with suppress(OSError, ValueError, KeyError, TypeError):  # not of our making

@@ -63,6 +63,8 @@ def _export_weights(args: Args, found: Resolved, console: Console) -> None:
     console.say(f"wrote {args.out}: {proof}")
     if args.to == "timm":
         console.say(f'try:  timm.create_model("local-dir:{args.out}", pretrained=True)')
+    else:
+        console.say("this form is tensors alone: names of classes and preprocessing stay behind (--to timm takes them)")
     facts: dict[str, Any] = {"reader": proof.reader, "num_tensors": proof.num_tensors, "drift": proof.drift}
     console.result({"spec": args.spec, "to": args.to, "out": str(args.out), "holds": proof.holds, "proof": facts})
     if not proof.holds:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -127,6 +128,7 @@ def page(title: str, header: Markup, main: Markup, footer: Markup | str = "") ->
     head = element(
         "head",
         element("meta", charset="utf-8"),
+        element("meta", name="generator", content="deepcait"),
         element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="referrer", content="no-referrer"),
@@ -137,6 +139,13 @@ def page(title: str, header: Markup, main: Markup, footer: Markup | str = "") ->
     whole = f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
     # Names of files may hold bytes that are no UTF-8: a page can't, so each is shown as "?".
     return whole.encode("utf-8", "replace").decode("utf-8")
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that `page` made."""
+    with suppress(OSError), path.open("rb") as file:
+        return b'<meta name="generator" content="deepcait">' in file.read(500)
+    return False
 
 
 @cache

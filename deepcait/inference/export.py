@@ -67,14 +67,15 @@ class Proof:
 def export_file(
     model: nn.Module, form: Form, out: Path, images_BCHW: Tensor, about: dict[str, Any]
 ) -> tuple[Proof, list[Path]]:
-    """Write a model for an engine, with its preprocessing as JSON beside it, if the proof holds.
+    """Write a model for an engine, and what a program must know of it as JSON beside it, if the proof holds.
 
     The files appear at their place when they have been read back and hold; what lay there before stays otherwise.
 
     Args:
         model: a CaiT.
         form: what to write.
-        out: the file, .onnx, .xml (OpenVINO; its .bin lies beside) or .pt2.
+        out: the file, .onnx, .xml (OpenVINO; its .bin lies beside) or .pt2; the JSON is `pets.onnx.json`, so that
+            other forms of other models may lie beside.
         images_BCHW: real images, preprocessed, at least 8.
         about: goes into the JSON: preprocessing, classes and the like.
 
@@ -96,9 +97,9 @@ def export_file(
         if not proof.holds:
             return proof, []
         text = json.dumps(describe(folded, form, out, proof) | about, indent=2) + "\n"
-        (aside / out.with_suffix(".json").name).write_text(text, encoding="utf-8")
+        (aside / f"{out.name}.json").write_text(text, encoding="utf-8")
         # The graph itself comes last: whoever finds it finds the rest.
-        files = sorted(aside.iterdir(), key=lambda path: path.name == out.name)
+        files = sorted(aside.iterdir(), key=lambda path: (path.name == out.name, path.name))
         return proof, [path.replace(out.parent / path.name) for path in files]
     except OSError as error:
         raise WeightsError(

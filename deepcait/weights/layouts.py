@@ -23,6 +23,7 @@ from deepcait.errors import WeightsError
 from deepcait.model.variants import NANO, VARIANTS, CaiTConfig, variant_names
 
 SAFETENSORS = ".safetensors"
+GRAPHS = (".onnx", ".xml", ".pt2")  # what inference/export.py writes
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 
 # Wrappers that put themselves into every key: DistributedDataParallel and torch.compile.
@@ -177,6 +178,8 @@ def _require_file(path: Path) -> None:
     if not path.exists():
         raise WeightsError(f"{path}: expected a weights file, got nothing: there is no such file.", remedy=remedy)
     if not is_weights_file(path):
+        if path.suffix in GRAPHS:
+            remedy = "A graph is run by its engine; here give the run or model folder it was made from, and --engine."
         raise WeightsError(f"{path}: expected a weights file, got the ending {path.suffix!r}.", remedy=remedy)
     if path.stat().st_size == 0:
         raise WeightsError(f"{path}: expected a weights file, got an empty one.", remedy="Fetch or save it again.")

@@ -18,7 +18,7 @@ from deepcait.model.mode import evaluation_mode
 from deepcait.weights.artefact import save_artefact
 from deepcait.weights.atomic import replace_file, require_file
 from deepcait.weights.layouts import SAFETENSORS, StateDict, image_size, official_layout, read_checkpoint
-from deepcait.weights.spec import Resolved
+from deepcait.weights.spec import RUN_FOLDERS, Resolved
 from deepcait.weights.timm_layout import require_known_to_timm
 
 OFFICIAL_SUFFIXES = (".pth", SAFETENSORS)
@@ -64,10 +64,11 @@ def write_timm(found: Resolved, folder: str | Path) -> Path:
         folder: its place.
 
     Raises:
-        ConfigError: the folder holds something else, or is the one that the model was read from.
+        ConfigError: the folder holds something else, is the one that the model was read from, or belongs to a run.
         WeightsError: it can't be written.
     """
     _require_another_place(found, Path(folder))
+    _require_no_run(Path(folder))
     return save_artefact(
         folder,
         found.model,
@@ -88,7 +89,7 @@ def write_official(found: Resolved, path: str | Path) -> Path:
             `.safetensors`: the same tensors, which can't be nested, under the plain keys of the released models.
 
     Raises:
-        ConfigError: another ending, a folder, or no folder to write in.
+        ConfigError: another ending, a folder, no folder to write in, or one that belongs to a run.
         WeightsError: it can't be written; an older file is still there.
     """
     path = Path(path)
@@ -98,6 +99,7 @@ def write_official(found: Resolved, path: str | Path) -> Path:
             remedy="The official layout is one file: .pth as the authors publish it, or .safetensors.",
         )
     require_file(path, (), "--out")
+    _require_no_run(path)
     # In the order and with the dtype of the model, each tensor with memory of its own.
     tensors: StateDict = {key: t.detach().cpu().contiguous() for key, t in found.model.state_dict().items()}
 
@@ -108,7 +110,7 @@ def write_official(found: Resolved, path: str | Path) -> Path:
             else:
                 torch.save(official_layout(tensors), place)
         except (SafetensorError, RuntimeError) as error:  # both wrap what the system said
-            full = "os error 28" in str(error).lower() or "no space" in str(error).lower()
+            full = any(said in str(error).lower() for said in ("os error 28", "no space", "unexpected pos"))
             raise OSError(errno.ENOSPC if full else errno.EIO, str(error).partition("\n")[0], str(path)) from error
 
     replace_file(path, fill)
@@ -158,7 +160,20 @@ def _require_another_place(found: Resolved, folder: Path) -> None:
     """Raise where writing would replace the model that was read, and what else lies beside it (averaged weights)."""
     source = str(found.provenance.get("source") or found.spec)
     if any(os.path.realpath(folder) == os.path.realpath(place) for place in (source, found.spec)):
-        raise ConfigError(f"{folder}: expected another place, got that of the model itself.", remedy="Name one.")
+        raise ConfigError(
+            f"{folder}: expected another place, got that of the model itself.", remedy="Name a new folder."
+        )
+
+
+def _require_no_run(place: Path) -> None:
+    """Raise where writing would replace a part of a training run, whose model no export brings back."""
+    real = Path(os.path.realpath(place))
+    for part in (real, *real.parents):
+        if part.name in (*RUN_FOLDERS, "checkpoints") and (part.parent / "status.json").is_file():
+            raise ConfigError(
+                f"{place}: expected a place of its own, got one inside {part}, which belongs to the run {part.parent}.",
+                remedy="Name a new place outside.",
+            )
 
 
 def _umask() -> int:

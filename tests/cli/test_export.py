@@ -32,6 +32,7 @@ def test_to_the_authors_layout(run, model_folder, tmp_path, name):
     code, out, err = run("export", model_folder, "--to", "official", "--out", tmp_path / name)
     assert code == 0, err
     assert "bit-equal" in out
+    assert "names of classes and preprocessing stay behind" in out
     ours = deepcait.load(model_folder).model.state_dict()
     again = deepcait.load(tmp_path / name).model.state_dict()
     assert list(again) == list(ours)
@@ -46,6 +47,27 @@ def test_the_folder_of_the_model_itself_is_no_place(run, tiny_with_average):
     assert "got that of the model itself" in " ".join(err.split())
     assert sorted(path.name for path in tiny_with_average.rglob("*")) == before
     assert (tiny_with_average / EMA_FOLDER).is_dir()
+
+
+@pytest.mark.parametrize(("form", "name"), [("timm", "best"), ("timm", "last"), ("official", "best/model.safetensors")])
+def test_a_model_of_another_run_is_not_replaced(run, model_folder, tiny_with_average, tmp_path, form, name):
+    """What a training found is nowhere else."""
+    first = tmp_path / "first"
+    first.mkdir()
+    (first / "status.json").write_text("{}")
+    kept = tiny_with_average.rename(first / name.partition("/")[0])
+    before = (kept / "model.safetensors").read_bytes()
+    code, _, err = run("export", model_folder, "--to", form, "--out", first / name)
+    assert code == 2
+    assert "which belongs to the run" in " ".join(err.split())
+    assert (kept / "model.safetensors").read_bytes() == before
+
+
+def test_a_graph_of_another_program_is_no_weights_file(run, tmp_path):
+    (tmp_path / "pets.onnx").write_bytes(b"graph")
+    code, _, err = run("info", tmp_path / "pets.onnx")
+    assert code == 2
+    assert "give the run or model folder it was made from, and --engine" in " ".join(err.split())
 
 
 @pytest.fixture

@@ -318,6 +318,25 @@ def test_the_folder_holds_what_the_page_shows(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("already", ["cats/one.png", "001_owls/one.png", "index.html"])
+def test_a_folder_of_other_things_stays_as_it_is(tmp_path, capsys, already):
+    """Pictures beside the classes of a data set would be one class more in the next training."""
+    out = tmp_path / "out"
+    (out / already).parent.mkdir(parents=True)
+    (out / already).write_text("<html>mine</html>")
+    assert main(["explain", "builtin:nano", str(SHIP), "--out", str(out), "--steps", "0"]) == 2
+    assert f"which holds {already.partition('/')[0]}." in " ".join(capsys.readouterr().err.split())
+    assert [path for path in out.rglob("*") if path.is_file()] == [out / already]
+
+
+def test_what_an_interrupted_call_left_is_no_hindrance(tmp_path):
+    out = tmp_path / "out"
+    (out / "000_ship").mkdir(parents=True)
+    (out / "000_ship" / "rollout.png").write_text("half")
+    assert main(["explain", "builtin:nano", str(SHIP), "--out", str(out), "--steps", "0"]) == 0
+    assert (out / "index.html").is_file()
+
+
 def test_two_classes_of_one_name(found):
     """ImageNet has two cranes: only the one that is asked about is bold."""
     answers = [(4, "crane", 0.5), (2, "crane", 0.3)]

@@ -127,7 +127,7 @@ def test_the_verb_writes_proves_and_describes(folder, form, tmp_path, capsys):
     assert result["proof"]["batches"] == [1, 3, 8]
     assert result["proof"]["agreed"] == result["proof"]["num_images"] == 12
     assert result["proof"]["drift"] < 1e-5
-    beside = json.loads(out.with_suffix(".json").read_text())
+    beside = json.loads(Path(f"{out}.json").read_text())
     assert beside["classes"] == list("abcdefg")
     assert beside["preprocessing"]["input_size"] == [3, 32, 32]
     assert beside["input"] == {"name": "images", "shape": ["batch", 3, 32, 32], "dtype": "float32"}
@@ -193,10 +193,10 @@ def test_the_graph_takes_its_place_last_and_only_where_the_proof_holds(tmp_path,
     monkeypatch.setattr(Path, "replace", lambda self, place: (moved.append(Path(place).name), replace(self, place))[1])
     (tmp_path / "m.xml").write_text("old")
     proof, files = export.export_file(scrambled(), "openvino", tmp_path / "m.xml", torch.zeros(8, 3, 32, 32), {"a": 1})
-    assert [path.name for path in files] == moved == (["m.bin", "m.json", "m.xml"] if proof.holds else [])
+    assert [path.name for path in files] == moved == (["m.bin", "m.xml.json", "m.xml"] if proof.holds else [])
     assert proof.holds == (drift < 1e-4)
     assert (tmp_path / "m.xml").read_text() == ("graph" if proof.holds else "old")
-    assert sorted(path.name for path in tmp_path.iterdir()) == (moved or ["m.xml"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(moved or ["m.xml"])
 
 
 @pytest.mark.parametrize(

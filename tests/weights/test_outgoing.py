@@ -119,14 +119,15 @@ def test_another_ending_is_an_error(tiny, tmp_path, name):
         write_official(resolve(tmp_path / "w.pth"), tmp_path / name)
 
 
+@pytest.mark.parametrize("said", ["No space left on device (os error 28)", "[enforce fail] . unexpected pos 64 vs 0"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_full_disk_leaves_the_old_file(tiny, tmp_path, monkeypatch, suffix):
+def test_a_full_disk_leaves_the_old_file(tiny, tmp_path, monkeypatch, suffix, said):
     torch.save(tiny().state_dict(), tmp_path / "w.pth")
     found, path = resolve(tmp_path / "w.pth"), tmp_path / f"out{suffix}"
     path.write_bytes(b"old")
 
     def full(*_, **__):
-        raise RuntimeError("No space left on device (os error 28)")
+        raise RuntimeError(said)
 
     monkeypatch.setattr(outgoing.torch, "save", full)
     monkeypatch.setattr(outgoing, "save_file", full)
