@@ -22,6 +22,7 @@ from deepcait.evaluation.safeguards import (
     better_normalisation,
     declares_normalisation,
     near_chance,
+    near_constant,
     no_numbers,
     other_preprocessing,
     wrong_order,
@@ -107,7 +108,7 @@ def evaluate(
         other_preprocessing(model, preprocessing),
         better_normalisation(records, preprocessing, ask_again) if unknown else None,
         no_numbers(records),
-        near_chance(metrics, records.num_possible),
+        near_chance(metrics, records.num_possible) or near_constant(metrics, records),
         found[0] if found else None,
     ]
     told = tuple(warning for warning in warnings if warning is not None)
