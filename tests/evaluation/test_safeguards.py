@@ -179,7 +179,12 @@ def test_near_chance(correct, num, num_classes, warned):
     ("numbers", "correct", "num_classes", "said"),
     [
         ((40, 16, 10), 35, 3, "top-1 53.03 % is not surely more than"),
-        ((40, 16, 10), 40, 3, "not surely more than what the largest class as the only answer gives (60.61 %, 40 of 66"),
+        (
+            (40, 16, 10),
+            40,
+            3,
+            "the largest class as the only answer gives (60.61 %, 40 of 66 images)",
+        ),
         ((900, 50, 50), 500, 3, "is less than"),
         ((40, 16, 10), 60, 3, None),
         ((40, 16, 10), 35, 10, None),  # a part of the model's classes
