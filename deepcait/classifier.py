@@ -124,10 +124,9 @@ class Classifier:
 
     def __repr__(self) -> str:
         height, width = self.preprocessing.img_size
-        return (
-            f"Classifier({self.spec or type(self.model).__name__}: {self.model.num_classes:,} classes, {height} x {width} px, "
-            f"{sum(parameter.numel() for parameter in self.model.parameters()):,} parameters)"
-        )
+        params = sum(parameter.numel() for parameter in self.model.parameters())
+        facts = f"{self.model.num_classes:,} classes, {height} x {width} px, {params:,} parameters"
+        return f"Classifier({self.spec or type(self.model).__name__}: {facts})"
 
     def predict(
         self, images: Picture | Sequence[Picture], topk: int = 5, *, batch_size: int = 32
