@@ -125,7 +125,8 @@ def _writer(out: str | None) -> Iterator[Any]:
     require_file(path, _OUT_SUFFIXES, "--out")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(unfinished, "w", newline="", encoding="utf-8") as file:
+        # A file name that is no UTF-8 is shown by escapes, as in JSON and on stdout.
+        with open(unfinished, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             yield _csv_rows(file) if path.suffix == ".csv" else _json_lines(file)
         os.replace(unfinished, path)
     finally:
