@@ -17,6 +17,7 @@ from deepcait.train.strict import overlay, read_text, read_yaml, set_value, to_y
 RECIPES = Path(__file__).parent.parent / "recipes"
 # Its square, summed over any width, is a float32; beyond, every token is NaN or the norm's bias alone.
 _MAX_GAMMA = 1e15
+_REMEDY = "Give another value, in the recipe or through --set."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +252,7 @@ class Recipe:
         at_least_one |= {"keep.evaluate_every_epochs": self.keep.evaluate_every_epochs}
         for name, value in at_least_one.items():
             if value < 1:
-                raise ConfigError(f"{name}: expected 1 or more, got {value}.", remedy="Mend the recipe.")
+                raise ConfigError(f"{name}: expected 1 or more, got {value}.", remedy=_REMEDY)
         o, s, k = self.optimizer, self.schedule, self.keep
         not_negative = {"optimizer.lr": o.lr, "optimizer.lr_batch": o.lr_batch, "optimizer.eps": o.eps}
         not_negative |= {"optimizer.weight_decay": o.weight_decay, "optimizer.clip_norm": o.clip_norm}
@@ -265,7 +266,7 @@ class Recipe:
         not_negative |= {"keep.checkpoint_every_s": k.checkpoint_every_s}
         for name, value in not_negative.items():
             if value < 0:
-                raise ConfigError(f"{name}: expected 0 or more, got {value}.", remedy="Mend the recipe.")
+                raise ConfigError(f"{name}: expected 0 or more, got {value}.", remedy=_REMEDY)
         if abs(self.layer_scale_init or 0) > _MAX_GAMMA:
             problem = f"layer_scale_init: expected at most {_MAX_GAMMA:g} in size, got {self.layer_scale_init:g}."
             raise ConfigError(problem, remedy="The paper starts at 0.1 or less; norms square more to infinity.")
@@ -275,7 +276,7 @@ class Recipe:
         for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(o, name) < 1:
                 problem = f"optimizer.{name}: expected a number in [0, 1), got {getattr(o, name)}."
-                raise ConfigError(problem, remedy="Mend the recipe.")
+                raise ConfigError(problem, remedy=_REMEDY)
         if not 0 <= o.layer_decay <= 1:
             problem = f"optimizer.layer_decay: expected a number in [0, 1], got {o.layer_decay:g}."
             raise ConfigError(problem, remedy="Beyond 1 early blocks would move the most; 1 is off.")
@@ -283,7 +284,7 @@ class Recipe:
             raise ConfigError(
                 f"expected teacher.alpha in [0, 1], teacher.tau > 0 and ema.decay in [0, 1), got "
                 f"{self.teacher.alpha}, {self.teacher.tau} and {self.ema.decay}.",
-                remedy="Mend the recipe.",
+                remedy=_REMEDY,
             )
 
     @property
