@@ -162,6 +162,15 @@ def test_a_mistake_is_one_object_with_json(run, places, model_folder, photos, mi
         ("eval x --data y --workers 1 2", "expected nothing but its options, got '2'."),
         ("train --out x --set", "--set: expected key=value behind it, got nothing."),
         ("train --data x --out y --set epochs=1 --set --dry-run", "--set: expected key=value behind it, got nothing."),
+        ("train --out x --batch-size 3", "got '--batch-size'. remedy: Did you mean --set global_batch_size=3?"),
+        ("train --out x --epochs=7", "got '--epochs=7'. remedy: Did you mean --set epochs=7?"),
+        ("train --out x --weight-decay --dry-run", "Did you mean --set optimizer.weight_decay=VALUE?"),
+        ("train --out x --optimizer.lr 1e-4", "Did you mean --set optimizer.lr=1e-4?"),
+        ("train --out x --workers 4", "Did you mean --set data.num_workers=4?"),
+        ("train --out x --img-size 64", "Did you mean --set img_size=64 or --set teacher.img_size=64?"),
+        ("train --out x --teachr y", "got '--teachr'. remedy: Did you mean --teacher?"),
+        ("train --out x --optimizer sgd", "`deepcait train --help` lists them."),  # a section is no key
+        ("eval x --data y --replicas 3", "`deepcait eval --help` lists them."),
         ("study heads --data x --out y --set", "--set: expected key=value behind it, got nothing."),
     ],
 )
