@@ -169,8 +169,6 @@ def test_a_mistake_is_one_object_with_json(run, places, model_folder, photos, mi
         ("train --out x --workers 4", "Did you mean --set data.num_workers=4?"),
         ("train --out x --img-size 64", "Did you mean --set img_size=64 or --set teacher.img_size=64?"),
         ("train --out x --teachr y", "got '--teachr'. remedy: Did you mean --teacher?"),
-        ("train --out x --optimizer sgd", "`deepcait train --help` lists them."),  # a section is no key
-        ("eval x --data y --replicas 3", "`deepcait eval --help` lists them."),
         ("study heads --data x --out y --set", "--set: expected key=value behind it, got nothing."),
     ],
 )
@@ -183,3 +181,10 @@ def test_a_value_that_does_not_fit_is_told_in_our_words(run, monkeypatch, comman
     assert (code, out) == (2, "")
     assert told in " ".join(err.split())
     assert "None" not in err
+
+
+@pytest.mark.parametrize("command", ["train --out x --optimizer sgd", "train --out x --summary a", "eval x --seed 3"])
+def test_sections_and_verbs_without_a_recipe_are_led_to_no_setting(run, command):
+    code, _, err = run(*command.split())
+    assert code == 2
+    assert "--set" not in err
