@@ -40,7 +40,9 @@ class Args:
 
     spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
     """The model: a name, hf-hub:owner/name, a model or run folder, a weights file."""
-    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH ...")]
+    paths: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH ...", help_behavior_hint="(required)")
+    ]
     """Pictures, or folders with pictures below them."""
     topk: int = 5
     """Answers a picture (as many as there are classes, where they are fewer)."""
