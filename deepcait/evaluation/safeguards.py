@@ -45,11 +45,12 @@ def no_numbers(records: Records) -> str | None:
 def near_chance(metrics: Metrics, num_possible: int) -> str | None:
     """Warn where the accuracy, by the interval that is printed with it, can't be told from guessing among classes."""
     chance = 1 / num_possible
-    low, _ = wilson(metrics.correct1, metrics.num_images)
+    low, high = wilson(metrics.correct1, metrics.num_images)
     if metrics.num_images < _FEWEST_IMAGES or num_possible < 2 or low > chance + _NEAR_CHANCE * (1 - chance):
         return None
+    said = "less than" if high < chance else "about" if low <= chance else "hardly more than"
     return (
-        f"top-1 {100 * metrics.top1:.2f} % is about what guessing gives ({100 * chance:.2f} %): the class order of "
+        f"top-1 {100 * metrics.top1:.2f} % is {said} what guessing gives ({100 * chance:.2f} %): the class order of "
         "data and model may differ, the weights may be random ones, or the preprocessing another."
     )
 

@@ -176,6 +176,14 @@ def test_near_chance(correct, num, num_classes, warned):
 
 
 @pytest.mark.parametrize(
+    ("correct", "num", "num_classes", "said"),
+    [(13, 66, 3, "less than"), (22, 66, 3, "about"), (600, 50_000, 1000, "hardly more than")],
+)
+def test_the_warning_of_guessing_agrees_with_the_printed_interval(correct, num, num_classes, said):
+    assert f"% is {said} what guessing gives" in str(near_chance(counted(correct, num), num_classes))
+
+
+@pytest.mark.parametrize(
     ("numbers", "correct", "num_classes", "said"),
     [
         ((40, 16, 10), 35, 3, "top-1 53.03 % is not surely more than"),
