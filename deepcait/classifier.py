@@ -44,6 +44,8 @@ def load(
     """Load the model behind a SPEC with its classes and its preprocessing.
 
     >>> nano = load("builtin:nano")
+    >>> nano
+    Classifier(builtin:nano: 10 classes, 32 x 32 px, 1,803,170 parameters)
     >>> nano.classes[:3], nano.preprocessing.img_size
     (['airplane', 'automobile', 'bird'], (32, 32))
 
@@ -68,6 +70,7 @@ def load(
         engine=engine,
         threads=threads,
         story={**found.section, "provenance": found.provenance},
+        spec=found.spec,
     )
 
 
@@ -83,6 +86,7 @@ class Classifier:
             explanations and class attention come from the network itself.
         threads: of the engine.
         story: recipe, metrics and provenance that travel with the model when it is saved.
+        spec: what it was loaded from, for who prints it.
 
     Raises:
         ConfigError: a model without a head, classes that are not as many as its rows, a device that is not here,
@@ -99,6 +103,7 @@ class Classifier:
         engine: str | None = None,
         threads: int | None = None,
         story: dict[str, Any] | None = None,
+        spec: str | None = None,
     ) -> None:
         if not model.num_classes:
             raise ConfigError("model: expected a classifier, got one without a head.", remedy="Give it num_classes.")
@@ -115,6 +120,13 @@ class Classifier:
         self.classes = list(classes) if classes is not None else None
         self.preprocessing = preprocessing
         self.story = story or {}
+        self.spec = spec
+
+    def __repr__(self) -> str:
+        height, width = self.preprocessing.img_size
+        params = sum(parameter.numel() for parameter in self.model.parameters())
+        facts = f"{self.model.num_classes:,} classes, {height} x {width} px, {params:,} parameters"
+        return f"Classifier({self.spec or type(self.model).__name__}: {facts})"
 
     def predict(
         self, images: Picture | Sequence[Picture], topk: int = 5, *, batch_size: int = 32
@@ -196,7 +208,7 @@ class Classifier:
         image: Picture,
         *,
         target: int | str | None = None,
-        methods: Sequence[str] = DEFAULT_METHODS,
+        methods: str | Sequence[str] = DEFAULT_METHODS,
         steps: int = 0,
     ) -> Explanation:
         """Return where the model looked in one picture, and how true each map is to it.
@@ -204,7 +216,8 @@ class Classifier:
         Args:
             image: path or picture.
             target: index or name of the class asked about; None takes the most probable.
-            methods: of `deepcait.explain.METHODS`; class attention is always among the maps.
+            methods: of `deepcait.explain.METHODS`, also as one text with commas between ("rollout,gradient"); class
+                attention is always among the maps.
             steps: parts of deletion and insertion, which score the maps; 0 leaves them out.
 
         Raises:

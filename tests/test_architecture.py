@@ -52,7 +52,7 @@ ORDER = {
     "train": [
         "schedule", "losses", "strict", "recipe", "resume", "compute", "footprint", "optimizer", "average", "processes",
         "checkpoint", "journal",
-        "teacher", "start", "step", "watch", "skips", "loop", "run", "plan",
+        "teacher", "start", "notes", "step", "watch", "skips", "loop", "run", "plan",
     ],
     "evaluation": [
         "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",

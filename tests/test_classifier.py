@@ -124,3 +124,19 @@ def test_another_image_size(tmp_path, pictures):
         deepcait.load(tmp_path / "model", img_size=33)
     with pytest.raises(ConfigError, match="expected a model name"):
         deepcait.load(None)
+
+
+def test_a_printed_classifier_is_one_line():
+    model = make_classifier(num_classes=3, classes=None)
+    number = sum(parameter.numel() for parameter in model.model.parameters())
+    assert repr(model) == f"Classifier(CaiT: 3 classes, 32 x 32 px, {number:,} parameters)"
+    assert repr(deepcait.load("builtin:nano")).startswith("Classifier(builtin:nano: 10 classes, 32 x 32 px, ")
+
+
+def test_methods_of_an_explanation_as_one_text(pictures):
+    classifier = make_classifier()
+    assert list(classifier.explain(pictures[0], methods="rollout").maps) == ["class-attention", "rollout"]
+    several = classifier.explain(pictures[0], methods="rollout, gradient")
+    assert list(several.maps) == ["class-attention", "rollout", "gradient"]
+    with pytest.raises(ConfigError, match="got 'roll'"):
+        classifier.explain(pictures[0], methods="roll")

@@ -41,7 +41,9 @@ _USES = {
 class Args:
     """Options of `deepcait bench`."""
 
-    specs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SPEC ...")] = ()
+    specs: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SPEC ...", help_behavior_hint="(optional)")
+    ] = ()
     """Models to time beside timm's, on every engine; of a name alone the weights are random."""
     against: Literal["timm"] = "timm"
     """The peer."""

@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 class Args:
     """Options of `deepcait eval`."""
 
-    specs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SPEC ...")]
+    specs: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SPEC ...", help_behavior_hint="(required)")
+    ]
     """One model or several: a name, hf-hub:owner/name, a model or run folder, a weights file."""
     data: str
     """Labelled images: a folder of class folders, a .csv, .parquet, .tar or .zip, imagenet:ROOT, builtin:demo, ..."""

@@ -75,10 +75,11 @@ def _mistake(kind: type, argv: Sequence[str], verb: str, told: str) -> ConfigErr
     for word in argv:
         name = word.partition("=")[0].replace("_", "-")
         if word.startswith("--") and word != "--" and name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            near = _as_settings(name, argv) if "--set" in known else []
+            near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             return ConfigError(
                 f"deepcait {verb}: expected one of its options, got {word!r}.",
-                remedy=f"Did you mean {near[0]}?" if near else f"`deepcait {verb} --help` lists them.",
+                remedy=f"Did you mean {' or '.join(near)}?" if near else f"`deepcait {verb} --help` lists them.",
             )
     text = _sentence(told)
     if named := re.search("(?:argument '|parsing )(--[a-z-]+)", text):
@@ -88,6 +89,21 @@ def _mistake(kind: type, argv: Sequence[str], verb: str, told: str) -> ConfigErr
     elif unknown := re.search("Unrecognized options: (.*)", text):
         text = f"expected nothing but its options, got {unknown[1]!r}."
     return ConfigError(f"deepcait {verb}: {text}", remedy=f"`deepcait {verb} --help` shows options and examples.")
+
+
+def _as_settings(option: str, argv: Sequence[str]) -> list[str]:
+    """A key of the recipe that was given as an option, as it is to be given; the key alone, or its last words, do."""
+    from deepcait.train.recipe import Recipe
+    from deepcait.train.strict import list_keys
+
+    # Sections are no keys; what is told in `about` decides nothing.
+    every = list(list_keys(Recipe()))
+    keys = [key for key in every if not any(other.startswith(f"{key}.") for other in every)]
+    keys = [key for key in keys if not key.startswith("about.")]
+    asked = option.removeprefix("--").replace("-", "_")
+    same = [key for key in keys if asked in (key, key.rpartition(".")[2])]
+    found = same or [key for key in keys if key.endswith(f"_{asked}")]
+    return [f"--set {key}={_value_of(option, argv) or 'VALUE'}" for key in found]
 
 
 def _option(name: str) -> str:

@@ -40,7 +40,9 @@ class Args:
 
     spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
     """The model: a name, hf-hub:owner/name, a model or run folder, a weights file."""
-    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH ...")]
+    paths: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH ...", help_behavior_hint="(required)")
+    ]
     """Pictures, or folders with pictures below them."""
     topk: int = 5
     """Answers a picture (as many as there are classes, where they are fewer)."""
@@ -125,7 +127,8 @@ def _writer(out: str | None) -> Iterator[Any]:
     require_file(path, _OUT_SUFFIXES, "--out")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(unfinished, "w", newline="", encoding="utf-8") as file:
+        # A file name that is no UTF-8 is shown by escapes, as in JSON and on stdout.
+        with open(unfinished, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             yield _csv_rows(file) if path.suffix == ".csv" else _json_lines(file)
         os.replace(unfinished, path)
     finally:

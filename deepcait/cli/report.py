@@ -24,7 +24,9 @@ from deepcait.errors import ConfigError
 class Args:
     """Options of `deepcait report`."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN]")]
+    runs: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN]", help_behavior_hint="(required)")
+    ]
     """One run folder, or two to compare."""
     out: Path | None = None
     """The file; without it report.html in the run, or comparison.html here."""

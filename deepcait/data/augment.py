@@ -63,13 +63,13 @@ class Augment:
             raise ConfigError(
                 f"augment: expected repeats >= 1 and probabilities in [0, 1], got repeats={self.repeats}, "
                 f"erase={self.erase}, flip={self.flip}.",
-                remedy="Mend the recipe's augment section.",
+                remedy="Give another value, in the recipe or through --set augment.KEY=VALUE.",
             )
         if not 0 < self.scale[0] <= self.scale[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1] or self.pad_px < 0:
             raise ConfigError(
                 f"augment: expected 0 < scale <= 1 and 0 < ratio, each from low to high, and pad_px >= 0, got "
                 f"scale={self.scale}, ratio={self.ratio}, pad_px={self.pad_px}.",
-                remedy="Mend the recipe's augment section.",
+                remedy="Give another value, in the recipe or through --set augment.KEY=VALUE.",
             )
 
 

@@ -31,7 +31,7 @@ class Mix:
         if self.mixup < 0 or self.cutmix < 0 or not all(0 <= chance <= 1 for chance in chances):
             raise ConfigError(
                 f"mix: expected mixup and cutmix >= 0, the others in [0, 1], got {self}.",
-                remedy="Mend the recipe's mix section.",
+                remedy="Give another value, in the recipe or through --set mix.KEY=VALUE.",
             )
 
     @property

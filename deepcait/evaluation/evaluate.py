@@ -6,6 +6,7 @@ import dataclasses
 import os
 import warnings as python_warnings
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -22,14 +23,28 @@ from deepcait.evaluation.safeguards import (
     better_normalisation,
     declares_normalisation,
     near_chance,
+    near_constant,
     no_numbers,
     other_preprocessing,
     wrong_order,
 )
 
 
+class Ready(Protocol):
+    """A model with what it takes to use it, as a `deepcait.Classifier`.
+
+    network: what computes logits, a torch module.
+    classes: index -> class name; None where it has no names.
+    preprocessing: picture -> image_CHW.
+    """
+
+    network: nn.Module
+    classes: list[str] | None
+    preprocessing: Preprocessing
+
+
 def evaluate(
-    model: nn.Module,
+    model: nn.Module | Ready,
     data: str | os.PathLike[str] | Source,
     *,
     protocol: str = "folder",
@@ -50,12 +65,13 @@ def evaluate(
     return the same metrics. The model is in evaluation mode meanwhile; its own modes are restored.
 
     >>> from deepcait import load
-    >>> metrics = evaluate(load("builtin:nano", device="cpu").model, "builtin:demo", split="test")
+    >>> metrics = evaluate(load("builtin:nano", device="cpu"), "builtin:demo", split="test")
     >>> metrics.num_images, metrics.top1 == metrics.correct1 / metrics.num_images
     (500, True)
 
     Args:
-        model: returns logits (B, K) for images (B, C, H, W).
+        model: returns logits (B, K) for images (B, C, H, W); or a `deepcait.Classifier`, whose own preprocessing and
+            classes are taken where none are given.
         data: a data SPEC, or an open source.
         protocol: "folder", labels as they lie; "imagenet", "real" or "v2", see `protocols`.
         preprocessing: picture -> image_CHW; None takes what the model's `pretrained_cfg` says.
@@ -80,11 +96,7 @@ def evaluate(
         DataError: a class or label that the model does not have, an image that can't be read, data that is not what
             the protocol is about.
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(
-            f"model: expected a torch module, got {type(model).__name__}.",
-            remedy="Of a deepcait.Classifier give its `model`, and preprocessing= and classes= as it has them.",
-        )
+    model, preprocessing, classes = _taken_apart(model, preprocessing, classes)
     task = plan_task(open_for(data, split=split, protocol=protocol), protocol, real_labels)
     wanted = Wanted(task, model_classes(model) if classes is None else list(classes), class_mask)
     given, preprocessing = preprocessing, preprocessing or model_preprocessing(model)
@@ -107,7 +119,7 @@ def evaluate(
         other_preprocessing(model, preprocessing),
         better_normalisation(records, preprocessing, ask_again) if unknown else None,
         no_numbers(records),
-        near_chance(metrics, records.num_possible),
+        near_chance(metrics, records.num_possible) or near_constant(metrics, records),
         found[0] if found else None,
     ]
     told = tuple(warning for warning in warnings if warning is not None)
@@ -119,6 +131,22 @@ def evaluate(
         warnings=told,
         proposed_order=found[1] if found else None,
     )
+
+
+def _taken_apart(
+    model: nn.Module | Ready, preprocessing: Preprocessing | None, classes: Sequence[str] | None
+) -> tuple[nn.Module, Preprocessing | None, Sequence[str] | None]:
+    """The torch module, and preprocessing and classes: as given, else as a Classifier has them."""
+    if isinstance(model, nn.Module):
+        return model, preprocessing, classes
+    # Known by its parts: the class itself stands a storey higher.
+    network, own = getattr(model, "network", None), getattr(model, "preprocessing", None)
+    if not isinstance(network, nn.Module) or not isinstance(own, Preprocessing):
+        raise ConfigError(
+            f"model: expected a torch module or a deepcait.Classifier, got {type(model).__name__}.",
+            remedy="deepcait.load(SPEC) makes a Classifier of a name, a folder or a file.",
+        )
+    return network, preprocessing or own, getattr(model, "classes", None) if classes is None else classes
 
 
 def model_preprocessing(model: nn.Module) -> Preprocessing:

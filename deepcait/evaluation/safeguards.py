@@ -43,14 +43,34 @@ def no_numbers(records: Records) -> str | None:
 
 
 def near_chance(metrics: Metrics, num_possible: int) -> str | None:
-    """Warn where the accuracy can't be told from guessing among the possible classes."""
+    """Warn where the accuracy, by the interval that is printed with it, can't be told from guessing among classes."""
     chance = 1 / num_possible
-    low, _ = wilson(metrics.correct1, metrics.num_images, _SURE)
+    low, high = wilson(metrics.correct1, metrics.num_images)
     if metrics.num_images < _FEWEST_IMAGES or num_possible < 2 or low > chance + _NEAR_CHANCE * (1 - chance):
         return None
+    said = "less than" if high < chance else "about" if low <= chance else "hardly more than"
     return (
-        f"top-1 {100 * metrics.top1:.2f} % is about what guessing gives ({100 * chance:.2f} %): the class order of "
+        f"top-1 {100 * metrics.top1:.2f} % is {said} what guessing gives ({100 * chance:.2f} %): the class order of "
         "data and model may differ, the weights may be random ones, or the preprocessing another."
+    )
+
+
+def near_constant(metrics: Metrics, records: Records) -> str | None:
+    """Warn where the accuracy can't be told from that of one answer for all: the class with the most images.
+
+    Data with images of a part of the model's classes is left out: whoever answers all of them knows more than that.
+    """
+    numbers = records.label_N.unique(return_counts=True)[1].tolist()
+    if metrics.num_images < _FEWEST_IMAGES or not 1 < len(numbers) == records.num_possible:
+        return None
+    low, high = wilson(metrics.correct1, metrics.num_images)
+    share = max(numbers) / metrics.num_images
+    if low > share:
+        return None
+    said = "less than" if high < share else "not surely more than"
+    return (
+        f"top-1 {100 * metrics.top1:.2f} % is {said} what the largest class as the only answer gives "
+        f"({100 * share:.2f} %, {max(numbers):,} of {metrics.num_images:,} images): the balanced accuracy says more."
     )
 
 

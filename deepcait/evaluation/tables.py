@@ -110,7 +110,8 @@ def write_images(path: Path, measured: Sequence[tuple[Mapping[str, Any], Records
                 records.class_name(answers[i][0]),
             )
             writer.writerow((*cells, *tail))
-    write_bytes(path, text.getvalue().encode("utf-8"))
+    # A file name that is no UTF-8 is shown by escapes, as on stdout.
+    write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 def _against_first(row: Mapping[str, Any]) -> str:

@@ -138,7 +138,7 @@ def explain_image(
     *,
     target: int | None = None,
     labels: Sequence[str] | None = None,
-    methods: Sequence[str] = DEFAULT_METHODS,
+    methods: str | Sequence[str] = DEFAULT_METHODS,
     steps: int = 16,
 ) -> Explanation:
     """Explain one preprocessed picture.
@@ -149,7 +149,7 @@ def explain_image(
         frame: the same picture before normalisation.
         target: class asked about; None takes the most probable.
         labels: index -> class name.
-        methods: of METHODS; class attention is always among the maps.
+        methods: of METHODS, also as one text with commas between; class attention is always among the maps.
         steps: parts of deletion and insertion; 0 leaves them out.
 
     Raises:
@@ -157,6 +157,7 @@ def explain_image(
         ShapeError: an image of another size than the model's.
         WeightsError: logits that are no numbers.
     """
+    methods = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else methods
     require_methods(methods)
     model = maps.unwrap(model)
     with torch.no_grad():

@@ -187,6 +187,13 @@ def variant_names() -> list[str]:
     return [f"cait_{size}_{side}" for size in VARIANTS for side in RESOLUTIONS] + ["cait_nano_32"]
 
 
+def near_names(name: str) -> list[str]:
+    """Return up to three model names that may have been meant: those that begin so first, then those spelt alike."""
+    begun = [known for known in variant_names() if name and known.startswith(name)]
+    alike = difflib.get_close_matches(name, variant_names(), n=3)
+    return [*begun, *(known for known in alike if known not in begun)][:3]
+
+
 def variant_config(name: str) -> CaiTConfig:
     """Return the configuration behind a model name such as `cait_xxs24_224`.
 
@@ -198,6 +205,6 @@ def variant_config(name: str) -> CaiTConfig:
     if name in variant_names():
         _, size, side = name.split("_")
         return VARIANTS[size].replace(img_size=int(side))
-    near = difflib.get_close_matches(name, variant_names(), n=3) if isinstance(name, str) else []
+    near = near_names(name) if isinstance(name, str) else []
     hint = f"Did you mean {' or '.join(near)}?" if near else "`deepcait models` lists them all."
     raise ConfigError(f"expected the name of a model, got {name!r}.", remedy=hint)

@@ -16,8 +16,9 @@ from deepcait.model.networks import config_of, is_model_name, named_config
 from deepcait.model.variants import CaiTConfig
 from deepcait.train.compute import note_of
 from deepcait.train.footprint import CHOICES, training_bytes, training_flops
+from deepcait.train.notes import notes_of
 from deepcait.train.recipe import Recipe
-from deepcait.train.run import build_order, notes_of
+from deepcait.train.run import build_order
 from deepcait.train.schedule import LearningRate
 from deepcait.train.start import shape_of
 from deepcait.weights.spec import describe
@@ -33,7 +34,7 @@ def plan(recipe: Recipe, tell: Callable[[str], None]) -> dict:
     """
     held_out = {"fraction": recipe.data.val_fraction, "seed": recipe.seed}
     samples = open_split(recipe.data.source, "train", **held_out)
-    validation = open_split(recipe.data.source, "val", classes=samples.classes, **held_out)  # for its errors alone
+    validation = open_split(recipe.data.source, "val", classes=samples.classes, **held_out)
     if recipe.data.exclude:
         samples, validation = (leave_out(source, recipe.data.exclude) for source in (samples, validation))
     for source in (samples, validation):
@@ -77,7 +78,7 @@ def plan(recipe: Recipe, tell: Callable[[str], None]) -> dict:
         tell(line)
     if note := note_of(config, recipe.compute):
         tell(note)
-    for note in notes_of(recipe):
+    for note in notes_of(recipe, order, len(limited(validation, recipe.data.val_limit))):
         tell(f"note: {note}")
     return facts
 

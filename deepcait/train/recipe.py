@@ -17,6 +17,7 @@ from deepcait.train.strict import overlay, read_text, read_yaml, set_value, to_y
 RECIPES = Path(__file__).parent.parent / "recipes"
 # Its square, summed over any width, is a float32; beyond, every token is NaN or the norm's bias alone.
 _MAX_GAMMA = 1e15
+_REMEDY = "Give another value, in the recipe or through --set."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +38,19 @@ class Shape:
     """Other sizes than those of the model's name; null is the model's own."""
 
     embed_dim: int | None = None
+    """Width D of a token."""
     depth: int | None = None
+    """Blocks of the patch stage."""
     num_heads: int | None = None
+    """Heads of an attention; divides embed_dim."""
     patch_size: int | None = None
+    """Side of a patch in pixels."""
     in_chans: int | None = None
     """Channels of an image: 3, or 1 for grey ones."""
     cls_depth: int | None = None
     """Blocks of the class stage."""
     mlp_ratio: float | None = None
+    """Width of an MLP's hidden layer, in embed_dim."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +117,11 @@ class Optimizer:
     weight_decay: float = 0.05
     """Not on vectors, biases, the class token and positions."""
     beta1: float = 0.9
+    """Of adamw: memory of the mean gradient."""
     beta2: float = 0.999
+    """Of adamw: memory of its square."""
     eps: float = 1e-8
+    """Of adamw: added to the root that the step is divided by."""
     momentum: float = 0.9
     """Of sgd."""
     clip_norm: float = 0.0
@@ -150,6 +159,7 @@ class Teacher:
     mean: tuple[float, ...] | None = None
     """Normalisation of the teacher; null takes its own."""
     std: tuple[float, ...] | None = None
+    """The same, its standard deviations."""
     img_size: str | int = "own"
     """What the teacher sees: its own size, the `student`'s, or a side in pixels."""
 
@@ -159,11 +169,15 @@ class Compute:
     """How it is computed; changes speed and memory, and results by rounding only."""
 
     device: str = "auto"
+    """auto, cpu, cuda or cuda:1."""
     precision: str = "fp32"
     """fp32, bf16 or fp16 (autocast; softmax and residual stream stay in fp32)."""
     compile: bool = False
+    """Steps through torch.compile; needs a C++ compiler. `--engine compile` sets it."""
     grad_checkpointing: bool = False
+    """Compute blocks again in the backward pass instead of keeping what they made."""
     channels_last: bool = False
+    """Images in memory with the channel last."""
     attention: str = "lean"
     """lean: fast, recomputes what is cheap. plain: the equations as written."""
     memory: str = "normal"
@@ -176,6 +190,7 @@ class Keep:
     """When runs are saved, evaluated and stopped."""
 
     evaluate_every_epochs: int = 1
+    """Epochs from one validation to the next."""
     checkpoint_every_steps: int = 0
     """Beside the end of every evaluated epoch; 0 is off."""
     checkpoint_every_s: float = 600.0
@@ -183,6 +198,7 @@ class Keep:
     checkpoints: int = 2
     """How many are kept."""
     log_every_steps: int = 20
+    """Steps from one row of the journal to the next."""
     patience_epochs: int = 0
     """Stop when the best accuracy is this old; 0 is off."""
     max_skipped_steps: int = 5
@@ -207,9 +223,9 @@ class Recipe:
     img_size: int | tuple[int, int] | None = None
     """Height and width in pixels; null is the model's own."""
     layer_scale_init: float | None = None
-    """null is the model table's."""
+    """First value of LayerScale; null is the model table's."""
     drop_path_rate: float | None = None
-    """null is the model table's."""
+    """Chance that a branch is left out of a training step (stochastic depth); null is the model table's."""
     shape: Shape = field(default_factory=Shape)
     ablation: Ablation = field(default_factory=Ablation)
     train: str = "all"
@@ -217,7 +233,9 @@ class Recipe:
     head_warmup_epochs: float = 0.0
     """Epochs at the start in which only the head moves."""
     seed: int = 0
+    """Of the order of data, of augmentation, and of random weights."""
     epochs: int = 400
+    """Of the whole run."""
     global_batch_size: int = 1024
     """Images of one optimizer step, over all processes."""
     replicas: int = 8
@@ -251,7 +269,7 @@ class Recipe:
         at_least_one |= {"keep.evaluate_every_epochs": self.keep.evaluate_every_epochs}
         for name, value in at_least_one.items():
             if value < 1:
-                raise ConfigError(f"{name}: expected 1 or more, got {value}.", remedy="Mend the recipe.")
+                raise ConfigError(f"{name}: expected 1 or more, got {value}.", remedy=_REMEDY)
         o, s, k = self.optimizer, self.schedule, self.keep
         not_negative = {"optimizer.lr": o.lr, "optimizer.lr_batch": o.lr_batch, "optimizer.eps": o.eps}
         not_negative |= {"optimizer.weight_decay": o.weight_decay, "optimizer.clip_norm": o.clip_norm}
@@ -265,7 +283,7 @@ class Recipe:
         not_negative |= {"keep.checkpoint_every_s": k.checkpoint_every_s}
         for name, value in not_negative.items():
             if value < 0:
-                raise ConfigError(f"{name}: expected 0 or more, got {value}.", remedy="Mend the recipe.")
+                raise ConfigError(f"{name}: expected 0 or more, got {value}.", remedy=_REMEDY)
         if abs(self.layer_scale_init or 0) > _MAX_GAMMA:
             problem = f"layer_scale_init: expected at most {_MAX_GAMMA:g} in size, got {self.layer_scale_init:g}."
             raise ConfigError(problem, remedy="The paper starts at 0.1 or less; norms square more to infinity.")
@@ -275,7 +293,7 @@ class Recipe:
         for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(o, name) < 1:
                 problem = f"optimizer.{name}: expected a number in [0, 1), got {getattr(o, name)}."
-                raise ConfigError(problem, remedy="Mend the recipe.")
+                raise ConfigError(problem, remedy=_REMEDY)
         if not 0 <= o.layer_decay <= 1:
             problem = f"optimizer.layer_decay: expected a number in [0, 1], got {o.layer_decay:g}."
             raise ConfigError(problem, remedy="Beyond 1 early blocks would move the most; 1 is off.")
@@ -283,7 +301,7 @@ class Recipe:
             raise ConfigError(
                 f"expected teacher.alpha in [0, 1], teacher.tau > 0 and ema.decay in [0, 1), got "
                 f"{self.teacher.alpha}, {self.teacher.tau} and {self.ema.decay}.",
-                remedy="Mend the recipe.",
+                remedy=_REMEDY,
             )
 
     @property

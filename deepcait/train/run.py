@@ -23,10 +23,10 @@ from deepcait.data.source import describe, require_labels
 from deepcait.data.split import SPLIT_FILE, limited, manifest_text
 from deepcait.errors import ConfigError, RunError, WeightsError
 from deepcait.model import CaiT
-from deepcait.model.networks import is_model_name
 from deepcait.train.average import WeightAverage
 from deepcait.train.journal import REMEDY, environment, read_state, replace_text
 from deepcait.train.loop import Job, Trainer
+from deepcait.train.notes import notes_of
 from deepcait.train.processes import (
     Processes,
     choose_device,
@@ -148,7 +148,7 @@ def _train(
         write_run_files(folder, recipe, sources)
         keep_start(folder, found)
     processes.barrier()
-    tell(_plan(recipe, order, processes, device))
+    tell(_plan(recipe, order, processes, device, notes_of(recipe, order, len(sources[1]))))
     try:
         progress = trainer.fit()
     finally:
@@ -263,7 +263,7 @@ def _held_out(recipe: Recipe) -> dict:
     return {"fraction": recipe.data.val_fraction, "seed": recipe.seed}
 
 
-def _plan(recipe: Recipe, order: Order, processes: Processes, device: torch.device) -> str:
+def _plan(recipe: Recipe, order: Order, processes: Processes, device: torch.device, notes: list[str]) -> str:
     each = recipe.replicas // processes.world_size
     split = "" if recipe.replicas == 1 else f" = {recipe.replicas} replicas of {order.replica_batch_size}"
     shared = "" if processes.world_size == 1 else f", {each} on each of {processes.world_size} processes"
@@ -271,35 +271,7 @@ def _plan(recipe: Recipe, order: Order, processes: Processes, device: torch.devi
         f"plan: {recipe.epochs} epochs of {order.steps_per_epoch} steps, {recipe.global_batch_size} images a step"
         f"{split}{shared}; learning rate {recipe.peak_lr:g} at its peak; {device}, {recipe.compute.precision}"
     )
-    return "\n".join([plan, *(f"note: {note}" for note in notes_of(recipe))])
-
-
-def notes_of(recipe: Recipe) -> list[str]:
-    """Return what is allowed and yet hardly meant: beginnings without an end, first values that do harm or nothing."""
-    notes = _notes_of_layer_scale(recipe)
-    if recipe.schedule.warmup_epochs >= recipe.epochs:
-        notes.append(
-            f"the learning rate rises to the end and never gets to its peak: schedule.warmup_epochs is "
-            f"{recipe.schedule.warmup_epochs:g}, epochs {recipe.epochs}"
-        )
-    if recipe.head_warmup_epochs >= recipe.epochs and recipe.train != "head":
-        notes.append(
-            f"only the head moves: head_warmup_epochs is {recipe.head_warmup_epochs:g}, epochs {recipe.epochs}"
-        )
-    return notes
-
-
-def _notes_of_layer_scale(recipe: Recipe) -> list[str]:
-    gamma = recipe.layer_scale_init
-    if gamma is None:
-        return []
-    if not is_model_name(recipe.model) or recipe.start == "released":
-        return [f"layer_scale_init changes nothing: {start_of(recipe)} bring their own values"]
-    if recipe.ablation.residual not in (None, "layerscale", "scalar"):
-        return [f"layer_scale_init changes nothing: {recipe.ablation.residual} has its own first value"]
-    if abs(gamma) > 1:
-        return [f"layer_scale_init is {gamma:g}: branches drown the stream; the paper starts at 0.1 or less"]
-    return []
+    return "\n".join([plan, *(f"note: {note}" for note in notes)])
 
 
 def _evaluation(evaluate, validation: Source, preprocessing: Preprocessing, recipe: Recipe, device) -> Callable:

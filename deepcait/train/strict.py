@@ -139,17 +139,17 @@ def _suggest(key: str, known: typing.Iterable[str], whole: Any) -> str:
 
 def _elsewhere(key: str, whole: Any) -> str:
     """Ask whether the same key of another section was meant; empty where no section has it."""
-    places = [f"'{place}'" for place in _places(whole) if place.rpartition(".")[2] == key]
+    places = [f"'{place}'" for place in list_keys(whole) if place.rpartition(".")[2] == key]
     return f"Did you mean {' or '.join(places)}?" if places else ""
 
 
-def _places(settings: Any, path: str = "") -> typing.Iterator[str]:
-    """Every key of a dataclass, those of its sections too, dotted."""
+def list_keys(settings: Any, path: str = "") -> typing.Iterator[str]:
+    """Yield every key of a dataclass, sections and those in them too, dotted."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         yield f"{path}{field.name}"
         if dataclasses.is_dataclass(value):
-            yield from _places(value, f"{path}{field.name}.")
+            yield from list_keys(value, f"{path}{field.name}.")
 
 
 def _convert(node: yaml.Node, wanted: Any, here: str) -> Any:

@@ -6,7 +6,7 @@ import difflib
 from pathlib import Path
 
 from deepcait.errors import ConfigError, some
-from deepcait.model.variants import variant_names
+from deepcait.model.variants import near_names, variant_names
 from deepcait.weights.hub import HUB_PREFIX
 from deepcait.weights.layouts import is_weights_file
 from deepcait.weights.published import RELEASE_TAG
@@ -20,7 +20,7 @@ def nowhere(spec: str, path: Path) -> ConfigError:
         return ConfigError(f"expected a model SPEC, got {spec!r}.", remedy=f"Did you mean {name}?")
     looks_like_path = is_weights_file(spec) or "/" in spec or "\\" in spec or spec.startswith((".", "~"))
     if not looks_like_path:
-        near = difflib.get_close_matches(name, variant_names(), n=3)
+        near = near_names(name)
         hint = f"Did you mean {' or '.join(near)}?" if near else "`deepcait models` lists the names."
         return ConfigError(
             f"expected a model name, hf-hub:owner/name, a folder or a weights file, got {spec!r}, which is none.",

@@ -162,6 +162,13 @@ def test_a_mistake_is_one_object_with_json(run, places, model_folder, photos, mi
         ("eval x --data y --workers 1 2", "expected nothing but its options, got '2'."),
         ("train --out x --set", "--set: expected key=value behind it, got nothing."),
         ("train --data x --out y --set epochs=1 --set --dry-run", "--set: expected key=value behind it, got nothing."),
+        ("train --out x --batch-size 3", "got '--batch-size'. remedy: Did you mean --set global_batch_size=3?"),
+        ("train --out x --epochs=7", "got '--epochs=7'. remedy: Did you mean --set epochs=7?"),
+        ("train --out x --weight-decay --dry-run", "Did you mean --set optimizer.weight_decay=VALUE?"),
+        ("train --out x --optimizer.lr 1e-4", "Did you mean --set optimizer.lr=1e-4?"),
+        ("train --out x --workers 4", "Did you mean --set data.num_workers=4?"),
+        ("train --out x --img-size 64", "Did you mean --set img_size=64 or --set teacher.img_size=64?"),
+        ("train --out x --teachr y", "got '--teachr'. remedy: Did you mean --teacher?"),
         ("study heads --data x --out y --set", "--set: expected key=value behind it, got nothing."),
     ],
 )
@@ -174,3 +181,10 @@ def test_a_value_that_does_not_fit_is_told_in_our_words(run, monkeypatch, comman
     assert (code, out) == (2, "")
     assert told in " ".join(err.split())
     assert "None" not in err
+
+
+@pytest.mark.parametrize("command", ["train --out x --optimizer sgd", "train --out x --summary a", "eval x --seed 3"])
+def test_sections_and_verbs_without_a_recipe_are_led_to_no_setting(run, command):
+    code, _, err = run(*command.split())
+    assert code == 2
+    assert "--set" not in err

@@ -27,7 +27,7 @@ def test_a_terminal_that_lacks_the_characters_shows_escapes(model_folder, tmp_pa
     assert "grün-\\u732b.png" in done.stdout.decode("latin-1")
 
 
-def test_names_that_are_no_utf_8_are_one_paragraph(run, model_folder, tmp_path):
+def test_names_that_are_no_utf_8_are_shown_by_escapes(run, model_folder, tmp_path):
     name = os.fsencode(tmp_path) + b"/k\xfftze.png"
     try:
         Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
@@ -37,12 +37,24 @@ def test_names_that_are_no_utf_8_are_one_paragraph(run, model_folder, tmp_path):
     code, out, _ = run("predict", model_folder, tmp_path)
     assert code == 0
     assert "k\\udcfftze.png" in out
-    code, _, err = run("predict", model_folder, tmp_path, "--out", tmp_path / "a.csv")
+    for out in ("a.csv", "a.jsonl"):
+        code, _, err = run("predict", model_folder, tmp_path, "--out", tmp_path / out)
+        assert code == 0, err
+        assert "k\\udcfftze.png" in (tmp_path / out).read_text(encoding="utf-8")
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    os.rename(name, os.fsencode(tmp_path) + b"/data/cat/k\xfftze.png")
+    code, _, err = run("eval", model_folder, "--data", tmp_path / "data", "--per-image", tmp_path / "images.csv")
+    assert code == 0, err
+    assert "k\\udcfftze.png" in (tmp_path / "images.csv").read_text(encoding="utf-8")
+
+
+def test_names_that_are_no_utf_8_are_one_paragraph_elsewhere(run, monkeypatch):
+    monkeypatch.setattr("deepcait.cli.models.run", lambda args: "runs/k\udcfftze".encode())
+    code, _, err = run("models")
     assert code == 2
     assert "UTF-8" in err
-    assert "k\\udcfftze.png" in err
+    assert "k\\udcfftze" in err
     assert "Traceback" not in err
-    assert not (tmp_path / "a.csv").exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

@@ -134,6 +134,18 @@ def test_help_has_examples(run, verb):
     assert f"Examples:\n    deepcait {verb}" in out
 
 
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [("eval", "a weights file. (required)"), ("predict", "pictures below them. (required)"),
+     ("report", "two to compare. (required)"), ("bench", "weights are random. (optional)")],
+)  # fmt: skip
+def test_help_shows_no_default_of_what_has_none(run, verb, said):
+    _, out, _ = run(verb, "--help")
+    words = " ".join(out.replace("\u2502", " ").replace("|", " ").split())
+    assert "(default: )" not in words
+    assert said in words
+
+
 def test_want_of_memory_is_told_as_such(run, monkeypatch):
     """As PyTorch raises it for the machine's memory; one error of its own it has for accelerators alone."""
     monkeypatch.setattr(eval_verb, "run", lambda args: torch.empty(2**60))

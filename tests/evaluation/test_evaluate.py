@@ -136,10 +136,25 @@ def test_an_unknown_protocol_is_refused(colours):
         evaluate(ColourModel(), colours, preprocessing=TO_4_PX, protocol="imagnet")
 
 
-def test_a_classifier_in_place_of_its_model_is_named():
-    with pytest.raises(ConfigError, match="expected a torch module, got Classifier") as caught:
-        evaluate(deepcait.load("builtin:nano", device="cpu"), "builtin:demo")
-    assert "`model`" in caught.value.remedy
+def test_a_classifier_is_measured_as_it_is_used():
+    few = Subset(open_source("builtin:demo", "test"), range(0, 500, 25), split="test")
+    classifier = deepcait.load("builtin:nano", device="cpu")
+    whole = evaluate(classifier, few, warn=print)
+    assert whole == evaluate(classifier.model, few, warn=print)
+    classifier.preprocessing = dataclasses.replace(classifier.preprocessing, mean=(0.9, 0.9, 0.9))
+    beside = evaluate(classifier, few, warn=print)
+    assert beside.loss != whole.loss
+    assert beside.records.classes == classifier.classes
+    own = dataclasses.replace(classifier.preprocessing, mean=(0.1, 0.1, 0.1))
+    assert evaluate(classifier, few, preprocessing=own, warn=print).loss not in (whole.loss, beside.loss)
+    classifier.network = nn.Sequential(classifier.model)  # an engine, which says nothing of itself
+    assert evaluate(classifier, few, warn=print).loss == beside.loss
+
+
+def test_what_is_no_model_is_named():
+    with pytest.raises(ConfigError, match="expected a torch module or a deepcait.Classifier, got str") as caught:
+        evaluate("builtin:nano", "builtin:demo")  # type: ignore[arg-type]
+    assert "deepcait.load" in caught.value.remedy
 
 
 def test_a_model_that_is_no_classifier_is_refused(colours):

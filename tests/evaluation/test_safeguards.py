@@ -14,7 +14,14 @@ from deepcait.evaluation import evaluate as evaluate_function
 from deepcait.evaluation.counts import Counts, score
 from deepcait.evaluation.expected import Expected, differs, expected_accuracy
 from deepcait.evaluation.records import join, record
-from deepcait.evaluation.safeguards import is_text_order, near_chance, no_numbers, other_preprocessing, wrong_order
+from deepcait.evaluation.safeguards import (
+    is_text_order,
+    near_chance,
+    near_constant,
+    no_numbers,
+    other_preprocessing,
+    wrong_order,
+)
 from deepcait.weights import Resolved
 from tests.evaluation.tiny_imagenet import PLAIN, GreyModel, build_v2
 
@@ -161,10 +168,56 @@ def counted(correct, num):
         (3, 29, 10, False),  # too few to say
         (3, 30, 10, True),
         (100, 100, 1, False),
+        (35, 66, 3, False),  # the printed interval, 41.16 to 64.57 %, does not hold a third
     ],
 )
 def test_near_chance(correct, num, num_classes, warned):
     assert (near_chance(counted(correct, num), num_classes) is not None) == warned
+
+
+@pytest.mark.parametrize(
+    ("correct", "num", "num_classes", "said"),
+    [(13, 66, 3, "less than"), (22, 66, 3, "about"), (600, 50_000, 1000, "hardly more than")],
+)
+def test_the_warning_of_guessing_agrees_with_the_printed_interval(correct, num, num_classes, said):
+    assert f"% is {said} what guessing gives" in str(near_chance(counted(correct, num), num_classes))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "correct", "num_classes", "said"),
+    [
+        ((40, 16, 10), 35, 3, "top-1 53.03 % is not surely more than"),
+        (
+            (40, 16, 10),
+            40,
+            3,
+            "the largest class as the only answer gives (60.61 %, 40 of 66 images)",
+        ),
+        ((900, 50, 50), 500, 3, "is less than"),
+        ((40, 16, 10), 60, 3, None),
+        ((40, 16, 10), 35, 10, None),  # a part of the model's classes
+        ((66,), 33, 1, None),
+        ((14, 10, 5), 14, 3, None),  # too few to say
+    ],
+)
+def test_the_largest_class_as_the_only_answer(numbers, correct, num_classes, said):
+    labels = [label for label, number in enumerate(numbers) for _ in range(number)]
+    answers = [label if row < correct else (label + 1) % num_classes for row, label in enumerate(labels)]
+    records = make_records(labels, answers, num_classes)
+    text = near_constant(counted(correct, len(labels)), records)
+    assert said in text if said else text is None
+
+
+def test_an_evaluation_names_the_largest_class_where_guessing_is_far(tmp_path):
+    for name, grey, number in (("a", 8, 40), ("b", 24, 16), ("c", 40, 10)):
+        (tmp_path / name).mkdir()
+        for i in range(number):
+            Image.new("RGB", (8, 8), (grey,) * 3).save(tmp_path / name / f"{i}.png")
+    blind = GreyModel(num_classes=3, step=16)
+    blind.greys_K = blind.greys_K + torch.tensor([0.0, 1000.0, 1000.0])  # the first class always wins
+    told = evaluate(blind, tmp_path, preprocessing=PLAIN, warn=print).warnings
+    assert [text for text in told if "guessing" in text] == []
+    assert [text for text in told if "60.61 %, 40 of 66 images" in text]
 
 
 def test_evaluate_warns_of_guessing(tmp_path, monkeypatch):

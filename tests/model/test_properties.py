@@ -13,6 +13,7 @@ from deepcait.errors import ConfigError, ShapeError
 from deepcait.model import CaiT, variant_config
 from deepcait.model.block import drop_path
 from deepcait.model.embedding import resize_pos_embed
+from deepcait.model.variants import near_names
 from tests.model.wild import relative_error, some_images, tiny_config, wild_model
 
 CONFIG = tiny_config(img_size=(16, 40))
@@ -303,6 +304,15 @@ def test_an_unknown_name_comes_with_a_suggestion():
     for unknown in ("resnet50", None, 24, ["cait_xxs24_224"]):
         with pytest.raises(ConfigError, match="deepcait models"):
             variant_config(unknown)
+
+
+def test_names_that_begin_with_what_was_given_come_first():
+    of_size = [f"cait_xxs24_{side}" for side in (224, 384, 448)]
+    assert near_names("cait_xxs24") == of_size
+    assert near_names("cait_xs24_38")[0] == "cait_xs24_384"
+    assert near_names("") == near_names("zebra") == []
+    with pytest.raises(ConfigError, match=" or ".join(of_size)):
+        variant_config("cait_xxs24")
 
 
 def test_an_unknown_override_comes_with_a_suggestion():

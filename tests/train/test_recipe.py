@@ -247,8 +247,16 @@ def test_later_settings_win():
     + ["mix.mixup=-1", "mix.probability=2", "mix.label_smoothing=1.5", "augment.erase=2", "augment.crop=x"],
 )
 def test_values_out_of_range(assignment):
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError) as caught:
         load_recipe("demo", [assignment])
+    assert "Mend the recipe" not in caught.value.remedy  # it may have come through --set
+
+
+@pytest.mark.parametrize("assignment", ["epochs=-1", "optimizer.lr=-1", "mix.mixup=-1", "augment.erase=2"])
+def test_a_value_out_of_range_is_mended_where_it_was_given(assignment):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("demo", [assignment])
+    assert "in the recipe or through --set" in caught.value.remedy
 
 
 @pytest.mark.parametrize("name", recipe_names())

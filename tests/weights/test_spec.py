@@ -143,6 +143,7 @@ def test_models_that_were_never_released_say_so(call, name, message):
         ("cait_XXS24_224", "Did you mean cait_xxs24_224"),
         ("timm/cait_s24_384.fb_dist_in1k", "Did you mean cait_s24_384"),
         ("downloads/M48_448.pth", "The same model is cait_m48_448"),
+        ("cait_xxs24", "Did you mean cait_xxs24_224 or"),
         ("zebra", "deepcait models"),
         ("someone/model", "hf-hub:someone/model"),
         ("no/such/folder/w.pth", "no such path"),
