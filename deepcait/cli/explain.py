@@ -36,7 +36,9 @@ class Args:
 
     spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
     """The model: a name, hf-hub:owner/name, a model or run folder, a weights file."""
-    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")]
+    images: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...", help_behavior_hint="(required)")
+    ]
     """Pictures, or folders with pictures below them."""
     out: Path
     """Folder for page (index.html), PNGs and numbers: new, empty, or that of an earlier page, which goes."""
