@@ -137,7 +137,8 @@ def test_help_has_examples(run, verb):
 @pytest.mark.parametrize(
     ("verb", "said"),
     [("eval", "a weights file. (required)"), ("predict", "pictures below them. (required)"),
-     ("report", "two to compare. (required)"), ("explain", "pictures below them. (required)"), ("bench", "weights are random. (optional)")],
+     ("report", "two to compare. (required)"), ("explain", "pictures below them. (required)"),
+     ("bench", "weights are random. (optional)")],
 )  # fmt: skip
 def test_help_shows_no_default_of_what_has_none(run, verb, said):
     _, out, _ = run(verb, "--help")
