@@ -35,7 +35,7 @@ def test_the_demo_runs_through(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "load_recipe", lambda name, texts=(): real(name, [*texts, *FEW]))
     assert main(["demo", "--out", str(tmp_path / "demo"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    for part in ("looks/index.html", "run/best/model.safetensors", "run/report.html", "model.pt2", "model.json"):
+    for part in ("looks/index.html", "run/best/model.safetensors", "run/report.html", "model.pt2", "model.pt2.json"):
         assert (tmp_path / "demo" / part).is_file(), part
     assert facts["proof"]["agreed"] == facts["proof"]["num_images"] > 0
     assert facts["before"]["num_images"] == facts["after"]["num_images"] == 500
