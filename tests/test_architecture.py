@@ -50,7 +50,7 @@ ORDER = {
         "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
     ],
     "train": [
-        "schedule", "losses", "strict", "recipe", "resume", "compute", "footprint", "optimizer", "average", "processes",
+        "schedule", "losses", "strict", "aliases", "recipe", "resume", "compute", "footprint", "optimizer", "average", "processes",
         "checkpoint", "journal",
         "teacher", "start", "notes", "step", "watch", "skips", "loop", "run", "plan",
     ],

@@ -11,8 +11,9 @@ from pathlib import Path
 from deepcait.data.augment import Augment
 from deepcait.data.mixing import Mix
 from deepcait.errors import ConfigError
+from deepcait.train.aliases import rename_nodes
 from deepcait.train.schedule import Schedule
-from deepcait.train.strict import overlay, read_text, read_yaml, set_value, to_yaml
+from deepcait.train.strict import overlay, read_assignment, read_text, read_yaml, to_yaml
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 # Its square, summed over any width, is a float32; beyond, every token is NaN or the norm's bias alone.
@@ -330,7 +331,8 @@ def load_recipe(name_or_path: str, assignments: Sequence[str] = ()) -> Recipe:
     """
     recipe = _read(_find(name_or_path, Path.cwd()), ())
     for assignment in assignments:
-        recipe = set_value(recipe, assignment)
+        node, origin = read_assignment(assignment)
+        recipe = overlay(recipe, rename_nodes(node), origin)
     return recipe
 
 
@@ -355,4 +357,4 @@ def _read(path: Path, readers: tuple[Path, ...]) -> Recipe:
         if pair[0].value == "extends":
             base = _read(_find(str(pair[1].value), path.parent), (*readers, path))
             root.value.remove(pair)
-    return overlay(base, root, str(path))
+    return overlay(base, rename_nodes(root), str(path))

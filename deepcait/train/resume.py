@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.errors import ConfigError, RunError, some
+from deepcait.train.aliases import rename_settings
 from deepcait.train.recipe import Recipe, load_recipe
 
 # What may differ between a run and its resumption. Nothing here decides a row of metrics.jsonl but by rounding.
@@ -72,7 +73,7 @@ def require_same_settings(folder: Path, before: Mapping[str, Any], recipe: Recip
     Raises:
         RunError: somebody changed config.yaml; the message has both values.
     """
-    now = deciding_settings(recipe)
+    before, now = rename_settings(before), deciding_settings(recipe)
     differing = [name for name in before if name in now and before[name] != now[name]]
     if differing:
         expected, got = (some([f"{name}: {_said(of[name])}" for name in differing]) for of in (before, now))

@@ -74,11 +74,11 @@ def overlay(base: Settings, node: yaml.MappingNode, origin: str, path: str = "",
     return dataclasses.replace(cast("Any", base), **changes)
 
 
-def set_value(base: Settings, assignment: str) -> Settings:
-    """Return a copy of a dataclass with `a.b=value` laid over it; the value is read as YAML.
+def read_assignment(assignment: str) -> tuple[yaml.MappingNode, str]:
+    """Return `a.b=value` as the mapping that a file would hold, its value read as YAML; and its origin, for messages.
 
     Raises:
-        ConfigError: no `=`, unknown key or wrong type.
+        ConfigError: no `=`, or a value that is not YAML.
     """
     path, equals, value = assignment.partition("=")
     if not equals or not path.strip():
@@ -92,7 +92,7 @@ def set_value(base: Settings, assignment: str) -> Settings:
         raise ConfigError(f"{origin}: expected YAML, got: {reason}.", remedy="Put the value in quotes.") from None
     for key in reversed(path.strip().split(".")):
         node = yaml.MappingNode("tag:yaml.org,2002:map", [(_text_node("str", key), node)])
-    return overlay(base, node, origin)
+    return node, origin
 
 
 def to_yaml(settings: Any) -> str:
