@@ -50,8 +50,8 @@ ORDER = {
         "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
     ],
     "train": [
-        "schedule", "losses", "strict", "aliases", "recipe", "resume", "compute", "footprint", "optimizer", "average", "processes",
-        "checkpoint", "journal",
+        "schedule", "losses", "strict", "aliases", "recipe", "resume", "compute", "footprint", "optimizer", "average",
+        "processes", "checkpoint", "journal",
         "teacher", "start", "notes", "step", "watch", "skips", "loop", "run", "plan",
     ],
     "evaluation": [
