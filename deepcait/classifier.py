@@ -18,7 +18,7 @@ from deepcait.errors import ConfigError, ShapeError, WeightsError
 from deepcait.explain import DEFAULT_METHODS, Explanation, explain_image
 from deepcait.inference.engines import build_engine
 from deepcait.model import CaiT
-from deepcait.train.processes import choose_device
+from deepcait.runtime.device import choose_device
 from deepcait.weights import resolve, save_artefact
 from deepcait.weights.imagenet import readable
 

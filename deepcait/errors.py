@@ -51,6 +51,10 @@ class RunError(DeepcaitError):
     """A run folder that can't be started, resumed or read."""
 
 
+class WriteError(WeightsError, RunError):
+    """A file or folder that can't be written, of a model, a run or a result; what was there before is untouched."""
+
+
 class DivergedError(RunError):
     """A run whose weights are not finite, or its losses or gradients more often in a row than its recipe allows."""
 

@@ -37,7 +37,7 @@ GUARDS = {
     "model/lean.py": ["tests/model/test_lean.py"],
     "model/products.py": ["tests/model/test_branches.py"],
     "model/variants.py": ["tests/model/test_golden.py"],
-    "train/losses.py": ["tests/train/test_losses.py"],
+    "train/losses.py": ["tests/training/test_losses.py"],
     "evaluation/classes.py": ["tests/evaluation/test_evaluate.py", "tests/evaluation/test_protocols.py"],
     "evaluation/compare.py": ["tests/evaluation/test_metrics.py"],
     "evaluation/counts.py": ["tests/evaluation/test_counts.py"],
@@ -57,7 +57,7 @@ ROOMS = {
     "model": [
         f"tests/model/test_{name}.py" for name in "branches broken_on_purpose golden lean modes properties".split()
     ],
-    "train": ["tests/train/test_losses.py", "tests/train/test_step.py"],
+    "train": ["tests/training/test_losses.py", "tests/training/test_step.py"],
 }
 _EXCHANGED = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult},

@@ -1,4 +1,4 @@
-"""The house as a test: storeys, order inside a room, cycles, sizes, docstrings; and that each check can say no."""
+"""The layers of the package as a test: imports, order of files, cycles, sizes, docstrings; each check can fail."""
 
 from __future__ import annotations
 
@@ -10,36 +10,38 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "deepcait"
 
-# A module imports only from lower storeys.
-STOREY = {
+# A module imports only from lower layers.
+LAYER = {
     "errors": 0,
     "optional": 1,
-    "model": 1,
-    "weights": 2,
-    "data": 2,
-    "train": 3,
-    "evaluation": 3,
-    "inference": 3,
-    "explain": 3,
-    "classifier": 4,
-    "report": 4,
-    "bench": 4,
-    "study": 4,
-    "serve": 5,
-    "cli": 6,
-    "__init__": 7,  # the facade: nobody in the house imports it
-    "__main__": 7,
+    "runtime": 1,
+    "model": 2,
+    "weights": 4,
+    "data": 4,
+    "evaluation": 5,
+    "inference": 5,
+    "explain": 5,
+    "training": 6,
+    "classifier": 6,
+    "report": 7,
+    "bench": 7,
+    "study": 8,
+    "serve": 8,
+    "cli": 9,
+    "__init__": 10,  # the facade: no module imports it
+    "__main__": 10,
 }
 
-# Inside a room a file imports only from files before it. A room's __init__ comes after all of them.
+# Inside a package a file imports only from files before it. A package's __init__ comes after all of them.
 ORDER = {
     "model": [
         "mode", "variants", "alternatives", "embedding", "lean", "products", "branches", "attention", "block", "cait",
         "trace", "ablation_init",
         "ablation", "convnet", "networks",
     ],
+    "runtime": ["environment", "device", "processes", "files"],
     "weights": [
-        "published", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "reshape", "adapt", "atomic",
+        "published", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "reshape", "adapt",
         "timm_layout", "artefact", "registry", "hints", "imagenet", "spec", "outgoing", "push", "card", "teachers",
     ],
     "data": [
@@ -49,9 +51,9 @@ ORDER = {
         "seeding", "order", "slide", "augment", "mixing", "shrunk", "loader",
         "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
     ],
-    "train": [
+    "training": [
         "schedule", "losses", "strict", "aliases", "recipe", "resume", "compute", "footprint", "optimizer", "average",
-        "processes", "checkpoint", "journal",
+        "checkpoint", "journal",
         "teacher", "start", "notes", "step", "watch", "skips", "loop", "run", "plan",
     ],
     "evaluation": [
@@ -83,7 +85,7 @@ MAX_FILE_LINES = 400
 
 
 def module_name(path: Path, root: Path) -> str:
-    """deepcait/model/cait.py is "model.cait", a room's own file "model.__init__", the facade "__init__"."""
+    """deepcait/model/cait.py is "model.cait", a package's own file "model.__init__", the facade "__init__"."""
     return ".".join(path.relative_to(root).with_suffix("").parts)
 
 
@@ -133,24 +135,24 @@ def find_imports(sources: dict[str, str]) -> dict[str, set[str]]:
 # -- checking: each function returns the faults it finds, one sentence each -------------------------------------------
 
 
-def storey_faults(imports: dict[str, set[str]]) -> list[str]:
-    """Imports that go up or sideways, and rooms without a storey."""
-    rooms = {name.split(".")[0] for name in imports}
-    faults = [f"{room}: has no storey; give it one in STOREY of {Path(__file__).name}" for room in rooms - set(STOREY)]
+def layer_faults(imports: dict[str, set[str]]) -> list[str]:
+    """Imports that go up or sideways, and packages without a layer."""
+    packages = {name.split(".")[0] for name in imports}
+    faults = [f"{package}: has no layer; add it to LAYER in {Path(__file__).name}" for package in packages - set(LAYER)]
     for importer, targets in imports.items():
         here = importer.split(".")[0]
         for target in targets:
             there = target.split(".")[0]
-            if here != there and here in STOREY and STOREY.get(there, 99) >= STOREY[here]:
+            if here != there and here in LAYER and LAYER.get(there, 99) >= LAYER[here]:
                 faults.append(
-                    f"{importer} imports {target}: imports go down, and {here} (storey {STOREY[here]}) does not stand "
-                    f"above {there} (storey {STOREY.get(there, '?')}); let what is needed arrive as an argument"
+                    f"{importer} imports {target}: {here} (layer {LAYER[here]}) may import lower layers only, and "
+                    f"{there} is layer {LAYER.get(there, chr(63))}"
                 )
     return sorted(faults)
 
 
 def order_faults(imports: dict[str, set[str]], order: dict[str, list[str]]) -> list[str]:
-    """Imports inside a room from a file that does not come before, and files that the order does not name."""
+    """Imports inside a package from a file that does not come before, and files that the order does not name."""
     faults = []
     for importer, targets in imports.items():
         here, _, file = importer.partition(".")
@@ -162,13 +164,13 @@ def order_faults(imports: dict[str, set[str]], order: dict[str, list[str]]) -> l
             continue
         allowed = {f"{here}.{name}" for name in files[: files.index(file)]}
         faults += [
-            f"{importer} imports {target}: it comes later in ORDER[{here!r}], or is the room's __init__"
+            f"{importer} imports {target}: it comes later in ORDER[{here!r}], or is the package's __init__"
             for target in targets
             if target.split(".")[0] == here and target not in allowed
         ]
-    for room, files in order.items():
-        missing = [file for file in files if f"{room}.{file}" not in imports]
-        faults += [f"ORDER[{room!r}] names {file}, which is no file" for file in missing]
+    for package, files in order.items():
+        missing = [file for file in files if f"{package}.{file}" not in imports]
+        faults += [f"ORDER[{package!r}] names {file}, which is no file" for file in missing]
     return sorted(faults)
 
 
@@ -219,7 +221,7 @@ def docstring_faults(sources: dict[str, str]) -> list[str]:
     return sorted(faults)
 
 
-# -- the house as it stands -------------------------------------------------------------------------------------------
+# -- the package ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -237,10 +239,10 @@ def assert_none(faults: list[str]) -> None:
 
 
 def test_imports_go_down(imports):
-    assert_none(storey_faults(imports))
+    assert_none(layer_faults(imports))
 
 
-def test_files_of_a_room_import_in_their_order(imports):
+def test_files_of_a_package_import_in_their_order(imports):
     assert_none(order_faults(imports, ORDER))
 
 
@@ -272,7 +274,7 @@ def test_the_model_is_only_mathematics(sources):
 
 # -- each check can say no --------------------------------------------------------------------------------------------
 
-HOUSE = {
+SOUND = {
     "__init__": "from deepcait.classifier import load",
     "errors": "",
     "model.__init__": "from deepcait.model.cait import CaiT",
@@ -280,37 +282,37 @@ HOUSE = {
     "model.cait": "from deepcait.model.block import Block",
     "weights.spec": "from deepcait.model import CaiT",
     "data.source": "import deepcait.errors",
-    "train.loop": "from deepcait.weights import spec\nfrom ..data.source import Source",
-    "classifier": "from deepcait.train.loop import fit",
+    "training.loop": "from deepcait.weights import spec\nfrom ..data.source import Source",
+    "classifier": "from deepcait.weights.spec import resolve",
 }
-HOUSE_ORDER = {"model": ["block", "cait"], "weights": ["spec"], "data": ["source"], "train": ["loop"]}
+SOUND_ORDER = {"model": ["block", "cait"], "weights": ["spec"], "data": ["source"], "training": ["loop"]}
 
 
-def test_a_sound_house_has_no_fault():
-    imports = find_imports(HOUSE)
+def test_a_sound_package_has_no_fault():
+    imports = find_imports(SOUND)
     assert imports["model.block"] == {"errors"}
-    assert imports["train.loop"] == {"weights.spec", "data.source"}
+    assert imports["training.loop"] == {"weights.spec", "data.source"}
     assert imports["weights.spec"] == {"model.__init__"}
-    assert storey_faults(imports) == order_faults(imports, HOUSE_ORDER) == cycle_faults(imports) == []
+    assert layer_faults(imports) == order_faults(imports, SOUND_ORDER) == cycle_faults(imports) == []
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("model.block", "from deepcait.train.loop import fit"),
-        ("model.block", "from ..train import loop"),
-        ("model.block", "import deepcait.train.loop as loop"),
-        ("model.block", "def later():\n    from deepcait.train.loop import fit"),
-        ("model.block", "import importlib\nimportlib.import_module('deepcait.train.loop')"),
-        ("model.block", "from deepcait.train.not_yet_written import fit"),
+        ("model.block", "from deepcait.training.loop import fit"),
+        ("model.block", "from ..training import loop"),
+        ("model.block", "import deepcait.training.loop as loop"),
+        ("model.block", "def later():\n    from deepcait.training.loop import fit"),
+        ("model.block", "import importlib\nimportlib.import_module('deepcait.training.loop')"),
+        ("model.block", "from deepcait.training.not_yet_written import fit"),
         ("weights.spec", "from deepcait.data import source"),
         ("data.source", "from deepcait import load"),
         ("data.source", "import deepcait"),
         ("attic.box", ""),
     ],
 )
-def test_a_wrong_storey_is_found(module, source):
-    (fault,) = storey_faults(find_imports(HOUSE | {module: source}))
+def test_a_wrong_layer_is_found(module, source):
+    (fault,) = layer_faults(find_imports(SOUND | {module: source}))
     assert fault.startswith(module.split(".")[0])
 
 
@@ -324,18 +326,18 @@ def test_a_wrong_storey_is_found(module, source):
     ],
 )
 def test_a_wrong_order_is_found(module, source):
-    (fault,) = order_faults(find_imports(HOUSE | {module: source}), HOUSE_ORDER)
+    (fault,) = order_faults(find_imports(SOUND | {module: source}), SOUND_ORDER)
     assert fault.startswith(module)
 
 
 def test_a_listed_file_that_is_gone_is_found():
-    (fault,) = order_faults(find_imports(HOUSE), HOUSE_ORDER | {"data": ["gone", "source"]})
+    (fault,) = order_faults(find_imports(SOUND), SOUND_ORDER | {"data": ["gone", "source"]})
     assert "gone" in fault
 
 
 @pytest.mark.parametrize("source", ["from deepcait.model import CaiT", "def later():\n    from . import cait"])
 def test_a_cycle_is_found(source):
-    faults = cycle_faults(find_imports(HOUSE | {"model.block": source}))
+    faults = cycle_faults(find_imports(SOUND | {"model.block": source}))
     assert any(fault.startswith("model.block") for fault in faults)
 
 

@@ -14,8 +14,8 @@ from deepcait.inference.fold import fold
 from deepcait.model.cait import CaiT
 from deepcait.model.networks import build_model
 from deepcait.model.variants import CaiTConfig
-from deepcait.train.footprint import training_bytes
-from deepcait.train.recipe import Compute
+from deepcait.training.footprint import training_bytes
+from deepcait.training.recipe import Compute
 
 # The training paths of a recipe, by the names of their columns.
 PATHS = {

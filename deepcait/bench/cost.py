@@ -18,9 +18,9 @@ from deepcait.bench.train import Contestant, build_step, require_classes
 from deepcait.inference.fold import fold
 from deepcait.model import CaiT, CaiTConfig
 from deepcait.model.networks import config_of
-from deepcait.train.footprint import kept_bytes, training_bytes
-from deepcait.train.journal import environment
-from deepcait.train.recipe import Compute
+from deepcait.runtime.environment import environment
+from deepcait.training.footprint import kept_bytes, training_bytes
+from deepcait.training.recipe import Compute
 from deepcait.weights.spec import describe
 from deepcait.weights.timm_layout import require_known_to_timm
 

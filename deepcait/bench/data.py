@@ -21,8 +21,7 @@ from deepcait.data.image import decode_image, decode_pixels, is_visible_image, l
 from deepcait.data.loader import TrainingSet, training_loader
 from deepcait.data.order import Slot
 from deepcait.data.seeding import seed_everything
-from deepcait.inference.tuned import processor
-from deepcait.train.journal import environment
+from deepcait.runtime.environment import environment, processor
 
 IMG_SIZE = (224, 224)
 SEED = 0

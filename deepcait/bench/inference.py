@@ -15,9 +15,8 @@ from deepcait.bench.memory import first_call_bytes, live_bytes
 from deepcait.errors import ConfigError
 from deepcait.inference.engines import ENGINES, KINDS, build_engine
 from deepcait.inference.fold import fold
-from deepcait.inference.tuned import processor
 from deepcait.model import CaiT, CaiTConfig
-from deepcait.train.journal import environment
+from deepcait.runtime.environment import environment, processor
 from deepcait.weights import resolve
 from deepcait.weights.registry import create_model, list_models
 from deepcait.weights.timm_layout import model_args, nearest_architecture, require_known_to_timm

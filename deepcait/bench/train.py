@@ -16,10 +16,10 @@ from deepcait.bench.inference import SEED, build_pair, processor
 from deepcait.bench.work import Work
 from deepcait.errors import ConfigError
 from deepcait.model import CaiT, CaiTConfig
-from deepcait.train.compute import autocast, set_compute
-from deepcait.train.footprint import kept_bytes
-from deepcait.train.journal import environment
-from deepcait.train.recipe import Compute
+from deepcait.runtime.environment import environment
+from deepcait.training.compute import autocast, set_compute
+from deepcait.training.footprint import kept_bytes
+from deepcait.training.recipe import Compute
 
 # What decides how memory is asked for; everybody here runs in one process, so under the same.
 _ALLOCATOR = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_", "THP_MEM_ALLOC_ENABLE")

@@ -14,8 +14,9 @@ from deepcait.bench.inference import open_model, require_engines
 from deepcait.errors import ConfigError
 from deepcait.inference.engines import ENGINES, build_engine
 from deepcait.inference.export import MAX_DRIFT
-from deepcait.inference.tuned import Choice, num_cpus, write_choice
+from deepcait.inference.tuned import Choice, write_choice
 from deepcait.model import CaiT
+from deepcait.runtime.environment import num_cpus
 from deepcait.weights.spec import describe_config
 
 Runs = dict[tuple[str, int], Callable[[Tensor], Tensor]]

@@ -226,7 +226,7 @@ def _measure_cost(spec: str, args: Args, console: Console) -> dict:
 
 def _write(out: Path | None, name: str, command: str, result: dict, page: str, console: Console) -> None:
     """Figures and page into the folder, where one was given."""
-    from deepcait.weights.atomic import write_bytes
+    from deepcait.runtime.files import write_bytes
 
     if out is None:
         return

@@ -39,7 +39,7 @@ def run(args: Args) -> int | None:
     """Classify, explain, fine-tune, evaluate before and after, export with proof, report."""
     from deepcait.classifier import load
     from deepcait.data import open_source
-    from deepcait.train.run import require_startable
+    from deepcait.training.run import require_startable
 
     began = time.monotonic()
     console = Console(json=args.json, narrates=True)
@@ -94,8 +94,8 @@ def _fine_tune(
     from deepcait.cli.report import write_at_end
     from deepcait.cli.train import _evaluate
     from deepcait.data import open_source
-    from deepcait.train.recipe import load_recipe
-    from deepcait.train.run import train
+    from deepcait.training.recipe import load_recipe
+    from deepcait.training.run import train
 
     console.say("\n3. Fine-tuned to another grouping of the same photographs: animal or vehicle")
     groups = folder / "animal-or-vehicle.csv"
@@ -121,7 +121,7 @@ def _write_groups(path: Path) -> None:
     import io
 
     from deepcait.data import open_source
-    from deepcait.weights.atomic import write_bytes
+    from deepcait.runtime.files import write_bytes
 
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")

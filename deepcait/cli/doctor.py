@@ -42,7 +42,7 @@ def run(args: Args) -> int | None:
     """Examine the data, print what was found."""
     from deepcait.data.doctor import examine
     from deepcait.data.fix_list import write_fix_list
-    from deepcait.weights.atomic import require_file
+    from deepcait.runtime.files import require_file
 
     if args.workers is not None and args.workers < 0:
         raise ConfigError(f"--workers: expected 0 or more, got {args.workers}.", remedy="Choose e.g. 2.")

@@ -78,7 +78,8 @@ class Args:
 
 def run(args: Args) -> int | None:
     """Measure each model and print its figures."""
-    from deepcait.train.processes import choose_device, join_processes, leave_processes
+    from deepcait.runtime.device import choose_device
+    from deepcait.runtime.processes import join_processes, leave_processes
 
     _require_sound(args)
     processes = join_processes()
@@ -108,7 +109,7 @@ def _require_sound(args: Args) -> None:
     from deepcait.evaluation import require_protocol
     from deepcait.evaluation.plots import require_matplotlib
     from deepcait.evaluation.tables import TABLE_SUFFIXES
-    from deepcait.weights.atomic import require_file
+    from deepcait.runtime.files import require_file
 
     if not args.specs:
         raise ConfigError("eval: expected a model, got none.", remedy="deepcait eval SPEC --data FOLDER")
@@ -297,7 +298,7 @@ def _pair(rows: list[dict[str, Any]], records: list[Records]) -> None:
 def _write(args: Args, rows: list[dict[str, Any]], records: list[Records], console: Console) -> None:
     from deepcait.evaluation.plots import write_plots
     from deepcait.evaluation.tables import pixels, write_images, write_table
-    from deepcait.train.journal import environment
+    from deepcait.runtime.environment import environment
 
     if args.per_image is not None:
         write_images(args.per_image, list(zip(rows, records, strict=True)))

@@ -65,7 +65,7 @@ def run(args: Args) -> int | None:
     from deepcait.classifier import load
     from deepcait.data import list_images, open_image
     from deepcait.explain.explanation import require_methods
-    from deepcait.train.processes import choose_device
+    from deepcait.runtime.device import choose_device
 
     if not args.images:
         raise ConfigError("explain: expected a picture, got none.", remedy="deepcait explain SPEC picture.jpg --out F")
@@ -126,7 +126,7 @@ def _file_names() -> set[str]:
 def write_gallery(classifier: Classifier, paths: Sequence[Path], args: Args, console: Console) -> list[dict[str, Any]]:
     """Explain pictures into `args.out`: PNGs, numbers, and the page index.html; return the facts of each picture."""
     from deepcait.explain.gallery import gallery
-    from deepcait.weights.atomic import write_bytes
+    from deepcait.runtime.files import write_bytes
 
     entries, facts = [], []
     with console.progress("explaining") as progress:
@@ -228,7 +228,7 @@ def _figures(
     from deepcait.explain.figures import accuracy_plate, layer_plates
     from deepcait.explain.layers import measure_layers
     from deepcait.explain.picture import to_bytes
-    from deepcait.weights.atomic import write_bytes
+    from deepcait.runtime.files import write_bytes
 
     pictures = (classifier.preprocessing(open_image(path)).to(classifier.device) for path in paths)
     measures = measure_layers(classifier.model, pictures)

@@ -93,8 +93,8 @@ def _mistake(kind: type, argv: Sequence[str], verb: str, told: str) -> ConfigErr
 
 def _as_settings(option: str, argv: Sequence[str]) -> list[str]:
     """A key of the recipe that was given as an option, as it is to be given; the key alone, or its last words, do."""
-    from deepcait.train.recipe import Recipe
-    from deepcait.train.strict import list_keys
+    from deepcait.training.recipe import Recipe
+    from deepcait.training.strict import list_keys
 
     # Sections are no keys; what is told in `about` decides nothing.
     every = list(list_keys(Recipe()))

@@ -62,7 +62,7 @@ def run(args: Args) -> int | None:
     """Classify every picture and print or write the answers."""
     from deepcait.classifier import load
     from deepcait.data import list_images
-    from deepcait.weights.atomic import require_file
+    from deepcait.runtime.files import require_file
 
     if not args.paths:
         raise ConfigError("predict: expected a picture, got none.", remedy="deepcait predict SPEC picture.jpg")
@@ -118,7 +118,7 @@ def _writer(out: str | None) -> Iterator[Any]:
     A wrong path is told before any work is done. The file is there when it is whole; until then, and after a
     mistake, what lay there before stays as it was.
     """
-    from deepcait.weights.atomic import require_file
+    from deepcait.runtime.files import require_file
 
     if out is None:
         yield lambda result: None
@@ -139,7 +139,7 @@ def _write_embeddings(path: Path, paths: Sequence[Path], features: Sequence[Tens
     import numpy as np
     import torch
 
-    from deepcait.weights.atomic import write_bytes
+    from deepcait.runtime.files import write_bytes
 
     content = io.BytesIO()
     np.savez(content, files=np.array([str(name) for name in paths]), embeddings=torch.cat(list(features)).numpy())

@@ -81,8 +81,8 @@ def run(args: Args) -> int | None:
 
 def _write(args: Args, name: str, folder: Path, console: Console) -> None:
     """Model, card and picture, as the repository shall hold them."""
+    from deepcait.runtime.files import write_bytes
     from deepcait.weights import resolve
-    from deepcait.weights.atomic import write_bytes
     from deepcait.weights.card import PICTURE_FILE, model_card
     from deepcait.weights.push import save_for_hub
 

@@ -44,8 +44,8 @@ def run(args: Args) -> int | None:
     """Write the page."""
     from deepcait.report import write_comparison, write_report
     from deepcait.report.compare import FILE_NAME
-    from deepcait.train.processes import choose_device
-    from deepcait.weights.atomic import require_file
+    from deepcait.runtime.device import choose_device
+    from deepcait.runtime.files import require_file
 
     if not 1 <= len(args.runs) <= 2:
         raise ConfigError(f"report: expected one or two runs, got {len(args.runs)}.", remedy="deepcait report RUN")
@@ -77,7 +77,7 @@ def write_at_end(folder: Path, console: Console, *, device: str = "auto") -> Pat
         return None
     try:
         from deepcait.report import write_report
-        from deepcait.train.processes import choose_device
+        from deepcait.runtime.device import choose_device
 
         with console.progress("report: asking the best model") as progress:
             path = write_report(folder, progress=progress, device=choose_device(device, 0))

@@ -95,7 +95,7 @@ def run(args: Args) -> int | None:
 def _wished(args: Args, grid: Grid, only: tuple[str, ...]) -> StudyPlan:
     """The plan that was asked for, with the recipe's own epochs and images where none were."""
     from deepcait.study.plan import StudyPlan
-    from deepcait.train.recipe import load_recipe
+    from deepcait.training.recipe import load_recipe
 
     if args.seeds < 1 or (args.epochs is not None and args.epochs < 1) or (args.images or 0) < 0 or args.val_images < 0:
         raise ConfigError(

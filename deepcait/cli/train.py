@@ -28,7 +28,7 @@ from deepcait.cli.options import settings
 from deepcait.cli.report import write_at_end
 
 if TYPE_CHECKING:
-    from deepcait.train.recipe import Recipe
+    from deepcait.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class Args:
 
 def run(args: Args) -> int | None:
     """Train, and say what came of it."""
-    from deepcait.train.journal import read_state
-    from deepcait.train.resume import resumed_recipe
-    from deepcait.train.run import train
+    from deepcait.training.journal import read_state
+    from deepcait.training.resume import resumed_recipe
+    from deepcait.training.run import train
 
     console = Console(json=args.json, narrates=True)
     goes_on = args.resume and (args.out / "config.yaml").exists()
     recipe = resumed_recipe(args.out, _given(args, args.out / "config.yaml")) if goes_on else _recipe(args)
     if args.dry_run:
-        from deepcait.train.plan import plan
+        from deepcait.training.plan import plan
 
         facts = plan(recipe, console.say)
         console.result(facts)
@@ -87,14 +87,14 @@ def run(args: Args) -> int | None:
 
 
 def _recipe(args: Args) -> Recipe:
-    from deepcait.train.recipe import load_recipe
+    from deepcait.training.recipe import load_recipe
 
     return _lay_over(load_recipe(args.recipe or "finetune", settings(args.set)), args)
 
 
 def _given(args: Args, own: Path) -> Recipe | None:
     """The settings given beside --resume, laid over the run's own; None where there are none."""
-    from deepcait.train.recipe import load_recipe
+    from deepcait.training.recipe import load_recipe
 
     if not (args.recipe or args.data or args.model or args.teacher or args.engine or args.set):
         return None
@@ -123,7 +123,7 @@ def _evaluate(model, source, **how) -> dict:
 
 
 def _facts(folder: Path) -> dict:
-    from deepcait.train.journal import read_metrics
+    from deepcait.training.journal import read_metrics
 
     rows = [row for row in read_metrics(folder) if row["kind"] == "eval"]
     best = max(rows, key=lambda row: row["top1"], default={})

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepcait.data.source import Source, Subset
-from deepcait.data.stored import write_whole
 from deepcait.errors import DataError
+from deepcait.runtime.files import write_bytes
 
 
 def write_fix_list(path: str | os.PathLike[str], places: Sequence[str]) -> None:
     """Write where the pictures lie, absolute, whole or not at all.
 
     Raises:
-        DataError: a path with a line break in it, or the file can't be written.
+        DataError: a path with a line break in it.
+        WriteError: the file can't be written.
     """
     for place in places:
         if "\n" in place or "\r" in place:
@@ -24,12 +25,7 @@ def write_fix_list(path: str | os.PathLike[str], places: Sequence[str]) -> None:
                 f"{os.fspath(path)}: expected paths of one line, got {place!r}.", remedy="Rename that file by hand."
             )
     text = "".join(_absolute(place) + "\n" for place in places)
-    try:
-        write_whole(Path(path), text.encode("utf-8", "surrogateescape"))
-    except OSError as error:
-        raise DataError(
-            f"{os.fspath(path)}: expected to write the fix list here, got {error}.", remedy="Give another path."
-        ) from error
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def read_fix_list(path: str | os.PathLike[str]) -> list[str]:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from deepcait.data.image import FORMATS, open_image
 from deepcait.data.source import Sample, Source
-from deepcait.data.stored import write_whole
-from deepcait.errors import ConfigError, DataError
+from deepcait.errors import ConfigError, DataError, WriteError
+from deepcait.runtime.files import write_bytes
 
 # Part of every key: another way of shrinking must not find what this one wrote.
 _FORM = "bicubic, bmp, 1"
@@ -113,9 +113,10 @@ def _read(path: Path) -> bytes | None:
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        write_whole(path, data + zlib.crc32(data).to_bytes(_CHECKSUM_BYTES, "little"))
-    except OSError as error:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, data + zlib.crc32(data).to_bytes(_CHECKSUM_BYTES, "little"), flush=False)
+    except (OSError, WriteError) as error:
         raise DataError(
-            f"data.cache {path.parent.parent}: expected to write there, got {error.strerror or error}.",
+            f"data.cache {path.parent.parent}: expected to write there, got {error}.",
             remedy="Free some space, or name another folder; an empty data.cache keeps nothing.",
         ) from error

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.data.source import Source, Subset
-from deepcait.data.stored import write_whole
 from deepcait.errors import ConfigError, DataError
+from deepcait.runtime.files import write_bytes
 
 SPLIT_FILE = "split.json"  # in a run whose data has neither val nor test
 _FORMAT = "deepcait-split-1"
@@ -84,7 +84,8 @@ def write_manifest(
     """Write which names are held out, as JSON, whole or not at all; `facts` (seed, ...) go with it."""
     val = set(val_indices)
     train_names = [name for index, name in enumerate(names) if index not in val]
-    write_whole(Path(path), manifest_text(train_names, [names[index] for index in sorted(val)], **facts).encode())
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, manifest_text(train_names, [names[index] for index in sorted(val)], **facts).encode())
 
 
 def manifest_text(train_names: Sequence[str], val_names: Sequence[str], **facts: Any) -> str:

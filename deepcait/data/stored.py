@@ -1,8 +1,7 @@
-"""What was found out at some cost, kept beside the data, or in the cache folder where that is read-only."""
+"""On-disk cache of shard indices: beside the data, or in the cache folder if that is read-only."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -10,23 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.data.shards import is_url
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, and the folders above it; processes that write the same do no harm.
-
-    Raises:
-        OSError: it can't be written; an older file is still there.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(data)
-        os.replace(unfinished, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise
+from deepcait.errors import WriteError
+from deepcait.runtime.files import write_bytes
 
 
 def places_of_index(place: str) -> list[Path]:
@@ -54,8 +38,9 @@ def write_index(place: str, stamp: str, form: str, index: Any) -> Path | None:
     text = json.dumps({"format": form, "stamp": stamp, "index": index}) + "\n"
     for path in places_of_index(place):
         try:
-            write_whole(path, text.encode())
-        except OSError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, text.encode(), flush=False)
+        except (OSError, WriteError):
             continue
         return path
     return None

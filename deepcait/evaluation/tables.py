@@ -11,7 +11,7 @@ from typing import Any
 
 from deepcait.evaluation.metrics import list_classes, list_confusion, list_reliability
 from deepcait.evaluation.records import Records
-from deepcait.weights.atomic import write_bytes
+from deepcait.runtime.files import write_bytes
 
 TABLE_SUFFIXES = (".md", ".csv", ".json")
 IMAGE_COLUMNS = (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.optional import require
-from deepcait.weights.atomic import write_bytes
+from deepcait.runtime.files import write_bytes
 
 
 def open_figure(width: float, height: float, *, asked: str = "plot") -> Any:

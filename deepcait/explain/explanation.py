@@ -18,7 +18,7 @@ from deepcait.explain import attribution, maps, picture
 from deepcait.explain.faithfulness import Faithfulness, areas_by_lot, measure_faithfulness
 from deepcait.model import CaiT
 from deepcait.optional import require
-from deepcait.weights.atomic import write_bytes
+from deepcait.runtime.files import write_bytes
 
 METHODS = ("class-attention", "rollout", "gradient", "integrated-gradients", "occlusion")
 DEFAULT_METHODS = METHODS[:3]

@@ -20,7 +20,7 @@ from deepcait.inference.fold import FoldedCaiT, fold
 from deepcait.inference.graph import INPUT, OUTPUT, require_packages, to_openvino, to_program, write_onnx
 from deepcait.model.mode import evaluation_mode
 from deepcait.optional import require
-from deepcait.weights.atomic import require_file
+from deepcait.runtime.files import require_file
 
 Form: TypeAlias = Literal["onnx", "openvino", "pt2"]
 Runner: TypeAlias = Callable[[Tensor], Tensor]

@@ -10,7 +10,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcait.inference.blocks import attend_blocks
+from deepcait.runtime.environment import processor, processor_flags
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("patch_stage.cpp", "products.h", "mixing.h", "vectors.h"))
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-fPIC", "-fopenmp", "-shared")
@@ -98,7 +98,11 @@ def compiled() -> Path:
     if compiler is None:
         raise FileNotFoundError("no C++ compiler")
     what = [source.read_bytes() for source in SOURCES]
-    what += [" ".join((os.path.realpath(compiler), *options, *FLAGS)).encode(), _processor().encode()]
+    what += [
+        " ".join((os.path.realpath(compiler), *options, *FLAGS)).encode(),
+        processor().encode(),
+        processor_flags().encode(),
+    ]
     name = f"patch_stage-{hashlib.sha256(b'|'.join(what)).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepcait"
     made = folder / name
@@ -178,12 +182,3 @@ def _agrees(code: ctypes.CDLL) -> bool:
         if not (found - expected).abs().max() <= _TOLERANCE * expected.std():
             return False
     return True
-
-
-def _processor() -> str:
-    """What -march=native depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return "|".join(next((line for line in lines if line.startswith(key)), "") for key in ("model name", "flags"))
-    except OSError:
-        return platform.machine() + platform.processor()

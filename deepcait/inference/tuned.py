@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from deepcait.errors import DeepcaitError
 from deepcait.inference.engines import ENGINES
-from deepcait.weights.atomic import write_bytes
+from deepcait.runtime.environment import num_cpus, processor, version
+from deepcait.runtime.files import write_bytes
 
 FILE = "tuned.json"
 _PACKAGES = ("deepcait", "torch", "onnxruntime", "openvino")
@@ -87,29 +85,8 @@ def read_choice(folder: Path, model: Mapping[str, Any]) -> Choice:
 
 def machine() -> dict[str, Any]:
     """What speed depends on besides the model."""
-    return {"cpu": processor(), "num_cpus": num_cpus(), **{name: _version(name) for name in _PACKAGES}}
-
-
-def num_cpus() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return {"cpu": processor(), "num_cpus": num_cpus(), **{name: version(name) for name in _PACKAGES}}
 
 
 def _model(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: facts[name] for name in _MODEL_FACTS}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

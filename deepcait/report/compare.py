@@ -12,7 +12,7 @@ from deepcait.report.charts import number
 from deepcait.report.intervals import difference
 from deepcait.report.record import Record, read_run
 from deepcait.report.results import Results, measure_if_possible
-from deepcait.weights.atomic import write_bytes
+from deepcait.runtime.files import write_bytes
 
 FILE_NAME = "comparison.html"
 _FREE = ("about.",)  # words about a recipe, which change nothing

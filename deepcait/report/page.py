@@ -9,9 +9,9 @@ from deepcait.explain.markup import Markup, bars, colour_legend, element, join, 
 from deepcait.report import parts
 from deepcait.report.record import Record, read_run
 from deepcait.report.results import Mistake, Results, measure_if_possible
-from deepcait.train.start import start_of
-from deepcait.train.watch import duration
-from deepcait.weights.atomic import write_bytes
+from deepcait.runtime.files import write_bytes
+from deepcait.training.start import start_of
+from deepcait.training.watch import duration
 
 FILE_NAME = "report.html"
 _MATRIX_CLASSES = 25  # with more, a matrix can't be read: the commonest confusions are listed

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.errors import RunError
-from deepcait.train.journal import read_metrics, read_state
-from deepcait.train.recipe import Recipe, load_recipe
+from deepcait.training.journal import read_metrics, read_state
+from deepcait.training.recipe import Recipe, load_recipe
 
 
 @dataclass(frozen=True, kw_only=True)

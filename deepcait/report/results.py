@@ -19,8 +19,8 @@ from deepcait.explain import class_attention
 from deepcait.explain.maps import unwrap
 from deepcait.explain.picture import enlarge, overlay
 from deepcait.report.record import Record
-from deepcait.train.recipe import Recipe
-from deepcait.train.run import open_training_data
+from deepcait.training.recipe import Recipe
+from deepcait.training.run import open_training_data
 from deepcait.weights import resolve
 from deepcait.weights.imagenet import readable
 

@@ -13,7 +13,7 @@ from typing import Any
 from deepcait.errors import RunError
 from deepcait.study.grid import Cell, Grid, cells_of
 from deepcait.study.plan import StudyPlan
-from deepcait.train.journal import read_metrics, read_state
+from deepcait.training.journal import read_metrics, read_state
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,11 +22,11 @@ from deepcait.errors import ConfigError
 from deepcait.model.networks import build_model
 from deepcait.model.variants import CaiTConfig
 from deepcait.study.grid import Cell, Grid, cells_of
-from deepcait.train.plan import planned_config
-from deepcait.train.recipe import Recipe, load_recipe
-from deepcait.train.run import build_order
-from deepcait.train.start import shape_of
-from deepcait.train.teacher import load_teacher
+from deepcait.training.plan import planned_config
+from deepcait.training.recipe import Recipe, load_recipe
+from deepcait.training.run import build_order
+from deepcait.training.start import shape_of
+from deepcait.training.teacher import load_teacher
 
 FORMAT = 1
 _MARGIN = 0.9  # of the hours given; the rest is for starting, saving, and a busy machine

@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.errors import ConfigError, DivergedError, RunError, Stopped
+from deepcait.runtime.environment import environment
+from deepcait.runtime.files import write_bytes
 from deepcait.study.claim import claim, owner_of
 from deepcait.study.grid import Cell, Grid, cells_of
 from deepcait.study.outcome import failure_path, read_outcome
 from deepcait.study.plan import StudyPlan, cell_recipe, read_plan
 from deepcait.study.plot import plot
 from deepcait.study.table import results, write_reports
-from deepcait.train.journal import environment
-from deepcait.train.run import train
-from deepcait.weights.atomic import write_bytes
+from deepcait.training.run import train
 
 PLAN_FILE = "study.json"
 _FOLDERS = ("cells", "locks", "failed")

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deepcait.runtime.files import write_bytes
 from deepcait.study.grid import Cell, Grid, Line, cells_of
 from deepcait.study.outcome import Summary, read_outcome, reference_of, summarise, verdict
 from deepcait.study.plan import StudyPlan, cell_config, cell_recipe, scale_of
-from deepcait.weights.atomic import write_bytes
 from deepcait.weights.spec import describe
 
 

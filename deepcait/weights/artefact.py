@@ -5,8 +5,8 @@
     ema/                the averaged weights in the same form, where training kept some
 
 timm knows ten CaiTs. `architecture` names the nearest of them, and `model_args` carries every size, so that any
-model loads there. A reader meets the old folder or the new one, see `atomic.py`; as it opens two files, one after
-the other, it compares the checksum and looks again when the folder was replaced in between.
+model loads there. A reader meets the old folder or the new one, see `runtime/files.py`; as it opens two files, one
+after the other, it compares the checksum and looks again when the folder was replaced in between.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from deepcait.model.cait import CaiT
 from deepcait.model.convnet import ConvNet
 from deepcait.model.networks import config_of
 from deepcait.model.variants import CaiTConfig
-from deepcait.weights.atomic import current, replace_folder
+from deepcait.runtime.files import current, replace_folder
 from deepcait.weights.layouts import (
     StateDict,
     canonical_keys,

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from deepcait.errors import ConfigError
 from deepcait.model.mode import evaluation_mode
+from deepcait.runtime.files import replace_file, require_file
 from deepcait.weights.artefact import save_artefact
-from deepcait.weights.atomic import replace_file, require_file
 from deepcait.weights.layouts import SAFETENSORS, StateDict, image_size, official_layout, read_checkpoint
 from deepcait.weights.spec import RUN_FOLDERS, Resolved
 from deepcait.weights.timm_layout import require_known_to_timm

@@ -19,7 +19,7 @@ from torch import nn
 import deepcait
 from deepcait.data import IMAGENET_MEAN, IMAGENET_STD, FolderSource, Preprocessing, list_images
 from deepcait.evaluation import Metrics, summarise
-from deepcait.train.journal import environment
+from deepcait.runtime.environment import environment
 
 HALF = (0.5, 0.5, 0.5)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import deepcait
 from deepcait.evaluation import summarise
-from deepcait.train.recipe import load_recipe
+from deepcait.training.recipe import load_recipe
 from deepcait.weights.registry import BUILTIN_NANO
 
 RESULTS = Path(__file__).parent

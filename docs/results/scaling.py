@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import deepcait
 from deepcait.model.variants import variant_config
-from deepcait.train.journal import environment
+from deepcait.runtime.environment import environment
 
 NAME, GLOBAL_BATCH, PROCESSES = "cait_xxs24_224", 16, 2
 PAPER_BATCH, LATENCY_S = 1024, 50e-6

@@ -16,7 +16,7 @@ from deepcait.bench.work import Work
 from deepcait.cli.main import main
 from deepcait.inference.fold import fold
 from deepcait.model import CaiT, CaiTConfig
-from deepcait.train.footprint import training_bytes
+from deepcait.training.footprint import training_bytes
 
 TINY = CaiTConfig(embed_dim=32, depth=3, num_heads=2, img_size=32, patch_size=8, num_classes=5)
 

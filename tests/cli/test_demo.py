@@ -10,7 +10,7 @@ import pytest
 from deepcait.cli import demo
 from deepcait.cli.main import main
 from deepcait.data import open_source
-from deepcait.train import recipe as recipes
+from deepcait.training import recipe as recipes
 
 FEW = ["epochs=1", "data.limit=64", "data.val_limit=20"]
 

@@ -171,18 +171,18 @@ def test_a_damaged_index_is_built_anew(tmp_path, scans, damage):
 
 def test_a_read_only_place_keeps_its_index_in_the_cache(tmp_path, scans, monkeypatch):
     shard = write_tar(tmp_path / "x.tar", samples(0))
-    original = stored.write_whole
+    original = stored.write_bytes
 
-    def refuse(path, data):
+    def refuse(path, data, **how):
         if path.parent == tmp_path:
             raise PermissionError("read-only")
-        original(path, data)
+        original(path, data, **how)
 
-    monkeypatch.setattr(stored, "write_whole", refuse)
+    monkeypatch.setattr(stored, "write_bytes", refuse)
     assert len(open_source(shard)) == len(open_source(shard)) == 1
     assert len(scans) == 1
     assert sorted(tmp_path.iterdir()) == [shard]
-    monkeypatch.setattr(stored, "write_whole", lambda path, data: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(stored, "write_bytes", lambda path, data, **how: (_ for _ in ()).throw(OSError("full")))
     os.utime(shard, ns=(1, 1))
     assert len(open_source(shard)) == 1
 

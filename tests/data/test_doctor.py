@@ -19,7 +19,7 @@ from deepcait.data.fix_list import leave_out, read_fix_list, write_fix_list
 from deepcait.data.folder import open_folder
 from deepcait.data.looking import look_at_all
 from deepcait.data.source import Subset
-from deepcait.errors import DataError
+from deepcait.errors import DataError, WriteError
 from tests.data.damage import DAMAGE, UNREADABLE, Found, encoded, picture, sound_folder
 
 
@@ -192,9 +192,9 @@ def test_fix_list_errors(root, tmp_path):
     for name in ("a\nb.png", "a\rb.png"):
         with pytest.raises(DataError, match="one line"):
             write_fix_list(tmp_path / "list.txt", [name])
-    with pytest.raises(DataError, match="expected to write"):
+    with pytest.raises(WriteError, match="expected to write"):
         write_fix_list(root / "train" / "cat" / "0.jpg" / "list.txt", [])
-    with pytest.raises(DataError, match="expected to write"):
+    with pytest.raises(WriteError, match="expected to write"):
         write_fix_list(tmp_path / ("x" * 254), [])
     with pytest.raises(DataError, match="expected a fix list"):
         read_fix_list(tmp_path / "list.txt")

@@ -26,7 +26,7 @@ from deepcait.data.augment import Augment, build_augmentation
 from deepcait.data.loader import TrainingSet, training_batches
 from deepcait.data.order import Order
 from deepcait.data.spec import KINDS
-from deepcait.train.journal import environment
+from deepcait.runtime.environment import environment
 from tests.data.forms import write_forms
 
 DEMO = Path(__file__).parent.parent.parent / "deepcait" / "assets" / "demo"

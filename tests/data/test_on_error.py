@@ -17,15 +17,15 @@ from deepcait.data.fix_list import write_fix_list
 from deepcait.data.loader import TrainingSet, Unreadable, training_batches
 from deepcait.data.order import Order
 from deepcait.errors import ConfigError, DataError, ImageError, RunError, Stopped
-from deepcait.train import loop
-from deepcait.train.journal import read_metrics, read_state
-from deepcait.train.loop import Trainer
-from deepcait.train.plan import plan
-from deepcait.train.resume import resumed_recipe
-from deepcait.train.run import open_training_data
+from deepcait.training import loop
+from deepcait.training.journal import read_metrics, read_state
+from deepcait.training.loop import Trainer
+from deepcait.training.plan import plan
+from deepcait.training.resume import resumed_recipe
+from deepcait.training.run import open_training_data
 from tests.data.damage import DAMAGE, UNREADABLE, sound_folder
 from tests.data.test_doctor import Deadly
-from tests.train.tiny import section, tiny_job, tiny_model, tiny_recipe
+from tests.training.tiny import section, tiny_job, tiny_model, tiny_recipe
 
 PREPROCESSING = Preprocessing((16, 16))
 SEED = 3

@@ -12,7 +12,6 @@ from PIL import Image
 
 from deepcait.data import open_folder, open_image, shrunk
 from deepcait.data.shrunk import Shrunk
-from deepcait.data.stored import write_whole
 from deepcait.errors import ConfigError, DataError, ImageError
 
 
@@ -71,19 +70,6 @@ def test_a_damaged_copy_is_made_anew(photos, tmp_path, damage):
         path.write_bytes(damage(path.read_bytes()))
     assert pixels(Shrunk(source, 32, cache)) == plain
     assert [path.read_bytes() for path in kept(cache)] == contents
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "new" / "file"
-    write_whole(path, b"old")
-
-    def refuse(*_):
-        raise PermissionError("refused")
-
-    monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(PermissionError):
-        write_whole(path, b"new")
-    assert [(one.name, one.read_bytes()) for one in path.parent.iterdir()] == [("file", b"old")]
 
 
 def test_errors(photos, tmp_path):

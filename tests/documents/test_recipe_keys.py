@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.cli import train
-from deepcait.train.recipe import Recipe
+from deepcait.training.recipe import Recipe
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "recipes.md"
 HEAD = "| key | default | meaning |\n| --- | --- | --- |\n"

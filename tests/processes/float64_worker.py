@@ -1,4 +1,4 @@
-"""Runs parts of a training through deepcait.train itself, in float64 where asked: what the command does not offer.
+"""Runs parts of a training through deepcait.training itself, in float64 where asked: what the command does not offer.
 
 `torchrun ... tests/processes/float64_worker.py PLAN.json` runs a list of parts, one after another, on all processes
 together; a test runs the same parts in its own process. A part trains the run in a folder up to a step (going on
@@ -21,11 +21,11 @@ from deepcait.data import Preprocessing, open_split
 from deepcait.data.augment import Patch, build_augmentation
 from deepcait.data.loader import TrainingSet
 from deepcait.errors import RunError
-from deepcait.train.loop import Job, Trainer
-from deepcait.train.processes import Processes, join_processes, leave_processes
-from deepcait.train.recipe import load_recipe
-from deepcait.train.run import build_order
-from deepcait.train.watch import Watch
+from deepcait.runtime.processes import Processes, join_processes, leave_processes
+from deepcait.training.loop import Job, Trainer
+from deepcait.training.recipe import load_recipe
+from deepcait.training.run import build_order
+from deepcait.training.watch import Watch
 from deepcait.weights.spec import resolve
 
 

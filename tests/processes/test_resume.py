@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from deepcait.cli.main import main
-from deepcait.train.journal import read_state
+from deepcait.training.journal import read_state
 from tests.processes.harness import (
     CLASSES,
     FINISHED_ENTRIES,

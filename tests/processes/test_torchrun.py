@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from deepcait.data import open_split
-from deepcait.train.journal import read_state
-from deepcait.train.processes import Processes
-from deepcait.train.recipe import load_recipe
-from deepcait.train.run import build_order
+from deepcait.runtime.processes import Processes
+from deepcait.training.journal import read_state
+from deepcait.training.recipe import load_recipe
+from deepcait.training.run import build_order
 from tests.processes.float64_worker import Part, run_part, write_plan
 from tests.processes.harness import (
     FINISHED_ENTRIES,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deepcait.train.journal import read_state
+from deepcait.training.journal import read_state
 from tests.processes.harness import result, started, steps_logged
 
 pytestmark = [pytest.mark.process, pytest.mark.xdist_group("processes")]

@@ -12,7 +12,7 @@ from deepcait.model.networks import build_model
 from deepcait.study.grid import cells_of, grid_names, load_grid, parse_grid
 from deepcait.study.plan import StudyPlan, cell_config, cell_recipe, scale_of
 from deepcait.study.table import markdown, results
-from deepcait.train.recipe import load_recipe
+from deepcait.training.recipe import load_recipe
 
 ISSUE = "layerscale class-token heads talking-heads drop-path resolution distillation augmentation".split()
 PLAN = StudyPlan(

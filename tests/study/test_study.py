@@ -20,7 +20,7 @@ from deepcait.study import plan as plan_module
 from deepcait.study import run as run_module
 from deepcait.study.grid import load_grid
 from deepcait.study.plan import Cost, StudyPlan, fit_to_budget
-from deepcait.train.loop import Trainer
+from deepcait.training.loop import Trainer
 from tests.study.tiny import SETTINGS, command
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from deepcait.data import Preprocessing
 from deepcait.errors import WeightsError
 from deepcait.model import CaiT
 from deepcait.model.variants import variant_config
-from deepcait.train.recipe import Recipe
-from deepcait.train.start import start_model
+from deepcait.training.recipe import Recipe
+from deepcait.training.start import start_model
 from deepcait.weights import describe, imagenet
 from deepcait.weights.spec import _are_indices
 

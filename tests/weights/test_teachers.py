@@ -12,8 +12,8 @@ import torch
 from deepcait.cli.main import main
 from deepcait.data import Preprocessing
 from deepcait.errors import DataError, WeightsError
-from deepcait.train.recipe import Teacher
-from deepcait.train.teacher import load_teacher
+from deepcait.training.recipe import Teacher
+from deepcait.training.teacher import load_teacher
 from deepcait.weights import teachers as teachers_module
 from deepcait.weights.teachers import list_teachers, read_table
 from tests.hub_server import Hub, run_hub

@@ -1,0 +1,166 @@
+"""Checkpoints: everything a run needs to go on to the same bits, in one file whose name proves its content.
+
+`step_00001200-<digest>.safetensors` holds the weights, their average, the optimizer's state and, in its header,
+the few numbers of `Progress` and the settings that decide results. It holds no random state: all that is random
+follows from seed and step. The file is written beside its place, hashed, flushed and renamed, so a kill or a full
+disk leaves the older one valid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from deepcait.errors import RunError
+from deepcait.runtime.files import sync
+
+FORMAT = 1
+_NAME = re.compile(r"step_(\d{8})-([0-9a-f]{16})\.safetensors")
+
+
+@dataclass
+class Progress:
+    """The numbers of a run that do not follow from its step alone; equal on every process."""
+
+    step: int = 0
+    """Optimizer steps done, skipped ones included."""
+    evaluated_step: int = 0
+    """The step after which the model was last evaluated; 0 before the first time."""
+    best_step: int = 0
+    best_top1: float = -1.0
+    loss_sum: float = 0.0
+    """Of the steps since the last row of the log."""
+    loss_steps: int = 0
+    correct_sum: float = 0.0
+    """Target mass that the predictions of these steps met."""
+    skipped_steps: int = 0
+    """In a row, up to now."""
+    skipped_total: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    """Paths of the training pictures that were passed over."""
+    stopped_early: bool = False
+    scaler: dict = field(default_factory=dict)
+    """State of the fp16 gradient scaler."""
+
+
+def save_checkpoint(
+    folder: Path,
+    progress: Progress,
+    tensors: dict[str, torch.Tensor],
+    *,
+    keep: int,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a checkpoint atomically and delete all others but the `keep - 1` before it; return its path.
+
+    Args:
+        folder: of the checkpoints.
+        progress, tensors: what the run needs to go on.
+        keep: how many checkpoints stay.
+        settings: what the run was begun with, as plain JSON, for `read_settings`.
+
+    Raises:
+        RunError: the disk is full or can't be written; the older checkpoints are still there.
+    """
+    # A folder, because safetensors writes under a name that it makes up first: a kill leaves it in there.
+    aside = folder / ".unfinished"
+    # One key only: the order of several is not fixed, and equal runs shall give equal files.
+    header = {"format": FORMAT, "progress": dataclasses.asdict(progress), "settings": dict(settings or {})}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        whole = aside / "checkpoint.safetensors"
+        save_file(tensors, whole, metadata={"deepcait": json.dumps(header, sort_keys=True)})
+        path = folder / f"step_{progress.step:08d}-{_digest(whole, flush=True)}.safetensors"
+        os.replace(whole, path)
+        sync(folder)
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"{folder}: expected to write a checkpoint of step {progress.step}, got: {error}.",
+            remedy="Make room or give write access, then --resume; the previous checkpoint is untouched.",
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    # Any other of this step or a later one was passed over on resuming, or is replaced by this one.
+    others = [other for other in _candidates(folder) if other != path]
+    earlier = sorted((other for other in others if _parts(other)[0] < progress.step), reverse=True)[: keep - 1]
+    for old in set(others) - set(earlier):
+        with contextlib.suppress(OSError):
+            old.unlink()
+    return path
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest valid checkpoint, or None, and a line for each newer one that was passed over."""
+    passed_over = []
+    for path in sorted(_candidates(folder), reverse=True):
+        problem = _problem(path)
+        if problem is None:
+            return path, passed_over
+        passed_over.append(f"{path.name}: {problem}")
+    return None, passed_over
+
+
+def read_checkpoint(path: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
+    """Return what `save_checkpoint` wrote.
+
+    Raises:
+        RunError: written by another version.
+    """
+    with safe_open(path, framework="pt") as file:
+        header = json.loads((file.metadata() or {}).get("deepcait", "{}"))
+        if header.get("format") != FORMAT:
+            raise RunError(
+                f"{path}: expected checkpoint format {FORMAT}, got {header.get('format')!r}.",
+                remedy="Resume with the version of deepcait that wrote it, or start anew in another folder.",
+            )
+        # Copies, so that no tensor stays tied to a file that will be deleted.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    return Progress(**header["progress"]), tensors
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings that a checkpoint remembers; empty in one of an older version, which kept none."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("deepcait", "{}")).get("settings", {})
+
+
+def _candidates(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("step_*.safetensors") if _NAME.fullmatch(path.name)]
+
+
+def _parts(path: Path) -> tuple[int, str]:
+    """Step and digest in a checkpoint's name."""
+    match = _NAME.fullmatch(path.name)
+    assert match, path
+    return int(match[1]), match[2]
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        digest = _digest(path)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None if digest == _parts(path)[1] else "content and name do not match: damaged or truncated"
+
+
+def _digest(path: Path, *, flush: bool = False) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+        if flush:
+            os.fsync(file.fileno())
+    return digest

@@ -1,0 +1,43 @@
+"""How a step is computed, as a recipe says: its precision, and what the model keeps or computes again."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import cast
+
+import torch
+from torch import nn
+
+from deepcait.model.cait import CaiT
+from deepcait.model.variants import CaiTConfig
+from deepcait.training.recipe import Compute
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def set_compute(model: nn.Module, compute: Compute) -> None:
+    """Choose how a model trains: checkpointing, attention, memory."""
+    model = cast("CaiT", model)
+    model.set_grad_checkpointing(compute.grad_checkpointing)
+    model.set_lean_attention(compute.attention == "lean")
+    if isinstance(model, CaiT):
+        model.set_small_memory(compute.memory == "small")
+
+
+def note_of(config: CaiTConfig, compute: Compute) -> str:
+    """Say which setting changes nothing for a network; empty where each does what it says."""
+    if compute.memory != "small":
+        return ""
+    if type(config) is not CaiTConfig:
+        why = "it needs the blocks of a plain CaiT, and this network has others"
+    elif compute.attention != "lean":
+        why = f"it belongs to compute.attention=lean, not {compute.attention}"
+    else:
+        return ""
+    return f"note: compute.memory=small changes nothing here: {why}; compute.grad_checkpointing=true saves memory"
+
+
+def autocast(precision: str, device: str = "cpu") -> contextlib.AbstractContextManager:
+    """Return the context in which a step of this precision (fp32, bf16, fp16) computes logits and loss."""
+    dtype = _AUTOCAST.get(precision)
+    return torch.autocast(device, dtype) if dtype else contextlib.nullcontext()

@@ -1,0 +1,94 @@
+"""What a training step costs before it costs anything: bytes kept for the backward pass, and arithmetic, counted."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from deepcait.model.cait import CaiT
+from deepcait.model.networks import build_model
+from deepcait.model.variants import CaiTConfig
+from deepcait.training.compute import autocast, set_compute
+from deepcait.training.recipe import Compute
+
+# What a recipe can choose between, least computed first.
+CHOICES = {
+    "as it is by default": Compute(),
+    "with compute.memory=small": Compute(memory="small"),
+    "with compute.grad_checkpointing=true": Compute(grad_checkpointing=True),
+}
+
+
+def kept_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
+    """Return the bytes that `forward` keeps for the backward pass: each storage once, the model's parameters left out.
+
+    Counts on any device, the meta device too, where nothing is computed.
+
+    Args:
+        model: whose parameters are not counted.
+        forward: runs the model, and the loss if that shall count.
+    """
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    # The tensors stay alive until all are counted, so that no storage takes the place of another.
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = forward()
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in kept}
+    del result
+    return sum(num_bytes for key, num_bytes in storages.items() if key not in own)
+
+
+@functools.lru_cache(maxsize=64)
+def training_bytes(config: CaiTConfig, compute: Compute, batch: int) -> int:
+    """Return the bytes that a forward pass of `batch` images keeps for the backward pass, weights excluded.
+
+    Counted with fake tensors, which have shapes and no content: in a moment, and without memory.
+
+    Args:
+        config: of the model.
+        compute: its precision, checkpointing, attention and memory count.
+        batch: images, of one replica.
+    """
+    model = _empty(config, compute)
+    with FakeTensorMode(), autocast(compute.precision):
+        images_BCHW = _fill(model, batch)
+        return kept_bytes(model, lambda: model(images_BCHW))
+
+
+def training_flops(config: CaiTConfig, compute: Compute, batch: int) -> int:
+    """Return the floating-point operations of a forward and a backward pass of `batch` images, one replica.
+
+    The matrix products that are really computed, those of what the backward pass computes again included; the
+    optimizer and everything elementwise left out. Counted on the meta device.
+    """
+    model = _empty(config, compute)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model(torch.empty(batch, config.in_chans, *config.img_size)).sum().backward()
+    return counter.get_total_flops()
+
+
+def _empty(config: CaiTConfig, compute: Compute) -> CaiT:
+    with torch.device("meta"):  # elsewhere, drawing weights looks at their values
+        model = build_model(config).train()
+    set_compute(model, compute)
+    return model
+
+
+def _fill(model: CaiT, batch: int) -> Tensor:
+    """Give a model weights of the kind that is now being made, and return such images."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            module.register_parameter(name, nn.Parameter(torch.empty(parameter.shape)))
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype))
+    return torch.empty(batch, model.config.in_chans, *model.config.img_size)

@@ -1,0 +1,69 @@
+"""What a plan allows and is yet hardly meant, in words for whoever starts the run."""
+
+from __future__ import annotations
+
+from deepcait.data.order import Order
+from deepcait.model.networks import is_model_name
+from deepcait.training.recipe import Recipe
+from deepcait.training.start import start_of
+
+# Where one image is more than a point of accuracy.
+_FEW_VALIDATION_IMAGES = 100
+# Part of the images that an epoch may leave out unsaid.
+_LEFT_OUT = 0.1
+
+
+def notes_of(recipe: Recipe, order: Order, num_validation: int) -> list[str]:
+    """Return what is allowed and yet hardly meant, a sentence each.
+
+    Beginnings without an end, first values that do harm or nothing, batches that do not fit the number of images, and
+    few images to tell epochs apart.
+    """
+    notes = [*_notes_of_layer_scale(recipe), *_notes_of_epoch(order)]
+    if 0 < num_validation < _FEW_VALIDATION_IMAGES:
+        stopping = " and early stopping rest" if recipe.keep.patience_epochs else " rests"
+        notes.append(
+            f"the best epoch{stopping} on {num_validation} validation image{'s' * (num_validation > 1)}: one more "
+            f"that is right moves the accuracy by {100 / num_validation:.1f} points"
+        )
+    if recipe.schedule.warmup_epochs >= recipe.epochs:
+        notes.append(
+            f"the learning rate rises to the end and never gets to its peak: schedule.warmup_epochs is "
+            f"{recipe.schedule.warmup_epochs:g}, epochs {recipe.epochs}"
+        )
+    if recipe.head_warmup_epochs >= recipe.epochs and recipe.train != "head":
+        notes.append(
+            f"only the head moves: head_warmup_epochs is {recipe.head_warmup_epochs:g}, epochs {recipe.epochs}"
+        )
+    return notes
+
+
+def _notes_of_epoch(order: Order) -> list[str]:
+    """How many images an epoch leaves out, and whether a step takes some of them again: as `Order.slots` deals them."""
+    num, batch = order.num_samples, order.global_batch_size
+    if batch > num * order.repeats:
+        return [
+            f"a step takes {batch} images and there are {num:,}: every one stands in it about {batch / num:.1f} times, "
+            "augmented differently; global_batch_size is larger than the data"
+        ]
+    taken = batch * order.steps_per_epoch
+    if num - taken > _LEFT_OUT * num and order.class_labels is None:
+        copies = "" if order.repeats == 1 else f", each {order.repeats} times"
+        return [
+            f"an epoch takes {-(-taken // order.repeats):,} of {num:,} training images{copies}, in whole steps of "
+            f"{batch}; the next takes others. A smaller global_batch_size leaves out fewer"
+        ]
+    return []
+
+
+def _notes_of_layer_scale(recipe: Recipe) -> list[str]:
+    gamma = recipe.layer_scale_init
+    if gamma is None:
+        return []
+    if not is_model_name(recipe.model) or recipe.start == "released":
+        return [f"layer_scale_init changes nothing: {start_of(recipe)} bring their own values"]
+    if recipe.ablation.residual not in (None, "layerscale", "scalar"):
+        return [f"layer_scale_init changes nothing: {recipe.ablation.residual} has its own first value"]
+    if abs(gamma) > 1:
+        return [f"layer_scale_init is {gamma:g}: branches drown the stream; the paper starts at 0.1 or less"]
+    return []

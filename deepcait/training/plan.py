@@ -1,0 +1,116 @@
+"""What a recipe would do, counted before it costs anything: steps, learning rates, memory, arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from deepcait.data import Preprocessing, open_split
+from deepcait.data.augment import build_augmentation
+from deepcait.data.fix_list import leave_out
+from deepcait.data.mixing import Mixer
+from deepcait.data.source import require_labels
+from deepcait.data.split import limited
+from deepcait.model.alternatives import lay_over
+from deepcait.model.networks import config_of, is_model_name, named_config
+from deepcait.model.variants import CaiTConfig
+from deepcait.training.compute import note_of
+from deepcait.training.footprint import CHOICES, training_bytes, training_flops
+from deepcait.training.notes import notes_of
+from deepcait.training.recipe import Recipe
+from deepcait.training.run import build_order
+from deepcait.training.schedule import LearningRate
+from deepcait.training.start import shape_of
+from deepcait.weights.spec import describe
+
+_BARS = " .:-=+*#%@"
+
+
+def plan(recipe: Recipe, tell: Callable[[str], None]) -> dict:
+    """Print and return the facts of a run; reads names and shapes only, writes and downloads nothing.
+
+    Raises:
+        DeepcaitError: whatever would stop the real run before its first step, as far as it can be seen here.
+    """
+    held_out = {"fraction": recipe.data.val_fraction, "seed": recipe.seed}
+    samples = open_split(recipe.data.source, "train", **held_out)
+    validation = open_split(recipe.data.source, "val", classes=samples.classes, **held_out)
+    if recipe.data.exclude:
+        samples, validation = (leave_out(source, recipe.data.exclude) for source in (samples, validation))
+    for source in (samples, validation):
+        require_labels(source)
+    samples = limited(samples, recipe.data.limit)
+    order = build_order(recipe, samples)
+    config = planned_config(recipe, len(samples.classes))
+    # Built for their errors alone.
+    build_augmentation(recipe.augment, Preprocessing(config.img_size))
+    Mixer(recipe.mix, len(samples.classes), order.replica_batch_size)
+    lr = LearningRate(recipe.schedule, recipe.peak_lr, recipe.epochs, order.steps_per_epoch)
+    steps = recipe.epochs * order.steps_per_epoch
+    batch = order.replica_batch_size
+    kept = training_bytes(config, recipe.compute, batch)
+    computed = training_flops(config, recipe.compute, batch) * recipe.replicas
+    copies = 3 + bool(recipe.ema.decay) + (recipe.optimizer.name == "adamw")
+    facts = {
+        "model": recipe.model,
+        # A name means random or released weights as the recipe says; any other SPEC has its own.
+        "start": recipe.start if is_model_name(recipe.model) else "own",
+        "img_size": list(config.img_size),
+        "params": config.num_params(),
+        "gmacs": config.macs() / 1e9,
+        "classes": len(samples.classes),
+        "train_images": len(samples),
+        "epochs": recipe.epochs,
+        "steps_per_epoch": order.steps_per_epoch,
+        "steps": steps,
+        "images": steps * recipe.global_batch_size,
+        "global_batch_size": recipe.global_batch_size,
+        "replicas": recipe.replicas,
+        "lr": {str(s): lr(s) for s in sorted({round(steps * i / 10) for i in range(11)})},
+        "weights_and_optimizer_bytes": 4 * copies * config.num_params(),
+        "activation_bytes": kept,
+        "activation_bytes_of": {name: training_bytes(config, compute, batch) for name, compute in CHOICES.items()},
+        "train_flops": 6 * config.macs() * steps * recipe.global_batch_size,
+        "step_flops": computed,
+        "computed_flops": computed * steps,
+    }
+    for line in _lines(facts, recipe, batch, [lr(round(steps * i / 60)) for i in range(60)]):
+        tell(line)
+    if note := note_of(config, recipe.compute):
+        tell(note)
+    for note in notes_of(recipe, order, len(limited(validation, recipe.data.val_limit))):
+        tell(f"note: {note}")
+    return facts
+
+
+def planned_config(recipe: Recipe, num_classes: int) -> CaiTConfig:
+    """Return the configuration that training would use, without touching weights."""
+    config = named_config(recipe.model) if is_model_name(recipe.model) else config_of(describe(recipe.model)["config"])
+    config = config.replace(**shape_of(recipe), num_classes=num_classes)
+    return lay_over(config, dataclasses.asdict(recipe.ablation))
+
+
+def _lines(facts: dict, recipe: Recipe, replica_batch: int, rates: list[float]) -> list[str]:
+    peak = max(*rates, 1e-30)  # a rate of 0 draws an empty curve
+    curve = "".join(_BARS[round(rate / peak * (len(_BARS) - 1))] for rate in rates)
+    resident = facts["weights_and_optimizer_bytes"]
+    return [
+        f"model          {facts['model']} ({facts['start']} weights), {facts['img_size'][0]} x {facts['img_size'][1]} "
+        f"px, {facts['params']:,} parameters, {facts['gmacs']:.3g} GMACs an image",
+        f"data           {facts['train_images']:,} training images, {facts['classes']:,} classes",
+        f"steps          {facts['steps']:,} = {facts['epochs']} epochs of {facts['steps_per_epoch']:,}",
+        f"batch          {facts['global_batch_size']} images a step = {facts['replicas']} replicas of {replica_batch}",
+        f"learning rate  {recipe.peak_lr:g} at its peak (lr {recipe.optimizer.lr:g}"
+        + (f" x {facts['global_batch_size']} / {recipe.optimizer.lr_batch})" if recipe.optimizer.lr_batch else ")"),
+        f"               [{curve}]",
+        f"memory         {_size(resident)} weights, gradients, optimizer and average",
+        f"               {_size(facts['activation_bytes'])} kept for the backward pass of a replica of {replica_batch}"
+        f" ({recipe.compute.precision})",
+        "               " + ", ".join(f"{_size(size)} {name}" for name, size in facts["activation_bytes_of"].items()),
+        f"arithmetic     {facts['train_flops']:.3g} floating-point operations for {facts['images']:,} images; "
+        f"{facts['computed_flops']:.3g} with what the backward pass computes again",
+    ]
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"

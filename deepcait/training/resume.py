@@ -1,0 +1,96 @@
+"""What a run that goes on must have in common with its beginning: every setting that decides a result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deepcait.errors import ConfigError, RunError, some
+from deepcait.training.aliases import rename_settings
+from deepcait.training.recipe import Recipe, load_recipe
+
+# What may differ between a run and its resumption. Nothing here decides a row of metrics.jsonl but by rounding.
+_FREE_ON_RESUME = (
+    "about.",
+    "compute.device",
+    "compute.compile",
+    "compute.grad_checkpointing",
+    "compute.memory",
+    "compute.channels_last",
+    "data.num_workers",
+    "data.on_error",
+    "data.max_errors",
+    "data.cache",
+    "keep.checkpoint",
+    "keep.max_skipped_steps",
+    "keep.tensorboard",
+    "keep.tracker",
+)
+# The data themselves are compared, by names and labels: whoever moved them may write the new place into config.yaml.
+_COMPARED_BY_CONTENT = ("data.source", "data.exclude")
+_MORE = "More in docs/errors.md#a-run-that-is-there-already."
+
+
+def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:
+    """Return the recipe of a run that goes on: its own, with the given settings that decide no result.
+
+    Raises:
+        ConfigError: the given recipe would change results.
+        RunError: the run's own recipe is lost.
+    """
+    own = load_recipe(str((folder / "config.yaml").resolve()))
+    if not own.data.source:
+        raise RunError(
+            f"{folder / 'config.yaml'}: expected the settings of a run, its data among them, got none.",
+            remedy="Bring the file back, or start a new run in another --out.",
+        )
+    if given is None:
+        return own
+    before, now = _flat(own), _flat(given)
+    differing = [name for name in before if before[name] != now[name] and not name.startswith(_FREE_ON_RESUME)]
+    if differing:
+        names = ", ".join(differing)
+        raise ConfigError(
+            f"--resume: expected the settings that {folder} was started with, got others for {names}.",
+            remedy=f"Leave them out to go on as it was, or start a new run in another --out. {_MORE}",
+        )
+    return given
+
+
+def deciding_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return what a checkpoint remembers: the settings that decide results, by dotted name, as JSON has them."""
+    free = (*_FREE_ON_RESUME, *_COMPARED_BY_CONTENT)
+    settings = {name: value for name, value in _flat(recipe).items() if not name.startswith(free)}
+    return json.loads(json.dumps(settings))
+
+
+def require_same_settings(folder: Path, before: Mapping[str, Any], recipe: Recipe) -> None:
+    """Pass where a run goes on with the settings that its checkpoint remembers; what is in one of them only, passes.
+
+    Raises:
+        RunError: somebody changed config.yaml; the message has both values.
+    """
+    before, now = rename_settings(before), deciding_settings(recipe)
+    differing = [name for name in before if name in now and before[name] != now[name]]
+    if differing:
+        expected, got = (some([f"{name}: {_said(of[name])}" for name in differing]) for of in (before, now))
+        raise RunError(
+            f"{folder / 'config.yaml'}: expected the settings that the run began with ({expected}), got {got}.",
+            remedy=f"Bring them back to go on as it was, or start a new run in another --out. {_MORE}",
+        )
+
+
+def _said(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """The settings of a recipe by their dotted names."""
+    flat: dict[str, Any] = {}
+    for name in (f.name for f in dataclasses.fields(settings)):
+        value = getattr(settings, name)
+        flat |= _flat(value, f"{prefix}{name}.") if dataclasses.is_dataclass(value) else {prefix + name: value}
+    return flat

@@ -1,0 +1,105 @@
+"""What training starts from: a model found through its SPEC, and what a run keeps of it so as to go on alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from deepcait.data.seeding import derive_seed, seed_everything
+from deepcait.model.alternatives import AblationConfig
+from deepcait.model.networks import build_model, config_of, is_model_name
+from deepcait.model.variants import CaiTConfig
+from deepcait.training.checkpoint import newest_checkpoint
+from deepcait.training.compute import note_of
+from deepcait.training.journal import replace_text
+from deepcait.training.recipe import Recipe
+from deepcait.weights.spec import Resolved, resolve
+
+START_FILE = "start.json"
+# Above it AdamW is known to undo what trained weights know (deit issue 88).
+_HIGH_LR = 5e-4
+
+
+def start_of(recipe: Recipe) -> str:
+    """Return in words what training starts from: a model name means random or released weights, as the recipe says."""
+    if not is_model_name(recipe.model):
+        return f"the weights of {recipe.model}"
+    if recipe.start == "released":
+        return f"the released weights of {recipe.model}"
+    return f"{recipe.model} with random weights"
+
+
+def start_model(recipe: Recipe, classes: Sequence[str], tell: Callable[[str], None]) -> Resolved:
+    """Return the model that training starts from, fitted to the classes of the data.
+
+    Its random parts (all of it, or a new head) are drawn from the recipe's seed.
+    """
+    fields = shape_of(recipe)
+    seed_everything(derive_seed("init", recipe.seed))
+    found = resolve(
+        recipe.model,
+        start=cast("Literal['random', 'released']", recipe.start),
+        classes=classes,
+        keep_rows=recipe.keep_rows,
+        ablation=dataclasses.asdict(recipe.ablation),
+        **fields,
+    )
+    _tell_of(found, recipe, tell)
+    if found.report and str(found.report):
+        tell(f"weights: {found.report}")
+    random = is_model_name(recipe.model) and recipe.start == "random"
+    if not random and recipe.train == "all" and recipe.optimizer.name == "adamw" and recipe.peak_lr > _HIGH_LR:
+        tell(f"note: a learning rate of {recipe.peak_lr:g} is one for random weights; trained ones may be lost")
+    return found
+
+
+def shape_of(recipe: Recipe) -> dict[str, Any]:
+    """Return the fields of the model that a recipe sets to other values than the model's own."""
+    fields = {"img_size": recipe.img_size, "drop_path_rate": recipe.drop_path_rate}
+    fields |= {"layer_scale_init": recipe.layer_scale_init} | dataclasses.asdict(recipe.shape)
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def keep_start(folder: Path, found: Resolved) -> None:
+    """Write into a run what a resumption needs to know of the start beside the weights of a checkpoint.
+
+    Raises:
+        RunError: the folder can't be written.
+    """
+    facts = {name: getattr(found, name) for name in ("spec", "kind", "name", "classes", "pretrained_cfg")}
+    facts["config"] = dataclasses.asdict(found.model.config)
+    replace_text(folder / START_FILE, json.dumps(facts, indent=1) + "\n")
+
+
+def kept_start(folder: Path, recipe: Recipe, tell: Callable[[str], None]) -> Resolved | None:
+    """Return a run's own model, its weights to be read from a checkpoint; None where there is no checkpoint yet.
+
+    So a run goes on where the model that it started from was moved, deleted, or can't be fetched any more.
+    """
+    kept = folder / START_FILE
+    if not kept.is_file() or newest_checkpoint(folder / "checkpoints")[0] is None:
+        return None
+    seed_everything(derive_seed("init", recipe.seed))
+    try:
+        facts = json.loads(kept.read_text(encoding="utf-8"))
+        model = build_model(config_of(facts.pop("config")))
+        model.pretrained_cfg = facts["pretrained_cfg"]
+        found = Resolved(model=model, **facts)
+    except (ValueError, TypeError, KeyError):
+        tell(f"{START_FILE} is unreadable; looking for {recipe.model} instead")
+        return None
+    _tell_of(found, recipe, tell)
+    return found
+
+
+def _tell_of(found: Resolved, recipe: Recipe, tell: Callable[[str], None]) -> None:
+    config = found.model.config
+    kind = "a CaiT" if isinstance(config, CaiTConfig) else "a convolutional teacher"
+    tell(f"model: {found.name or kind}, {config.num_params():,} parameters, {config.macs() / 1e9:.3g} GMACs an image")
+    if isinstance(config, AblationConfig) and config.options:
+        tell(f"instead of the paper's: {', '.join(f'{name} {value}' for name, value in config.options.items())}")
+    if note := note_of(config, recipe.compute):
+        tell(note)

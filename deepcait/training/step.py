@@ -1,0 +1,150 @@
+"""One optimizer step: every replica's forward and backward pass, the exchange, the guard, the update."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from deepcait.data.mixing import Mixer
+from deepcait.data.seeding import derive_seed
+from deepcait.runtime.processes import Processes
+from deepcait.training.compute import autocast
+from deepcait.training.losses import cross_entropy, distillation
+from deepcait.training.optimizer import grad_norm, set_lr
+from deepcait.training.recipe import Recipe
+from deepcait.training.teacher import TeacherView
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step came to, over all replicas of all processes.
+
+    loss: mean over the images. correct: mean target mass on the predicted class. grad_norm: before clipping.
+    updated: False where the guard skipped the update. stop: some process was asked to stop.
+    """
+
+    loss: float
+    correct: float
+    grad_norm: float
+    updated: bool
+    stop: bool
+
+
+class Stepper:
+    """Takes optimizer steps.
+
+    Args:
+        net: the model, compiled and wrapped for several processes or not.
+        optimizer: over the model's parameters.
+        scaler: of gradients, enabled for fp16 only.
+        mixer: of a replica's batch.
+        recipe: loss, precision, clipping, seed.
+        processes: who computes what.
+        teacher: of distillation.
+        class_weights_K: weight of each class in the label's loss.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        mixer: Mixer,
+        recipe: Recipe,
+        processes: Processes,
+        *,
+        teacher: TeacherView | None = None,
+        class_weights_K: Tensor | None = None,
+    ) -> None:
+        self.net = net
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.mixer = mixer
+        self.recipe = recipe
+        self.processes = processes
+        self.teacher = teacher
+        self.class_weights_K = class_weights_K
+        self.replicas = processes.share_of(recipe.replicas)
+        self.parameters = [p for p in net.parameters() if p.requires_grad]
+        self.device, self.dtype = self.parameters[0].device, self.parameters[0].dtype
+
+    def __call__(self, step: int, batches: Iterator, lr: float, *, head_only: bool, stop: bool) -> StepResult:
+        """Take the step with this number; `batches` gives one batch for each replica of this process."""
+        set_lr(self.optimizer, lr, head_only=head_only)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_sum = correct_sum = 0.0
+        for replica in self.replicas:
+            images_BCHW, labels_B = next(batches)
+            loss, correct = self._replica(step, replica, images_BCHW, labels_B)
+            loss_sum += loss
+            correct_sum += correct
+        total = self.processes.sum([loss_sum, correct_sum, float(stop)])
+        loss, correct = (total[:2] / self.recipe.replicas).tolist()
+        self.scaler.unscale_(self.optimizer)
+        norm = float(grad_norm(self.parameters))
+        updated = math.isfinite(loss) and math.isfinite(norm)
+        if updated and self.recipe.optimizer.clip_norm:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.optimizer.clip_norm, torch.tensor(norm))
+        if updated:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return StepResult(loss, correct, norm, updated, bool(total[2] > 0))
+
+    def rehearse(self, images_BCHW: Tensor) -> None:
+        """Exchange gradients once for nothing, so that every step of this process adds them up in the same order.
+
+        DistributedDataParallel regroups its buckets after the first exchange. With three processes or more the
+        groups decide the order of a sum: without this the first step after a resumption would round otherwise.
+
+        Args:
+            images_BCHW: a replica's batch of any content.
+        """
+        if not isinstance(self.net, DistributedDataParallel):
+            return
+        self.net.train()
+        with autocast(self.recipe.compute.precision, self.device.type):
+            logits_BK = self.net(images_BCHW.to(self.device, self.dtype))
+        (logits_BK.sum() * 0.0).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _replica(self, step: int, replica: int, images_BCHW: Tensor, labels_B: Tensor) -> tuple[float, float]:
+        """Forward and backward of one replica; returns its loss and the target mass that it met."""
+        images_BCHW = images_BCHW.to(self.device, self.dtype, non_blocking=True)
+        labels_B = labels_B.to(self.device, non_blocking=True)
+        if self.recipe.compute.channels_last:
+            images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
+        # Seeds the mixing and, right after it, stochastic depth.
+        seed = derive_seed("replica", self.recipe.seed, step, replica)
+        images_BCHW, targets_BK = self.mixer(images_BCHW, labels_B, seed)
+        with self._exchange(replica):
+            with autocast(self.recipe.compute.precision, self.device.type):
+                teacher_BK = self.teacher(images_BCHW) if self.teacher else None
+                logits_BK = self.net(images_BCHW)
+                loss = self._loss(logits_BK, targets_BK, teacher_BK)
+            # DistributedDataParallel takes the mean over processes; we want the mean over replicas.
+            share = self.processes.world_size / self.recipe.replicas
+            self.scaler.scale(loss * share).backward()
+        met = targets_BK.gather(1, logits_BK.detach().argmax(1, keepdim=True)).mean()
+        return float(loss.detach()), float(met)
+
+    def _loss(self, logits_BK: Tensor, targets_BK: Tensor, teacher_BK: Tensor | None) -> Tensor:
+        if teacher_BK is None:
+            return cross_entropy(logits_BK, targets_BK, self.class_weights_K)
+        t = self.recipe.teacher
+        weights = self.class_weights_K
+        return distillation(
+            logits_BK, targets_BK, teacher_BK, kind=t.kind, alpha=t.alpha, tau=t.tau, class_weights_K=weights
+        )
+
+    def _exchange(self, replica: int) -> contextlib.AbstractContextManager:
+        # Gradients are exchanged once a step, with the last replica.
+        last = replica == self.replicas[-1]
+        if isinstance(self.net, DistributedDataParallel) and not last:
+            return self.net.no_sync()
+        return contextlib.nullcontext()

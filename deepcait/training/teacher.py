@@ -1,0 +1,258 @@
+"""Who a student learns from: any model, looking at the student's images through its own normalisation and size."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deepcait.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from deepcait.errors import ConfigError, WeightsError
+from deepcait.training.recipe import Teacher
+from deepcait.weights.hub import WEIGHTS_FILES, fetch_repository
+from deepcait.weights.spec import resolve
+
+
+class TeacherView:
+    """A teacher that answers for the student's normalised images; never trained, never in training mode.
+
+    Args:
+        module: any classifier.
+        seen: the student's preprocessing: how the images that come were normalised.
+        mean, std: of the teacher, by channel, of values in [0, 1].
+        img_size: height and width that the teacher wants to see.
+        columns: index of the teacher's column for each of the student's classes; None where they are the same.
+        origin: a line for the user: who teaches, and where its normalisation comes from.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        seen: Preprocessing,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        img_size: tuple[int, int],
+        columns: list[int] | None,
+        origin: str,
+    ) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.img_size = img_size
+        self.columns = columns
+        self.origin = origin
+        # (x * seen.std + seen.mean - mean) / std, as one multiplication and one addition.
+        seen_mean, seen_std = torch.tensor(seen.mean), torch.tensor(seen.std)
+        own_mean, own_std = torch.tensor(tuple(mean)), torch.tensor(tuple(std))
+        self.factor_C11 = (seen_std / own_std)[:, None, None]
+        self.offset_C11 = ((seen_mean - own_mean) / own_std)[:, None, None]
+
+    @torch.no_grad()
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        """Return the teacher's logits (B, K) for the student's images, mixed or not."""
+        like = {"device": images_BCHW.device, "dtype": images_BCHW.dtype}
+        images_BCHW = images_BCHW * self.factor_C11.to(**like) + self.offset_C11.to(**like)
+        if tuple(images_BCHW.shape[-2:]) != self.img_size:
+            images_BCHW = F.interpolate(images_BCHW, self.img_size, mode="bicubic", antialias=True)
+        parameter = next(self.module.parameters(), images_BCHW)
+        logits_BK = self.module(images_BCHW.to(parameter.dtype))
+        return logits_BK if self.columns is None else logits_BK[:, self.columns]
+
+    def to(self, device: torch.device) -> TeacherView:
+        """Move the teacher."""
+        self.module.to(device)
+        return self
+
+
+def load_teacher(teacher: Teacher, seen: Preprocessing, classes: Sequence[str]) -> TeacherView:
+    """Return the teacher of a recipe, checked against the student's classes.
+
+    Args:
+        teacher: the recipe's section.
+        seen: the student's preprocessing.
+        classes: the student's, in order.
+
+    Raises:
+        ConfigError: no such teacher, one for other classes, or a normalisation or size that can't be.
+        WeightsError: its weights can't be read or fetched.
+    """
+    module, own_classes = _build(teacher.spec, len(classes))
+    cfg = getattr(module, "pretrained_cfg", None) or {}
+    cfg = cfg if isinstance(cfg, dict) else vars(cfg)
+    mean = teacher.mean or cfg.get("mean") or IMAGENET_MEAN
+    std = teacher.std or cfg.get("std") or IMAGENET_STD
+    _require_normalisation(mean, std, seen.channels)
+    source = "the recipe" if teacher.mean else "its own" if cfg.get("mean") else "ImageNet's, as it names none"
+    img_size = _size(teacher, cfg, seen)
+    view = TeacherView(
+        module,
+        seen,
+        mean=mean,
+        std=std,
+        img_size=img_size,
+        columns=None,
+        origin=f"{teacher.spec}: sees {img_size[0]} x {img_size[1]} px, mean {list(mean)}, std {list(std)} ({source})",
+    )
+    whose = f"its own {len(own_classes)}" if own_classes else f"the student's {len(classes)}"
+    _require_logits(view, seen, len(own_classes or classes), whose, teacher.spec)
+    view.columns = _columns(own_classes, classes, teacher.spec)
+    return view
+
+
+def _build(spec: str, num_classes: int) -> tuple[nn.Module, list[str] | None]:
+    if spec.startswith("timm:"):
+        return _build_timm(spec.removeprefix("timm:"), num_classes), None
+    if spec.startswith("python:"):
+        return _build_python(spec.removeprefix("python:")), None
+    found = resolve(spec)
+    return found.model, found.classes
+
+
+def _build_timm(text: str, num_classes: int) -> nn.Module:
+    import timm
+
+    name, _, option = text.partition(",")
+    if option and not option.startswith("weights="):
+        raise ConfigError(f"teacher: expected timm:NAME,weights=PATH, got 'timm:{text}'.", remedy="Mend it.")
+    path = option.removeprefix("weights=")
+    if not timm.is_model(name.partition(".")[0]):
+        near = timm.list_models(f"*{name.partition('.')[0]}*")[:3]
+        hint = f"Did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them."
+        raise ConfigError(f"teacher: expected the name of a timm model, got {name!r}.", remedy=hint)
+    if path and not Path(path).is_file():
+        raise ConfigError(f"teacher: expected a weights file, got {path!r}.", remedy="Check the path.")
+    try:
+        if path:
+            return timm.create_model(name, num_classes=num_classes, checkpoint_path=path)
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=_fetch(name))
+    except Exception as error:  # timm and the hub's client raise many kinds
+        told = error.problem if isinstance(error, WeightsError) else str(error)
+        reason = told.splitlines()[0].rstrip(".") if told else type(error).__name__
+        raise WeightsError(
+            f"teacher timm:{name}: expected its weights, got: {reason}.",
+            remedy=f"Fetch {_address(name)} where there is a connection, and give --teacher timm:{name},weights=PATH.",
+        ) from error
+
+
+def _fetch(name: str) -> dict[str, str]:
+    """Say to timm where the weights of one of its models lie, fetched as those of a SPEC are: asked once, checked.
+
+    The few that are on no hub, or in a form of their own, are left to timm.
+    """
+    from timm.models import get_pretrained_cfg
+
+    cfg = get_pretrained_cfg(name)
+    if cfg is None or not cfg.hf_hub_id or cfg.hf_hub_filename or cfg.custom_load:
+        return {}
+    folder = fetch_repository(cfg.hf_hub_id)
+    return next(({"file": str(folder / file)} for file in WEIGHTS_FILES if (folder / file).is_file()), {})
+
+
+def _address(name: str) -> str:
+    """Where the weights of a model of timm can be fetched by hand."""
+    from huggingface_hub import hf_hub_url
+    from timm.models import get_pretrained_cfg
+
+    try:
+        cfg = get_pretrained_cfg(name)
+    except RuntimeError:  # no such tag
+        cfg = None
+    if cfg is None or not (cfg.hf_hub_id or cfg.url):
+        return "them"
+    return hf_hub_url(cfg.hf_hub_id, cfg.hf_hub_filename or WEIGHTS_FILES[0]) if cfg.hf_hub_id else str(cfg.url)
+
+
+def _build_python(text: str) -> nn.Module:
+    module_name, _, factory_name = text.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        factory = getattr(importlib.import_module(module_name), factory_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"teacher: expected python:package.module:factory, got 'python:{text}' ({error}).",
+            remedy="The module must be importable from the current folder or PYTHONPATH.",
+        ) from error
+    except Exception as error:  # the user's own code may raise anything
+        raise ConfigError(
+            f"teacher python:{text}: expected a module, got {type(error).__name__}: {error}.", remedy="Mend the module."
+        ) from error
+    try:
+        model = factory()
+    except Exception as error:  # the user's own code may raise anything
+        raise ConfigError(
+            f"teacher python:{text}: expected a model, got {type(error).__name__}: {error}.",
+            remedy="Mend the factory; it is called without arguments.",
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"teacher: expected python:{text} to return a torch module, got {type(model).__name__}.",
+            remedy="Let the factory, called without arguments, return the model with its weights.",
+        )
+    return model
+
+
+def _require_normalisation(mean: Sequence[float], std: Sequence[float], num_channels: int) -> None:
+    # One value stands for all channels, and a grey student's image for three.
+    if len({len(mean), len(std), num_channels} - {1}) > 1 or min(std) <= 0:
+        raise ConfigError(
+            f"teacher.mean, teacher.std: expected one value a channel ({num_channels}) and std above 0, got "
+            f"{list(mean)} and {list(std)}.",
+            remedy="Set both; null takes the teacher's own.",
+        )
+
+
+def _size(teacher: Teacher, cfg: dict, seen: Preprocessing) -> tuple[int, int]:
+    if isinstance(teacher.img_size, int) and teacher.img_size > 0:
+        return teacher.img_size, teacher.img_size
+    if teacher.img_size not in ("own", "student"):
+        raise ConfigError(
+            f"teacher.img_size: expected own, student or a side in pixels, got {teacher.img_size!r}.",
+            remedy="Choose one.",
+        )
+    own = cfg.get("input_size")
+    return tuple(own[-2:]) if own and teacher.img_size == "own" else seen.img_size
+
+
+def _columns(own: Sequence[str] | None, wanted: Sequence[str], spec: str) -> list[int] | None:
+    # Classes that are bare integers are the teacher's own indices.
+    bare = own is not None and list(wanted) == [str(index) for index in range(len(own))]
+    if own is None or bare or list(own) == list(wanted):
+        return None
+    missing = [name for name in wanted if name not in own]
+    if missing:
+        raise ConfigError(
+            f"teacher {spec}: expected it to know every class of the student, got none for {', '.join(missing[:5])}"
+            f"{' ...' if len(missing) > 5 else ''}.",
+            remedy="Take a teacher trained on these classes.",
+        )
+    return [list(own).index(name) for name in wanted]
+
+
+def _require_logits(view: TeacherView, seen: Preprocessing, num_classes: int, whose: str, spec: str) -> None:
+    try:
+        answer = view(torch.zeros(1, seen.channels, *seen.img_size))
+    except Exception as error:  # any network stands here, and each refuses in its own way
+        told = next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
+        raise ConfigError(
+            f"teacher {spec}: expected an answer to images of {view.img_size[0]} x {view.img_size[1]} px with "
+            f"{seen.channels} channels, got: {told}.",
+            remedy="Set teacher.img_size to the side in pixels that it was built for (own takes what it declares), or "
+            "take another teacher.",
+        ) from error
+    if not isinstance(answer, Tensor) or answer.shape != (1, num_classes):
+        got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise ConfigError(
+            f"teacher {spec}: expected logits for {whose} classes, got {got}.",
+            remedy="Take a teacher trained on these classes.",
+        )
+    if not answer.isfinite().all():
+        raise ConfigError(
+            f"teacher {spec}: expected logits that are numbers, got infinite ones or none.",
+            remedy="Its weights or its normalisation are damaged; take another teacher.",
+        )

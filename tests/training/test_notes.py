@@ -1,0 +1,74 @@
+"""Notes of a plan: batches that do not fit the number of images, and few images to tell epochs apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from PIL import Image
+
+from deepcait.data.order import Order
+from deepcait.training.notes import notes_of
+from deepcait.training.plan import plan
+from deepcait.training.recipe import load_recipe
+from deepcait.training.run import train
+from tests.training.tiny import tiny_recipe
+
+
+def taken(order):
+    """How often each image stands in the first epoch."""
+    steps = range(order.steps_per_epoch)
+    return Counter(slot.index for s in steps for r in range(order.replicas) for slot in order.slots(s, r))
+
+
+@pytest.mark.parametrize(
+    ("num", "batch", "repeats", "note"),
+    [
+        (60, 32, 1, "an epoch takes 32 of 60 training images, in whole steps of 32"),
+        (64, 32, 1, None),
+        (71, 32, 1, None),  # a tenth
+        (72, 32, 1, "takes 64 of 72"),
+        (10, 32, 1, "a step takes 32 images and there are 10: every one stands in it about 3.2 times"),
+        (60, 32, 4, "an epoch takes 8 of 60 training images, each 4 times"),
+        (20, 32, 4, None),  # one step, of 8 images in 4 copies
+        (7, 32, 4, "every one stands in it about 4.6 times"),
+    ],
+)
+def test_notes_of_a_batch_that_does_not_fit_tell_what_the_order_does(num, batch, repeats, note):
+    order = Order(num, batch, replicas=4, repeats=repeats)
+    notes = notes_of(tiny_recipe(), order, 1000)
+    assert [note in told for told in notes] == ([True] if note else [])
+    counts = taken(order)
+    if note and "takes " in note and " of " in note:
+        assert f"takes {len(counts)} of {num}" in notes[0]
+    assert any(count > repeats for count in counts.values()) == bool(note and "stands" in note)
+
+
+def test_classes_drawn_equally_often_leave_out_others_anyway():
+    assert notes_of(tiny_recipe(), Order(60, 32, class_labels=(0, 1) * 30), 1000) == []
+
+
+@pytest.mark.parametrize(("num", "said"), [(6, "on 6 validation images"), (1, "on 1 validation image:"), (100, None)])
+def test_notes_of_few_validation_images(num, said):
+    notes = notes_of(tiny_recipe(), Order(64, 32), num)
+    assert [said in told for told in notes] == ([True] if said else [])
+    if num == 6:
+        assert "moves the accuracy by 16.7 points" in notes[0]
+    early = load_recipe("finetune")
+    assert any("best epoch and early stopping rest on 6" in told for told in notes_of(early, Order(64, 32), 6))
+
+
+def test_a_dry_run_and_a_run_say_both(tmp_path):
+    for name, value in (("a", 0), ("b", 255)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (8, 8), (value, 20 * i, 0)).save(tmp_path / "data" / name / f"{i}.png")
+    settings = [f"data.source={tmp_path / 'data'}", "epochs=1", "global_batch_size=10", "compute.device=cpu"]
+    recipe = load_recipe("demo", settings)
+    planned, run = [], []
+    plan(recipe, planned.append)
+    train(recipe, tmp_path / "run", evaluate=lambda *_, **__: {"top1": 0.5, "loss": 1.0}, say=run.append, live=False)
+    for lines in (planned, run):
+        notes = [line for line in "\n".join(lines).splitlines() if line.startswith("note: ")]
+        assert [line for line in notes if "takes 10 of 18 training images" in line], lines
+        assert [line for line in notes if "rests on 2 validation images" in line], lines

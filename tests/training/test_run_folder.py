@@ -1,0 +1,69 @@
+"""A run as a folder: whatever file a kill was at, the folder can be started; other data are refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from deepcait.data import Subset
+from deepcait.errors import RunError
+from deepcait.training import run as run_module
+from deepcait.training.run import open_training_data, require_startable, write_run_files
+from tests.training.tiny import section, tiny_recipe
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing is tidied."""
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return section(tiny_recipe(), "data", source="builtin:demo", limit=20, val_limit=10)
+
+
+@pytest.fixture(scope="module")
+def sources(recipe):
+    return open_training_data(recipe, lambda line: None)
+
+
+@pytest.mark.parametrize("whole", [0, 1, 2])
+@pytest.mark.parametrize("where", ["before", "within"])
+def test_a_kill_at_any_file_leaves_a_startable_folder(tmp_path, monkeypatch, recipe, sources, whole, where):
+    folder, left, replace_text = tmp_path / "run", [whole], run_module.replace_text
+
+    def killed(path, text):
+        if not left[0]:
+            if where == "within":
+                path.with_name(f".{path.name}.0a1b.new").write_text(text[:5])
+            raise Killed
+        left[0] -= 1
+        replace_text(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "replace_text", killed)
+        with pytest.raises(Killed):
+            write_run_files(folder, recipe, sources)
+    require_startable(folder, resume=True)
+    (folder / ".best.0a1b.new").mkdir()  # of a later kill
+    write_run_files(folder, recipe, sources)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "data.json", "environment.json"]
+    assert json.loads((folder / "data.json").read_text())["num_train"] == 20
+
+
+def test_other_data_than_the_run_began_with_are_refused(tmp_path, recipe, sources):
+    write_run_files(tmp_path, recipe, sources)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write_run_files(tmp_path, recipe, sources)
+    for part in ("data.limit=19", "data.val_limit=9"):
+        name, value = part.removeprefix("data.").split("=")
+        others = open_training_data(section(recipe, "data", **{name: int(value)}), lambda line: None)
+        with pytest.raises(
+            RunError, match=r"expected the data that the run began with \(20 training and 10 validation"
+        ):
+            write_run_files(tmp_path, recipe, others)
+    swapped = Subset(sources[0], range(len(sources[0])), split="train")
+    swapped.labels[0] = (swapped.labels[0] + 1) % len(swapped.classes)
+    with pytest.raises(RunError, match="got other names or labels"):
+        write_run_files(tmp_path, recipe, (swapped, sources[1]))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
