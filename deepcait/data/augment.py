@@ -22,6 +22,7 @@ from deepcait.errors import ConfigError
 _RAND_AUGMENT = re.compile(
     r"rand(-(m\d+|n[1-9]\d?|p(0?\.\d+|0|1|1\.0)|mstd(\d+|\d*\.\d+)|mmax\d+|inc[01]|t(weights|3a|3aw)))*"
 )
+_PAD_MODES = ("constant", "reflect", "edge", "symmetric")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class Augment:
     """Aspect ratios of random_resized, from and to."""
     pad_px: int = 4
     """Pixels that pad adds on every side."""
+    pad_mode: str = "constant"
+    """What pad adds: constant (black), reflect, edge or symmetric."""
     flip: float = 0.5
     """Probability of a left-right flip."""
     rand_augment: str = "rand-m9-mstd0.5-inc1"
@@ -59,6 +62,9 @@ class Augment:
             raise ConfigError(
                 f"augment.resampler: expected torch or pillow, got {self.resampler!r}.", remedy="Choose one."
             )
+        if self.pad_mode not in _PAD_MODES:
+            problem = f"augment.pad_mode: expected {', '.join(_PAD_MODES)}, got {self.pad_mode!r}."
+            raise ConfigError(problem, remedy="Choose one.")
         if self.repeats < 1 or not 0 <= self.erase <= 1 or not 0 <= self.flip <= 1:
             raise ConfigError(
                 f"augment: expected repeats >= 1 and probabilities in [0, 1], got repeats={self.repeats}, "
@@ -147,7 +153,8 @@ class Augmentation:
         if self.augment.crop == "pad":
             from torchvision import transforms
 
-            image = transforms.RandomCrop(self.preprocessing.img_size, padding=self.augment.pad_px)(image)
+            size, mode = self.preprocessing.img_size, self.augment.pad_mode
+            image = transforms.RandomCrop(size, padding=self.augment.pad_px, padding_mode=mode)(image)
         return self._color(image)
 
     def finish(self, changed: Changed) -> Tensor:

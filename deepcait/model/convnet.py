@@ -13,6 +13,10 @@ from deepcait.errors import ConfigError
 from deepcait.model.embedding import require_images
 
 _STEM = 24  # channels of the first layer
+# Standard deviation of 2 x 2 patches of CIFAR-10's images, normalised by ImageNet's mean and std, along the directions
+# of `_whitening_filters`: rows mean, top to bottom, left to right, diagonal; columns grey, red - blue, green - both.
+_PATCH_STD = ((3.53, 1.07, 0.48), (0.70, 0.146, 0.077), (0.64, 0.134, 0.073), (0.26, 0.046, 0.027))
+_BIAS_GAIN = 8.0  # a learning rate that is 64 times as large: the factor acts on the bias and on its gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,9 @@ class ConvConfig:
         img_size: height and width in pixels, 24 or more; one integer is taken as a square.
         in_chans: C, image channels.
         num_classes: K.
+        quick: the start that reaches 94 % on CIFAR-10 in few epochs (Jordan 2024): a fixed whitening stem, convolutions
+            that begin as the identity, no residual, and batch norm without a gain, its biases moving faster. Saved
+            models of version 0.1 have not.
 
     Raises:
         ConfigError: a value that no network can be built from.
@@ -33,6 +40,7 @@ class ConvConfig:
     img_size: tuple[int, int] = (32, 32)
     in_chans: int = 3
     num_classes: int = 10
+    quick: bool = False
 
     def __post_init__(self) -> None:
         size = self.img_size
@@ -47,6 +55,9 @@ class ConvConfig:
         if len(self.img_size) != 2 or min(self.img_size) < 24:
             problem = f"img_size: expected a height and width of 24 or more, got {self.img_size}."
             raise ConfigError(problem, remedy="Give a larger size; the network pools three times.")
+        if self.quick and self.in_chans != 3:
+            problem = f"quick: expected 3 channels, got {self.in_chans}; its first layer whitens colours."
+            raise ConfigError(problem, remedy="Take three channels, or quick=False.")
 
     @property
     def depth(self) -> int:
@@ -75,9 +86,9 @@ class ConvConfig:
 
     def num_params(self) -> int:
         """Return the exact number of parameters."""
-        total, width = 4 * self.in_chans * _STEM + _STEM, _STEM
+        total, width = (0 if self.quick else 4 * self.in_chans * _STEM) + _STEM, _STEM
         for stage in self.widths:
-            total += 9 * width * stage + 9 * stage * stage + 4 * stage
+            total += 9 * width * stage + 9 * stage * stage + (2 if self.quick else 4) * stage
             width = stage
         return total + width * self.num_classes
 
@@ -98,11 +109,16 @@ class BatchNorm(nn.Module):
 
     Args:
         width: channels.
+        quick: without a gain, the bias moving 64 times as fast, and shorter running averages.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, quick: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.bias_gain, self.momentum = (_BIAS_GAIN, 0.4) if quick else (1.0, 0.1)
+        if quick:
+            self.register_buffer("weight", torch.ones(width))
+        else:
+            self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
@@ -110,27 +126,62 @@ class BatchNorm(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Return maps (B, width, rows, columns) normalised by the batch; in evaluation by the running averages."""
         mean, var = self.running_mean, self.running_var
-        return F.batch_norm(maps, mean, var, self.weight, self.bias, self.training, 0.1, 1e-5)
+        bias = self.bias if self.bias_gain == 1 else self.bias * self.bias_gain
+        return F.batch_norm(maps, mean, var, self.weight, bias, self.training, self.momentum, 1e-5)
+
+
+class WhiteningStem(nn.Module):
+    """A fixed 2 x 2 convolution that whitens patches of natural images, each direction with both signs; a trained bias.
+
+    Source: Page 2019 and Jordan 2024, arXiv:2404.00498, section 3.1.
+    Deviation: the directions are Haar patterns of opponent colours, not eigenvectors of the training images. On
+        CIFAR-10 they correlate by 0.16 at most, and the network needs no images to be built.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        filters = _whitening_filters()
+        self.register_buffer("weight", torch.cat((filters, -filters)))
+        self.bias = nn.Parameter(torch.zeros(_STEM))
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return maps (B, 24, H - 1, W - 1)."""
+        return F.conv2d(images_BCHW, self.weight, self.bias)
+
+
+def _whitening_filters() -> Tensor:
+    """Return filters (12, 3, 2, 2), each divided by the deviation of patches along it."""
+    patterns = torch.tensor([[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]) / 2
+    colours = nn.functional.normalize(torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]]), dim=1)
+    # As in the source, a small variance is raised, so that noise is not.
+    scales = (torch.tensor(_PATCH_STD) ** 2 + 5e-4).rsqrt()
+    return torch.einsum("pc,ck,ps->pcks", scales, colours, patterns).reshape(12, 3, 2, 2)
 
 
 class ConvStage(nn.Module):
-    """Two convolutions with a pooling between them; the second is residual.
+    """Two convolutions with a pooling between them; the second is residual, but for the quick start.
 
     Args:
         in_width, width: channels that come, and that leave.
+        quick: as in `ConvConfig`.
     """
 
-    def __init__(self, in_width: int, width: int) -> None:
+    def __init__(self, in_width: int, width: int, quick: bool = False) -> None:
         super().__init__()
+        self.residual = not quick
         self.conv1 = nn.Conv2d(in_width, width, 3, padding=1, bias=False)
-        self.norm1 = BatchNorm(width)
+        self.norm1 = BatchNorm(width, quick)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = BatchNorm(width)
+        self.norm2 = BatchNorm(width, quick)
+        if quick:
+            for conv in (self.conv1, self.conv2):
+                nn.init.dirac_(conv.weight[: conv.in_channels].detach())
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return maps of half the side."""
         maps = F.gelu(self.norm1(F.max_pool2d(self.conv1(maps), 2)))
-        return maps + F.gelu(self.norm2(self.conv2(maps)))
+        branch = F.gelu(self.norm2(self.conv2(maps)))
+        return maps + branch if self.residual else branch
 
 
 class ConvNet(nn.Module):
@@ -140,7 +191,8 @@ class ConvNet(nn.Module):
     forward pass, so its recipe keeps `replicas: 1`.
 
     Source: shape and widths after the networks that train to 94 % on CIFAR-10 in seconds on a GPU (Jordan 2024,
-        arXiv:2404.00498), without their whitened first layer; the residual in each stage is ours.
+        arXiv:2404.00498). Without `quick` (version 0.1) neither their start nor their first layer, and with a residual
+        in each stage, which is ours.
 
     Args:
         config: widths and sizes.
@@ -152,9 +204,9 @@ class ConvNet(nn.Module):
         self.num_classes = config.num_classes
         self.num_features = config.widths[-1]
         self.pretrained_cfg: dict = {}
-        self.stem = nn.Conv2d(config.in_chans, _STEM, 2)
+        self.stem = WhiteningStem() if config.quick else nn.Conv2d(config.in_chans, _STEM, 2)
         widths = (_STEM, *config.widths)
-        self.stages = nn.ModuleList(ConvStage(*pair) for pair in zip(widths, widths[1:], strict=False))
+        self.stages = nn.ModuleList(ConvStage(*pair, config.quick) for pair in zip(widths, widths[1:], strict=False))
         self.head = nn.Linear(self.num_features, config.num_classes, bias=False)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:

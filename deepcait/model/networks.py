@@ -13,7 +13,7 @@ from deepcait.model.convnet import ConvConfig, ConvNet
 from deepcait.model.variants import CaiTConfig, variant_config, variant_names
 
 # Networks that are no CaiT and that our loop trains: teachers. They are no models of the paper's table.
-TEACHERS = {"convnet_32": ConvConfig()}
+TEACHERS = {"convnet_32": ConvConfig(), "quicknet_32": ConvConfig(quick=True)}
 
 
 def build_model(config: CaiTConfig) -> CaiT:

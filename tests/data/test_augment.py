@@ -288,6 +288,7 @@ def test_strings_that_timm_knows(text, photographs):
 @pytest.mark.parametrize(
     "settings",
     [{"crop": "centre"}, {"repeats": 0}, {"erase": 1.5}, {"erase": -0.1}, {"flip": 2.0}, {"pad_px": -1}]
+    + [{"pad_mode": "wrap"}]
     + [{"scale": s} for s in ((-1.0, 1.0), (0.0, 1.0), (1.0, 0.5), (0.5, 2.0))]
     + [{"ratio": r} for r in ((0.0, 1.0), (2.0, 1.0))],
 )
@@ -323,6 +324,18 @@ def test_pad_shifts_by_no_more_than_it_pads():
         assert len(found) == 1
         shifts.add(found[0])
     assert len(shifts) > 30
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect", "edge", "symmetric"])
+def test_what_pad_adds(mode):
+    """Of a white image only constant padding shows."""
+    augment = Augment(crop="pad", pad_px=4, pad_mode=mode, flip=0, rand_augment="", erase=0)
+    transform, white = build_augmentation(augment, Preprocessing((32, 32))), Image.new("RGB", (32, 32), "white")
+    darkest = []
+    for seed in range(10):
+        seed_everything(seed)
+        darkest.append(int(transform.change(white).pixels.min()))
+    assert set(darkest) == ({0} if mode == "constant" else {255})
 
 
 def random_configuration(generator: random.Random) -> tuple[Augment, Preprocessing]:
