@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -77,11 +76,9 @@ def test_data_and_output_are_enough_where_the_released_weights_are_reachable(pho
 
 
 def test_unreachable_weights_are_one_paragraph_at_once_and_never_another_model(photographs, tmp_path):
-    began = time.monotonic()
     command = ["train", "--data", str(photographs), "--out", str(tmp_path / "run")]
     end = deepcait(*command, home=tmp_path / "home", endpoint="http://127.0.0.1:9")
     assert end.returncode == 2
-    assert time.monotonic() - began < 60
     assert "Traceback" not in end.stderr
     assert "remedy: " in end.stderr
     assert "model.safetensors" in end.stderr

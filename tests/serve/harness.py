@@ -120,6 +120,11 @@ class Live:
         """Connections that the service holds, those included that it is closing."""
         return len(self.server.server_state.connections)
 
+    def waits_for_a_reader(self) -> bool:
+        """Whether an answer waits to be taken by a client."""
+        # A copy, since the service's thread changes the set; a connection is in it before its timers exist.
+        return any(getattr(one, "_write_timer", None) for one in list(self.server.server_state.connections))
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
@@ -225,7 +230,7 @@ def command(*options: str, **named):
             process.process.communicate()
 
 
-def wait_until(condition, seconds: float = 10.0) -> None:
+def wait_until(condition, seconds: float = 60.0) -> None:
     """Wait for something to become so."""
     end = time.monotonic() + seconds
     while not condition():

@@ -191,10 +191,11 @@ def test_offline_and_uncached_names_the_file_and_the_way_out(tmp_path, monkeypat
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
-        start = time.monotonic()
+        pauses = []
+        patch.setattr(time, "sleep", pauses.append)
         with pytest.raises(WeightsError, match="no answer"):
             resolve("cait_s24_224")
-        assert time.monotonic() - start < 5
+        assert not pauses
     with pytest.raises(ConfigError, match="owner/name"):
         resolve("hf-hub:a/b/c")
     with pytest.raises(WeightsError, match="downloads nothing"):
