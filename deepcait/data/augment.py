@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepcait.data.image import decode_image, decode_pixels
+from deepcait.data.policies import POLICIES, build_policy
 from deepcait.data.preprocessing import Preprocessing
 from deepcait.data.resample import FAST_FILTERS, planes, resize_pixels
 from deepcait.data.slide import SLIDES, Slide
@@ -44,6 +45,8 @@ class Augment:
     """Probability of a left-right flip."""
     rand_augment: str = "rand-m9-mstd0.5-inc1"
     """timm's RandAugment string; empty for none."""
+    policy: str = "none"
+    """Another augmentation instead: 3-augment (DeiT III's), trivial-augment (torchvision's), or none."""
     erase: float = 0.25
     """Probability of erasing a rectangle, filled with one normal draw a pixel."""
     repeats: int = 3
@@ -65,6 +68,10 @@ class Augment:
         if self.pad_mode not in _PAD_MODES:
             problem = f"augment.pad_mode: expected {', '.join(_PAD_MODES)}, got {self.pad_mode!r}."
             raise ConfigError(problem, remedy="Choose one.")
+        if self.policy not in POLICIES or (self.policy != "none" and self.rand_augment):
+            problem = f"augment.policy: expected {', '.join(POLICIES)}, got {self.policy!r}"
+            problem += f" with rand_augment={self.rand_augment!r}." if self.rand_augment else "."
+            raise ConfigError(problem, remedy='Choose one; a policy needs augment.rand_augment="" beside it.')
         if self.repeats < 1 or not 0 <= self.erase <= 1 or not 0 <= self.flip <= 1:
             raise ConfigError(
                 f"augment: expected repeats >= 1 and probabilities in [0, 1], got repeats={self.repeats}, "
@@ -115,6 +122,7 @@ class Augmentation:
         self.augment = augment
         self.preprocessing = preprocessing
         self.rand_augment = rand_augment(augment.rand_augment, preprocessing) if augment.rand_augment else None
+        self.policy = build_policy(augment.policy, _fill(preprocessing))
         self.erasing = _erasing(augment.erase) if augment.erase else None
         self.fast = augment.resampler == "torch" and preprocessing.interpolation in FAST_FILTERS
         for op in self.rand_augment.ops if self.fast and self.rand_augment is not None else ():
@@ -204,12 +212,14 @@ class Augmentation:
         )
 
     def _color(self, image: Image.Image) -> Changed:
-        """Flip, RandAugment, and what will be erased."""
+        """Flip, RandAugment or another policy, and what will be erased."""
         # torch's generator, as torchvision's flip draws.
         if self.augment.flip and torch.rand(1) < self.augment.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.rand_augment is not None:
             image = self.rand_augment(image)
+        if self.policy is not None:
+            image = self.policy(image)
         channels, (height, width) = self.preprocessing.channels, self.preprocessing.img_size
         pixels = planes(image)
         record = _Erased()
@@ -277,10 +287,15 @@ def rand_augment(text: str, preprocessing: Preprocessing):
     warps = preprocessing.interpolation in ("nearest", "bilinear", "bicubic")
     hparams = {
         "translate_const": int(min(preprocessing.img_size) * 0.45),
-        "img_mean": tuple(min(255, round(255 * channel)) for channel in preprocessing.mean),
+        "img_mean": _fill(preprocessing),
         "interpolation": str_to_pil_interp(preprocessing.interpolation if warps else "bicubic"),
     }
     return guard_posterize(rand_augment_transform(text, hparams))
+
+
+def _fill(preprocessing: Preprocessing) -> tuple[int, ...]:
+    """The mean colour, 0 to 255: what warps uncover."""
+    return tuple(min(255, round(255 * channel)) for channel in preprocessing.mean)
 
 
 def guard_posterize(transform: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from timm.data.auto_augment import NAME_TO_OP, RandAugment
 from deepcait.data import Preprocessing, open_source
 from deepcait.data.augment import Augment, build_augmentation, collate, rand_augment
 from deepcait.data.image import open_image
+from deepcait.data.policies import POLICIES, ThreeAugment
 from deepcait.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from deepcait.data.seeding import derive_seed, seed_everything
 from deepcait.data.slide import SLIDES, Slide
@@ -288,7 +290,7 @@ def test_strings_that_timm_knows(text, photographs):
 @pytest.mark.parametrize(
     "settings",
     [{"crop": "centre"}, {"repeats": 0}, {"erase": 1.5}, {"erase": -0.1}, {"flip": 2.0}, {"pad_px": -1}]
-    + [{"pad_mode": "wrap"}]
+    + [{"pad_mode": "wrap"}, {"policy": "autoaugment", "rand_augment": ""}, {"policy": "3-augment"}]
     + [{"scale": s} for s in ((-1.0, 1.0), (0.0, 1.0), (1.0, 0.5), (0.5, 2.0))]
     + [{"ratio": r} for r in ((0.0, 1.0), (2.0, 1.0))],
 )
@@ -338,6 +340,42 @@ def test_what_pad_adds(mode):
     assert set(darkest) == ({0} if mode == "constant" else {255})
 
 
+@pytest.mark.parametrize("policy", ["3-augment", "trivial-augment"])
+def test_a_policy_is_seeded_and_keeps_size_and_mode(photographs, policy):
+    augment = Augment(policy=policy, rand_augment="", crop="none", flip=0, erase=0)
+    for mode, mean in (("RGB", IMAGENET_MEAN), ("L", (0.5,))):
+        transform = build_augmentation(augment, Preprocessing((32, 32), mean=mean, std=mean))
+        image, seen = photographs[0].convert(mode), []
+        for seed in (*range(8), 0):
+            seed_everything(seed)
+            seen.append(transform.change(image).pixels)
+        assert {pixels.shape for pixels in seen} == {(len(mean), 32, 32)}
+        assert torch.equal(seen[0], seen[-1])
+        assert not all(torch.equal(seen[0], other) for other in seen[1:8])
+
+
+def test_the_three_of_3_augment(photographs):
+    """Without jitter: greyscale, solarized or blurred, a third each."""
+    three, image = ThreeAugment(), photograph(0, 32, 32)
+    three.jitter = lambda image: image
+    found = Counter()
+    for seed in range(300):
+        seed_everything(seed)
+        changed = three(image)
+        red, green, blue = changed.split()
+        if red.tobytes() == green.tobytes() == blue.tobytes():
+            found["grey"] += 1
+        elif changed.tobytes() == ImageOps.solarize(image, 128).tobytes():
+            found["solarized"] += 1
+        else:
+            found["blurred"] += 1
+    assert set(found) == {"grey", "solarized", "blurred"}
+    assert min(found.values()) > 70
+
+
+POLICY_SETTINGS = [{"rand_augment": "", "policy": name} for name in POLICIES]
+
+
 def random_configuration(generator: random.Random) -> tuple[Augment, Preprocessing]:
     """Any recipe's augmentation: magnitudes 0..10, noise, kinds of crop, sizes square and not."""
     parts = [f"m{generator.randint(0, 10)}", f"mstd{generator.choice(['0', '0.5', '1', '2.5', '101'])}"]
@@ -350,7 +388,7 @@ def random_configuration(generator: random.Random) -> tuple[Augment, Preprocessi
         ratio=generator.choice([(0.75, 4 / 3), (1.0, 1.0), (0.2, 5.0)]),
         pad_px=generator.randint(0, 12),
         flip=generator.choice([0.0, 0.5, 1.0]),
-        rand_augment=generator.choice(["-".join(["rand", *parts])] * 8 + [""]),
+        **generator.choice([{"rand_augment": "-".join(["rand", *parts])}] * 8 + POLICY_SETTINGS),
         erase=generator.choice([0.0, 0.25, 1.0]),
     )
     size = generator.choice([(32, 32), (32, 48), (64, 16), (96, 96), (16, 16), (224, 224), (8, 8)])
