@@ -4,7 +4,7 @@
 
 #pragma once
 
-#include "vectors.h"
+#include "arithmetic.h"
 
 namespace {
 
@@ -14,9 +14,10 @@ struct Mixing {
     const float *before, *after, *bias;  // (A, A), (A, A), (A)
 };
 
-// Mixed, softmax, mixed, in place. Columns N and beyond are there, up to a whole vector, and hold nothing of meaning.
+// Mixed, softmax, mixed, in place; what is left of a head's row are cells. Columns N and beyond are there, up to a whole
+// vector, and hold nothing of meaning.
 // HEADS is A where it is known when this is compiled, so that loops unroll; else 0.
-template <int HEADS>
+template <class T, int HEADS>
 void mix_row(float* row, int64_t head_step, int64_t N, int64_t heads, const Mixing& mixing) {
     const int A = HEADS ? HEADS : static_cast<int>(heads);
     vec most[MAX_HEADS], in[MAX_HEADS];
@@ -49,18 +50,20 @@ void mix_row(float* row, int64_t head_step, int64_t N, int64_t heads, const Mixi
         for (int b = 0; b < A; b++) {
             vec sum = fused(in[0], scaled[b * A], spread(mixing.bias[b]));
             for (int a = 1; a < A; a++) sum = fused(in[a], scaled[b * A + a], sum);
-            store(row + b * head_step + n, sum);
+            // A cell is no longer than a float: what is written here has been read.
+            T::store(reinterpret_cast<typename T::cell*>(row + b * head_step) + n, sum);
         }
     }
 }
 
+template <class T>
 void mix(float* row, int64_t head_step, int64_t N, int64_t A, const Mixing& mixing) {
     switch (A) {
-        case 4: return mix_row<4>(row, head_step, N, A, mixing);
-        case 6: return mix_row<6>(row, head_step, N, A, mixing);
-        case 8: return mix_row<8>(row, head_step, N, A, mixing);
-        case 16: return mix_row<16>(row, head_step, N, A, mixing);
-        default: return mix_row<0>(row, head_step, N, A, mixing);
+        case 4: return mix_row<T, 4>(row, head_step, N, A, mixing);
+        case 6: return mix_row<T, 6>(row, head_step, N, A, mixing);
+        case 8: return mix_row<T, 8>(row, head_step, N, A, mixing);
+        case 16: return mix_row<T, 16>(row, head_step, N, A, mixing);
+        default: return mix_row<T, 0>(row, head_step, N, A, mixing);
     }
 }
 

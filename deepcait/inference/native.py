@@ -1,7 +1,7 @@
 """The patch stage as machine code: compiled by this machine's own compiler at first use, never needed.
 
 Without a compiler, for sizes that the code is not for, or where it does not give what PyTorch gives, `fold.py` does
-the same in PyTorch. DEEPCAIT_NATIVE=0 asks for that too.
+the same in PyTorch. DEEPCAIT_NATIVE=0 asks for that too; DEEPCAIT_NATIVE=fp32 for code without bfloat16.
 """
 
 from __future__ import annotations
@@ -23,30 +23,41 @@ from torch.nn import functional as F
 from deepcait.inference.blocks import attend_blocks
 from deepcait.runtime.environment import processor, processor_flags
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("patch_stage.cpp", "products.h", "mixing.h", "vectors.h"))
+FILES = ("patch_stage.cpp", "products.h", "mixing.h", "arithmetic.h", "vectors.h")
+SOURCES = tuple(Path(__file__).with_name(name) for name in FILES)
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-fPIC", "-fopenmp", "-shared")
 _COMPILE_TIMEOUT_S = 120
-# Largest difference from PyTorch's own answer, in units of its spread, for the code to be trusted.
-_TOLERANCE = 1e-5
+# Number formats of the products, and how many numbers of it are in 4 bytes.
+_CELLS = {torch.float32: 1, torch.bfloat16: 2}
+# Largest difference from PyTorch's own answer, in units of its standard deviation, for the code to be trusted. In
+# bfloat16 it is that of two small blocks; rounding makes some 1e-2 of it.
+_TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
 
 
-def pack_blocks(blocks: Sequence[Sequence[Tensor]], num_heads: int) -> Tensor | None:
+def pack_blocks(
+    blocks: Sequence[Sequence[Tensor]], num_heads: int, dtype: torch.dtype = torch.float32
+) -> Tensor | None:
     """Return the weights of all blocks in the order in which the code reads them, (L, floats).
 
     Args:
         blocks: of each block weight and bias of qkv, proj, fc1 and fc2; then the mixing before the softmax, the mixing
             after it, and its bias.
         num_heads: A.
+        dtype: of the products, float32 or bfloat16: weights and the activations that are multiplied. The sums, and
+            everything else, are float32.
 
     Returns:
-        None where the code is not for such a model, or there is none to trust: float32 on a CPU, at most 16 heads,
-        head and hidden layer multiples of 16 (of 8 without AVX512) channels wide.
+        A tensor of that dtype; None where the code is not for such a model, or there is none to trust: float32 on a
+        CPU, at most 16 heads, head and hidden layer multiples of 16 (of 8 without AVX512) channels wide. In bfloat16
+        the processor has AVX512_BF16, and the width is a multiple of 32.
     """
     tensors = [tensor for block in blocks for tensor in block]
     if any(tensor.dtype != torch.float32 or tensor.device.type != "cpu" for tensor in tensors):
         return None
     code = library()
-    return None if code is None else _pack(code, blocks, num_heads)
+    if code is None or (dtype == torch.bfloat16 and not has_bfloat16()):
+        return None
+    return _pack(code, blocks, num_heads, dtype)
 
 
 def run_blocks(tokens_BND: Tensor, packed: Tensor, num_heads: int, hidden_dim: int, eps: float) -> Tensor:
@@ -83,6 +94,13 @@ def library() -> ctypes.CDLL | None:
     except (OSError, RuntimeError, subprocess.SubprocessError):
         return None
     return code if _agrees(code) else None
+
+
+@functools.cache
+def has_bfloat16() -> bool:
+    """Whether the code multiplies in bfloat16: the processor has AVX512_BF16, and the results are what they should."""
+    code = library()
+    return code is not None and os.environ.get("DEEPCAIT_NATIVE") != "fp32" and _agrees(code, torch.bfloat16)
 
 
 def compiled() -> Path:
@@ -126,39 +144,41 @@ def _required() -> ctypes.CDLL:
 def _declared(code: ctypes.CDLL) -> ctypes.CDLL:
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     for function, arguments, result in (
-        (code.patch_stage_block, [size] * 3, size),
-        (code.patch_stage_room, [size] * 6, size),
-        (code.patch_stage_pack, [pointer] * 11 + [size] * 3 + [pointer], None),
-        (code.patch_stage, [pointer] * 3 + [size] * 6 + [ctypes.c_float, size], None),
+        (code.patch_stage_block, [size] * 4, size),
+        (code.patch_stage_room, [size] * 7, size),
+        (code.patch_stage_pack, [size] + [pointer] * 11 + [size] * 3 + [pointer], None),
+        (code.patch_stage, [size] + [pointer] * 3 + [size] * 6 + [ctypes.c_float, size], None),
     ):
         function.argtypes, function.restype = arguments, result
     return code
 
 
-def _pack(code: ctypes.CDLL, blocks: Sequence[Sequence[Tensor]], num_heads: int) -> Tensor | None:
+def _pack(
+    code: ctypes.CDLL, blocks: Sequence[Sequence[Tensor]], num_heads: int, dtype: torch.dtype
+) -> Tensor | None:
     proj, fc1 = blocks[0][2], blocks[0][4]
     sizes = (num_heads, len(proj) // num_heads, len(fc1))
-    num_floats = code.patch_stage_block(*sizes)
-    if not num_floats:
+    num_units = code.patch_stage_block(_CELLS[dtype], *sizes)
+    if not num_units:
         return None
-    packed = torch.zeros(len(blocks), num_floats)
+    packed = torch.zeros(len(blocks), num_units)
     for to, tensors in zip(packed, blocks, strict=True):
         kept = [tensor.detach().contiguous() for tensor in tensors]
-        code.patch_stage_pack(*(tensor.data_ptr() for tensor in kept), *sizes, to.data_ptr())
-    return packed
+        code.patch_stage_pack(_CELLS[dtype], *(tensor.data_ptr() for tensor in kept), *sizes, to.data_ptr())
+    return packed.view(dtype)
 
 
 def _run(code: ctypes.CDLL, tokens_BND: Tensor, packed: Tensor, num_heads: int, hidden_dim: int, eps: float) -> Tensor:
-    (B, N, D), threads = tokens_BND.shape, torch.get_num_threads()
+    (B, N, D), threads, cells = tokens_BND.shape, torch.get_num_threads(), _CELLS[packed.dtype]
     sizes = (B, N, num_heads, D // num_heads, hidden_dim)
     tokens_BND = tokens_BND.clone(memory_format=torch.contiguous_format)
-    room = tokens_BND.new_empty(code.patch_stage_room(*sizes, threads))
+    room = tokens_BND.new_empty(code.patch_stage_room(cells, *sizes, threads))
     pointers = (tensor.data_ptr() for tensor in (tokens_BND, packed, room))
-    code.patch_stage(*pointers, *sizes, len(packed), eps, threads)
+    code.patch_stage(cells, *pointers, *sizes, len(packed), eps, threads)
     return tokens_BND
 
 
-def _agrees(code: ctypes.CDLL) -> bool:
+def _agrees(code: ctypes.CDLL, dtype: torch.dtype = torch.float32) -> bool:
     """Whether the code gives what PyTorch gives: a compiler, too, can be wrong."""
     generator = torch.Generator().manual_seed(0)
     A, E, H, eps = 4, 48, 208, 1e-6
@@ -167,7 +187,7 @@ def _agrees(code: ctypes.CDLL) -> bool:
     blocks = [[torch.randn(shape, generator=generator) / shape[-1] ** 0.5 for shape in shapes] for _ in range(2)]
     for tensors in blocks:
         tensors[1][D:] = 0
-    packed = _pack(code, blocks, A)
+    packed = _pack(code, blocks, A, dtype)
     if packed is None:
         return False
     for batch, num_patches in ((1, 21), (3, 40)):
@@ -179,6 +199,6 @@ def _agrees(code: ctypes.CDLL) -> bool:
             hidden = F.gelu(F.linear(F.layer_norm(expected, (D,), eps=eps), fc1, fc1_bias))
             expected = expected + F.linear(hidden, fc2, fc2_bias)
         found = _run(code, tokens_BND, packed, A, H, eps)
-        if not (found - expected).abs().max() <= _TOLERANCE * expected.std():
+        if not (found - expected).abs().max() <= _TOLERANCES[dtype] * expected.std():
             return False
     return True

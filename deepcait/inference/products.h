@@ -4,11 +4,13 @@
 // panel, stays in registers while the sum runs over K. A row's sums are taken in the same order whatever tile it falls
 // into, so a result does not depend on how rows are shared out.
 //
+// T is the number format (arithmetic.h). Both matrices, their steps and K are in units of 4 bytes.
+//
 // Letters: M rows, K what is summed over, O columns of the result (a multiple of W), W floats of a vector.
 
 #pragma once
 
-#include "vectors.h"
+#include "arithmetic.h"
 
 namespace {
 
@@ -19,11 +21,12 @@ constexpr int R = 6, TILE = 2;  // 12 sums, 2 vectors of columns and a row's val
 #endif
 constexpr int PANEL = TILE * W;
 
-enum class Out { put, add, gelu };  // stored, added to what is there, or its GELU stored
+// Floats stored, or added to what is there; cells stored, or the GELU as cells.
+enum class Out { floats, add, cells, gelu };
 
 struct Product {
     const float *left, *right, *bias;         // bias of each column, or null
-    float* out;
+    void* out;
     int64_t left_step, right_step, out_step;  // from a row to the next
     int64_t K;
     Out what;
@@ -36,7 +39,39 @@ struct Place {
     int64_t ahead_step;
 };
 
-template <int ROWS, int NV>
+template <class T, int ROWS, int NV>
+void write(const Product& p, const Place& at, const vec (&sum)[ROWS][NV]) {
+    const int64_t first = at.row * p.out_step + at.column;
+    if (p.what == Out::floats || p.what == Out::add) {
+        float* const out = static_cast<float*>(p.out) + first;
+        const bool add = p.what == Out::add;
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 3
+            for (int v = 0; v < NV; v++) {
+                float* const to = out + r * p.out_step + v * W;
+                store(to, add ? sum[r][v] + load(to) : sum[r][v]);
+            }
+        return;
+    }
+    typename T::cell* const out = static_cast<typename T::cell*>(p.out) + first;
+    if (p.what == Out::cells) {
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 3
+            for (int v = 0; v < NV; v++) T::store(out + r * p.out_step + v * W, sum[r][v]);
+        return;
+    }
+    float kept[ROWS * NV * W];
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 3
+        for (int v = 0; v < NV; v++) store(kept + (r * NV + v) * W, sum[r][v]);
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < NV; v++) T::store(out + r * p.out_step + v * W, gelu(load(kept + (r * NV + v) * W)));
+}
+
+template <class T, int ROWS, int NV>
 void tile(const Product& p, const Place& at) {
     vec sum[ROWS][NV];
 #pragma GCC unroll 8
@@ -52,50 +87,41 @@ void tile(const Product& p, const Place& at) {
         for (int v = 0; v < NV; v++) values[v] = load(right + v * W);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++) {
-            const vec factor = spread(left[r * left_step]);
+            const vec factor = T::spread(left + r * left_step);
 #pragma GCC unroll 3
-            for (int v = 0; v < NV; v++) sum[r][v] = fused(factor, values[v], sum[r][v]);
+            for (int v = 0; v < NV; v++) sum[r][v] = T::add_product(factor, values[v], sum[r][v]);
         }
     }
-    float* const out = p.out + at.row * p.out_step + at.column;
-    const bool add = p.what == Out::add;
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 3
-        for (int v = 0; v < NV; v++) {
-            float* const to = out + r * p.out_step + v * W;
-            store(to, add ? sum[r][v] + load(to) : sum[r][v]);
-        }
-    if (p.what != Out::gelu) return;
-    for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < NV; v++) store(out + r * p.out_step + v * W, gelu(load(out + r * p.out_step + v * W)));
+    write<T>(p, at, sum);
 }
 
-template <int ROWS>
+template <class T, int ROWS>
 void tile_of(const Product& p, const Place& at) {
     switch (at.width / W) {
-        case 1: return tile<ROWS, 1>(p, at);
-        case 2: return tile<ROWS, 2>(p, at);
-        default: return tile<ROWS, TILE>(p, at);
+        case 1: return tile<T, ROWS, 1>(p, at);
+        case 2: return tile<T, ROWS, 2>(p, at);
+        default: return tile<T, ROWS, TILE>(p, at);
     }
 }
 
+template <class T>
 void tile_of(int64_t rows, const Product& p, const Place& at) {
     switch (rows) {
-        case 1: return tile_of<1>(p, at);
-        case 2: return tile_of<2>(p, at);
-        case 3: return tile_of<3>(p, at);
-        case 4: return tile_of<4>(p, at);
-        case 5: return tile_of<5>(p, at);
-        case 6: return tile_of<6>(p, at);
-        case 7: return tile_of<(R < 7 ? R : 7)>(p, at);
-        default: return tile_of<R>(p, at);
+        case 1: return tile_of<T, 1>(p, at);
+        case 2: return tile_of<T, 2>(p, at);
+        case 3: return tile_of<T, 3>(p, at);
+        case 4: return tile_of<T, 4>(p, at);
+        case 5: return tile_of<T, 5>(p, at);
+        case 6: return tile_of<T, 6>(p, at);
+        case 7: return tile_of<T, (R < 7 ? R : 7)>(p, at);
+        default: return tile_of<T, R>(p, at);
     }
 }
 
 // out (M, O) = left (M, K) right (K, O). right is a sequence of panels where right_step is 0, else it lies in rows of
 // that step. Tiles are of nearly equal heights: 9 rows are 5 and 4, since a tile of one row takes as long as one of 3.
 // While the tiles of a panel are computed, the next panel (or what follows the last) comes from memory, bit by bit.
+template <class T>
 void multiply(Product p, int64_t M, int64_t O) {
     const int64_t tiles = (M + R - 1) / R;
     const bool panels = p.right_step == 0;
@@ -108,17 +134,20 @@ void multiply(Product p, int64_t M, int64_t O) {
         at.row = 0;
         for (int64_t left = tiles; left > 0; left--, at.ahead += p.K * at.ahead_step) {
             const int64_t rows = (M - at.row + left - 1) / left;
-            tile_of(rows, p, at);
+            tile_of<T>(rows, p, at);
             at.row += rows;
         }
     }
 }
 
-// A linear layer's weight (O, K) -> panels.
-void pack(const float* weight, int64_t O, int64_t K, float* to) {
+// A linear layer's weight (O, K), K in cells -> panels.
+template <class T>
+void pack(const float* weight, int64_t O, int64_t K, float* units) {
+    typename T::cell* to = reinterpret_cast<typename T::cell*>(units);
     for (int64_t column = 0; column < O; column += PANEL)
-        for (int64_t k = 0; k < K; k++)
-            for (int64_t o = column; o < O && o < column + PANEL; o++) *to++ = weight[o * K + k];
+        for (int64_t k = 0; k < K; k += T::CELLS)
+            for (int64_t o = column; o < O && o < column + PANEL; o++)
+                for (int64_t i = 0; i < T::CELLS; i++) *to++ = T::round(weight[o * K + k + i]);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Vectors of floats in the compiler's own types, and what is done to rows of them: LayerNorm, GELU, turning.
+// Vectors of floats in the compiler's own types, and what is done to them: exponential, GELU, turning.
 //
 // Letters: W floats of a vector, M rows, D floats of a row (a multiple of W).
 
@@ -102,21 +102,6 @@ inline vec gelu(vec x) {
                                      -7.37332916720468e-03f, -1.42647390514189e-02f});
     const vec half = x * 0.5f;
     return fused(half, z * above / below, half);
-}
-
-// Mean 0 and variance 1 for each of M rows.
-void normalize(const float* rows, int64_t M, int64_t D, float eps, float* out) {
-    for (int64_t m = 0; m < M; m++, rows += D, out += D) {
-        vec sum = vec{}, squares = vec{};
-        for (int64_t d = 0; d < D; d += W) sum += load(rows + d);
-        const float mean = total(sum) / D;
-        for (int64_t d = 0; d < D; d += W) {
-            const vec centred = load(rows + d) - mean;
-            squares = fused(centred, centred, squares);
-        }
-        const float scale = 1.0f / std::sqrt(total(squares) / D + eps);
-        for (int64_t d = 0; d < D; d += W) store(out + d, (load(rows + d) - mean) * scale);
-    }
 }
 
 // to[d][:] = rows[:][d] for W rows and W columns. HALVINGS times: first and second half of the rows, by turns.
