@@ -13,6 +13,8 @@ What is folded, all of it exact in real numbers and computed in float64:
 
 from __future__ import annotations
 
+import copy
+import logging
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
@@ -29,8 +31,11 @@ from deepcait.model.embedding import require_images
 from deepcait.model.lean import standard_operators_only
 from deepcait.model.variants import CaiTConfig
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_log = logging.getLogger(__name__)
 
-def fold(model: nn.Module) -> FoldedCaiT:
+
+def fold(model: nn.Module, precision: str = "fp32") -> FoldedCaiT:
     """Return the same function of the images, rewritten for inference; the model itself is left as it is.
 
     Logits agree within rounding (1e-5 of their spread in float32). Weights are copies: training the model afterwards
@@ -43,20 +48,27 @@ def fold(model: nn.Module) -> FoldedCaiT:
 
     Args:
         model: a CaiT, wrapped by torch.compile or DistributedDataParallel or not.
+        precision: fp32, or bf16: on a CPU with AVX512_BF16 the products of the patch stage are computed in bfloat16,
+            with float32 sums; everything else stays as it is. On others it is fp32, and a warning is logged.
 
     Raises:
-        ConfigError: another network than a CaiT.
+        ConfigError: another network than a CaiT, or another precision.
     """
+    if precision not in _DTYPES:
+        raise ConfigError(
+            f"precision: expected {' or '.join(_DTYPES)}, got {precision!r}.",
+            remedy="Other precisions are those of engines: deepcait.load(..., precision=...).",
+        )
     core = getattr(model, "_orig_mod", model)
     core = getattr(core, "module", core)
     if isinstance(core, FoldedCaiT):
-        return core
+        return core if core.precision == precision else core.with_precision(precision)
     if type(core) is not CaiT:
         raise ConfigError(
             f"fold: expected a CaiT, got {type(core).__name__}.",
             remedy="Only the network of the paper can be folded; run this one as it is.",
         )
-    return FoldedCaiT(core)
+    return FoldedCaiT(core, precision)
 
 
 class _Constants(nn.Module):
@@ -76,10 +88,12 @@ class FoldedCaiT(_Constants):
 
     Args:
         model: what is folded.
+        precision: fp32 or bf16, of the products in our own machine code.
     """
 
-    def __init__(self, model: CaiT) -> None:
+    def __init__(self, model: CaiT, precision: str = "fp32") -> None:
         super().__init__()
+        self.precision = precision
         self.config: CaiTConfig = model.config
         self.num_classes = model.num_classes
         self.num_features = model.num_features
@@ -158,9 +172,22 @@ class FoldedCaiT(_Constants):
     def pack(self) -> bool:
         """Return whether our machine code can run the patch stage; at the first call weights are laid out for it."""
         if not self._is_packed:
-            tensors = [cast("FoldedBlock", block).tensors() for block in self.blocks]
-            self._packed, self._is_packed = pack_blocks(tensors, self.config.num_heads), True
+            self._packed, self._is_packed = self._pack_as(_DTYPES[self.precision]), True
         return self._packed is not None
+
+    def _pack_as(self, dtype: torch.dtype) -> Tensor | None:
+        tensors = [cast("FoldedBlock", block).tensors() for block in self.blocks]
+        packed = pack_blocks(tensors, self.config.num_heads, dtype)
+        if packed is None and dtype != torch.float32:
+            _log.warning("bf16: this processor or model has no bfloat16 patch stage; it is computed in fp32.")
+            return pack_blocks(tensors, self.config.num_heads)
+        return packed
+
+    def with_precision(self, precision: str) -> FoldedCaiT:
+        """Return a copy whose products are computed in this precision, fp32 or bf16."""
+        other = copy.deepcopy(self)
+        other.precision = precision
+        return other
 
     # Moved, cast or loaded, alone or as a part: what was packed is no longer the model's.
     def _apply(self, *args: Any, **kwargs: Any) -> FoldedCaiT:

@@ -30,8 +30,8 @@ _COMPILE_TIMEOUT_S = 120
 # Number formats of the products, and how many numbers of it are in 4 bytes.
 _CELLS = {torch.float32: 1, torch.bfloat16: 2}
 # Largest difference from PyTorch's own answer, in units of its standard deviation, for the code to be trusted. In
-# bfloat16 it is that of two small blocks; rounding makes some 1e-2 of it.
-_TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
+# bfloat16 it is that of two small blocks; rounding makes 1.6e-2 of it.
+_TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
 def pack_blocks(
@@ -153,9 +153,7 @@ def _declared(code: ctypes.CDLL) -> ctypes.CDLL:
     return code
 
 
-def _pack(
-    code: ctypes.CDLL, blocks: Sequence[Sequence[Tensor]], num_heads: int, dtype: torch.dtype
-) -> Tensor | None:
+def _pack(code: ctypes.CDLL, blocks: Sequence[Sequence[Tensor]], num_heads: int, dtype: torch.dtype) -> Tensor | None:
     proj, fc1 = blocks[0][2], blocks[0][4]
     sizes = (num_heads, len(proj) // num_heads, len(fc1))
     num_units = code.patch_stage_block(_CELLS[dtype], *sizes)
