@@ -42,7 +42,8 @@ ORDER = {
     "runtime": ["environment", "device", "processes", "files"],
     "weights": [
         "published", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "reshape", "adapt",
-        "timm_layout", "artefact", "registry", "hints", "imagenet", "spec", "outgoing", "push", "card", "teachers",
+        "timm_layout", "artefact", "registry", "hints", "imagenet", "spec", "verification", "outgoing", "push", "card",
+        "teachers",
     ],
     "data": [
         "png", "jpeg", "image", "source", "folder", "resample", "preprocessing",
@@ -67,8 +68,8 @@ ORDER = {
     ],
     "report": ["intervals", "record", "results", "charts", "parts", "page", "compare"],
     "bench": [
-        "peers", "clock", "data", "limit", "memory", "work", "inference", "bars", "tune", "activations", "train",
-        "cost", "curves",
+        "peers", "clock", "data", "limit", "memory", "work", "inference", "tune", "activations", "train",
+        "cost", "plots",
     ],
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
@@ -270,6 +271,35 @@ def test_the_model_is_only_mathematics(sources):
         for name in named_modules(node, module)
     }
     assert_none([f"{module} imports {name}" for module, name in sorted(used) if name not in allowed])
+
+
+# Renaming is part of writing atomically, which is runtime/files.py; a lock is taken over by renaming it.
+MAY_RENAME = {"runtime.files", "study.claim", "weights.hub"}
+
+
+def renaming(source: str) -> list[int]:
+    """Lines that rename a file: os.replace, os.rename, shutil.move, Path.rename, Path.replace."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            module, name = getattr(node.func.value, "id", ""), node.func.attr
+            of_module = (module, name) in {("os", "replace"), ("os", "rename"), ("os", "renames"), ("shutil", "move")}
+            # str.replace takes two arguments, dataclasses.replace keywords too, Path.replace one.
+            of_path = name == "rename" or (name == "replace" and len(node.args) == 1 and not node.keywords)
+            lines += [node.lineno] * (of_module or (of_path and module != "dataclasses"))
+    return lines
+
+
+def test_there_is_one_atomic_writer(sources):
+    found = {module for module, source in sources.items() if renaming(source)}
+    assert found == MAY_RENAME
+
+
+def test_renaming_is_found():
+    calls = ["os.replace(a, b)", "os.rename(a, b)", "shutil.move(a, b)", "path.rename(b)", "path.replace(b)"]
+    others = ["text.replace('a', 'b')", "dataclasses.replace(a, b=1)", "config.replace(depth=1)", "replace(a, b=1)"]
+    assert [renaming(call) for call in calls] == [[1]] * len(calls)
+    assert [renaming(call) for call in others] == [[]] * len(others)
 
 
 # -- each check can say no --------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 
+import torch
+
 from deepcait.errors import ConfigError
 
 # Threads of one library go on spinning for a moment after its call; the next lane shall not pay for that.
@@ -62,6 +64,29 @@ def require_count(option: str, *counts: int | None, least: int = 1) -> None:
             raise ConfigError(
                 f"{option}: expected {least} or more, got {got}.", remedy=f"Give {option} {least}, or more."
             )
+
+
+def set_up(rounds: int, batches: Sequence[int] | None = None, threads: int | None = None) -> int:
+    """Check the options that measurements share, and set PyTorch's threads.
+
+    Args:
+        rounds: counted rounds, at least 2.
+        batches: images per call, at least one number; None if the measurement chooses them.
+        threads: None keeps PyTorch's number.
+
+    Returns:
+        The number of threads.
+
+    Raises:
+        ConfigError: a number out of range; its option is named.
+    """
+    require_count("--rounds", rounds, least=2)
+    if batches is not None:
+        require_count("--batch", *batches)
+    require_count("--threads", threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
 
 
 def take_turns(

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from deepcait.bench.clock import Lane, require_count, take_turns
+from deepcait.bench.clock import Lane, set_up, take_turns
 from deepcait.bench.inference import SEED, build_peer, processor
 from deepcait.bench.memory import live_bytes
 from deepcait.bench.train import Contestant, build_step, require_classes
@@ -89,10 +89,7 @@ def compare_cost(
     Raises:
         ConfigError: fewer than 2 rounds; a model that timm doesn't have, or without classes.
     """
-    require_count("--rounds", rounds, least=2)
-    require_count("--threads", threads)
-    threads = torch.get_num_threads() if threads is None else threads
-    torch.set_num_threads(threads)
+    threads = set_up(rounds, threads=threads)
     config = config_of(describe(spec)["config"])
     require_known_to_timm(config)
     require_classes(config)

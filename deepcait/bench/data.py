@@ -5,16 +5,15 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
-from deepcait.bench.clock import require_count
+from deepcait.bench.clock import Lane, ratio, require_count, take_turns
 from deepcait.data import Preprocessing, Sample, Source, evaluation_loader, open_image, open_source
 from deepcait.data.augment import Augment, build_augmentation, guard_posterize
 from deepcait.data.image import decode_image, decode_pixels, is_visible_image, list_images, read_image_bytes
@@ -27,14 +26,6 @@ IMG_SIZE = (224, 224)
 SEED = 0
 _NUM_COMPARED = 250
 _LEAST_BATCHES = 32
-
-
-@dataclass(frozen=True)
-class Lane:
-    """One loader under the clock: `run` delivers all batches of a round and returns how many pictures they held."""
-
-    name: str
-    run: Callable[[], int]
 
 
 def compare_loaders(
@@ -72,25 +63,17 @@ def compare_loaders(
     require_count("--workers", num_workers, least=0)
     pictures = Pictures(open_pictures(data), batch_size)
     lanes = build_lanes(pictures, batch_size, num_workers)
-    speeds: dict[str, list[float]] = {lane.name: [] for lane in lanes}
-    for number in range(rounds + 1):
-        for lane in lanes if number % 2 else lanes[::-1]:
-            began = time.perf_counter()
-            num_images = lane.run()
-            seconds = time.perf_counter() - began
-            if number:
-                speeds[lane.name].append(num_images / seconds)
-        progress(number, rounds)
+    take_turns(list(lanes.values()), rounds, progress, warm=False)
     pairs = {
         "data_ratio": ("train", "timm_train"),
         "data_eval_ratio": ("eval", "timm_eval"),
         "data_eval_fast_ratio": ("eval_fast", "timm_eval"),
     }
-    each = {name: [a / b for a, b in zip(speeds[x], speeds[y], strict=True)] for name, (x, y) in pairs.items()}
+    ratios = {name: ratio(lanes[ours], lanes[peer]) for name, (ours, peer) in pairs.items()}
     return {
-        **{name: median(speeds[ours]) / median(speeds[peer]) for name, (ours, peer) in pairs.items()},
-        "images_per_s": {name: median(values) for name, values in speeds.items()},
-        "quartiles": {name: quantiles(values, n=4, method="inclusive") for name, values in each.items()},
+        **{name: found["ratio"] for name, found in ratios.items()},
+        "images_per_s": {name: len(pictures) / lane.median_s for name, lane in lanes.items()},
+        "quartiles": {name: found["quartiles"] for name, found in ratios.items()},
         "rounds": rounds,
         "num_images": len(pictures.source),
         "images_per_round": len(pictures),
@@ -178,21 +161,27 @@ class _Epochs:
         return self.num_images // self.batch_size
 
 
-def build_lanes(pictures: Pictures, batch_size: int, num_workers: int) -> list[Lane]:
-    """Return the loaders to compare, ours and timm's."""
+def build_lanes(pictures: Pictures, batch_size: int, num_workers: int) -> dict[str, Lane]:
+    """Return the loaders to compare, deepcait's and timm's, by name; each run delivers all images once."""
     preprocessing = Preprocessing(IMG_SIZE)
     samples = TrainingSet(pictures, build_augmentation(Augment(repeats=1), preprocessing), SEED)
     train = training_loader(samples, _Epochs(len(pictures), batch_size), num_workers=num_workers)
     plain = {"batch_size": batch_size, "num_workers": num_workers}
     fast = Preprocessing(IMG_SIZE, resampler="torch")
-    lanes = {
+    loaders = {
         "train": train,
         "timm_train": _timm_loader(pictures, batch_size, num_workers, training=True),
         "eval": evaluation_loader(pictures, preprocessing, **plain),
         "eval_fast": evaluation_loader(pictures, fast, **plain),
         "timm_eval": _timm_loader(pictures, batch_size, num_workers, training=False),
     }
-    return [Lane(name, lambda loader=loader: sum(len(batch[0]) for batch in loader)) for name, loader in lanes.items()]
+    return {name: Lane(name, lambda loader=loader: _deliver(loader, len(pictures))) for name, loader in loaders.items()}
+
+
+def _deliver(loader: Iterable, num_images: int) -> None:
+    delivered = sum(len(batch[0]) for batch in loader)
+    if delivered != num_images:
+        raise RuntimeError(f"loader: expected {num_images} images, got {delivered}")
 
 
 def _timm_loader(pictures: Pictures, batch_size: int, num_workers: int, *, training: bool) -> Any:

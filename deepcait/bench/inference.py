@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from deepcait.bench.clock import Lane, ratio, require_count, take_turns
+from deepcait.bench.clock import Lane, ratio, set_up, take_turns
 from deepcait.bench.limit import count_products, product_lanes
 from deepcait.bench.memory import first_call_bytes, live_bytes
 from deepcait.errors import ConfigError
@@ -53,12 +53,8 @@ def compare_engines(
     Raises:
         ConfigError: numbers that make no sense, a model that timm doesn't have, an engine that can't run here.
     """
-    require_count("--rounds", rounds, least=2)
-    require_count("--batch", *batches)
-    require_count("--threads", threads)
     require_engines(engines)
-    threads = torch.get_num_threads() if threads is None else threads
-    torch.set_num_threads(threads)
+    threads = set_up(rounds, batches, threads)
     ours, peer = build_pair(spec)
     runs = build_contestants(ours, peer, engines, threads)
     rows = []

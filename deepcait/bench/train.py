@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deepcait.bench.clock import Lane, ratio, require_count, take_turns
+from deepcait.bench.clock import Lane, ratio, set_up, take_turns
 from deepcait.bench.inference import SEED, build_pair, processor
 from deepcait.bench.work import Work
 from deepcait.errors import ConfigError
@@ -81,11 +81,7 @@ def compare_training(
     Raises:
         ConfigError: numbers that make no sense, a model that timm doesn't have or without classes, no compiler.
     """
-    require_count("--rounds", rounds, least=2)
-    require_count("--batch", batch)
-    require_count("--threads", threads)
-    threads = torch.get_num_threads() if threads is None else threads
-    torch.set_num_threads(threads)
+    threads = set_up(rounds, [batch], threads)
     ours, peer = build_pair(spec)
     require_classes(ours.config)
     contestants = _contestants(ours.train(), peer.train(), Compute(precision=precision), compiled)

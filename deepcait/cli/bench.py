@@ -123,8 +123,8 @@ def _refuse_contradictions(args: Args) -> None:
 
 
 def _measure_engines(spec: str, args: Args, console: Console) -> dict:
-    from deepcait.bench.bars import draw_engines
     from deepcait.bench.inference import COLUMNS, compare_engines, markdown, table
+    from deepcait.bench.plots import draw_engines
 
     with console.progress("measuring") as progress:
         result = compare_engines(
@@ -208,7 +208,7 @@ def _measure_training(spec: str, args: Args, console: Console) -> dict:
 
 def _measure_cost(spec: str, args: Args, console: Console) -> dict:
     from deepcait.bench.cost import compare_cost, markdown, table
-    from deepcait.bench.curves import draw_cost, require_matplotlib
+    from deepcait.bench.plots import draw_cost, require_matplotlib
 
     if args.out is not None:
         require_matplotlib()

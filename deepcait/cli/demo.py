@@ -166,9 +166,7 @@ def _grouped(nano: Classifier, test: Source) -> dict[str, Any]:
 
 
 def _export(run_folder: Path, out: Path, console: Console) -> dict[str, Any]:
-    """Write the fine-tuned model as a program of PyTorch's own, and let it prove itself."""
-    import dataclasses
-
+    """Export the fine-tuned model with torch.export, and verify it."""
     from deepcait.cli.exits import Refused
     from deepcait.data import Preprocessing
     from deepcait.inference.export import export_file, sample_images
@@ -178,11 +176,11 @@ def _export(run_folder: Path, out: Path, console: Console) -> dict[str, Any]:
     found = resolve(str(run_folder))
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
     about = {"model": found.name, "classes": found.classes, "preprocessing": preprocessing.to_pretrained_cfg()}
-    proof, _ = export_file(found.model, "pt2", out, sample_images(preprocessing), about)
-    console.say(f"proof          {proof}")
-    if not proof.holds:
+    verification, _ = export_file(found.model, "pt2", out, sample_images(preprocessing), about)
+    console.say(f"verified by    {verification}")
+    if not verification.holds:
         raise Refused(f"{out}: the exported program does not compute what the model does; nothing was written.")
-    return dataclasses.asdict(proof)
+    return verification.facts()
 
 
 def _say_where(run_folder: Path, folder: Path, page: Path, seconds: float, console: Console) -> None:

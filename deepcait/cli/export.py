@@ -8,10 +8,9 @@ Examples:
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import tyro
 
@@ -50,25 +49,25 @@ def run(args: Args) -> int | None:
 
 def _export_weights(args: Args, found: Resolved, console: Console) -> None:
     """Tensors for other programs of the same network."""
-    from deepcait.weights.outgoing import prove_official, prove_timm, write_official, write_timm
+    from deepcait.weights.outgoing import verify_official, verify_timm, write_official, write_timm
     from deepcait.weights.timm_layout import require_known_to_timm
 
     require_known_to_timm(found.model.config)  # before anything is written
     if args.to == "timm":
         write_timm(found, args.out)
-        proof = prove_timm(found, args.out)
+        verification = verify_timm(found, args.out)
     else:
         write_official(found, args.out)
-        proof = prove_official(found, args.out)
-    console.say(f"wrote {args.out}: {proof}")
+        verification = verify_official(found, args.out)
+    console.say(f"wrote {args.out}: {verification}")
     if args.to == "timm":
         console.say(f'try:  timm.create_model("local-dir:{args.out}", pretrained=True)')
     else:
         console.say("this form is tensors alone: names of classes and preprocessing stay behind (--to timm takes them)")
-    facts: dict[str, Any] = {"reader": proof.reader, "num_tensors": proof.num_tensors, "drift": proof.drift}
-    console.result({"spec": args.spec, "to": args.to, "out": str(args.out), "holds": proof.holds, "proof": facts})
-    if not proof.holds:
-        raise Refused(f"{args.out}: what was written is not the model; do not use it ({proof}).")
+    facts = {"holds": verification.holds, "proof": verification.facts()}
+    console.result({"spec": args.spec, "to": args.to, "out": str(args.out), **facts})
+    if not verification.holds:
+        raise Refused(f"{args.out}: what was written is not the model; do not use it ({verification}).")
 
 
 def _export_graph(args: Args, found: Resolved, console: Console) -> None:
@@ -81,19 +80,21 @@ def _export_graph(args: Args, found: Resolved, console: Console) -> None:
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
     images_BCHW = sample_images(preprocessing)
     about = {"model": found.name, "classes": found.classes, "preprocessing": preprocessing.to_pretrained_cfg()}
-    proof, files = export_file(found.model, form, args.out, images_BCHW, about)
+    verification, files = export_file(found.model, form, args.out, images_BCHW, about)
     for path in files:
         console.say(f"wrote {path}")
-    console.say(f"proof {proof}")
+    console.say(f"verified by {verification}")
     console.result(
         {
             "spec": args.spec,
             "to": args.to,
             "out": str(args.out),
             "files": [str(path) for path in files],
-            "holds": proof.holds,
-            "proof": dataclasses.asdict(proof),
+            "holds": verification.holds,
+            "proof": verification.facts(),
         }
     )
-    if not proof.holds:
-        raise Refused(f"{args.out}: the graph does not compute what the model does; nothing was written ({proof}).")
+    if not verification.holds:
+        raise Refused(
+            f"{args.out}: the graph does not compute what the model does; nothing was written ({verification})."
+        )

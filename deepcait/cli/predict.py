@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,21 +117,19 @@ def _writer(out: str | None) -> Iterator[Any]:
     A wrong path is told before any work is done. The file is there when it is whole; until then, and after a
     mistake, what lay there before stays as it was.
     """
-    from deepcait.runtime.files import require_file
+    from deepcait.runtime.files import replacing, require_file
 
     if out is None:
         yield lambda result: None
         return
     path = Path(out)
     require_file(path, _OUT_SUFFIXES, "--out")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # A file name that is no UTF-8 is shown by escapes, as in JSON and on stdout.
-        with open(unfinished, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            yield _csv_rows(file) if path.suffix == ".csv" else _json_lines(file)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # Bytes of a file name that are not UTF-8 are escaped, as in JSON and on stdout.
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        yield _csv_rows(file) if path.suffix == ".csv" else _json_lines(file)
 
 
 def _write_embeddings(path: Path, paths: Sequence[Path], features: Sequence[Tensor]) -> None:

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from deepcait.data.resample import FAST_FILTERS, planes, resize_pixels
 from deepcait.errors import ConfigError
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from deepcait.model.variants import IMAGENET_MEAN, IMAGENET_STD
 
 _INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,

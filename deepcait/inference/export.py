@@ -1,4 +1,4 @@
-"""A model as a file for an engine, and the proof: the plain engine reads it back and is asked about real pictures."""
+"""A model as a file for an engine, verified: the engine reads it back and computes the logits of real images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
@@ -20,56 +19,24 @@ from deepcait.inference.fold import FoldedCaiT, fold
 from deepcait.inference.graph import INPUT, OUTPUT, require_packages, to_openvino, to_program, write_onnx
 from deepcait.model.mode import evaluation_mode
 from deepcait.optional import require
-from deepcait.runtime.files import require_file
+from deepcait.runtime.files import move_file, require_file
+from deepcait.weights.verification import Verification, compare_logits
 
 Form: TypeAlias = Literal["onnx", "openvino", "pt2"]
 Runner: TypeAlias = Callable[[Tensor], Tensor]
 SUFFIXES: dict[Form, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
-# Largest difference of logits, in units of their spread. Engines in float32 agree within a few 1e-6; a tenth of this
-# limit is what a change of one weight in a thousandth of its value makes of a small model.
+# Largest difference of logits, in units of their standard deviation. Engines in float32 agree within a few 1e-6; a
+# tenth of this limit is the effect of changing one weight of a small model by a thousandth of its value.
 MAX_DRIFT = 5e-5
 BATCHES = (1, 3, 8)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Proof:
-    """What the file's own engine said about real pictures, against the model it was made from.
-
-    Args:
-        engine: the program that read the file, and its version.
-        batches: numbers of images a call.
-        num_images: asked about, all calls together.
-        max_difference: of any logit.
-        drift: the same in units of the logits' spread.
-        agreed: images with the same best class (where two classes are equally good, either).
-    """
-
-    engine: str
-    batches: tuple[int, ...]
-    num_images: int
-    max_difference: float
-    drift: float
-    agreed: int
-
-    @property
-    def holds(self) -> bool:
-        """Whether the file computes what the model does."""
-        return self.drift <= MAX_DRIFT and self.agreed == self.num_images
-
-    def __str__(self) -> str:
-        return (
-            f"{self.engine}: {self.agreed} of {self.num_images} real images with the same best class, in batches of "
-            f"{', '.join(map(str, self.batches))}; logits differ by at most {self.max_difference:.1e}, "
-            f"{self.drift:.1e} of their spread"
-        )
-
-
 def export_file(
     model: nn.Module, form: Form, out: Path, images_BCHW: Tensor, about: dict[str, Any]
-) -> tuple[Proof, list[Path]]:
-    """Write a model for an engine, and what a program must know of it as JSON beside it, if the proof holds.
+) -> tuple[Verification, list[Path]]:
+    """Write a model for an engine, and what a program must know of it as JSON, if the verification holds.
 
-    The files appear at their place when they have been read back and hold; what lay there before stays otherwise.
+    The files appear under their names once they have been read back and hold; otherwise older files stay.
 
     Args:
         model: a CaiT.
@@ -80,7 +47,7 @@ def export_file(
         about: goes into the JSON: preprocessing, classes and the like.
 
     Returns:
-        The proof, and the files written (none where it does not hold).
+        The verification, and the files written (none if it does not hold).
 
     Raises:
         ConfigError: another suffix, no folder to write in, a missing package, another network than a CaiT.
@@ -93,14 +60,16 @@ def export_file(
     try:
         aside.mkdir()
         write_graph(folded, form, aside / out.name)
-        proof = prove(model, form, aside / out.name, images_BCHW)
-        if not proof.holds:
-            return proof, []
-        text = json.dumps(describe(folded, form, out, proof) | about, indent=2) + "\n"
+        verification = verify_graph(model, form, aside / out.name, images_BCHW)
+        if not verification.holds:
+            return verification, []
+        text = json.dumps(describe(folded, form, out, verification) | about, indent=2) + "\n"
         (aside / f"{out.name}.json").write_text(text, encoding="utf-8")
         # The graph itself comes last: whoever finds it finds the rest.
         files = sorted(aside.iterdir(), key=lambda path: (path.name == out.name, path.name))
-        return proof, [path.replace(out.parent / path.name) for path in files]
+        for path in files:
+            move_file(path, out.parent / path.name)
+        return verification, [out.parent / path.name for path in files]
     except OSError as error:
         raise WeightsError(
             f"{out}: expected to write here, got {error.strerror or error}.",
@@ -149,57 +118,44 @@ def open_graph(form: Form, path: Path) -> tuple[Runner, str]:
     return torch.export.load(path).module(), f"torch.export {torch.__version__}"
 
 
-def prove(model: nn.Module, form: Form, path: Path, images_BCHW: Tensor, *, batches: Sequence[int] = BATCHES) -> Proof:
-    """Ask a file and the model it was made from about the same images.
+def verify_graph(
+    model: nn.Module, form: Form, path: Path, images_BCHW: Tensor, *, batches: Sequence[int] = BATCHES
+) -> Verification:
+    """Compare the logits of an exported file with those of the model it was made from, for the same images.
 
     Args:
-        model: the model, not folded: what the fold did is under test too. It is asked in evaluation mode, and left
-            in the mode it had.
-        form: what the file is.
-        path: the file.
+        model: the model, not folded, so that the fold is verified too. It computes in evaluation mode and keeps its
+            own mode afterwards.
+        form: of the file.
+        path: of the file.
         images_BCHW: preprocessed; as many as the largest batch.
-        batches: numbers of images a call.
+        batches: numbers of images per call.
 
     Raises:
         ConfigError: fewer images than the largest batch.
     """
     if len(images_BCHW) < max(batches):
         raise ConfigError(
-            f"images: expected {max(batches)} or more, got {len(images_BCHW)}.", remedy="Give real pictures."
+            f"images: expected {max(batches)} or more, got {len(images_BCHW)}.", remedy="Give more images."
         )
-    ask, engine = open_graph(form, path)
+    run, engine = open_graph(form, path)
     images_BCHW = images_BCHW.cpu().float().contiguous()
     parts = [images_BCHW[:count] for count in batches]
     with evaluation_mode(model):
-        expected = torch.cat([model(part.to(_device(model))).cpu() for part in parts]).double()
-        got = torch.cat([ask(part.contiguous()) for part in parts]).double()
-    if not got.isfinite().all() or got.shape != expected.shape:
-        worst = drift = float(torch.finfo(torch.float32).max)
-        agreed = 0
-    else:
-        worst = (got - expected).abs().max().item()
-        spread = expected.std().item()
-        drift = worst / spread if spread else (0.0 if worst == 0 else float(torch.finfo(torch.float32).max))
-        chosen = expected.gather(1, got.argmax(1, keepdim=True))[:, 0]
-        agreed = int((chosen >= expected.amax(1) - MAX_DRIFT * spread).sum())
-    return Proof(
-        engine=engine,
-        batches=tuple(batches),
-        num_images=len(expected),
-        max_difference=worst,
-        drift=drift,
-        agreed=agreed,
-    )
+        expected_BK = torch.cat([model(part.to(_device(model))).cpu() for part in parts])
+        got_BK = torch.cat([run(part.contiguous()) for part in parts])
+    compared = compare_logits(expected_BK, got_BK, MAX_DRIFT)
+    return Verification(reader=engine, max_drift=MAX_DRIFT, batches=tuple(batches), **compared)
 
 
-def describe(model: FoldedCaiT, form: Form, out: Path, proof: Proof) -> dict[str, Any]:
+def describe(model: FoldedCaiT, form: Form, out: Path, verification: Verification) -> dict[str, Any]:
     """What a program must know to use the file."""
     return {
         "file": out.name,
         "form": form,
         "input": {"name": INPUT, "shape": ["batch", model.config.in_chans, *model.config.img_size], "dtype": "float32"},
         "output": {"name": OUTPUT, "shape": ["batch", model.num_classes or model.num_features], "dtype": "float32"},
-        "proof": asdict(proof),
+        "proof": verification.facts(),
     }
 
 

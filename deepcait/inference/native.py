@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from deepcait.inference.blocks import attend_blocks
 from deepcait.runtime.environment import processor, processor_flags
+from deepcait.runtime.files import move_file
 
 FILES = ("patch_stage.cpp", "products.h", "mixing.h", "arithmetic.h", "vectors.h")
 SOURCES = tuple(Path(__file__).with_name(name) for name in FILES)
@@ -130,7 +131,7 @@ def compiled() -> Path:
             new = Path(aside, name)
             command = [compiler, *options, *FLAGS, str(SOURCES[0]), "-o", str(new)]
             subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_TIMEOUT_S)
-            new.replace(made)
+            move_file(new, made, flush=False)
     return made
 
 

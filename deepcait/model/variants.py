@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from deepcait.errors import ConfigError
 
 RESOLUTIONS = (224, 384, 448)
+# Channel mean and standard deviation of ImageNet's training images, which the released weights were trained with.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 # What float32 holds, and what counts the numbers of a tensor's side without an overflow.
 _MAX_NUMBER = 3.4028234663852886e38
 _MAX_INT = 2**31 - 1

@@ -14,7 +14,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from deepcait.errors import ConfigError, WriteError
@@ -34,7 +34,8 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, *, flush: bool = True
     Raises:
         WriteError: the disk is full, read-only, ...; the old file is still there.
     """
-    replace_file(path, lambda aside: aside.write_bytes(data), flush=flush)
+    with replacing(path, flush=flush) as temporary:
+        temporary.write_bytes(data)
 
 
 def require_file(path: Path, suffixes: Sequence[str], option: str) -> None:
@@ -60,31 +61,45 @@ def require_file(path: Path, suffixes: Sequence[str], option: str) -> None:
         raise ConfigError(f"{option}: expected a file in a folder that exists, got {got}.", remedy="Create the folder.")
 
 
-def replace_file(path: str | os.PathLike[str], fill: Callable[[Path], object], *, flush: bool = True) -> None:
-    """Replace one file with what `fill` writes, or create it; a reader never sees it half written.
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str], *, flush: bool = True) -> Iterator[Path]:
+    """Replace one file, or create it, with what the block writes; a reader never sees it half written.
 
     Args:
-        path: its place.
-        fill: is given a path beside the place, on the same disk, and writes the file there.
+        path: of the file; its folder must exist.
         flush: wait until the content is on the disk, so that a power cut leaves no empty file.
 
+    Yields:
+        A temporary path in the same folder, where the block writes the file.
+
     Raises:
-        WriteError: the disk is full, read-only, ...; the old file is still there.
+        WriteError: the disk is full, read-only, ...; the old file is still there, as after an error in the block.
     """
     path = Path(os.path.realpath(path))
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
-        fill(aside)
-        if flush:
-            sync(aside)
-        os.replace(aside, path)
-        if flush:
-            sync(path.parent)
+        yield temporary
+        move_file(temporary, path, flush=flush)
+    except BrokenPipeError:  # not of this file: the block prints, and the reader of its output has gone
+        raise
     except OSError as error:
         raise _failure(path, error) from error
     finally:
         with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
+
+
+def move_file(source: Path, path: Path, *, flush: bool = True) -> None:
+    """Rename a complete file, replacing any file of that name; both paths are on the same disk.
+
+    Raises:
+        OSError: the file can't be renamed; both are unchanged.
+    """
+    if flush:
+        sync(source)
+    os.replace(source, path)
+    if flush:
+        sync(path.parent)
 
 
 def replace_folder(folder: str | Path, fill: Callable[[Path], None]) -> None:

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from deepcait.errors import RunError
-from deepcait.runtime.files import sync
+from deepcait.runtime.files import move_file
 
 FORMAT = 1
 _NAME = re.compile(r"step_(\d{8})-([0-9a-f]{16})\.safetensors")
@@ -85,9 +84,8 @@ def save_checkpoint(
         aside.mkdir(parents=True)
         whole = aside / "checkpoint.safetensors"
         save_file(tensors, whole, metadata={"deepcait": json.dumps(header, sort_keys=True)})
-        path = folder / f"step_{progress.step:08d}-{_digest(whole, flush=True)}.safetensors"
-        os.replace(whole, path)
-        sync(folder)
+        path = folder / f"step_{progress.step:08d}-{_digest(whole)}.safetensors"
+        move_file(whole, path)
     except (OSError, SafetensorError) as error:
         raise RunError(
             f"{folder}: expected to write a checkpoint of step {progress.step}, got: {error}.",
@@ -158,9 +156,6 @@ def _problem(path: Path) -> str | None:
     return None if digest == _parts(path)[1] else "content and name do not match: damaged or truncated"
 
 
-def _digest(path: Path, *, flush: bool = False) -> str:
+def _digest(path: Path) -> str:
     with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
-        if flush:
-            os.fsync(file.fileno())
-    return digest
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()

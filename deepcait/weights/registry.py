@@ -8,7 +8,7 @@ from typing import Any
 
 from deepcait.errors import ConfigError
 from deepcait.model.cait import CaiT
-from deepcait.model.variants import CaiTConfig, variant_config, variant_names
+from deepcait.model.variants import IMAGENET_MEAN, IMAGENET_STD, CaiTConfig, variant_config, variant_names
 from deepcait.weights.adapt import build_loaded
 from deepcait.weights.artefact import is_artefact, read_artefact
 from deepcait.weights.hub import fetch_released
@@ -17,8 +17,6 @@ from deepcait.weights.published import REEVALUATED, REEVALUATED_COLUMNS, RELEASE
 from deepcait.weights.reshape import norm_of
 from deepcait.weights.timm_layout import nearest_architecture
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 NANO_NAME = "cait_nano_32"
 BUILTIN_NANO = Path(__file__).parent.parent / "assets" / "nano"
 OFFICIAL_PREFIX = "https://dl.fbaipublicfiles.com/deit/"

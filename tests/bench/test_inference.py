@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from deepcait.bench.bars import draw_engines
 from deepcait.bench.clock import Lane, ratio, take_turns
 from deepcait.bench.inference import build_contestants, build_pair, compare_memory
 from deepcait.bench.limit import Products, count_products, product_lanes
 from deepcait.bench.memory import LiveBytes, live_bytes
+from deepcait.bench.plots import draw_engines
 from deepcait.cli.main import main
 from deepcait.inference.fold import fold
 from deepcait.model import CaiT, CaiTConfig, variant_config

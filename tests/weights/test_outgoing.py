@@ -148,6 +148,6 @@ def test_two_classes_near_each_other_are_no_drift(tmp_path):
         found.model.head.bias.fill_(1.0)
     write_timm(found, tmp_path / "timm")
     before = {key: tensor.clone() for key, tensor in found.model.state_dict().items()}
-    assert outgoing.prove_timm(found, tmp_path / "timm").holds
+    assert outgoing.verify_timm(found, tmp_path / "timm").holds
     after = found.model.state_dict()
     assert all(after[key].dtype == tensor.dtype and torch.equal(after[key], tensor) for key, tensor in before.items())
