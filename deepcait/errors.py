@@ -59,6 +59,10 @@ class DivergedError(RunError):
     """A run whose weights are not finite, or its losses or gradients more often in a row than its recipe allows."""
 
 
+class DeepcaitWarning(UserWarning):
+    """What a user should know although the work can be done; the command prints it as one line."""
+
+
 def some(names: Sequence[str], most: int = 5) -> str:
     """Write a list into a message, cut short after `most` names."""
     rest = len(names) - most

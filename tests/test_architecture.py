@@ -41,7 +41,7 @@ ORDER = {
     ],
     "runtime": ["environment", "device", "processes", "files"],
     "weights": [
-        "published", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "reshape", "adapt",
+        "published", "nests", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "reshape", "adapt",
         "timm_layout", "artefact", "registry", "hints", "imagenet", "spec", "verification", "outgoing", "push", "card",
         "teachers",
     ],

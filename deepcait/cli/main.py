@@ -12,6 +12,7 @@ import re
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 from typing import TextIO
@@ -25,7 +26,7 @@ from deepcait.cli.console import (
     print_nowhere,
 )
 from deepcait.cli.options import parse_options
-from deepcait.errors import ConfigError, DeepcaitError, Stopped
+from deepcait.errors import ConfigError, DeepcaitError, DeepcaitWarning, Stopped
 
 # Verb -> one line for the list. The module deepcait.cli.<verb> holds its Args and run(args).
 VERBS = {
@@ -58,6 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in argv
     print_any_character()
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _guarded(argv, as_json)
+
+
+def _guarded(argv: list[str], as_json: bool) -> int:
+    """Run the command; what it raises becomes lines and an exit code."""
     try:
         return _run(argv)
     except DeepcaitError as error:
@@ -120,6 +128,21 @@ def _print_verbs() -> None:
     for verb, line in VERBS.items():
         print(f"  {verb.ljust(width)}  {line}")
     print("\n`deepcait VERB --help` shows options and examples; `deepcait --version` the version.")
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print our own warnings as one line, without the place in our code; those of libraries as Python does."""
+    if not issubclass(category, DeepcaitWarning):
+        _tell(warnings.formatwarning(message, category, filename, lineno, line).rstrip(), file or sys.stderr)
+    elif is_main_process():
+        _tell(f"note: {message}", sys.stderr)
 
 
 def _mistake(problem: str, remedy: str, as_json: bool) -> int:

@@ -14,24 +14,21 @@ import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from deepcait.errors import WeightsError
 from deepcait.model.variants import NANO, VARIANTS, CaiTConfig, variant_names
+from deepcait.weights.nests import find_state_dict, without_wrappers
 
 SAFETENSORS = ".safetensors"
 GRAPHS = (".onnx", ".xml", ".pt2")  # what inference/export.py writes
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 
-# Wrappers that put themselves into every key: DistributedDataParallel and torch.compile.
-WRAPPERS = frozenset({"module", "_orig_mod"})
-
-# Where a checkpoint keeps its state dict, the first that is there wins: averaged weights only if nothing else is.
-NESTS = ("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema")
-MAX_NESTS = 4  # one in the other
 # How much more the tensors may hold than their file, where some share their numbers (tied weights).
 MAX_SHARED = 4
 
@@ -59,32 +56,47 @@ def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> StateDict
     Raises:
         WeightsError: no such file, a folder, empty, cut short, not a checkpoint, or a pickle that asks for code.
     """
+    return read_weights(path, shapes_only=shapes_only)[0]
+
+
+def read_weights(path: str | Path, *, shapes_only: bool = False) -> tuple[StateDict, list[str]]:
+    """Read a weights file as `read_checkpoint` does, and return also what was taken off, left out and passed over.
+
+    Returns:
+        The state dict, and sentences to print; none where the file holds one plain state dict.
+
+    Raises:
+        WeightsError: as `read_checkpoint`.
+    """
     path = Path(path)
     _require_file(path)
     take = _shape_of if shapes_only else _own
-    if path.name.endswith(SAFETENSORS):
-        return canonical_keys(_read_safetensors(path, take), origin=str(path))
-    found = _find_state_dict(_read_pickle(path))
+    pickled = not path.name.endswith(SAFETENSORS)
+    try:
+        found = find_state_dict(_read_pickle(path) if pickled else _read_safetensors(path, take))
+    except WeightsError as error:
+        raise _named(path, error) from error
     if found is None:
         raise WeightsError(
-            f"{path}: expected a state dict, alone or under one of {', '.join(NESTS)}, got no tensors there.",
+            f"{path}: expected a state dict, alone or under a key, got no tensors there.",
             remedy="Save `model.state_dict()` with torch.save or safetensors.",
         )
-    tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)}
-    _require_plain(path, tensors)
-    tensors = {key: take(value) for key, value in tensors.items()}
-    return canonical_keys(tensors, origin=str(path))
+    tensors, notes = found
+    if pickled:
+        _require_plain(path, tensors)
+        tensors = {key: take(value) for key, value in tensors.items()}
+    return tensors, notes
 
 
 def canonical_keys(state_dict: Mapping[str, Tensor], *, origin: str = "state dict") -> StateDict:
-    """Take the names of wrappers (`module`, `_orig_mod`) out of every key, wherever they stand.
+    """Take the names of wrappers (`module`, `_orig_mod`, FSDP's, ...) out of every key, wherever they stand.
 
     Raises:
         WeightsError: two keys become one.
     """
     plain: StateDict = {}
     for key, tensor in state_dict.items():
-        short = ".".join(part for part in key.split(".") if part not in WRAPPERS)
+        short = without_wrappers(key)
         if short in plain:
             raise WeightsError(
                 f"{origin}: expected one tensor named {short!r}, got two, one as {key!r}.",
@@ -118,7 +130,8 @@ def infer_config(state_dict: Mapping[str, Tensor], *, img_size: int | tuple[int,
     if not all(map(math.prod, shapes.values())):
         empty = next(key for key, shape in shapes.items() if not math.prod(shape))
         raise WeightsError(
-            f"{empty}: expected numbers, got the empty shape {shapes[empty]}.", remedy="Save the model again."
+            f"{empty}: expected numbers, got the empty shape {shapes[empty]}.",
+            remedy="Save the model again; DeepSpeed's ZeRO 3 needs its zero_to_fp32.py first.",
         )
     patch_size = shapes["patch_embed.proj.weight"][2]
     hidden = shapes["blocks.0.mlp.fc1.weight"][0]
@@ -243,7 +256,7 @@ def _read_pickle(path: Path) -> object:
                 f"{path}: expected a whole checkpoint, got one that was cut short (its index is missing).",
                 remedy="Fetch or save it again.",
             )
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_companions()):
             if mapped:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             with _Bounded(io.FileIO(path)) as file:
@@ -260,6 +273,18 @@ def _read_pickle(path: Path) -> object:
             f"{path}: expected a checkpoint of torch.save, got a file that can't be read ({_first_line(error)}).",
             remedy="Fetch or save it again.",
         ) from error
+
+
+def _companions() -> list[Any]:
+    """What checkpoints hold beside weights and what runs no code: options, an accuracy as numpy's number, paths."""
+    scalar: Any = np.float64(0).__reduce__()[0]
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # before numpy 2, and since
+    path = type(Path())
+    paths = [
+        (path, f"pathlib.{path.__name__}"),
+        (path, f"pathlib._local.{path.__name__}"),
+    ]  # before Python 3.13, and since
+    return [argparse.Namespace, np.dtype, *(type(np.dtype(kind)) for kind in "?bhilBHILefd"), *names, *paths]
 
 
 def _refusal(path: Path, error: Exception) -> WeightsError:
@@ -279,18 +304,10 @@ def _refusal(path: Path, error: Exception) -> WeightsError:
     )
 
 
-def _find_state_dict(content: object, depth: int = 0) -> Mapping[str, object] | None:
-    """The state dict inside what a file held: the content itself, or the first nest that has one."""
-    # A dictionary may hold itself: the depth ends that, and leaves few enough places to look at.
-    if not isinstance(content, Mapping) or depth > MAX_NESTS:
-        return None
-    if any(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
-        return {key: value for key, value in content.items() if isinstance(key, str)}
-    for nest in NESTS:
-        found = _find_state_dict(content.get(nest), depth + 1)
-        if found is not None:
-            return found
-    return None
+def _named(path: Path, error: WeightsError) -> WeightsError:
+    """The error with the file's name before it, once."""
+    problem = error.problem if error.problem.startswith(str(path)) else f"{path}: {error.problem}"
+    return WeightsError(problem, remedy=error.remedy)
 
 
 def _require_cait(shapes: dict[str, tuple[int, ...]]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from deepcait.errors import ConfigError, WeightsError
+from deepcait.errors import ConfigError, DeepcaitWarning, WeightsError
 from deepcait.model.alternatives import lay_over
 from deepcait.model.cait import CaiT
 from deepcait.model.networks import TEACHERS, build_model, is_model_name, named_config
@@ -24,7 +24,7 @@ from deepcait.weights.layouts import (
     StateDict,
     image_size,
     infer_config,
-    read_checkpoint,
+    read_weights,
     variant_name,
 )
 from deepcait.weights.published import published
@@ -123,7 +123,7 @@ def resolve(
         return _resolve_random(spec, lay_over(named_config(spec).replace(**wanted), ablation or {}), classes)
     stored = _find(spec, img_size, shapes_only=False)
     if "notes" in stored.provenance:
-        warnings.warn(f"{spec}: {stored.provenance['notes']}.", stacklevel=2)
+        warnings.warn(f"{spec}: {stored.provenance['notes']}.", DeepcaitWarning, stacklevel=2)
     config = lay_over(stored.config.replace(**wanted), ablation or {})
     # Bare integers are indices of the released classes: the head stays, and so do the names.
     classes = stored.classes if _are_indices(classes, stored.classes) else classes
@@ -342,7 +342,7 @@ def _find_keras(path: Path, shapes_only: bool, provenance: dict[str, Any]) -> _S
 
 
 def _find_file(path: Path, img_size: int | tuple[int, int] | None, shapes_only: bool) -> _Stored:
-    state_dict = read_checkpoint(path, shapes_only=shapes_only)
+    state_dict, notes = read_weights(path, shapes_only=shapes_only)
     try:
         config = infer_config(state_dict)
     except WeightsError:
@@ -356,7 +356,9 @@ def _find_file(path: Path, img_size: int | tuple[int, int] | None, shapes_only: 
         state_dict=state_dict,
         classes=wnids() if released else None,
         pretrained_cfg=released_cfg(released.name, config) if released else pretrained_cfg_of(config),
-        provenance={"source": str(path)} | (released.story if released else {}),
+        provenance={"source": str(path)}
+        | (released.story if released else {})
+        | ({"notes": "; ".join(notes)} if notes else {}),
     )
 
 

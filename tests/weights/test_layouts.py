@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from deepcait.errors import WeightsError
+from deepcait.errors import DeepcaitWarning, WeightsError
 from deepcait.model import CaiT, CaiTConfig, variant_config
 from deepcait.model.variants import variant_names
 from deepcait.weights.layouts import (
@@ -18,6 +21,7 @@ from deepcait.weights.layouts import (
     infer_config,
     official_layout,
     read_checkpoint,
+    read_weights,
     variant_name,
 )
 from deepcait.weights.spec import resolve
@@ -42,6 +46,35 @@ LAYOUTS = {
     "only averaged": lambda sd: {"model_ema": sd, "optimizer": {"state": {}, "param_groups": []}},
     "nest in nest": lambda sd: {"state_dict": {"model": wrapped(sd, "module.")}},
     "companions": lambda sd: sd | {"epoch": 3, "args": argparse.Namespace()},
+    "numbers as tensors": lambda sd: {
+        "epoch": 5,
+        "state_dict": wrapped(sd, "module."),
+        "best_acc1": torch.tensor([7.0]),
+    },
+    "a loss beside": lambda sd: {"model": sd, "loss": torch.tensor(0.3)},
+    "numpy's numbers": lambda sd: {"model": sd, "acc": np.float64(0.5), "best": np.float32(1), "step": np.int64(3)},
+    "a path": lambda sd: {"model": sd, "out": Path("runs/a")},
+    "Lightning": lambda sd: {
+        "state_dict": wrapped(sd, "model.") | {"criterion.weight": torch.ones(4), "train_acc.total": torch.tensor(3)},
+        "pytorch-lightning_version": "2.5.0",
+        "loops": {"fit_loop": {"state_dict": {}}},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}],
+    },
+    "timm in transformers": lambda sd: wrapped(sd, "timm_model."),
+    "AveragedModel": lambda sd: wrapped(sd, "module.") | {"n_averaged": torch.tensor(9)},
+    "FSDP": lambda sd: wrapped(sd, "_fsdp_wrapped_module."),
+    "checkpointed blocks": lambda sd: {key.replace(".0.", ".0._checkpoint_wrapped_module.", 1): sd[key] for key in sd},
+    "Fabric": lambda sd: {"model": wrapped(sd, "_forward_module.", "module.")},
+    "DeepSpeed": lambda sd: {"module": sd, "buffer_names": [], "optimizer": None, "ds_version": "0.17"},
+    "any key": lambda sd: {"acc": 91.2, "weights": {"net": sd}},
+    "a list of models": lambda sd: {"models": [{"fc.weight": torch.ones(2, 2)}, sd]},
+    "Sequential": lambda sd: {"0.mean": torch.ones(3)} | wrapped(sd, "1."),
+    "student and teacher": lambda sd: {
+        "teacher": wrapped({key: value + 1 for key, value in sd.items()}, "module.", "backbone."),
+        "student": wrapped(sd, "module.", "backbone.") | {"module.head.mlp.0.weight": torch.ones(2, 2)},
+    },
+    "two in one mapping": lambda sd: wrapped({key: value + 1 for key, value in sd.items()}, "ema.model.") | sd,
+    "eight deep": lambda sd: {"a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": sd}}}}}}}},
 }
 
 
@@ -292,17 +325,49 @@ def test_dictionaries_within_themselves_and_shared_nests(tmp_path):
             read_checkpoint(tmp_path / f"{name}.pth")
 
 
-@pytest.mark.parametrize("depth", [4, 5])
-def test_how_deep_a_state_dict_may_lie(tiny, tmp_path, depth):
+def test_a_state_dict_deeper_than_eight_keys_is_not_looked_for(tiny, tmp_path):
     content = tiny().state_dict()
-    for _ in range(depth):
+    for _ in range(9):
         content = {"model": content}
     torch.save(content, tmp_path / "w.pth")
-    if depth == 4:
-        assert_same(read_checkpoint(tmp_path / "w.pth"), tiny().state_dict())
-    else:
-        with pytest.raises(WeightsError, match="got no tensors there"):
-            read_checkpoint(tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="got no tensors there"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "notes"),
+    [
+        (lambda sd: {"model": wrapped(sd, "module.")}, []),
+        (lambda sd: {"state_dict": wrapped(sd, "net.")}, ["took 'net.' off the names of the tensors"]),
+        (
+            lambda sd: wrapped(sd, "backbone.") | {"fc.weight": torch.ones(2, 2)},
+            ["took 'backbone.' off the names of the tensors", "left out fc.weight, which are none of the model's"],
+        ),
+        (
+            lambda sd: {"ema": dict(sd), "model": sd},
+            ["took the weights under model, not those under ema"],
+        ),
+        (
+            lambda sd: wrapped(sd, "student.") | wrapped(sd, "teacher."),
+            ["took 'student.' off the names of the tensors", "took the weights under student, not those under teacher"],
+        ),
+    ],
+)
+def test_what_was_taken_off_and_left_out_is_said(tiny, tmp_path, content, notes):
+    torch.save(content(tiny().state_dict()), tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth")[1] == notes
+    if notes:
+        with pytest.warns(DeepcaitWarning, match=re.escape("; ".join(notes))):
+            resolve(tmp_path / "w.pth")
+
+
+def test_adapters_are_not_taken_for_a_prefix(tiny, tmp_path):
+    """Without its low-rank part a layer is another: no silent loss."""
+    adapted = {key.replace("attn.qkv.", "attn.qkv.base_layer."): value for key, value in tiny().state_dict().items()}
+    adapted["blocks.0.attn.qkv.lora_A.default.weight"] = torch.ones(2, 32)
+    torch.save(wrapped(adapted, "base_model.model."), tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="base_layer"):
+        resolve(tmp_path / "w.pth")
 
 
 def test_views_of_one_tensor_are_not_copied_by_the_thousand(tiny, tmp_path):
