@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from deepcait.evaluation import evaluate
     from deepcait.inference.fold import fold
     from deepcait.model import CaiT, CaiTConfig
+    from deepcait.training.keys import recipe_keys
     from deepcait.weights.registry import create_model, list_models
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "fold",
     "list_models",
     "load",
+    "recipe_keys",
 ]
 
 # Public name -> module that defines it.
@@ -42,6 +44,7 @@ _HOME = {
     "fold": "deepcait.inference.fold",
     "list_models": "deepcait.weights.registry",
     "load": "deepcait.classifier",
+    "recipe_keys": "deepcait.training.keys",
 }
 
 

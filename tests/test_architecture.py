@@ -53,8 +53,8 @@ ORDER = {
         "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
     ],
     "training": [
-        "schedule", "losses", "strict", "aliases", "recipe", "resume", "compute", "footprint", "optimizer", "average",
-        "checkpoint", "journal",
+        "schedule", "losses", "strict", "aliases", "recipe", "keys", "resume", "compute", "footprint", "optimizer",
+        "average", "checkpoint", "journal",
         "teacher", "start", "notes", "step", "watch", "skips", "loop", "run", "plan",
     ],
     "evaluation": [
@@ -74,8 +74,8 @@ ORDER = {
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
     "cli": [
-        "exits", "console", "options", "engine", "main", "models", "info", "doctor", "eval", "predict", "explain",
-        "report", "train", "bench", "study", "serve", "export", "push", "demo",
+        "exits", "console", "options", "engine", "main", "models", "info", "recipes", "doctor", "eval", "predict",
+        "explain", "report", "train", "bench", "study", "serve", "export", "push", "demo",
     ],
 }  # fmt: skip
 

@@ -32,6 +32,7 @@ from deepcait.errors import ConfigError, DeepcaitError, DeepcaitWarning, Stopped
 VERBS = {
     "models": "every variant: parameters, multiply-adds, published accuracy",
     "info": "one model: the same, its preprocessing, classes and provenance",
+    "recipes": "recipes, and every key with its default, type and meaning",
     "doctor": "check a data set: damaged, duplicate, stray and mislabelled images",
     "train": "train, fine-tune or distil a model on your images",
     "eval": "measure models on labelled images",

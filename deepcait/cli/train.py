@@ -9,7 +9,7 @@ Examples:
     deepcait train --data photos --out runs/t --teacher runs/photos --set epochs=10 mix.mixup=0.2
     torchrun --nproc-per-node 8 -m deepcait train --data imagenet:ROOT --out runs/xxs24 --recipe pretrain
 
-Recipes and their keys are listed in docs/recipes.md; `config.yaml` of a run holds every key with its value.
+`deepcait recipes` lists recipes and every key; `config.yaml` of a run holds each key with its value.
 The run ends with its report, RUN/report.html: one page that needs no network.
 Stopped by Ctrl-C or SIGTERM it finishes the step, saves, and exits with 75; --resume then goes on to the same bits.
 """

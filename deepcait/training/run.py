@@ -45,7 +45,7 @@ from deepcait.weights.spec import Resolved
 # Sections of the recipe that a trained model need not remember.
 _NOT_OF_THE_MODEL = ("about", "keep", "compute", "data")
 # What a kill in the first moment of a run leaves behind: the unfinished config.yaml.
-_UNFINISHED_CONFIG = ".config.yaml.*.new"
+_UNFINISHED_CONFIG = ".config.yaml*.new"  # 0.1 wrote .config.yaml.new
 _EVALUATION_BATCH = 64
 _MANY_IMAGES = 5000
 

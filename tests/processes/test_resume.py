@@ -238,7 +238,9 @@ def test_a_damaged_file_of_a_run_is_named(bench, stopped_run, capsys, name, cont
     assert everything(stopped_run) == before
 
 
-@pytest.mark.parametrize("left", [[".config.yaml.new"], ["config.yaml"], ["config.yaml", ".data.json.new"]])
+@pytest.mark.parametrize(
+    "left", [[".config.yaml.new"], [".config.yaml.0a1b.new"], ["config.yaml"], ["config.yaml", ".data.json.new"]]
+)
 def test_a_kill_in_the_first_moments_leaves_a_startable_folder(bench, stopped_run, tmp_path, nursery, left):
     run = tmp_path / "run"
     run.mkdir()
