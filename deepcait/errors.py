@@ -63,6 +63,10 @@ class DeepcaitWarning(UserWarning):
     """What a user should know although the work can be done; the command prints it as one line."""
 
 
+class EvaluationWarning(DeepcaitWarning):
+    """A sign that an evaluation does not measure what was meant: its preprocessing, class order, labels or weights."""
+
+
 def some(names: Sequence[str], most: int = 5) -> str:
     """Write a list into a message, cut short after `most` names."""
     rest = len(names) - most

@@ -55,7 +55,7 @@ ORDER = {
     "training": [
         "schedule", "losses", "strict", "aliases", "recipe", "keys", "resume", "compute", "footprint", "optimizer",
         "average", "checkpoint", "journal",
-        "teacher", "start", "notes", "step", "watch", "skips", "loop", "run", "plan",
+        "teacher", "start", "notes", "step", "watch", "skips", "validation", "loop", "run", "plan",
     ],
     "evaluation": [
         "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",
@@ -78,6 +78,9 @@ ORDER = {
         "explain", "report", "train", "bench", "study", "serve", "export", "push", "demo",
     ],
 }  # fmt: skip
+
+# Names of parameters that no function has, and what to do instead.
+PASSED_THROUGH = {"evaluate": "import deepcait.evaluation", "warn": "use the module warnings, or logging"}
 
 MAX_FUNCTION_LINES = 60  # without its docstring
 MAX_FILE_LINES = 400
@@ -222,6 +225,21 @@ def docstring_faults(sources: dict[str, str]) -> list[str]:
     return sorted(faults)
 
 
+def parameter_faults(sources: dict[str, str]) -> list[str]:
+    """Parameters through which something travels that has a place of its own: evaluation, or the messages."""
+    faults = []
+    for module, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                continue
+            given = node.args
+            for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg):
+                if argument is not None and argument.arg in PASSED_THROUGH:
+                    where = getattr(node, "name", "lambda")
+                    faults.append(f"{module}.{where}: parameter {argument.arg}; {PASSED_THROUGH[argument.arg]}")
+    return sorted(faults)
+
+
 # -- the package ------------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +275,10 @@ def test_functions_fit_a_screen_and_files_have_one_purpose(sources):
 
 def test_every_module_begins_with_a_sentence(sources):
     assert_none(docstring_faults(sources))
+
+
+def test_nothing_travels_as_a_parameter_that_can_be_imported(sources):
+    assert_none(parameter_faults(sources))
 
 
 def test_the_model_is_only_mathematics(sources):
@@ -380,6 +402,21 @@ def test_a_long_function_and_a_long_file_are_found():
     assert len(size_faults({"m": f"class C:\n    async def f():\n{inner}"})) == 1
     assert size_faults({"m": "x = 1\n" * MAX_FILE_LINES}) == []
     assert len(size_faults({"m": "x = 1\n" * (MAX_FILE_LINES + 1)})) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def train(recipe, evaluate): ...",
+        "def train(recipe, *, warn=print): ...",
+        "class Watch:\n    async def __init__(self, warn, /): ...",
+        "run = lambda warn: warn",
+        "def f(**evaluate): ...",
+    ],
+)
+def test_a_parameter_that_is_passed_through_is_found(source):
+    assert parameter_faults({"m": "def train(recipe, resume): evaluate(recipe)"}) == []
+    assert len(parameter_faults({"m": source})) == 1
 
 
 @pytest.mark.parametrize("source", ["", "x = 1", '"""Utilities."""', '"""A heading without its end\n\nText."""'])

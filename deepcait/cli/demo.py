@@ -92,7 +92,6 @@ def _fine_tune(
     """Teach it animal or vehicle; return what it answered before and after, and the run."""
     from deepcait.classifier import load
     from deepcait.cli.report import write_at_end
-    from deepcait.cli.train import _evaluate
     from deepcait.data import open_source
     from deepcait.training.recipe import load_recipe
     from deepcait.training.run import train
@@ -104,7 +103,7 @@ def _fine_tune(
     recipe = load_recipe("demo", [f"data.source=csv:{groups}"])
     console.say(f"recipe         demo: {recipe.epochs} epochs; the list of photographs: {groups}")
     before = _grouped(nano, test)
-    train(recipe, run_folder, evaluate=_evaluate, say=console.say)
+    train(recipe, run_folder, say=console.say)
     after = _measure(load(run_folder, device="cpu"), open_source(f"csv:{groups}", "test"))
     for when, found in (("before", before), ("after", after)):
         console.say(
@@ -140,10 +139,13 @@ def _group(name: str) -> str:
 
 
 def _measure(classifier: Classifier, source: Source) -> dict[str, Any]:
+    import warnings
+
+    from deepcait.errors import EvaluationWarning
     from deepcait.evaluation import evaluate
 
-    # What guessing gives stands beside each figure.
-    metrics = evaluate(classifier, source, batch_size=50, device="cpu", warn=lambda text: None)
+    with warnings.catch_warnings(action="ignore", category=EvaluationWarning):  # chance is printed with each figure
+        metrics = evaluate(classifier, source, batch_size=50, device="cpu")
     facts = metrics.to_dict()
     return {key: facts[key] for key in ("num_images", "correct1", "top1")}
 

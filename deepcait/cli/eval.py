@@ -17,6 +17,7 @@ from __future__ import annotations
 import datetime
 import shlex
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,7 +26,7 @@ import tyro
 
 from deepcait.cli.console import Console, is_main_process, percent
 from deepcait.cli.engine import choose_engine
-from deepcait.errors import ConfigError
+from deepcait.errors import ConfigError, EvaluationWarning
 
 if TYPE_CHECKING:
     import torch
@@ -173,7 +174,10 @@ def _measure(
     if chosen.engine is not None:
         network = build_engine(chosen.engine, found.model.to(device), threads=chosen.threads)
     _print_setup(console, args, spec, source, found, preprocessing)
-    with console.progress("evaluating") as progress:
+    ignored = warnings.catch_warnings(
+        action="ignore", category=EvaluationWarning
+    )  # printed below, as part of the result
+    with console.progress("evaluating") as progress, ignored:
         metrics = evaluate(
             network,
             source,
@@ -186,16 +190,15 @@ def _measure(
             real_labels=args.real_labels,
             device=device,
             progress=progress,
-            warn=lambda text: None,
         )
     # Figures of a release hold for its own resolution.
     expected = expected_accuracy(found, args.protocol, source, class_mask) if img_size is None else None
-    warnings = [*metrics.warnings, *_more_warnings(metrics, expected, source, args)]
-    warnings += _seen_in_training(found, source, args)
+    texts = [*metrics.warnings, *_more_warnings(metrics, expected, source, args)]
+    texts += _seen_in_training(found, source, args)
     _print_metrics(console, metrics, expected)
-    for text in warnings:
+    for text in texts:
         console.note(f"warning: {text}")
-    return _row(spec, args, chosen.engine, source, found, preprocessing, metrics, expected, warnings), metrics.records
+    return _row(spec, args, chosen.engine, source, found, preprocessing, metrics, expected, texts), metrics.records
 
 
 def _split_of_run(spec: str) -> Path | None:

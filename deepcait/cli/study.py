@@ -67,7 +67,6 @@ class Args:
 
 def run(args: Args) -> int | None:
     """Run the study, and print its table."""
-    from deepcait.cli.train import _evaluate
     from deepcait.study.grid import load_grid
     from deepcait.study.run import run_study, start_study
     from deepcait.study.table import markdown
@@ -82,7 +81,7 @@ def run(args: Args) -> int | None:
     fixed = {"epochs": args.epochs, "images": args.images, "val_images": args.val_images or None}
     plan = start_study(args.out, wished, fixed, lambda: _plan(args, grid, wished, console))
     console.say(f"{grid.title}: {len(grid.rows)} x {len(grid.columns)} cells, {plan.seeds} seeds, {plan.epochs} epochs")
-    found = run_study(args.out, grid, plan, evaluate=_evaluate, say=console.say)
+    found = run_study(args.out, grid, plan, say=console.say)
     console.say(f"\n{markdown(found, grid)}")
     console.say(f"page           {args.out / 'table.md'}")
     console.say(f"raw            {args.out / 'results.json'}")

@@ -78,7 +78,7 @@ def run(args: Args) -> int | None:
             write_at_end(args.out, console, device=recipe.compute.device)
         console.result(_facts(args.out))
         return
-    outcome = train(recipe, args.out, evaluate=_evaluate, resume=args.resume, say=console.say)
+    outcome = train(recipe, args.out, resume=args.resume, say=console.say)
     console.say(f"done: best top-1 {outcome.best_top1:.2%} in epoch {outcome.best_epoch}")
     console.say(f"model:     {args.out / 'best'}")
     write_at_end(args.out, console, device=recipe.compute.device)
@@ -113,13 +113,6 @@ def _lay_over(recipe: Recipe, args: Args) -> Recipe:
         compute = dataclasses.replace(recipe.compute, compile=args.engine == "compile")
         recipe = dataclasses.replace(recipe, compute=compute)
     return recipe
-
-
-def _evaluate(model, source, **how) -> dict:
-    from deepcait.evaluation import evaluate
-
-    # Early in training a model does guess; the journal has the figures.
-    return evaluate(model, source, warn=lambda text: None, **how).to_dict()
 
 
 def _facts(folder: Path) -> dict:

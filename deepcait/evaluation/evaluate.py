@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from deepcait.data import Preprocessing, Source
-from deepcait.errors import ConfigError
+from deepcait.errors import ConfigError, EvaluationWarning
 from deepcait.evaluation.classes import model_classes, pretrained_cfg
 from deepcait.evaluation.counts import Metrics
 from deepcait.evaluation.measure import Loading, Wanted, is_shared, measure
@@ -57,7 +57,6 @@ def evaluate(
     real_labels: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
-    warn: Callable[[str], None] | None = None,
 ) -> Metrics:
     """Count right answers and add up the loss over every image once, then divide.
 
@@ -85,10 +84,12 @@ def evaluate(
         real_labels: for "real": the file of labels; None takes the copy in timm's package.
         device: the model is moved there and stays; None leaves it where it is.
         progress: called after each step with the images done and to do, of this process.
-        warn: called with each sentence that a safeguard has to say; None makes it a Python warning.
 
     Returns:
         The metrics, with `records` of every image and the `warnings`.
+
+    Warns:
+        EvaluationWarning: for each of the metrics' `warnings`; under torch.distributed in process 0 only.
 
     Raises:
         ConfigError: no torch module, an unknown protocol or split, no preprocessing known, a class mask that does not
@@ -104,12 +105,13 @@ def evaluate(
         model.to(device)
     device = next((tensor.device for tensor in model.parameters()), torch.device(device or "cpu"))
     how = Loading(batch_size, num_workers, device)
-    counts, records = measure(model, wanted, range(len(task.source)), preprocessing, how, progress)
+    ((counts, records),) = measure([model], wanted, range(len(task.source)), preprocessing, how, progress)
     metrics = counts.metrics()
 
     def ask_again(other: Preprocessing, rows: Sequence[int]) -> Records:
         positions = records.positions_N[list(rows)].tolist()
-        return measure(model, wanted, positions, other, how)[1]
+        ((_, again),) = measure([model], wanted, positions, other, how)
+        return again
 
     found = wrong_order(records)
     unknown = given is not None and not declares_normalisation(model)
@@ -122,13 +124,14 @@ def evaluate(
         near_chance(metrics, records.num_possible) or near_constant(metrics, records),
         found[0] if found else None,
     ]
-    told = tuple(warning for warning in warnings if warning is not None)
-    _tell(told, warn)
+    warnings = tuple(warning for warning in warnings if warning is not None)
+    for text in warnings if not is_shared() or dist.get_rank() == 0 else ():
+        python_warnings.warn(text, EvaluationWarning, stacklevel=2)
     return dataclasses.replace(
         metrics,
         num_skipped=task.num_skipped,
         records=records,
-        warnings=told,
+        warnings=warnings,
         proposed_order=found[1] if found else None,
     )
 
@@ -162,14 +165,3 @@ def model_preprocessing(model: nn.Module) -> Preprocessing:
             remedy="Pass preprocessing=deepcait.data.Preprocessing(img_size=(224, 224)), for example.",
         )
     return Preprocessing.from_pretrained_cfg(cfg)
-
-
-def _tell(warnings: Sequence[str], warn: Callable[[str], None] | None) -> None:
-    if is_shared() and dist.get_rank() != 0:
-        return
-    for text in warnings:
-        if warn is not None:
-            warn(text)
-        else:
-            # The line of whoever called `evaluate`.
-            python_warnings.warn(text, UserWarning, stacklevel=3)

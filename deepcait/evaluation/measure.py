@@ -1,8 +1,9 @@
-"""Measure a model on the images of a task: each image once, whatever batch or process it falls to."""
+"""The one evaluation loop: models on the images of a task, each image once, whatever batch or process it falls to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,34 +61,42 @@ class _Answers:
 
 
 def measure(
-    model: nn.Module,
+    models: Sequence[nn.Module],
     wanted: Wanted,
     positions: Sequence[int],
     preprocessing: Preprocessing,
     how: Loading,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Counts, Records]:
-    """Return counts and records over some images of the task, over all processes, the same in each of them.
+) -> list[tuple[Counts, Records]]:
+    """Return counts and records of each model over some images of the task, the same in every process.
+
+    Each image is read once, whatever the number of models.
 
     Args:
+        models: each returns logits (B, K) for images (B, C, H, W).
         positions: of the images in the task's source.
         progress: called after each step with the images done and to do, of this process.
 
     Raises:
         DataError, ConfigError, ShapeError: as `evaluate`; what one process raises, all of them raise.
     """
-    own = _share(positions)
-    error, counts, parts = None, Counts(), []
+    tallies = [_Tally(model, wanted) for model in models]
+    error = None
     try:
-        counts, parts = _count(model, wanted, own, preprocessing, how, progress)
+        _count(tallies, wanted, _share(positions), preprocessing, how, progress)
     except DeepcaitError as caught:
         error = caught
-    parts = _gather_or_raise(error, parts)
-    counts = counts.merge(how.device if is_shared() and dist.get_backend() == "nccl" else "cpu")
-    if not parts:
-        counts.metrics()  # raises: no image
-    classes = _class_names(wanted, parts[0].num_classes)
-    return counts, join(parts, wanted.task.source.names, classes)
+    everyone = _gather_or_raise(error, [tally.parts for tally in tallies])
+    device = how.device if is_shared() and dist.get_backend() == "nccl" else "cpu"
+    measured = []
+    for number, tally in enumerate(tallies):
+        counts = tally.counts.merge(device)
+        parts = [part for own in everyone for part in own[number]]
+        if not parts:
+            counts.metrics()  # raises: no image
+        classes = _class_names(wanted, parts[0].num_classes)
+        measured.append((counts, join(parts, wanted.task.source.names, classes)))
+    return measured
 
 
 def is_shared() -> bool:
@@ -95,32 +104,50 @@ def is_shared() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+class _Tally:
+    """Counts and records of one model over the images of this process."""
+
+    def __init__(self, model: nn.Module, wanted: Wanted) -> None:
+        self.model = model
+        self.wanted = wanted
+        self.counts = Counts()
+        self.parts: list[Records] = []
+        self.answers: _Answers | None = None
+
+    def add(self, images_BCHW: Tensor, positions_B: Tensor) -> None:
+        """Run the model on a batch and count."""
+        logits_BK = _logits(self.model, images_BCHW)
+        self.answers = self.answers or _answers(self.wanted, logits_BK.shape[1])
+        if self.answers.mask_K is not None:
+            logits_BK = logits_BK.masked_fill(~self.answers.mask_K.to(logits_BK.device), -torch.inf)
+        labels_BL = self.answers.labels_NL[positions_B]
+        scores = score(logits_BK, labels_BL)
+        self.counts.add(*scores)
+        self.parts.append(record(positions_B, logits_BK, labels_BL, scores, self.answers.num_possible))
+
+
 def _count(
-    model: nn.Module,
+    tallies: Sequence[_Tally],
     wanted: Wanted,
     own: Sequence[int],
     preprocessing: Preprocessing,
     how: Loading,
     progress: Callable[[int, int], None] | None,
-) -> tuple[Counts, list[Records]]:
+) -> None:
     """Count over the images of this process."""
-    counts, answers, parts = Counts(), None, []
-    own_N = torch.tensor(own)
-    with evaluation_mode(model):
+    own_N, done = torch.tensor(own), 0
+    with ExitStack() as modes:
+        for tally in tallies:
+            modes.enter_context(evaluation_mode(tally.model))
         for images_BCHW, labels_B, indices_B in _loader(wanted.task.source, own, preprocessing, how):
-            logits_BK = _logits(model, images_BCHW.to(how.device, non_blocking=True))
+            images_BCHW = images_BCHW.to(how.device, non_blocking=True)
             positions_B = own_N[indices_B]
             _require_labels(labels_B, positions_B, wanted.task)
-            answers = answers or _answers(wanted, logits_BK.shape[1])
-            if answers.mask_K is not None:
-                logits_BK = logits_BK.masked_fill(~answers.mask_K.to(logits_BK.device), -torch.inf)
-            labels_BL = answers.labels_NL[positions_B]
-            scores = score(logits_BK, labels_BL)
-            counts.add(*scores)
-            parts.append(record(positions_B, logits_BK, labels_BL, scores, answers.num_possible))
+            for tally in tallies:
+                tally.add(images_BCHW, positions_B)
+            done += len(indices_B)
             if progress is not None:
-                progress(counts.num_images, len(own))
-    return counts, parts
+                progress(done, len(own))
 
 
 def _loader(source: Source, own: Sequence[int], preprocessing: Preprocessing, how: Loading) -> RaisingLoader:
@@ -153,17 +180,17 @@ def _class_names(wanted: Wanted, num_classes: int) -> list[str] | None:
     return class_names(wanted.task.source, wanted.classes, num_classes)
 
 
-def _gather_or_raise(error: DeepcaitError | None, parts: list[Records]) -> list[Records]:
-    """Return the parts of all processes, or raise the first error of any in all of them: none waits for another."""
-    told: list[Any] = [(error, parts)]
+def _gather_or_raise(error: DeepcaitError | None, own: list[list[Records]]) -> list[list[list[Records]]]:
+    """Return what each process has, or raise the first error of any in all of them: none waits for another."""
+    everyone: list[Any] = [(error, own)]
     if is_shared():
-        told = [None] * dist.get_world_size()
+        everyone = [None] * dist.get_world_size()
         gather: Any = dist.all_gather_object  # its annotation is narrower than what it takes
-        gather(told, (error, parts))
-    for raised, _ in told:
+        gather(everyone, (error, own))
+    for raised, _ in everyone:
         if raised is not None:
             raise raised
-    return [part for _, own in told for part in own]
+    return [theirs for _, theirs in everyone]
 
 
 def _share(positions: Sequence[int]) -> Sequence[int]:

@@ -83,7 +83,6 @@ def run_study(
     grid: Grid,
     plan: StudyPlan,
     *,
-    evaluate: Callable[..., dict],
     say: Callable[[str], None],
     live: bool | None = None,
 ) -> dict[str, Any]:
@@ -93,7 +92,6 @@ def run_study(
 
     Args:
         folder: of the study. grid: the study. plan: from `start_study`.
-        evaluate: as `train` takes it.
         say: prints a line. live: draw a progress bar in each cell.
 
     Raises:
@@ -106,7 +104,7 @@ def run_study(
         while waiting := [cell for cell in cells if read_outcome(folder, cell).state == "open"]:
             did_something = False
             for cell in waiting:
-                if _try(folder, grid, plan, cell, evaluate, say, live):
+                if _try(folder, grid, plan, cell, say, live):
                     did_something = True
                     _report(folder, grid, plan)
             if not did_something:
@@ -127,7 +125,6 @@ def _try(
     grid: Grid,
     plan: StudyPlan,
     cell: Cell,
-    evaluate: Callable[..., dict],
     say: Callable[[str], None],
     live: bool | None,
 ) -> bool:
@@ -148,7 +145,7 @@ def _try(
         say(f"\ncell {done + 1} of {len(all_cells)}: {cell.row.title}, {cell.column.title}, seed {cell.seed}")
         recipe = cell_recipe(grid, plan, cell, folder / "cells")
         try:
-            outcome = train(recipe, folder / "cells" / cell.name, evaluate=evaluate, resume=True, say=say, live=live)
+            outcome = train(recipe, folder / "cells" / cell.name, resume=True, say=say, live=live)
             say(f"top-1 {outcome.best_top1:.2%}")
         except DivergedError as error:
             _fail(folder, cell, error.problem)

@@ -41,6 +41,7 @@ from deepcait.training.schedule import LearningRate
 from deepcait.training.skips import Skips
 from deepcait.training.step import Stepper, StepResult
 from deepcait.training.teacher import TeacherView
+from deepcait.training.validation import Validation
 from deepcait.training.watch import Watch
 
 
@@ -49,7 +50,7 @@ class Job:
     """What a run needs, found and checked before anything is written.
 
     model: on its device, raw. samples and order: the training data. num_classes: K.
-    evaluate: model -> accuracies of the validation data (`top1`, `top5`, `loss`), the same on every process.
+    validation: measures models, see `Validation`.
     save_model: writes a model folder: (name, model, average or None, metrics).
     """
 
@@ -59,7 +60,7 @@ class Job:
     samples: TrainingSet
     order: Order
     num_classes: int
-    evaluate: Callable[[nn.Module], dict]
+    validation: Validation
     save_model: Callable[[str, CaiT, WeightAverage | None, dict], None]
     processes: Processes
     device: torch.device
@@ -260,9 +261,10 @@ class Trainer:
         """Measure the raw weights, and the averaged ones where they are kept; save models and a checkpoint."""
         self._require_finite_weights()
         p, job = self.progress, self.job
-        metrics = {"raw": job.evaluate(job.model)}
+        models: dict[str, nn.Module] = {"raw": job.model}
         if self.average:
-            metrics["ema"] = job.evaluate(self.average.module)
+            models["ema"] = self.average.module
+        metrics = job.validation.measure(models)
         which = "ema" if self.average and self.recipe.ema.evaluated else "raw"
         row = dict(metrics[which]) | {"weights": which}
         row |= {

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from deepcait.data import Preprocessing, Source, list_splits, open_split
 from deepcait.data.augment import build_augmentation
@@ -38,6 +37,7 @@ from deepcait.training.notes import notes_of
 from deepcait.training.recipe import Recipe
 from deepcait.training.start import keep_start, kept_start, start_model, start_of
 from deepcait.training.teacher import load_teacher
+from deepcait.training.validation import Validation
 from deepcait.training.watch import Watch
 from deepcait.weights.artefact import save_artefact
 from deepcait.weights.spec import Resolved
@@ -46,8 +46,6 @@ from deepcait.weights.spec import Resolved
 _NOT_OF_THE_MODEL = ("about", "keep", "compute", "data")
 # What a kill in the first moment of a run leaves behind: the unfinished config.yaml.
 _UNFINISHED_CONFIG = ".config.yaml*.new"  # 0.1 wrote .config.yaml.new
-_EVALUATION_BATCH = 64
-_MANY_IMAGES = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +63,6 @@ def train(
     recipe: Recipe,
     folder: Path,
     *,
-    evaluate: Callable[..., dict],
     resume: bool = False,
     say: Callable[[str], None] | None = print,
     live: bool | None = None,
@@ -75,8 +72,6 @@ def train(
     Args:
         recipe: with `data.source` filled.
         folder: of the run; must not hold one yet, unless `resume`.
-        evaluate: called as evaluate(model, source, preprocessing=, batch_size=, num_workers=, device=); returns
-            `top1`, `top5`, `loss` and counts, the same on every process.
         resume: go on with the run in `folder`, or start it where there is none; a finished one stays as it is.
         say: prints a line, on rank 0 only.
         live: draw a progress bar; None decides by the terminal.
@@ -90,7 +85,7 @@ def train(
     processes = join_processes()
     try:
         say = say if processes.is_main else None
-        return _train(recipe, folder, processes, evaluate, say=say, live=live)
+        return _train(recipe, folder, processes, say=say, live=live)
     except RuntimeError as error:
         if processes.world_size > 1 and is_lost_process(error):
             raise RunError(
@@ -106,7 +101,6 @@ def _train(
     recipe: Recipe,
     folder: Path,
     processes: Processes,
-    evaluate: Callable[..., dict],
     *,
     say: Callable[[str], None] | None,
     live: bool | None,
@@ -130,7 +124,7 @@ def _train(
         samples=TrainingSet(sources[0], build_augmentation(recipe.augment, preprocessing), recipe.seed),
         order=order,
         num_classes=len(classes),
-        evaluate=_evaluation(evaluate, sources[1], preprocessing, recipe, device),
+        validation=Validation(sources[1], classes, preprocessing, num_workers=recipe.data.num_workers, device=device),
         save_model=_model_writer(folder, recipe, found, preprocessing),
         processes=processes,
         device=device,
@@ -273,23 +267,6 @@ def _plan(recipe: Recipe, order: Order, processes: Processes, device: torch.devi
         f"{split}{shared}; learning rate {recipe.peak_lr:g} at its peak; {device}, {recipe.compute.precision}"
     )
     return "\n".join([plan, *(f"note: {note}" for note in notes)])
-
-
-def _evaluation(evaluate, validation: Source, preprocessing: Preprocessing, recipe: Recipe, device) -> Callable:
-    # Starting workers costs seconds; a small validation set is read faster than they start.
-    num_workers = recipe.data.num_workers if len(validation) > _MANY_IMAGES else 0
-
-    def measure(model: nn.Module) -> dict:
-        return evaluate(
-            model,
-            validation,
-            preprocessing=preprocessing,
-            batch_size=_EVALUATION_BATCH,
-            num_workers=num_workers,
-            device=device,
-        )
-
-    return measure
 
 
 def _model_writer(folder: Path, recipe: Recipe, found: Resolved, preprocessing: Preprocessing) -> Callable:

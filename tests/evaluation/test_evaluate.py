@@ -15,6 +15,8 @@ import deepcait
 from deepcait.data import Preprocessing, Subset, open_source
 from deepcait.errors import ConfigError, DataError, ShapeError
 from deepcait.evaluation import evaluate, map_classes
+from deepcait.evaluation.measure import Loading, Wanted, measure
+from deepcait.evaluation.protocols import plan_task
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 TO_4_PX = Preprocessing((4, 4), mean=(0, 0, 0), std=(1, 1, 1))
@@ -118,9 +120,8 @@ def test_a_cait_brings_its_own_preprocessing():
     model = deepcait.create_model("cait_nano_32")
     source = open_source("builtin:demo", "test")
     some = Subset(source, range(0, 500, 10), split="test")
-    how = {"warn": lambda text: None}
-    first, second = (deepcait.evaluate(model, some, batch_size=size, **how) for size in (16, 16))
-    other = deepcait.evaluate(model, some, batch_size=7, **how)
+    first, second = (deepcait.evaluate(model, some, batch_size=size) for size in (16, 16))
+    other = deepcait.evaluate(model, some, batch_size=7)
     assert first == second
     assert (other.correct1, other.correct5) == (first.correct1, first.correct5)
     assert other.loss == pytest.approx(first.loss, abs=1e-5)
@@ -139,16 +140,16 @@ def test_an_unknown_protocol_is_refused(colours):
 def test_a_classifier_is_measured_as_it_is_used():
     few = Subset(open_source("builtin:demo", "test"), range(0, 500, 25), split="test")
     classifier = deepcait.load("builtin:nano", device="cpu")
-    whole = evaluate(classifier, few, warn=print)
-    assert whole == evaluate(classifier.model, few, warn=print)
+    whole = evaluate(classifier, few)
+    assert whole == evaluate(classifier.model, few)
     classifier.preprocessing = dataclasses.replace(classifier.preprocessing, mean=(0.9, 0.9, 0.9))
-    beside = evaluate(classifier, few, warn=print)
+    beside = evaluate(classifier, few)
     assert beside.loss != whole.loss
     assert beside.records.classes == classifier.classes
     own = dataclasses.replace(classifier.preprocessing, mean=(0.1, 0.1, 0.1))
-    assert evaluate(classifier, few, preprocessing=own, warn=print).loss not in (whole.loss, beside.loss)
+    assert evaluate(classifier, few, preprocessing=own).loss not in (whole.loss, beside.loss)
     classifier.network = nn.Sequential(classifier.model)  # an engine, which says nothing of itself
-    assert evaluate(classifier, few, warn=print).loss == beside.loss
+    assert evaluate(classifier, few).loss == beside.loss
 
 
 def test_what_is_no_model_is_named():
@@ -198,3 +199,20 @@ def test_an_error_in_one_process_is_raised_in_all(colours, tmp_path_factory):
     first, second = evaluate_with_two_processes(tmp_path_factory.mktemp("b") / "meeting", colours)
     assert first == second
     assert "1.png" in first
+
+
+def test_several_models_are_measured_while_each_image_is_read_once(colours, monkeypatch):
+    """As a run does with its weights and their average."""
+    source = open_source(colours)
+    read, original = [], type(source).read
+    monkeypatch.setattr(type(source), "read", lambda self, index: (read.append(index), original(self, index))[1])
+    wanted = Wanted(plan_task(source, "folder"), None)
+    loading = Loading(4, 0, torch.device("cpu"))
+    right, wrong = ColourModel(), nn.Sequential(ColourModel())
+    wrong.register_forward_hook(lambda module, inputs, logits: -logits)
+    (first, records), (second, others) = measure([right, wrong], wanted, range(len(source)), TO_4_PX, loading)
+    assert sorted(read) == list(range(len(source)))
+    assert first.metrics() == evaluate(right, source, preprocessing=TO_4_PX)
+    assert second.metrics() == evaluate(wrong, source, preprocessing=TO_4_PX)
+    assert first.correct1 != second.correct1
+    assert records.names == others.names == list(source.names)

@@ -69,6 +69,6 @@ def test_an_answer_outside_of_the_mask_does_not_count(tmp_path):
             light_B1 = images_BCHW.mean((1, 2, 3))[:, None] - 0.5
             return light_B1 * torch.tensor([-3.0, -1.0, 1.0, 3.0])
 
-    how = {"preprocessing": Preprocessing((4, 4), mean=(0, 0, 0), std=(1, 1, 1)), "warn": lambda _: None}
+    how = {"preprocessing": Preprocessing((4, 4), mean=(0, 0, 0), std=(1, 1, 1))}
     assert evaluate(Model(), tmp_path, **how).correct1 == 0
     assert evaluate(Model(), tmp_path, class_mask="data", **how).correct1 == 4

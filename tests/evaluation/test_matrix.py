@@ -45,7 +45,7 @@ def make_source(shuffled: bool) -> Source:
 
 def measure(shuffled: bool, batch_size: int, num_workers: int) -> Metrics:
     source = make_source(shuffled)
-    return evaluate(make_model(), source, batch_size=batch_size, num_workers=num_workers, warn=lambda text: None)
+    return evaluate(make_model(), source, batch_size=batch_size, num_workers=num_workers)
 
 
 def by_name(metrics: Metrics) -> dict:
@@ -128,7 +128,6 @@ def test_the_comparison_can_say_no(straight):
         source,
         preprocessing=Preprocessing((32, 32), mean=(0.3,) * 3, std=(0.3,) * 3),
         batch_size=7,
-        warn=lambda text: None,
     )
     with pytest.raises(AssertionError):
         assert_same(other, straight)

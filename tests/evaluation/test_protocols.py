@@ -35,9 +35,7 @@ from tests.evaluation.tiny_imagenet import (
 
 
 def measure(data, protocol, model=None, **options):
-    return evaluate(
-        model or GreyModel(WNIDS), data, protocol=protocol, preprocessing=PLAIN, warn=lambda text: None, **options
-    )
+    return evaluate(model or GreyModel(WNIDS), data, protocol=protocol, preprocessing=PLAIN, **options)
 
 
 def says(metrics, part: str) -> bool:

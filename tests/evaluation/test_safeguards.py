@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from PIL import Image
@@ -9,6 +11,7 @@ from torch import nn
 
 import deepcait
 from deepcait.data import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Subset, open_source
+from deepcait.errors import EvaluationWarning
 from deepcait.evaluation import evaluate, safeguards
 from deepcait.evaluation import evaluate as evaluate_function
 from deepcait.evaluation.counts import Counts, score
@@ -57,11 +60,10 @@ def test_logits_that_are_no_numbers_are_told():
 def test_an_evaluation_warns_of_a_model_whose_weights_are_damaged():
     model = deepcait.load("builtin:nano", device="cpu").model
     model.head.bias.data[3] = float("nan")
-    told: list[str] = []
     source = Subset(open_source("builtin:demo"), range(3), split="test")
-    metrics = evaluate(model, source, warn=told.append)
+    with pytest.warns(EvaluationWarning, match="the weights are damaged"):
+        metrics = evaluate(model, source)
     assert (metrics.correct1, metrics.correct5) == (0, 0)
-    assert any("the weights are damaged" in text for text in told)
 
 
 # -- the order of the classes -----------------------------------------------------------------------------------------
@@ -134,17 +136,19 @@ def test_numbers_sorted_as_text_are_recognised_among_a_thousand():
 def test_evaluate_proposes_the_order(tmp_path, monkeypatch):
     build_v2(tmp_path, 12)
     names = [str(index) for index in range(12)]
-    right = evaluate(GreyModel(names, **V2_MODEL), tmp_path, preprocessing=PLAIN, warn=pytest.fail)
+    with warnings.catch_warnings(action="error"):
+        right = evaluate(GreyModel(names, **V2_MODEL), tmp_path, preprocessing=PLAIN)
     assert (right.proposed_order, right.warnings) == (None, ())
     reversed_names = GreyModel(names[::-1], **V2_MODEL)
-    told = []
-    metrics = evaluate(reversed_names, tmp_path, preprocessing=PLAIN, warn=told.append)
+    with pytest.warns(EvaluationWarning) as caught:
+        metrics = evaluate(reversed_names, tmp_path, preprocessing=PLAIN)
+    told = [str(one.message) for one in caught]
     assert list(metrics.warnings) == told
     assert any("class order" in text for text in told)
     assert metrics.proposed_order == {index: 11 - index for index in range(12)}
     monkeypatch.setattr(evaluate_module, "wrong_order", lambda records: None)
     assert not any("class order:" in text for text in evaluate(
-        reversed_names, tmp_path, preprocessing=PLAIN, warn=told.append).warnings)  # fmt: skip
+        reversed_names, tmp_path, preprocessing=PLAIN).warnings)  # fmt: skip
 
 
 # -- guessing ---------------------------------------------------------------------------------------------------------
@@ -215,7 +219,7 @@ def test_an_evaluation_names_the_largest_class_where_guessing_is_far(tmp_path):
             Image.new("RGB", (8, 8), (grey,) * 3).save(tmp_path / name / f"{i}.png")
     blind = GreyModel(num_classes=3, step=16)
     blind.greys_K = blind.greys_K + torch.tensor([0.0, 1000.0, 1000.0])  # the first class always wins
-    told = evaluate(blind, tmp_path, preprocessing=PLAIN, warn=print).warnings
+    told = evaluate(blind, tmp_path, preprocessing=PLAIN).warnings
     assert [text for text in told if "guessing" in text] == []
     assert [text for text in told if "60.61 %, 40 of 66 images" in text]
 
@@ -224,11 +228,11 @@ def test_evaluate_warns_of_guessing(tmp_path, monkeypatch):
     build_v2(tmp_path, 12)
     blind = GreyModel(**V2_MODEL)
     blind.greys_K = blind.greys_K + 1000  # the last class always wins
-    with pytest.warns(UserWarning, match=r"8\.33 % is about what guessing gives \(8\.33 %\)") as caught:
+    with pytest.warns(EvaluationWarning, match=r"8\.33 % is about what guessing gives \(8\.33 %\)") as caught:
         evaluate(blind, tmp_path, preprocessing=PLAIN)
     assert caught[0].filename == __file__
     monkeypatch.setattr(evaluate_module, "near_chance", lambda metrics, num_possible: None)
-    assert not any("guessing" in t for t in evaluate(blind, tmp_path, preprocessing=PLAIN, warn=print).warnings)
+    assert not any("guessing" in t for t in evaluate(blind, tmp_path, preprocessing=PLAIN).warnings)
 
 
 # -- preprocessing ----------------------------------------------------------------------------------------------------
@@ -269,16 +273,16 @@ def test_evaluate_warns_of_another_preprocessing(monkeypatch):
     own = Preprocessing.from_pretrained_cfg(model.pretrained_cfg)
     other = Preprocessing(own.img_size, (0.1, 0.2, 0.3), own.std, own.interpolation, own.crop_ratio)
 
-    def warnings(preprocessing):
+    def warnings_of(preprocessing):
         return [text for text in evaluate(
-            model, few, preprocessing=preprocessing, warn=print).warnings
+            model, few, preprocessing=preprocessing).warnings
             if text.startswith("preprocessing")]  # fmt: skip
 
-    assert warnings(own) == []
-    assert warnings(None) == []
-    assert "mean" in warnings(other)[0]
+    assert warnings_of(own) == []
+    assert warnings_of(None) == []
+    assert "mean" in warnings_of(other)[0]
     monkeypatch.setattr(evaluate_module, "other_preprocessing", lambda model, preprocessing: None)
-    assert warnings(other) == []
+    assert warnings_of(other) == []
 
 
 class Trained(nn.Module):
@@ -303,16 +307,17 @@ def test_a_model_that_declares_nothing_is_asked(tmp_path, monkeypatch, mean, std
             grey = round(255 * value) + number - 7
             Image.new("RGB", (8, 8), (grey,) * 3).save(tmp_path / str(label) / f"{number}.png")
     own, wrong = (Preprocessing((8, 8), *pair) for pair in (((mean,) * 3, (std,) * 3), (IMAGENET_MEAN, IMAGENET_STD)))
-    good = evaluate(model, tmp_path, preprocessing=own, warn=pytest.fail)
+    with warnings.catch_warnings(action="error"):
+        good = evaluate(model, tmp_path, preprocessing=own)
     assert good.correct1 == 60
-    bad = evaluate(model, tmp_path, preprocessing=wrong, warn=print)
+    bad = evaluate(model, tmp_path, preprocessing=wrong)
     assert bad.correct1 < 60
     (text,) = [text for text in bad.warnings if text.startswith("preprocessing")]
     own_text = f"mean {mean:g} {mean:g} {mean:g} and std {std:g} {std:g} {std:g}"
     assert f"with {own_text} the model has 60 of 60 images right" in text
     monkeypatch.setattr(evaluate_module, "better_normalisation", lambda *_: None)
     assert not any(t.startswith("preprocessing") for t in evaluate(
-        model, tmp_path, preprocessing=wrong, warn=print).warnings)  # fmt: skip
+        model, tmp_path, preprocessing=wrong).warnings)  # fmt: skip
 
 
 def test_a_normalisation_that_shares_its_mean_or_its_deviation_with_the_right_one_is_asked_too():

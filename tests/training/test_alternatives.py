@@ -28,14 +28,8 @@ TINY += ["global_batch_size=16", "epochs=1", "keep.log_every_steps=1"]
 TINY_CAIT = [*TINY, "shape.depth=2", "shape.patch_size=8", "shape.embed_dim=24", "shape.num_heads=3", "ema.decay=0"]
 
 
-def score(model, source, **how) -> dict:
-    from deepcait.evaluation import evaluate
-
-    return evaluate(model, source, **how).to_dict()
-
-
 def run(folder: Path, recipe: Recipe, **how):
-    return train(recipe, folder, evaluate=score, say=None, live=False, **how)
+    return train(recipe, folder, say=None, live=False, **how)
 
 
 def digest(path: Path) -> str:
@@ -70,7 +64,7 @@ def test_a_setting_that_changes_nothing_is_told(tmp_path, settings, told):
     planned: list[str] = []
     trained: list[str] = []
     facts = plan(recipe, planned.append)
-    train(recipe, tmp_path / "run", evaluate=score, say=trained.append, live=False)
+    train(recipe, tmp_path / "run", say=trained.append, live=False)
     for lines in (planned, trained):
         notes = [line for line in lines if "compute.memory=small changes nothing" in line]
         assert len(notes) == bool(told)

@@ -18,7 +18,7 @@ from deepcait.training.checkpoint import newest_checkpoint, read_checkpoint
 from deepcait.training.journal import read_metrics, read_state
 from deepcait.training.loop import StopRequest, Trainer
 from deepcait.training.recipe import About, Average, Compute, Keep, Optimizer
-from tests.training.tiny import K, Pixels, section, tiny_job, tiny_model, tiny_recipe, train
+from tests.training.tiny import K, Pixels, Scores, section, tiny_job, tiny_model, tiny_recipe, train
 
 
 def full_recipe(**changes):
@@ -80,7 +80,7 @@ def test_a_scale_that_is_still_looked_for_is_no_alarm(tmp_path):
 def test_steps_are_taken_in_training_mode_whatever_an_evaluation_left(tmp_path):
     modes = []
     evaluate = lambda net: {"top1": float(not net.eval().training), "top5": 1.0, "loss": 0.5}  # noqa: E731
-    trainer = Trainer(tiny_job(tmp_path, full_recipe(), model=deep_model(), evaluate=evaluate))
+    trainer = Trainer(tiny_job(tmp_path, full_recipe(), model=deep_model(), validation=Scores(evaluate)))
     wrapped = trainer.stepper
 
     def spy(*args, **how):
@@ -102,7 +102,7 @@ def test_the_last_step_is_evaluated_whatever_the_period(tmp_path, epochs, steps)
         return {"top1": 0.5, "top5": 1.0, "loss": 0.5}
 
     recipe = section(full_recipe(epochs=epochs, ema=Average(decay=0.0)), "keep", evaluate_every_epochs=2)
-    train(tmp_path, recipe, model=deep_model(), evaluate=evaluate)
+    train(tmp_path, recipe, model=deep_model(), validation=Scores(evaluate))
     assert [row["step"] for row in read_metrics(tmp_path) if row["kind"] == "eval"] == steps
     assert tables == [number > 0 for number in range(len(steps))]  # the table is there after the first
 
@@ -445,7 +445,7 @@ def test_a_validation_loss_that_is_none_is_told_and_no_failure(tmp_path):
     said: list[str] = []
     watch = loop.Watch(4, 8, say=said.append, live=False)
     metrics = {"top1": 0.0, "top5": 0.5, "loss": None}
-    train(tmp_path, full_recipe(epochs=1), watch=watch, evaluate=lambda net: metrics)
+    train(tmp_path, full_recipe(epochs=1), watch=watch, validation=Scores(lambda net: metrics))
     assert any("top-1 0.00%, loss not finite (ema weights" in line for line in said)
     assert read_state(tmp_path)["state"] == "finished"
 
@@ -458,7 +458,7 @@ def test_weights_that_an_update_destroyed_are_neither_measured_nor_saved(tmp_pat
     model = deep_model()
     evaluate = lambda net: {"top1": float(net.head.bias.detach().sum()), "top5": 1.0, "loss": 0.5}  # noqa: E731
     trainer = Trainer(
-        tiny_job(tmp_path, recipe, model=model, evaluate=lambda net: (measured.append(1), evaluate(net))[1])
+        tiny_job(tmp_path, recipe, model=model, validation=Scores(lambda net: (measured.append(1), evaluate(net))[1]))
     )
     wrapped = trainer.stepper
 
@@ -490,7 +490,7 @@ def test_best_last_patience_and_which_weights(tmp_path):
         tmp_path,
         recipe,
         watch=loop.Watch(36, 8, say=said.append, live=False),
-        evaluate=lambda net: {"top1": next(accuracies), "top5": 1.0, "loss": 0.0},
+        validation=Scores(lambda net: {"top1": next(accuracies), "top5": 1.0, "loss": 0.0}),
         save_model=lambda name, model, average, facts: saved.append((name, facts["epoch"])),
     )
     assert trainer.progress.best_top1 == 0.9

@@ -1,0 +1,48 @@
+"""The validation of a run: several models on the same images, which are read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from deepcait.data import Preprocessing, Source
+from deepcait.evaluation.measure import Loading, Wanted, measure
+from deepcait.evaluation.protocols import plan_task
+
+_BATCH_SIZE = 64
+# Starting workers costs seconds; a small validation set is read faster than they start.
+_MANY_IMAGES = 5000
+
+
+class Validation:
+    """Measures models on the validation images of a run.
+
+    Args:
+        source: the images.
+        classes: index -> class name of the models.
+        preprocessing: image -> image_CHW.
+        num_workers: processes that decode, where there are many images.
+        device: of the models.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        classes: Sequence[str],
+        preprocessing: Preprocessing,
+        *,
+        num_workers: int,
+        device: torch.device,
+    ) -> None:
+        self.source = source
+        self.preprocessing = preprocessing
+        self.wanted = Wanted(plan_task(source, "folder"), list(classes))
+        self.loading = Loading(_BATCH_SIZE, num_workers if len(source) > _MANY_IMAGES else 0, device)
+
+    def measure(self, models: Mapping[str, nn.Module]) -> dict[str, dict]:
+        """Return the metrics of each model by its name (`top1`, `top5`, `loss`, counts), the same on every process."""
+        positions = range(len(self.source))
+        found = measure(list(models.values()), self.wanted, positions, self.preprocessing, self.loading)
+        return {name: counts.metrics().to_dict() for name, (counts, _) in zip(models, found, strict=True)}
