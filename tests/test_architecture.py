@@ -75,7 +75,8 @@ ORDER = {
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
     "cli": [
         "exits", "console", "options", "engine", "main", "models", "info", "recipes", "doctor", "eval", "predict",
-        "explain", "report", "train", "bench", "study", "serve", "export", "push", "demo",
+        "explain", "report", "train", "bench", "study", "serve", "export", "push", "help",
+        "demo",
     ],
 }  # fmt: skip
 

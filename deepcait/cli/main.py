@@ -44,6 +44,7 @@ VERBS = {
     "serve": "answer over HTTP, with a page that shows where the model looked",
     "export": "write a model in the form that others read: onnx, openvino, pt2, timm, the authors' own",
     "push": "put a model into a repository of the Hugging Face hub, with a card",
+    "help": "explain an error, or what DATA and MODEL are",
     "demo": "train, measure and use a small model on real photographs, in minutes",
 }
 _LINE_WIDTH = 100
@@ -87,9 +88,11 @@ def _guarded(argv: list[str], as_json: bool) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if not argv or argv[0] in ("-h", "--help"):
         _print_verbs()
         return exits.DONE
+    if argv[0] == "help" and argv[1:2] and argv[1] in VERBS:
+        argv = [argv[1], "--help"]
     if argv[0] in ("-V", "--version"):
         # The package itself: importing it by name would be an import upwards.
         print(f"deepcait {sys.modules['deepcait'].__version__}")
@@ -206,7 +209,7 @@ def _want_of_memory(error: Exception) -> tuple[str, str] | None:
         return None
     return (
         f"expected memory for what was asked, got none left ({said[:200] or type(error).__name__}).",
-        "Let it do less at once, a smaller batch first of all: docs/errors.md#out-of-memory.",
+        "Let it do less at once, a smaller batch first of all: `deepcait help out-of-memory`.",
     )
 
 

@@ -91,7 +91,7 @@ class RaisingLoader(DataLoader):
             raise DataError(
                 f"expected the worker processes to go on, got the end of one{reading}.",
                 remedy="Mostly the system ended it for want of memory: use fewer workers or smaller pictures; "
-                "`deepcait doctor` tells whether the file does it. More in docs/errors.md#out-of-memory.",
+                "`deepcait doctor` tells whether the file does it. More: `deepcait help out-of-memory`.",
             ) from error
 
 

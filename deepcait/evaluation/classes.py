@@ -84,7 +84,7 @@ def map_classes(source: Source, classes: Sequence[str] | None, num_classes: int)
         raise DataError(
             f"classes: expected those of the model ({some(names)}), got {some(unknown)}, which it does not have.",
             remedy="Rename those folders to classes of the model, remove them, or use a model trained on this data. "
-            "More in docs/errors.md#another-number-of-classes.",
+            "More: `deepcait help different-classes`.",
         )
     _require_one_of_each([source.classes[label] for label in sorted(used)], classes or ())
     return [index_of.get(name, -1) for name in source.classes]

@@ -147,7 +147,7 @@ def _agree_on_name(store: dist.Store, rank: int, world_size: int, timeout_s: flo
     raise RunError(
         f"process {rank}: expected to meet the other {world_size - 1} within {timeout_s:g} s, got no answer from all.",
         remedy="Check that every host started, and that they reach each other; then --resume. More in "
-        "docs/errors.md#processes-that-do-not-find-each-other.",
+        "`deepcait help unreachable-processes`.",
     )
 
 

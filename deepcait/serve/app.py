@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _DEFAULT_TOPK = 5
 _DIGITS = 6  # of a weight of attention: a page needs no more, and the answer stays small
 _OWN = (b"same-origin", b"none")  # Sec-Fetch-Site of what our page sends, and of what no page sends
-_MORE = "More in docs/errors.md#the-service-answers-421-or-403."
+_MORE = "More: `deepcait help status-421-and-403`."
 _KNOWN_PATHS = {"/", "/predict", "/explain", "/healthz", "/metrics", "/model"}
 
 

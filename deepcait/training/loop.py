@@ -130,7 +130,7 @@ class Trainer:
                 with contextlib.suppress(DeepcaitError):
                     self.journal.state("failed", self.progress.step, error=error.problem)
                 if isinstance(error, ImageError):
-                    more = "`deepcait doctor` finds all of them: docs/errors.md#pictures-that-cant-be-read."
+                    more = "`deepcait doctor` finds all of them; more: `deepcait help unreadable-images`."
                     raise ImageError(error.problem, remedy=f"{error.remedy} {more}") from error
                 raise
         self.journal.write_table()
@@ -228,7 +228,7 @@ class Trainer:
             f"{problem} The last good checkpoint is {path.name if path else 'none yet'}.{more}",
             remedy="Start another run (--out) with a lower optimizer.lr, optimizer.clip_norm=1, or without fp16; "
             "--model with this run's folder begins with its best weights, where it has some. More in "
-            "docs/errors.md#losses-that-are-not-finite.",
+            "`deepcait help non-finite-loss`.",
         )
 
     def _log(self, step: int, lr: float, result: StepResult) -> None:

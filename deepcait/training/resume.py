@@ -31,7 +31,7 @@ _FREE_ON_RESUME = (
 )
 # The data themselves are compared, by names and labels: whoever moved them may write the new place into config.yaml.
 _COMPARED_BY_CONTENT = ("data.source", "data.exclude")
-_MORE = "More in docs/errors.md#a-run-that-is-there-already."
+_MORE = "More: `deepcait help existing-run`."
 
 
 def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:

@@ -322,5 +322,5 @@ def _require_same_data(folder: Path, facts: dict) -> None:
             f"{before['num_validation']} validation images), got other names or labels ({facts['num_train']} and "
             f"{facts['num_validation']}).",
             remedy="Bring the data back to what it was, or start a new run in another --out. More in "
-            "docs/errors.md#another-data-set-than-before.",
+            "`deepcait help changed-data`.",
         )

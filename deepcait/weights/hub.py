@@ -221,7 +221,7 @@ def _failure(repository: str, filename: str, revision: str | None, error: Except
         remedy=f"Fetch {place}/{WEIGHTS_FILES[0]} and {place}/{CONFIG_FILE} where there is a connection, put both into "
         "one folder, and give that folder (or the weights file alone) instead of the name; or copy "
         f"{Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type='model')} from a machine that "
-        "has it. More in docs/errors.md#weights-that-cant-be-fetched.",
+        "has it. More: `deepcait help unavailable-weights`.",
     )
 
 

@@ -296,7 +296,7 @@ def _refusal(path: Path, error: Exception) -> WeightsError:
             f"{path}: expected tensors only, got a pickle that asks for {what}, which could run code; "
             "it was refused and nothing of it was executed.",
             remedy="If you trust where it came from, load it there and save `model.state_dict()` alone. More in "
-            "docs/errors.md#pickles-that-are-refused.",
+            "`deepcait help refused-pickles`.",
         )
     return WeightsError(
         f"{path}: expected a checkpoint of torch.save, got something else.",

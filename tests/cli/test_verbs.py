@@ -154,7 +154,19 @@ def test_want_of_memory_is_told_as_such(run, monkeypatch):
     said = " ".join(err.split())
     assert code == 2
     assert "expected memory for what was asked, got none left (" in said
-    assert "docs/errors.md#out-of-memory" in said
+    assert "deepcait help out-of-memory" in said
+
+
+def test_help_prints_topics(run):
+    code, out, _ = run("help")
+    assert code == 0
+    assert all(name in out for name in ("data", "model", "errors", "out-of-memory"))
+    assert run("help", "out-of-memory")[1].startswith("# Out of memory\n")
+    assert "class folders" in run("help", "data")[1]
+    assert "usage: deepcait models" in run("help", "models")[1]
+    code, _, err = run("help", "out-of-memry")
+    assert code == 2
+    assert "deepcait help out-of-memory" in err
 
 
 def test_the_list_of_verbs(run):
