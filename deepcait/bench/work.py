@@ -10,11 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from deepcait.model import branches, lean
+from deepcait.backends import branches, heads
 
 _WHOLE = (
-    lean.talking_heads,
-    lean.talking_heads_backward,
+    heads.talking_heads,
+    heads.talking_heads_backward,
     branches.mlp_branch,
     branches.mlp_branch_backward,
     branches.attention_branch,

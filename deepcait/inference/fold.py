@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deepcait.backends.exact import standard_operators_only
 from deepcait.errors import ConfigError
 from deepcait.inference.blocks import attend_blocks
 from deepcait.inference.linear import FoldedLinear
@@ -28,7 +29,6 @@ from deepcait.inference.native import pack_blocks, patch_stage, run_blocks
 from deepcait.model.block import NORM_EPS, ClassAttentionBlock, LayerScaleBlock
 from deepcait.model.cait import CaiT
 from deepcait.model.embedding import require_images
-from deepcait.model.lean import standard_operators_only
 from deepcait.model.variants import CaiTConfig
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -29,7 +29,6 @@ class PartlyTalkingHeadsAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.scale = (embed_dim // num_heads) ** -0.5
-        self.lean = True  # as the paper's attention has it; decides nothing here
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.proj_l = nn.Linear(num_heads, num_heads) if before else None
@@ -81,8 +80,12 @@ class AblatedBlock(nn.Module):
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """Return tokens (B, N, D) for tokens (B, N, D)."""
-        read_BND = _scaled(self.gamma_1, self.attn(self.norm1(tokens_BND)))
-        tokens_BND = tokens_BND + drop_path(read_BND, self.drop_path_rate, self.training)
+        return self.add_branches(tokens_BND, self.attn(self.norm1(tokens_BND)))
+
+    def add_branches(self, tokens_BND: Tensor, read_BND: Tensor) -> Tensor:
+        """Add the attention's update to the tokens, then the MLP's branch."""
+        branch_BND = _scaled(self.gamma_1, read_BND)
+        tokens_BND = tokens_BND + drop_path(branch_BND, self.drop_path_rate, self.training)
         branch_BND = _scaled(self.gamma_2, self.mlp(self.norm2(tokens_BND)))
         return tokens_BND + drop_path(branch_BND, self.drop_path_rate, self.training)
 
@@ -100,16 +103,22 @@ class AblatedClassBlock(nn.Module):
         self.mlp = Mlp(config.embed_dim, config.hidden_dim) if config.class_mlp else None
 
     def forward(self, cls_B1D: Tensor, patches_BND: Tensor) -> Tensor:
-        """Return the class token after one look at the patches, (B, 1, D)."""
-        return self.attend(cls_B1D, patches_BND)[0]
+        """Return the class token after this block, (B, 1, D)."""
+        return self._add(cls_B1D, self.attn(self._norm(cls_B1D, patches_BND)))
 
     def attend(self, cls_B1D: Tensor, patches_BND: Tensor) -> tuple[Tensor, Tensor]:
         """Return the class token after this block, (B, 1, D), and its attention, (B, A, 1, T)."""
-        read_B1D, weights_BA1T = self.attn.attend(self.norm1(torch.cat((cls_B1D, patches_BND), dim=1)))
+        read_B1D, weights_BA1T = self.attn.attend(self._norm(cls_B1D, patches_BND))
+        return self._add(cls_B1D, read_B1D), weights_BA1T
+
+    def _norm(self, cls_B1D: Tensor, patches_BND: Tensor) -> Tensor:
+        return self.norm1(torch.cat((cls_B1D, patches_BND), dim=1))
+
+    def _add(self, cls_B1D: Tensor, read_B1D: Tensor) -> Tensor:
         cls_B1D = cls_B1D + _scaled(self.gamma_1, read_B1D)
         if self.mlp is not None and self.norm2 is not None:
             cls_B1D = cls_B1D + _scaled(self.gamma_2, self.mlp(self.norm2(cls_B1D)))
-        return cls_B1D, weights_BA1T
+        return cls_B1D
 
 
 class AblatedCaiT(CaiT):
@@ -127,6 +136,7 @@ class AblatedCaiT(CaiT):
         self.num_features = config.embed_dim
         self.grad_checkpointing = False
         self.pretrained_cfg: dict = {}
+        self.set_backend("auto")
         D, average = config.embed_dim, config.class_token == "average"
         self.register_parameter("cls_token", None if average else nn.Parameter(torch.empty(1, 1, D)))
         self.pos_embed = nn.Parameter(torch.empty(1, config.num_patches, D))
@@ -211,7 +221,7 @@ class AblatedCaiT(CaiT):
         for index, block in enumerate(self.blocks):
             if inserted and index == self._own.insert_at:
                 tokens_BTD = torch.cat((self._first_cls(images_BCHW), tokens_BTD), dim=1)
-            tokens_BTD = self._run(block, tokens_BTD)
+            tokens_BTD = self._run_patch_block(block, tokens_BTD)
         return tokens_BTD
 
     def _require_class_stage(self, what: str) -> None:

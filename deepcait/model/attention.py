@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deepcait.model.lean import standard_operators_only, talking_heads
-
 
 class TalkingHeadsAttention(nn.Module):
     """Let every patch read every other patch, the heads talking before and after the softmax.
@@ -32,7 +30,6 @@ class TalkingHeadsAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.scale = (embed_dim // num_heads) ** -0.5
-        self.lean = True
         # The order of these four is the order of the released checkpoints.
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
         self.proj = nn.Linear(embed_dim, embed_dim)
@@ -40,15 +37,8 @@ class TalkingHeadsAttention(nn.Module):
         self.proj_w = nn.Linear(num_heads, num_heads)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
-        """Return what each patch reads, (B, N, D), before LayerScale.
-
-        By the lean path, unless `lean` is off or `standard_operators_only`.
-        """
-        if not self.lean or standard_operators_only():
-            return self.attend(tokens_BND)[0]
-        read_BND = talking_heads(self.qkv(tokens_BND), self.proj_l.weight, self.proj_w.weight, self.proj_w.bias)
-        # The softmax cancels this bias; it takes part so that its gradient is zero and not missing.
-        return self.proj(read_BND + 0.0 * self.proj_l.bias.sum())
+        """Return the update of each patch token, (B, N, D), before LayerScale."""
+        return self.attend(tokens_BND)[0]
 
     def attend(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what each patch reads and where it looked; the equations of the class, line by line.
@@ -133,6 +123,7 @@ def merge_heads(values_BATE: Tensor) -> Tensor:
     return values_BATE.transpose(1, 2).flatten(2)
 
 
+@torch.fx.wrap  # one node of a traced graph: the dtype is known only when it runs
 def softmax_wide(scores: Tensor) -> Tensor:
     """Softmax over the last axis, computed in at least float32 and returned in the dtype that came."""
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)

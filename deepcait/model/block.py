@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from deepcait.model.attention import ClassAttention, TalkingHeadsAttention
-from deepcait.model.branches import attention_branch, mlp_branch
-from deepcait.model.lean import standard_operators_only
 
 NORM_EPS = 1e-6
 
@@ -48,6 +46,7 @@ def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
     return branch * draw_keep(branch, rate)
 
 
+@torch.fx.wrap  # one node of a traced graph, which draws at each call
 def draw_keep(branch: Tensor, rate: float) -> Tensor:
     """Draw the factor of each image's branch, (B, 1, ...): 0, or 1 / (1 - rate)."""
     keep = 1.0 - rate
@@ -74,7 +73,6 @@ class LayerScaleBlock(nn.Module):
         super().__init__()
         self.layer_scale_init = layer_scale_init
         self.drop_path_rate = drop_path_rate
-        self.small_memory = False
         self.gamma_1 = nn.Parameter(torch.empty(embed_dim))
         self.gamma_2 = nn.Parameter(torch.empty(embed_dim))
         self.norm1 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
@@ -83,43 +81,12 @@ class LayerScaleBlock(nn.Module):
         self.mlp = Mlp(embed_dim, hidden_dim)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
-        """Return patch tokens (B, N, D) for patch tokens (B, N, D).
+        """Return patch tokens (B, N, D) for patch tokens (B, N, D)."""
+        tokens_BND = tokens_BND + self._drop_path(self.gamma_1 * self.attn(self.norm1(tokens_BND)))
+        return tokens_BND + self._drop_path(self.gamma_2 * self.mlp(self.norm2(tokens_BND)))
 
-        By the lean path, unless the attention's `lean` is off or `standard_operators_only`.
-        """
-        if self.attn.lean and not standard_operators_only():
-            return self._lean(tokens_BND)
-        return self.add_mlp(self.add_attention(tokens_BND, self.attn(self.norm1(tokens_BND))))
-
-    def _lean(self, x_BND: Tensor) -> Tensor:
-        """The same by two operators that keep little for the backward pass; see `branches.py`."""
-        attn, mlp, dtype = self.attn, self.mlp, _product_dtype(x_BND)
-        norm = self.norm1.weight, self.norm1.bias
-        qkv = attn.qkv.weight, attn.qkv.bias
-        heads = attn.proj_l.weight, attn.proj_w.weight, attn.proj_w.bias
-        # The softmax cancels the first mixing's bias; it takes part so that its gradient is zero and not missing.
-        last = attn.proj.weight, attn.proj.bias + 0.0 * attn.proj_l.bias.sum(), self.gamma_1
-        x_BND = x_BND.contiguous()
-        how = self._keep(x_BND), self.norm1.eps, dtype, self.small_memory
-        x_BND, *_ = attention_branch(x_BND, *norm, *qkv, *heads, *last, *how)
-        norm = self.norm2.weight, self.norm2.bias
-        layers = mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias, self.gamma_2
-        how = self._keep(x_BND), self.norm2.eps, dtype, self.small_memory
-        x_BND, *_ = mlp_branch(x_BND, *norm, *layers, *how)
-        return x_BND
-
-    def _keep(self, x_BND: Tensor) -> Tensor | None:
-        drops = self.training and self.drop_path_rate > 0.0
-        return draw_keep(x_BND, self.drop_path_rate) if drops else None
-
-    def add_attention(self, tokens_BND: Tensor, read_BND: Tensor) -> Tensor:
-        """Add what the attention read to the residual stream."""
-        return tokens_BND + drop_path(self.gamma_1 * read_BND, self.drop_path_rate, self.training)
-
-    def add_mlp(self, tokens_BND: Tensor) -> Tensor:
-        """Add the MLP's branch to the residual stream."""
-        branch = self.gamma_2 * self.mlp(self.norm2(tokens_BND))
-        return tokens_BND + drop_path(branch, self.drop_path_rate, self.training)
+    def _drop_path(self, branch_BND: Tensor) -> Tensor:
+        return drop_path(branch_BND, self.drop_path_rate, self.training)
 
 
 class ClassAttentionBlock(nn.Module):
@@ -149,19 +116,17 @@ class ClassAttentionBlock(nn.Module):
         self.mlp = Mlp(embed_dim, hidden_dim)
 
     def forward(self, cls_B1D: Tensor, patches_BND: Tensor) -> Tensor:
-        """Return the class token after one look at the patches, (B, 1, D)."""
-        return self.attend(cls_B1D, patches_BND)[0]
+        """Return the class token after this block, (B, 1, D)."""
+        return self._add(cls_B1D, self.attn(self._norm(cls_B1D, patches_BND)))
 
     def attend(self, cls_B1D: Tensor, patches_BND: Tensor) -> tuple[Tensor, Tensor]:
         """Return the class token after this block, (B, 1, D), and its attention, (B, A, 1, T)."""
-        tokens_BTD = self.norm1(torch.cat((cls_B1D, patches_BND), dim=1))
-        read_B1D, weights_BA1T = self.attn.attend(tokens_BTD)
+        read_B1D, weights_BA1T = self.attn.attend(self._norm(cls_B1D, patches_BND))
+        return self._add(cls_B1D, read_B1D), weights_BA1T
+
+    def _norm(self, cls_B1D: Tensor, patches_BND: Tensor) -> Tensor:
+        return self.norm1(torch.cat((cls_B1D, patches_BND), dim=1))
+
+    def _add(self, cls_B1D: Tensor, read_B1D: Tensor) -> Tensor:
         cls_B1D = cls_B1D + self.gamma_1 * read_B1D
-        return cls_B1D + self.gamma_2 * self.mlp(self.norm2(cls_B1D)), weights_BA1T
-
-
-def _product_dtype(x: Tensor) -> torch.dtype:
-    """The type of the products: autocast's where it is on (it leaves float64 alone), else the tensor's own."""
-    device = x.device.type
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if on and x.dtype != torch.float64 else x.dtype
+        return cls_B1D + self.gamma_2 * self.mlp(self.norm2(cls_B1D))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import torch
@@ -13,6 +14,8 @@ from deepcait.errors import ConfigError
 from deepcait.model.block import NORM_EPS, ClassAttentionBlock, LayerScaleBlock
 from deepcait.model.embedding import PatchEmbed, require_images
 from deepcait.model.variants import CaiTConfig
+
+torch.fx.wrap("require_images")  # one node of a traced graph: it compares sizes, which are known only when it runs
 
 
 class CaiT(nn.Module):
@@ -36,6 +39,7 @@ class CaiT(nn.Module):
         self.num_features = config.embed_dim
         self.grad_checkpointing = False
         self.pretrained_cfg: dict = {}
+        self.set_backend("auto")
         D, A, hidden = config.embed_dim, config.num_heads, config.hidden_dim
         # Never None: the configuration fills in the paper's value.
         eps = cast("float", config.layer_scale_init)
@@ -142,7 +146,7 @@ class CaiT(nn.Module):
         taken = []
         patches_BND = self._embed(x)
         for index, block in enumerate(self.blocks[: last + 1]):
-            patches_BND = self._run(block, patches_BND)
+            patches_BND = self._run_patch_block(block, patches_BND)
             if index in wanted:
                 taken.append(self.norm(patches_BND) if norm else patches_BND)
         if output_fmt == "NCHW":
@@ -184,20 +188,43 @@ class CaiT(nn.Module):
         """Recompute every block of both stages in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
-    def set_lean_attention(self, enable: bool = True) -> None:
-        """Choose how patches attend: by blocks that fit the cache (lean, the default), or as the equations stand.
+    def set_backend(self, name: str = "auto", *, small_memory: bool = False) -> None:
+        """Choose what computes the blocks of the patch stage.
 
-        The lean path has first derivatives in the backward mode. Where `torch.func` or forward mode is at work the
-        equations are taken anyway; a second backward pass is an error that asks for them, and so must forward mode
-        inside torch.compile, where it can't be told.
+        A backend computes the same function another way. It takes a block only if every part of it is exactly what
+        the equations name, with nothing of yours attached; all other blocks are computed by calling them, and one
+        line of the logger `deepcait.backends` says which and why.
+
+        Args:
+            name: "reference" calls every block. "lean" fuses each branch into one operator that keeps little for the
+                backward pass; it has first derivatives only. "auto" is lean on a CPU and the reference elsewhere.
+            small_memory: lean keeps only the residual stream for the backward pass and computes the rest again.
+
+        Raises:
+            ConfigError: an unknown name.
         """
-        for block in cast("Iterable[LayerScaleBlock]", self.blocks):
-            block.attn.lean = enable
+        # The one import from a higher layer: the model itself knows no backend.
+        from deepcait.backends import build_backend
+
+        self._backend = build_backend(name, small_memory=small_memory)
+
+    @property
+    def backend(self) -> str:
+        """The name that `set_backend` was given; "auto" at first."""
+        return self._backend.name
+
+    def describe_backend(self) -> str:
+        """Return one line: what computes the patch blocks on the model's device, and why not all by one backend."""
+        return self._backend.describe(cast("Sequence[nn.Module]", self.blocks), self.pos_embed.device)
+
+    def set_lean_attention(self, enable: bool = True) -> None:
+        """Call `set_backend` by its name of 0.1."""
+        warnings.warn("set_lean_attention is now set_backend('lean' or 'reference').", FutureWarning, stacklevel=2)
+        self.set_backend("lean" if enable else "reference", small_memory=self._backend.small_memory)
 
     def set_small_memory(self, enable: bool = True) -> None:
-        """Keep only the residual stream for the backward pass of the lean path and compute the rest again."""
-        for block in cast("Iterable[LayerScaleBlock]", self.blocks):
-            block.small_memory = enable
+        """Keep only the residual stream for the backward pass of the lean backend and compute the rest again."""
+        self.set_backend(self.backend, small_memory=enable)
 
     def _tokens(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         patches_BND = self._patches(images_BCHW)
@@ -210,7 +237,7 @@ class CaiT(nn.Module):
     def _patches(self, images_BCHW: Tensor) -> Tensor:
         patches_BND = self._embed(images_BCHW)
         for block in self.blocks:
-            patches_BND = self._run(block, patches_BND)
+            patches_BND = self._run_patch_block(block, patches_BND)
         return patches_BND
 
     def _first_cls(self, images_BCHW: Tensor) -> Tensor:
@@ -221,9 +248,14 @@ class CaiT(nn.Module):
             cls_B1D = self._run(block, cls_B1D, patches_BND)
         return cls_B1D
 
-    def _run(self, block: nn.Module, *tokens: Tensor) -> Tensor:
+    def _run_patch_block(self, block: nn.Module, patches_BND: Tensor) -> Tensor:
+        """Pass the patches through one block of the patch stage: by the backend if it takes it, else by calling it."""
+        blocks = cast("Sequence[nn.Module]", self.blocks)
+        return self._run(self._backend.function_for(block, patches_BND, blocks), patches_BND)
+
+    def _run(self, block: Callable[..., Tensor], *tokens: Tensor) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *tokens, use_reentrant=False)
+            return cast("Tensor", checkpoint(block, *tokens, use_reentrant=False))
         return block(*tokens)
 
     def _block_indices(self, indices: int | Sequence[int] | None) -> set[int]:

@@ -249,9 +249,6 @@ class ConvNet(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Do nothing: the network is small."""
 
-    def set_lean_attention(self, enable: bool = True) -> None:
-        """Do nothing: there is no attention."""
-
     def class_attention(self, images_BCHW: Tensor) -> Tensor:
         """Say that there is none.
 

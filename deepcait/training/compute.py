@@ -19,9 +19,9 @@ def set_compute(model: nn.Module, compute: Compute) -> None:
     """Choose how a model trains: checkpointing, attention, memory."""
     model = cast("CaiT", model)
     model.set_grad_checkpointing(compute.grad_checkpointing)
-    model.set_lean_attention(compute.attention == "lean")
     if isinstance(model, CaiT):
-        model.set_small_memory(compute.memory == "small")
+        backend = "lean" if compute.attention == "lean" else "reference"
+        model.set_backend(backend, small_memory=compute.memory == "small")
 
 
 def note_of(config: CaiTConfig, compute: Compute) -> str:

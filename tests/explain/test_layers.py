@@ -19,8 +19,8 @@ def test_the_strength_of_a_branch_is_what_it_adds_over_what_was_there():
     with torch.no_grad():
         main = [model._embed(images_BCHW)]
         for block in model.blocks:
-            middle = block.add_attention(main[-1], block.attn(block.norm1(main[-1])))
-            main += [middle, block.add_mlp(middle)]
+            middle = main[-1] + block.gamma_1 * block.attn(block.norm1(main[-1]))
+            main += [middle, block(main[-1])]
     by_hand = [
         ((after - x).norm(dim=-1) / x.norm(dim=-1)).mean().item() for x, after in zip(main, main[1:], strict=False)
     ]

@@ -44,7 +44,7 @@ def model_and_images(img_size=32, depth=2):
 
 def by_hand(model, images_BCHW):
     """softmax(q k' / sqrt(E)) of every class block and head, from the weights alone, (B, blocks, A, 1 + N)."""
-    model.set_lean_attention(False)
+    model.set_backend("reference")
     tokens_BND = model.forward_intermediates(
         images_BCHW, indices=1, norm=False, output_fmt="NLC", intermediates_only=True
     )[0]
@@ -83,7 +83,7 @@ def folded(model, images_BCHW):
 
 PATHS = {
     "lean": lambda model, images_BCHW: class_attention(model, images_BCHW),
-    "plain": lambda model, images_BCHW: (model.set_lean_attention(False), class_attention(model, images_BCHW))[1],
+    "plain": lambda model, images_BCHW: (model.set_backend("reference"), class_attention(model, images_BCHW))[1],
     "folded": folded,
     "traced": compiled("aot_eager"),
     "wrapped by torch.compile": after_compiled_forward,
@@ -96,7 +96,7 @@ PATHS = {
 @torch.no_grad()
 def test_class_attention_is_the_softmax_of_queries_and_keys(path, img_size):
     model, images_BCHW = model_and_images(img_size)
-    model.set_lean_attention(True)
+    model.set_backend("lean")
     got_BLAT = path(model, images_BCHW)
     expected_BLAT = by_hand(model, images_BCHW)
     assert got_BLAT.shape == (2, 2, 4, 1 + model.config.num_patches)

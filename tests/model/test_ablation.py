@@ -52,7 +52,7 @@ def test_with_the_papers_own_options_it_is_cait_bit_for_bit():
     images = some_images(config, 4, dtype=torch.float32)
     for model in (cait, other):
         model.load_state_dict(wild)
-        model.set_lean_attention(False)  # the lean path has whole branches as operators, which round otherwise
+        model.set_backend("reference")  # the lean path has whole branches as operators, which round otherwise
     for mode in (True, False):
         answers = []
         for model in (cait.train(mode), other.train(mode)):
@@ -124,7 +124,7 @@ def test_multiply_adds_are_those_that_are_counted(options, talking):
     config = AblationConfig(**vars(tiny_config()), talking_heads=talking, **options)
     model = AblatedCaiT(config)
     # Plain products: the counter then sees every one of them.
-    model.set_lean_attention(False)
+    model.set_backend("reference")
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(some_images(config, 1, dtype=torch.float32))
     assert counter.get_total_flops() / 2 == config.macs()

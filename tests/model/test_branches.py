@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from deepcait.model import CaiT, branches
-from deepcait.model.lean import talking_heads, talking_heads_backward
-from deepcait.model.products import linear, linear_backward
+from deepcait.backends import branches
+from deepcait.backends.heads import talking_heads, talking_heads_backward
+from deepcait.backends.products import linear, linear_backward
+from deepcait.model import CaiT
+from deepcait.training.footprint import ProductCounter
 from tests.model.wild import relative_error, some_images, timm_twin, tiny_config, wild_model
 
 CONFIG = tiny_config(depth=3, drop_path_rate=0.4)
@@ -36,7 +38,7 @@ def kept_bytes(model, images) -> int:
 def test_stochastic_depth_and_gradients_are_those_of_the_equations(dtype):
     images = some_images(CONFIG, 16).to(dtype)
     plain, lean = wild_model(CONFIG).to(dtype), wild_model(CONFIG).to(dtype)
-    plain.set_lean_attention(False)
+    plain.set_backend("reference")
     expected, expected_grads = step(plain, images)
     got, grads = step(lean, images)
     exact, near = (1e-12, 1e-9) if dtype == torch.float64 else (1e-5, 1e-3)
@@ -52,10 +54,10 @@ def test_operations_counted_of_a_step_are_those_of_the_plain_path_and_the_maps_o
     counted = []
     for lean in (True, False):
         model = wild_model(config).float()
-        model.set_lean_attention(lean)
-        with FlopCounterMode(display=False) as counter:
+        model.set_backend("lean" if lean else "reference")
+        with ProductCounter() as counter:
             step(model, some_images(config, 2).float())
-        counted.append(counter.get_total_flops())
+        counted.append(counter.flops)
     B, N, D, A = 2, config.num_patches, config.embed_dim, config.num_heads
     # The lean path keeps no map: each block computes its scores and mixes them twice anew.
     assert counted[0] - counted[1] == depth * 2 * B * N * N * (D + 2 * A * A)
@@ -87,7 +89,8 @@ def test_operations_told_to_the_counter_are_those_of_the_products_inside(small, 
             branches.attention_branch,
             branches.attention_branch_backward,
             block.norm1,
-            (attn.qkv.weight, attn.qkv.bias, attn.proj_l.weight, attn.proj_w.weight, attn.proj_w.bias)
+            (attn.qkv.weight, attn.qkv.bias)
+            + (attn.proj_l.weight, attn.proj_l.bias, attn.proj_w.weight, attn.proj_w.bias)
             + (attn.proj.weight, attn.proj.bias, block.gamma_1),
         ),
         (
@@ -144,9 +147,9 @@ def test_bytes_kept_are_at_most_half_of_timms_and_a_tenth_with_checkpointing():
 def test_autocast_keeps_the_residual_stream_in_float32():
     model, images = wild_model(CONFIG).float().eval(), some_images(CONFIG, 4).float()
     plain = wild_model(CONFIG).float().eval()
-    plain.set_lean_attention(False)
+    plain.set_backend("reference")
     with torch.autocast("cpu", torch.bfloat16):
-        assert model.blocks[0](model._embed(images)).dtype == torch.float32
+        assert model._run_patch_block(model.blocks[0], model._embed(images)).dtype == torch.float32
         assert relative_error(model(images).float(), plain(images).float()) < 0.1
     assert relative_error(model(images), plain(images)) < 1e-5
 

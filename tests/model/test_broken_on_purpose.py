@@ -42,8 +42,8 @@ def broken_class(monkeypatch, module: str, *replacements: tuple[str, str]) -> ty
 def wild_copy(model_class: type[CaiT], config=CONFIG) -> CaiT:
     """The class with the weights that `wild_model` has."""
     model = model_class(config).double().eval()
-    # The rows break the equations as written; test_lean.py breaks the lean path.
-    model.set_lean_attention(False)
+    # The rows break the equations; test_lean.py breaks the lean backend.
+    model.set_backend("reference")
     model.load_state_dict(wild_model(config).state_dict())
     return model
 
@@ -119,9 +119,9 @@ BROKEN = {
     "class stage: MLP from the token before the attention": (
         "block",
         "        cls_B1D = cls_B1D + self.gamma_1 * read_B1D\n"
-        "        return cls_B1D + self.gamma_2 * self.mlp(self.norm2(cls_B1D)), weights_BA1T",
+        "        return cls_B1D + self.gamma_2 * self.mlp(self.norm2(cls_B1D))",
         "        branch_B1D = self.gamma_2 * self.mlp(self.norm2(cls_B1D))\n"
-        "        return cls_B1D + self.gamma_1 * read_B1D + branch_B1D, weights_BA1T",
+        "        return cls_B1D + self.gamma_1 * read_B1D + branch_B1D",
     ),
     "shared norm: patches come as they are": (
         "block",
@@ -133,11 +133,15 @@ BROKEN = {
         "self.norm1(torch.cat((cls_B1D, patches_BND), dim=1))",
         "torch.cat((cls_B1D, self.norm1(patches_BND)), dim=1)",
     ),
-    "patch stage: gamma_1 dropped": ("block", "self.gamma_1 * read_BND", "read_BND"),
+    "patch stage: gamma_1 dropped": (
+        "block",
+        "self.gamma_1 * self.attn(self.norm1(tokens_BND))",
+        "self.attn(self.norm1(tokens_BND))",
+    ),
     "patch stage: gamma_2 dropped": (
         "block",
-        "branch = self.gamma_2 * self.mlp(self.norm2(tokens_BND))",
-        "branch = self.mlp(self.norm2(tokens_BND))",
+        "self.gamma_2 * self.mlp(self.norm2(tokens_BND))",
+        "self.mlp(self.norm2(tokens_BND))",
     ),
     "class stage: gamma_1 dropped": ("block", "self.gamma_1 * read_B1D", "read_B1D"),
     "class stage: gamma_2 dropped": (
@@ -206,9 +210,8 @@ INVISIBLE = {
     ),
     "gamma exchanged with drop-path": (
         "block",
-        *("drop_path(self.gamma_1 * read_BND, ", "self.gamma_1 * drop_path(read_BND, "),
-        *("branch = self.gamma_2 * self.mlp(self.norm2(tokens_BND))", "branch = self.mlp(self.norm2(tokens_BND))"),
-        *("drop_path(branch, ", "self.gamma_2 * drop_path(branch, "),
+        *("self._drop_path(self.gamma_1 * self.attn(", "self.gamma_1 * self._drop_path(self.attn("),
+        *("self._drop_path(self.gamma_2 * self.mlp(", "self.gamma_2 * self._drop_path(self.mlp("),
     ),
 }
 

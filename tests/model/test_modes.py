@@ -91,7 +91,7 @@ class SoftmaxDtypes(TorchDispatchMode):
 
 def test_bf16_autocast_keeps_the_residual_stream_and_the_softmax_in_float32():
     model = wild_model(tiny_config(depth=4), dtype=torch.float32)
-    model.set_lean_attention(False)  # test_lean.py looks into the lean path
+    model.set_backend("reference")  # test_lean.py looks into the lean path
     images = some_images(model.config, batch=4, dtype=torch.float32)
     dtypes = []
     for block in [*model.blocks, *model.blocks_token_only]:
@@ -110,7 +110,7 @@ def test_bf16_autocast_keeps_the_residual_stream_and_the_softmax_in_float32():
 
 def test_bf16_softmax_is_wide_without_autocast_too():
     model = wild_model(tiny_config(), dtype=torch.bfloat16)
-    model.set_lean_attention(False)
+    model.set_backend("reference")
     images = some_images(model.config, dtype=torch.bfloat16)
     with SoftmaxDtypes() as softmax, torch.no_grad():
         logits = model(images)
@@ -246,10 +246,10 @@ def test_second_derivatives_need_the_plain_attention():
     model = wild_model(tiny_config())
     images = some_images(model.config).requires_grad_()
     for lean in (True, False):
-        model.set_lean_attention(lean)
+        model.set_backend("lean" if lean else "reference")
         (first,) = torch.autograd.grad(model(images).square().sum(), images, create_graph=True)
         if lean:
-            with pytest.raises(ConfigError, match="set_lean_attention"):
+            with pytest.raises(ConfigError, match="set_backend"):
                 first.square().sum().backward()
     first.square().sum().backward()
     assert images.grad.isfinite().all()
@@ -259,10 +259,10 @@ def test_second_derivatives_need_the_plain_attention():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("change", ["set_lean_attention", "set_small_memory", "set_grad_checkpointing"])
+@pytest.mark.parametrize("change", ["set_backend", "set_small_memory", "set_grad_checkpointing"])
 def test_a_batch_of_no_image(dtype, change):
     model = wild_model(tiny_config(img_size=(16, 40)), dtype=dtype).train()
-    getattr(model, change)(change != "set_lean_attention")
+    getattr(model, change)("reference" if change == "set_backend" else True)
     images = some_images(model.config, batch=0, dtype=dtype)
     assert all(not gradient.any() for gradient in gradients(model, images))
     assert model(images).shape == (0, 7)

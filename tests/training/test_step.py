@@ -178,7 +178,7 @@ def test_autocast_keeps_softmax_and_the_residual_stream_wide(precision, attentio
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     recipe = sized(2, compute=Compute(device="cpu", precision=precision))
     model = tiny_model(torch.float32)
-    model.set_lean_attention(attention == "lean")
+    model.set_backend("lean" if attention == "lean" else "reference")
     stream = []
     for block in [*model.blocks, *model.blocks_token_only]:
         block.register_forward_hook(lambda module, args, out: stream.extend([args[0].dtype, out.dtype]))

@@ -9,8 +9,8 @@ the heads read; the hidden layer before its GELU). Computed again: normalised to
 
     d gamma = sum over inputs of W * (g' a) + b * sum of g,    d W = gamma (g' a)
 
-where g is the gradient of the block's output and a what the last linear layer reads. `block.py` has the equations
-a line at a time; parity tests hold the two together.
+where g is the gradient of the block's output and a what the last linear layer reads. `model/block.py` has the
+equations; parity tests compare the two.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from deepcait.model.lean import read_heads, read_heads_backward, refuse_second_derivative, unaided
-from deepcait.model.products import linear, linear_backward
+from deepcait.backends.heads import autocast_disabled, read_heads, read_heads_backward, refuse_second_derivative
+from deepcait.backends.products import linear, linear_backward
 
 # How many parameters follow x in the arguments of each branch.
-_MLP_PARAMETERS, _ATTENTION_PARAMETERS = 7, 10
+_MLP_PARAMETERS, _ATTENTION_PARAMETERS = 7, 11
 # Where the formulas of the backward operators find what was kept, after the last argument that they name.
-_MLP_REST, _ATTENTION_REST = 7, 8
+_MLP_REST, _ATTENTION_REST = 7, 9
 
 
 class _Norm(NamedTuple):
@@ -53,7 +53,7 @@ def mlp_branch(
         dtype: of the products.
         small: keep no hidden layer.
     """
-    with unaided(x):
+    with autocast_disabled(x):
         norm = _normalise(x, norm_w, norm_b, eps, dtype)
         hidden = linear(norm.tokens, w1.to(dtype), b1.to(dtype))
         branch = linear(F.gelu(hidden), w2.to(dtype), b2.to(dtype))
@@ -67,7 +67,7 @@ def mlp_branch_backward(
     train: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Return the gradient for x, then (if `train`) those for the seven parameters."""
-    with unaided(x):
+    with autocast_disabled(x):
         tokens = _normalise(x, norm_w, norm_b, eps, dtype).tokens
         if not hidden.numel():
             hidden = linear(tokens, w1.to(dtype), b1.to(dtype))
@@ -82,21 +82,22 @@ def mlp_branch_backward(
 
 @torch.library.custom_op("deepcait::attention_branch", mutates_args=())
 def attention_branch(
-    x: Tensor, norm_w: Tensor, norm_b: Tensor, w_qkv: Tensor, b_qkv: Tensor, mix_l: Tensor, mix_w: Tensor,
-    bias_w: Tensor, w_o: Tensor, b_o: Tensor, gamma: Tensor, keep: Tensor | None, eps: float, dtype: torch.dtype,
-    small: bool,
+    x: Tensor, norm_w: Tensor, norm_b: Tensor, w_qkv: Tensor, b_qkv: Tensor, mix_l: Tensor, bias_l: Tensor,
+    mix_w: Tensor, bias_w: Tensor, w_o: Tensor, b_o: Tensor, gamma: Tensor, keep: Tensor | None, eps: float,
+    dtype: torch.dtype, small: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return x plus the attention's branch, (B, N, D), then what the backward pass wants: mean, rstd, qkv, read.
 
     Args:
         x: (B, N, D), the residual stream; the parameters follow in the order of the equation.
-        mix_l, mix_w, bias_w: of the head mixings; see `read_heads`.
+        mix_l, bias_l, mix_w, bias_w: of the head mixings; see `read_heads`. The softmax cancels `bias_l`: it is here
+            so that it gets a gradient, of zeros.
         keep: (B, 1, 1), factor of each image's branch (stochastic depth); None is 1.
         eps: of the norm.
         dtype: of the products.
         small: keep neither qkv nor read.
     """
-    with unaided(x):
+    with autocast_disabled(x):
         norm = _normalise(x, norm_w, norm_b, eps, dtype)
         qkv = linear(norm.tokens, w_qkv.to(dtype), b_qkv.to(dtype))
         read = read_heads(qkv, mix_l, mix_w, bias_w)
@@ -108,22 +109,23 @@ def attention_branch(
 @torch.library.custom_op("deepcait::attention_branch_backward", mutates_args=())
 def attention_branch_backward(
     grad: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, w_qkv: Tensor, b_qkv: Tensor, mix_l: Tensor,
-    mix_w: Tensor, bias_w: Tensor, w_o: Tensor, b_o: Tensor, gamma: Tensor, keep: Tensor | None, mean: Tensor,
-    rstd: Tensor, qkv: Tensor, read: Tensor, eps: float, dtype: torch.dtype, train: bool,
+    bias_l: Tensor, mix_w: Tensor, bias_w: Tensor, w_o: Tensor, b_o: Tensor, gamma: Tensor, keep: Tensor | None,
+    mean: Tensor, rstd: Tensor, qkv: Tensor, read: Tensor, eps: float, dtype: torch.dtype, train: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """Return the gradient for x, then (if `train`) those for the ten parameters."""
-    with unaided(x):
+    """Return the gradient for x, then (if `train`) those for the eleven parameters."""
+    with autocast_disabled(x):
         tokens = _normalise(x, norm_w, norm_b, eps, dtype).tokens
         if not qkv.numel():
             qkv = linear(tokens, w_qkv.to(dtype), b_qkv.to(dtype))
             read = read_heads(qkv, mix_l, mix_w, bias_w) if train else read
         grad_branch = (grad if keep is None else grad * keep).to(dtype)
         grad_read, last = _last_layer_backward(grad_branch, read, w_o, b_o, gamma, train)
-        grad_qkv, *mixings = read_heads_backward(grad_read, qkv, mix_l, mix_w, bias_w)
+        grad_qkv, grad_l, *second_mixing = read_heads_backward(grad_read, qkv, mix_l, mix_w, bias_w)
         grad_tokens, grad_w, grad_b = linear_backward(grad_qkv, tokens, w_qkv.to(dtype), wants_weight=train)
         grad_x, norm_grads = _normalise_backward(grad, grad_tokens, x, mean, rstd, norm_w, norm_b, train)
         if not train:
             return [grad_x]
+        mixings = grad_l, torch.zeros_like(bias_l), *second_mixing
         return [grad_x, *norm_grads, grad_w.to(w_qkv.dtype), grad_b.to(b_qkv.dtype), *mixings, *last]
 
 
@@ -177,7 +179,7 @@ def _(x, norm_w, norm_b, w1, b1, w2, b2, gamma, keep, eps, dtype, small):
 
 
 @attention_branch.register_fake
-def _(x, norm_w, norm_b, w_qkv, b_qkv, mix_l, mix_w, bias_w, w_o, b_o, gamma, keep, eps, dtype, small):
+def _(x, norm_w, norm_b, w_qkv, b_qkv, mix_l, bias_l, mix_w, bias_w, w_o, b_o, gamma, keep, eps, dtype, small):
     rows = x.shape[:-1]
     qkv = x.new_empty(0 if small else (*rows, len(b_qkv)), dtype=dtype)
     read = x.new_empty(0 if small else (*rows, len(b_qkv) // 3), dtype=dtype)

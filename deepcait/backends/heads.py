@@ -3,7 +3,7 @@
 A block is a few images, or a few rows of one image, of all heads: small enough to stay in the processor's cache
 through both mixings and the softmax. The backward pass computes each block again instead of keeping its maps. The
 heads are mixed by one small matrix product on the (A, rows * N) view, and the bias of the second mixing becomes a
-sum over the values. `attention.py` has the equations; parity tests hold the two together.
+sum over the values. `model/attention.py` has the equations; parity tests compare the two.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from deepcait.errors import ConfigError
@@ -78,7 +77,7 @@ def read_heads_backward(
 @torch.library.custom_op("deepcait::talking_heads", mutates_args=())
 def talking_heads(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) -> Tensor:
     """`read_heads` as an operator of PyTorch."""
-    with unaided(qkv_BND3):
+    with autocast_disabled(qkv_BND3):
         return read_heads(qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A)
 
 
@@ -87,25 +86,11 @@ def talking_heads_backward(
     grad_BND: Tensor, qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`read_heads_backward` as an operator of PyTorch."""
-    with unaided(qkv_BND3):
+    with autocast_disabled(qkv_BND3):
         return read_heads_backward(grad_BND, qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A)
 
 
-def standard_operators_only() -> bool:
-    """Whether no operator of ours may run now.
-
-    An exported program shall hold what every engine knows. A forward-mode derivative would pass our operators by as if
-    they were constants, without a word, and `torch.func.vmap` would not take them.
-    """
-    if torch.compiler.is_exporting():
-        return True
-    if torch.compiler.is_compiling():  # where neither can be asked for
-        return False
-    # PyTorch has no public way to ask for either.
-    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def unaided(tensor: Tensor) -> torch.autocast:
+def autocast_disabled(tensor: Tensor) -> torch.autocast:
     """Autocast off: inside an operator, types are what the lines say."""
     return torch.autocast(tensor.device.type, enabled=False)
 
@@ -149,8 +134,8 @@ def refuse_second_derivative(_ctx, *_grads: Tensor) -> NoReturn:
         ConfigError: always.
     """
     raise ConfigError(
-        "expected first derivatives, which is what the lean path of the attention has, got a request for second ones.",
-        remedy="Call model.set_lean_attention(False) before the forward pass.",
+        "expected first derivatives, the only ones that the lean backend has, got a request for second ones.",
+        remedy="Call model.set_backend('reference') before the forward pass.",
     )
 
 

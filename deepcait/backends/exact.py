@@ -1,0 +1,124 @@
+"""When may a part of the model be computed another way? If it is exactly what the equations name, and nothing more.
+
+Whatever a user attaches to a module (a hook, an adapter, a parametrization, another forward or class) takes effect
+when the module is called. Code that reads its weights instead has to rule all of this out first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
+from torch.nn.modules import module as torch_module
+
+# A quantized or distributed weight is of another class, which has arithmetic of its own.
+_PLAIN_TENSORS = (nn.Parameter, Tensor, FakeTensor)
+
+
+class Changed(Exception):  # noqa: N818 - the answer to a question, not a fault
+    """A module that does not compute what its class computes from its weights; the text says which and why."""
+
+
+class Part(NamedTuple):
+    """One module inside another, as it has to be."""
+
+    path: str
+    owner: str
+    """Path of the part that contains it."""
+    name: str
+    """Its name there."""
+    kind: type[nn.Module]
+    """Its class, no subclass."""
+    forward: Callable
+    """Of the class, when it was imported."""
+    parameters: tuple[str, ...]
+    """Names of the parameters that it needs, all of them plain tensors."""
+
+
+def list_parts(kinds: Mapping[str, tuple[type[nn.Module], str]]) -> tuple[Part, ...]:
+    """Return parts from their paths, the root "" first: classes, and names of parameters with blanks between them."""
+    parts = []
+    for path, (kind, parameters) in kinds.items():
+        owner, _, name = path.rpartition(".")
+        parts.append(Part(path, owner, name, kind, kind.forward, tuple(parameters.split())))
+    return tuple(parts)
+
+
+def read_parts(root: nn.Module, parts: Iterable[Part], dtype: torch.dtype) -> tuple[dict[str, Any], list[Tensor]]:
+    """Return the modules of a tree by their paths, and all their parameters in the order of the parts.
+
+    Runs for every block in every forward pass, hence plain loops and dictionaries.
+
+    Args:
+        root: the module to which the first part belongs.
+        parts: what the tree has to consist of; other modules beside them do not matter.
+        dtype: that every parameter has to have.
+
+    Raises:
+        Changed: a part is something else.
+    """
+    modules: dict[str, Any] = {}
+    tensors: list[Tensor] = []
+    for path, owner, name, kind, forward, parameters in parts:
+        module = modules[owner]._modules.get(name) if modules else root
+        change = find_change(module, kind, forward)
+        if change:
+            raise Changed(f"{path} {change}".lstrip())
+        modules[path] = module
+        held = module._parameters
+        for parameter in parameters:
+            tensor: Any = held.get(parameter)
+            if type(tensor) not in _PLAIN_TENSORS:
+                raise Changed(f"{path} has a {type(tensor).__name__} as its {parameter}".lstrip())
+            if tensor.dtype is not dtype:
+                raise Changed(f"{path} has its {parameter} in {tensor.dtype}, and the tokens are {dtype}".lstrip())
+            tensors.append(tensor)
+    return modules, tensors
+
+
+def find_change(module: nn.Module | None, kind: type[nn.Module], forward: Callable) -> str:
+    """Return why calling a module is not what the forward of its class computes; empty if it is."""
+    if type(module) is not kind:
+        return f"is {type(module).__name__} instead of {kind.__name__}"
+    state: dict[str, Any] = module.__dict__
+    if (
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+    ):
+        return "has hooks"
+    if "forward" in state or kind.forward is not forward:
+        return "has another forward"
+    return "is compiled by itself" if "_compiled_call_impl" in state else ""
+
+
+def modes_in_the_way(tokens: Tensor) -> str:
+    """Return what keeps operators of ours from computing with these tokens now; empty if nothing does."""
+    if type(tokens) not in _PLAIN_TENSORS:  # torch.fx passes a stand-in
+        return f"the tokens are a {type(tokens).__name__}"
+    if standard_operators_only():
+        return "a program is exported or traced, or a transform of torch.func or forward-mode derivative is active"
+    return "a hook for all modules is registered" if torch_module._has_any_global_hook() else ""
+
+
+def standard_operators_only() -> bool:
+    """Return whether no operator of ours may run now.
+
+    A traced or exported program should hold operators that every engine has. A forward-mode derivative would pass
+    our operators as if they were constants, silently, and `torch.func.vmap` does not take them.
+    """
+    if torch.compiler.is_exporting():
+        return True
+    if torch.compiler.is_compiling():  # which cannot trace the questions below
+        return False
+    # PyTorch has no public way to ask for the last two.
+    return (
+        torch.jit.is_tracing()
+        or forward_ad._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )

@@ -1,0 +1,173 @@
+"""The lean backend: each residual branch is one operator that keeps little for the backward pass; see `branches.py`."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepcait.backends.branches import attention_branch, mlp_branch
+from deepcait.backends.exact import Changed, list_parts, modes_in_the_way, read_parts
+from deepcait.backends.heads import talking_heads
+from deepcait.backends.reference import Backend, BlockFunction
+from deepcait.errors import some
+from deepcait.model.ablation import AblatedBlock
+from deepcait.model.attention import TalkingHeadsAttention
+from deepcait.model.block import LayerScaleBlock, Mlp, draw_keep
+
+logger = logging.getLogger("deepcait.backends")
+
+# "auto" is lean on these; the meta device counts what a CPU would do.
+_AUTO_DEVICES = ("cpu", "meta")
+
+# The parameters of these parts, one after the other, are those of the two operators but for LayerScale's.
+_BLOCK = list_parts(
+    {
+        "": (LayerScaleBlock, "gamma_1 gamma_2"),
+        "norm1": (nn.LayerNorm, "weight bias"),
+        "attn": (TalkingHeadsAttention, ""),
+        "attn.qkv": (nn.Linear, "weight bias"),
+        "attn.proj_l": (nn.Linear, "weight bias"),
+        "attn.proj_w": (nn.Linear, "weight bias"),
+        "attn.proj": (nn.Linear, "weight bias"),
+        "norm2": (nn.LayerNorm, "weight bias"),
+        "mlp": (Mlp, ""),
+        "mlp.fc1": (nn.Linear, "weight bias"),
+        "mlp.act": (nn.GELU, ""),
+        "mlp.fc2": (nn.Linear, "weight bias"),
+    }
+)
+# In a block with other choices than the paper's, only what is between the linear layers of the attention.
+_ABLATED_BLOCK = list_parts(
+    {
+        "": (AblatedBlock, ""),
+        "attn": (TalkingHeadsAttention, ""),
+        "attn.qkv": (nn.Linear, "weight bias"),
+        "attn.proj_l": (nn.Linear, "weight bias"),
+        "attn.proj_w": (nn.Linear, "weight bias"),
+    }
+)
+
+
+class Lean(Backend):
+    """Two operators per block. Named "auto", only on devices where they are faster than the reference."""
+
+    def __init__(self, name: str, *, small_memory: bool) -> None:
+        super().__init__(name, small_memory=small_memory)
+        self._reported: set[tuple[int, str]] = set()
+
+    def function_for(self, block: nn.Module, tokens: Tensor, blocks: Sequence[nn.Module]) -> BlockFunction:
+        """Return a function for a block that is exactly one of the equations; else the block, after logging why."""
+        mode = modes_in_the_way(tokens)
+        if mode:
+            self._report(block, mode, blocks, {mode: range(len(blocks))}, level=logging.INFO)
+            return block
+        if self.name == "auto" and tokens.device.type not in _AUTO_DEVICES:
+            return block
+        try:
+            return self._take(block, tokens.dtype)
+        except Changed as change:
+            self._report(block, str(change), blocks, self._changes(blocks, tokens.dtype), level=logging.WARNING)
+            return block
+
+    def describe(self, blocks: Sequence[nn.Module], device: torch.device) -> str:
+        """Return one line: what computes these blocks on a device, and why not all of them are lean."""
+        auto = " (auto)" if self.name == "auto" else ""
+        if auto and device.type not in _AUTO_DEVICES:
+            return "reference (auto)"
+        changes = self._changes(blocks, next(blocks[0].parameters()).dtype)
+        return f"lean{auto}; the reference for {_text(changes)}" if changes else f"lean{auto}"
+
+    def _take(self, block: nn.Module, dtype: torch.dtype) -> BlockFunction:
+        """Return the function of a block. Raises `Changed` if a part of it is not what it should be."""
+        if type(block) is AblatedBlock:
+            modules, weights = read_parts(block, _ABLATED_BLOCK, dtype)
+            _require_usual_heads(modules["attn"], weights[0], weights[-1])
+            return functools.partial(_lean_attention, block, *weights[2:])
+        modules, (gamma_1, gamma_2, *weights) = read_parts(block, _BLOCK, dtype)
+        _require_usual_heads(modules["attn"], weights[2], weights[7])
+        approximate = modules["mlp.act"].approximate
+        if approximate != "none":
+            raise Changed(f"mlp.act approximates GELU by {approximate}")
+        attention, mlp = (*weights[:10], gamma_1), (*weights[10:], gamma_2)
+        eps = modules["norm1"].eps, modules["norm2"].eps
+        return functools.partial(_lean_block, block, attention, mlp, eps, self.small_memory)
+
+    def _changes(self, blocks: Sequence[nn.Module], dtype: torch.dtype) -> dict[str, Sequence[int]]:
+        """Return why blocks are left to the reference, and which."""
+        found: dict[str, list[int]] = {}
+        for index, block in enumerate(blocks):
+            try:
+                self._take(block, dtype)
+            except Changed as change:
+                found.setdefault(str(change), []).append(index)
+        return dict(found)
+
+    def _report(
+        self,
+        block: nn.Module,
+        why: str,
+        blocks: Sequence[nn.Module],
+        changes: Mapping[str, Sequence[int]],
+        *,
+        level: int,
+    ) -> None:
+        """Log one line about all blocks, unless one said this about the block before."""
+        if torch.compiler.is_compiling() or (id(block), why) in self._reported:
+            return
+        self._reported |= {(id(blocks[index]), reason) for reason, which in changes.items() for index in which}
+        logger.log(level, "the reference computes %s", _text(changes))
+
+
+def _text(changes: Mapping[str, Sequence[int]]) -> str:
+    """Which blocks, and why: "blocks 0, 2: attn.qkv has hooks; block 3: ..."."""
+    return "; ".join(
+        f"block{'s' if len(which) > 1 else ''} {some([str(index) for index in which], most=8)}: {reason}"
+        for reason, which in changes.items()
+    )
+
+
+def _require_usual_heads(attn: Any, weight_qkv: Tensor, bias_w: Tensor) -> None:
+    """Raise `Changed` if the scale or the number of heads are not those that follow from the weights."""
+    num_heads = bias_w.shape[0]
+    if attn.num_heads != num_heads or attn.scale != (weight_qkv.shape[0] // (3 * num_heads)) ** -0.5:
+        raise Changed(f"attn has num_heads={attn.num_heads} and scale={attn.scale:g}, not what its weights say")
+
+
+def _lean_block(
+    block: Any,
+    attention: tuple[Tensor, ...],
+    mlp: tuple[Tensor, ...],
+    eps: tuple[float, float],
+    small_memory: bool,
+    tokens_BND: Tensor,
+) -> Tensor:
+    """Return patch tokens after a block by one operator per branch, each with its parameters in its order."""
+    dtype, drops = _product_dtype(tokens_BND), block.training and block.drop_path_rate > 0.0
+    tokens_BND = tokens_BND.contiguous()
+    keep = draw_keep(tokens_BND, block.drop_path_rate) if drops else None
+    tokens_BND, *_ = attention_branch(tokens_BND, *attention, keep, eps[0], dtype, small_memory)
+    keep = draw_keep(tokens_BND, block.drop_path_rate) if drops else None
+    tokens_BND, *_ = mlp_branch(tokens_BND, *mlp, keep, eps[1], dtype, small_memory)
+    return tokens_BND
+
+
+def _lean_attention(
+    block: AblatedBlock, mix_l: Tensor, bias_l: Tensor, mix_w: Tensor, bias_w: Tensor, tokens_BND: Tensor
+) -> Tensor:
+    """Return tokens after a block whose attention maps are computed again in the backward pass, all else by calls."""
+    attn: Any = block.attn
+    read_BND = talking_heads(attn.qkv(block.norm1(tokens_BND)), mix_l, mix_w, bias_w)
+    # The softmax cancels this bias; it takes part so that its gradient is zero and not missing.
+    return block.add_branches(tokens_BND, attn.proj(read_BND + 0.0 * bias_l.sum()))
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The type of the products: autocast's if it is on (it leaves float64 alone), else the tensor's own."""
+    device = x.device.type
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on and x.dtype != torch.float64 else x.dtype
