@@ -1,0 +1,35 @@
+"""`python -m tests.nullgpu.program VERB ...`: the command deepcait on the pretended GPU, which has no cuDNN."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+import torch
+
+from deepcait.cli.main import main
+from tests.nullgpu.meter import Meter
+
+torch.backends.cudnn.enabled = False  # convolutions become im2col and products
+torch.backends.cuda.enable_cudnn_sdp(False)
+
+if "STOP_AFTER" in os.environ:  # as if someone sent SIGTERM while this step is computed
+    taken, step = [0], torch.optim.AdamW.step
+
+    def step_and_stop(*args, **kwargs):
+        taken[0] += 1
+        if taken[0] == int(os.environ["STOP_AFTER"]):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args, **kwargs)
+
+    torch.optim.AdamW.step = step_and_stop
+
+with Meter(lines=True) as meter:
+    code = main(sys.argv[1:])
+if "COUNTS" in os.environ:
+    causes = [[event, line, number] for (event, line), number in meter.causes.most_common()]
+    with open(os.environ["COUNTS"], "w", encoding="utf-8") as file:
+        json.dump({"counts": meter.counts, "causes": causes}, file)
+sys.exit(code)
