@@ -63,7 +63,7 @@ ORDER = {
         "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",
         "expected", "safeguards", "evaluate", "plots", "tables",
     ],
-    "inference": ["linear", "blocks", "native", "fold", "graph", "engines", "export", "tuned"],
+    "inference": ["linear", "blocks", "native", "foldable", "fold", "graph", "engines", "export", "tuned"],
     "explain": [
         "colours", "canvas", "maps", "attribution", "faithfulness", "picture", "explanation", "markup", "gallery",
         "layers", "figures",

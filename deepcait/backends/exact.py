@@ -15,12 +15,25 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
+from deepcait.model.attention import TalkingHeadsAttention
+from deepcait.model.block import LayerScaleBlock, Mlp
+
 # A quantized or distributed weight is of another class, which has arithmetic of its own.
 _PLAIN_TENSORS = (nn.Parameter, Tensor, FakeTensor)
 
 
 class Changed(Exception):  # noqa: N818 - the answer to a question, not a fault
-    """A module that does not compute what its class computes from its weights; the text says which and why."""
+    """A module that does not compute what its class computes from its weights.
+
+    Args:
+        path: of the module, empty for the root of what was checked.
+        what: such as "has hooks".
+    """
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(f"{path} {what}".lstrip())
+        self.path = path
+        self.what = what
 
 
 class Part(NamedTuple):
@@ -67,17 +80,43 @@ def read_parts(root: nn.Module, parts: Iterable[Part], dtype: torch.dtype) -> tu
         module = modules[owner]._modules.get(name) if modules else root
         change = find_change(module, kind, forward)
         if change:
-            raise Changed(f"{path} {change}".lstrip())
+            raise Changed(path, change)
         modules[path] = module
         held = module._parameters
         for parameter in parameters:
             tensor: Any = held.get(parameter)
             if type(tensor) not in _PLAIN_TENSORS:
-                raise Changed(f"{path} has a {type(tensor).__name__} as its {parameter}".lstrip())
+                what = "no" if tensor is None else f"a {type(tensor).__name__} as its"
+                raise Changed(path, f"has {what} {parameter}")
             if tensor.dtype is not dtype:
-                raise Changed(f"{path} has its {parameter} in {tensor.dtype}, and the tokens are {dtype}".lstrip())
+                raise Changed(path, f"has its {parameter} in {tensor.dtype}, not {dtype}")
             tensors.append(tensor)
     return modules, tensors
+
+
+# The paper's patch block; but for LayerScale's, the parameters are those of the two branches in their order.
+PATCH_BLOCK = list_parts(
+    {
+        "": (LayerScaleBlock, "gamma_1 gamma_2"),
+        "norm1": (nn.LayerNorm, "weight bias"),
+        "attn": (TalkingHeadsAttention, ""),
+        "attn.qkv": (nn.Linear, "weight bias"),
+        "attn.proj_l": (nn.Linear, "weight bias"),
+        "attn.proj_w": (nn.Linear, "weight bias"),
+        "attn.proj": (nn.Linear, "weight bias"),
+        "norm2": (nn.LayerNorm, "weight bias"),
+        "mlp": (Mlp, ""),
+        "mlp.fc1": (nn.Linear, "weight bias"),
+        "mlp.act": (nn.GELU, ""),
+        "mlp.fc2": (nn.Linear, "weight bias"),
+    }
+)
+
+
+def require_exact_gelu(act: Any) -> None:
+    """Raise `Changed` if the GELU of an MLP is an approximation."""
+    if act.approximate != "none":
+        raise Changed("mlp.act", f"approximates GELU by {act.approximate}")
 
 
 def find_change(module: nn.Module | None, kind: type[nn.Module], forward: Callable) -> str:

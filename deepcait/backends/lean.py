@@ -11,36 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from deepcait.backends.branches import attention_branch, mlp_branch
-from deepcait.backends.exact import Changed, list_parts, modes_in_the_way, read_parts
+from deepcait.backends.exact import (
+    PATCH_BLOCK,
+    Changed,
+    list_parts,
+    modes_in_the_way,
+    read_parts,
+    require_exact_gelu,
+)
 from deepcait.backends.heads import talking_heads
 from deepcait.backends.reference import Backend, BlockFunction
 from deepcait.errors import some
 from deepcait.model.ablation import AblatedBlock
 from deepcait.model.attention import TalkingHeadsAttention
-from deepcait.model.block import LayerScaleBlock, Mlp, draw_keep
+from deepcait.model.block import draw_keep
 
 logger = logging.getLogger("deepcait.backends")
 
 # "auto" is lean on these; the meta device counts what a CPU would do.
 _AUTO_DEVICES = ("cpu", "meta")
 
-# The parameters of these parts, one after the other, are those of the two operators but for LayerScale's.
-_BLOCK = list_parts(
-    {
-        "": (LayerScaleBlock, "gamma_1 gamma_2"),
-        "norm1": (nn.LayerNorm, "weight bias"),
-        "attn": (TalkingHeadsAttention, ""),
-        "attn.qkv": (nn.Linear, "weight bias"),
-        "attn.proj_l": (nn.Linear, "weight bias"),
-        "attn.proj_w": (nn.Linear, "weight bias"),
-        "attn.proj": (nn.Linear, "weight bias"),
-        "norm2": (nn.LayerNorm, "weight bias"),
-        "mlp": (Mlp, ""),
-        "mlp.fc1": (nn.Linear, "weight bias"),
-        "mlp.act": (nn.GELU, ""),
-        "mlp.fc2": (nn.Linear, "weight bias"),
-    }
-)
 # In a block with other choices than the paper's, only what is between the linear layers of the attention.
 _ABLATED_BLOCK = list_parts(
     {
@@ -88,11 +78,9 @@ class Lean(Backend):
             modules, weights = read_parts(block, _ABLATED_BLOCK, dtype)
             _require_usual_heads(modules["attn"], weights[0], weights[-1])
             return functools.partial(_lean_attention, block, *weights[2:])
-        modules, (gamma_1, gamma_2, *weights) = read_parts(block, _BLOCK, dtype)
+        modules, (gamma_1, gamma_2, *weights) = read_parts(block, PATCH_BLOCK, dtype)
         _require_usual_heads(modules["attn"], weights[2], weights[7])
-        approximate = modules["mlp.act"].approximate
-        if approximate != "none":
-            raise Changed(f"mlp.act approximates GELU by {approximate}")
+        require_exact_gelu(modules["mlp.act"])
         attention, mlp = (*weights[:10], gamma_1), (*weights[10:], gamma_2)
         eps = modules["norm1"].eps, modules["norm2"].eps
         return functools.partial(_lean_block, block, attention, mlp, eps, self.small_memory)
@@ -135,7 +123,7 @@ def _require_usual_heads(attn: Any, weight_qkv: Tensor, bias_w: Tensor) -> None:
     """Raise `Changed` if the scale or the number of heads are not those that follow from the weights."""
     num_heads = bias_w.shape[0]
     if attn.num_heads != num_heads or attn.scale != (weight_qkv.shape[0] // (3 * num_heads)) ** -0.5:
-        raise Changed(f"attn has num_heads={attn.num_heads} and scale={attn.scale:g}, not what its weights say")
+        raise Changed("attn", f"has num_heads={attn.num_heads} and scale={attn.scale:g}, not what its weights say")
 
 
 def _lean_block(

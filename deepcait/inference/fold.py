@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from deepcait.backends.exact import standard_operators_only
 from deepcait.errors import ConfigError
 from deepcait.inference.blocks import attend_blocks
+from deepcait.inference.foldable import foldable_config
 from deepcait.inference.linear import FoldedLinear
 from deepcait.inference.native import pack_blocks, patch_stage, run_blocks
 from deepcait.model.block import NORM_EPS, ClassAttentionBlock, LayerScaleBlock
@@ -52,7 +53,8 @@ def fold(model: nn.Module, precision: str = "fp32") -> FoldedCaiT:
             with float32 sums; everything else stays as it is. On others it is fp32, and a warning is logged.
 
     Raises:
-        ConfigError: another network than a CaiT, or another precision.
+        ConfigError: another network than a CaiT, another precision, or a part that is not as it was built (an
+            adapter, a hook, a replaced layer), by its name.
     """
     if precision not in _DTYPES:
         raise ConfigError(
@@ -94,8 +96,8 @@ class FoldedCaiT(_Constants):
     def __init__(self, model: CaiT, precision: str = "fp32") -> None:
         super().__init__()
         self.precision = precision
-        self.config: CaiTConfig = model.config
-        self.num_classes = model.num_classes
+        self.config: CaiTConfig = foldable_config(model)
+        self.num_classes = self.config.num_classes
         self.num_features = model.num_features
         self.pretrained_cfg = dict(model.pretrained_cfg)
         with torch.inference_mode(False), torch.no_grad():
