@@ -22,7 +22,7 @@ html_copy_source = False
 highlight_language = "none"
 
 # Markdown as the repository shows it: links between headings, pictures with a width.
-myst_enable_extensions = ["html_image", "colon_fence"]
+myst_enable_extensions = ["html_image", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
