@@ -120,6 +120,7 @@ def main() -> None:
         new = {"processor_hours": round(estimate(args, name), 2)} if args.estimate else train(args, name)
         found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"candidates": {}}
         found |= {
+            "command": "python docs/results/nano_candidates.py --data folder:ROOT/train --teacher TEACHER --out FOLDER",
             "what": "ways to train cait_nano_32, by accuracy of 2,500 held-out training images of CIFAR-10; one seed",
             "date": str(date.today()),
         }
