@@ -51,7 +51,7 @@ ORDER = {
         "png", "jpeg", "image", "source", "folder", "resample", "preprocessing",
         "shards", "members", "table", "stored", "split", "manifest", "parquet", "zipped", "tar", "cifar",
         "matlab", "imagenet", "benchmarks", "spec", "workers", "dataset",
-        "seeding", "order", "slide", "policies", "augment", "mixing", "shrunk", "loader",
+        "seeding", "order", "slide", "erasing", "policies", "augment", "mixing", "shrunk", "loader",
         "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
     ],
     "training": [

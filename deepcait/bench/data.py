@@ -17,7 +17,7 @@ from deepcait.bench.clock import Lane, ratio, require_count, take_turns
 from deepcait.data import Preprocessing, Sample, Source, evaluation_loader, open_image, open_source
 from deepcait.data.augment import Augment, build_augmentation, guard_posterize
 from deepcait.data.image import decode_image, decode_pixels, is_visible_image, list_images, read_image_bytes
-from deepcait.data.loader import TrainingSet, training_loader
+from deepcait.data.loader import SlotReader, TrainingSet, training_loader
 from deepcait.data.order import Slot
 from deepcait.data.seeding import seed_everything
 from deepcait.runtime.environment import environment, processor
@@ -165,7 +165,7 @@ def build_lanes(pictures: Pictures, batch_size: int, num_workers: int) -> dict[s
     """Return the loaders to compare, deepcait's and timm's, by name; each run delivers all images once."""
     preprocessing = Preprocessing(IMG_SIZE)
     samples = TrainingSet(pictures, build_augmentation(Augment(repeats=1), preprocessing), SEED)
-    train = training_loader(samples, _Epochs(len(pictures), batch_size), num_workers=num_workers)
+    train = training_loader(SlotReader(samples), _Epochs(len(pictures), batch_size), num_workers=num_workers)
     plain = {"batch_size": batch_size, "num_workers": num_workers}
     fast = Preprocessing(IMG_SIZE, resampler="torch")
     loaders = {

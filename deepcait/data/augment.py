@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from deepcait.data.erasing import Patch, draw_erasing
 from deepcait.data.image import decode_image, decode_pixels
 from deepcait.data.policies import POLICIES, build_policy
 from deepcait.data.preprocessing import Preprocessing
@@ -86,15 +87,6 @@ class Augment:
             )
 
 
-class Patch(NamedTuple):
-    """An erased rectangle, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
 class Changed(NamedTuple):
     """Augmented pictures before they are normalised, and what will be erased of each.
 
@@ -123,7 +115,6 @@ class Augmentation:
         self.preprocessing = preprocessing
         self.rand_augment = rand_augment(augment.rand_augment, preprocessing) if augment.rand_augment else None
         self.policy = build_policy(augment.policy, _fill(preprocessing))
-        self.erasing = _erasing(augment.erase) if augment.erase else None
         self.fast = augment.resampler == "torch" and preprocessing.interpolation in FAST_FILTERS
         for op in self.rand_augment.ops if self.fast and self.rand_augment is not None else ():
             if op.name in SLIDES:
@@ -222,22 +213,10 @@ class Augmentation:
             image = self.policy(image)
         channels, (height, width) = self.preprocessing.channels, self.preprocessing.img_size
         pixels = planes(image)
-        record = _Erased()
-        if self.erasing is not None:
-            self.erasing._erase(record, channels, height, width, torch.float32)
-        return Changed(pixels, [record.patches], _row(record.values))
-
-
-class _Erased:
-    """Stands in for the picture that timm erases from, and notes what would be written."""
-
-    def __init__(self) -> None:
-        self.patches: list[Patch] = []
-        self.values: list[Tensor] = []
-
-    def __setitem__(self, place: tuple[slice, slice, slice], values: Tensor) -> None:
-        self.patches.append(Patch(place[1].start, place[2].start, *values.shape[1:]))
-        self.values.append(values)
+        if not self.augment.erase:
+            return Changed(pixels, [[]], torch.empty(0))
+        patches, filling = draw_erasing(self.augment.erase, channels, height, width)
+        return Changed(pixels, [patches], filling)
 
 
 def build_augmentation(augment: Augment, preprocessing: Preprocessing) -> Augmentation:
@@ -252,21 +231,10 @@ def build_augmentation(augment: Augment, preprocessing: Preprocessing) -> Augmen
 
 
 def collate(items: Sequence[Changed]) -> Changed:
-    """Put pictures into one batch: pixels (B, C, H, W), a list of patches for each, the filling of all."""
+    """Return one batch: pixels (B, C, H, W), a list of patches per image, the filling of all."""
     pixels_BCHW = torch.stack([item.pixels for item in items])
     patches = [patches for item in items for patches in item.patches]
-    return Changed(pixels_BCHW, patches, _row([item.filling for item in items]))
-
-
-def _row(tensors: Sequence[Tensor]) -> Tensor:
-    """All values, one after another."""
-    return torch.cat([tensor.flatten() for tensor in tensors]) if tensors else torch.empty(0)
-
-
-def _erasing(probability: float) -> Any:
-    from timm.data.random_erasing import RandomErasing
-
-    return RandomErasing(probability, mode="pixel", device="cpu")
+    return Changed(pixels_BCHW, patches, torch.cat([item.filling for item in items]))
 
 
 def rand_augment(text: str, preprocessing: Preprocessing):

@@ -65,15 +65,26 @@ class RaisingLoader(DataLoader):
     """A DataLoader that raises our errors as they are, from worker processes too.
 
     torch rebuilds a worker's exception from its text, which loses type and remedy; here the first
-    error of a batch travels as a value. When a worker dies, the error names the picture it was reading.
-    For `Dataset`s over a `source`, with an index and one item a sample. `finish` is applied to each batch, here.
+    error of a batch travels as a value. When a worker dies, the error names the image it was reading.
+
+    Args:
+        dataset: over a `source`; an index leads to one item.
+        finish: applied to each batch in this process, for example to normalise on the device.
+        collate_fn: makes a batch of items, in the worker.
+        options: of `DataLoader`.
     """
 
-    def __init__(self, dataset: Dataset, **options: Any) -> None:
-        collate = options.pop("collate_fn", None) or default_collate
-        self._finish: Callable[[Any], Any] = options.pop("finish", None) or (lambda batch: batch)
-        self._catching = _Catching(dataset, options.get("num_workers", 0))
-        super().__init__(self._catching, collate_fn=_CollateOrError(collate), **options)
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        finish: Callable[[Any], Any],
+        collate_fn: Callable[[list], Any] = default_collate,
+        **options: Any,
+    ) -> None:
+        self._finish = finish
+        self._reader = _BatchReader(dataset, collate_fn, options.get("num_workers", 0))
+        super().__init__(self._reader, collate_fn=_as_it_is, **options)
 
     def __iter__(self) -> Iterator[Any]:  # pyrefly: ignore[bad-override]
         try:
@@ -83,7 +94,7 @@ class RaisingLoader(DataLoader):
                 yield self._finish(batch)
         except (RuntimeError, EOFError, OSError) as error:
             # torch says so, or a batch that the worker had sent can't be fetched from it any more.
-            places = self._catching.places_of_dead(error)
+            places = self._reader.places_of_dead(error)
             unreachable = self.num_workers > 0 and isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
             if not places and not unreachable:
                 raise
@@ -137,26 +148,34 @@ def _normalise(batch: list[Tensor], transform: Callable, device: torch.device) -
     return [transform.normalise(images) if isinstance(transform, Preprocessing) else images, *batch[1:]]
 
 
-class _Catching(Dataset):
-    """Return our errors instead of raising them, and note for the main process what each worker reads."""
+class _BatchReader(Dataset):
+    """Reads whole batches, in a worker: the collated items, or the first of our errors as a value.
 
-    def __init__(self, dataset: Dataset, num_workers: int) -> None:
+    It also notes for the main process which item each worker reads.
+    """
+
+    def __init__(self, dataset: Dataset, collate: Callable[[list], Any], num_workers: int) -> None:
         self.dataset = dataset
-        # Shared by all processes. Per worker: its process id, and the index that it took up last.
+        self.collate = collate
+        # Shared by all processes. Per worker: its process id, and the index of the item that it read last.
         self.reading = torch.full((num_workers, 2), -1).share_memory_() if num_workers else None
 
     def __len__(self) -> int:
         return len(self.dataset)  # pyrefly: ignore[bad-argument-type]
 
-    def __getitem__(self, index: Any) -> Any:
-        worker = get_worker_info()
-        if self.reading is not None and worker is not None:
-            # A slot of the training order carries its index; elsewhere it is the number itself.
-            self.reading[worker.id] = torch.tensor([os.getpid(), getattr(index, "index", index)])
+    def __getitems__(self, indices: list) -> Any:
+        """Return a batch or an error; torch's loader calls this with the indices of a batch."""
         try:
-            return self.dataset[index]
+            return self.collate([self._read(index) for index in indices])
         except DeepcaitError as error:
             return error
+
+    def _read(self, index: Any) -> Any:
+        worker = get_worker_info()
+        if self.reading is not None and worker is not None:
+            # A slot of the training order has an index; elsewhere it is the number itself.
+            self.reading[worker.id] = torch.tensor([os.getpid(), getattr(index, "index", index)])
+        return self.dataset[index]
 
     def places_of_dead(self, error: Exception) -> list[str]:
         """What workers were reading when they died; empty where the error is about something else."""
@@ -183,12 +202,5 @@ def _runs(pid: int) -> bool:
     return True
 
 
-class _CollateOrError:
-    """Collate a batch, or pass on its first error."""
-
-    def __init__(self, collate: Callable[[list], Any]) -> None:
-        self.collate = collate
-
-    def __call__(self, items: list) -> Any:
-        error = next((item for item in items if isinstance(item, DeepcaitError)), None)
-        return self.collate(items) if error is None else error
+def _as_it_is(batch: Any) -> Any:
+    return batch

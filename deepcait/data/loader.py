@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from deepcait.data.augment import Augmentation, Changed, collate
 from deepcait.data.dataset import RaisingLoader
@@ -41,7 +41,7 @@ class TrainingSet(Dataset[tuple[Tensor, int]]):
         return self.transform.finish(changed), label
 
     def change(self, slot: Slot) -> tuple[Changed, int]:
-        """The same before it is normalised: what workers send."""
+        """Return the image before it is normalised, which is what workers send, and its label."""
         sample = self.source.read(slot.index)
         name = self.source.locate(slot.index)
         assert sample.label is not None, "training sources are labelled: see require_labels"
@@ -49,52 +49,42 @@ class TrainingSet(Dataset[tuple[Tensor, int]]):
         return self.transform.read(sample.data, name), sample.label
 
 
-class _Changing(Dataset[tuple[Changed, int]]):
-    """A training set whose pictures are normalised later, a batch at a time."""
-
-    def __init__(self, samples: TrainingSet) -> None:
-        self.source = samples.source
-        self.samples = samples
-
-    def __getitem__(self, index: Slot) -> tuple[Changed, int]:
-        return self.samples.change(index)
-
-
 class Unreadable(NamedTuple):
-    """A picture that could not be read, and why."""
+    """An image that could not be read, and why."""
 
     path: str
     problem: str
 
 
-class Skipping(Dataset[tuple[Changed, int, list[Unreadable]]]):
-    """A training set where the place of an unreadable picture is taken by the next readable one of the row.
-
-    So what stands in a slot still follows from the slot and the files alone; it is augmented with the slot's seed.
+class SlotReader(Dataset[tuple[Changed, int, list[Unreadable]]]):
+    """What loader workers read: the image of a slot before it is normalised, its label, and the images skipped.
 
     Args:
         samples: the training set.
-        order: of the run.
-        max_errors: so many unreadable pictures in a row are passed over.
+        order: if given, an unreadable image is replaced by the next readable one of the order's row, augmented with
+            the slot's seed: what a slot holds follows from the slot and the files alone.
+        max_errors: how many unreadable images in a row may be skipped.
     """
 
-    def __init__(self, samples: TrainingSet, order: Order, max_errors: int) -> None:
+    def __init__(self, samples: TrainingSet, order: Order | None = None, max_errors: int = 0) -> None:
         self.source = samples.source
         self.samples = samples
         self.order = order
         self.max_errors = max_errors
 
     def __getitem__(self, index: Slot) -> tuple[Changed, int, list[Unreadable]]:
-        """Return image (not normalised yet), label, and what was passed over. Raises RunError when that is too much."""
-        passed_over: list[Unreadable] = []
+        """Return image, label and what was skipped. Raises ImageError without an order, RunError for too many."""
+        if self.order is None:
+            return (*self.samples.change(index), [])
+        skipped: list[Unreadable] = []
         for candidate in self.order.from_slot_on(index):
             try:
-                return (*self.samples.change(index._replace(index=candidate)), passed_over)
+                return (*self.samples.change(index._replace(index=candidate)), skipped)
             except ImageError as error:
-                passed_over.append(Unreadable(self.source.locate(candidate), error.problem))
-            if len(passed_over) > self.max_errors:
+                skipped.append(Unreadable(self.source.locate(candidate), error.problem))
+            if len(skipped) > self.max_errors:
                 break
-        raise too_many_unreadable([one.path for one in passed_over], self.max_errors)
+        raise too_many_unreadable([one.path for one in skipped], self.max_errors)
 
 
 def too_many_unreadable(paths: Sequence[str], max_errors: int) -> RunError:
@@ -122,18 +112,18 @@ def training_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images (B, C, H, W) on the device and labels (B) for each step and each of these replicas, in order.
 
-    Pictures travel as 8-bit pixels, from worker to process and on to the device; a batch is normalised there.
+    Images travel as 8-bit pixels, from worker to process and on to the device; a batch is normalised there.
     One loader serves the whole run, so workers start once and no epoch begins with an empty queue.
-    With `on_unreadable` unreadable pictures are replaced as `Skipping` does, and told to it as their batch is taken.
+    With `on_unreadable` unreadable images are replaced as `SlotReader` does, and passed to it with their batch.
 
     Raises:
-        ImageError: while iterating, names a picture that can't be read; without `on_unreadable`.
-        RunError: while iterating, more than `max_errors` unreadable pictures in a row.
-        DataError: while iterating, names the picture with which a worker process died.
+        ImageError: while iterating, names an image that can't be read; without `on_unreadable`.
+        RunError: while iterating, more than `max_errors` unreadable images in a row.
+        DataError: while iterating, names the image with which a worker process died.
     """
     return iter(
         training_loader(
-            samples if on_unreadable is None else Skipping(samples, order, max_errors),
+            SlotReader(samples, order if on_unreadable else None, max_errors),
             ReplicaBatches(order, replicas, first_step, last_step),
             num_workers=num_workers,
             pin_memory=pin_memory,
@@ -144,7 +134,7 @@ def training_batches(
 
 
 def training_loader(
-    samples: Dataset,
+    reader: SlotReader,
     batches: Iterable[list[Slot]],
     *,
     num_workers: int = 0,
@@ -152,25 +142,20 @@ def training_loader(
     device: torch.device | str = "cpu",
     on_unreadable: Callable[[Unreadable], None] | None = None,
 ) -> RaisingLoader:
-    """Return the loader behind `training_batches`: the batches of slots that it is given, each time it is iterated."""
-    changing = _Changing(samples) if isinstance(samples, TrainingSet) else samples
-    transform = getattr(getattr(changing, "samples", changing), "transform", None)
-    place = torch.device(device)
-    tell = on_unreadable or (lambda unreadable: None)
+    """Return the loader behind `training_batches`, which reads the given batches each time it is iterated."""
 
-    def finish(batch: tuple) -> tuple[Tensor, Tensor]:
-        images, labels, passed_over = batch
-        for one in passed_over:
-            tell(Unreadable(*one))
-        if isinstance(transform, Augmentation):
-            pixels, *erased = images
-            images = transform.finish(Changed(pixels.to(place, non_blocking=True), *erased))
-        return images.to(place, non_blocking=True), labels
+    def finish(batch: tuple[Changed, Tensor, list[Unreadable]]) -> tuple[Tensor, Tensor]:
+        changed, labels, skipped = batch
+        if on_unreadable is not None:
+            for one in skipped:
+                on_unreadable(Unreadable(*one))
+        pixels = changed.pixels.to(device, non_blocking=True)
+        return reader.samples.transform.finish(changed._replace(pixels=pixels)), labels
 
     return RaisingLoader(
-        changing,
-        collate_fn=_collate,
+        reader,
         finish=finish,
+        collate_fn=_collate,
         batch_sampler=batches,
         num_workers=num_workers,
         worker_init_fn=start_worker,
@@ -181,8 +166,6 @@ def training_loader(
     )
 
 
-def _collate(items: list[tuple]) -> tuple:
-    """Batch of images, labels, and what was passed over, where the items say so."""
-    images, labels, *passed_over = zip(*items, strict=True)
-    batch = collate(images) if isinstance(images[0], Changed) else default_collate(list(images))
-    return batch, torch.tensor(labels), [one for several in passed_over for row in several for one in row]
+def _collate(items: list[tuple[Changed, int, list[Unreadable]]]) -> tuple[Changed, Tensor, list[Unreadable]]:
+    images, labels, skipped = zip(*items, strict=True)
+    return collate(images), torch.tensor(labels), [one for several in skipped for one in several]

@@ -14,9 +14,11 @@ from PIL import Image, ImageOps
 from PIL import __version__ as pillow_version
 from timm.data import create_transform
 from timm.data.auto_augment import NAME_TO_OP, RandAugment
+from timm.data.random_erasing import RandomErasing
 
 from deepcait.data import Preprocessing, open_source
 from deepcait.data.augment import Augment, build_augmentation, collate, rand_augment
+from deepcait.data.erasing import draw_erasing
 from deepcait.data.image import open_image
 from deepcait.data.policies import POLICIES, ThreeAugment
 from deepcait.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
@@ -75,8 +77,8 @@ def test_bitwise_the_training_transform_of_timm(photographs, interpolation, img_
         std=IMAGENET_STD,
     )
     guard_posterize(theirs)
-    for erasing in (ours.erasing, theirs.transforms[-1]):
-        assert (erasing.probability, erasing.per_pixel, erasing.max_count) == (0.25, True, 1)
+    erasing = theirs.transforms[-1]
+    assert (ours.augment.erase, erasing.probability, erasing.per_pixel, erasing.max_count) == (0.25, 0.25, True, 1)
     theirs.transforms[-1].device = "cpu"
     results = set()
     for number in range(150):
@@ -418,3 +420,23 @@ def test_random_configurations(photographs):
 @pytest.mark.soak
 def test_ten_thousand_random_configurations(photographs):
     run_configurations(photographs, range(10_000))
+
+
+@pytest.mark.parametrize(("probability", "size"), [(1.0, (3, 64, 48)), (0.25, (1, 16, 16)), (1.0, (3, 2, 40))])
+def test_erasing_draws_what_timm_draws(probability, size):
+    """The rectangles, the noise and what the generators give next, also if no rectangle fits."""
+    theirs = RandomErasing(probability, mode="pixel", device="cpu")
+    num_erased = 0
+    for seed in range(100):
+        seed_everything(seed)
+        expected = theirs(torch.zeros(size))
+        after = random.random(), torch.rand(1)
+        seed_everything(seed)
+        patches, filling = draw_erasing(probability, *size)
+        assert (random.random(), torch.rand(1)) == after
+        got = torch.zeros(size)
+        for top, left, height, width in patches:
+            got[:, top : top + height, left : left + width] = filling.view(size[0], height, width)
+        assert torch.equal(got, expected)
+        num_erased += len(patches)
+    assert 0 < num_erased < 100 or probability == 1.0

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deepcait.data import Preprocessing, open_split
-from deepcait.data.augment import Patch, build_augmentation
+from deepcait.data.augment import build_augmentation
+from deepcait.data.erasing import Patch
 from deepcait.data.loader import TrainingSet
 from deepcait.errors import RunError
 from deepcait.runtime.processes import Processes, join_processes, leave_processes

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from deepcait.data.augment import Changed
 from deepcait.data.mixing import Mix, Mixer
 from deepcait.data.order import Order
 from deepcait.data.source import Sample
@@ -57,15 +58,18 @@ class Pixels:
         self.images[list(poisoned)] = float("nan")
         self.labels = [index % K for index in range(num_samples)]
         self.names = [f"picture_{index:02d}.png" for index in range(num_samples)]
-        self.source = self
+        self.source = self.transform = self
         self.reads: list[int] = []
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, slot) -> tuple[torch.Tensor, int]:
+    def change(self, slot) -> tuple[Changed, int]:
         self.reads.append(slot.index)
-        return self.images[slot.index], self.labels[slot.index]
+        return Changed(self.images[slot.index], [[]], torch.empty(0)), self.labels[slot.index]
+
+    def finish(self, changed: Changed) -> torch.Tensor:
+        return changed.pixels
 
     def read(self, index: int) -> Sample:
         raise AssertionError("pixels have no file")
