@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from deepcait.data import Preprocessing, open_image
-from deepcait.data.image import to_rgb
+from deepcait.data.depth import require_bands, to_rgb
 from deepcait.errors import ConfigError, ShapeError, WeightsError
 from deepcait.explain import DEFAULT_METHODS, Explanation, explain_image
 from deepcait.inference.engines import build_engine
@@ -282,6 +282,7 @@ class Classifier:
 
 def _open(picture: Picture) -> Image.Image:
     if isinstance(picture, Image.Image):
+        require_bands(picture)
         return to_rgb(ImageOps.exif_transpose(picture))
     if not isinstance(picture, str | os.PathLike):
         raise ConfigError(

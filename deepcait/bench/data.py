@@ -16,7 +16,8 @@ import torch
 from deepcait.bench.clock import Lane, ratio, require_count, take_turns
 from deepcait.data import Preprocessing, Sample, Source, evaluation_loader, open_image, open_source
 from deepcait.data.augment import Augment, build_augmentation, guard_posterize
-from deepcait.data.image import decode_image, decode_pixels, is_visible_image, list_images, read_image_bytes
+from deepcait.data.image import decode_image, decode_pixels, read_image_bytes
+from deepcait.data.listing import is_image_file, list_images
 from deepcait.data.loader import SlotReader, TrainingSet, training_loader
 from deepcait.data.order import Slot
 from deepcait.data.seeding import seed_everything
@@ -90,7 +91,7 @@ def compare_loaders(
 def open_pictures(data: str) -> Source:
     """Return the pictures of a flat folder, or of a data SPEC, all splits of it."""
     path = Path(data)
-    if path.is_dir() and any(is_visible_image(entry.name) for entry in path.iterdir()):
+    if path.is_dir() and any(is_image_file(entry) for entry in path.iterdir()):
         return FlatFolder(path)
     return open_source(data)
 

@@ -2,7 +2,9 @@
 
 from deepcait.data.dataset import NO_LABEL, ImageDataset, RaisingLoader, evaluation_loader
 from deepcait.data.folder import FolderSource, find_splits, open_folder
-from deepcait.data.image import IMAGE_SUFFIXES, list_images, open_image
+from deepcait.data.formats import IMAGE_SUFFIXES
+from deepcait.data.image import ImageOptions, open_image
+from deepcait.data.listing import list_images
 from deepcait.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deepcait.data.source import Sample, Source, Subset, describe
 from deepcait.data.spec import list_splits, open_source, open_split, parse_spec
@@ -13,6 +15,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "IMAGE_SUFFIXES",
+    "ImageOptions",
     "NO_LABEL",
     "FolderSource",
     "ImageDataset",

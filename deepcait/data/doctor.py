@@ -10,10 +10,11 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from deepcait.data.depth import FEW_LEVELS, few_levels
 from deepcait.data.duplicates import THUMB_SHAPE, equal_groups, near_groups
 from deepcait.data.findings import Diagnosis, Finding, by_gravity, together
 from deepcait.data.folder import find_splits
-from deepcait.data.image import IMAGE_SUFFIXES
+from deepcait.data.formats import IMAGE_SUFFIXES, SUFFIXES
 from deepcait.data.layout import class_names, look_around
 from deepcait.data.looking import Look, look_at_all
 from deepcait.data.source import Source
@@ -27,15 +28,6 @@ _TINY_PX = 8
 _HUGE_PIXELS = 24_000_000
 _EXTREME_ASPECT = 8
 _IMBALANCE = 10  # "a tenth" below
-_SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg"),
-    "MPO": (".jpg", ".jpeg"),  # a JPEG with more pictures behind it
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "TIFF": (".tif", ".tiff"),
-}
 
 
 @dataclass(frozen=True)
@@ -132,7 +124,8 @@ def _oddities(sound: list[_Seen]) -> list[Finding]:
         look, paths = one.look, (one.place,)
         width, height = look.size
         suffix = PurePath(look.name).suffix.lower()
-        if suffix in IMAGE_SUFFIXES and suffix not in _SUFFIXES.get(look.format, (suffix,)):
+        own = SUFFIXES.get("JPEG" if look.format == "MPO" else look.format, (suffix,))
+        if suffix in IMAGE_SUFFIXES and suffix not in own:
             findings.append(Finding("wrong_extension", paths, f"called {suffix}, holds {look.format}"))
         if min(look.size) < _TINY_PX:
             findings.append(Finding("tiny", paths, f"{width} x {height} pixels"))
@@ -143,6 +136,10 @@ def _oddities(sound: list[_Seen]) -> list[Finding]:
     turned = [one.place for one in sound if one.look.turned]
     others = [one for one in sound if one.look.mode != "RGB"]
     modes = ", ".join(f"{mode} {num:,}" for mode, num in Counter(one.look.mode for one in others).most_common())
+    deep = [one for one in sound if one.look.levels]
+    brightest = max((one.look.levels for one in deep), default=FEW_LEVELS)
+    if brightest < FEW_LEVELS:  # of all of them: one image may well be dark
+        findings += together("few_levels", [one.place for one in deep], few_levels(brightest))
     animated = [one.place for one in sound if one.look.animated]
     findings += together("exif_turn", turned, f"{len(turned):,} pictures are turned when read, as their EXIF says")
     findings += together("not_rgb", [one.place for one in others], f"{len(others):,} pictures become RGB: {modes}")

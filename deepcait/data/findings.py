@@ -28,6 +28,7 @@ KINDS = {
     "class_names_alike": (WARNING, "class names that differ in case, blanks, dashes or accents' coding only"),
     "wrong_extension": (WARNING, "files whose suffix belies their format"),
     "tiny": (WARNING, "pictures of a few pixels"),
+    "few_levels": (WARNING, "images of 16 bits a value that use a small part of the range"),
     "huge": (WARNING, "pictures that cost much to decode"),
     "extreme_aspect": (WARNING, "pictures that are a narrow strip"),
     "hidden_folder": (WARNING, "hidden folders, never read"),

@@ -7,7 +7,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from deepcait.data.image import IMAGE_SUFFIXES, read_image_bytes, walk_images
+from deepcait.data.formats import IMAGE_SUFFIXES
+from deepcait.data.image import read_image_bytes
+from deepcait.data.listing import walk_images
 from deepcait.data.source import Sample
 from deepcait.errors import DataError, some
 

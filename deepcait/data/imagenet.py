@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepcait.data.folder import SPLIT_NAMES, FolderSource, open_folder, sort_classes, subfolders
-from deepcait.data.image import walk_images
+from deepcait.data.listing import walk_images
 from deepcait.data.manifest import FileReader
 from deepcait.data.matlab import load_matlab, rows_of
 from deepcait.data.source import Source

@@ -6,6 +6,20 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+_END = b"\xff\xd9"
+# What libjpeg leaves where no data came.
+_GREY = 128
+
+
+def close_jpeg(data: bytes) -> bytes | None:
+    """Return a JPEG whose end is missing with an end marker, if something of its last row was coded; else None."""
+    data = data + _END
+    try:
+        pixels_HWC = simplejpeg.decode_jpeg(data, "RGB", strict=False)
+    except (ValueError, MemoryError):
+        return None
+    return None if (pixels_HWC[-1] == _GREY).all() else data
+
 
 def jpeg_pixels(data: bytes, header: Image.Image) -> np.ndarray | None:
     """Decode a JPEG, or leave it to Pillow.

@@ -10,13 +10,8 @@ from pathlib import Path
 
 from deepcait.data.findings import Finding, together
 from deepcait.data.folder import find_splits, sort_classes, split_of, subfolders
-from deepcait.data.image import IMAGE_SUFFIXES, walk_images
-
-# Pictures by their suffix, of formats that the opener does not know.
-_OTHER_SUFFIXES = (
-    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".jfif", ".svg", ".psd", ".raw", ".cr2", ".nef", ".dng", ".ppm"),
-    *(".pgm", ".ico", ".tga", ".exr", ".mp4", ".mov"),
-)
+from deepcait.data.formats import OTHER_SUFFIXES
+from deepcait.data.listing import is_image_file, walk_images
 
 
 def class_names(root: Path) -> list[str]:
@@ -89,13 +84,12 @@ def _sort_files(folder: Path, found: dict[str, list[str]], *, image: str | None)
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             continue
-        suffix = path.suffix.lower()
         if path.name.startswith("."):
             kind = "hidden_file"
-        elif suffix in IMAGE_SUFFIXES:
+        elif is_image_file(path):
             kind = image
         else:
-            kind = "unsupported_format" if suffix in _OTHER_SUFFIXES else "stray_file"
+            kind = "unsupported_format" if path.suffix.lower() in OTHER_SUFFIXES else "stray_file"
         if kind is not None:
             found[kind].append(str(path))
 

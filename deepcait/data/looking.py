@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,13 +13,14 @@ from pathlib import PurePath
 from PIL import ExifTags, Image
 
 from deepcait.data.duplicates import pixel_hash, thumbnail
-from deepcait.data.image import FORMATS, MAX_PIXELS, open_image
+from deepcait.data.formats import format_of, open_header
+from deepcait.data.image import MAX_PIXELS, decode_image
+from deepcait.data.png import only_pixels
 from deepcait.data.source import Source
 from deepcait.data.workers import worker_context
 from deepcait.errors import DataError
 
 _CHUNK = 32
-_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class Look:
 
     fault: a kind of finding and what exactly, where the picture can't be read; the rest is empty then.
     format, mode: as Pillow calls them, of the file. size: width, height as shown. pixels, thumb: see duplicates.
+    levels: of 256, that an image of 16 bits in an unknown range can have used; 0 for others.
     """
 
     fault: tuple[str, str] | None = None
@@ -38,6 +39,7 @@ class Look:
     size: tuple[int, int] = (0, 0)
     turned: bool = False
     animated: bool = False
+    levels: int = 0
     pixels: bytes = b""
     thumb: bytes = b""
 
@@ -52,11 +54,12 @@ def look_at(source: Source, index: int) -> Look:
         return Look(fault=("empty_file" if empty else "unreadable", error.problem))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        levels: list[int] = []
         try:
-            image = open_image(sample.data, name=place)
+            image = decode_image(sample.data, name=place, levels=levels)
         except DataError as error:
             return Look(fault=(_kind_of_fault(sample.data), error.problem))
-        with Image.open(io.BytesIO(sample.data), formats=FORMATS) as header:
+        with open_header(_sound(sample.data)) as header:
             return Look(
                 name=PurePath(sample.name).name,
                 format=header.format or "",
@@ -64,6 +67,7 @@ def look_at(source: Source, index: int) -> Look:
                 size=image.size,
                 turned=_is_turned(header),
                 animated=_is_animated(header),
+                levels=levels[0] if levels else 0,
                 pixels=pixel_hash(image),
                 thumb=thumbnail(image),
             )
@@ -152,14 +156,19 @@ def _look_in_worker(indices: range) -> list[Look]:
     return [look_at(_source_of_worker, index) for index in indices]
 
 
+def _sound(data: bytes) -> bytes:
+    """The bytes that the opener decodes."""
+    return only_pixels(data) if format_of(data) == "PNG" else data
+
+
 def _kind_of_fault(data: bytes) -> str:
     """The kind of finding that bytes are which the opener refused."""
     if not data:
         return "empty_file"
-    if not data.startswith(_BEGINNINGS) and not (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
+    if format_of(data) is None:
         return "not_an_image"
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+        with open_header(_sound(data)) as header:
             return "bomb" if header.width * header.height > MAX_PIXELS else "undecodable"
     except Image.DecompressionBombError:
         return "bomb"

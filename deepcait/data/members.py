@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deepcait.data.folder import split_of
-from deepcait.data.image import IMAGE_SUFFIXES
+from deepcait.data.formats import IMAGE_SUFFIXES
 from deepcait.errors import DataError
 
 

@@ -1,4 +1,4 @@
-"""PNG files whose header promises more pixels than follow: Pillow fills the rest with black."""
+"""PNG files: pixels that are missing, chunks that are none of the pixels', and streams without their end."""
 
 from __future__ import annotations
 
@@ -12,6 +12,73 @@ _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type of the header -> values
 # Adam7 interlacing: (first column, first row, column step, row step) of each pass.
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _PIECE_BYTES = 2**20
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Chunks that the pixels, their transparency and their frames follow from; Pillow judges them.
+_NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT")
+_USEFUL = (b"eXIf", b"sBIT")  # orientation and range, if they are sound
+
+
+def only_pixels(data: bytes) -> bytes:
+    """Return a PNG without chunks that are no pixels: Pillow refuses an image for faults in a text, a profile, a time.
+
+    Args:
+        data: that begins as a PNG does; the same object comes back where there is nothing to leave out.
+    """
+    kept, position, dropped = [_SIGNATURE], len(_SIGNATURE), False
+    while position + 12 <= len(data):
+        (length,) = struct.unpack(">I", data[position : position + 4])
+        kind, end = data[position + 4 : position + 8], position + 12 + length
+        if kind in _NEEDED or (kind in _USEFUL and _is_sound(data, position, end)):
+            kept.append(data[position:end])
+        elif not kind.isalpha() or kind[:1].isupper():
+            return data  # no chunk, or one that a reader must know
+        else:
+            dropped = True
+        position = end
+        if kind == b"IEND":
+            break
+    else:
+        kept.append(data[position:])
+    return b"".join(kept) if dropped else data
+
+
+def _is_sound(data: bytes, position: int, end: int) -> bool:
+    return end <= len(data) and data[end - 4 : end] == struct.pack(">I", zlib.crc32(data[position + 4 : end - 4]))
+
+
+def significant_bits(data: bytes) -> int:
+    """Return the bits of a value that a PNG says were used (sBIT, the most of its channels), else 0."""
+    position = len(_SIGNATURE)
+    while data.startswith(_SIGNATURE) and position + 12 <= len(data):
+        (length,) = struct.unpack(">I", data[position : position + 4])
+        kind = data[position + 4 : position + 8]
+        if kind == b"sBIT" and _is_sound(data, position, position + 12 + length):
+            return max(data[position + 8 : position + 8 + length], default=0)
+        if kind == b"IDAT":
+            break
+        position += 12 + length
+    return 0
+
+
+def mend_end(data: bytes) -> bytes | None:
+    """Return a PNG whose end is missing as a whole one, if all its pixels are there; else None."""
+    if len(data) < 33 or data[12:16] != b"IHDR" or data[28] or data[24] not in (1, 2, 4, 8, 16):
+        return None
+    expected = _expected_bytes(data)
+    pixels, inflater = bytearray(), zlib.decompressobj()
+    try:
+        for body in _pixel_chunks(data):
+            pixels += inflater.decompress(body, max(0, expected - len(pixels)) or 1)
+    except zlib.error:
+        return None
+    if len(pixels) < expected:
+        return None
+    head = data[: data.index(b"IDAT") - 4]
+    return head + _chunk(b"IDAT", zlib.compress(bytes(pixels[:expected]), 0)) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def png_misses_pixels(data: bytes, image: Image.Image) -> bool:

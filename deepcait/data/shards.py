@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
 from deepcait.data.folder import split_of
-from deepcait.data.image import natural_key
+from deepcait.data.listing import natural_key
 from deepcait.errors import DataError, DeepcaitError, ImageError
 from deepcait.optional import require
 

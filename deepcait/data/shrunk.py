@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from deepcait.data.image import FORMATS, open_image
+from deepcait.data.formats import open_header
+from deepcait.data.image import open_image
 from deepcait.data.source import Sample, Source
 from deepcait.errors import ConfigError, DataError, WriteError
 from deepcait.runtime.files import write_bytes
@@ -95,7 +96,7 @@ def shrink(data: bytes, side_px: int, *, name: str) -> bytes:
 def _size(data: bytes) -> tuple[int, int] | None:
     """Width and height as the header says; None where there is none: whoever decodes it will say why."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with open_header(data) as image:
             return image.size
     except Exception:  # as many kinds as Pillow has plugins
         return None

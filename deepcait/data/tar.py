@@ -11,7 +11,8 @@ import tarfile
 from collections.abc import Sequence
 from typing import IO, Any, NamedTuple
 
-from deepcait.data.image import IMAGE_SUFFIXES, MAX_BYTES
+from deepcait.data.formats import IMAGE_SUFFIXES
+from deepcait.data.image import MAX_BYTES
 from deepcait.data.members import Tree, class_folders, is_hidden, is_image, safe_name
 from deepcait.data.shards import find_shards, open_binary, read_range, shard_stem, size_and_stamp, splits_of_shards
 from deepcait.data.stored import read_index, write_index

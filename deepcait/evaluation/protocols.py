@@ -21,8 +21,8 @@ from pathlib import Path
 
 from deepcait.data import FolderSource, Source, Subset, open_split, parse_spec
 from deepcait.data.folder import subfolders
-from deepcait.data.image import walk_images
 from deepcait.data.imagenet import V2_NUM_CLASSES, V2_NUM_EACH
+from deepcait.data.listing import walk_images
 from deepcait.errors import ConfigError, DataError, some
 from deepcait.weights.imagenet import NUM_CLASSES, read_table, wnids
 

@@ -168,7 +168,7 @@ def stray_file(root: Path) -> Found:
 
 
 def other_format(root: Path) -> Found:
-    return {("unsupported_format", _new(root / "train" / "dog" / "IMG_1.HEIC", b"x"))}
+    return {("unsupported_format", _new(root / "train" / "dog" / "IMG_1.JXL", b"x"))}
 
 
 def class_missing_in_a_split(root: Path) -> Found:

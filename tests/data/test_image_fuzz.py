@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcait.data.image import FORMATS, open_image
+from deepcait.data.formats import FORMATS
+from deepcait.data.image import open_image
 from deepcait.errors import ImageError
 
 MAX_PIXELS = 4_000_000
@@ -36,7 +37,7 @@ def seeds() -> list[tuple[str, bytes]]:
     image = Image.fromarray(pixels).resize((47, 33), Image.Resampling.BICUBIC)
     exif = Image.Exif()
     exif[0x0112] = 6
-    forms: list[tuple[str, Image.Image, dict]] = [(format, image, {}) for format in FORMATS]
+    forms: list[tuple[str, Image.Image, dict]] = [(format, image, {}) for format in FORMATS if format in Image.SAVE]
     forms += [("JPEG", image, {"progressive": True}), ("JPEG", image.convert("CMYK"), {})]
     forms += [("JPEG", image, {"exif": exif}), ("JPEG", image.convert("L"), {"restart_marker_blocks": 2})]
     forms += [("PNG", image.quantize(16), {}), ("PNG", image.convert("RGBA"), {}), ("PNG", image.convert("1"), {})]
@@ -137,7 +138,7 @@ def require_bounds(facts: dict) -> None:
     assert sum(facts["outcome"].values()) == facts["files"]
     assert facts["slowest_s"] < MAX_SECONDS
     assert facts["memory_bytes"] < MAX_MEMORY_BYTES
-    for format in FORMATS:
+    for format in (one for one in FORMATS if one in Image.SAVE):
         assert facts["outcome"].get(f"{format} refused", 0) > 0
         assert facts["outcome"].get(f"{format} opened", 0) > 0
 

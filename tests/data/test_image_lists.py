@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deepcait.data.image import list_images, natural_key
+from deepcait.data.listing import list_images, natural_key
 from deepcait.errors import DataError
 
 
