@@ -110,8 +110,11 @@ def open_image(
     Warns:
         DeepcaitWarning: 16 bits a value in an unknown range, of which few levels are left.
     """
-    changes = {"max_bytes": max_bytes, "max_pixels": max_pixels}
-    options = replace(options, **{key: value for key, value in changes.items() if value is not None})
+    options = replace(
+        options,
+        max_bytes=options.max_bytes if max_bytes is None else max_bytes,
+        max_pixels=options.max_pixels if max_pixels is None else max_pixels,
+    )
     if isinstance(source, (bytes, bytearray, memoryview)):
         data, name = bytes(source), name or "image bytes"
     else:
