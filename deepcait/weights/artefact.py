@@ -59,36 +59,39 @@ OWN_ENTRIES = frozenset({WEIGHTS_FILE, CONFIG_FILE, EMA_FOLDER})
 NUM_LOOKS = 5
 
 Which = Literal["raw", "ema"]
+Kind = Literal["name", "hub", "artefact", "run", "file", "keras", "builtin"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Artefact:
-    """A model folder that was read.
+class StoredModel:
+    """Weights as they are stored, and what is known of them, before they are fitted to what is wanted.
 
     Args:
-        folder: where it is.
         config: of the model, at the stored image size and number of classes.
-        name: the model name in our table, None where it has none.
-        state_dict: tensors that own their memory; on the meta device where only the description was asked for.
-        classes: a name for each row of the head, None where unknown.
+        state_dict: tensors that own their memory; on the meta device, or empty, if only facts were asked for.
+        classes: a name for each row of the head, None if unknown.
         pretrained_cfg: preprocessing and the like, in timm's words.
-        section: our own section: recipe, metrics, provenance, evaluated, ...; empty in a foreign folder.
-        weights: which of the folder's weights these are.
+        kind: what they were read from.
+        provenance: where the weights come from.
+        section: a model folder's own section: recipe, metrics, provenance, evaluated, ...; else empty.
+        folder: of a model folder.
+        weights: which of a folder's weights these are.
     """
 
-    folder: Path
     config: CaiTConfig
-    name: str | None
     state_dict: StateDict
     classes: list[str] | None
     pretrained_cfg: dict[str, Any]
+    kind: Kind = "artefact"
+    provenance: dict[str, Any] = field(default_factory=dict)
     section: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
     weights: Which = "raw"
 
     @property
-    def stored_grid(self) -> tuple[int, int]:
-        """Rows and columns of the stored position embedding."""
-        return self.config.grid
+    def name(self) -> str | None:
+        """The model name with these sizes, None if there is none."""
+        return variant_name(self.config)
 
 
 def save_artefact(
@@ -143,7 +146,7 @@ def save_artefact(
 
 def read_artefact(
     folder: str | Path, *, weights: Which | Literal["evaluated"] = "evaluated", shapes_only: bool = False
-) -> Artefact:
+) -> StoredModel:
     """Read a model folder, ours or one in the layout of timm's models on the hub.
 
     Args:
@@ -222,7 +225,7 @@ def _write_model(
 
 def _read_described(
     folder: Path, description: dict[str, Any], weights: Which | Literal["evaluated"], shapes_only: bool
-) -> Artefact:
+) -> StoredModel:
     section = description.get("deepcait") or {}
     evaluated = section.get("evaluated", "raw")
     wanted: Which = evaluated if weights == "evaluated" else weights
@@ -243,13 +246,13 @@ def _read_described(
         _require_sizes(folder, config, state_dict)
     else:
         config = foreign_config(folder, description, state_dict)
-    return Artefact(
+    return StoredModel(
         folder=folder,
         config=config,
-        name=variant_name(config),
         state_dict=state_dict,
         classes=read_classes(description, config.num_classes),
         pretrained_cfg=pretrained_cfg,
+        provenance=dict(section.get("provenance") or {}),
         section=section,
     )
 

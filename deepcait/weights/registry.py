@@ -1,4 +1,4 @@
-"""Every model by name: the ten released ones with their sources, and `create_model`."""
+"""Every model by name, and the ten released ones with their sources."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.errors import ConfigError
-from deepcait.model.cait import CaiT
 from deepcait.model.variants import IMAGENET_MEAN, IMAGENET_STD, CaiTConfig, variant_config, variant_names
-from deepcait.weights.adapt import build_loaded
-from deepcait.weights.artefact import is_artefact, read_artefact
-from deepcait.weights.hub import fetch_released
+from deepcait.weights.artefact import is_artefact
 from deepcait.weights.layouts import image_size
 from deepcait.weights.published import REEVALUATED, REEVALUATED_COLUMNS, RELEASE_TAG, hub_id
 from deepcait.weights.reshape import norm_of
@@ -80,56 +77,6 @@ def list_models() -> list[str]:
     True
     """
     return variant_names()
-
-
-def create_model(
-    name: str,
-    *,
-    pretrained: bool = False,
-    num_classes: int | None = None,
-    img_size: int | tuple[int, int] | None = None,
-    **overrides: Any,
-) -> CaiT:
-    """Build a model by name, with random or with released weights.
-
-    With released weights nothing is drawn at random but a head whose number of classes differs; another image
-    size resizes the position embedding.
-
-    >>> create_model("cait_nano_32").num_classes
-    10
-
-    Args:
-        name: one of `list_models()`.
-        pretrained: load the released weights, from the hub's cache or the hub; cait_nano_32's are in the package.
-        num_classes: K; None means as many as the table says (1000; cait_nano_32: 10).
-        img_size: height and width; None means what the name says.
-        overrides: other fields of `CaiTConfig`, such as drop_path_rate.
-
-    Raises:
-        ConfigError: unknown name or field, sizes that do not fit, or weights that were never released.
-        WeightsError: the released weights can't be had, or do not fit the overrides.
-    """
-    stored = variant_config(name)
-    sizes = {"num_classes": num_classes, "img_size": img_size}
-    config = stored.replace(**{key: value for key, value in sizes.items() if value is not None}, **overrides)
-    if not pretrained:
-        model = CaiT(config)
-        model.pretrained_cfg = pretrained_cfg_of(config)
-        return model
-    if name == NANO_NAME:
-        found = read_artefact(require_nano())
-        old_cfg = found.pretrained_cfg
-        cfg = for_channels(old_cfg, config.in_chans) | {
-            "input_size": (config.in_chans, *image_size(config)),
-            "num_classes": config.num_classes,
-        }
-    else:
-        found = read_artefact(fetch_released(name))
-        old_cfg, cfg = pretrained_cfg_of(stored), released_cfg(name, config)
-    norms = {"old_norm": (old_cfg["mean"], old_cfg["std"]), "new_norm": (cfg["mean"], cfg["std"])}
-    model, _ = build_loaded(config, found.state_dict, stored_grid=stored.grid, copy=False, **norms)
-    model.pretrained_cfg = cfg
-    return model
 
 
 def require_nano() -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from deepcait.model.cait import CaiT
 from deepcait.model.networks import TEACHERS, build_model, is_model_name, named_config
 from deepcait.model.variants import CaiTConfig, variant_config, variant_names
 from deepcait.weights.adapt import AdaptReport, build_loaded
-from deepcait.weights.artefact import Artefact, is_artefact, look_at, read_artefact
+from deepcait.weights.artefact import Kind, StoredModel, is_artefact, look_at, read_artefact
 from deepcait.weights.hints import listing, nowhere
 from deepcait.weights.hub import HUB_PREFIX, fetch_released, fetch_repository, find_cached
 from deepcait.weights.imagenet import NUM_CLASSES, is_imagenet, wnids
@@ -38,7 +38,6 @@ from deepcait.weights.registry import (
     require_nano,
 )
 
-Kind = Literal["name", "hub", "artefact", "run", "file", "keras", "builtin"]
 BUILTIN_PREFIX = "builtin:"
 # What a run holds, the preferred first.
 RUN_FOLDERS = ("best", "last")
@@ -68,19 +67,6 @@ class Resolved:
     provenance: dict[str, Any] = field(default_factory=dict)
     section: dict[str, Any] = field(default_factory=dict)
     report: AdaptReport | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Stored:
-    """Weights as they lie there, before they are fitted to what is wanted."""
-
-    kind: Kind
-    config: CaiTConfig
-    state_dict: StateDict
-    classes: list[str] | None
-    pretrained_cfg: dict[str, Any]
-    provenance: dict[str, Any]
-    section: dict[str, Any] = field(default_factory=dict)
 
 
 def resolve(
@@ -115,10 +101,10 @@ def resolve(
         WeightsError: the weights there are broken, unsafe, not a CaiT's, or can't be fetched.
     """
     spec = str(spec)
-    wanted: dict[str, Any] = {"img_size": img_size, "num_classes": num_classes} | overrides
     if classes is not None and num_classes is None:
-        wanted["num_classes"] = len(classes)
-    wanted = {key: value for key, value in wanted.items() if value is not None}
+        num_classes = len(classes)
+    sizes = {"img_size": img_size, "num_classes": num_classes}
+    wanted = {key: value for key, value in sizes.items() if value is not None} | overrides
     if start == "random" and is_model_name(spec):
         return _resolve_random(spec, lay_over(named_config(spec).replace(**wanted), ablation or {}), classes)
     stored = _find(spec, img_size, shapes_only=False)
@@ -156,6 +142,38 @@ def resolve(
         section=stored.section,
         report=report,
     )
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    **overrides: Any,
+) -> CaiT:
+    """Build a model by name, with random or with released weights.
+
+    With released weights nothing is drawn at random but a head whose number of classes differs; another image
+    size resizes the position embedding.
+
+    >>> create_model("cait_nano_32").num_classes
+    10
+
+    Args:
+        name: one of `list_models()`.
+        pretrained: load the released weights, from the hub's cache or the hub; cait_nano_32's are in the package.
+        num_classes: K; None means as many as the table says (1000; cait_nano_32: 10).
+        img_size: height and width; None means what the name says.
+        overrides: other fields of `CaiTConfig`, such as drop_path_rate.
+
+    Raises:
+        ConfigError: unknown name or field, sizes that do not fit, or weights that were never released.
+        WeightsError: the released weights can't be had, or do not fit the overrides.
+    """
+    variant_config(name)  # any other MODEL is refused, with suggestions
+    start = "released" if pretrained else "random"
+    return resolve(name, start=start, num_classes=num_classes, img_size=img_size, **overrides).model.train()
 
 
 def describe(spec: str | Path) -> dict[str, Any]:
@@ -238,7 +256,7 @@ def _resolve_random(name: str, config: CaiTConfig, classes: Sequence[str] | None
     )
 
 
-def _find(spec: str, img_size: int | tuple[int, int] | None, *, shapes_only: bool) -> _Stored:
+def _find(spec: str, img_size: int | tuple[int, int] | None, *, shapes_only: bool) -> StoredModel:
     """What kind of SPEC this is, decided here and nowhere else."""
     if spec.startswith(BUILTIN_PREFIX):
         return _find_builtin(spec, shapes_only)
@@ -256,7 +274,7 @@ def _find(spec: str, img_size: int | tuple[int, int] | None, *, shapes_only: boo
     raise nowhere(spec, path)
 
 
-def _find_name(name: str, shapes_only: bool) -> _Stored:
+def _find_name(name: str, shapes_only: bool) -> StoredModel:
     config = named_config(name)
     released = RELEASED.get(name)
     if shapes_only:
@@ -273,7 +291,7 @@ def _find_name(name: str, shapes_only: bool) -> _Stored:
         folder = fetch_released(name)  # raises where there is no release
         cfg, state_dict = released_cfg(name, config), read_artefact(folder).state_dict
     provenance = {"source": f"{HUB_PREFIX}{released.hub_id}"} | released.story if released else {"source": "table"}
-    return _Stored(
+    return StoredModel(
         kind="name",
         config=config,
         state_dict=state_dict,
@@ -287,7 +305,7 @@ def _are_indices(classes: Sequence[str] | None, stored: Sequence[str] | None) ->
     return classes is not None and is_imagenet(stored) and list(classes) == [str(index) for index in range(NUM_CLASSES)]
 
 
-def _find_hub(repository: str, shapes_only: bool) -> _Stored:
+def _find_hub(repository: str, shapes_only: bool) -> StoredModel:
     provenance = {"source": f"{HUB_PREFIX}{repository}", "hub_id": repository.partition("@")[0]}
     if shapes_only:
         folder = find_cached(repository)
@@ -306,13 +324,13 @@ def _find_hub(repository: str, shapes_only: bool) -> _Stored:
     )
 
 
-def _find_builtin(spec: str, shapes_only: bool) -> _Stored:
+def _find_builtin(spec: str, shapes_only: bool) -> StoredModel:
     if spec != f"{BUILTIN_PREFIX}nano":
         raise ConfigError(f"expected builtin:nano, got {spec!r}.", remedy="It is the only model in the package.")
     return _from_artefact("builtin", read_artefact(require_nano(), shapes_only=shapes_only), {"source": spec})
 
 
-def _find_folder(path: Path, shapes_only: bool) -> _Stored:
+def _find_folder(path: Path, shapes_only: bool) -> StoredModel:
     if is_artefact(path):
         return _from_artefact("artefact", read_artefact(path, shapes_only=shapes_only), {"source": str(path)})
     for name in RUN_FOLDERS:
@@ -328,10 +346,10 @@ def _find_folder(path: Path, shapes_only: bool) -> _Stored:
     )
 
 
-def _find_keras(path: Path, shapes_only: bool, provenance: dict[str, Any]) -> _Stored:
+def _find_keras(path: Path, shapes_only: bool, provenance: dict[str, Any]) -> StoredModel:
     state_dict, notes = read_saved_model(path, shapes_only=shapes_only)
     config = infer_config(state_dict)
-    return _Stored(
+    return StoredModel(
         kind="keras",
         config=config,
         state_dict=state_dict,
@@ -341,7 +359,7 @@ def _find_keras(path: Path, shapes_only: bool, provenance: dict[str, Any]) -> _S
     )
 
 
-def _find_file(path: Path, img_size: int | tuple[int, int] | None, shapes_only: bool) -> _Stored:
+def _find_file(path: Path, img_size: int | tuple[int, int] | None, shapes_only: bool) -> StoredModel:
     state_dict, notes = read_weights(path, shapes_only=shapes_only)
     try:
         config = infer_config(state_dict)
@@ -350,7 +368,7 @@ def _find_file(path: Path, img_size: int | tuple[int, int] | None, shapes_only: 
             raise
         config = infer_config(state_dict, img_size=img_size)
     released = released_as(path.name, config)  # the authors' own file, as far as name and sizes tell
-    return _Stored(
+    return StoredModel(
         kind="file",
         config=config,
         state_dict=state_dict,
@@ -362,20 +380,18 @@ def _find_file(path: Path, img_size: int | tuple[int, int] | None, shapes_only: 
     )
 
 
-def _from_artefact(kind: Kind, found: Artefact, provenance: dict[str, Any]) -> _Stored:
-    story, metrics = (found.section.get(key) or {} for key in ("provenance", "metrics"))
+def _from_artefact(kind: Kind, found: StoredModel, provenance: dict[str, Any]) -> StoredModel:
+    metrics = found.section.get("metrics") or {}
     # A folder saved from averaged weights holds nothing else; its metrics still say what they were measured of.
     weights = "ema" if found.section.get("averaged") else metrics.get("weights", found.weights)
     classes = found.classes
     if classes is None and provenance.get("hub_id") in {source.hub_id for source in RELEASED.values()}:
         classes = wnids() if found.config.num_classes == NUM_CLASSES else None
-    return _Stored(
+    return replace(
+        found,
         kind=kind,
-        config=found.config,
-        state_dict=found.state_dict,
         classes=classes,
         # A foreign description may be silent on some of it.
         pretrained_cfg=pretrained_cfg_of(found.config) | found.pretrained_cfg,
-        provenance=story | provenance | {"weights": weights},
-        section=found.section,
+        provenance=found.provenance | provenance | {"weights": weights},
     )

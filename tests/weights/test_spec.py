@@ -20,8 +20,8 @@ from deepcait.weights import hub, registry
 from deepcait.weights.artefact import save_artefact
 from deepcait.weights.layouts import official_layout
 from deepcait.weights.published import PAPER_GFLOPS, REEVALUATED, published
-from deepcait.weights.registry import RELEASED, create_model, list_models, pretrained_cfg_of
-from deepcait.weights.spec import describe, describe_models, resolve
+from deepcait.weights.registry import RELEASED, list_models, pretrained_cfg_of
+from deepcait.weights.spec import create_model, describe, describe_models, resolve
 
 CLASSES = ["ant", "bee", "cat", "dog", "elk"]
 
@@ -364,3 +364,23 @@ def test_facts_name_the_weights_that_answer(tmp_path):
         )
         assert describe(folder)["provenance"]["weights"] == evaluated
         assert describe(folder / "ema")["provenance"]["weights"] == "ema"
+
+
+@pytest.mark.parametrize("overrides", [{}, {"num_classes": 3, "img_size": (16, 64)}, {"layer_scale_init": None}])
+def test_create_model_is_what_resolve_finds_ready_for_training(overrides):
+    for start in ("random", "released"):
+        torch.manual_seed(5)
+        found = resolve("cait_nano_32", start=start, **overrides)
+        torch.manual_seed(5)
+        model = create_model("cait_nano_32", pretrained=start == "released", **overrides)
+        assert model.training
+        assert not found.model.training
+        assert (model.config, model.pretrained_cfg) == (found.model.config, found.pretrained_cfg)
+        expected = found.model.state_dict()
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["hf-hub:owner/name", ".", "builtin:nano", "cait_xxs25_224"])
+def test_create_model_takes_names_alone(name):
+    with pytest.raises(ConfigError):
+        create_model(name)
