@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from deepcait.data import Preprocessing, open_image
 from deepcait.data.depth import require_bands, to_rgb
+from deepcait.data.image import DEFAULT, ImageOptions
 from deepcait.errors import ConfigError, ShapeError, WeightsError
 from deepcait.explain import DEFAULT_METHODS, Explanation, explain_image
 from deepcait.inference.engines import build_engine
@@ -40,6 +41,7 @@ def load(
     device: str | torch.device | None = None,
     engine: str | None = None,
     threads: int | None = None,
+    image_options: ImageOptions | None = None,
 ) -> Classifier:
     """Load the model behind a SPEC with its classes and its preprocessing.
 
@@ -56,6 +58,8 @@ def load(
         device: where it computes; None takes a GPU where there is one.
         engine: what computes logits, of `deepcait.inference.ENGINES`; None takes the network as it is.
         threads: of the engine.
+        image_options: limits on the images that it opens; None takes the usual ones, and the range that the model was
+            trained with.
 
     Raises:
         ConfigError: the SPEC leads nowhere, or the engine can't run here.
@@ -71,7 +75,15 @@ def load(
         threads=threads,
         story={**found.section, "provenance": found.provenance},
         spec=found.spec,
+        image_options=image_options or trained_options(found.section),
     )
+
+
+def trained_options(section: dict[str, Any]) -> ImageOptions:
+    """Return the limits on images for a model whose recipe set the range of deep ones; `section` is its own."""
+    data = (section.get("recipe") or {}).get("data") or {}
+    value = data.get("max_value", 0) if isinstance(data, dict) else 0
+    return ImageOptions(max_value=value if isinstance(value, int) else 0)
 
 
 class Classifier:
@@ -87,6 +99,7 @@ class Classifier:
         threads: of the engine.
         story: recipe, metrics and provenance that travel with the model when it is saved.
         spec: what it was loaded from, for who prints it.
+        image_options: limits on the images that it opens, and the range of deep ones.
 
     Raises:
         ConfigError: a model without a head, classes that are not as many as its rows, a device that is not here,
@@ -104,6 +117,7 @@ class Classifier:
         threads: int | None = None,
         story: dict[str, Any] | None = None,
         spec: str | None = None,
+        image_options: ImageOptions = DEFAULT,
     ) -> None:
         if not model.num_classes:
             raise ConfigError("model: expected a classifier, got one without a head.", remedy="Give it num_classes.")
@@ -121,6 +135,7 @@ class Classifier:
         self.preprocessing = preprocessing
         self.story = story or {}
         self.spec = spec
+        self.image_options = image_options
 
     def __repr__(self) -> str:
         height, width = self.preprocessing.img_size
@@ -194,8 +209,12 @@ class Classifier:
         single = isinstance(images, str | bytes | os.PathLike | Image.Image) or not isinstance(images, Iterable)
         pictures = [images] if single else list(images)
         for start in range(0, len(pictures), batch_size):
-            batch = [self.preprocessing(_open(picture)) for picture in pictures[start : start + batch_size]]
+            batch = [self.preprocessing(self.open(picture)) for picture in pictures[start : start + batch_size]]
             yield torch.stack(batch)
+
+    def open(self, picture: Picture) -> Image.Image:
+        """Return a picture as the model sees it before its preprocessing: upright RGB. Raises as `predict`."""
+        return _open(picture, self.image_options)
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Return the features (B, D), on the CPU, for preprocessed images; the logits are the head of them."""
@@ -225,7 +244,7 @@ class Classifier:
             ImageError: a picture that can't be read.
             WeightsError: logits that are no numbers.
         """
-        picture = _open(image)
+        picture = self.open(image)
         return explain_image(
             self.model,
             self.preprocessing(picture).to(self.device),
@@ -280,16 +299,16 @@ class Classifier:
         )
 
 
-def _open(picture: Picture) -> Image.Image:
+def _open(picture: Picture, options: ImageOptions) -> Image.Image:
     if isinstance(picture, Image.Image):
         require_bands(picture)
-        return to_rgb(ImageOps.exif_transpose(picture))
+        return to_rgb(ImageOps.exif_transpose(picture), max_value=options.max_value)
     if not isinstance(picture, str | os.PathLike):
         raise ConfigError(
             f"picture: expected a path or a PIL image, got {type(picture).__name__}.",
             remedy="Make one of an array with PIL.Image.fromarray; `logits` takes preprocessed tensors.",
         )
-    return open_image(picture)
+    return open_image(picture, options=options)
 
 
 def _require_positive(name: str, value: int) -> None:

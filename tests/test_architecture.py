@@ -76,7 +76,7 @@ ORDER = {
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
     "cli": [
-        "exits", "console", "options", "engine", "main", "models", "info", "recipes", "doctor", "eval", "predict",
+        "exits", "console", "options", "images", "engine", "main", "models", "info", "recipes", "doctor", "eval", "predict",
         "explain", "report", "train", "bench", "study", "serve", "export", "push", "help",
         "demo",
     ],

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from deepcait.cli.console import Console
 from deepcait.cli.exits import Refused
+from deepcait.cli.images import ImageArgs, image_options
 from deepcait.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _NUM_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(ImageArgs):
     """Options of `deepcait doctor`."""
 
     data: str
@@ -50,7 +51,7 @@ def run(args: Args) -> int | None:
         require_file(args.fix_list, (), "--fix-list")
     console = Console(json=args.json)
     with console.progress("examining") as progress:
-        diagnosis = examine(args.data, num_workers=args.workers, progress=progress)
+        diagnosis = examine(args.data, num_workers=args.workers, options=image_options(args), progress=progress)
     _print(console, diagnosis)
     if args.fix_list is not None:
         write_fix_list(args.fix_list, diagnosis.leave_out)

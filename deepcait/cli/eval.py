@@ -26,6 +26,7 @@ import tyro
 
 from deepcait.cli.console import Console, is_main_process, percent
 from deepcait.cli.engine import choose_engine
+from deepcait.cli.images import ImageArgs, image_options
 from deepcait.errors import ConfigError, EvaluationWarning
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(ImageArgs):
     """Options of `deepcait eval`."""
 
     specs: Annotated[
@@ -161,7 +162,9 @@ def _open(args: Args) -> list[Source]:
 def _measure(
     spec: str, source: Source, img_size: Size, args: Args, device: torch.device, console: Console
 ) -> tuple[dict[str, Any], Records]:
+    from deepcait.classifier import trained_options
     from deepcait.data import Preprocessing
+    from deepcait.data.source import with_options
     from deepcait.evaluation import evaluate, expected_accuracy, read_mask
     from deepcait.inference import build_engine
     from deepcait.weights import resolve
@@ -173,6 +176,7 @@ def _measure(
     network: nn.Module = found.model
     if chosen.engine is not None:
         network = build_engine(chosen.engine, found.model.to(device), threads=chosen.threads)
+    with_options(source, image_options(args, trained_options(found.section)))
     _print_setup(console, args, spec, source, found, preprocessing)
     ignored = warnings.catch_warnings(
         action="ignore", category=EvaluationWarning

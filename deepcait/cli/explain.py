@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from deepcait.cli.console import Console
+from deepcait.cli.images import ImageArgs, image_options
 from deepcait.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _SHOWN_ANSWERS = 5
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(ImageArgs):
     """Options of `deepcait explain`."""
 
     spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
@@ -81,8 +82,9 @@ def run(args: Args) -> int | None:
     console = Console(json=args.json)
     paths = [path for place in args.images for path in list_images(place)]
     for path in paths:
-        open_image(path)
+        open_image(path, options=image_options(args))
     classifier = load(args.spec, img_size=_img_size(args.img_size), device=choose_device(args.device, 0))
+    classifier.image_options = image_options(args, classifier.image_options)
     if args.class_ is not None:
         classifier.index(args.class_)
     facts = write_gallery(classifier, paths, args, console)
@@ -224,13 +226,12 @@ def _figures(
     classifier: Classifier, paths: Sequence[Path], results: list[dict[str, Any]], args: Args, console: Console
 ) -> list[Plate]:
     """The figures of the model over the pictures, also as PNG and JSON."""
-    from deepcait.data import open_image
     from deepcait.explain.figures import accuracy_plate, layer_plates
     from deepcait.explain.layers import measure_layers
     from deepcait.explain.picture import to_bytes
     from deepcait.runtime.files import write_bytes
 
-    pictures = (classifier.preprocessing(open_image(path)).to(classifier.device) for path in paths)
+    pictures = (classifier.preprocessing(classifier.open(path)).to(classifier.device) for path in paths)
     measures = measure_layers(classifier.model, pictures)
     plates = [*layer_plates(measures), accuracy_plate(results, published=args.table is None)]
     folder = args.out / "figures"

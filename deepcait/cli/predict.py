@@ -23,6 +23,7 @@ import tyro
 
 from deepcait.cli.console import Console
 from deepcait.cli.engine import choose_engine
+from deepcait.cli.images import ImageArgs, image_options
 from deepcait.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _OUT_SUFFIXES = (".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(ImageArgs):
     """Options of `deepcait predict`."""
 
     spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
@@ -76,6 +77,7 @@ def run(args: Args) -> int | None:
     batch_size = args.batch_size or chosen.batch or 32
     with _writer(args.out) as write, console.progress("predicting") as progress:
         classifier = load(args.spec, engine=chosen.engine, threads=chosen.threads)
+        classifier.image_options = image_options(args, classifier.image_options)
         results, features = [], []
         # Features alone need no answers.
         answering = args.json or args.out is not None or args.embeddings is None

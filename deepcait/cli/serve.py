@@ -49,8 +49,12 @@ class Args:
     """Pictures in one request."""
     max_megabytes: float = 20.0
     """A request body."""
+    max_pixels: int | None = None
+    """An image, by its header, before it is decoded (default: 40,000,000)."""
+    max_bytes: int | None = None
+    """A request body; instead of --max-megabytes."""
     max_megapixels: float = 40.0
-    """A picture, by its header, before it is decoded."""
+    """The same as --max-pixels, in millions."""
     deadline_s: float = 30.0
     """From the headers of a request to its answer."""
     json: bool = False
@@ -93,8 +97,8 @@ def run(args: Args) -> int | None:
         max_queue=args.max_queue,
         max_requests=args.max_queue,
         max_images=args.max_images,
-        max_body_bytes=round(args.max_megabytes * 2**20),
-        max_pixels=round(args.max_megapixels * 1e6),
+        max_body_bytes=round(args.max_megabytes * 2**20) if args.max_bytes is None else args.max_bytes,
+        max_pixels=round(args.max_megapixels * 1e6) if args.max_pixels is None else args.max_pixels,
         deadline_s=args.deadline_s,
         body_timeout_s=min(Limits.body_timeout_s, 0.75 * args.deadline_s),
     )

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepcait.data.erasing import Patch, draw_erasing
-from deepcait.data.image import decode_image, decode_pixels
+from deepcait.data.image import DEFAULT, ImageOptions, decode_image, decode_pixels
 from deepcait.data.policies import POLICIES, build_policy
 from deepcait.data.preprocessing import Preprocessing
 from deepcait.data.resample import FAST_FILTERS, planes, resize_pixels
@@ -124,10 +124,10 @@ class Augmentation:
         """Return the changed picture, normalised: image_CHW float32."""
         return self.finish(self.change(image))
 
-    def read(self, data: bytes, name: str) -> Changed:
+    def read(self, data: bytes, name: str, options: ImageOptions = DEFAULT) -> Changed:
         """Decode a picture and change it, decoding no more than the crop needs. Raises ImageError, naming it."""
         if self.augment.crop != "random_resized" or self.preprocessing.channels != 3:
-            return self.change(decode_image(data, name=name))
+            return self.change(decode_image(data, name=name, options=options))
         box, divisor = None, 1
 
         def shrink(width: int, height: int) -> int:
@@ -137,10 +137,10 @@ class Augmentation:
             return divisor
 
         if self.fast:
-            pixels_HWC = decode_pixels(data, name=name, shrink=shrink)
+            pixels_HWC = decode_pixels(data, name=name, options=options, shrink=shrink)
             height, width = pixels_HWC.shape[:2]
             return self._color(self._cut_pixels(pixels_HWC, box or self._box(width, height), divisor))
-        image = decode_image(data, name=name, shrink=shrink)
+        image = decode_image(data, name=name, options=options, shrink=shrink)
         return self._color(self._cut(image, box or self._box(*image.size)))
 
     def change(self, image: Image.Image) -> Changed:

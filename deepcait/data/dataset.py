@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from deepcait.data.image import decode_image, open_image
+from deepcait.data.image import decode_image
 from deepcait.data.preprocessing import Preprocessing
-from deepcait.data.source import Sample, Source
+from deepcait.data.source import Sample, Source, options_of
 from deepcait.data.workers import start_worker, worker_context
 from deepcait.errors import ConfigError, DataError, DeepcaitError
 
@@ -42,7 +42,7 @@ class ImageDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         """(image_CHW, label or NO_LABEL, index). Raises ImageError that names the file."""
         sample = self.source.read(index)
-        image = open_image(sample.data, name=self.source.locate(index))
+        image = decode_image(sample.data, name=self.source.locate(index), options=options_of(self.source))
         return self.transform(image), _label(sample), index
 
 
@@ -53,7 +53,7 @@ class _PixelDataset(ImageDataset):
         if not isinstance(self.transform, Preprocessing):
             return super().__getitem__(index)
         sample = self.source.read(index)
-        image = decode_image(sample.data, name=self.source.locate(index))
+        image = decode_image(sample.data, name=self.source.locate(index), options=options_of(self.source))
         return self.transform.pixels(image), _label(sample), index
 
 

@@ -152,7 +152,8 @@ def few_levels(num: int) -> str:
     """Return what to say of images of 16 bits whose brightest left only `num` of 256 levels."""
     return (
         f"16-bit images whose brightest value is below {num * 256:,}: {num} of 256 levels remain; set "
-        f"data.max_value (e.g. {2 ** max(8, (num * 256 - 1).bit_length()) - 1}) to the value that is white"
+        f"--max-value (data.max_value in a recipe; e.g. {2 ** max(8, (num * 256 - 1).bit_length()) - 1}) to the value "
+        "that is white"
     )
 
 
@@ -161,7 +162,7 @@ def _scale(values: np.ndarray, highest: int) -> np.ndarray:
     if values.max(initial=0) > highest:
         raise ImageError(
             f"expected values up to {highest:,}, got {int(values.max()):,}.",
-            remedy="Set data.max_value to the value that is white, or convert the image to 8 bits a channel.",
+            remedy="Set --max-value (data.max_value in a recipe) to the value that is white, or convert it to 8 bits.",
         )
     bits = int(highest).bit_length()
     if highest == 2**bits - 1 and bits >= 8:
@@ -174,7 +175,7 @@ def _require_range(values: np.ndarray, low: float, high: float, kind: str) -> np
     if not (smallest >= low and largest <= high):  # written so that NaN fails
         raise ImageError(
             f"expected {kind} pixels between {low} and {high}, got {smallest} to {largest}.",
-            remedy="Set data.max_value to the value that is white, or convert the image to 8 bits a channel.",
+            remedy="Set --max-value (data.max_value in a recipe) to the value that is white, or convert it to 8 bits.",
         )
     return values
 

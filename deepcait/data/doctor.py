@@ -15,9 +15,10 @@ from deepcait.data.duplicates import THUMB_SHAPE, equal_groups, near_groups
 from deepcait.data.findings import Diagnosis, Finding, by_gravity, together
 from deepcait.data.folder import find_splits
 from deepcait.data.formats import IMAGE_SUFFIXES, SUFFIXES
+from deepcait.data.image import DEFAULT, ImageOptions
 from deepcait.data.layout import class_names, look_around
 from deepcait.data.looking import Look, look_at_all
-from deepcait.data.source import Source
+from deepcait.data.source import Source, with_options
 from deepcait.data.spec import list_splits, open_source, parse_spec
 from deepcait.errors import DataError
 
@@ -44,6 +45,7 @@ def examine(
     spec: str | os.PathLike[str],
     *,
     num_workers: int | None = None,
+    options: ImageOptions = DEFAULT,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Diagnosis:
     """Read every picture of every split once, and return what is wrong or worth knowing; changes nothing.
@@ -51,6 +53,7 @@ def examine(
     Args:
         spec: a data SPEC.
         num_workers: processes that read; None takes one a core, and none for a few pictures; 0 reads here.
+        options: limits on images, as a training would set them.
         progress: called with (done, total) pictures.
 
     Raises:
@@ -73,7 +76,7 @@ def examine(
 
     seen: list[_Seen] = []
     for split, source in sources.items():
-        looks = look_at_all(source, num_workers, count)
+        looks = look_at_all(with_options(source, options), num_workers, count)
         labels = [None if label is None else source.classes[label] for label in source.labels]
         seen += [_Seen(split, labels[index], source.locate(index), look) for index, look in enumerate(looks)]
     sound = [one for one in seen if one.look.fault is None]

@@ -10,7 +10,7 @@ from pathlib import Path
 from deepcait.data.formats import IMAGE_SUFFIXES
 from deepcait.data.image import read_image_bytes
 from deepcait.data.listing import walk_images
-from deepcait.data.source import Sample
+from deepcait.data.source import Sample, options_of
 from deepcait.errors import DataError, some
 
 SPLIT_NAMES = {
@@ -47,7 +47,11 @@ class FolderSource:
 
     def read(self, index: int) -> Sample:
         """The sample at `index`; ImageError when its file can't be read."""
-        return Sample(read_image_bytes(self.base / self.names[index]), self.labels[index], self.names[index])
+        return Sample(
+            read_image_bytes(self.base / self.names[index], max_bytes=options_of(self).max_bytes),
+            self.labels[index],
+            self.names[index],
+        )
 
     def locate(self, index: int) -> str:
         """Path of the picture, for messages."""

@@ -322,12 +322,12 @@ def _require_byte_count(num_bytes: int, name: str, max_bytes: int) -> None:
     if num_bytes > max_bytes:
         raise ImageError(
             f"{name}: expected at most {max_bytes:,} bytes, got {num_bytes:,}.",
-            remedy="Make the image smaller, or raise max_bytes if you trust the file.",
+            remedy="Make the image smaller, or raise --max-bytes (data.max_bytes in a recipe) if you trust the file.",
         )
 
 
 def _too_many_pixels(name: str, got: str, max_pixels: int) -> ImageError:
     return ImageError(
         f"{name}: expected at most {max_pixels:,} pixels, got {got}.",
-        remedy="Make the image smaller, or raise max_pixels if you trust the file.",
+        remedy="Make the image smaller, or raise --max-pixels (data.max_pixels in a recipe) if you trust the file.",
     )

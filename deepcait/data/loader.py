@@ -13,7 +13,7 @@ from deepcait.data.augment import Augmentation, Changed, collate
 from deepcait.data.dataset import RaisingLoader
 from deepcait.data.order import Order, ReplicaBatches, Slot
 from deepcait.data.seeding import derive_seed, seed_sample
-from deepcait.data.source import Source
+from deepcait.data.source import Source, options_of
 from deepcait.data.workers import start_worker, worker_context
 from deepcait.errors import ImageError, RunError
 
@@ -46,7 +46,7 @@ class TrainingSet(Dataset[tuple[Tensor, int]]):
         name = self.source.locate(slot.index)
         assert sample.label is not None, "training sources are labelled: see require_labels"
         seed_sample(derive_seed("sample", self.seed, slot.epoch, slot.position))
-        return self.transform.read(sample.data, name), sample.label
+        return self.transform.read(sample.data, name, options_of(self.source)), sample.label
 
 
 class Unreadable(NamedTuple):

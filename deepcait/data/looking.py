@@ -14,9 +14,9 @@ from PIL import ExifTags, Image
 
 from deepcait.data.duplicates import pixel_hash, thumbnail
 from deepcait.data.formats import format_of, open_header
-from deepcait.data.image import MAX_PIXELS, decode_image
+from deepcait.data.image import decode_image
 from deepcait.data.png import only_pixels
-from deepcait.data.source import Source
+from deepcait.data.source import Source, options_of
 from deepcait.data.workers import worker_context
 from deepcait.errors import DataError
 
@@ -56,9 +56,9 @@ def look_at(source: Source, index: int) -> Look:
         warnings.simplefilter("ignore")
         levels: list[int] = []
         try:
-            image = decode_image(sample.data, name=place, levels=levels)
+            image = decode_image(sample.data, name=place, options=options_of(source), levels=levels)
         except DataError as error:
-            return Look(fault=(_kind_of_fault(sample.data), error.problem))
+            return Look(fault=(_kind_of_fault(sample.data, options_of(source).max_pixels), error.problem))
         with open_header(_sound(sample.data)) as header:
             return Look(
                 name=PurePath(sample.name).name,
@@ -161,7 +161,7 @@ def _sound(data: bytes) -> bytes:
     return only_pixels(data) if format_of(data) == "PNG" else data
 
 
-def _kind_of_fault(data: bytes) -> str:
+def _kind_of_fault(data: bytes, max_pixels: int) -> str:
     """The kind of finding that bytes are which the opener refused."""
     if not data:
         return "empty_file"
@@ -169,7 +169,7 @@ def _kind_of_fault(data: bytes) -> str:
         return "not_an_image"
     try:
         with open_header(_sound(data)) as header:
-            return "bomb" if header.width * header.height > MAX_PIXELS else "undecodable"
+            return "bomb" if header.width * header.height > max_pixels else "undecodable"
     except Image.DecompressionBombError:
         return "bomb"
     except Exception:  # the opener has said what is wrong

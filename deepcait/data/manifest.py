@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from deepcait.data.folder import split_of
-from deepcait.data.image import read_image_bytes
+from deepcait.data.image import MAX_BYTES, read_image_bytes
 from deepcait.data.members import is_image
 from deepcait.data.shards import find_one, open_binary
 from deepcait.data.table import Label, Table
@@ -29,7 +29,9 @@ _NO_FILE = "Manifests list files; parquet that holds the pictures themselves has
 
 
 class FileReader:
-    """Fetches pictures that lie as files, by paths relative to a folder."""
+    """Fetches images that lie as files, by paths relative to a folder."""
+
+    max_bytes = MAX_BYTES
 
     def __init__(self, base: str, paths: Sequence[str]) -> None:
         self.base = base
@@ -37,7 +39,7 @@ class FileReader:
 
     def read(self, row: int) -> bytes:
         """Return the file; ImageError when it can't be read."""
-        return read_image_bytes(self.locate(row))
+        return read_image_bytes(self.locate(row), max_bytes=self.max_bytes)
 
     def locate(self, row: int) -> str:
         """Path of the picture."""

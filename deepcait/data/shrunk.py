@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from deepcait.data.formats import open_header
-from deepcait.data.image import open_image
-from deepcait.data.source import Sample, Source
+from deepcait.data.image import DEFAULT, ImageOptions, decode_image
+from deepcait.data.source import Sample, Source, options_of
 from deepcait.errors import ConfigError, DataError, WriteError
 from deepcait.runtime.files import write_bytes
 
@@ -53,7 +53,7 @@ class Shrunk:
         path = self._path(sample.data)
         data = None if path is None else _read(path)
         if data is None:
-            data = shrink(sample.data, self.side_px, name=self.locate(index))
+            data = shrink(sample.data, self.side_px, name=self.locate(index), options=options_of(self))
             if path is not None:
                 _write(path, data)
         return sample._replace(data=data)
@@ -62,10 +62,14 @@ class Shrunk:
         """Where the original lies."""
         return self.source.locate(index)
 
+    def _range(self) -> str:
+        """Part of the key where the range of deep images was set."""
+        return f", {options_of(self).max_value}" if options_of(self).max_value else ""
+
     def _path(self, data: bytes) -> Path | None:
         if self.folder is None:
             return None
-        key = hashlib.blake2b(f"{_FORM}, {self.side_px}\n".encode() + data, digest_size=20).hexdigest()
+        key = hashlib.blake2b(f"{_FORM}, {self.side_px}{self._range()}\n".encode() + data, digest_size=20).hexdigest()
         return self.folder / key[:2] / key[2:]
 
 
@@ -83,9 +87,9 @@ def shrunk(source: Source, side_px: int, folder: str) -> Source:
     return Shrunk(source, side_px, Path(os.path.expanduser(folder)) if folder else None) if side_px else source
 
 
-def shrink(data: bytes, side_px: int, *, name: str) -> bytes:
+def shrink(data: bytes, side_px: int, *, name: str, options: ImageOptions = DEFAULT) -> bytes:
     """Return a BMP file of the picture, upright, its shorter side `side_px`. Raises ImageError."""
-    image = open_image(data, name=name)
+    image = decode_image(data, name=name, options=options)
     share = side_px / min(image.size)
     width, height = (max(side_px, round(side * share)) for side in image.size)
     held = io.BytesIO()

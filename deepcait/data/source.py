@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from deepcait.data.image import DEFAULT, ImageOptions
 from deepcait.errors import DataError
 
 
@@ -49,6 +50,9 @@ class Source(Protocol):
         ...
 
 
+SourceT = TypeVar("SourceT", bound="Source")
+
+
 class Subset:
     """Some samples of a source, in the order given; classes and label indices stay those of the source."""
 
@@ -72,6 +76,28 @@ class Subset:
     def locate(self, index: int) -> str:
         """Where the sample lies in the whole source."""
         return self.source.locate(self.indices[index])
+
+
+def with_options(source: SourceT, options: ImageOptions) -> SourceT:
+    """Return the source, its images from now on opened with these limits, wherever they are read."""
+    inner = _innermost(source)
+    inner.image_options = options
+    reader = getattr(inner, "reader", None)
+    if hasattr(reader, "max_bytes"):
+        reader.max_bytes = options.max_bytes  # pyrefly: ignore[missing-attribute]
+    return source
+
+
+def options_of(source: Source) -> ImageOptions:
+    """Return the limits that the images of a source are opened with."""
+    return getattr(_innermost(source), "image_options", DEFAULT)
+
+
+def _innermost(source: Any) -> Any:
+    """The source that reads, below those that choose or change its images."""
+    while (inner := getattr(source, "source", None)) is not None:
+        source = inner
+    return source
 
 
 def require_labels(source: Source) -> list[int]:

@@ -35,6 +35,8 @@ class Entry(NamedTuple):
 class TarReader:
     """Fetches members of tar files by offset."""
 
+    max_bytes = MAX_BYTES
+
     def __init__(self, shards: Sequence[str], places: Sequence[tuple[int, int, int]], names: Sequence[str]) -> None:
         self.shards = list(shards)
         self.places = list(places)  # (shard, offset, bytes) of each row
@@ -43,9 +45,9 @@ class TarReader:
     def read(self, row: int) -> bytes:
         """Return the bytes of the member and no others; ImageError when they can't be read."""
         shard, offset, num_bytes = self.places[row]
-        if num_bytes > MAX_BYTES:
+        if num_bytes > self.max_bytes:
             raise ImageError(
-                f"{self.locate(row)}: expected at most {MAX_BYTES:,} bytes, got {num_bytes:,}.",
+                f"{self.locate(row)}: expected at most {self.max_bytes:,} bytes, got {num_bytes:,}.",
                 remedy="Leave it out, or make the picture smaller.",
             )
         return read_range(self.shards[shard], offset, num_bytes)

@@ -37,6 +37,8 @@ class Entry(NamedTuple):
 class ZipReader:
     """Fetches members of a zip archive by offset."""
 
+    max_bytes = MAX_BYTES
+
     def __init__(self, place: str, entries: Sequence[Entry]) -> None:
         self.place = place
         self.entries = list(entries)
@@ -44,9 +46,9 @@ class ZipReader:
     def read(self, row: int) -> bytes:
         """Return the unpacked member; ImageError when it is damaged or larger than any picture may be."""
         entry = self.entries[row]
-        if max(entry.num_bytes, entry.num_packed) > MAX_BYTES:
+        if max(entry.num_bytes, entry.num_packed) > self.max_bytes:
             raise ImageError(
-                f"{self.locate(row)}: expected at most {MAX_BYTES:,} bytes, got {entry.num_bytes:,} declared.",
+                f"{self.locate(row)}: expected at most {self.max_bytes:,} bytes, got {entry.num_bytes:,} declared.",
                 remedy="A decompression bomb, or no picture: leave it out.",
             )
         header = read_range(self.place, entry.offset, _LOCAL_HEADER.size)

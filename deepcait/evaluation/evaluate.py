@@ -97,8 +97,9 @@ def evaluate(
         DataError: a class or label that the model does not have, an image that can't be read, data that is not what
             the protocol is about.
     """
+    options = getattr(model, "image_options", None)
     model, preprocessing, classes = _taken_apart(model, preprocessing, classes)
-    task = plan_task(open_for(data, split=split, protocol=protocol), protocol, real_labels)
+    task = plan_task(open_for(data, split=split, protocol=protocol, options=options), protocol, real_labels)
     wanted = Wanted(task, model_classes(model) if classes is None else list(classes), class_mask)
     given, preprocessing = preprocessing, preprocessing or model_preprocessing(model)
     if device is not None:

@@ -21,8 +21,10 @@ from pathlib import Path
 
 from deepcait.data import FolderSource, Source, Subset, open_split, parse_spec
 from deepcait.data.folder import subfolders
+from deepcait.data.image import ImageOptions
 from deepcait.data.imagenet import V2_NUM_CLASSES, V2_NUM_EACH
 from deepcait.data.listing import walk_images
+from deepcait.data.source import with_options
 from deepcait.errors import ConfigError, DataError, some
 from deepcait.weights.imagenet import NUM_CLASSES, read_table, wnids
 
@@ -76,12 +78,13 @@ def open_for(
     split: str | None = None,
     protocol: str = "folder",
     manifest: str | os.PathLike[str] | None = None,
+    options: ImageOptions | None = None,
 ) -> Source:
     """Open what is to be evaluated: a data SPEC's test, else val, else all; an open source as it is.
 
     For `imagenet` and `real` a bare path is a root with `val` in it, or that folder itself; for `v2` it is the folder
     above 0 to 999. Where the data has neither val nor test, the split `val` is what the manifest of a run
-    (`split.json`) says that its training held out.
+    (`split.json`) says that its training held out. `options` are the limits on images of what is opened here.
 
     Raises:
         ConfigError: a split for a source that is open already, an unknown protocol.
@@ -89,18 +92,25 @@ def open_for(
     """
     require_protocol(protocol)
     if isinstance(data, str | os.PathLike):
-        kind, place = parse_spec(data)
-        if protocol == "v2" and kind == "folder":
-            return open_split(f"imagenet-v2:{place}", "eval", split=split)
-        if protocol in ("imagenet", "real") and kind in ("folder", "imagenet"):
-            return _open_val(protocol, place, split)
-        return open_split(data, "eval", split=split, manifest=manifest)
+        source = _open_spec(data, split, protocol, manifest)
+        return source if options is None else with_options(source, options)
     if split not in (None, data.split):
         raise ConfigError(
             f"split: expected none, since the source is open already, got {split!r}.",
             remedy="Open that split of it, or give the data as a SPEC.",
         )
     return data
+
+
+def _open_spec(
+    data: str | os.PathLike[str], split: str | None, protocol: str, manifest: str | os.PathLike[str] | None
+) -> Source:
+    kind, place = parse_spec(data)
+    if protocol == "v2" and kind == "folder":
+        return open_split(f"imagenet-v2:{place}", "eval", split=split)
+    if protocol in ("imagenet", "real") and kind in ("folder", "imagenet"):
+        return _open_val(protocol, place, split)
+    return open_split(data, "eval", split=split, manifest=manifest)
 
 
 def plan_task(source: Source, protocol: str, real_labels: str | os.PathLike[str] | None = None) -> Task:

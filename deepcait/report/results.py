@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepcait.data import Preprocessing, Source, Subset, evaluation_loader, open_image
-from deepcait.data.source import require_labels
+from deepcait.data.source import options_of, require_labels
 from deepcait.errors import ConfigError, DeepcaitError, RunError
 from deepcait.evaluation import map_classes
 from deepcait.explain import class_attention
@@ -202,7 +202,7 @@ def choose_mistakes(
 
 
 def _mistake(part: Source, index: int, model, preprocessing: Preprocessing, classes, row_K: Tensor, label) -> Mistake:
-    picture = open_image(part.read(index).data, name=part.locate(index))
+    picture = open_image(part.read(index).data, name=part.locate(index), options=options_of(part))
     image_1CHW = preprocessing(picture)[None].to(next(model.parameters()).device)
     frame = enlarge(preprocessing.frame(picture), _THUMB_PX)
     ranked, truth = row_K.argsort(descending=True, stable=True)[:3].tolist(), int(label)

@@ -195,7 +195,11 @@ class Pipeline:
     def _decode(self, picture: Picture) -> Seen:
         limits, preprocessing = self.limits, self.classifier.preprocessing
         image = open_image(
-            bytes(picture.data), name=picture.name, max_bytes=limits.max_body_bytes, max_pixels=limits.max_pixels
+            bytes(picture.data),
+            name=picture.name,
+            options=self.classifier.image_options,
+            max_bytes=limits.max_body_bytes,
+            max_pixels=limits.max_pixels,
         )
         seen = Seen(picture.name, image.size, preprocessing.seen_box(*image.size), preprocessing(image))
         seen.placed_s = time.perf_counter()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepcait.data.augment import Augment
+from deepcait.data.image import MAX_BYTES, MAX_PIXELS, ImageOptions
 from deepcait.data.mixing import Mix
 from deepcait.errors import ConfigError
 from deepcait.training.aliases import rename_nodes
@@ -99,10 +100,27 @@ class Data:
     """Make larger training images smaller first, their shorter side this many pixels; 0 is off."""
     cache: str = ""
     """Folder to keep the shrunk images in; changes no result."""
+    max_pixels: int = MAX_PIXELS
+    """An image of more pixels is an error, by its header."""
+    max_bytes: int = MAX_BYTES
+    """A larger file is an error, before it is read."""
+    max_value: int = 0
+    """The value that is white in images deeper than 8 bits; 0 takes what the file says, else 65535."""
+    accept_truncated: bool = False
+    """Take images whose end is missing where their last row was decoded."""
     limit: int = 0
     """Train on this many images, drawn class by class from their names, whatever the seed; 0 takes all."""
     val_limit: int = 0
     """Validate on this many, drawn in the same way; 0 takes all."""
+
+    def image_options(self) -> ImageOptions:
+        """Return what is accepted as an image. Raises ConfigError."""
+        return ImageOptions(
+            max_pixels=self.max_pixels,
+            max_bytes=self.max_bytes,
+            max_value=self.max_value,
+            accept_truncated=self.accept_truncated,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

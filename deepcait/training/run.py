@@ -18,7 +18,7 @@ from deepcait.data.fix_list import leave_out
 from deepcait.data.loader import TrainingSet
 from deepcait.data.order import Order
 from deepcait.data.shrunk import shrunk
-from deepcait.data.source import describe, require_labels
+from deepcait.data.source import describe, require_labels, with_options
 from deepcait.data.split import SPLIT_FILE, limited, manifest_text
 from deepcait.errors import ConfigError, RunError, WeightsError
 from deepcait.model import CaiT
@@ -194,6 +194,7 @@ def open_training_data(recipe: Recipe, tell: Callable[[str], None]) -> tuple[Sou
         tell(f"left out by {recipe.data.exclude}: {left_out}")
     for source in (samples, validation):
         require_labels(source)  # now, not after hours
+        with_options(source, recipe.data.image_options())
     samples = shrunk(samples, recipe.data.shrink_px, recipe.data.cache)
     tell(f"data: {describe(samples)}; validation: {describe(validation)}")
     for what, limit in (("training", recipe.data.limit), ("validation", recipe.data.val_limit)):
@@ -273,6 +274,8 @@ def _model_writer(folder: Path, recipe: Recipe, found: Resolved, preprocessing: 
     settings = dataclasses.asdict(recipe)
     for name in _NOT_OF_THE_MODEL:
         settings.pop(name)
+    if recipe.data.max_value:  # whoever uses the model sees images in the same range
+        settings["data"] = {"max_value": recipe.data.max_value}
     provenance = {
         "started_from": found.spec,
         "start": recipe.start,
