@@ -193,6 +193,25 @@ class Classifier:
             for order_K, row_K in zip(order_BK.tolist(), probabilities_BK, strict=True)
         ]
 
+    def predict_and_embed(
+        self, images: Picture | Sequence[Picture], topk: int = 5, *, batch_size: int = 32
+    ) -> tuple[list[list[Prediction]], Tensor]:
+        """Return what `predict` and `embed` return, from one forward pass.
+
+        The network itself computes both: an engine has no features.
+
+        Raises:
+            ConfigError: topk or batch_size below 1, or something that is no picture.
+            ImageError: a picture that can't be read.
+        """
+        _require_positive("topk", topk)
+        predictions, features = [], [torch.empty(0, self.model.num_features)]
+        for images_BCHW in self._batches(images, batch_size):
+            logits_BK, features_BD = self._logits_and_features(images_BCHW)
+            predictions += self.rank(logits_BK, topk)
+            features.append(features_BD)
+        return predictions, torch.cat(features)
+
     def embed(self, images: Picture | Sequence[Picture], *, batch_size: int = 32) -> Tensor:
         """Return the features of each picture, (B, D) on the CPU: the class token that the head reads.
 
@@ -218,9 +237,14 @@ class Classifier:
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Return the features (B, D), on the CPU, for preprocessed images; the logits are the head of them."""
+        return self._logits_and_features(images_BCHW)[1]
+
+    def _logits_and_features(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) and features (B, D) of one forward pass of the network, on the CPU."""
         with torch.no_grad():
             tokens_BTD = self.model.forward_features(images_BCHW.to(self.device))
-            return self.model.forward_head(tokens_BTD, pre_logits=True).cpu()
+            features_BD = self.model.forward_head(tokens_BTD, pre_logits=True)
+            return self.model.forward_head(tokens_BTD).cpu(), features_BD.cpu()
 
     def explain(
         self,
@@ -230,7 +254,7 @@ class Classifier:
         methods: str | Sequence[str] = DEFAULT_METHODS,
         steps: int = 0,
     ) -> Explanation:
-        """Return where the model looked in one picture, and how true each map is to it.
+        """Return what the model attends to in one image: maps, and on request scores of how well they fit the model.
 
         Args:
             image: path or picture.

@@ -37,7 +37,7 @@ LAYER = {
 ORDER = {
     "model": [
         "mode", "variants", "alternatives", "embedding", "attention", "block", "cait",
-        "trace", "ablation_init",
+        "wrappers", "trace", "ablation_init",
         "ablation", "convnet", "networks",
     ],
     "backends": ["exact", "reference", "heads", "products", "branches", "lean"],
@@ -66,7 +66,7 @@ ORDER = {
     "inference": ["linear", "blocks", "native", "foldable", "fold", "graph", "engines", "export", "tuned"],
     "explain": [
         "colours", "canvas", "maps", "attribution", "faithfulness", "picture", "explanation", "markup", "gallery",
-        "layers", "figures",
+        "layers", "figures", "folder", "writer",
     ],
     "report": ["intervals", "record", "results", "charts", "parts", "page", "compare"],
     "bench": [
@@ -76,8 +76,8 @@ ORDER = {
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
     "cli": [
-        "exits", "console", "options", "images", "engine", "main", "models", "info", "recipes", "doctor", "eval", "predict",
-        "explain", "report", "train", "bench", "study", "serve", "export", "push", "help",
+        "exits", "console", "options", "images", "engine", "main", "models", "info", "recipes", "doctor", "eval",
+        "predict", "explain", "report", "train", "bench", "study", "serve", "export", "push", "help",
         "demo",
     ],
 }  # fmt: skip

@@ -140,3 +140,16 @@ def test_methods_of_an_explanation_as_one_text(pictures):
     assert list(several.maps) == ["class-attention", "rollout", "gradient"]
     with pytest.raises(ConfigError, match="got 'roll'"):
         classifier.explain(pictures[0], methods="roll")
+
+
+def test_predictions_and_features_come_from_one_pass(pictures):
+    classifier = make_classifier()
+    passes = []
+    classifier.model.norm.register_forward_hook(lambda *_: passes.append(1))
+    predictions, features_BD = classifier.predict_and_embed(pictures, topk=3)
+    assert len(passes) == 1
+    torch.testing.assert_close(features_BD, classifier.embed(pictures))
+    for got, expected in zip(predictions, classifier.predict(pictures, topk=3), strict=True):
+        assert [one.label for one in got] == [one.label for one in expected]
+        assert [one.probability for one in got] == pytest.approx([one.probability for one in expected], abs=1e-6)
+    assert classifier.predict_and_embed([])[1].shape == (0, classifier.model.num_features)

@@ -76,12 +76,12 @@ def _classify(classifier: Classifier, test: Source, console: Console) -> list[di
 
 def _explain(classifier: Classifier, pictures: Sequence[dict[str, Any]], out: Path, console: Console) -> Path:
     """Write where the class token looked in these photographs."""
-    from deepcait.cli import explain
+    from deepcait.explain.writer import write_gallery
 
     console.say("\n2. Where its class token looks")
     paths = [Path(picture["file"]) for picture in pictures]
-    args = explain.Args(spec="builtin:nano", images=tuple(map(str, paths)), out=out, steps=8)
-    explain.write_gallery(classifier, paths, args, console)
+    with console.progress("explaining") as progress:
+        write_gallery(classifier, paths, out, name="builtin:nano", steps=8, progress=progress)
     console.say(f"page           {out / 'index.html'}")
     return out / "index.html"
 

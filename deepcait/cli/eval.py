@@ -27,6 +27,7 @@ import tyro
 from deepcait.cli.console import Console, is_main_process, percent
 from deepcait.cli.engine import choose_engine
 from deepcait.cli.images import ImageArgs, image_options
+from deepcait.cli.options import image_size
 from deepcait.errors import ConfigError, EvaluationWarning
 
 if TYPE_CHECKING:
@@ -131,16 +132,8 @@ def _require_sound(args: Args) -> None:
 
 
 def _sizes(text: str | None) -> list[Size]:
-    """Read --img-size: sides with commas, each one number or height x width."""
-    sizes: list[Size] = []
-    for part in text.split(",") if text is not None else ():
-        sides = part.strip().lower().split("x")
-        if len(sides) > 2 or not all(side.isascii() and side.isdecimal() and int(side) > 0 for side in sides):
-            raise ConfigError(
-                f"--img-size: expected pixels such as 224, 224,288,320 or 224x320, got {text!r}.", remedy="Mend it."
-            )
-        sizes.append(int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1])))
-    return sizes or [None]
+    """Read --img-size: sizes with commas, each a side or height x width."""
+    return [image_size(part, "--img-size") for part in text.split(",")] if text is not None else [None]
 
 
 def _open(args: Args) -> list[Source]:

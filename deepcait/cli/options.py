@@ -46,6 +46,20 @@ def parse_options(kind: type, argv: Sequence[str], *, verb: str, description: st
         raise _mistake(kind, argv, verb, told.getvalue()) from None
 
 
+def image_size(text: str, option: str) -> int | tuple[int, int]:
+    """Return an image size: a side in pixels, or (height, width) of a text such as `224x320`.
+
+    Raises:
+        ConfigError: something else.
+    """
+    sides = text.strip().lower().split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdecimal() and int(side) > 0 for side in sides):
+        raise ConfigError(
+            f"{option}: {text!r} is not an image size.", remedy="Give a side or HEIGHTxWIDTH in pixels: 224 or 224x320."
+        )
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
 def whole_numbers(text: str, option: str) -> list[int]:
     """Return the numbers of an option such as `--batch 1,8`.
 

@@ -62,6 +62,7 @@ def run(args: Args) -> int | None:
     """Classify every picture and print or write the answers."""
     from deepcait.classifier import load
     from deepcait.data import list_images
+    from deepcait.inference.tuned import Choice
     from deepcait.runtime.files import require_file
 
     if not args.paths:
@@ -73,25 +74,27 @@ def run(args: Args) -> int | None:
     paths = [path for place in args.paths for path in list_images(place)]
     if args.embeddings is not None:
         require_file(args.embeddings, (".npz",), "--embeddings")
-    chosen = choose_engine(args.spec, args.engine, console)
+        if args.engine is not None:
+            console.note("--engine: unused, the network itself computes embeddings and, in the same pass, predictions")
+    chosen = Choice() if args.embeddings is not None else choose_engine(args.spec, args.engine, console)
     batch_size = args.batch_size or chosen.batch or 32
     with _writer(args.out) as write, console.progress("predicting") as progress:
         classifier = load(args.spec, engine=chosen.engine, threads=chosen.threads)
         classifier.image_options = image_options(args, classifier.image_options)
         results, features = [], []
-        # Features alone need no answers.
-        answering = args.json or args.out is not None or args.embeddings is None
         for start in range(0, len(paths), batch_size):
             part = paths[start : start + batch_size]
-            if args.embeddings is not None:
-                features.append(classifier.embed(part, batch_size=batch_size))
-            answers = classifier.predict(part, topk=args.topk, batch_size=batch_size) if answering else []
-            for path, predictions in zip(part, answers, strict=answering):
+            if args.embeddings is None:
+                answers = classifier.predict(part, topk=args.topk, batch_size=batch_size)
+            else:
+                answers, features_BD = classifier.predict_and_embed(part, topk=args.topk, batch_size=batch_size)
+                features.append(features_BD)
+            for path, predictions in zip(part, answers, strict=True):
                 result = _as_result(path, predictions)
                 write(result)
                 if args.json:
                     results.append(result)
-                elif args.out is None:
+                elif args.out is None and args.embeddings is None:
                     _print(console, result)
             progress(start + len(part), len(paths))
     if args.embeddings is not None:

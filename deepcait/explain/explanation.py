@@ -1,4 +1,4 @@
-"""One picture explained: the maps that were asked for, what each shows in words, and how true each is."""
+"""One image explained by one forward pass: the maps asked for, what each shows in words, and their scores."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from deepcait.errors import ConfigError, WeightsError
 from deepcait.explain import attribution, maps, picture
 from deepcait.explain.faithfulness import Faithfulness, areas_by_lot, measure_faithfulness
 from deepcait.model import CaiT
+from deepcait.model.trace import Trace, trace
 from deepcait.optional import require
 from deepcait.runtime.files import write_bytes
 
@@ -53,10 +54,11 @@ class Map:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What a model saw in one picture, and why it said what it said.
+    """What a model attends to in one image, and what it predicts.
 
-    frame: the part of the picture that the model saw, at the model's resolution.
-    target, label, probability: the class asked about and the model's probability for it.
+    frame: the part of the image that is the model's input, at its resolution.
+    target, label: the class asked about.
+    probabilities: float64 (K,), of every class. labels: name of every class.
     class_attention: float32 (class blocks, heads, 1 + N), softmax rows; position 0 is the class key.
     gradient: the same times the gradient of the target's logit; None where not asked for.
     maps: by method, in the order of METHODS.
@@ -64,12 +66,27 @@ class Explanation:
 
     frame: Image.Image
     target: int
-    label: str
-    probability: float
+    probabilities: np.ndarray
+    labels: Sequence[str]
     grid: tuple[int, int]
     class_attention: np.ndarray
     gradient: np.ndarray | None
     maps: dict[str, Map] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Name of the class asked about."""
+        return self.labels[self.target]
+
+    @property
+    def probability(self) -> float:
+        """The model's probability for the class asked about."""
+        return float(self.probabilities[self.target])
+
+    def top(self, count: int) -> list[tuple[int, str, float]]:
+        """Return the most probable classes: (index, name, probability); of equal ones the lower index first."""
+        order = np.argsort(-self.probabilities, kind="stable")[:count].tolist()
+        return [(index, self.labels[index], float(self.probabilities[index])) for index in order]
 
     @property
     def heads(self) -> np.ndarray:
@@ -139,18 +156,23 @@ def explain_image(
     target: int | None = None,
     labels: Sequence[str] | None = None,
     methods: str | Sequence[str] = DEFAULT_METHODS,
-    steps: int = 16,
+    steps: int = 0,
+    traced: Trace | None = None,
 ) -> Explanation:
-    """Explain one preprocessed picture.
+    """Explain one preprocessed image.
+
+    The network runs once. Only the gradient runs its class stage again, and what covers parts of the image (the scores,
+    occlusion) or integrates over images runs it as often as that takes.
 
     Args:
         model: in evaluation mode.
         image_CHW: on the model's device.
-        frame: the same picture before normalisation.
+        frame: the same image before normalisation.
         target: class asked about; None takes the most probable.
         labels: index -> class name.
         methods: of METHODS, also as one text with commas between; class attention is always among the maps.
-        steps: parts of deletion and insertion; 0 leaves them out.
+        steps: parts of deletion and insertion, which score the maps; 0 leaves the scores out.
+        traced: the forward pass of this image alone, if it was made already.
 
     Raises:
         ConfigError: an unknown method or class, captum is not installed, or a network that has no class attention.
@@ -159,9 +181,11 @@ def explain_image(
     """
     methods = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else methods
     require_methods(methods)
-    model = maps.unwrap(model)
-    with torch.no_grad():
-        probabilities_K = model(image_CHW[None])[0].softmax(-1)
+    model = maps.require_cait(model)
+    if traced is None:
+        with torch.no_grad():
+            traced = trace(model, image_CHW[None])
+    probabilities_K = traced.logits[0].double().softmax(-1).cpu()
     if not probabilities_K.isfinite().all():
         raise WeightsError(
             "logits: expected numbers, got infinite ones or none.",
@@ -171,22 +195,21 @@ def explain_image(
     if not 0 <= target < len(probabilities_K):
         problem = f"class: expected an index from 0 to {len(probabilities_K) - 1}, got {target}."
         raise ConfigError(problem, remedy="`deepcait info SPEC` lists the classes.")
-    label = labels[target] if labels else str(target)
-    attention_LAT = maps.class_attention(model, image_CHW[None])[0]
+    labels = labels or [str(index) for index in range(len(probabilities_K))]
     gradient_LAT = None
     if "gradient" in methods:
-        gradient_LAT = maps.gradient_attention(model, image_CHW[None], torch.tensor([target]))[0]
+        gradient_LAT = maps.gradient_attention(model, traced.patches, torch.tensor([target]))[0]
     asked = [method for method in METHODS if method in methods or method == "class-attention"]
-    found = {method: _build(method, model, image_CHW, target, label, attention_LAT, gradient_LAT) for method in asked}
+    found = {method: _build(method, model, image_CHW, target, labels[target], traced, gradient_LAT) for method in asked}
     if steps:
         found = _with_faithfulness(found, model, image_CHW, target, steps)
     return Explanation(
         frame=frame,
         target=target,
-        label=label,
-        probability=probabilities_K[target].item(),
+        probabilities=probabilities_K.numpy(),
+        labels=labels,
         grid=model.config.grid,
-        class_attention=_numpy(attention_LAT),
+        class_attention=_numpy(traced.class_attention[0]),
         gradient=None if gradient_LAT is None else _numpy(gradient_LAT),
         maps=found,
     )
@@ -206,14 +229,15 @@ def require_methods(methods: Sequence[str]) -> None:
 
 
 def _build(
-    method: str, model: CaiT, image_CHW: Tensor, target: int, label: str, attention_LAT: Tensor, gradient_LAT
+    method: str, model: CaiT, image_CHW: Tensor, target: int, label: str, traced: Trace, gradient_LAT: Tensor | None
 ) -> Map:
     """One map with its words."""
     grid, patch = model.config.grid, model.config.patch_size
     if method == "class-attention":
+        attention_LAT = traced.class_attention[0]
         return _map(method, attention_LAT.mean((0, 1))[1:].view(grid), _mean_words(attention_LAT))
     if method == "rollout":
-        row_T = maps.rollout(model, image_CHW[None])[0]
+        row_T = maps.rollout(traced)[0]
         words = (
             "The mean over heads of the absolute maps after the second head mixing, rows divided by their sum, "
             "multiplied through all patch blocks and all class blocks, with half the weight on the skip connection "
@@ -222,7 +246,7 @@ def _build(
             f"(dark blue), to its largest, {row_T[1:].max():.4f} (light yellow)."
         )
         return _map(method, row_T[1:].view(grid), words, lowest=float(row_T[1:].min()))
-    if method == "gradient":
+    if method == "gradient" and gradient_LAT is not None:
         row_T = maps.positive_mean(gradient_LAT[None])[0]
         words = (
             f'Class attention times the gradient of the logit of "{label}" by it, negative products set to 0, mean '

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepcait.errors import ConfigError
-from deepcait.explain.maps import unwrap
+from deepcait.explain.maps import require_cait
 from deepcait.model import CaiT
-from deepcait.model.block import ClassAttentionBlock, LayerScaleBlock
-from deepcait.model.trace import trace_blocks
+from deepcait.model.trace import watch_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,97 @@ class LayerMeasures:
         return plain | {"gammas_mean": self.gammas.mean(-1).tolist()}
 
 
+class LayerMeter:
+    """Measures every block in forward passes that the caller makes.
+
+    Args:
+        model: a CaiT as the paper has it, in evaluation mode.
+
+    Raises:
+        ConfigError: another network.
+    """
+
+    def __init__(self, model: CaiT) -> None:
+        if type(model) is not CaiT:
+            raise ConfigError(
+                f"expected a CaiT as the paper has it, got {type(model).__name__}.",
+                remedy="Figures of the layers need blocks with LayerScale and talking heads.",
+            )
+        self.model = model
+        self._blocks: list[Any] = [*model.blocks, *model.blocks_token_only]
+        self._index = {id(block.attn): number for number, block in enumerate(self._blocks)}
+        self._distance_NN = patch_distances(model.config.grid).to(model.pos_embed.device)
+        self._sums: list[dict[str, Tensor]] = [{} for _ in self._blocks]
+        self._num_images = 0
+        self._main = torch.empty(0)  # what the running block, then its MLP, adds to
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """While it is open, passes of the model are measured; one image or several at once."""
+        handles = []
+        for number, block in enumerate(self._blocks):
+            handles += [
+                block.register_forward_pre_hook(self._take_main),
+                block.attn.register_forward_hook(partial(self._add_ratio, number, "attention", block.gamma_1)),
+                block.norm2.register_forward_pre_hook(self._take_main),
+                block.mlp.register_forward_hook(partial(self._add_ratio, number, "mlp", block.gamma_2)),
+            ]
+        handles.append(self.model.blocks[0].register_forward_pre_hook(self._count))
+        try:
+            with watch_attention(self.model, self._add_attention):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def result(self) -> LayerMeasures:
+        """Return the means over all images.
+
+        Raises:
+            ConfigError: no image was measured.
+        """
+        if not self._num_images:
+            raise ConfigError("figures: expected an image, got none.", remedy="Give one or more.")
+        patch_blocks, config = self._blocks[: len(self.model.blocks)], self.model.config
+        gammas = [torch.stack((block.gamma_1, block.gamma_2)).abs() for block in self._blocks]
+        return LayerMeasures(
+            attention_ratio=self._mean("attention"),
+            mlp_ratio=self._mean("mlp"),
+            gammas=_stack(gammas),
+            mixing=_stack([block.attn.proj_l.weight for block in patch_blocks]),
+            mixing_after=_stack([block.attn.proj_w.weight for block in patch_blocks]),
+            entropy=self._mean("entropy"),
+            distance=self._mean("distance"),
+            uniform_entropy=float(np.log(config.num_patches)),
+            uniform_distance=float(self._distance_NN.mean()),
+            num_images=self._num_images,
+        )
+
+    def _count(self, block: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._num_images += len(args[0])
+
+    def _take_main(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._main = args[0]
+
+    def _add_ratio(self, number: int, name: str, gamma: Tensor, module: nn.Module, args: object, out: Tensor) -> None:
+        ratio_BQ = (gamma * out).double().norm(dim=-1) / self._main.double().norm(dim=-1)
+        self._add(number, name, ratio_BQ.mean(1).sum())
+
+    def _add_attention(self, attention: nn.Module, weights: Tensor, mixed: Tensor | None) -> None:
+        number = self._index[id(attention)]
+        self._add(number, "entropy", len(weights) * entropy(weights))
+        if mixed is not None:
+            distance_BAN = (weights.double() * self._distance_NN).sum(-1)
+            self._add(number, "distance", distance_BAN.mean(2).sum(0))
+
+    def _add(self, number: int, name: str, value: Tensor) -> None:
+        sums = self._sums[number]
+        sums[name] = sums[name] + value if name in sums else value
+
+    def _mean(self, name: str) -> np.ndarray:
+        return _stack([sums[name] for sums in self._sums if name in sums]) / self._num_images
+
+
 @torch.no_grad()
 def measure_layers(model: CaiT, images: Iterable[Tensor]) -> LayerMeasures:
     """Measure every block over some images, one after another.
@@ -68,40 +160,12 @@ def measure_layers(model: CaiT, images: Iterable[Tensor]) -> LayerMeasures:
     Raises:
         ConfigError: no image, or another network than a CaiT as the paper has it.
     """
-    model = unwrap(model)
-    distance_NN = patch_distances(model.config.grid).to(model.pos_embed.device)
-    sums: list[list[Tensor]] = []
-    num_images = 0
-    for image_CHW in images:
-        num_images += 1
-        for index, block in enumerate(trace_blocks(model, image_CHW[None])):
-            row = [
-                _ratio(block.attention, block.main),
-                _ratio(block.mlp, block.middle),
-                entropy(block.weights),
-            ]
-            if block.mixed is not None:
-                row.append((block.weights.double() * distance_NN).sum(-1).mean((0, 2)))
-            if num_images == 1:
-                sums.append(row)
-            else:
-                sums[index] = [old + new for old, new in zip(sums[index], row, strict=True)]
-    if not num_images:
-        raise ConfigError("figures: expected an image, got none.", remedy="Give one or more.")
-    blocks = cast("list[LayerScaleBlock]", list(model.blocks))
-    both = [*blocks, *cast("list[ClassAttentionBlock]", list(model.blocks_token_only))]
-    return LayerMeasures(
-        attention_ratio=_mean([row[0] for row in sums], num_images),
-        mlp_ratio=_mean([row[1] for row in sums], num_images),
-        gammas=_mean([torch.stack((block.gamma_1, block.gamma_2)).abs() for block in both], 1),
-        mixing=_mean([block.attn.proj_l.weight for block in blocks], 1),
-        mixing_after=_mean([block.attn.proj_w.weight for block in blocks], 1),
-        entropy=_mean([row[2] for row in sums], num_images),
-        distance=_mean([row[3] for row in sums if len(row) == 4], num_images),
-        uniform_entropy=float(np.log(model.config.num_patches)),
-        uniform_distance=float(distance_NN.mean()),
-        num_images=num_images,
-    )
+    model = require_cait(model)
+    meter = LayerMeter(model)
+    with meter.attached():
+        for image_CHW in images:
+            model(image_CHW[None])
+    return meter.result()
 
 
 def patch_distances(grid: tuple[int, int]) -> Tensor:
@@ -115,9 +179,5 @@ def entropy(weights_BAQJ: Tensor) -> Tensor:
     return torch.special.entr(weights_BAQJ.double()).sum(-1).mean((0, 2))
 
 
-def _ratio(branch_BQD: Tensor, main_BQD: Tensor) -> Tensor:
-    return (branch_BQD.double().norm(dim=-1) / main_BQD.double().norm(dim=-1)).mean()
-
-
-def _mean(rows: list[Tensor], count: int) -> np.ndarray:
-    return (torch.stack(rows).detach().double() / count).cpu().numpy()
+def _stack(rows: list[Tensor]) -> np.ndarray:
+    return torch.stack(rows).detach().double().cpu().numpy()

@@ -31,6 +31,7 @@ from deepcait.model.block import NORM_EPS, ClassAttentionBlock, LayerScaleBlock
 from deepcait.model.cait import CaiT
 from deepcait.model.embedding import require_images
 from deepcait.model.variants import CaiTConfig
+from deepcait.model.wrappers import unwrap
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _log = logging.getLogger(__name__)
@@ -61,8 +62,7 @@ def fold(model: nn.Module, precision: str = "fp32") -> FoldedCaiT:
             f"precision: expected {' or '.join(_DTYPES)}, got {precision!r}.",
             remedy="Other precisions are those of engines: deepcait.load(..., precision=...).",
         )
-    core = getattr(model, "_orig_mod", model)
-    core = getattr(core, "module", core)
+    core = unwrap(model)
     if isinstance(core, FoldedCaiT):
         return core if core.precision == precision else core.with_precision(precision)
     if type(core) is not CaiT:

@@ -1,74 +1,111 @@
-"""Every block of a CaiT taken apart while it runs: main stream, both branches, and where the block looked."""
+"""One forward pass with everything that it computes on the way: logits, features, attention of both stages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepcait.errors import ConfigError
-from deepcait.model.block import ClassAttentionBlock, LayerScaleBlock
 from deepcait.model.cait import CaiT
 
 
-class BlockTrace(NamedTuple):
-    """One block of either stage. Q is N in the patch stage and 1 in the class stage, J its keys: N and 1 + N.
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """What one forward pass computed.
 
-    main: (B, Q, D), residual stream before the block.
-    attention: (B, Q, D), what the attention adds to it, LayerScale applied, stochastic depth off.
-    middle: (B, Q, D), main + attention, what the MLP's branch is added to.
-    mlp: (B, Q, D), what the MLP adds, LayerScale applied.
-    weights: (B, A, Q, J), attention after the softmax, before the second head mixing; rows sum to 1.
-    mixed: (B, A, Q, J), after the second head mixing; None in the class stage, which mixes no heads.
+    logits: (B, K); features (B, D) where the model has no classes.
+    features: (B, D), the class token that the head reads.
+    patches: (B, N, D), patch tokens after the patch stage, before the final norm.
+    class_attention: (B, class blocks, A, 1 + N), softmax rows that sum to 1; position 0 is the class token itself.
+    patch_attention: (B, patch blocks, N, N), mean over heads of the absolute weights after the second head mixing; None
+        for a network whose patch blocks are not all talking heads.
     """
 
-    main: Tensor
-    attention: Tensor
-    middle: Tensor
-    mlp: Tensor
-    weights: Tensor
-    mixed: Tensor | None
-
-    @property
-    def out(self) -> Tensor:
-        """Residual stream after the block, (B, Q, D)."""
-        return self.middle + self.mlp
+    logits: Tensor
+    features: Tensor
+    patches: Tensor
+    class_attention: Tensor
+    patch_attention: Tensor | None
 
 
-def trace_blocks(model: CaiT, images_BCHW: Tensor) -> Iterator[BlockTrace]:
-    """Yield every block, the patch stage first, by the equations as they are written.
+def trace(model: CaiT, images_BCHW: Tensor) -> Trace:
+    """Run the model once and return what it computed.
 
-    The maps of one block are alive at a time, if the caller keeps none.
+    Every module is called, so hooks, adapters and replaced parts take effect. Of the attention maps of a patch block
+    only the mean over heads is kept.
+
+    Args:
+        model: in evaluation mode.
+        images_BCHW: preprocessed, on the model's device.
 
     Raises:
         ShapeError: images of another size or number of channels than the model's.
-        ConfigError: another network than a CaiT as the paper has it.
+        ConfigError: a network without a class stage, or attention replaced by a module that gives no weights.
     """
-    if type(model) is not CaiT:
+    rows: list[Tensor] = []
+    maps: list[Tensor] = []
+
+    def keep(attention: nn.Module, weights: Tensor, mixed: Tensor | None) -> None:
+        if mixed is None:
+            rows.append(weights[:, :, 0])
+        else:
+            maps.append(mixed.abs().mean(1).float())
+
+    with watch_attention(model, keep):
+        returned = model.forward_intermediates(images_BCHW, indices=1, norm=False, output_fmt="NLC")
+    tokens_BTD, (patches_BND,) = cast("tuple[Tensor, list[Tensor]]", returned)
+    if len(rows) != len(model.blocks_token_only):
         raise ConfigError(
-            f"expected a CaiT as the paper has it, got {type(model).__name__}.",
-            remedy="Its blocks can't be taken apart; ask for class attention or its gradient alone.",
+            f"Only {len(rows)} of {len(model.blocks_token_only)} class blocks gave attention weights.",
+            remedy="A class block's `attn` must compute its output through `attend`, as ClassAttention does.",
         )
-    patches_BND = model._embed(images_BCHW)
-    for block in cast("Iterable[LayerScaleBlock]", model.blocks):
-        read_BND, weights_BANN, mixed_BANN = block.attn.attend(block.norm1(patches_BND))
-        trace = _trace(block, patches_BND, read_BND, weights_BANN, mixed_BANN)
-        yield trace
-        patches_BND = trace.out
-    cls_B1D = model._first_cls(images_BCHW)
-    for block in cast("Iterable[ClassAttentionBlock]", model.blocks_token_only):
-        tokens_BTD = block.norm1(torch.cat((cls_B1D, patches_BND), dim=1))
-        read_B1D, weights_BA1T = block.attn.attend(tokens_BTD)
-        trace = _trace(block, cls_B1D, read_B1D, weights_BA1T, None)
-        yield trace
-        cls_B1D = trace.out
+    return Trace(
+        logits=model.forward_head(tokens_BTD),
+        features=model.forward_head(tokens_BTD, pre_logits=True),
+        patches=patches_BND,
+        class_attention=torch.stack(rows, dim=1),
+        patch_attention=torch.stack(maps, dim=1) if len(maps) == len(model.blocks) else None,
+    )
 
 
-def _trace(
-    block: LayerScaleBlock | ClassAttentionBlock, main: Tensor, read: Tensor, weights: Tensor, mixed: Tensor | None
-) -> BlockTrace:
-    attention = block.gamma_1 * read
-    middle = main + attention
-    return BlockTrace(main, attention, middle, block.gamma_2 * block.mlp(block.norm2(middle)), weights, mixed)
+@contextmanager
+def watch_attention(model: CaiT, receive: Callable[[nn.Module, Tensor, Tensor | None], None]) -> Iterator[None]:
+    """While it is open, blocks are computed by the reference, and each hands over its attention weights.
+
+    Args:
+        model: its blocks have an `attn`.
+        receive: called with the attention module; weights (B, A, Q, J) after the softmax; and weights (B, A, N, N)
+            after the second head mixing, None in the class stage, which mixes no heads.
+    """
+
+    def watched(attention: Any) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        attend = attention.attend
+
+        def attend_and_report(tokens: Tensor) -> tuple[Tensor, ...]:
+            out, weights, *mixed = attend(tokens)
+            receive(attention, weights, mixed[0] if mixed else None)
+            return (out, weights, *mixed)
+
+        return attend_and_report
+
+    attentions = [cast("Any", block).attn for block in (*model.blocks, *model.blocks_token_only)]
+    attentions = [attention for attention in attentions if hasattr(attention, "attend")]
+    before = [vars(attention).get("attend") for attention in attentions]
+    backend = model._backend
+    model.set_backend("reference")
+    try:
+        # On the instance: `forward` of the module calls it, so that its hooks run as ever.
+        for attention in attentions:
+            attention.attend = watched(attention)
+        yield
+    finally:
+        model._backend = backend
+        for attention, own in zip(attentions, before, strict=True):
+            del attention.attend
+            if own is not None:
+                attention.attend = own

@@ -16,7 +16,7 @@ from deepcait.data.source import options_of, require_labels
 from deepcait.errors import ConfigError, DeepcaitError, RunError
 from deepcait.evaluation import map_classes
 from deepcait.explain import class_attention
-from deepcait.explain.maps import unwrap
+from deepcait.explain.maps import require_cait
 from deepcait.explain.picture import enlarge, overlay
 from deepcait.report.record import Record
 from deepcait.training.recipe import Recipe
@@ -219,7 +219,7 @@ def _mistake(part: Source, index: int, model, preprocessing: Preprocessing, clas
 
 def _attention(model, image_1CHW: Tensor, frame: Image.Image) -> Image.Image | None:
     try:
-        weights_T = class_attention(unwrap(model), image_1CHW)[0].mean((0, 1)).float().cpu()
+        weights_T = class_attention(require_cait(model), image_1CHW)[0].mean((0, 1)).float().cpu()
     except ConfigError:  # a teacher, or an alternative without class stage
         return None
     return overlay(frame, weights_T[1:].view(model.config.grid).numpy())

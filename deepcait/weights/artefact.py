@@ -31,6 +31,7 @@ from deepcait.model.cait import CaiT
 from deepcait.model.convnet import ConvNet
 from deepcait.model.networks import config_of
 from deepcait.model.variants import CaiTConfig
+from deepcait.model.wrappers import unwrap
 from deepcait.runtime.files import current, replace_folder
 from deepcait.weights.layouts import (
     StateDict,
@@ -123,7 +124,7 @@ def save_artefact(
         WeightsError: the disk is full or can't be written to; the old folder is untouched.
     """
     folder = Path(folder)
-    core = _unwrap(model)
+    core = _require_network(model)
     _require_classes(classes, core.config.num_classes)
     _require_replaceable(folder)
     if evaluated == "ema" and ema_state is None:
@@ -361,12 +362,10 @@ def _foreign_entries(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name not in OWN_ENTRIES) if folder.is_dir() else []
 
 
-def _unwrap(model: nn.Module) -> CaiT:
-    while not isinstance(model, CaiT | ConvNet):
-        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
-        if not isinstance(inner, nn.Module):
-            raise ConfigError(
-                f"model: expected a CaiT, got {type(model).__name__}.", remedy="Save the model that was trained."
-            )
-        model = inner
-    return cast("CaiT", model)
+def _require_network(model: nn.Module) -> CaiT:
+    core = unwrap(model)
+    if not isinstance(core, CaiT | ConvNet):
+        raise ConfigError(
+            f"model: expected a CaiT, got {type(core).__name__}.", remedy="Save the model that was trained."
+        )
+    return cast("CaiT", core)

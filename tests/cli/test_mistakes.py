@@ -67,7 +67,7 @@ MISTAKES = {
     "real labels without real": (["eval", MODEL, "--data", PHOTOS, "--real-labels", "notes.txt"], "--protocol real"),
     "v2 of other folders": (["eval", MODEL, "--data", PHOTOS, "--protocol", "v2"], "folders 0 to 999"),
     "no class mask": (["eval", MODEL, "--data", PHOTOS, "--class-mask", "gone.txt"], "one class a line"),
-    "size in words": (["eval", MODEL, "--data", PHOTOS, "--img-size", "224,large"], "224,288,320"),
+    "size in words": (["eval", MODEL, "--data", PHOTOS, "--img-size", "224,large"], "224x320"),
     "table of unknown form": (["eval", MODEL, "--data", PHOTOS, "--out", "table.xls"], "table.xls"),
     "images of unknown form": (["eval", MODEL, "--data", PHOTOS, "--per-image", "images.json"], "images.json"),
     "features of unknown form": (["predict", MODEL, PHOTOS, "--embeddings", "features.npy"], "features.npy"),

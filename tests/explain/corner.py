@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from deepcait.explain import class_attention, gradient_attention, measure_faithfulness, positive_mean, rollout
 from deepcait.model import CaiT, CaiTConfig
+from deepcait.model.trace import trace
 from tests.results import finish
 
 SIDE, CELLS, PATCH = 8, 4, 4  # squares of 8 pixels, 4 x 4 of them: the corner is 1/16 of the area, four patches
@@ -72,8 +73,8 @@ def measure(seed: int) -> dict:
     model, images_BCHW, labels_B = train_on_corners(seed)
     attention_BLAT = class_attention(model, images_BCHW)
     maps_BN = attention_BLAT.mean((1, 2))[:, 1:]
-    weighted_BN = positive_mean(gradient_attention(model, images_BCHW, labels_B))[:, 1:]
-    rolled_BN = rollout(model, images_BCHW)[:, 1:]
+    weighted_BN = positive_mean(gradient_attention(model, trace(model, images_BCHW).patches, labels_B))[:, 1:]
+    rolled_BN = rollout(trace(model, images_BCHW))[:, 1:]
     with torch.no_grad():
         right = (model(images_BCHW).argmax(-1) == labels_B).sum().item()
     return {

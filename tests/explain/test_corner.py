@@ -8,6 +8,7 @@ import torch
 from deepcait.explain import class_attention, gradient_attention, positive_mean
 from deepcait.explain.attribution import integrated_gradients, occlusion, pool_to_grid
 from deepcait.model import CaiT
+from deepcait.model.trace import trace
 from tests.explain.corner import CELLS, SIDE, corner_share, score, train_on_corners
 
 pytestmark = pytest.mark.slow
@@ -32,7 +33,7 @@ def test_class_attention_lies_in_the_corner(trained):
 def test_gradient_and_checks_agree(trained):
     """Every other map that asks about the class shows the corner, too."""
     model, images_BCHW, labels_B = trained
-    weighted_BN = positive_mean(gradient_attention(model, images_BCHW, labels_B))[:, 1:]
+    weighted_BN = positive_mean(gradient_attention(model, trace(model, images_BCHW).patches, labels_B))[:, 1:]
     assert corner_share(weighted_BN, weighted_BN.sum(-1)) > 0.5
     for image_CHW, label in list(zip(images_BCHW, labels_B.tolist(), strict=True))[:4]:
         by_gradient = integrated_gradients(model, image_CHW, label)

@@ -17,10 +17,13 @@ import deepcait
 from deepcait.cli.main import main
 from deepcait.data import Preprocessing, open_image
 from deepcait.errors import ConfigError, WeightsError
-from deepcait.explain import METHODS, picture
+from deepcait.explain import METHODS, picture, writer
 from deepcait.explain.colours import colourise, linear_rgb, scale
+from deepcait.explain.figures import read_results
 from deepcait.explain.gallery import Entry, gallery
+from deepcait.explain.layers import measure_layers
 from deepcait.model import CaiT, CaiTConfig
+from deepcait.model.block import LayerScaleBlock
 from tests.explain.test_maps import model_and_images
 from tests.processes.harness import DEMO
 
@@ -318,6 +321,25 @@ def test_the_folder_holds_what_the_page_shows(tmp_path):
     ]
 
 
+def test_a_file_is_decoded_once_and_the_network_runs_once(tmp_path, monkeypatch):
+    """Maps, gradient, the five predictions and the figures of the layers come out of one pass over the patch stage."""
+    opened, passes = [], []
+    run_block = LayerScaleBlock.forward
+    monkeypatch.setattr(deepcait.Classifier, "open", lambda self, path: (opened.append(path), open_image(path))[1])
+    monkeypatch.setattr(LayerScaleBlock, "forward", lambda self, x: (passes.append(self), run_block(self, x))[1])
+    paths = [tmp_path / f"{number}.png" for number in range(2)]
+    for path in paths:
+        path.write_bytes(SHIP.read_bytes())
+    model, _ = model_and_images()
+    classifier = deepcait.Classifier(model, classes=None, preprocessing=Preprocessing(model.config.img_size))
+    writer.write_gallery(classifier, paths, tmp_path / "out", name="a model", results=read_results(None))
+    assert opened == paths
+    assert len(passes) == 2 * len(model.blocks)
+    measured = json.loads((tmp_path / "out" / "figures" / "figures.json").read_text())["layers"]
+    image_1CHW = classifier.preprocessing(open_image(SHIP))
+    assert measured["attention_ratio"] == pytest.approx(measure_layers(model, [image_1CHW]).attention_ratio.tolist())
+
+
 @pytest.mark.parametrize("already", ["cats/one.png", "001_owls/one.png", "index.html"])
 def test_a_folder_of_other_things_stays_as_it_is(tmp_path, capsys, already):
     """Pictures beside the classes of a data set would be one class more in the next training."""
@@ -375,7 +397,7 @@ def test_no_picture_and_a_broken_one(tmp_path, capsys):
     """Nothing is written, the good pictures before the broken one neither."""
     (tmp_path / "broken.png").write_bytes(SHIP.read_bytes()[:90])
     for pictures, words in (
-        ([], "picture"),
+        ([], "no image was given"),
         ([str(SHIP), str(tmp_path / "broken.png")], "broken.png"),
         (["gone.png"], "gone.png"),
     ):
@@ -384,4 +406,4 @@ def test_no_picture_and_a_broken_one(tmp_path, capsys):
         assert not (tmp_path / "o").exists()
     other = torch.nn.Linear(2, 2)
     with pytest.raises(ConfigError, match="expected a CaiT, got Linear"):
-        deepcait.explain.maps.unwrap(other)
+        deepcait.explain.maps.require_cait(other)

@@ -17,11 +17,11 @@ import deepcait
 from deepcait.cli.main import main
 from deepcait.errors import ConfigError
 from deepcait.explain import class_attention, gradient_attention, positive_mean
-from deepcait.explain.maps import rollout, unwrap
+from deepcait.explain.maps import require_cait, rollout
 from deepcait.inference.fold import fold
 from deepcait.model import CaiT, CaiTConfig
 from deepcait.model.attention import ClassAttention
-from deepcait.model.trace import trace_blocks
+from deepcait.model.trace import trace
 
 DEMO = Path(deepcait.__file__).parent / "assets" / "demo" / "test"
 
@@ -74,7 +74,7 @@ def after_compiled_forward(model, images_BCHW):
     torch.compiler.reset()
     wrapped = torch.compile(model, backend="aot_eager")
     wrapped(images_BCHW)
-    return class_attention(unwrap(wrapped), images_BCHW)
+    return class_attention(require_cait(wrapped), images_BCHW)
 
 
 def folded(model, images_BCHW):
@@ -116,45 +116,39 @@ def test_class_attention_through_the_compiler():
     torch.testing.assert_close(got_BLAT.sum(-1), torch.ones(2, 2, 4), rtol=0, atol=1e-6)
 
 
-def rollout_by_hand(model, images_BCHW, mixing, residual):
+def rollout_by_hand(model, images_BCHW):
     """The same through float64 matrices with the class token as one row more, block by block."""
     B, N = len(images_BCHW), model.config.num_patches
     through = torch.eye(1 + N, dtype=torch.float64).repeat(B, 1, 1)
-    for block in trace_blocks(model, images_BCHW):
+    tokens_BND = model._embed(images_BCHW)
+    for block in model.blocks:
         step = torch.eye(1 + N, dtype=torch.float64).repeat(B, 1, 1)
-        main, branch = (tokens.double().norm(dim=-1) for tokens in (block.main, block.attention))
-        for image in range(B):
-            share = 0.5 if residual == "equal" else (branch / (main + branch))[image].mean()
-            if block.mixed is None:
-                row = block.weights[image, :, 0].double().mean(0)
-                step[image, 0] = share * row
-                step[image, 0, 0] += 1 - share
-            else:
-                maps = block.mixed[image].abs() if mixing == "after" else block.weights[image]
-                mean = maps.double().mean(0)
-                mean = mean / mean.sum(-1, keepdim=True)
-                step[image, 1:, 1:] = share * mean + (1 - share) * torch.eye(N, dtype=torch.float64)
+        mean_BNN = block.attn.attend(block.norm1(tokens_BND))[2].abs().double().mean(1)
+        mean_BNN = mean_BNN / mean_BNN.sum(-1, keepdim=True)
+        step[:, 1:, 1:] = (mean_BNN + torch.eye(N, dtype=torch.float64)) / 2
+        through = step @ through
+        tokens_BND = block(tokens_BND)
+    for rows_BAT in by_hand(model, images_BCHW).unbind(1):
+        step = torch.eye(1 + N, dtype=torch.float64).repeat(B, 1, 1)
+        step[:, 0] = rows_BAT.double().mean(1) / 2
+        step[:, 0, 0] += 0.5
         through = step @ through
     return through[:, 0]
 
 
-@pytest.mark.parametrize("mixing", ["before", "after"])
-@pytest.mark.parametrize("residual", ["equal", "norms"])
 @torch.no_grad()
-def test_rollout(mixing, residual):
+def test_rollout():
     model, images_BCHW = model_and_images((24, 48))
-    rolled_BT = rollout(model, images_BCHW, mixing=mixing, residual=residual)
-    expected_BT = rollout_by_hand(model, images_BCHW, mixing, residual)
+    rolled_BT = rollout(trace(model, images_BCHW))
+    expected_BT = rollout_by_hand(model, images_BCHW)
     torch.testing.assert_close(rolled_BT, expected_BT.float(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(rolled_BT.sum(-1), torch.ones(2), rtol=0, atol=1e-5)
 
 
-def test_rollout_says_no():
-    model, images_BCHW = model_and_images()
-    with pytest.raises(ConfigError, match="before or after"):
-        rollout(model, images_BCHW, mixing="between")
+def test_a_folded_model_is_refused():
+    model, _ = model_and_images()
     with pytest.raises(ConfigError, match="fold"):
-        unwrap(fold(model))
+        require_cait(fold(model))
 
 
 def test_gradient_weighted_attention():
@@ -174,7 +168,7 @@ def test_gradient_weighted_attention():
         values = self._heads(self.v(tokens_BTD))
         return self.proj((weights @ values).transpose(1, 2).flatten(2)), weights
 
-    got_LAT = gradient_attention(model, images_BCHW, torch.tensor([3]))[0]
+    got_LAT = gradient_attention(model, trace(model, images_BCHW).patches, torch.tensor([3]))[0]
     weights_LAT = class_attention(model, images_BCHW)[0]
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(ClassAttention, "attend", attend_raised)

@@ -30,7 +30,7 @@ def pages(run, other_run, tmp_path_factory):
     tall = folder / "tall & <narrow>.png"
     Image.open(pictures[0]).convert("RGB").resize((48, 120)).save(tall)
     command = ["explain", str(run), *map(str, pictures), str(tall), "--out", str(folder / "looks")]
-    assert main([*command, "--method", "all", "--figures"]) == 0
+    assert main([*command, "--method", "all", "--figures", "--steps", "4"]) == 0
     return {"report": report, "comparison": comparison, "gallery": folder / "looks" / "index.html"}
 
 
