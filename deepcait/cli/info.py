@@ -10,12 +10,15 @@ Examples:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from deepcait.cli.console import Console, percent
 from deepcait.cli.options import whole_numbers
+
+if TYPE_CHECKING:
+    from deepcait.model import CaiTConfig
 
 _NUM_SHOWN = 10
 
@@ -45,6 +48,7 @@ def run(args: Args) -> int | None:
     facts = describe(args.spec)
     config = config_of(facts["config"])
     sizes = [(side, side) for side in whole_numbers(args.img_size, "--img-size")] if args.img_size else []
+    facts["backend"] = _backend(config)
     facts["activations"] = count_activations(config, sizes or [config.img_size], batches)
     if args.json:
         console.result(facts)
@@ -69,12 +73,27 @@ def _lines(facts: dict) -> list[tuple[str, str]]:
         ("released", "yes" if facts["released"] else "no"),
         ("published", ", ".join(f"{key} {percent(value)}" for key, value in accuracies.items() if value is not None)),
         ("preprocessing", str(Preprocessing.from_pretrained_cfg(facts["preprocessing"]))),
+        ("backend", facts["backend"]),
         ("classes", _classes(facts["classes"], facts["preprocessing"].get("num_classes"))),
     ]
     for key in ("provenance", "metrics"):
         texts = [f"{name} {value}" for name, value in (facts.get(key) or {}).items() if _is_short(value)]
         lines.append((key, ", ".join(texts)))
     return [(label, text) for label, text in lines if text]
+
+
+def _backend(config: CaiTConfig) -> str | None:
+    """What computes the patch blocks, by device; None for a network without them."""
+    import torch
+
+    from deepcait.model.cait import CaiT
+    from deepcait.model.networks import build_model
+
+    with torch.device("meta"):
+        model = build_model(config)
+    if not isinstance(model, CaiT):
+        return None
+    return "; ".join(f"{device}: {model.describe_backend(device)}" for device in ("cpu", "cuda"))
 
 
 def _activations(facts: dict) -> list[list[str]]:

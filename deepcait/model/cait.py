@@ -57,6 +57,22 @@ class CaiT(nn.Module):
         self.head = nn.Linear(D, config.num_classes) if config.num_classes else nn.Identity()
         self.init_weights()
 
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of what the classifier is given, under timm's name."""
+        return self.num_features
+
+    @property
+    def default_cfg(self) -> dict:
+        """`pretrained_cfg`, under timm's other name."""
+        return self.pretrained_cfg
+
+    @property
+    def feature_info(self) -> list[dict]:
+        """What each patch block returns, in timm's form: channels, pixels per token, and the name of the module."""
+        facts = {"num_chs": self.num_features, "reduction": self.config.patch_size}
+        return [facts | {"module": f"blocks.{index}"} for index in range(len(self.blocks))]
+
     def init_weights(self) -> None:
         """Draw every parameter anew, as the released code does; also right after `to_empty`.
 
@@ -156,6 +172,33 @@ class CaiT(nn.Module):
         cls_B1D = self._read(self._first_cls(x), patches_BND)
         return self.norm(torch.cat((cls_B1D, patches_BND), dim=1)), taken
 
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what `forward_intermediates` does not need for some blocks, in the form of timm's method of this name.
+
+        Afterwards the model serves `forward_intermediates(..., intermediates_only=True)` alone.
+
+        Args:
+            indices: as in `forward_intermediates`.
+            prune_norm: drop the final norm.
+            prune_head: drop the class stage and the classifier.
+
+        Returns:
+            The chosen blocks, counted from the start.
+
+        Raises:
+            ConfigError: blocks that are not there.
+        """
+        wanted = self._block_indices(indices)
+        self.blocks = self.blocks[: max(wanted) + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.blocks_token_only = nn.ModuleList()
+            self.reset_classifier(0)
+        return sorted(wanted)
+
     def get_classifier(self) -> nn.Module:
         """Return the last layer."""
         return self.head
@@ -213,9 +256,14 @@ class CaiT(nn.Module):
         """The name that `set_backend` was given; "auto" at first."""
         return self._backend.name
 
-    def describe_backend(self) -> str:
-        """Return one line: what computes the patch blocks on the model's device, and why not all by one backend."""
-        return self._backend.describe(cast("Sequence[nn.Module]", self.blocks), self.pos_embed.device)
+    def describe_backend(self, device: torch.device | str | None = None) -> str:
+        """Return one line: what computes the patch blocks on a device, and why not all by one backend.
+
+        Args:
+            device: None is the model's own.
+        """
+        device = self.pos_embed.device if device is None else torch.device(device)
+        return self._backend.describe(cast("Sequence[nn.Module]", self.blocks), device)
 
     def set_lean_attention(self, enable: bool = True) -> None:
         """Call `set_backend` by its name of 0.1."""

@@ -24,7 +24,9 @@ class Alias:
 
 
 # Old dotted key -> its alias. A renamed setting is one line here.
-ALIASES: dict[str, Alias] = {}
+ALIASES: dict[str, Alias] = {
+    "compute.attention": Alias("compute.backend", {"lean": "lean", "plain": "reference"}),
+}
 
 
 def rename_nodes(root: yaml.MappingNode) -> yaml.MappingNode:

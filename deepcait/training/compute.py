@@ -16,12 +16,17 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def set_compute(model: nn.Module, compute: Compute) -> None:
-    """Choose how a model trains: checkpointing, attention, memory."""
+    """Choose how a model trains: checkpointing, backend, memory."""
     model = cast("CaiT", model)
     model.set_grad_checkpointing(compute.grad_checkpointing)
     if isinstance(model, CaiT):
-        backend = "lean" if compute.attention == "lean" else "reference"
-        model.set_backend(backend, small_memory=compute.memory == "small")
+        model.set_backend(compute.backend, small_memory=compute.memory == "small")
+
+
+def describe_compute(model: nn.Module, compute: Compute, device: torch.device) -> str:
+    """Return where and how a model trains, such as "cpu, bf16, backend lean (auto)"."""
+    backend = f", backend {model.describe_backend(device)}" if isinstance(model, CaiT) else ""
+    return f"{device}, {compute.precision}{backend}"
 
 
 def note_of(config: CaiTConfig, compute: Compute) -> str:
@@ -30,8 +35,8 @@ def note_of(config: CaiTConfig, compute: Compute) -> str:
         return ""
     if type(config) is not CaiTConfig:
         why = "it needs the blocks of a plain CaiT, and this network has others"
-    elif compute.attention != "lean":
-        why = f"it belongs to compute.attention=lean, not {compute.attention}"
+    elif compute.backend == "reference":
+        why = "it belongs to compute.backend=lean, not reference"
     else:
         return ""
     return f"note: compute.memory=small changes nothing here: {why}; compute.grad_checkpointing=true saves memory"

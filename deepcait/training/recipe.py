@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deepcait.backends import BACKENDS
 from deepcait.data.augment import Augment
 from deepcait.data.image import MAX_BYTES, MAX_PIXELS, ImageOptions
 from deepcait.data.mixing import Mix
@@ -197,11 +198,12 @@ class Compute:
     """Compute blocks again in the backward pass instead of keeping what they made."""
     channels_last: bool = False
     """Images in memory with the channel last."""
-    attention: str = "lean"
-    """lean: fast, recomputes what is cheap. plain: the equations as written."""
+    backend: str = "auto"
+    """What computes the patch blocks. reference: their layers. lean: two fused operators per block, which keep less
+    for the backward pass. auto: lean on a CPU, reference elsewhere; a resumed run keeps its own."""
     memory: str = "normal"
-    """Of the lean path. normal: keeps what linear layers made. small: keeps the residual stream alone, and computes the
-    rest of a block again in the backward pass; the same bits."""
+    """Of the lean backend. normal: keeps what linear layers made. small: keeps the residual stream alone, and computes
+    the rest of a block again in the backward pass; the same bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +279,7 @@ class Recipe:
             "optimizer.name": (self.optimizer.name, ("adamw", "sgd")),
             "teacher.kind": (self.teacher.kind, ("hard", "soft")),
             "compute.precision": (self.compute.precision, ("fp32", "bf16", "fp16")),
-            "compute.attention": (self.compute.attention, ("lean", "plain")),
+            "compute.backend": (self.compute.backend, BACKENDS),
             "compute.memory": (self.compute.memory, ("normal", "small")),
         }
         for name, (value, allowed) in one_of.items():

@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from deepcait.data import Preprocessing, Source, list_splits, open_split
 from deepcait.data.augment import build_augmentation
 from deepcait.data.fix_list import leave_out
@@ -31,6 +29,7 @@ from deepcait.runtime.processes import (
     leave_processes,
 )
 from deepcait.training.average import WeightAverage
+from deepcait.training.compute import describe_compute
 from deepcait.training.journal import REMEDY, read_state, replace_text
 from deepcait.training.loop import Job, Trainer
 from deepcait.training.notes import notes_of
@@ -143,7 +142,8 @@ def _train(
         write_run_files(folder, recipe, sources)
         keep_start(folder, found)
     processes.barrier()
-    tell(_plan(recipe, order, processes, device, notes_of(recipe, order, len(sources[1]))))
+    computed = describe_compute(job.model, recipe.compute, device)
+    tell(_plan(recipe, order, processes, computed, notes_of(recipe, order, len(sources[1]))))
     try:
         progress = trainer.fit()
     finally:
@@ -259,13 +259,13 @@ def _held_out(recipe: Recipe) -> dict:
     return {"fraction": recipe.data.val_fraction, "seed": recipe.seed}
 
 
-def _plan(recipe: Recipe, order: Order, processes: Processes, device: torch.device, notes: list[str]) -> str:
+def _plan(recipe: Recipe, order: Order, processes: Processes, computed: str, notes: list[str]) -> str:
     each = recipe.replicas // processes.world_size
     split = "" if recipe.replicas == 1 else f" = {recipe.replicas} replicas of {order.replica_batch_size}"
     shared = "" if processes.world_size == 1 else f", {each} on each of {processes.world_size} processes"
     plan = (
         f"plan: {recipe.epochs} epochs of {order.steps_per_epoch} steps, {recipe.global_batch_size} images a step"
-        f"{split}{shared}; learning rate {recipe.peak_lr:g} at its peak; {device}, {recipe.compute.precision}"
+        f"{split}{shared}; learning rate {recipe.peak_lr:g} at its peak; {computed}"
     )
     return "\n".join([plan, *(f"note: {note}" for note in notes)])
 

@@ -10,7 +10,7 @@ from deepcait.errors import ConfigError, RunError
 from deepcait.training import aliases
 from deepcait.training.aliases import Alias, rename_settings
 from deepcait.training.recipe import Recipe, load_recipe
-from deepcait.training.resume import deciding_settings, require_same_settings
+from deepcait.training.resume import deciding_settings, require_same_settings, resumed_recipe
 
 OLD = {
     "compute.speed": Alias("compute.memory", {"slow": "small", "fast": "normal"}),
@@ -79,3 +79,29 @@ def test_every_alias_leads_to_a_setting(monkeypatch):
     keys = set(list_keys(Recipe()))
     assert {alias.key for alias in aliases.ALIASES.values()} <= keys
     assert not set(aliases.ALIASES) & keys
+
+
+def test_the_attention_of_0_1_is_the_backend_now(monkeypatch, tmp_path, caplog):
+    monkeypatch.undo()
+    for old, new in (("lean", "lean"), ("plain", "reference")):
+        recipe = read(tmp_path, f"compute: {{attention: {old}}}")
+        assert recipe.compute.backend == new
+        header = {"compute.attention": old}
+        require_same_settings(tmp_path, header, recipe)
+        with pytest.raises(RunError, match=f"compute.backend: {new}"):
+            require_same_settings(tmp_path, header, read(tmp_path, "compute: {backend: auto}"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "compute.attention is called compute.backend now; the old name still works."
+    ] * 2
+    with pytest.raises(ConfigError, match="compute.backend: expected auto or reference or lean, got 'quick'"):
+        read(tmp_path, "compute: {attention: quick}")
+
+
+def test_auto_leaves_the_backend_to_the_run_that_is_resumed(monkeypatch, tmp_path):
+    monkeypatch.undo()
+    (tmp_path / "config.yaml").write_text("data: {source: builtin:demo}\ncompute: {attention: lean}\n")
+    given = load_recipe(str(tmp_path / "config.yaml"), ["compute.backend=auto", "keep.checkpoints=3"])
+    resumed = resumed_recipe(tmp_path, given)
+    assert (resumed.compute.backend, resumed.keep.checkpoints) == ("lean", 3)
+    with pytest.raises(ConfigError, match="got others for compute.backend"):
+        resumed_recipe(tmp_path, load_recipe(str(tmp_path / "config.yaml"), ["compute.backend=reference"]))

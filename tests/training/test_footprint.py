@@ -14,7 +14,7 @@ from deepcait.training.footprint import CHOICES, ProductCounter, kept_bytes, tra
 from deepcait.training.recipe import Compute
 
 CONFIG = CaiTConfig(embed_dim=32, depth=3, num_heads=2, img_size=32, patch_size=8, num_classes=5, drop_path_rate=0.2)
-COMPUTES = [*CHOICES.values(), Compute(attention="plain"), Compute(precision="bf16"), Compute(precision="fp16")]
+COMPUTES = [*CHOICES.values(), Compute(backend="reference"), Compute(precision="bf16"), Compute(precision="fp16")]
 
 
 def real(compute):
@@ -34,7 +34,7 @@ def test_bytes_kept_are_linear_in_the_batch_and_ordered():
     one, two, nine = (training_bytes(CONFIG, Compute(), batch) for batch in (1, 2, 9))
     assert nine == one + 8 * (two - one)
     normal, small, checkpointing = (training_bytes(CONFIG, compute, 4) for compute in CHOICES.values())
-    assert checkpointing < small < normal < training_bytes(CONFIG, Compute(attention="plain"), 4)
+    assert checkpointing < small < normal < training_bytes(CONFIG, Compute(backend="reference"), 4)
 
 
 @pytest.mark.parametrize("compute", COMPUTES[:4], ids=str)

@@ -389,7 +389,7 @@ def test_a_checkpoint_of_another_recipe_is_one_paragraph(tmp_path, changes, monk
     [
         ("optimizer", {"lr": 0.5}, "optimizer.lr: {}", "optimizer.lr: 0.5"),
         ("optimizer", {"clip_norm": 3.0, "class_weights": True}, "optimizer.clip_norm: {}", "optimizer.clip_norm: 3.0"),
-        ("compute", {"attention": "plain"}, "compute.attention: lean", "compute.attention: plain"),
+        ("compute", {"backend": "reference"}, "compute.backend: auto", "compute.backend: reference"),
         ("mix", {"mixup": 0.25}, "mix.mixup: {}", "mix.mixup: 0.25"),
     ],
 )
