@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from deepcait.inference.fold import fold
     from deepcait.model import CaiT, CaiTConfig
     from deepcait.training.keys import recipe_keys
+    from deepcait.weights.create import create_model
     from deepcait.weights.registry import list_models
-    from deepcait.weights.spec import create_model
 
 __all__ = [
     "CaiT",
@@ -40,7 +40,7 @@ _HOME = {
     "CaiTConfig": "deepcait.model",
     "Classifier": "deepcait.classifier",
     "DeepcaitError": "deepcait.errors",
-    "create_model": "deepcait.weights.spec",
+    "create_model": "deepcait.weights.create",
     "evaluate": "deepcait.evaluation",
     "fold": "deepcait.inference.fold",
     "list_models": "deepcait.weights.registry",

@@ -44,7 +44,7 @@ ORDER = {
     "runtime": ["environment", "device", "processes", "files"],
     "weights": [
         "published", "nests", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "reshape", "adapt",
-        "timm_layout", "artefact", "registry", "hints", "imagenet", "spec", "verification", "outgoing", "push", "card",
+        "timm_layout", "artefact", "registry", "hints", "imagenet", "spec", "create", "verification", "outgoing", "push", "card",
         "teachers",
     ],
     "data": [

@@ -18,8 +18,8 @@ from deepcait.inference.fold import fold
 from deepcait.model import CaiT, CaiTConfig
 from deepcait.runtime.environment import environment, processor
 from deepcait.weights import resolve
+from deepcait.weights.create import create_model
 from deepcait.weights.registry import list_models
-from deepcait.weights.spec import create_model
 from deepcait.weights.timm_layout import model_args, nearest_architecture, require_known_to_timm
 
 SEED = 0

@@ -193,7 +193,7 @@ class CaiT(nn.Module):
         wanted = self._block_indices(indices)
         self.blocks = self.blocks[: max(wanted) + 1]
         if prune_norm:
-            self.norm = nn.Identity()
+            self.norm = cast("nn.LayerNorm", nn.Identity())
         if prune_head:
             self.blocks_token_only = nn.ModuleList()
             self.reset_classifier(0)

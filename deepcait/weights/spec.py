@@ -144,38 +144,6 @@ def resolve(
     )
 
 
-def create_model(
-    name: str,
-    *,
-    pretrained: bool = False,
-    num_classes: int | None = None,
-    img_size: int | tuple[int, int] | None = None,
-    **overrides: Any,
-) -> CaiT:
-    """Build a model by name, with random or with released weights.
-
-    With released weights nothing is drawn at random but a head whose number of classes differs; another image
-    size resizes the position embedding.
-
-    >>> create_model("cait_nano_32").num_classes
-    10
-
-    Args:
-        name: one of `list_models()`.
-        pretrained: load the released weights, from the hub's cache or the hub; cait_nano_32's are in the package.
-        num_classes: K; None means as many as the table says (1000; cait_nano_32: 10).
-        img_size: height and width; None means what the name says.
-        overrides: other fields of `CaiTConfig`, such as drop_path_rate.
-
-    Raises:
-        ConfigError: unknown name or field, sizes that do not fit, or weights that were never released.
-        WeightsError: the released weights can't be had, or do not fit the overrides.
-    """
-    variant_config(name)  # any other MODEL is refused, with suggestions
-    start = "released" if pretrained else "random"
-    return resolve(name, start=start, num_classes=num_classes, img_size=img_size, **overrides).model.train()
-
-
 def describe(spec: str | Path) -> dict[str, Any]:
     """Return the facts of a model, as JSON; reads descriptions and shapes only and never downloads.
 

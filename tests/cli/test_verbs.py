@@ -215,7 +215,7 @@ def test_every_verb_can_be_called():
 
 def test_peers_count_the_rivals_the_same_way():
     from deepcait.bench.peers import RIVALS, build_rival, count_macs
-    from deepcait.weights.spec import create_model
+    from deepcait.weights.create import create_model
 
     nfnet = build_rival(RIVALS[0])
     assert round(sum(p.numel() for p in nfnet.parameters()) / 1e6, 1) == 438.4

@@ -20,8 +20,9 @@ from deepcait.cli.main import main
 from deepcait.data import Preprocessing
 from deepcait.errors import WeightsError
 from deepcait.weights import hub as hub_module
+from deepcait.weights.create import create_model
 from deepcait.weights.registry import RELEASED
-from deepcait.weights.spec import create_model, describe, resolve
+from deepcait.weights.spec import describe, resolve
 from tests.hub_server import Hub, run_hub, timm_repository
 
 EVERYDAY = ("cait_xxs24_224", "cait_xxs36_224", "cait_xxs24_384")

@@ -18,10 +18,11 @@ from deepcait.model import CaiT, variant_config
 from deepcait.model.variants import variant_names
 from deepcait.weights import hub, registry
 from deepcait.weights.artefact import save_artefact
+from deepcait.weights.create import create_model
 from deepcait.weights.layouts import official_layout
 from deepcait.weights.published import PAPER_GFLOPS, REEVALUATED, published
 from deepcait.weights.registry import RELEASED, list_models, pretrained_cfg_of
-from deepcait.weights.spec import create_model, describe, describe_models, resolve
+from deepcait.weights.spec import describe, describe_models, resolve
 
 CLASSES = ["ant", "bee", "cat", "dog", "elk"]
 
