@@ -316,7 +316,7 @@ def test_the_model_is_only_mathematics(sources):
 
 
 # Renaming is part of writing atomically, which is runtime/files.py; a lock is taken over by renaming it.
-MAY_RENAME = {"runtime.files", "study.claim", "weights.hub"}
+MAY_RENAME = {"runtime.files", "study.claim"}
 
 
 def renaming(source: str) -> list[int]:

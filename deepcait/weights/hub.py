@@ -1,7 +1,6 @@
-"""The one place that asks the Hugging Face hub for files; cache, mirrors and proxies are its client's.
+"""Files of the Hugging Face hub. Downloads, their resumption, cache, mirrors and proxies are those of its client.
 
-Two things the client (2.4) does not do are done here: a file that was cut off is kept and continued by the next
-try, also of another process, and what came is compared with the sha256 that the hub announced.
+The client (2.4) does not compare what came with the sha256 that the hub announced; that is done here.
 """
 
 from __future__ import annotations
@@ -13,14 +12,10 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deepcait.errors import ConfigError, WeightsError
 from deepcait.weights.keras import SAVED_MODEL_FILES
 from deepcait.weights.published import hub_id
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfFileMetadata
 
 HUB_PREFIX = "hf-hub:"
 CONFIG_FILE = "config.json"
@@ -122,9 +117,7 @@ def _download(repository: str, filename: str, revision: str | None, *, missing_o
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        metadata = _ask(repository, filename, revision)
-        if metadata is not None:
-            _fill_cache(repository, filename, metadata)
+        _require_available(repository, filename, revision)
         path = Path(hf_hub_download(repository, filename, revision=revision))
     except EntryNotFoundError as error:  # also what the client says when it is offline and the cache is empty
         if missing_ok:
@@ -140,51 +133,13 @@ def _download(repository: str, filename: str, revision: str | None, *, missing_o
     return path
 
 
-def _ask(repository: str, filename: str, revision: str | None) -> HfFileMetadata | None:
+def _require_available(repository: str, filename: str, revision: str | None) -> None:
     """Ask once for a file that is not cached; the client itself asks six times, for half a minute."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
-    if constants.HF_HUB_OFFLINE or _find_in_cache(repository, filename, revision) is not None:
-        return None
-    url = hf_hub_url(repository, filename, revision=revision)
-    return get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-
-
-def _fill_cache(repository: str, filename: str, metadata: HfFileMetadata) -> None:
-    """Put a large file where the client looks for it, going on where an earlier try ended.
-
-    The client deletes what it has when a download fails. Files of the hub's own chunked storage are left to it:
-    those it checks and resumes by chunks.
-    """
-    from huggingface_hub import constants, hf_hub_url
-    from huggingface_hub.file_download import http_get, repo_folder_name
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers
-
-    etag, commit = metadata.etag, metadata.commit_hash
-    if metadata.xet_file_data is not None or etag is None or commit is None or not _SHA256.fullmatch(etag):
-        return
-    folder = repo_folder_name(repo_id=repository, repo_type="model")
-    blob = Path(constants.HF_HUB_CACHE) / folder / "blobs" / etag
-    lock = Path(constants.HF_HUB_CACHE) / ".locks" / folder / f"{etag}.lock"
-    partial = blob.with_name(f"{etag}.incomplete")
-    blob.parent.mkdir(parents=True, exist_ok=True)
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(lock):
-        if blob.exists():
-            return
-        with open(partial, "ab") as file:
-            if metadata.size is not None and file.tell() > metadata.size:
-                file.truncate(0)
-                file.seek(0)  # else the next byte asked for would be the one behind what is gone
-            http_get(
-                hf_hub_url(repository, filename, revision=commit),
-                file,
-                resume_size=file.tell(),
-                headers=build_hf_headers(),
-                expected_size=metadata.size,
-                displayed_filename=filename,
-            )
-        os.replace(partial, blob)
+    if not constants.HF_HUB_OFFLINE and _find_in_cache(repository, filename, revision) is None:
+        url = hf_hub_url(repository, filename, revision=revision)
+        get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
 
 
 def _require_announced(repository: str, path: Path) -> None:
@@ -259,11 +214,10 @@ def reason_of(error: Exception) -> str:
         return "nothing: HF_HUB_OFFLINE is set and the file is not in the cache"
     if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
         return "no access (log in with `hf auth login`, or set HF_TOKEN to a token that may read it)"
-    kept = "what came is kept, and the next try goes on from there"
     if "Timeout" in type(error).__name__:
-        return f"no answer for too long (the connection stalled; {kept})"
+        return "no answer for too long (the connection stalled; try again)"
     if "ProtocolError" in type(error).__name__:
-        return f"a part of it (the connection broke again and again; {kept})"
+        return "a part of it (the connection broke repeatedly; try again)"
     if isinstance(error, errors.LocalEntryNotFoundError) or "Connect" in type(error).__name__:
         return "no answer (offline, or a wrong HF_ENDPOINT or proxy), and the file is not in the cache"
     if isinstance(error, errors.EntryNotFoundError):
