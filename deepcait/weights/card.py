@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepcait.errors import ConfigError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 PICTURE_FILE = "class_attention.png"
+TEMPLATE = Path(__file__).parent.parent / "assets" / "card.md.j2"
 UNKNOWN = "unknown"
 
 # What data are called -> their identifier on the hub, as far as we know it.
@@ -33,13 +35,6 @@ NAMED_DATA = {
     "inat18": "iNaturalist 2018",
     "inat19": "iNaturalist 2019",
 }
-_CITATION = """@inproceedings{touvron2021going,
-  title = {Going deeper with Image Transformers},
-  author = {Touvron, Hugo and Cord, Matthieu and Sablayrolles, Alexandre and Synnaeve, Gabriel
-            and J{\\'e}gou, Herv{\\'e}},
-  booktitle = {ICCV},
-  year = {2021}
-}"""
 
 
 def model_card(
@@ -57,7 +52,7 @@ def model_card(
     Raises:
         ConfigError: a licence that is no identifier.
     """
-    from huggingface_hub import ModelCardData
+    from huggingface_hub import ModelCard, ModelCardData
 
     licence = licence or _licence(found)
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
@@ -79,13 +74,21 @@ def model_card(
         model_name=repository.partition("/")[2],
         eval_results=results or None,
     )
-    return f"---\n{metadata.to_yaml()}\n---\n\n{_text(repository, found, licence, data, picture)}"
+    card = ModelCard.from_template(
+        metadata,
+        template_path=str(TEMPLATE),
+        repository=repository,
+        facts=[(name, value.replace("|", "\\|")) for name, value in _facts(found, licence, data).items()],
+        accuracies=_accuracies(found),
+        picture_file=PICTURE_FILE if picture else None,
+    )
+    return str(card)
 
 
-def _text(repository: str, found: Resolved, licence: str, data: str, picture: bool) -> str:
+def _facts(found: Resolved, licence: str, data: str) -> dict[str, str]:
     facts = describe_config(found.model.config)
     size = " x ".join(map(str, image_size(found.model.config)))
-    rows = {
+    return {
         "model": found.name or "a CaiT of its own sizes",
         "parameters": f"{facts['params']:,}",
         "multiply-adds": f"{facts['gmacs']:.2f} G for one image",
@@ -94,31 +97,12 @@ def _text(repository: str, found: Resolved, licence: str, data: str, picture: bo
         "trained on": data,
         "licence": licence,
     } | {key.replace("_", " "): _line(value) for key, value in _provenance(found).items()}
-    parts = [
-        f"# {repository}",
-        "A CaiT (deep image transformer with LayerScale and class attention) for image classification, "
-        "saved with [deepcait](https://pypi.org/project/deepcait/) in the layout of timm's models.",
-        _table(("", ""), list(rows.items())),
-        _metrics_text(found),
-        f'## Use\n\n```python\nimport deepcait\n\nclassifier = deepcait.load("{HUB_PREFIX}{repository}")\n'
-        'print(classifier.predict("picture.jpg", topk=5))\n```\n\n'
-        f'```python\nimport timm\n\nmodel = timm.create_model("{HUB_PREFIX}{repository}", pretrained=True).eval()\n'
-        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n```",
-    ]
-    if picture:
-        parts.append(
-            f"## What it looks at\n\n![Class attention]({PICTURE_FILE})\n\nA picture as the model sees it, and where "
-            "the class token of its last block looks, averaged over the heads: bright is much."
-        )
-    parts.append(
-        f"## Paper\n\n[Going deeper with Image Transformers](https://arxiv.org/abs/2103.17239)\n\n```bibtex\n{_CITATION}\n```"
-    )
-    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metrics_text(found: Resolved) -> str:
+def _accuracies(found: Resolved) -> list[tuple[str, str, str]]:
+    """Rows of the table of accuracies: metric, percent, on which images."""
     metrics = found.section.get("metrics") or {}
-    rows: list[tuple[str, ...]] = []
+    rows = []
     for key, label in _told(found):
         if _is_fraction(metrics.get(key)):
             counts = [metrics.get(f"correct{key[-1]}"), metrics.get("num_images")]
@@ -130,7 +114,7 @@ def _metrics_text(found: Resolved) -> str:
             ("top-1", f"{top1:.2f} %", "ImageNet val, re-evaluated by timm"),
             ("top-5", f"{top5:.2f} %", "the same"),
         ]
-    return "## Accuracy\n\n" + _table(("", "accuracy", "images"), rows) if rows else ""
+    return rows
 
 
 def _results(found: Resolved, data: str, known: str | None) -> list[EvalResult]:
@@ -205,11 +189,6 @@ def _classes(found: Resolved) -> str:
         return f"{found.model.num_classes:,}"
     few = ", ".join(_line(name) for name in found.classes[:8])
     return f"{len(found.classes):,}: {few}" + (" ..." if len(found.classes) > 8 else "")
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _line(text: object) -> str:
