@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -101,7 +102,7 @@ def _sheet(
 ) -> Image.Image:
     """Panels on white, a title above each where there are titles, the caption below all."""
     panel_width, panel_height = rows[0][0].size
-    small, text = ImageFont.load_default(12), ImageFont.load_default(13)
+    small, text = _font(12), _font(13)
     title_height = 18 if titles else 0
     # A title may be wider than a narrow panel: panels stand apart then, so that none runs into the next.
     longest_px = max((small.getlength(title) for line in titles or () for title in line), default=0)
@@ -123,17 +124,26 @@ def _sheet(
     return sheet
 
 
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
 def _wrapped(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:
     """The caption in lines; a word that is wider than a line (the name of a class may be) goes on in the next."""
-    lines, line = [], ""
+    lines, line, line_px = [], "", 0.0
+    space_px = font.getlength(" ")
     for word in caption.split():
-        longer = f"{line} {word}".strip()
-        if line and font.getlength(longer) > width_px:
-            lines.append(line)
-            longer = word
-        line = longer
-        while font.getlength(line) > width_px:
+        # Word by word: measuring whole lines again took longer than the network.
+        word_px = font.getlength(word)
+        if line and line_px + space_px + word_px <= width_px:
+            line, line_px = f"{line} {word}", line_px + space_px + word_px
+            continue
+        lines += [line] if line else []
+        line, line_px = word, word_px
+        while line_px > width_px:
             fits = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or font.getlength(line[:n]) <= width_px)
             lines.append(line[:fits])
             line = line[fits:]
+            line_px = font.getlength(line)
     return [*lines, line] if line else lines

@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from deepcait.explain.markup import Markup, element, join
+from markupsafe import Markup
 
+from deepcait.explain.markup import render
+
+TEMPLATES = Path(__file__).parent / "templates"
 _WIDTH, _HEIGHT = 560, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 34
 _MAX_POINTS = 300
@@ -47,24 +52,27 @@ def line_chart(
         caption: below the chart.
     """
     drawn = [line for line in series if line.known]
-    head = join(element("strong", title), caption)
+    words = {"title": title, "caption": caption, "x_label": x_label}
     if not drawn:
-        return element("figure", element("p", "Nothing was written down.", class_="soft"), element("figcaption", head))
-    everything = [y for line in drawn for _, y in line.known] + [
-        y for line in drawn for _, *lh in line.band for y in lh
-    ]
+        return render("chart.html", TEMPLATES, lines=[], **words)
+    everything = [y for line in drawn for _, y in line.known]
+    everything += [y for line in drawn for _, *low_high in line.band for y in low_high]
     x_scale = _Scale([x for line in drawn for x, _ in line.known], _LEFT, _WIDTH - _RIGHT)
     y_scale = _Scale(everything, _HEIGHT - _BOTTOM, _TOP, nice=True)
-    parts = [*_axes(x_scale, y_scale, x_label, percent)]
-    for line in drawn:
-        parts += _line(line, x_scale, y_scale, percent)
-    label = f"{title}: " + "; ".join(_in_words(line, percent) for line in drawn)
-    chart = element("svg", *parts, class_="chart", viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=label)
-    keys = [
-        element("li", line.name, class_="dashed" if line.dashed else None, style=f"--key: var(--series-{line.colour})")
-        for line in drawn
-    ]
-    return element("figure", element("ul", *keys, class_="keys"), chart, element("figcaption", head))
+    return render(
+        "chart.html",
+        TEMPLATES,
+        lines=[_line(line, x_scale, y_scale, percent) for line in drawn],
+        label=f"{title}: " + "; ".join(_in_words(line, percent) for line in drawn),
+        width=_WIDTH,
+        height=_HEIGHT,
+        left=_LEFT,
+        right=_WIDTH - _RIGHT,
+        bottom=_HEIGHT - _BOTTOM,
+        x_ticks=[(x_scale(value), _text(value, False)) for value in x_scale.ticks()],
+        y_ticks=[(y_scale(value), _text(value, percent)) for value in y_scale.ticks()],
+        **words,
+    )
 
 
 class _Scale:
@@ -96,33 +104,23 @@ def _round_step(step: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
 
 
-def _axes(x_scale: _Scale, y_scale: _Scale, x_label: str, percent: bool) -> list[Markup]:
-    parts = []
-    for value in y_scale.ticks():
-        y = y_scale(value)
-        parts.append(element("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="axis"))
-        parts.append(element("text", _text(value, percent), x=_LEFT - 8, y=y + 4, text_anchor="end"))
-    for value in x_scale.ticks():
-        x = x_scale(value)
-        parts.append(element("text", _text(value, False), x=x, y=_HEIGHT - _BOTTOM + 18, text_anchor="middle"))
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(element("text", x_label, x=middle, y=_HEIGHT - 2, text_anchor="middle"))
-    return parts
-
-
-def _line(line: Series, x_scale: _Scale, y_scale: _Scale, percent: bool) -> list[Markup]:
-    parts, points = [], _thinned(line.known)
-    if line.band:
-        upper = [f"{x_scale(x)},{y_scale(high)}" for x, _, high in line.band]
-        lower = [f"{x_scale(x)},{y_scale(low)}" for x, low, _ in reversed(line.band)]
-        parts.append(element("polygon", points=" ".join(upper + lower), class_=f"band s{line.colour}"))
-    style = f"line s{line.colour}{' dashed' if line.dashed else ''}"
-    parts.append(element("polyline", points=" ".join(f"{x_scale(x)},{y_scale(y)}" for x, y in points), class_=style))
-    if len(points) <= _MAX_DOTS:
-        for x, y in points:
-            told = element("title", f"{line.name}, {x:g}: {_text(y, percent, exact=True)}")
-            parts.append(element("circle", told, cx=x_scale(x), cy=y_scale(y), r=3.2, class_=f"s{line.colour}"))
-    return parts
+def _line(line: Series, x_scale: _Scale, y_scale: _Scale, percent: bool) -> dict[str, Any]:
+    """What the template draws of one line: points as SVG has them, and dots with a title each if they are few."""
+    points = _thinned(line.known)
+    upper = [f"{x_scale(x)},{y_scale(high)}" for x, _, high in line.band]
+    lower = [f"{x_scale(x)},{y_scale(low)}" for x, low, _ in reversed(line.band)]
+    dots = [
+        (x_scale(x), y_scale(y), f"{line.name}, {x:g}: {_text(y, percent, exact=True)}")
+        for x, y in (points if len(points) <= _MAX_DOTS else ())
+    ]
+    return {
+        "name": line.name,
+        "colour": line.colour,
+        "dashed": line.dashed,
+        "band": " ".join(upper + lower),
+        "points": " ".join(f"{x_scale(x)},{y_scale(y)}" for x, y in points),
+        "dots": dots,
+    }
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.evaluation.compare import count_pairs
-from deepcait.explain.markup import Markup, element, join, page, table
+from deepcait.explain.markup import Table, render_page
 from deepcait.report import parts
-from deepcait.report.charts import number
+from deepcait.report.charts import TEMPLATES, number
 from deepcait.report.intervals import difference
 from deepcait.report.record import Record, read_run
 from deepcait.report.results import Results, measure_if_possible
@@ -42,34 +42,34 @@ def render_comparison(
     """Return the page; `answers` are results, or None with the reason."""
     both = first, second
     names = _names(first, second)
-    sections = [
-        ("results", "Results", _results(both, names)),
-        ("images", "The same images", _paired(both, names, first_answers, second_answers)),
-        ("curves", "Curves", parts.curves(both)),
-        ("classes", "Class by class", _classes(names, first_answers[0], second_answers[0])),
-        (
-            "settings",
-            "Settings that differ",
-            _differing("Settings", names, *map(parts.flat_settings, both), free=_FREE),
-        ),
-        (
-            "environment",
-            "Environment that differs",
-            _differing("Environment", names, *map(parts.flat_environment, both)),
-        ),
-        ("repeat", "Repeat them", parts.code("\n".join(map(parts.repeat_command, both)))),
-    ]
-    header = join(
-        element("p", "deepcait report, two runs", class_="kicker"),
-        element("h1", f"{names[0]} and {names[1]}"),
-        *(
-            element("p", element("strong", name), ": ", parts.model_words(run))
-            for name, run in zip(names, both, strict=True)
-        ),
-        parts.contents([(anchor, title) for anchor, title, _ in sections]),
+    paired, words = _paired(both, names, first_answers, second_answers)
+    settings = map(parts.flat_settings, both)
+    return render_page(
+        "comparison.html",
+        TEMPLATES,
+        names=names,
+        leads=[(name, parts.model_words(record)) for name, record in zip(names, both, strict=True)],
+        sections=_SECTIONS,
+        results=_results(both, names),
+        paired=paired,
+        words=words,
+        charts=parts.curves(both),
+        classes=_classes(names, first_answers[0], second_answers[0]),
+        settings=_differing("Settings", names, *settings, free=_FREE),
+        environment=_differing("Environment", names, *map(parts.flat_environment, both)),
+        repeat="\n".join(map(parts.repeat_command, both)),
     )
-    main = join(*(parts.section(anchor, title, body) for anchor, title, body in sections))
-    return page(f"{names[0]} and {names[1]}: comparison", header, main, parts.footer())
+
+
+_SECTIONS = [
+    ("results", "Results"),
+    ("images", "The same images"),
+    ("curves", "Curves"),
+    ("classes", "Class by class"),
+    ("settings", "Settings that differ"),
+    ("environment", "Environment that differs"),
+    ("repeat", "Repeat them"),
+]
 
 
 def _names(first: Record, second: Record) -> tuple[str, str]:
@@ -78,7 +78,7 @@ def _names(first: Record, second: Record) -> tuple[str, str]:
     return str(first.folder), str(second.folder)
 
 
-def _results(both: tuple[Record, Record], names: tuple[str, str]) -> Markup:
+def _results(both: tuple[Record, Record], names: tuple[str, str]) -> Table:
     one, other = (record.best for record in both)
     rows = []
     top5 = [("top-5", "correct5", "top5")] * any(record.has_top5 for record in both)
@@ -97,17 +97,16 @@ def _results(both: tuple[Record, Record], names: tuple[str, str]) -> Markup:
         "The best model of each run. Differences in percentage points, second minus first; the interval is Newcombe's "
         "for independent images, which is wide where both saw the same ones: see below."
     )
-    return table("Results", ["", *names, "difference", "95 % interval"], rows, caption=caption)
+    return Table("Results", ["", *names, "difference", "95 % interval"], rows, caption)
 
 
-def _paired(both, names: tuple[str, str], *answers: tuple[Results | None, str]) -> Markup:
+def _paired(both, names: tuple[str, str], *answers: tuple[Results | None, str]) -> tuple[Table | None, str]:
+    """The same images in both runs, or None and the reason; with words about it."""
     (one, reason_one), (other, reason_other) = answers
     if one is None or other is None:
-        return element("p", reason_one or reason_other, class_="soft")
+        return None, reason_one or reason_other
     if both[0].data.get("fingerprint") != both[1].data.get("fingerprint") or one.names != other.names:
-        return element(
-            "p", "The two runs have other data, so their images can't be compared one by one.", class_="soft"
-        )
+        return None, "The two runs have other data, so their images can't be compared one by one."
     right_one, right_other = one.right, other.right
     pairs = count_pairs(right_one, right_other)
     rows = [
@@ -125,14 +124,12 @@ def _paired(both, names: tuple[str, str], *answers: tuple[Results | None, str]) 
         )
         + " Other seeds of training are not in this."
     )
-    return join(
-        table("The same images", ["validation images", "number"], rows), element("p", words, style="margin-top: 12px")
-    )
+    return Table("The same images", ["validation images", "number"], rows), words
 
 
-def _classes(names: tuple[str, str], one: Results | None, other: Results | None) -> Markup:
+def _classes(names: tuple[str, str], one: Results | None, other: Results | None) -> Table | None:
     if one is None or other is None or one.classes != other.classes:
-        return element("p", "The two runs can't be compared class by class.", class_="soft")
+        return None
     rows = []
     for index, label in enumerate(one.classes):
         shares = []
@@ -144,20 +141,18 @@ def _classes(names: tuple[str, str], one: Results | None, other: Results | None)
         rows.append((change or 0.0, [label, *map(parts.percent, shares), "–" if change is None else _points(change)]))
     rows.sort(key=lambda row: row[0])
     caption = "Share of the label's images answered right; the greatest loss first."
-    return table("Class by class", ["label", *names, "difference"], [row for _, row in rows], caption=caption)
+    return Table("Class by class", ["label", *names, "difference"], [row for _, row in rows], caption)
 
 
 def _differing(
     title: str, names: tuple[str, str], one: dict[str, str], other: dict[str, str], *, free: tuple[str, ...] = ()
-) -> Markup:
+) -> Table:
     rows = [
         [name, one.get(name, "–") or "(empty)", other.get(name, "–") or "(empty)"]
         for name in sorted({*one, *other})
         if one.get(name) != other.get(name) and not name.startswith(free or ("\0",))
     ]
-    if not rows:
-        return element("p", "Nothing.", class_="soft")
-    return table(title, ["", *names], rows)
+    return Table(title, ["", *names], rows)
 
 
 def _points(value: float) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from deepcait.explain.markup import Markup, bars, colour_legend, element, join, page, picture_element, scroll, table
+from deepcait.explain.markup import Bars, Table, render_page
 from deepcait.report import parts
+from deepcait.report.charts import TEMPLATES
 from deepcait.report.record import Record, read_run
 from deepcait.report.results import Mistake, Results, measure_if_possible
 from deepcait.runtime.files import write_bytes
@@ -46,49 +47,66 @@ def render_report(record: Record, results: Results | None, reason: str) -> str:
         results: what the best model answered; None where it could not be asked.
         reason: why not.
     """
-    sections = [
-        ("curves", "Curves", parts.curves([record])),
-        ("metrics", "Final metrics", _metrics(record, results)),
-        ("confusion", "Confusion", _confusion(results) if results else _missing(reason)),
-        ("mistakes", "Mistakes", _mistakes(results) if results else _missing(reason)),
-        ("data", "Data", _data(record, results)),
-        ("recipe", "Recipe", _recipe(record)),
-        ("environment", "Environment", parts.definition(list(parts.flat_environment(record).items()))),
-        ("repeat", "Repeat it", _repeat(record)),
-    ]
-    header = join(
-        element("p", "deepcait report", class_="kicker"),
-        element("h1", record.name),
-        element("p", parts.model_words(record), class_="lead"),
-        _tiles(record),
-        parts.contents([(anchor, title) for anchor, title, _ in sections]),
+    return render_page(
+        "report.html",
+        TEMPLATES,
+        record=record,
+        reason=reason,
+        lead=parts.model_words(record),
+        sections=_SECTIONS,
+        tiles=_tiles(record),
+        charts=parts.curves([record]),
+        metrics=_metrics(record),
+        checked=_checked(record, results),
+        confusion=_confusion(results) if results else None,
+        mistakes=_mistakes(results) if results else None,
+        data_facts=_data_facts(record),
+        classes=_classes(results) if results else None,
+        max_matrix=_MATRIX_CLASSES,
+        summary=record.recipe.about.summary,
+        recipe_facts=_recipe_facts(record),
+        environment=list(parts.flat_environment(record).items()),
+        repeat=parts.repeat_command(record),
     )
-    main = join(*(parts.section(anchor, title, body) for anchor, title, body in sections))
-    return page(f"{record.name}: report", header, main, parts.footer())
 
 
-def _tiles(record: Record) -> Markup:
+_SECTIONS = [
+    ("curves", "Curves"),
+    ("metrics", "Final metrics"),
+    ("confusion", "Confusion"),
+    ("mistakes", "Mistakes"),
+    ("data", "Data"),
+    ("recipe", "Recipe"),
+    ("environment", "Environment"),
+    ("repeat", "Repeat it"),
+]
+
+
+def _tiles(record: Record) -> list[tuple[str, str, str]]:
+    """Large figures: name, value, note."""
     best = record.best
     count = best.get("num_images")
     sure = parts.interval(best.get("correct1"), count)
     notes = [f"95 %: {sure}"] * bool(sure) if best else ["not evaluated"]
     notes += [f"chance {parts.percent(1 / record.num_classes)}"] if record.num_classes else []
-    top5 = parts.tile("Top-5", parts.percent(best.get("top5")), parts.interval(best.get("correct5"), count))
     speed = record.images_per_s
-    return parts.tiles(
-        parts.tile("Top-1, best", parts.percent(best.get("top1")), "; ".join(notes)),
-        *[top5] * record.has_top5,
-        parts.tile("Validation loss", f"{best['loss']:.4f}" if best.get("loss") is not None else "–", "nats an image"),
-        parts.tile("Best epoch", str(best.get("epoch", "–")), f"of {record.recipe.epochs}"),
-        parts.tile(
+    loss = f"{best['loss']:.4f}" if best.get("loss") is not None else "–"
+    tiles = [("Top-1, best", parts.percent(best.get("top1")), "; ".join(notes))]
+    if record.has_top5:
+        tiles.append(("Top-5", parts.percent(best.get("top5")), parts.interval(best.get("correct5"), count)))
+    return [
+        *tiles,
+        ("Validation loss", loss, "nats an image"),
+        ("Best epoch", str(best.get("epoch", "–")), f"of {record.recipe.epochs}"),
+        (
             "Training time",
             duration(record.seconds) if record.seconds else "–",
             f"{speed:,.0f} images a second" if speed else "",
         ),
-    )
+    ]
 
 
-def _metrics(record: Record, results: Results | None) -> Markup:
+def _metrics(record: Record) -> Table | None:
     rows = []
     for name, row in (("best", record.best), ("last", record.last)):
         if not row:
@@ -107,71 +125,47 @@ def _metrics(record: Record, results: Results | None) -> Markup:
             ]
         )
     if not rows:
-        return element("p", "This run was not evaluated yet.", class_="soft")
+        return None
     columns = ["model", "top-1", "95 % interval", *["top-5", "95 % interval"] * record.has_top5]
     columns += ["loss (nats)", "images"]
     caption = (
         "Intervals are Wilson's: what chance in drawing these validation images leaves open; other seeds are not in."
     )
-    weights = {"ema": "averaged", "raw": "raw"}.get(str(record.best.get("weights")), "")
-    note = f"The {weights} weights were evaluated. " if weights else ""
-    return join(
-        table("Final metrics", columns, rows, caption=caption),
-        element("p", note + _checked(record, results), class_="soft", style="margin-top: 12px"),
-    )
+    return Table("Final metrics", columns, rows, caption)
 
 
 def _checked(record: Record, results: Results | None) -> str:
-    """Whether the saved model answers as it did during training."""
+    """Which weights were evaluated, and whether the saved model answers as it did during training."""
+    weights = {"ema": "averaged", "raw": "raw"}.get(str(record.best.get("weights")), "")
+    note = f"The {weights} weights were evaluated. " if weights else ""
     if results is None:
-        return ""
+        return note
     share = f"{results.correct:,} of {results.num_images:,} right"
     if results.num_images < results.total:
-        return f"Asked again for this report on every {results.total / results.num_images:.3g}th image: {share}."
+        return f"{note}Asked again for this report on every {results.total / results.num_images:.3g}th image: {share}."
     told, total = record.best.get("correct1"), record.best.get("num_images")
     if told is None:
-        return f"Asked again for this report: {share}."
+        return f"{note}Asked again for this report: {share}."
     if (told, total) == (results.correct, results.num_images):
-        return f"Asked again for this report: {share}, the same count as during training."
-    return f"Asked again for this report: {share}, NOT what training counted: {told:,} of {total:,}."
+        return f"{note}Asked again for this report: {share}, the same count as during training."
+    return f"{note}Asked again for this report: {share}, NOT what training counted: {told:,} of {total:,}."
 
 
-def _confusion(results: Results) -> Markup:
+def _confusion(results: Results) -> dict[str, Any]:
     wrong = results.num_images - results.correct
     intro = f"{results.num_images:,} validation images, {wrong:,} answered wrong."
     if results.num_images < results.total:
         intro += f" They are {results.num_images:,} of {results.total:,}, at even distances."
-    matrix = _matrix(results) if len(results.classes) <= _MATRIX_CLASSES else None
-    return join(element("p", intro, class_="soft"), matrix, _commonest(results))
+    return {
+        "intro": intro,
+        "is_small": len(results.classes) <= _MATRIX_CLASSES,
+        "classes": results.classes,
+        "confusion": results.confusion.tolist(),
+        "commonest": _commonest(results),
+    }
 
 
-def _matrix(results: Results) -> Markup:
-    head = element("tr", element("td", ""), *(element("th", name, scope="col", title=name) for name in results.classes))
-    body = []
-    for row, (name, counts) in enumerate(zip(results.classes, results.confusion.tolist(), strict=True)):
-        total = sum(counts)
-        cells = [
-            element(
-                "td",
-                str(count) if count else "·",
-                class_="right" if column == row else None,
-                style=f"--share: {count / total if total else 0:.3f}",
-                title=f"{name} answered {results.classes[column]}: {count} of {total}",
-            )
-            for column, count in enumerate(counts)
-        ]
-        body.append(element("tr", element("th", name, scope="row", title=name), *cells))
-    made = element(
-        "table",
-        element("caption", "Rows: the label. Columns: the answer. Shade: share of the row. Framed: right."),
-        element("thead", head),
-        element("tbody", *body),
-        class_="confusion",
-    )
-    return scroll("Confusion matrix", made)
-
-
-def _commonest(results: Results) -> Markup | None:
+def _commonest(results: Results) -> Table | None:
     counts_KK = results.confusion.clone().fill_diagonal_(0)
     K = len(results.classes)
     totals = results.confusion.sum(1).tolist()
@@ -184,74 +178,53 @@ def _commonest(results: Results) -> Markup | None:
     ]
     if not rows:
         return None
-    made = table("The commonest confusions", ["label", "answered", "images", "of the label"], rows)
-    return element("details", element("summary", "The commonest confusions"), made, open=K > _MATRIX_CLASSES)
+    return Table("The commonest confusions", ["label", "answered", "images", "of the label"], rows)
 
 
-def _mistakes(results: Results) -> Markup:
-    if not results.worst:
-        return element("p", "No validation image was answered wrong.", class_="soft")
-    looked = any(mistake.attention for mistake in results.worst)
-    words = (
-        "Left: what the model saw. Right: its class attention, the mean of the softmax weights over class blocks and "
-        "heads, class key dropped; the class stage mixes no heads."
-        if looked
-        else "What the model saw. It has no class attention, so there is no map of where it looked."
-    )
-    return join(
-        element("p", words, class_="soft"),
-        colour_legend() if looked else None,
-        element("h3", "The worst: surest of a wrong answer", style="margin: 16px 0 12px"),
-        element("div", *map(_card, results.worst), class_="grid mistakes"),
-        element("h3", "The best: wrong by the least", style="margin: 24px 0 12px") if results.nearest else None,
-        element("div", *map(_card, results.nearest), class_="grid mistakes") if results.nearest else None,
-    )
+def _mistakes(results: Results) -> dict[str, Any]:
+    return {
+        "worst": [_card(mistake) for mistake in results.worst],
+        "nearest": [_card(mistake) for mistake in results.nearest],
+        "have_attention": any(mistake.attention for mistake in results.worst),
+    }
 
 
-def _card(mistake: Mistake) -> Markup:
+def _card(mistake: Mistake) -> dict[str, Any]:
     target, answer, _ = mistake.answers[0]
-    what = f"{mistake.label} answered as {answer}"
-    pair = element(
-        "div",
-        picture_element(mistake.frame, f"{what}: the picture {mistake.name}", class_="pixels"),
-        picture_element(mistake.attention, f"{what}: where the class token looked") if mistake.attention else None,
-        class_="pair",
-    )
-    caption = join(
-        # Each apart: two names that are read from right to left would exchange their places around the arrow.
-        element("strong", element("bdi", mistake.label), " → ", element("bdi", answer)),
-        element("code", mistake.name),
-        bars(mistake.answers, target=target, truth=mistake.truth),
-    )
-    return element("figure", pair, element("figcaption", caption))
+    return {
+        "label": mistake.label,
+        "answer": answer,
+        "name": mistake.name,
+        "frame": mistake.frame,
+        "attention": mistake.attention,
+        "bars": Bars(mistake.answers, target=target, truth=mistake.truth),
+    }
 
 
-def _data(record: Record, results: Results | None) -> Markup:
+def _data_facts(record: Record) -> list[tuple[str, str]]:
     data = record.data
     facts = [("source", record.recipe.data.source)]
     facts += [(name, f"{data[key]:,} images") for name, key in _COUNTED if isinstance(data.get(key), int)]
     facts += [("classes", f"{len(data['classes']):,}")] if isinstance(data.get("classes"), list) else []
-    facts += [("fingerprint", str(data["fingerprint"]))] if data.get("fingerprint") else []
-    known = parts.definition(facts)
-    if results is None:
-        return known
+    return facts + ([("fingerprint", str(data["fingerprint"]))] if data.get("fingerprint") else [])
+
+
+def _classes(results: Results) -> Table:
     rows = []
     for index, name in enumerate(results.classes):
         total, right = int(results.confusion[index].sum()), int(results.confusion[index, index])
         share = parts.percent(right / total) if total else "–"
         rows.append([name, f"{results.train_counts[index]:,}", f"{total:,}", share, parts.interval(right, total)])
     caption = "Training images, and of the validation images asked the share answered right (recall)."
-    made = table("Class by class", ["class", "training", "asked", "right", "95 % interval"], rows, caption=caption)
-    few = len(rows) <= _MATRIX_CLASSES
-    return join(known, element("details", element("summary", "Class by class"), made, open=few))
+    return Table("Class by class", ["class", "training", "asked", "right", "95 % interval"], rows, caption)
 
 
 _COUNTED = (("training", "num_train"), ("validation", "num_validation"))
 
 
-def _recipe(record: Record) -> Markup:
+def _recipe_facts(record: Record) -> list[tuple[str, str]]:
     recipe = record.recipe
-    facts = [
+    return [
         ("start", start_of(recipe)),
         ("length", f"{parts.counted(recipe.epochs, 'epoch')}, {recipe.global_batch_size:,} images a step"),
         (
@@ -262,22 +235,3 @@ def _recipe(record: Record) -> Markup:
         ("teacher", recipe.teacher.spec or "none"),
         ("seed", str(recipe.seed)),
     ]
-    summary = element("p", recipe.about.summary, class_="soft") if recipe.about.summary else None
-    whole = element("details", element("summary", "The whole recipe (config.yaml)"), parts.code(record.recipe_text))
-    return join(summary, parts.definition(facts), whole)
-
-
-def _repeat(record: Record) -> Markup:
-    words = (
-        "The recipe in the run folder starts the same run again: same order of data, same randomness. Relative paths "
-        "in it begin where the run was started."
-    )
-    return join(element("p", words, class_="soft"), parts.code(parts.repeat_command(record)))
-
-
-def _missing(reason: str) -> Markup:
-    return join(
-        element("p", "The best model could not be asked again, so this part is missing."),
-        element("p", reason, class_="soft"),
-        element("p", "Where the pictures lie elsewhere now: ", element("code", "deepcait report RUN --data PLACE")),
-    )

@@ -1,4 +1,4 @@
-"""The parts that both reports are made of: tiles, curves, tables of settings, how to repeat a run."""
+"""What both reports show: shares with intervals, curves, settings, how to repeat a run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from deepcait.evaluation import wilson
-from deepcait.explain.markup import Markup, element, join
 from deepcait.report.charts import Series, line_chart
 from deepcait.report.record import Record
 
@@ -28,28 +29,7 @@ def interval(hits: int | None, trials: int | None) -> str:
     return f"{100 * low:.2f} to {100 * high:.2f} %"
 
 
-def tile(name: str, value: str, note: str = "") -> Markup:
-    """Return one large figure."""
-    return element("div", element("dt", name), element("dd", value, element("small", note)), class_="tile")
-
-
-def tiles(*made: Markup) -> Markup:
-    """Return a row of large figures."""
-    return element("dl", *made, class_="tiles")
-
-
-def section(anchor: str, title: str, *body: str | None) -> Markup:
-    """Return one section of the page."""
-    return element("section", element("h2", title), *body, id=anchor, aria_label=title)
-
-
-def contents(sections: Sequence[tuple[str, str]]) -> Markup:
-    """Return links to the sections."""
-    links = [element("li", element("a", title, href=f"#{anchor}")) for anchor, title in sections]
-    return element("nav", element("ul", *links), aria_label="Sections")
-
-
-def curves(records: Sequence[Record]) -> Markup:
+def curves(records: Sequence[Record]) -> list[Markup]:
     """Return the charts of one run, or of several laid over each other."""
     many = len(records) > 1
     charts = [_losses(records, many), _accuracies(records, many)]
@@ -68,7 +48,7 @@ def curves(records: Sequence[Record]) -> Markup:
     ]
     caption = "Training images a second, all processes together."
     charts.append(line_chart("Speed", speed, x_label="step", caption=caption))
-    return element("div", *charts, class_="grid wide")
+    return charts
 
 
 def _losses(records: Sequence[Record], many: bool) -> Markup:
@@ -178,19 +158,3 @@ def counted(count: int, one: str, many: str | None = None) -> str:
 
 def _knows_data(data: dict[str, Any]) -> bool:
     return isinstance(data.get("num_train"), int) and isinstance(data.get("classes"), list)
-
-
-def definition(rows: Sequence[tuple[str, str]]) -> Markup:
-    """Return facts as a table of two columns."""
-    body = [element("tr", element("th", name, scope="row"), element("td", value)) for name, value in rows]
-    return element("table", element("tbody", *body), class_="facts")
-
-
-def code(text: str) -> Markup:
-    """Return lines as they are."""
-    return element("pre", element("code", text))
-
-
-def footer() -> Markup:
-    """Return the page's last line."""
-    return join("Made by deepcait report. This page is one file: it asks no other host for anything.")
