@@ -44,8 +44,8 @@ ORDER = {
     "runtime": ["environment", "device", "processes", "files"],
     "weights": [
         "published", "nests", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "reshape", "adapt",
-        "timm_layout", "artefact", "registry", "hints", "imagenet", "spec", "create", "verification", "outgoing", "push", "card",
-        "teachers",
+        "timm_layout", "artefact", "registry", "hints", "imagenet", "spec", "create", "verification", "outgoing",
+        "push", "card", "teachers",
     ],
     "data": [
         "png", "jpeg", "formats", "depth", "image", "listing", "source", "folder", "resample", "preprocessing",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -22,7 +22,7 @@ from deepcait.serve.limits import Limits
 from deepcait.serve.pages import read_assets, sample_names
 from deepcait.serve.pipeline import Pipeline, Seen, Timing
 from deepcait.serve.refusal import BODY_READ, SECURITY_HEADERS, Answer, Refusal, RequestError, overloaded
-from deepcait.serve.upload import Form, Picture
+from deepcait.serve.upload import Picture, read_form, require_form
 
 if TYPE_CHECKING:
     from deepcait.classifier import Classifier
@@ -209,33 +209,36 @@ class Service:
             leaving.cancel()
 
     async def _read(self, request: Request) -> list[Picture]:
-        """The pictures of the body, counted while it comes in."""
-        form = Form(request.headers.get("content-type", ""), self.limits)
+        """The images of the body."""
+        require_form(request.headers.get("content-type", ""))
         if encoding := request.headers.get("content-encoding"):
             raise RequestError(415, f"Content-Encoding: expected none, got {encoding[:40]!r}.", remedy="Send it plain.")
         if int(request.headers.get("content-length", 0)) > self.limits.max_body_bytes:
             raise self._too_large()
-        num_bytes = 0
         try:
-            async with asyncio.timeout(self.limits.body_timeout_s):
-                while True:
-                    message = await request.receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientDisconnect
-                    chunk = message.get("body", b"")
-                    request.scope[BODY_READ] = not message.get("more_body", False)
-                    num_bytes += len(chunk)
-                    self._num_buffered_bytes += len(chunk)
-                    if num_bytes > self.limits.max_body_bytes:
-                        raise self._too_large()
-                    # A body that has been read stays in memory until its pictures are decoded.
-                    if self._num_buffered_bytes + self.pipeline.num_bytes > self.limits.max_buffered_bytes:
-                        raise overloaded("bodies: expected less at once, got more than the service keeps in memory.")
-                    form.write(chunk)
-                    if request.scope[BODY_READ]:
-                        return form.finish()
+            async with asyncio.timeout(self.limits.body_timeout_s), aclosing(self._chunks(request)) as chunks:
+                return await read_form(request.headers, chunks, self.limits)
         except TimeoutError:
             raise _slow_body(self.limits.body_timeout_s) from None
+
+    async def _chunks(self, request: Request) -> AsyncGenerator[bytes, None]:
+        """The body as it comes in, counted."""
+        num_bytes = 0
+        try:
+            while not request.scope.get(BODY_READ):
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk = message.get("body", b"")
+                request.scope[BODY_READ] = not message.get("more_body", False)
+                num_bytes += len(chunk)
+                self._num_buffered_bytes += len(chunk)
+                if num_bytes > self.limits.max_body_bytes:
+                    raise self._too_large()
+                # A body that has been read stays in memory until its pictures are decoded.
+                if self._num_buffered_bytes + self.pipeline.num_bytes > self.limits.max_buffered_bytes:
+                    raise overloaded("bodies: expected less at once, got more than the service keeps in memory.")
+                yield chunk
         finally:
             self._num_buffered_bytes -= num_bytes
             self.counters.add("body_bytes_total", num_bytes)
