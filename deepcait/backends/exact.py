@@ -25,15 +25,22 @@ _PLAIN_TENSORS = (nn.Parameter, Tensor, FakeTensor)
 class Changed(Exception):  # noqa: N818 - the answer to a question, not a fault
     """A module that does not compute what its class computes from its weights.
 
-    Args:
-        path: of the module, empty for the root of what was checked.
-        what: such as "has hooks".
+    Args: path of the module, empty for the root of what was checked; what, such as "has hooks". It has no __init__,
+    which torch.compile could not trace.
     """
 
-    def __init__(self, path: str, what: str) -> None:
-        super().__init__(f"{path} {what}".lstrip())
-        self.path = path
-        self.what = what
+    @property
+    def path(self) -> str:
+        """Of the module."""
+        return self.args[0]
+
+    @property
+    def what(self) -> str:
+        """What is the matter with it."""
+        return self.args[1]
+
+    def __str__(self) -> str:
+        return " ".join(self.args).lstrip()
 
 
 class Part(NamedTuple):

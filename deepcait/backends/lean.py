@@ -54,14 +54,16 @@ class Lean(Backend):
         """Return a function for a block that is exactly one of the equations; else the block, after logging why."""
         mode = modes_in_the_way(tokens)
         if mode:
-            self._report(block, mode, blocks, {mode: range(len(blocks))}, level=logging.INFO)
+            if not torch.compiler.is_compiling():
+                self._report(block, mode, blocks, {mode: range(len(blocks))}, level=logging.INFO)
             return block
         if self.name == "auto" and tokens.device.type not in _AUTO_DEVICES:
             return block
         try:
             return self._take(block, tokens.dtype)
         except Changed as change:
-            self._report(block, str(change), blocks, self._changes(blocks, tokens.dtype), level=logging.WARNING)
+            if not torch.compiler.is_compiling():
+                self._report(block, str(change), blocks, self._changes(blocks, tokens.dtype), level=logging.WARNING)
             return block
 
     def describe(self, blocks: Sequence[nn.Module], device: torch.device) -> str:
@@ -105,7 +107,7 @@ class Lean(Backend):
         level: int,
     ) -> None:
         """Log one line about all blocks, unless one said this about the block before."""
-        if torch.compiler.is_compiling() or (id(block), why) in self._reported:
+        if (id(block), why) in self._reported:
             return
         self._reported |= {(id(blocks[index]), reason) for reason, which in changes.items() for index in which}
         logger.log(level, "the reference computes %s", _text(changes))

@@ -81,4 +81,6 @@ def create_model(
         return model
     from timm.models._features import FeatureGetterNet
 
-    return FeatureGetterNet(model, out_indices if isinstance(out_indices, int) else tuple(out_indices))
+    getter = FeatureGetterNet(model, out_indices if isinstance(out_indices, int) else tuple(out_indices))
+    getter.pretrained_cfg = getter.default_cfg = model.pretrained_cfg  # as timm's factory does
+    return getter

@@ -99,6 +99,7 @@ def test_features_only(out_indices, blocks):
     for got, wanted in zip(getter(images), expected, strict=True):
         assert torch.equal(got, wanted)
     assert len(getter.model.blocks) == max(blocks) + 1  # the rest is pruned
+    assert getter.default_cfg == whole.default_cfg
     with pytest.raises(ConfigError, match="feature_cls"):
         create_model("cait_nano_32", features_only=True, feature_cls="hook")
 

@@ -1,0 +1,1 @@
+"""What users combine deepcait with: packages that are not among our dependencies; skipped if not installed."""
