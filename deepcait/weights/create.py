@@ -82,5 +82,6 @@ def create_model(
     from timm.models._features import FeatureGetterNet
 
     getter = FeatureGetterNet(model, out_indices if isinstance(out_indices, int) else tuple(out_indices))
-    getter.pretrained_cfg = getter.default_cfg = model.pretrained_cfg  # as timm's factory does
+    for name in ("pretrained_cfg", "default_cfg"):  # as timm's factory does
+        setattr(getter, name, model.pretrained_cfg)
     return getter
