@@ -70,7 +70,7 @@ ORDER = {
     ],
     "report": ["intervals", "record", "results", "charts", "parts", "page", "compare"],
     "bench": [
-        "peers", "clock", "data", "limit", "memory", "work", "inference", "tune", "activations", "train",
+        "peers", "clock", "page", "data", "limit", "memory", "work", "inference", "tune", "activations", "train",
         "cost", "plots",
     ],
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,13 +11,13 @@ import torch
 from torch import nn
 
 from deepcait.bench.clock import Lane, set_up, take_turns
-from deepcait.bench.inference import SEED, build_peer, processor
+from deepcait.bench.inference import SEED, build_peer
 from deepcait.bench.memory import live_bytes
+from deepcait.bench.page import conditions, markdown_table
 from deepcait.bench.train import Contestant, build_step, require_classes
 from deepcait.inference.fold import fold
 from deepcait.model import CaiT, CaiTConfig
 from deepcait.model.networks import config_of
-from deepcait.runtime.environment import environment
 from deepcait.training.footprint import kept_bytes, training_bytes
 from deepcait.training.recipe import Compute
 from deepcait.weights.spec import describe
@@ -104,8 +103,7 @@ def compare_cost(
         "rounds": rounds,
         "points": rows,
         "exponents": _exponents(rows),
-        "cpu": f"{processor()}, {os.cpu_count()} threads",
-        "environment": environment(),
+        **conditions(),
     }
 
 
@@ -185,10 +183,8 @@ def name_of(figure: str) -> str:
 
 def markdown(result: dict[str, Any], command: str, picture: str) -> str:
     """The figures as a page."""
-    head, lines = table(result)
-    tables = [_rule(head, lines)]
     names = ["grows", "x", *(f"{name_of(key)}, {side}" for key in FIGURES for side in SIDES)]
-    tables.append(_rule(names, [_cells(row) for row in result["points"]]))
+    points = markdown_table(names, [_cells(row) for row in result["points"]])
     first = result["points"][0]
     return "\n\n".join(
         [
@@ -200,9 +196,9 @@ def markdown(result: dict[str, Any], command: str, picture: str) -> str:
             "excluded: bytes alive at once in inference, bytes kept for the backward pass in training.",
             f"![Time and memory against batch, tokens and depth]({picture})",
             "Exponents: the slope of the least-squares line through the logarithms.",
-            tables[0],
+            "\n".join(markdown_table(*table(result))),
             "Milliseconds and MiB.",
-            tables[1],
+            "\n".join(points),
         ]
     ) + "\n"  # fmt: skip
 
@@ -212,7 +208,3 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [row["axis"], str(row["x"])] + [
         f"{row[key][side] * scales[unit]:.1f}" for key, unit in FIGURES.items() for side in SIDES
     ]
-
-
-def _rule(head: list[str], lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *lines))

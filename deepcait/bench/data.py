@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from deepcait.bench.clock import Lane, ratio, require_count, take_turns
+from deepcait.bench.page import conditions, markdown_table
 from deepcait.data import Preprocessing, Sample, Source, evaluation_loader, open_image, open_source
 from deepcait.data.augment import Augment, build_augmentation, guard_posterize
 from deepcait.data.image import decode_image, decode_pixels, read_image_bytes
@@ -21,7 +22,6 @@ from deepcait.data.listing import is_image_file, list_images
 from deepcait.data.loader import SlotReader, TrainingSet, training_loader
 from deepcait.data.order import Slot
 from deepcait.data.seeding import seed_everything
-from deepcait.runtime.environment import environment, processor
 
 IMG_SIZE = (224, 224)
 SEED = 0
@@ -83,8 +83,7 @@ def compare_loaders(
         "img_size": list(IMG_SIZE),
         "resampler": compare_resamplers(pictures.source),
         "stages_ms": measure_stages(pictures.source),
-        "cpu": f"{processor()}, {os.cpu_count()} threads",
-        "environment": environment(),
+        **conditions(),
     }
 
 
@@ -280,11 +279,16 @@ def measure_stages(source: Source) -> dict[str, float]:
 def markdown(result: dict[str, Any], command: str) -> str:
     """The figures as a page."""
     speed, quartiles, pixels = result["images_per_s"], result["quartiles"], result["resampler"]
-    rows = [
+    compared = [
         ("training, the paper's recipe", "train", "timm_train", "data_ratio"),
         ("evaluation, bitwise timm's", "eval", "timm_eval", "data_eval_ratio"),
         ("evaluation, resampler torch", "eval_fast", "timm_eval", "data_eval_fast_ratio"),
     ]
+    rows = [
+        (what, f"{speed[ours]:.1f}", f"{speed[peer]:.1f}", f"{result[key]:.2f}",
+         f"{quartiles[key][0]:.2f} to {quartiles[key][2]:.2f}")
+        for what, ours, peer, key in compared
+    ]  # fmt: skip
     lines = [
         "# The data loader against timm's",
         "",
@@ -293,13 +297,7 @@ def markdown(result: dict[str, Any], command: str) -> str:
         f"{result['num_images']} pictures, {result['workers']} workers, batches of {result['batch_size']}, "
         f"{result['img_size'][0]} px, medians of {result['rounds']} alternating rounds; {result['cpu']}.",
         "",
-        "| | ours, images/s | timm, images/s | ratio | quartiles of the rounds |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {what} | {speed[ours]:.1f} | {speed[peer]:.1f} | {result[key]:.2f} | "
-            f"{quartiles[key][0]:.2f} to {quartiles[key][2]:.2f} |"
-            for what, ours, peer, key in rows
-        ),
+        *markdown_table(["", "ours, images/s", "timm, images/s", "ratio", "quartiles of the rounds"], rows),
         "",
         f"Pixels of the resampler torch against Pillow's, {pixels['num_images']} pictures: at most "
         f"{pixels['largest_difference']} of 255 levels, {pixels['mean_difference']:.5f} in the mean, "
@@ -307,9 +305,7 @@ def markdown(result: dict[str, Any], command: str) -> str:
         "",
         "Where the time of a picture goes, one process, milliseconds of processor time:",
         "",
-        "| stage | ms |",
-        "|---|---|",
-        *(f"| {name} | {value:.2f} |" for name, value in result["stages_ms"].items()),
+        *markdown_table(["stage", "ms"], [(name, f"{value:.2f}") for name, value in result["stages_ms"].items()]),
         "",
         "Environment: " + ", ".join(f"{name} {value}" for name, value in _flat(result["environment"])) + ".",
     ]

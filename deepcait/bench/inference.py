@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -12,11 +11,12 @@ from torch import Tensor, nn
 from deepcait.bench.clock import Lane, ratio, set_up, take_turns
 from deepcait.bench.limit import count_products, product_lanes
 from deepcait.bench.memory import first_call_bytes, live_bytes
+from deepcait.bench.page import conditions, markdown_table
 from deepcait.errors import ConfigError
 from deepcait.inference.engines import ENGINES, KINDS, build_engine
 from deepcait.inference.fold import fold
 from deepcait.model import CaiT, CaiTConfig
-from deepcait.runtime.environment import environment, processor
+from deepcait.runtime.environment import version
 from deepcait.weights import resolve
 from deepcait.weights.create import create_model
 from deepcait.weights.registry import list_models
@@ -66,6 +66,8 @@ def compare_engines(
             progress(number * (total + 1) + done, len(batches) * (total + 1))
 
         rows.append(_measure(ours, runs, images_BCHW, engines, rounds, threads, so_far))
+    measured_on = conditions()
+    measured_on["environment"]["engines"] = _engine_versions(engines)
     return {
         "model": spec,
         "img_size": list(ours.config.img_size),
@@ -74,8 +76,7 @@ def compare_engines(
         "rounds": rounds,
         "batches": rows,
         "memory_bytes": compare_memory(ours, peer, max(batches)),
-        "cpu": f"{processor()}, {os.cpu_count()} threads",
-        "environment": environment() | {"engines": _engine_versions(engines)},
+        **measured_on,
     }
 
 
@@ -245,9 +246,7 @@ def markdown(result: dict[str, Any], command: str) -> str:
             f"model's matrix products alone ({limit['library']}, {1e3 * limit['median_s']:.1f} ms, "
             f"{limit['gflops']:.0f} GFLOPS).",
             "",
-            " | ".join(("| engine", *COLUMNS[1:], "")).rstrip(),
-            "|---" * len(COLUMNS) + "|",
-            *(" ".join(("|", " | ".join(cells), "|")) for cells in table(row)),
+            *markdown_table(COLUMNS, table(row)),
         ]
     memory = result["memory_bytes"]
     lines += [
@@ -301,13 +300,6 @@ def compare_memory(ours: CaiT, peer: nn.Module, batch: int) -> dict[str, Any]:
 
 
 def _engine_versions(engines: Sequence[str]) -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
     names = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
-    found = {}
-    for package in (package for engine in engines for package in names.get(engine, ())):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "?"
-    return found
+    packages = [package for engine in engines for package in names.get(engine, ())]
+    return {package: version(package) or "?" for package in packages}

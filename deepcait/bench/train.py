@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepcait.bench.clock import Lane, ratio, set_up, take_turns
-from deepcait.bench.inference import SEED, build_pair, processor
+from deepcait.bench.inference import SEED, build_pair
+from deepcait.bench.page import conditions, markdown_table
 from deepcait.bench.work import Work
 from deepcait.errors import ConfigError
 from deepcait.model import CaiT, CaiTConfig
-from deepcait.runtime.environment import environment
 from deepcait.training.compute import autocast, set_compute
 from deepcait.training.footprint import kept_bytes
 from deepcait.training.recipe import Compute
@@ -104,9 +104,8 @@ def compare_training(
         "train_ratio": steps["ours"]["times_timm"]["ratio"],
         "train_ratio_compiled": steps["ours"]["times_timm_compiled"]["ratio"] if compiled else None,
         "steps": steps,
-        "cpu": f"{processor()}, {os.cpu_count()} threads",
+        **conditions(),
         "allocator": {key: value for key, value in os.environ.items() if key.startswith(_ALLOCATOR)},
-        "environment": environment(),
     }
 
 
@@ -222,8 +221,6 @@ def _ratio_cells(found: dict[str, Any] | None) -> list[str]:
 
 def markdown(result: dict[str, Any], command: str) -> str:
     """The figures as a page."""
-    head, lines = table(result)
-    rows = [head, ["---"] * len(head), *lines]
     return "\n".join(
         [
             f"# A training step: {result['model']} against timm",
@@ -236,6 +233,6 @@ def markdown(result: dict[str, Any], command: str) -> str:
             "Kept: bytes for the backward pass, parameters left out, each storage once. Operators: those that compute "
             "or copy, in a whole step; moved: their inputs and outputs. These are counted, not measured.",
             "",
-            *("| " + " | ".join(row) + " |" for row in rows),
+            *markdown_table(*table(result)),
         ]
     ) + "\n"  # fmt: skip

@@ -74,6 +74,33 @@ def test_a_file_behind_a_link_is_replaced_and_the_link_stays(tmp_path):
     assert (tmp_path / "real" / "f.json").read_bytes() == b"new"
 
 
+@pytest.mark.parametrize("error", [ValueError("ours"), BrokenPipeError(), KeyboardInterrupt()])
+def test_an_error_of_the_block_is_passed_on_and_leaves_the_old_file(tmp_path, error):
+    """A pipe that closes is not the file's: the block printed to it."""
+    path = tmp_path / "f.json"
+    path.write_bytes(b"old")
+
+    def print_and_fail():
+        with files.replacing(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(type(error)):
+        print_and_fail()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["f.json"]
+
+
+def test_a_reader_sees_the_old_file_until_the_block_ends(tmp_path):
+    path = tmp_path / "f.json"
+    path.write_bytes(b"old")
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+        assert temporary.parent == path.parent
+    assert path.read_bytes() == b"new"
+
+
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, step):
     path = tmp_path / "f.json"
