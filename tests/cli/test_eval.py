@@ -15,6 +15,7 @@ import torch
 import deepcait
 import deepcait.data
 from deepcait.evaluation import mcnemar
+from deepcait.model.block import ClassAttentionBlock
 from tests.cli.conftest import CLASSES
 from tests.evaluation.tiny_imagenet import PLAIN, WNIDS, build_v2, build_val, write_real
 
@@ -253,6 +254,15 @@ def test_the_expected_accuracy_stands_beside_the_measured(run, imagenet_model, t
 
 
 # -- predict ----------------------------------------------------------------------------------------------------------
+
+
+def test_embeddings_and_predictions_take_one_pass(run_json, model_folder, photos, tmp_path, monkeypatch):
+    """One batch of 12 images: each block of the class stage runs once, and --json has the predictions."""
+    passes, run_block = [], ClassAttentionBlock.forward
+    monkeypatch.setattr(ClassAttentionBlock, "forward", lambda *args: (passes.append(args[0]), run_block(*args))[1])
+    answers = run_json("predict", model_folder, photos, "--embeddings", tmp_path / "features.npz")
+    assert [len(answer["predictions"]) > 0 for answer in answers] == [True] * 12
+    assert len(passes) == len(set(map(id, passes))) == 2
 
 
 def test_embeddings(run, run_json, model_folder, photos, tmp_path):
