@@ -6,6 +6,7 @@ Importing this package is light: what a name needs (PyTorch, for example) is imp
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ _HOME = {
     "load": "deepcait.classifier",
     "recipe_keys": "deepcait.training.keys",
 }
+
+
+# Silent unless the user configures logging, or the command shows the messages.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

@@ -41,7 +41,7 @@ ORDER = {
         "ablation", "convnet", "networks",
     ],
     "backends": ["exact", "reference", "heads", "products", "branches", "lean"],
-    "runtime": ["environment", "device", "processes", "files"],
+    "runtime": ["messages", "signals", "environment", "device", "processes", "files"],
     "weights": [
         "published", "nests", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "reshape", "adapt",
         "timm_layout", "artefact", "registry", "hints", "imagenet", "spec", "create", "verification", "outgoing",
@@ -56,8 +56,8 @@ ORDER = {
     ],
     "training": [
         "schedule", "losses", "strict", "aliases", "recipe", "keys", "resume", "compute", "footprint", "optimizer",
-        "average", "checkpoint", "journal",
-        "teacher", "start", "notes", "step", "watch", "skips", "validation", "loop", "run", "plan",
+        "average", "checkpoint", "journal", "data", "start", "notes", "plan", "teacher", "step", "guard", "validation",
+        "watch", "skips", "trackers", "run_folder", "trainer",
     ],
     "evaluation": [
         "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",
@@ -83,7 +83,10 @@ ORDER = {
 }  # fmt: skip
 
 # Names of parameters that no function has, and what to do instead.
-PASSED_THROUGH = {"evaluate": "import deepcait.evaluation", "warn": "use the module warnings, or logging"}
+PASSED_THROUGH = {
+    "evaluate": "import deepcait.evaluation",
+    **dict.fromkeys(("say", "tell", "warn"), "use logging.getLogger(__name__), or the module warnings"),
+}
 # The functions that may import from any layer, at their first call: module, name, what they may import.
 LAZY = {("model.cait", "set_backend"): "backends"}
 
@@ -354,16 +357,16 @@ SOUND = {
     "model.cait": "from deepcait.model.block import Block",
     "weights.spec": "from deepcait.model import CaiT",
     "data.source": "import deepcait.errors",
-    "training.loop": "from deepcait.weights import spec\nfrom ..data.source import Source",
+    "training.trainer": "from deepcait.weights import spec\nfrom ..data.source import Source",
     "classifier": "from deepcait.weights.spec import resolve",
 }
-SOUND_ORDER = {"model": ["block", "cait"], "weights": ["spec"], "data": ["source"], "training": ["loop"]}
+SOUND_ORDER = {"model": ["block", "cait"], "weights": ["spec"], "data": ["source"], "training": ["trainer"]}
 
 
 def test_a_sound_package_has_no_fault():
     imports = find_imports(SOUND)
     assert imports["model.block"] == {"errors"}
-    assert imports["training.loop"] == {"weights.spec", "data.source"}
+    assert imports["training.trainer"] == {"weights.spec", "data.source"}
     assert imports["weights.spec"] == {"model.__init__"}
     assert layer_faults(imports) == order_faults(imports, SOUND_ORDER) == cycle_faults(imports) == []
 
@@ -371,11 +374,11 @@ def test_a_sound_package_has_no_fault():
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("model.block", "from deepcait.training.loop import fit"),
-        ("model.block", "from ..training import loop"),
-        ("model.block", "import deepcait.training.loop as loop"),
-        ("model.block", "def later():\n    from deepcait.training.loop import fit"),
-        ("model.block", "import importlib\nimportlib.import_module('deepcait.training.loop')"),
+        ("model.block", "from deepcait.training.trainer import fit"),
+        ("model.block", "from ..training import trainer"),
+        ("model.block", "import deepcait.training.trainer as trainer"),
+        ("model.block", "def later():\n    from deepcait.training.trainer import fit"),
+        ("model.block", "import importlib\nimportlib.import_module('deepcait.training.trainer')"),
         ("model.block", "from deepcait.training.not_yet_written import fit"),
         ("weights.spec", "from deepcait.data import source"),
         ("data.source", "from deepcait import load"),
@@ -439,8 +442,8 @@ def test_a_long_function_and_a_long_file_are_found():
     "source",
     [
         "def train(recipe, evaluate): ...",
-        "def train(recipe, *, warn=print): ...",
-        "class Watch:\n    async def __init__(self, warn, /): ...",
+        "def train(recipe, *, say=print): ...",
+        "class Watch:\n    async def __init__(self, tell, /): ...",
         "run = lambda warn: warn",
         "def f(**evaluate): ...",
     ],

@@ -7,18 +7,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-_PLAIN_LINE_EVERY_S = 10.0
-
-
-def is_main_process() -> bool:
-    """Whether this process prints: the only one, or rank 0 of several."""
-    # A rank without the number of processes was left over in the environment: nobody else would print.
-    return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
+from deepcait.runtime.messages import is_main_process, print_nowhere, progress
 
 
 def is_under_torchrun() -> bool:
@@ -39,11 +33,6 @@ def print_any_character() -> None:
     """Let stdout show what its encoding lacks (in names of files, classes) as \\u escapes; stderr does so already."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def print_nowhere(stream: TextIO) -> None:
-    """Send what is still printed to a stream, and what waits in it, nowhere: nobody can read it any more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Console:
@@ -98,19 +87,9 @@ class Console:
             ]
             self.say("  ".join(cells).rstrip())
 
-    @contextmanager
-    def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Yield a function to call with (done, total); a bar on a terminal, else a line now and then.
-
-        Always on stderr.
-        """
-        if not is_main_process():
-            yield lambda done, total: None
-        elif sys.stderr.isatty():
-            with _bar(what) as update:
-                yield update
-        else:
-            yield _plain_lines(what)
+    def progress(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """Return a context that gives a function to call with (done, total); shown on stderr."""
+        return progress(what)
 
 
 def percent(fraction: float | None) -> str:
@@ -120,26 +99,3 @@ def percent(fraction: float | None) -> str:
 
 def _cell(value: object) -> str:
     return "" if value is None else str(value)
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=RichConsole(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _plain_lines(what: str) -> Callable[[int, int], None]:
-    last_s = time.monotonic()
-
-    def update(done: int, total: int) -> None:
-        nonlocal last_s
-        if time.monotonic() - last_s >= _PLAIN_LINE_EVERY_S and done < total:
-            last_s = time.monotonic()
-            print(f"{what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
-
-    return update

@@ -39,7 +39,7 @@ def run(args: Args) -> int | None:
     """Classify, explain, fine-tune, evaluate before and after, export with proof, report."""
     from deepcait.classifier import load
     from deepcait.data import open_source
-    from deepcait.training.run import require_startable
+    from deepcait.training.run_folder import require_startable
 
     began = time.monotonic()
     console = Console(json=args.json, narrates=True)
@@ -91,10 +91,10 @@ def _fine_tune(
 ) -> tuple[dict[str, Any], dict[str, Any], Path]:
     """Teach it animal or vehicle; return what it answered before and after, and the run."""
     from deepcait.classifier import load
-    from deepcait.cli.report import write_at_end
     from deepcait.data import open_source
+    from deepcait.report import write_at_end
     from deepcait.training.recipe import load_recipe
-    from deepcait.training.run import train
+    from deepcait.training.trainer import train
 
     console.say("\n3. Fine-tuned to another grouping of the same photographs: animal or vehicle")
     groups = folder / "animal-or-vehicle.csv"
@@ -103,14 +103,14 @@ def _fine_tune(
     recipe = load_recipe("demo", [f"data.source=csv:{groups}"])
     console.say(f"recipe         demo: {recipe.epochs} epochs; the list of photographs: {groups}")
     before = _grouped(nano, test)
-    train(recipe, run_folder, say=console.say)
+    train(recipe, run_folder)
     after = _measure(load(run_folder, device="cpu"), open_source(f"csv:{groups}", "test"))
     for when, found in (("before", before), ("after", after)):
         console.say(
             f"{when:<15}{percent(found['top1'])} ({found['correct1']} of {found['num_images']} test photographs)"
         )
     console.say("(before: the ten answers of the model in the package, added up to the two groups; chance: 60.00 %)")
-    write_at_end(run_folder, console)
+    write_at_end(run_folder)
     return before, after, run_folder
 
 

@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from deepcait.cli.console import Console, is_main_process, percent
+from deepcait.cli.console import Console, percent
 from deepcait.cli.engine import choose_engine
 from deepcait.cli.images import ImageArgs, image_options
 from deepcait.cli.options import image_size
 from deepcait.errors import ConfigError, EvaluationWarning
+from deepcait.runtime.messages import is_main_process
 
 if TYPE_CHECKING:
     import torch

@@ -18,15 +18,10 @@ from types import ModuleType
 from typing import TextIO
 
 from deepcait.cli import exits
-from deepcait.cli.console import (
-    is_main_process,
-    is_under_torchrun,
-    leave_for_torchrun,
-    print_any_character,
-    print_nowhere,
-)
+from deepcait.cli.console import is_under_torchrun, leave_for_torchrun, print_any_character
 from deepcait.cli.options import parse_options
 from deepcait.errors import ConfigError, DeepcaitError, DeepcaitWarning, Stopped
+from deepcait.runtime.messages import is_main_process, print_nowhere, shown
 
 # Verb -> one line for the list. The module deepcait.cli.<verb> holds its Args and run(args).
 VERBS = {
@@ -47,6 +42,8 @@ VERBS = {
     "help": "explain an error, or what DATA and MODEL are",
     "demo": "train, measure and use a small model on real photographs, in minutes",
 }
+# What these log is what they print: it goes to stdout, where results go.
+_NARRATING = ("train", "study", "demo")
 _LINE_WIDTH = 100
 # Turns that a thread of PyTorch (GNU OpenMP) waits for the others before it sleeps; GNU's own default is 300,000.
 _PATIENCE = "1000"
@@ -104,7 +101,8 @@ def _run(argv: list[str]) -> int:
     args = parse_options(module.Args, rest, verb=verb, description=module.__doc__ or "")
     if args is None:  # --help was asked for and shown
         return exits.DONE
-    return module.run(args) or exits.DONE
+    with shown(on_stdout=verb in _NARRATING and "--json" not in argv):
+        return module.run(args) or exits.DONE
 
 
 def _share_cores() -> None:

@@ -9,14 +9,13 @@ Examples:
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from deepcait.cli.console import Console, is_main_process
+from deepcait.cli.console import Console
 from deepcait.errors import ConfigError
 
 
@@ -63,29 +62,3 @@ def run(args: Args) -> int | None:
             path = write_comparison(args.runs[0], args.runs[1], args.out or Path(FILE_NAME), **options)
     console.say(f"report: {path}")
     console.result({"report": str(path), "runs": [str(folder) for folder in args.runs]})
-
-
-def write_at_end(folder: Path, console: Console, *, device: str = "auto") -> Path | None:
-    """Write the report of a run that has just ended; what goes wrong here is a warning, for the run is safe.
-
-    Under torchrun the main process writes it alone.
-
-    Returns:
-        The file, or None where it could not be written.
-    """
-    if not is_main_process():
-        return None
-    try:
-        from deepcait.report import write_report
-        from deepcait.runtime.device import choose_device
-
-        with console.progress("report: asking the best model") as progress:
-            path = write_report(folder, progress=progress, device=choose_device(device, 0))
-    # Whatever it is: hours of training must not end as a failure for want of a page.
-    except (Exception, KeyboardInterrupt) as error:
-        problem = f"{type(error).__name__} {error}".strip()
-        with contextlib.suppress(OSError):
-            console.note(f"warning: no report was written ({problem}); `deepcait report {folder}` tries again")
-        return None
-    console.say(f"report:    {path}")
-    return path

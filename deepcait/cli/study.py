@@ -81,7 +81,7 @@ def run(args: Args) -> int | None:
     fixed = {"epochs": args.epochs, "images": args.images, "val_images": args.val_images or None}
     plan = start_study(args.out, wished, fixed, lambda: _plan(args, grid, wished, console))
     console.say(f"{grid.title}: {len(grid.rows)} x {len(grid.columns)} cells, {plan.seeds} seeds, {plan.epochs} epochs")
-    found = run_study(args.out, grid, plan, say=console.say)
+    found = run_study(args.out, grid, plan)
     console.say(f"\n{markdown(found, grid)}")
     console.say(f"page           {args.out / 'table.md'}")
     console.say(f"raw            {args.out / 'results.json'}")
@@ -141,7 +141,7 @@ def _plan(args: Args, grid: Grid, wished: StudyPlan, console: Console) -> tuple[
     check_cells(grid, wished)
     if args.budget is None:
         return wished, {}
-    plan, measured = fit_to_budget(grid, wished, args.budget, console.say)
+    plan, measured = fit_to_budget(grid, wished, args.budget)
     console.say(
         f"fits {args.budget:g} hours: {plan.epochs} epochs of {plan.images:,} images, {plan.val_images:,} for "
         f"validation, {measured['expected_hours']:.2g} hours expected"

@@ -25,7 +25,6 @@ import tyro
 
 from deepcait.cli.console import Console
 from deepcait.cli.options import settings
-from deepcait.cli.report import write_at_end
 
 if TYPE_CHECKING:
     from deepcait.training.recipe import Recipe
@@ -59,9 +58,10 @@ class Args:
 
 def run(args: Args) -> int | None:
     """Train, and say what came of it."""
+    from deepcait.report import write_at_end
     from deepcait.training.journal import read_state
     from deepcait.training.resume import resumed_recipe
-    from deepcait.training.run import train
+    from deepcait.training.trainer import train
 
     console = Console(json=args.json, narrates=True)
     goes_on = args.resume and (args.out / "config.yaml").exists()
@@ -69,19 +69,19 @@ def run(args: Args) -> int | None:
     if args.dry_run:
         from deepcait.training.plan import plan
 
-        facts = plan(recipe, console.say)
+        facts = plan(recipe)
         console.result(facts)
         return
     if goes_on and read_state(args.out).get("state") == "finished":
         console.say(f"{args.out}: finished already; its best model is {args.out / 'best'}")
         if not (args.out / "report.html").exists():  # it ended before the page was written
-            write_at_end(args.out, console, device=recipe.compute.device)
+            write_at_end(args.out, device=recipe.compute.device)
         console.result(_facts(args.out))
         return
-    outcome = train(recipe, args.out, resume=args.resume, say=console.say)
+    outcome = train(recipe, args.out, resume=args.resume)
     console.say(f"done: best top-1 {outcome.best_top1:.2%} in epoch {outcome.best_epoch}")
     console.say(f"model:     {args.out / 'best'}")
-    write_at_end(args.out, console, device=recipe.compute.device)
+    write_at_end(args.out, device=recipe.compute.device)
     console.say(f"next:      deepcait predict {args.out} PICTURE")
     console.result(_facts(args.out))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ from deepcait.report import parts
 from deepcait.report.charts import TEMPLATES
 from deepcait.report.record import Record, read_run
 from deepcait.report.results import Mistake, Results, measure_if_possible
+from deepcait.runtime.device import choose_device
 from deepcait.runtime.files import write_bytes
+from deepcait.runtime.messages import is_main_process, progress
 from deepcait.training.start import start_of
 from deepcait.training.watch import duration
 
+_logger = logging.getLogger(__name__)
 FILE_NAME = "report.html"
 _MATRIX_CLASSES = 25  # with more, a matrix can't be read: the commonest confusions are listed
 _LISTED = 20
@@ -37,6 +41,28 @@ def write_report(folder: str | Path, out: str | Path | None = None, **measuring:
     results, reason = measure_if_possible(record, **measuring)
     path = Path(out) if out is not None else record.folder / FILE_NAME
     write_bytes(path, render_report(record, results, reason).encode())
+    return path
+
+
+def write_at_end(folder: Path, *, device: str = "auto") -> Path | None:
+    """Write the report of a run that has just ended; what fails here is logged as a warning, for the run is safe.
+
+    Under torchrun the main process writes it alone.
+
+    Returns:
+        The file, or None where it could not be written.
+    """
+    if not is_main_process():
+        return None
+    try:
+        with progress("report: evaluating the best model") as update:
+            path = write_report(folder, progress=update, device=choose_device(device, 0))
+    # Whatever it is: hours of training must not end as a failure for the lack of a page.
+    except (Exception, KeyboardInterrupt) as error:
+        problem = f"{type(error).__name__} {error}".strip()
+        _logger.warning("no report was written (%s); `deepcait report %s` tries again", problem, folder)
+        return None
+    _logger.info("report:    %s", path)
     return path
 
 

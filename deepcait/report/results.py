@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,16 +12,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deepcait.data import Preprocessing, Source, Subset, evaluation_loader, open_image
+from deepcait.data import Preprocessing, Source, Subset, open_image
 from deepcait.data.source import options_of, require_labels
 from deepcait.errors import ConfigError, DeepcaitError, RunError
-from deepcait.evaluation import map_classes
+from deepcait.evaluation import Records, confusion, map_classes
+from deepcait.evaluation.measure import Loading, Wanted, measure
+from deepcait.evaluation.protocols import plan_task
 from deepcait.explain import class_attention
 from deepcait.explain.maps import require_cait
 from deepcait.explain.picture import enlarge, overlay
 from deepcait.report.record import Record
+from deepcait.training.data import open_training_data
 from deepcait.training.recipe import Recipe
-from deepcait.training.run import open_training_data
 from deepcait.weights import resolve
 from deepcait.weights.imagenet import readable
 
@@ -51,25 +54,37 @@ class Mistake:
 class Results:
     """What the best model answered.
 
-    classes: readable names. confusion: (K, K) counts, rows are labels, columns answers.
-    right: (N,), by image, in reading order. names: of the images.
+    classes: readable names. records: of the images that were measured.
     total: validation images there are; fewer may have been measured.
-    worst: most sure and wrong. nearest: wrong by the least. train_counts: training images a class.
+    worst: most confident errors. nearest: near misses. train_counts: training images per class.
     """
 
     classes: list[str]
-    confusion: Tensor
-    right: Tensor
-    names: list[str]
+    records: Records
     total: int
     worst: list[Mistake]
     nearest: list[Mistake]
     train_counts: list[int]
 
     @property
+    def confusion(self) -> Tensor:
+        """(K, K) counts, rows are labels, columns answers."""
+        return confusion(self.records)
+
+    @property
+    def right(self) -> Tensor:
+        """(N,), whether each image was classified correctly, in reading order."""
+        return self.records.correct_N
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the images, in reading order."""
+        return self.records.names
+
+    @property
     def num_images(self) -> int:
         """How many were measured."""
-        return len(self.right)
+        return len(self.records)
 
     @property
     def correct(self) -> int:
@@ -101,44 +116,31 @@ def measure_run(
     recipe = record.recipe
     if data is not None:
         recipe = recipe_with_data(record, data)
-    train_source, source = open_training_data(recipe, lambda line: None)
+    opened = open_training_data(recipe)
     found = resolve(record.folder)
     model = found.model.to(device)
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
-    part = thin_out(source, max_images)
-    mapping = torch.tensor(map_classes(part, found.classes, model.num_classes))
-    logits, labels = [], []
-    with torch.no_grad():
-        for images_BCHW, labels_B, _ in evaluation_loader(part, preprocessing, batch_size=_BATCH_SIZE):
-            logits.append(model(images_BCHW.to(device)).float().cpu())
-            labels.append(mapping[labels_B])
-            if progress is not None:
-                progress(sum(map(len, labels)), len(part))
-    if not logits:
+    part = thin_out(opened.validation, max_images)
+    if not len(part):
         raise RunError("report: expected validation images, got none.", remedy="Check the data of the run.")
-    logits_NK, labels_N = torch.cat(logits), torch.cat(labels)
-    if not logits_NK.isfinite().all():
-        raise RunError(
-            "best: expected logits that are numbers, got others.", remedy="Training diverged, or it is damaged."
-        )
-    probabilities_NK = logits_NK.double().softmax(-1)
-    answers_N = logits_NK.argmax(-1)
+    wanted = Wanted(plan_task(part, "folder"), found.classes)
+    loading = Loading(_BATCH_SIZE, 0, torch.device(device))
+    ((_, records),) = measure([model], wanted, range(len(part)), preprocessing, loading, progress)
+    if records.probabilities_NT.isnan().any():
+        raise RunError("best: logits contain NaN or inf.", remedy="Training diverged, or the weights are damaged.")
     classes = name_classes(found.classes or list(map(str, range(model.num_classes))))
-
-    def look(indices: list[int]) -> list[Mistake]:
-        return [_mistake(part, i, model, preprocessing, classes, probabilities_NK[i], labels_N[i]) for i in indices]
-
-    worst, nearest = choose_mistakes(probabilities_NK, labels_N, answers_N)
-    train_mapping = map_classes(train_source, found.classes, model.num_classes)
-    train_labels = torch.tensor([train_mapping[label] for label in require_labels(train_source)])
+    train_mapping = map_classes(opened.train, found.classes, model.num_classes)
+    train_labels = torch.tensor([train_mapping[label] for label in require_labels(opened.train)])
+    worst, nearest = (
+        [_mistake(part, records, row, model, preprocessing, classes) for row in rows]
+        for rows in choose_mistakes(records)
+    )
     return Results(
         classes=classes,
-        confusion=count_confusion(labels_N, answers_N, model.num_classes),
-        right=answers_N == labels_N,
-        names=list(part.names),
-        total=len(source),
-        worst=look(worst),
-        nearest=look(nearest),
+        records=records,
+        total=len(opened.validation),
+        worst=worst,
+        nearest=nearest,
         train_counts=torch.bincount(train_labels, minlength=model.num_classes).tolist(),
     )
 
@@ -179,39 +181,34 @@ def thin_out(source: Source, max_images: int) -> Source:
     return Subset(source, [index * total // max_images for index in range(max_images)], split=source.split)
 
 
-def count_confusion(labels_N: Tensor, answers_N: Tensor, num_classes: int) -> Tensor:
-    """Return how often each label (row) got each answer (column), (K, K)."""
-    cells = torch.bincount(labels_N * num_classes + answers_N, minlength=num_classes * num_classes)
-    return cells.view(num_classes, num_classes)
+def choose_mistakes(records: Records, count: int = NUM_MISTAKES) -> tuple[list[int], list[int]]:
+    """Return the rows of the most confident errors and of the near misses; none is in both.
 
-
-def choose_mistakes(
-    probabilities_NK: Tensor, labels_N: Tensor, answers_N: Tensor, count: int = NUM_MISTAKES
-) -> tuple[list[int], list[int]]:
-    """Return the indices of the worst mistakes (surest of the wrong answer) and of the nearest to right.
-
-    Nearest: the least by which the answer's probability is above the label's. No picture is in both.
+    A near miss: the answer's probability is above the label's by the least.
     """
-    wrong = (answers_N != labels_N).nonzero()[:, 0]
-    answer_N = probabilities_NK.gather(1, answers_N[:, None])[:, 0]
-    label_N = probabilities_NK.gather(1, labels_N[:, None])[:, 0]
-    by_margin = wrong[(answer_N - label_N)[wrong].argsort(stable=True)].tolist()
-    by_surety = wrong[answer_N[wrong].argsort(descending=True, stable=True)].tolist()
-    worst = by_surety[: min(count, -(-len(by_surety) // 2))]
-    return worst, [index for index in by_margin if index not in worst][:count]
+    wrong = (~records.correct_N).nonzero()[:, 0]
+    answer_N = records.probabilities_NT[:, 0]
+    margin_N = answer_N - (-records.losses_N).exp()
+    by_margin = wrong[margin_N[wrong].argsort(stable=True)].tolist()
+    by_confidence = wrong[answer_N[wrong].argsort(descending=True, stable=True)].tolist()
+    worst = by_confidence[: min(count, -(-len(by_confidence) // 2))]
+    return worst, [row for row in by_margin if row not in worst][:count]
 
 
-def _mistake(part: Source, index: int, model, preprocessing: Preprocessing, classes, row_K: Tensor, label) -> Mistake:
-    picture = open_image(part.read(index).data, name=part.locate(index), options=options_of(part))
-    image_1CHW = preprocessing(picture)[None].to(next(model.parameters()).device)
-    frame = enlarge(preprocessing.frame(picture), _THUMB_PX)
-    ranked, truth = row_K.argsort(descending=True, stable=True)[:3].tolist(), int(label)
-    shown = ranked if truth in ranked else [*ranked, truth]
+def _mistake(
+    part: Source, records: Records, row: int, model, preprocessing: Preprocessing, classes: list[str]
+) -> Mistake:
+    image = open_image(part.read(row).data, name=part.locate(row), options=options_of(part))
+    image_1CHW = preprocessing(image)[None].to(next(model.parameters()).device)
+    frame = enlarge(preprocessing.frame(image), _THUMB_PX)
+    truth = int(records.labels_NL[row, 0])
+    shown = dict(zip(records.answers_NT[row, :3].tolist(), records.probabilities_NT[row, :3].tolist(), strict=True))
+    shown.setdefault(truth, math.exp(-records.losses_N[row]))
     return Mistake(
-        name=part.names[index],
+        name=part.names[row],
         label=classes[truth],
         truth=truth,
-        answers=[(k, classes[k], row_K[k].item()) for k in shown],
+        answers=[(k, classes[k], probability) for k, probability in shown.items()],
         frame=frame,
         attention=_attention(model, image_1CHW, frame),
     )

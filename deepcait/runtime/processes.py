@@ -7,7 +7,6 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -46,14 +45,14 @@ class Processes:
         each = replicas // self.world_size
         return list(range(self.rank * each, (self.rank + 1) * each))
 
-    def sum(self, values: Sequence[float] | Tensor) -> Tensor:
-        """Return the sum over all processes, float64, in one exchange."""
-        total = torch.as_tensor(values, dtype=torch.float64)
-        if self.world_size > 1:
-            # gloo reduces on the CPU, nccl on the device; a few numbers cost nothing to move.
-            total = total.to(_collective_device())
-            dist.all_reduce(total)
-        return total.cpu()
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over all processes, on the device of `values`, in one exchange."""
+        if self.world_size == 1:
+            return values
+        # gloo reduces on the CPU, nccl on the GPU; a few numbers cost nothing to move. A copy: it is summed in place.
+        total = values.to(_collective_device(), copy=True)
+        dist.all_reduce(total)
+        return total.to(values.device)
 
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all processes, by rank, on each of them."""

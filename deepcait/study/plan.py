@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import operator
 import time
 from collections.abc import Callable, Sequence
@@ -22,13 +23,14 @@ from deepcait.errors import ConfigError
 from deepcait.model.networks import build_model
 from deepcait.model.variants import CaiTConfig
 from deepcait.study.grid import Cell, Grid, cells_of
+from deepcait.training.data import build_order
 from deepcait.training.plan import planned_config
 from deepcait.training.recipe import Recipe, load_recipe
-from deepcait.training.run import build_order
 from deepcait.training.start import shape_of
 from deepcait.training.teacher import load_teacher
 
 FORMAT = 1
+_logger = logging.getLogger(__name__)
 _MARGIN = 0.9  # of the hours given; the rest is for starting, saving, and a busy machine
 _MIN_IMAGES = 100
 _VALIDATION_SHARE = 0.25  # at most this part of the hours goes into counting accuracies
@@ -167,9 +169,7 @@ class Cost:
     validate_s: float
 
 
-def fit_to_budget(
-    grid: Grid, wished: StudyPlan, hours: float, say: Callable[[str], None]
-) -> tuple[StudyPlan, dict[str, Any]]:
+def fit_to_budget(grid: Grid, wished: StudyPlan, hours: float) -> tuple[StudyPlan, dict[str, Any]]:
     """Return the plan with as many epochs and images as fit the hours, and what was measured for it.
 
     Epochs go down to a quarter of the recipe's first, then images. Nothing is written.
@@ -177,14 +177,13 @@ def fit_to_budget(
     Args:
         grid: the study. wished: its plan with the recipe's own epochs and images, and all validation images.
         hours: of one machine, for all cells.
-        say: prints a line.
 
     Raises:
         ConfigError: the hours are too few for anything.
     """
     samples, validation = (open_split(wished.data, role) for role in ("train", "val"))
     seconds = hours * 3600
-    say(f"measuring the speed of {len(grid.rows) * len(grid.columns)} networks on this machine ...")
+    _logger.info("measuring the speed of %d networks on this machine ...", len(grid.rows) * len(grid.columns))
     costs = measure(grid, wished, samples)
     shares = {cell.name: cell.row.epochs for cell in cells_of(grid, 1)}
     per_epoch_image = wished.seeds * sum(cost.train_s * shares[name] for name, cost in costs.items())

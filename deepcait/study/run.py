@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import signal
 import threading
 import time
@@ -29,8 +30,9 @@ from deepcait.study.outcome import failure_path, read_outcome
 from deepcait.study.plan import StudyPlan, cell_recipe, read_plan
 from deepcait.study.plot import plot
 from deepcait.study.table import results, write_reports
-from deepcait.training.run import train
+from deepcait.training.trainer import train
 
+_logger = logging.getLogger(__name__)
 PLAN_FILE = "study.json"
 _FOLDERS = ("cells", "locks", "failed")
 _WAIT_S = 2.0
@@ -82,9 +84,6 @@ def run_study(
     folder: Path,
     grid: Grid,
     plan: StudyPlan,
-    *,
-    say: Callable[[str], None],
-    live: bool | None = None,
 ) -> dict[str, Any]:
     """Train every cell that is not done, and return what the study found.
 
@@ -92,7 +91,6 @@ def run_study(
 
     Args:
         folder: of the study. grid: the study. plan: from `start_study`.
-        say: prints a line. live: draw a progress bar in each cell.
 
     Raises:
         Stopped: SIGTERM or SIGINT came; the same command goes on.
@@ -100,23 +98,24 @@ def run_study(
     """
     cells = cells_of(grid, plan.seeds)
     with _stopping():
-        told_to_wait = False
+        is_waiting = False
         while waiting := [cell for cell in cells if read_outcome(folder, cell).state == "open"]:
             did_something = False
             for cell in waiting:
-                if _try(folder, grid, plan, cell, say, live):
+                if _try(folder, grid, plan, cell):
                     did_something = True
                     _report(folder, grid, plan)
             if not did_something:
-                if not told_to_wait:
-                    say(f"waiting for {owner_of(folder / 'locks' / f'{waiting[0].name}.lock')}")
-                told_to_wait = True
+                if not is_waiting:
+                    lock = folder / "locks" / f"{waiting[0].name}.lock"
+                    _logger.info("waiting for %s", owner_of(lock))
+                is_waiting = True
                 time.sleep(_WAIT_S)
     found = _report(folder, grid, plan)
     try:
         plot(found, grid, folder / "plot.png")
     except ConfigError as error:
-        say(f"no plot: {error.problem} {error.remedy}")
+        _logger.info("no plot: %s %s", error.problem, error.remedy)
     return found
 
 
@@ -125,8 +124,6 @@ def _try(
     grid: Grid,
     plan: StudyPlan,
     cell: Cell,
-    say: Callable[[str], None],
-    live: bool | None,
 ) -> bool:
     """Train one cell to its end; False where it is somebody else's, or what it starts from is not there yet."""
     if cell.start is not None:
@@ -142,14 +139,15 @@ def _try(
             return False
         all_cells = cells_of(grid, plan.seeds)
         done = sum(read_outcome(folder, other).state != "open" for other in all_cells)
-        say(f"\ncell {done + 1} of {len(all_cells)}: {cell.row.title}, {cell.column.title}, seed {cell.seed}")
+        which = f"{cell.row.title}, {cell.column.title}, seed {cell.seed}"
+        _logger.info("cell %d of %d: %s", done + 1, len(all_cells), which)
         recipe = cell_recipe(grid, plan, cell, folder / "cells")
         try:
-            outcome = train(recipe, folder / "cells" / cell.name, resume=True, say=say, live=live)
-            say(f"top-1 {outcome.best_top1:.2%}")
+            outcome = train(recipe, folder / "cells" / cell.name, resume=True)
+            _logger.info("top-1 %.2f%%", 100 * outcome.best_top1)
         except DivergedError as error:
             _fail(folder, cell, error.problem)
-            say(f"failed: {error.problem}")
+            _logger.info("failed: %s", error.problem)
     return True
 
 

@@ -22,9 +22,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from deepcait.errors import RunError
 from deepcait.runtime.files import move_file
+from deepcait.training.average import WeightAverage
+from deepcait.training.optimizer import load_optimizer_tensors, optimizer_tensors
 
 FORMAT = 1
 _NAME = re.compile(r"step_(\d{8})-([0-9a-f]{16})\.safetensors")
@@ -129,6 +132,51 @@ def read_checkpoint(path: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
         # Copies, so that no tensor stays tied to a file that will be deleted.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     return Progress(**header["progress"]), tensors
+
+
+def state_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None
+) -> dict[str, torch.Tensor]:
+    """Return all tensors that a run needs to resume, under names that `load_tensors` knows."""
+    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"optimizer/{name}": value for name, value in optimizer_tensors(optimizer).items()}
+    if average:
+        tensors |= {f"ema/{name}": value for name, value in average.state_dict().items()}
+    return tensors
+
+
+def load_tensors(
+    tensors: Mapping[str, torch.Tensor],
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+) -> None:
+    """Put back what `state_tensors` returned.
+
+    Args:
+        tensors: as `read_checkpoint` returns them.
+        path: where they come from.
+        model, optimizer, average: what takes them.
+
+    Raises:
+        RunError: they are of another model or recipe.
+    """
+    parts: dict[str, dict] = {"model": {}, "optimizer": {}, "ema": {}}
+    for key, value in tensors.items():
+        part, _, name = key.partition("/")
+        parts[part][name] = value
+    try:
+        model.load_state_dict(parts["model"])
+        load_optimizer_tensors(optimizer, parts["optimizer"])
+        if average:
+            average.load_state_dict(parts["ema"])
+    except (RuntimeError, KeyError) as error:
+        raise RunError(
+            f"{path}: expected the weights and states of the run's recipe, got others "
+            f"({str(error).splitlines()[0].rstrip(':')}).",
+            remedy="Bring config.yaml back to what the run began with, or start a new run in another --out.",
+        ) from error
 
 
 def read_settings(path: Path) -> dict[str, Any]:

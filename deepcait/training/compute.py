@@ -1,4 +1,4 @@
-"""How a step is computed, as a recipe says: its precision, and what the model keeps or computes again."""
+"""How a step is computed, as a recipe says: precision, compilation, processes, and what is computed again."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import cast
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from deepcait.model.cait import CaiT
 from deepcait.model.variants import CaiTConfig
+from deepcait.runtime.processes import Processes
 from deepcait.training.recipe import Compute
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,10 +41,19 @@ def note_of(config: CaiTConfig, compute: Compute) -> str:
         why = "it belongs to compute.backend=lean, not reference"
     else:
         return ""
-    return f"note: compute.memory=small changes nothing here: {why}; compute.grad_checkpointing=true saves memory"
+    return f"compute.memory=small changes nothing here: {why}; compute.grad_checkpointing=true saves memory"
 
 
 def autocast(precision: str, device: str = "cpu") -> contextlib.AbstractContextManager:
     """Return the context in which a step of this precision (fp32, bf16, fp16) computes logits and loss."""
     dtype = _AUTOCAST.get(precision)
     return torch.autocast(device, dtype) if dtype else contextlib.nullcontext()
+
+
+def wrap(model: CaiT, compute: Compute, processes: Processes) -> nn.Module:
+    """Return the model compiled, and wrapped for several processes, as far as asked for; the weights are shared."""
+    net = cast("nn.Module", torch.compile(model)) if compute.compile else model
+    if processes.world_size == 1:
+        return net
+    devices = [processes.local_rank] if next(model.parameters()).is_cuda else None
+    return DistributedDataParallel(net, device_ids=devices)

@@ -3,43 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import logging
 
-from deepcait.data import Preprocessing, open_split
+from deepcait.data import Preprocessing
 from deepcait.data.augment import build_augmentation
-from deepcait.data.fix_list import leave_out
 from deepcait.data.mixing import Mixer
-from deepcait.data.source import require_labels
-from deepcait.data.split import limited
 from deepcait.model.alternatives import lay_over
 from deepcait.model.networks import config_of, is_model_name, named_config
 from deepcait.model.variants import CaiTConfig
 from deepcait.training.compute import note_of
+from deepcait.training.data import build_order, open_training_data
 from deepcait.training.footprint import CHOICES, training_bytes, training_flops
 from deepcait.training.notes import notes_of
 from deepcait.training.recipe import Recipe
-from deepcait.training.run import build_order
 from deepcait.training.schedule import LearningRate
 from deepcait.training.start import shape_of
 from deepcait.weights.spec import describe
 
+_logger = logging.getLogger(__name__)
 _BARS = " .:-=+*#%@"
 
 
-def plan(recipe: Recipe, tell: Callable[[str], None]) -> dict:
-    """Print and return the facts of a run; reads names and shapes only, writes and downloads nothing.
+def plan(recipe: Recipe) -> dict:
+    """Log and return the facts of a run; reads names and shapes only, writes and downloads nothing.
 
     Raises:
         DeepcaitError: whatever would stop the real run before its first step, as far as it can be seen here.
     """
-    held_out = {"fraction": recipe.data.val_fraction, "seed": recipe.seed}
-    samples = open_split(recipe.data.source, "train", **held_out)
-    validation = open_split(recipe.data.source, "val", classes=samples.classes, **held_out)
-    if recipe.data.exclude:
-        samples, validation = (leave_out(source, recipe.data.exclude) for source in (samples, validation))
-    for source in (samples, validation):
-        require_labels(source)
-    samples = limited(samples, recipe.data.limit)
+    data = open_training_data(recipe)
+    samples = data.train
     order = build_order(recipe, samples)
     config = planned_config(recipe, len(samples.classes))
     # Built for their errors alone.
@@ -75,11 +67,11 @@ def plan(recipe: Recipe, tell: Callable[[str], None]) -> dict:
         "computed_flops": computed * steps,
     }
     for line in _lines(facts, recipe, batch, [lr(round(steps * i / 60)) for i in range(60)]):
-        tell(line)
+        _logger.info(line)
     if note := note_of(config, recipe.compute):
-        tell(note)
-    for note in notes_of(recipe, order, len(limited(validation, recipe.data.val_limit))):
-        tell(f"note: {note}")
+        _logger.warning(note)
+    for note in notes_of(recipe, order, len(data.validation)):
+        _logger.warning(note)
     return facts
 
 

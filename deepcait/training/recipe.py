@@ -165,8 +165,8 @@ class Average:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teacher:
-    """Who the model also listens to; an empty spec is no distillation."""
+class Distillation:
+    """Settings of distillation; without a teacher there is none."""
 
     spec: str = ""
     """Teacher SPEC; `--teacher` fills it."""
@@ -267,7 +267,7 @@ class Recipe:
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
     ema: Average = field(default_factory=Average)
-    teacher: Teacher = field(default_factory=Teacher)
+    teacher: Distillation = field(default_factory=Distillation)
     compute: Compute = field(default_factory=Compute)
     keep: Keep = field(default_factory=Keep)
 

@@ -1,47 +1,48 @@
-"""Unreadable training pictures that a run passes over: told, written down and counted once each, up to a budget."""
+"""Unreadable training images that a run skips: logged, written down and counted once each, up to a budget."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 
 from deepcait.data.loader import Unreadable, too_many_unreadable
 from deepcait.runtime.processes import Processes
 from deepcait.training.checkpoint import Progress
 from deepcait.training.journal import Journal
 
+_logger = logging.getLogger(__name__)
+
 
 class Skips:
     """Keeps the count of one run, the same on every process.
 
     Args:
-        max_errors: different pictures that may be passed over.
+        max_errors: different images that may be skipped.
         journal: where they are written down.
-        processes: all that read pictures.
-        say: prints a line.
+        processes: all that read images.
     """
 
-    def __init__(self, max_errors: int, journal: Journal, processes: Processes, say: Callable[[str], None]) -> None:
+    def __init__(self, max_errors: int, journal: Journal, processes: Processes) -> None:
         self.max_errors = max_errors
         self.journal = journal
         self.processes = processes
-        self.say = say
-        self._heard: list[Unreadable] = []
+        self._unreadable: list[Unreadable] = []
 
-    def hear(self, unreadable: Unreadable) -> None:
-        """Take note of a picture that this process passed over in the step under way."""
-        self._heard.append(unreadable)
+    def record(self, unreadable: Unreadable) -> None:
+        """Note an image that this process skipped in the current step."""
+        self._unreadable.append(unreadable)
 
-    def settle(self, step: int, progress: Progress) -> None:
+    def sync(self, step: int, progress: Progress) -> None:
         """After a step, on all processes together: add what is new to `progress.unreadable`.
 
         Raises:
-            RunError: more than the budget; the message names the pictures.
+            RunError: more than the budget; the message names the images.
         """
-        heard, self._heard = self._heard, []
-        for one in [one for share in self.processes.gather(heard) for one in share]:
+        own, self._unreadable = self._unreadable, []
+        for one in [one for share in self.processes.gather(own) for one in share]:
             if one.path not in progress.unreadable:
                 progress.unreadable.append(one.path)
                 self.journal.unreadable(step, one.path, one.problem)
-                self.say(f"passed over, {len(progress.unreadable)} of at most {self.max_errors}: {one.problem}")
+                number = len(progress.unreadable)
+                _logger.warning("skipped, %d of at most %d: %s", number, self.max_errors, one.problem)
         if len(progress.unreadable) > self.max_errors:
             raise too_many_unreadable(progress.unreadable, self.max_errors)

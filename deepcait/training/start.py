@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,6 +19,7 @@ from deepcait.training.journal import replace_text
 from deepcait.training.recipe import Recipe
 from deepcait.weights.spec import Resolved, resolve
 
+_logger = logging.getLogger(__name__)
 START_FILE = "start.json"
 # Above it AdamW is known to undo what trained weights know (deit issue 88).
 _HIGH_LR = 5e-4
@@ -32,7 +34,7 @@ def start_of(recipe: Recipe) -> str:
     return f"{recipe.model} with random weights"
 
 
-def start_model(recipe: Recipe, classes: Sequence[str], tell: Callable[[str], None]) -> Resolved:
+def start_model(recipe: Recipe, classes: Sequence[str]) -> Resolved:
     """Return the model that training starts from, fitted to the classes of the data.
 
     Its random parts (all of it, or a new head) are drawn from the recipe's seed.
@@ -47,12 +49,12 @@ def start_model(recipe: Recipe, classes: Sequence[str], tell: Callable[[str], No
         ablation=dataclasses.asdict(recipe.ablation),
         **fields,
     )
-    _tell_of(found, recipe, tell)
+    _describe(found, recipe)
     if found.report and str(found.report):
-        tell(f"weights: {found.report}")
+        _logger.info("weights: %s", found.report)
     random = is_model_name(recipe.model) and recipe.start == "random"
     if not random and recipe.train == "all" and recipe.optimizer.name == "adamw" and recipe.peak_lr > _HIGH_LR:
-        tell(f"note: a learning rate of {recipe.peak_lr:g} is one for random weights; trained ones may be lost")
+        _logger.warning("a learning rate of %g is one for random weights; trained ones may be lost", recipe.peak_lr)
     return found
 
 
@@ -74,7 +76,7 @@ def keep_start(folder: Path, found: Resolved) -> None:
     replace_text(folder / START_FILE, json.dumps(facts, indent=1) + "\n")
 
 
-def kept_start(folder: Path, recipe: Recipe, tell: Callable[[str], None]) -> Resolved | None:
+def kept_start(folder: Path, recipe: Recipe) -> Resolved | None:
     """Return a run's own model, its weights to be read from a checkpoint; None where there is no checkpoint yet.
 
     So a run goes on where the model that it started from was moved, deleted, or can't be fetched any more.
@@ -89,17 +91,19 @@ def kept_start(folder: Path, recipe: Recipe, tell: Callable[[str], None]) -> Res
         model.pretrained_cfg = facts["pretrained_cfg"]
         found = Resolved(model=model, **facts)
     except (ValueError, TypeError, KeyError):
-        tell(f"{START_FILE} is unreadable; looking for {recipe.model} instead")
+        _logger.warning("%s is unreadable; looking for %s instead", START_FILE, recipe.model)
         return None
-    _tell_of(found, recipe, tell)
+    _describe(found, recipe)
     return found
 
 
-def _tell_of(found: Resolved, recipe: Recipe, tell: Callable[[str], None]) -> None:
+def _describe(found: Resolved, recipe: Recipe) -> None:
     config = found.model.config
     kind = "a CaiT" if isinstance(config, CaiTConfig) else "a convolutional teacher"
-    tell(f"model: {found.name or kind}, {config.num_params():,} parameters, {config.macs() / 1e9:.3g} GMACs an image")
+    facts = f"{config.num_params():,} parameters, {config.macs() / 1e9:.3g} GMACs an image"
+    _logger.info("model: %s, %s", found.name or kind, facts)
     if isinstance(config, AblationConfig) and config.options:
-        tell(f"instead of the paper's: {', '.join(f'{name} {value}' for name, value in config.options.items())}")
+        options = ", ".join(f"{name} {value}" for name, value in config.options.items())
+        _logger.info("instead of the paper's: %s", options)
     if note := note_of(config, recipe.compute):
-        tell(note)
+        _logger.warning(note)

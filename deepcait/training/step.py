@@ -18,7 +18,7 @@ from deepcait.training.compute import autocast
 from deepcait.training.losses import cross_entropy, distillation
 from deepcait.training.optimizer import grad_norm, set_lr
 from deepcait.training.recipe import Recipe
-from deepcait.training.teacher import TeacherView
+from deepcait.training.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Stepper:
         recipe: Recipe,
         processes: Processes,
         *,
-        teacher: TeacherView | None = None,
+        teacher: Teacher | None = None,
         class_weights_K: Tensor | None = None,
     ) -> None:
         self.net = net
@@ -78,26 +78,27 @@ class Stepper:
         """Take the step with this number; `batches` gives one batch for each replica of this process."""
         set_lr(self.optimizer, lr, head_only=head_only)
         self.optimizer.zero_grad(set_to_none=True)
-        loss_sum = correct_sum = 0.0
+        sums_3 = torch.zeros(3, dtype=torch.float64, device=self.device)
         for replica in self.replicas:
             images_BCHW, labels_B = next(batches)
-            loss, correct = self._replica(step, replica, images_BCHW, labels_B)
-            loss_sum += loss
-            correct_sum += correct
-        total = self.processes.sum([loss_sum, correct_sum, float(stop)])
-        loss, correct = (total[:2] / self.recipe.replicas).tolist()
+            sums_3[:2] += self._replica(step, replica, images_BCHW, labels_B)
+        sums_3[2] = float(stop)
+        sums_3 = self.processes.sum(sums_3)
         self.scaler.unscale_(self.optimizer)
-        norm = float(grad_norm(self.parameters))
-        updated = math.isfinite(loss) and math.isfinite(norm)
+        norm = grad_norm(self.parameters)
+        # The one value of the step that the host waits for; until here a GPU has all work in its queue.
+        loss, correct, asked, norm_value = torch.cat([sums_3, norm.double()[None]]).tolist()
+        loss, correct = loss / self.recipe.replicas, correct / self.recipe.replicas
+        updated = math.isfinite(loss) and math.isfinite(norm_value)
         if updated and self.recipe.optimizer.clip_norm:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.optimizer.clip_norm, torch.tensor(norm))
+            nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.optimizer.clip_norm, norm)
         if updated:
             self.scaler.step(self.optimizer)
         self.scaler.update()
-        return StepResult(loss, correct, norm, updated, bool(total[2] > 0))
+        return StepResult(loss, correct, norm_value, updated, asked > 0)
 
-    def rehearse(self, images_BCHW: Tensor) -> None:
-        """Exchange gradients once for nothing, so that every step of this process adds them up in the same order.
+    def warm_up_ddp(self, images_BCHW: Tensor) -> None:
+        """Make a dummy all-reduce, so that every step of this process adds gradients up in the same order.
 
         DistributedDataParallel regroups its buckets after the first exchange. With three processes or more the
         groups decide the order of a sum: without this the first step after a resumption would round otherwise.
@@ -113,8 +114,8 @@ class Stepper:
         (logits_BK.sum() * 0.0).backward()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _replica(self, step: int, replica: int, images_BCHW: Tensor, labels_B: Tensor) -> tuple[float, float]:
-        """Forward and backward of one replica; returns its loss and the target mass that it met."""
+    def _replica(self, step: int, replica: int, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+        """Forward and backward pass of one replica; returns loss and mean target mass on the predicted class, (2,)."""
         images_BCHW = images_BCHW.to(self.device, self.dtype, non_blocking=True)
         labels_B = labels_B.to(self.device, non_blocking=True)
         if self.recipe.compute.channels_last:
@@ -122,7 +123,7 @@ class Stepper:
         # Seeds the mixing and, right after it, stochastic depth.
         seed = derive_seed("replica", self.recipe.seed, step, replica)
         images_BCHW, targets_BK = self.mixer(images_BCHW, labels_B, seed)
-        with self._exchange(replica):
+        with self._synchronised(replica):
             with autocast(self.recipe.compute.precision, self.device.type):
                 teacher_BK = self.teacher(images_BCHW) if self.teacher else None
                 logits_BK = self.net(images_BCHW)
@@ -130,8 +131,8 @@ class Stepper:
             # DistributedDataParallel takes the mean over processes; we want the mean over replicas.
             share = self.processes.world_size / self.recipe.replicas
             self.scaler.scale(loss * share).backward()
-        met = targets_BK.gather(1, logits_BK.detach().argmax(1, keepdim=True)).mean()
-        return float(loss.detach()), float(met)
+        correct = targets_BK.gather(1, logits_BK.detach().argmax(1, keepdim=True)).mean()
+        return torch.stack([loss.detach().double(), correct.double()])
 
     def _loss(self, logits_BK: Tensor, targets_BK: Tensor, teacher_BK: Tensor | None) -> Tensor:
         if teacher_BK is None:
@@ -142,7 +143,7 @@ class Stepper:
             logits_BK, targets_BK, teacher_BK, kind=t.kind, alpha=t.alpha, tau=t.tau, class_weights_K=weights
         )
 
-    def _exchange(self, replica: int) -> contextlib.AbstractContextManager:
+    def _synchronised(self, replica: int) -> contextlib.AbstractContextManager:
         # Gradients are exchanged once a step, with the last replica.
         last = replica == self.replicas[-1]
         if isinstance(self.net, DistributedDataParallel) and not last:

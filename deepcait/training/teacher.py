@@ -1,4 +1,4 @@
-"""Who a student learns from: any model, looking at the student's images through its own normalisation and size."""
+"""The teacher of distillation: any model, with its own normalisation and size."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from deepcait.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deepcait.errors import ConfigError, WeightsError
-from deepcait.training.recipe import Teacher
+from deepcait.training.recipe import Distillation
 from deepcait.weights.hub import WEIGHTS_FILES, fetch_repository
 from deepcait.weights.spec import resolve
 
 
-class TeacherView:
-    """A teacher that answers for the student's normalised images; never trained, never in training mode.
+class Teacher:
+    """Renormalises and resizes the student's inputs for another model; never trained, never in training mode.
 
     Args:
         module: any classifier.
@@ -63,17 +63,17 @@ class TeacherView:
         logits_BK = self.module(images_BCHW.to(parameter.dtype))
         return logits_BK if self.columns is None else logits_BK[:, self.columns]
 
-    def to(self, device: torch.device) -> TeacherView:
+    def to(self, device: torch.device) -> Teacher:
         """Move the teacher."""
         self.module.to(device)
         return self
 
 
-def load_teacher(teacher: Teacher, seen: Preprocessing, classes: Sequence[str]) -> TeacherView:
+def load_teacher(settings: Distillation, seen: Preprocessing, classes: Sequence[str]) -> Teacher:
     """Return the teacher of a recipe, checked against the student's classes.
 
     Args:
-        teacher: the recipe's section.
+        settings: the recipe's section.
         seen: the student's preprocessing.
         classes: the student's, in order.
 
@@ -81,27 +81,27 @@ def load_teacher(teacher: Teacher, seen: Preprocessing, classes: Sequence[str]) 
         ConfigError: no such teacher, one for other classes, or a normalisation or size that can't be.
         WeightsError: its weights can't be read or fetched.
     """
-    module, own_classes = _build(teacher.spec, len(classes))
+    module, own_classes = _build(settings.spec, len(classes))
     cfg = getattr(module, "pretrained_cfg", None) or {}
     cfg = cfg if isinstance(cfg, dict) else vars(cfg)
-    mean = teacher.mean or cfg.get("mean") or IMAGENET_MEAN
-    std = teacher.std or cfg.get("std") or IMAGENET_STD
+    mean = settings.mean or cfg.get("mean") or IMAGENET_MEAN
+    std = settings.std or cfg.get("std") or IMAGENET_STD
     _require_normalisation(mean, std, seen.channels)
-    source = "the recipe" if teacher.mean else "its own" if cfg.get("mean") else "ImageNet's, as it names none"
-    img_size = _size(teacher, cfg, seen)
-    view = TeacherView(
+    source = "the recipe" if settings.mean else "its own" if cfg.get("mean") else "ImageNet's, as it names none"
+    img_size = _size(settings, cfg, seen)
+    teacher = Teacher(
         module,
         seen,
         mean=mean,
         std=std,
         img_size=img_size,
         columns=None,
-        origin=f"{teacher.spec}: sees {img_size[0]} x {img_size[1]} px, mean {list(mean)}, std {list(std)} ({source})",
+        origin=f"{settings.spec}: sees {img_size[0]} x {img_size[1]} px, mean {list(mean)}, std {list(std)} ({source})",
     )
     whose = f"its own {len(own_classes)}" if own_classes else f"the student's {len(classes)}"
-    _require_logits(view, seen, len(own_classes or classes), whose, teacher.spec)
-    view.columns = _columns(own_classes, classes, teacher.spec)
-    return view
+    _require_logits(teacher, seen, len(own_classes or classes), whose, settings.spec)
+    teacher.columns = _columns(own_classes, classes, settings.spec)
+    return teacher
 
 
 def _build(spec: str, num_classes: int) -> tuple[nn.Module, list[str] | None]:
@@ -207,16 +207,16 @@ def _require_normalisation(mean: Sequence[float], std: Sequence[float], num_chan
         )
 
 
-def _size(teacher: Teacher, cfg: dict, seen: Preprocessing) -> tuple[int, int]:
-    if isinstance(teacher.img_size, int) and teacher.img_size > 0:
-        return teacher.img_size, teacher.img_size
-    if teacher.img_size not in ("own", "student"):
+def _size(settings: Distillation, cfg: dict, seen: Preprocessing) -> tuple[int, int]:
+    if isinstance(settings.img_size, int) and settings.img_size > 0:
+        return settings.img_size, settings.img_size
+    if settings.img_size not in ("own", "student"):
         raise ConfigError(
-            f"teacher.img_size: expected own, student or a side in pixels, got {teacher.img_size!r}.",
+            f"teacher.img_size: expected own, student or a side in pixels, got {settings.img_size!r}.",
             remedy="Choose one.",
         )
     own = cfg.get("input_size")
-    return tuple(own[-2:]) if own and teacher.img_size == "own" else seen.img_size
+    return tuple(own[-2:]) if own and settings.img_size == "own" else seen.img_size
 
 
 def _columns(own: Sequence[str] | None, wanted: Sequence[str], spec: str) -> list[int] | None:
@@ -234,13 +234,13 @@ def _columns(own: Sequence[str] | None, wanted: Sequence[str], spec: str) -> lis
     return [list(own).index(name) for name in wanted]
 
 
-def _require_logits(view: TeacherView, seen: Preprocessing, num_classes: int, whose: str, spec: str) -> None:
+def _require_logits(teacher: Teacher, seen: Preprocessing, num_classes: int, whose: str, spec: str) -> None:
     try:
-        answer = view(torch.zeros(1, seen.channels, *seen.img_size))
+        answer = teacher(torch.zeros(1, seen.channels, *seen.img_size))
     except Exception as error:  # any network stands here, and each refuses in its own way
         told = next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
         raise ConfigError(
-            f"teacher {spec}: expected an answer to images of {view.img_size[0]} x {view.img_size[1]} px with "
+            f"teacher {spec}: expected an answer to images of {teacher.img_size[0]} x {teacher.img_size[1]} px with "
             f"{seen.channels} channels, got: {told}.",
             remedy="Set teacher.img_size to the side in pixels that it was built for (own takes what it declares), or "
             "take another teacher.",

@@ -17,12 +17,11 @@ from deepcait.data.fix_list import write_fix_list
 from deepcait.data.loader import TrainingSet, Unreadable, training_batches
 from deepcait.data.order import Order
 from deepcait.errors import ConfigError, DataError, ImageError, RunError, Stopped
-from deepcait.training import loop
+from deepcait.training.data import open_training_data
 from deepcait.training.journal import read_metrics, read_state
-from deepcait.training.loop import Trainer
 from deepcait.training.plan import plan
 from deepcait.training.resume import resumed_recipe
-from deepcait.training.run import open_training_data
+from deepcait.training.trainer import Trainer
 from tests.data.damage import DAMAGE, UNREADABLE, sound_folder
 from tests.data.test_doctor import Deadly
 from tests.training.tiny import section, tiny_job, tiny_model, tiny_recipe
@@ -161,12 +160,11 @@ def rows_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "errors.jsonl").read_text().splitlines()]
 
 
-def test_training_ends_and_counts_what_the_doctor_counts(ruin, tmp_path, capsys):
+def test_training_ends_and_counts_what_the_doctor_counts(ruin, tmp_path, caplog):
     root, planted = ruin
     trainer = trainer_of(tmp_path, run_recipe(max_errors=len(planted)), root)
-    lines: list[str] = []
-    trainer.skips.say = lines.append
     progress = trainer.fit()
+    lines = [line for line in caplog.messages if line.startswith("skipped")]
     told_by_doctor = {path for f in examine(root).findings if f.kind in UNREADABLE for path in f.paths}
     assert set(progress.unreadable) == told_by_doctor == planted
     rows = rows_of(tmp_path)
@@ -189,7 +187,7 @@ def test_a_resumed_run_writes_the_same_files(ruin, tmp_path, monkeypatch):
             raise Stopped("by the test")  # after rows of step 3, before its checkpoint
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_log", stop_after_two)
+        patch.setattr(Trainer, "_log", stop_after_two)
         with pytest.raises(Stopped):
             stopped.fit()
     assert len(rows_of(tmp_path / "parts")) > 0
@@ -265,6 +263,6 @@ def test_a_picture_without_a_label_is_told_before_the_training(tmp_path, split):
     (tmp_path / "list.csv").write_text("path,label,split\n" + "\n".join(rows) + "\n")
     recipe = section(tiny_recipe(), "data", source=str(tmp_path / "list.csv"))
     with pytest.raises(DataError, match=r"4\.png: expected a labelled image"):
-        open_training_data(recipe, lambda line: None)
+        open_training_data(recipe)
     with pytest.raises(DataError, match=r"4\.png: expected a labelled image"):
-        plan(recipe, lambda line: None)
+        plan(recipe)

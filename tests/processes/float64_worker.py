@@ -22,11 +22,11 @@ from deepcait.data.augment import build_augmentation
 from deepcait.data.erasing import Patch
 from deepcait.data.loader import TrainingSet
 from deepcait.errors import RunError
+from deepcait.runtime.messages import shown
 from deepcait.runtime.processes import Processes, join_processes, leave_processes
-from deepcait.training.loop import Job, Trainer
+from deepcait.training.data import build_order
 from deepcait.training.recipe import load_recipe
-from deepcait.training.run import build_order
-from deepcait.training.watch import Watch
+from deepcait.training.trainer import Job, Trainer
 from deepcait.weights.spec import resolve
 
 
@@ -72,6 +72,13 @@ class Scores:
         return {name: {"top1": 0.0, "top5": 0.0, "loss": 0.0} for name in models}
 
 
+class Models:
+    """Stands where ModelFolders do, and writes nothing."""
+
+    def save(self, *_) -> None:
+        pass
+
+
 def run_part(part: Part, processes: Processes) -> dict[str, Tensor]:
     """Train one part; returns what came of it on this process."""
     folder = Path(part.folder)
@@ -84,7 +91,6 @@ def run_part(part: Part, processes: Processes) -> dict[str, Tensor]:
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
     poisoned = None if part.poisoned_step is None else order.slots(part.poisoned_step, recipe.replicas - 1)[0]
     samples = RecordingSet(source, build_augmentation(recipe.augment, preprocessing), recipe.seed, poisoned=poisoned)
-    say = print if processes.is_main else None
     trainer = Trainer(
         Job(
             recipe=recipe,
@@ -92,13 +98,11 @@ def run_part(part: Part, processes: Processes) -> dict[str, Tensor]:
             model=model,
             samples=samples,
             order=order,
-            num_classes=len(source.classes),
             validation=Scores(),
-            save_model=lambda *_: None,
+            models=Models(),
             processes=processes,
             device=torch.device("cpu"),
             teacher=None,
-            watch=Watch(part.last_step, recipe.global_batch_size, say=say, live=False),
         )
     )
     trainer.last_step = part.last_step
@@ -120,7 +124,8 @@ def main(path: Path) -> int:
     try:
         for entry in json.loads(path.read_text(encoding="utf-8")):
             part = replace(Part(**entry), settings=tuple(entry["settings"]))
-            tensors = run_part(part, processes)
+            with shown(on_stdout=True):
+                tensors = run_part(part, processes)
             if processes.is_main:
                 save_file(tensors, Path(part.folder) / f"after_{part.last_step}.safetensors")
     except RunError as error:

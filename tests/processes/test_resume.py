@@ -193,7 +193,7 @@ def test_a_truncated_checkpoint_is_passed_over_and_named(bench, stopped_run, tmp
     newest = newest_checkpoint_file(stopped_run)
     os.truncate(newest, newest.stat().st_size // 2)
     process = finish(bench.command(stopped_run, "--resume"), tmp_path / "log", nursery=nursery)
-    assert f"passed over {newest.name}" in process.stdout
+    assert f"skipped {newest.name}" in process.stdout
     require_equal(stopped_run, straight_run)
 
 

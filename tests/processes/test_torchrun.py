@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from deepcait.data import open_split
 from deepcait.runtime.processes import Processes
+from deepcait.training.data import build_order
 from deepcait.training.journal import read_state
 from deepcait.training.recipe import load_recipe
-from deepcait.training.run import build_order
 from tests.processes.float64_worker import Part, run_part, write_plan
 from tests.processes.harness import (
     FINISHED_ENTRIES,
@@ -76,7 +76,7 @@ def shared(parts, nursery, tmp_path_factory):
     todo = [parts("two", 20), parts("one_then_two", 20), parts("two_then_one", 10), gradients, narrow]
     write_plan(plan, todo)
     first, second = finish_pair([sys.executable, str(WORKER), str(plan)], plan.with_name("log"), nursery)
-    assert first.stdout.count("goes on from") == 1  # one part resumes
+    assert first.stdout.count("resuming from") == 1  # one part resumes
     assert second.stdout == second.stderr == ""
     return {part.folder: load_file(f"{part.folder}/after_{part.last_step}.safetensors") for part in todo}
 
@@ -157,7 +157,7 @@ def test_four_processes_gone_on_with_add_up_in_the_same_order(parts, nursery, tm
     todo = [replace(part, float64=False) for part in (once, stopped, resumed)]
     write_plan(plan, todo)
     first, *_ = finish_pair([sys.executable, str(WORKER), str(plan)], tmp_path / "log", nursery, size=4)
-    assert first.stdout.count("goes on from") == 1
+    assert first.stdout.count("resuming from") == 1
     straight, again = (load_file(f"{part.folder}/after_8.safetensors") for part in (once, resumed))
     assert all(torch.equal(straight[name], again[name]) for name in straight)
 

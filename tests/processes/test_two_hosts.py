@@ -91,5 +91,5 @@ def test_a_worker_of_one_host_dies(bench, hosts, tmp_path, straight_pair, dying)
         print(f"host {dying}'s worker died; both hosts finished {time.monotonic() - began:.0f} s later")
         assert codes == [0, 0], told(agents)
     assert read_state(run)["state"] == "finished"
-    assert sum(agent.stdout.count("goes on from step_") for agent in agents) == 1
+    assert sum(agent.stdout.count("resuming from step_") for agent in agents) == 1
     assert result(run) == result(straight_pair)

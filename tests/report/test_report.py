@@ -16,10 +16,12 @@ import torch
 
 import deepcait
 from deepcait.cli.main import main
-from deepcait.evaluation import wilson
+from deepcait.evaluation import Records, wilson
+from deepcait.evaluation.counts import score
+from deepcait.evaluation.records import join, record
 from deepcait.report.parts import counted, repeat_command
 from deepcait.report.record import read_run
-from deepcait.report.results import choose_mistakes, count_confusion, measure_run, name_classes, thin_out
+from deepcait.report.results import choose_mistakes, measure_run, name_classes, thin_out
 from tests.processes.harness import CLASSES
 from tests.report.reading import SECTIONS, addresses, read_page, section
 
@@ -177,11 +179,16 @@ def test_names_cannot_break_the_page(run, bench, tmp_path):
 
 def test_choosing_mistakes():
     probabilities_NK = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.55, 0.45], [0.2, 0.8], [0.99, 0.01]]).double()
-    labels_N = torch.tensor([1, 1, 1, 1, 1])
-    worst, nearest = choose_mistakes(probabilities_NK, labels_N, probabilities_NK.argmax(1), count=2)
-    assert (worst, nearest) == ([4, 0], [2, 1])
-    assert choose_mistakes(probabilities_NK[3:4], labels_N[:1], labels_N[:1]) == ([], [])
-    assert choose_mistakes(probabilities_NK[:1], labels_N[:1], torch.tensor([0])) == ([0], [])
+
+    def records(rows: slice) -> Records:
+        logits_NK = probabilities_NK[rows].log()
+        labels_N1 = torch.ones(len(logits_NK), 1, dtype=torch.long)
+        part = record(torch.arange(len(logits_NK)), logits_NK, labels_N1, score(logits_NK, labels_N1), 2)
+        return join([part], [str(row) for row in range(5)], None)
+
+    assert choose_mistakes(records(slice(5)), count=2) == ([4, 0], [2, 1])
+    assert choose_mistakes(records(slice(3, 4))) == ([], [])
+    assert choose_mistakes(records(slice(1))) == ([0], [])
 
 
 def test_names_of_classes():
@@ -209,11 +216,6 @@ def test_one_of_something_is_not_many():
     assert counted(1, "epoch") == "1 epoch"
     assert counted(2, "class", "classes") == "2 classes"
     assert counted(1_281_167, "image") == "1,281,167 images"
-
-
-def test_counting():
-    counts = count_confusion(torch.tensor([0, 0, 2]), torch.tensor([0, 1, 2]), 3)
-    assert counts.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
 
 
 def test_thinned_out_at_even_distances(run):

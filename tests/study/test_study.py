@@ -20,7 +20,7 @@ from deepcait.study import plan as plan_module
 from deepcait.study import run as run_module
 from deepcait.study.grid import load_grid
 from deepcait.study.plan import Cost, StudyPlan, fit_to_budget
-from deepcait.training.loop import Trainer
+from deepcait.training.trainer import Trainer
 from tests.study.tiny import SETTINGS, command
 
 ROOT = Path(__file__).parents[2]
@@ -253,7 +253,7 @@ def budget_of(hours: float, monkeypatch, *, seeds: int = 2, train_s: float = 0.0
     costs = {cell.name: Cost(train_s, train_s / 4) for cell in plan_module.cells_of(grid, 1)}
     monkeypatch.setattr(plan_module, "measure", lambda *_: costs)
     wished = StudyPlan(study="x", data="builtin:demo", data_name="x", seeds=seeds, epochs=20, images=500, val_images=0)
-    return fit_to_budget(grid, wished, hours, lambda line: None)[0]
+    return fit_to_budget(grid, wished, hours)[0]
 
 
 @pytest.mark.parametrize("hours", [0.06, 0.1, 0.2, 0.5, 1.0, 5.0])

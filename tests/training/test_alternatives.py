@@ -17,11 +17,10 @@ from deepcait.errors import ConfigError, Stopped
 from deepcait.model import CaiT, CaiTConfig
 from deepcait.model.ablation import AblatedCaiT
 from deepcait.model.convnet import ConvNet
-from deepcait.training.loop import Trainer
 from deepcait.training.plan import plan, planned_config
 from deepcait.training.recipe import Recipe, load_recipe
-from deepcait.training.run import train
 from deepcait.training.start import start_model
+from deepcait.training.trainer import Trainer, train
 
 TINY = ["data.source=builtin:demo", "data.limit=64", "data.val_limit=20", "data.num_workers=0", "compute.device=cpu"]
 TINY += ["global_batch_size=16", "epochs=1", "keep.log_every_steps=1"]
@@ -29,7 +28,7 @@ TINY_CAIT = [*TINY, "shape.depth=2", "shape.patch_size=8", "shape.embed_dim=24",
 
 
 def run(folder: Path, recipe: Recipe, **how):
-    return train(recipe, folder, say=None, live=False, **how)
+    return train(recipe, folder, **how)
 
 
 def digest(path: Path) -> str:
@@ -42,11 +41,11 @@ def digest(path: Path) -> str:
 )
 def test_plan_and_training_agree_on_the_network(assignment):
     recipe = load_recipe("scratch_32", [*TINY_CAIT, assignment])
-    model = start_model(recipe, [str(i) for i in range(10)], lambda line: None).model
+    model = start_model(recipe, [str(i) for i in range(10)]).model
     config = planned_config(recipe, 10)
     assert model.config == config
     assert isinstance(model, AblatedCaiT) == (assignment != "ablation.insert_at=0")
-    facts = plan(recipe, lambda line: None)
+    facts = plan(recipe)
     assert (facts["params"], facts["train_images"]) == (sum(p.numel() for p in model.parameters()), 64)
 
 
@@ -59,13 +58,13 @@ def test_plan_and_training_agree_on_the_network(assignment):
         (["compute.memory=small", "compute.attention=plain"], "it belongs to compute.backend=lean, not reference"),
     ],
 )
-def test_a_setting_that_changes_nothing_is_told(tmp_path, settings, told):
+def test_a_setting_that_changes_nothing_is_told(tmp_path, settings, told, caplog):
     recipe = load_recipe("scratch_32", [*TINY_CAIT, *settings, "data.limit=16", "data.val_limit=4"])
-    planned: list[str] = []
-    trained: list[str] = []
-    facts = plan(recipe, planned.append)
-    train(recipe, tmp_path / "run", say=trained.append, live=False)
-    for lines in (planned, trained):
+    facts = plan(recipe)
+    planned = list(caplog.messages)
+    caplog.clear()
+    train(recipe, tmp_path / "run")
+    for lines in (planned, caplog.messages):
         notes = [line for line in lines if "compute.memory=small changes nothing" in line]
         assert len(notes) == bool(told)
         assert told in "".join(notes)
@@ -78,13 +77,13 @@ def test_without_the_sections_the_network_and_its_first_weights_are_as_before():
     # The sizes that cait_nano_32 had then.
     before = ["shape={embed_dim: 96, depth: 12}"]
     recipe = load_recipe("scratch_32", before)
-    found = start_model(recipe, [str(i) for i in range(10)], lambda line: None)
+    found = start_model(recipe, [str(i) for i in range(10)])
     assert type(found.model) is CaiT
     assert type(found.model.config) is CaiTConfig
     said = load_recipe(
         "scratch_32", [*before, "ablation={residual: layerscale, pre_norm: true, class_token: class_stage}"]
     )
-    again = start_model(said, [str(i) for i in range(10)], lambda line: None).model
+    again = start_model(said, [str(i) for i in range(10)]).model
     assert type(again) is CaiT
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in found.model.state_dict().items())
     # Drawn before there were alternatives (commit 18195b3), on any machine: the first weights of seed 0.

@@ -11,7 +11,7 @@ from deepcait.data.order import Order
 from deepcait.training.notes import notes_of
 from deepcait.training.plan import plan
 from deepcait.training.recipe import load_recipe
-from deepcait.training.run import train
+from deepcait.training.trainer import train
 from tests.training.tiny import tiny_recipe
 
 
@@ -58,17 +58,18 @@ def test_notes_of_few_validation_images(num, said):
     assert any("best epoch and early stopping rest on 6" in told for told in notes_of(early, Order(64, 32), 6))
 
 
-def test_a_dry_run_and_a_run_say_both(tmp_path):
+def test_a_dry_run_and_a_run_say_both(tmp_path, caplog):
     for name, value in (("a", 0), ("b", 255)):
         (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(10):
             Image.new("RGB", (8, 8), (value, 20 * i, 0)).save(tmp_path / "data" / name / f"{i}.png")
     settings = [f"data.source={tmp_path / 'data'}", "epochs=1", "global_batch_size=10", "compute.device=cpu"]
     recipe = load_recipe("demo", settings)
-    planned, run = [], []
-    plan(recipe, planned.append)
-    train(recipe, tmp_path / "run", say=run.append, live=False)
-    for lines in (planned, run):
-        notes = [line for line in "\n".join(lines).splitlines() if line.startswith("note: ")]
+    plan(recipe)
+    planned = list(caplog.records)
+    caplog.clear()
+    train(recipe, tmp_path / "run")
+    for lines in (planned, caplog.records):
+        notes = [record.getMessage() for record in lines if record.levelname == "WARNING"]
         assert [line for line in notes if "takes 10 of 18 training images" in line], lines
         assert [line for line in notes if "rests on 2 validation images" in line], lines

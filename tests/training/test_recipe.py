@@ -13,7 +13,7 @@ from PIL import Image
 import deepcait
 from deepcait.errors import ConfigError, DeepcaitError
 from deepcait.training.plan import plan
-from deepcait.training.recipe import Average, Recipe, Teacher, load_recipe, recipe_names
+from deepcait.training.recipe import Average, Distillation, Recipe, load_recipe, recipe_names
 
 PACKAGE = Path(deepcait.__file__).parent
 # What the laboratory notebook says to people; no code decides by it.
@@ -276,7 +276,7 @@ def test_odd_values_said_back_whole(tmp_path):
         img_size=(32, 48),
         layer_scale_init=1e-5,
         ema=Average(decay=0.99996),
-        teacher=Teacher(spec="python:a:b # c\n'\"\u00e9\U0001f989", mean=(1e-9, 1.0, 1e22), img_size="64"),
+        teacher=Distillation(spec="python:a:b # c\n'\"\u00e9\U0001f989", mean=(1e-9, 1.0, 1e22), img_size="64"),
     )
     assert load_recipe(written(tmp_path, recipe.to_yaml())) == recipe
 
@@ -322,10 +322,11 @@ CHEAP = ["demo", "scratch_32", "finetune", "linear_probe", "transfer_cifar10", "
 
 
 @pytest.mark.parametrize("name", CHEAP)
-def test_a_dry_run(name):
+def test_a_dry_run(name, caplog):
+    caplog.set_level("INFO", "deepcait")
     recipe = load_recipe(name, ["data.source=builtin:demo", "model=cait_nano_32", "img_size=32"])
-    lines: list[str] = []
-    facts = plan(recipe, lines.append)
+    facts = plan(recipe)
+    lines = caplog.messages
     assert facts["steps"] == recipe.epochs * max(1, facts["train_images"] // recipe.global_batch_size)
     assert facts["global_batch_size"] == recipe.global_batch_size
     assert max(facts["lr"].values()) <= recipe.peak_lr
@@ -343,20 +344,20 @@ def test_a_dry_run_looks_at_the_validation_images_too(tmp_path):
         (tmp_path / place).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(tmp_path / place / "a.png")
     with pytest.raises(DeepcaitError, match="owl"):
-        plan(load_recipe("demo", [f"data.source=folder:{tmp_path}"]), lambda line: None)
+        plan(load_recipe("demo", [f"data.source=folder:{tmp_path}"]))
 
 
-def test_a_dry_run_without_any_learning():
+def test_a_dry_run_without_any_learning(caplog):
+    caplog.set_level("INFO", "deepcait")
     still = ["optimizer.lr=0", "schedule.min_lr=0", "schedule.warmup_lr=0"]
-    lines: list[str] = []
-    assert set(plan(load_recipe("demo", still), lines.append)["lr"].values()) == {0}
-    assert any(line.strip() == f"[{' ' * 60}]" for line in lines)
+    assert set(plan(load_recipe("demo", still))["lr"].values()) == {0}
+    assert any(line.strip() == f"[{' ' * 60}]" for line in caplog.messages)
 
 
 @pytest.mark.parametrize("name", sorted(set(recipe_names()) - set(CHEAP)))
 def test_every_recipe_is_planned_with_its_own_model(name):
     recipe = load_recipe(name, ["data.source=builtin:demo"])
-    facts = plan(recipe, lambda line: None)
+    facts = plan(recipe)
     assert facts["params"] > 1e6
     assert facts["activation_bytes"] > 0
 
@@ -368,7 +369,7 @@ def test_every_recipe_is_planned_with_its_own_model(name):
 )
 def test_a_dry_run_says_what_would_stop_the_run(assignment, tmp_path):
     with pytest.raises(DeepcaitError):
-        plan(load_recipe("demo", assignment.split()), lambda line: None)
+        plan(load_recipe("demo", assignment.split()))
 
 
 @pytest.mark.parametrize(
@@ -391,9 +392,10 @@ def test_a_dry_run_says_what_would_stop_the_run(assignment, tmp_path):
         ),
     ],
 )
-def test_a_dry_run_says_where_it_starts_and_what_is_hardly_meant(settings, model, note):
-    lines: list[str] = []
-    plan(load_recipe("demo", ["start=random", *settings]), lines.append)
-    assert lines[0].split(maxsplit=1)[1].startswith(f"{model}, 32 x 32 px")
-    notes = [line for line in lines if line.startswith("note: ")]
+def test_a_dry_run_says_where_it_starts_and_what_is_hardly_meant(settings, model, note, caplog):
+    caplog.set_level("INFO", "deepcait")
+    plan(load_recipe("demo", ["start=random", *settings]))
+    line = next(line for line in caplog.messages if line.startswith("model "))
+    assert line.split(maxsplit=1)[1].startswith(f"{model}, 32 x 32 px")
+    notes = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [note in line for line in notes] == ([True] if note else [])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from deepcait.data import Subset
 from deepcait.errors import RunError
-from deepcait.training import run as run_module
-from deepcait.training.run import open_training_data, require_startable, write_run_files
+from deepcait.training import run_folder as run_module
+from deepcait.training.data import open_training_data
+from deepcait.training.run_folder import require_startable, write_run_files
 from tests.training.tiny import section, tiny_recipe
 
 
@@ -23,13 +25,13 @@ def recipe():
 
 
 @pytest.fixture(scope="module")
-def sources(recipe):
-    return open_training_data(recipe, lambda line: None)
+def data(recipe):
+    return open_training_data(recipe)
 
 
 @pytest.mark.parametrize("whole", [0, 1, 2])
 @pytest.mark.parametrize("where", ["before", "within"])
-def test_a_kill_at_any_file_leaves_a_startable_folder(tmp_path, monkeypatch, recipe, sources, whole, where):
+def test_a_kill_at_any_file_leaves_a_startable_folder(tmp_path, monkeypatch, recipe, data, whole, where):
     folder, left, replace_text = tmp_path / "run", [whole], run_module.replace_text
 
     def killed(path, text):
@@ -43,27 +45,27 @@ def test_a_kill_at_any_file_leaves_a_startable_folder(tmp_path, monkeypatch, rec
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "replace_text", killed)
         with pytest.raises(Killed):
-            write_run_files(folder, recipe, sources)
+            write_run_files(folder, recipe, data)
     require_startable(folder, resume=True)
     (folder / ".best.0a1b.new").mkdir()  # of a later kill
-    write_run_files(folder, recipe, sources)
+    write_run_files(folder, recipe, data)
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "data.json", "environment.json"]
     assert json.loads((folder / "data.json").read_text())["num_train"] == 20
 
 
-def test_other_data_than_the_run_began_with_are_refused(tmp_path, recipe, sources):
-    write_run_files(tmp_path, recipe, sources)
+def test_other_data_than_the_run_began_with_are_refused(tmp_path, recipe, data):
+    write_run_files(tmp_path, recipe, data)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    write_run_files(tmp_path, recipe, sources)
+    write_run_files(tmp_path, recipe, data)
     for part in ("data.limit=19", "data.val_limit=9"):
         name, value = part.removeprefix("data.").split("=")
-        others = open_training_data(section(recipe, "data", **{name: int(value)}), lambda line: None)
+        others = open_training_data(section(recipe, "data", **{name: int(value)}))
         with pytest.raises(
             RunError, match=r"expected the data that the run began with \(20 training and 10 validation"
         ):
             write_run_files(tmp_path, recipe, others)
-    swapped = Subset(sources[0], range(len(sources[0])), split="train")
+    swapped = Subset(data.train, range(len(data.train)), split="train")
     swapped.labels[0] = (swapped.labels[0] + 1) % len(swapped.classes)
     with pytest.raises(RunError, match="got other names or labels"):
-        write_run_files(tmp_path, recipe, (swapped, sources[1]))
+        write_run_files(tmp_path, recipe, dataclasses.replace(data, train=swapped))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

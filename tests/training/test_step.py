@@ -247,3 +247,56 @@ def test_a_wish_to_stop_is_passed_on():
     for wish in (False, True):
         stepper = make_stepper(tiny_model(), recipe)
         assert stepper(0, iter(some_batches(recipe)), 1e-3, head_only=False, stop=wish).stop is wish
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what makes the host wait for a device: values that Python reads, and copies to the host."""
+
+    def __init__(self, monkeypatch) -> None:
+        super().__init__()
+        self.count = 0
+        for name in ("tolist", "numpy", "cpu", "__array__"):  # on the CPU these dispatch nothing
+            monkeypatch.setattr(torch.Tensor, name, self.counted(getattr(torch.Tensor, name)))
+
+    def counted(self, read):
+        def method(tensor, *args, **kwargs):
+            self.count += 1
+            return read(tensor, *args, **kwargs)
+
+        return method
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        reads = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default, torch.ops.aten.equal.default)
+        to_host = func is torch.ops.aten._to_copy.default and (kwargs or {}).get("device") == torch.device("cpu")
+        if func in reads or (to_host and args[0].device.type != "cpu"):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", ["plain", "everything"])
+def test_the_host_waits_once_a_step_whatever_the_number_of_replicas(monkeypatch, settings):
+    """On a GPU each read stops the queue of work: two for each of 8 replicas were 17 stalls in a step."""
+    changes, teacher = {}, None
+    if settings == "everything":
+        optimizer = Optimizer(lr=1e-3, lr_batch=0, clip_norm=1.0, layer_decay=0.9)
+        changes = {"mix": Mix(), "optimizer": optimizer, "compute": Compute(device="cpu", precision="bf16")}
+        teacher = tiny_model(torch.float32).eval()
+    counts = []
+    for replicas in (1, 2, 8):
+        recipe = sized(replicas, **changes)
+        stepper = make_stepper(tiny_model(torch.float32, drop_path_rate=0.2), recipe, teacher=teacher)
+        batches = iter(some_batches(recipe))
+        with monkeypatch.context() as patch, HostReads(patch) as reads:
+            result = stepper(0, batches, 1e-3, head_only=False, stop=False)
+        assert result.updated
+        counts.append(reads.count)
+    assert counts == [1, 1, 1]
+
+
+def test_the_count_of_host_reads_can_say_no(monkeypatch):
+    with HostReads(monkeypatch) as reads:
+        value = torch.ones(2).sum()
+        for read in (float, bool, lambda t: t.item(), lambda t: t.tolist(), lambda t: t.numpy(), lambda t: t.cpu()):
+            before = reads.count
+            read(value)
+            assert reads.count > before

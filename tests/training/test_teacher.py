@@ -17,8 +17,8 @@ from deepcait.cli.main import main
 from deepcait.data import Preprocessing
 from deepcait.data.mixing import Mix
 from deepcait.errors import ConfigError, WeightsError
-from deepcait.training.recipe import Teacher
-from deepcait.training.teacher import TeacherView, load_teacher
+from deepcait.training.recipe import Distillation
+from deepcait.training.teacher import Teacher, load_teacher
 from tests.training.tiny import make_stepper, some_batches, tiny_model, tiny_recipe
 
 SEEN = Preprocessing((16, 16), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
@@ -65,7 +65,7 @@ def normalised(images: torch.Tensor, mean, std) -> torch.Tensor:
 
 def test_sees_the_images_as_if_normalised_for_itself(factory):
     module = Remembers(cfg=OWN)
-    view = load_teacher(Teacher(spec=factory(lambda: module)), SEEN, CLASSES)
+    view = load_teacher(Distillation(spec=factory(lambda: module)), SEEN, CLASSES)
     view(normalised(pixels(), SEEN.mean, SEEN.std))
     assert (module.shown[-1] - normalised(pixels(), OWN["mean"], OWN["std"])).abs().max() < 1e-5
     assert "its own" in view.origin
@@ -81,7 +81,7 @@ def test_sees_the_images_as_if_normalised_for_itself(factory):
 )
 def test_where_the_normalisation_comes_from(factory, cfg, settings, mean, source):
     module = Remembers(cfg=cfg)
-    view = load_teacher(Teacher(spec=factory(lambda: module), **settings), SEEN, CLASSES)
+    view = load_teacher(Distillation(spec=factory(lambda: module), **settings), SEEN, CLASSES)
     grey = normalised(torch.full((1, 3, 16, 16), 0.5), SEEN.mean, SEEN.std)
     view(grey)
     std = settings.get("std") or (OWN["std"] if cfg else (0.229, 0.224, 0.225))
@@ -102,7 +102,7 @@ def test_where_the_normalisation_comes_from(factory, cfg, settings, mean, source
 )
 def test_sizes(factory, wanted, own, size):
     module = Remembers(cfg=OWN | ({"input_size": own} if own else {}))
-    view = load_teacher(Teacher(spec=factory(lambda: module), img_size=wanted), SEEN, CLASSES)
+    view = load_teacher(Distillation(spec=factory(lambda: module), img_size=wanted), SEEN, CLASSES)
     images = normalised(pixels(), SEEN.mean, SEEN.std)
     view(images)
     assert tuple(module.shown[-1].shape) == (4, 3, *size)
@@ -116,7 +116,7 @@ def test_sizes(factory, wanted, own, size):
 @pytest.mark.parametrize("size", ["big", 0, -3])
 def test_a_size_that_is_none(factory, size):
     with pytest.raises(ConfigError, match="own, student or a side"):
-        load_teacher(Teacher(spec=factory(Remembers), img_size=size), SEEN, CLASSES)
+        load_teacher(Distillation(spec=factory(Remembers), img_size=size), SEEN, CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_size_that_is_none(factory, size):
 )
 def test_a_normalisation_that_cannot_be(factory, settings):
     with pytest.raises(ConfigError, match=r"one value a channel \(3\) and std above 0"):
-        load_teacher(Teacher(spec=factory(Remembers), **settings), SEEN, CLASSES)
+        load_teacher(Distillation(spec=factory(Remembers), **settings), SEEN, CLASSES)
 
 
 @pytest.mark.parametrize(("size", "channels"), [("student", 3), (7, 3), ("own", 1)])
@@ -137,11 +137,11 @@ def test_a_teacher_that_refuses_what_it_would_see(factory, size, channels):
             return super().forward(images)
 
     spec = factory(lambda: Strict(cfg={"input_size": (3, 24, 24)}))
-    assert load_teacher(Teacher(spec=spec), SEEN, CLASSES).img_size == (24, 24)
+    assert load_teacher(Distillation(spec=spec), SEEN, CLASSES).img_size == (24, 24)
     seen = SEEN if channels == 3 else Preprocessing((16, 16), mean=(0.5,), std=(0.5,))
     settings = {} if channels == 3 else {"mean": (0.5,), "std": (0.5,)}
     with pytest.raises(ConfigError, match=r"doesn't match model\.") as caught:
-        load_teacher(Teacher(spec=spec, img_size=size, **settings), seen, CLASSES)
+        load_teacher(Distillation(spec=spec, img_size=size, **settings), seen, CLASSES)
     assert "teacher.img_size" in caught.value.remedy
 
 
@@ -151,16 +151,16 @@ def test_a_teacher_whose_answers_are_no_numbers(factory):
             return super().forward(images) * float("nan")
 
     with pytest.raises(ConfigError, match="logits that are numbers"):
-        load_teacher(Teacher(spec=factory(Broken)), SEEN, CLASSES)
+        load_teacher(Distillation(spec=factory(Broken)), SEEN, CLASSES)
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_sees_the_mixed_images_and_is_never_trained(factory, kind):
     module = Remembers(7, cfg=OWN)
     seen = Preprocessing((16, 16))
-    view = load_teacher(Teacher(spec=factory(lambda: module)), seen, [f"class {i}" for i in range(7)])
+    view = load_teacher(Distillation(spec=factory(lambda: module)), seen, [f"class {i}" for i in range(7)])
     module.shown.clear()
-    recipe = tiny_recipe(mix=Mix(), teacher=Teacher(spec="any", kind=kind))
+    recipe = tiny_recipe(mix=Mix(), teacher=Distillation(spec="any", kind=kind))
     model = tiny_model(torch.float32)
     shown: list[torch.Tensor] = []
     model.register_forward_pre_hook(lambda _, args: shown.append(args[0].clone()))
@@ -178,13 +178,13 @@ def test_sees_the_mixed_images_and_is_never_trained(factory, kind):
 
 
 def test_the_teacher_changes_what_is_learnt(factory):
-    recipe = tiny_recipe(teacher=Teacher(spec="any", alpha=1.0))
+    recipe = tiny_recipe(teacher=Distillation(spec="any", alpha=1.0))
     losses = []
     for bias in (0, 1):
         module = Remembers(7)
         nn.init.zeros_(module.layer.weight)
         module.layer.bias.data = F.one_hot(torch.tensor(bias), 7).float()
-        view = TeacherView(
+        view = Teacher(
             module, Preprocessing((16, 16)), mean=(0,) * 3, std=(1,) * 3, img_size=(16, 16), columns=None, origin=""
         )
         stepper = make_stepper(tiny_model(torch.float32), recipe, teacher=view)
@@ -197,7 +197,7 @@ def test_the_teacher_changes_what_is_learnt(factory):
 @pytest.mark.parametrize("num_classes", [2, 4])
 def test_other_classes_are_an_error(factory, num_classes):
     with pytest.raises(ConfigError, match=rf"the student's 3 classes, got \(1, {num_classes}\)"):
-        load_teacher(Teacher(spec=factory(lambda: Remembers(num_classes))), SEEN, CLASSES)
+        load_teacher(Distillation(spec=factory(lambda: Remembers(num_classes))), SEEN, CLASSES)
 
 
 def test_answers_that_are_no_logits(factory):
@@ -206,7 +206,7 @@ def test_answers_that_are_no_logits(factory):
             return super().forward(images), None
 
     with pytest.raises(ConfigError, match="classes, got tuple"):
-        load_teacher(Teacher(spec=factory(Pair)), SEEN, CLASSES)
+        load_teacher(Distillation(spec=factory(Pair)), SEEN, CLASSES)
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def cait_teacher(tmp_path):
 
 def test_columns_are_permuted_by_class_names(cait_teacher):
     folder, model = cait_teacher
-    view = load_teacher(Teacher(spec=str(folder)), SEEN, CLASSES)
+    view = load_teacher(Distillation(spec=str(folder)), SEEN, CLASSES)
     answer = view(normalised(pixels(32), SEEN.mean, SEEN.std))
     with torch.no_grad():
         direct = model(normalised(pixels(32), OWN["mean"], OWN["std"]))
@@ -240,12 +240,12 @@ def test_a_grey_teacher_of_coloured_images_is_named(tmp_path):
     grey = Preprocessing((32, 32), mean=(0.5,), std=(0.2,))
     spec = deepcait.Classifier(model, classes=CLASSES, preprocessing=grey, device="cpu").save(tmp_path / "grey")
     with pytest.raises(ConfigError, match=r"teacher .*grey: expected an answer .* with 3 channels, got: .*\(B, 1, 32"):
-        load_teacher(Teacher(spec=str(spec)), Preprocessing((32, 32)), CLASSES)
+        load_teacher(Distillation(spec=str(spec)), Preprocessing((32, 32)), CLASSES)
 
 
 def test_a_class_that_the_teacher_does_not_know(cait_teacher):
     with pytest.raises(ConfigError, match="got none for yak"):
-        load_teacher(Teacher(spec=str(cait_teacher[0])), SEEN, [*CLASSES, "yak"])
+        load_teacher(Distillation(spec=str(cait_teacher[0])), SEEN, [*CLASSES, "yak"])
 
 
 def test_a_factory_in_the_current_folder(tmp_path, monkeypatch):
@@ -258,7 +258,7 @@ def test_a_factory_in_the_current_folder(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
-    view = load_teacher(Teacher(spec="python:lab.teachers_of_ours:build"), SEEN, CLASSES)
+    view = load_teacher(Distillation(spec="python:lab.teachers_of_ours:build"), SEEN, CLASSES)
     assert view(pixels()).shape == (4, 3)
     for name in ("lab", "lab.teachers_of_ours"):
         sys.modules.pop(name)
@@ -269,7 +269,7 @@ def test_a_factory_in_the_current_folder(tmp_path, monkeypatch):
 )
 def test_factories_that_are_not_there(spec):
     with pytest.raises(ConfigError, match="package.module:factory") as caught:
-        load_teacher(Teacher(spec=spec), SEEN, CLASSES)
+        load_teacher(Distillation(spec=spec), SEEN, CLASSES)
     assert "PYTHONPATH" in caught.value.remedy
 
 
@@ -277,13 +277,13 @@ def test_a_module_that_fails_while_it_is_imported(tmp_path, monkeypatch):
     (tmp_path / "broken_teacher.py").write_text("raise RuntimeError('no licence')\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match="got RuntimeError: no licence") as caught:
-        load_teacher(Teacher(spec="python:broken_teacher:build"), SEEN, CLASSES)
+        load_teacher(Distillation(spec="python:broken_teacher:build"), SEEN, CLASSES)
     assert caught.value.remedy == "Mend the module."
 
 
 def test_a_factory_that_builds_no_module(factory):
     with pytest.raises(ConfigError, match="to return a torch module, got dict"):
-        load_teacher(Teacher(spec=factory(dict)), SEEN, CLASSES)
+        load_teacher(Distillation(spec=factory(dict)), SEEN, CLASSES)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -297,7 +297,7 @@ def test_a_timm_model_with_weights_from_a_file(tmp_path, suffix):
         from safetensors.torch import save_file
 
         save_file(peer.state_dict(), path)
-    view = load_teacher(Teacher(spec=f"timm:resnet10t,weights={path}", img_size=64), SEEN, CLASSES)
+    view = load_teacher(Distillation(spec=f"timm:resnet10t,weights={path}", img_size=64), SEEN, CLASSES)
     cfg = peer.pretrained_cfg
     with torch.no_grad():
         direct = peer(normalised(pixels(64), cfg["mean"], cfg["std"]))
@@ -316,7 +316,7 @@ def test_a_timm_model_with_weights_from_a_file(tmp_path, suffix):
 )
 def test_names_that_lead_nowhere(spec, kind, words):
     with pytest.raises(kind, match=words) as caught:
-        load_teacher(Teacher(spec=spec), SEEN, CLASSES)
+        load_teacher(Distillation(spec=spec), SEEN, CLASSES)
     assert caught.value.remedy
 
 
@@ -324,14 +324,14 @@ def test_weights_of_another_model_or_out_of_reach(tmp_path, monkeypatch):
     path = tmp_path / "weights.pth"
     torch.save({"a": torch.zeros(1)}, path)
     with pytest.raises(WeightsError, match="expected its weights"):
-        load_teacher(Teacher(spec=f"timm:resnet10t,weights={path}"), SEEN, CLASSES)
+        load_teacher(Distillation(spec=f"timm:resnet10t,weights={path}"), SEEN, CLASSES)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
     with pytest.raises(WeightsError, match="expected its weights") as caught:
-        load_teacher(Teacher(spec="timm:resnet10t.c3_in1k"), SEEN, CLASSES)
+        load_teacher(Distillation(spec="timm:resnet10t.c3_in1k"), SEEN, CLASSES)
     assert "weights=PATH" in caught.value.remedy
     with pytest.raises(WeightsError, match="expected its weights, got: .*gone"):
-        load_teacher(Teacher(spec="timm:resnet10t.gone"), SEEN, CLASSES)
+        load_teacher(Distillation(spec="timm:resnet10t.gone"), SEEN, CLASSES)
 
 
 def test_train_with_a_teacher_from_end_to_end(tmp_path, monkeypatch, capsys):

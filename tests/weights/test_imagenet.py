@@ -51,10 +51,10 @@ def test_a_start_from_imagenet_keeps_head_and_names_for_bare_integers(tmp_path):
     model = CaiT(variant_config("cait_nano_32").replace(num_classes=1000, depth=1))
     classifier = Classifier(model, classes=imagenet.wnids(), preprocessing=Preprocessing((32, 32)), device="cpu")
     recipe = Recipe(model=str(classifier.save(tmp_path / "model")))
-    found = start_model(recipe, [str(index) for index in range(1000)], lambda line: None)
+    found = start_model(recipe, [str(index) for index in range(1000)])
     assert found.classes == imagenet.wnids()
     assert torch.equal(found.model.head.weight, model.head.weight)
-    found = start_model(recipe, [str(index) for index in range(999)], lambda line: None)
+    found = start_model(recipe, [str(index) for index in range(999)])
     assert found.classes == [str(index) for index in range(999)]
 
 

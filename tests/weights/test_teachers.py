@@ -12,7 +12,7 @@ import torch
 from deepcait.cli.main import main
 from deepcait.data import Preprocessing
 from deepcait.errors import DataError, WeightsError
-from deepcait.training.recipe import Teacher
+from deepcait.training.recipe import Distillation
 from deepcait.training.teacher import load_teacher
 from deepcait.weights import teachers as teachers_module
 from deepcait.weights.teachers import list_teachers, read_table
@@ -135,9 +135,9 @@ def test_a_timm_teacher_comes_from_the_hub_and_then_from_its_cache(client, rando
     hub = Hub({f"timm/{NAME}": folder})
     with run_hub(hub):
         client(hub.endpoint)
-        first = load_teacher(Teacher(spec=f"timm:{NAME}"), SEEN, CLASSES)
+        first = load_teacher(Distillation(spec=f"timm:{NAME}"), SEEN, CLASSES)
         assert any("model.safetensors" in line for line in hub.requests)
-    again = load_teacher(Teacher(spec=f"timm:{NAME}"), SEEN, CLASSES)  # the server is gone
+    again = load_teacher(Distillation(spec=f"timm:{NAME}"), SEEN, CLASSES)  # the server is gone
     assert torch.equal(first(images), again(images))
     assert all(torch.equal(tensor, again.module.state_dict()[key]) for key, tensor in peer.state_dict().items())
 
@@ -147,7 +147,7 @@ def test_a_teacher_out_of_reach_is_one_paragraph_at_once(client, monkeypatch):
     pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     with pytest.raises(WeightsError, match="expected its weights, got: .*no answer") as caught:
-        load_teacher(Teacher(spec=f"timm:{NAME}"), SEEN, CLASSES)
+        load_teacher(Distillation(spec=f"timm:{NAME}"), SEEN, CLASSES)
     assert sum(pauses) < 5  # the client alone would try again and again, for half a minute
     assert f"/timm/{NAME}/resolve/main/model.safetensors" in caught.value.remedy
     assert f"timm:{NAME},weights=PATH" in caught.value.remedy

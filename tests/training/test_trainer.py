@@ -13,12 +13,13 @@ import torch
 from deepcait.data.mixing import Mix
 from deepcait.errors import ConfigError, DataError, DivergedError, RunError, Stopped
 from deepcait.runtime.processes import Processes
-from deepcait.training import loop
+from deepcait.runtime.signals import StopRequest
+from deepcait.training import trainer as loop
 from deepcait.training.checkpoint import newest_checkpoint, read_checkpoint
 from deepcait.training.journal import read_metrics, read_state
-from deepcait.training.loop import StopRequest, Trainer
 from deepcait.training.recipe import About, Average, Compute, Keep, Optimizer
-from tests.training.tiny import K, Pixels, Scores, section, tiny_job, tiny_model, tiny_recipe, train
+from deepcait.training.trainer import Trainer
+from tests.training.tiny import K, Models, Pixels, Scores, section, tiny_job, tiny_model, tiny_recipe, train
 
 
 def full_recipe(**changes):
@@ -211,7 +212,7 @@ def test_fp16_resumes_to_the_same_bytes(tmp_path):
 def test_a_process_that_is_not_the_main_one_writes_nothing(tmp_path):
     recipe = section(full_recipe(epochs=1), "keep", tensorboard=False)
     saved = []
-    train(tmp_path, recipe, model=deep_model(), processes=Processes(rank=1), save_model=lambda *_: saved.append(1))
+    train(tmp_path, recipe, model=deep_model(), processes=Processes(rank=1), models=Models(lambda *_: saved.append(1)))
     assert list(tmp_path.iterdir()) == saved == []
 
 
@@ -343,30 +344,27 @@ def test_a_second_interrupt_insists():
             signal.raise_signal(signal.SIGINT)
 
 
-def test_passed_over_checkpoints_are_named(tmp_path, uninterrupted):
+def test_skipped_checkpoints_are_named(tmp_path, uninterrupted, caplog):
+    caplog.set_level("INFO", "deepcait")
     recipe = full_recipe()
     train(tmp_path, recipe, model=deep_model())
     newest, _ = newest_checkpoint(tmp_path / "checkpoints")
     newest.write_bytes(newest.read_bytes()[:-1])
-    said: list[str] = []
-    job = tiny_job(tmp_path, recipe, model=deep_model(), watch=loop.Watch(8, 8, say=said.append, live=False))
-    Trainer(job).fit()
-    assert any(newest.name in line and "passed over" in line for line in said)
-    assert any("goes on from step_0000000" in line for line in said)
+    train(tmp_path, recipe, model=deep_model())
+    assert any(newest.name in line and "skipped" in line for line in caplog.messages)
+    assert any("resuming from step_0000000" in line for line in caplog.messages)
     assert outcome(tmp_path) == uninterrupted
 
 
-def test_a_run_without_its_checkpoints_says_that_it_starts_anew(tmp_path, uninterrupted):
+def test_a_run_without_its_checkpoints_says_that_it_starts_again(tmp_path, uninterrupted, caplog):
     recipe = full_recipe()
-    said: list[str] = []
-    train(tmp_path, recipe, model=deep_model(), watch=loop.Watch(8, 8, say=said.append, live=False))
-    assert not any("anew" in line for line in said)  # it is new
+    train(tmp_path, recipe, model=deep_model())
+    assert not any("starts again" in line for line in caplog.messages)  # it is new
     shutil.rmtree(tmp_path / "checkpoints")
     for _ in range(2):
-        watch = loop.Watch(8, 8, say=said.append, live=False)
-        Trainer(tiny_job(tmp_path, recipe, model=deep_model(), watch=watch)).fit()
-    assert [line for line in said if "starts anew" in line] == [
-        "no checkpoint is left to go on from: the run starts anew"
+        train(tmp_path, recipe, model=deep_model())
+    assert [line for line in caplog.messages if "starts again" in line] == [
+        "no checkpoint is left to resume from: the run starts again"
     ]
     assert outcome(tmp_path) == uninterrupted
 
@@ -427,26 +425,20 @@ def test_settings_that_decide_no_result_may_change_in_between(tmp_path, uninterr
     assert outcome(tmp_path) == uninterrupted
 
 
-def test_what_fails_before_the_first_step_leaves_the_folder_as_it_was(tmp_path):
+def test_what_fails_before_the_first_step_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     """Half a TensorBoard folder would be refused as the folder of a run."""
-
-    class Writes(loop.Watch):
-        def listeners(self, folder):
-            (folder / "tensorboard").mkdir()
-            return []
-
+    monkeypatch.setattr(loop, "open_trackers", lambda keep, folder: (folder / "tensorboard").mkdir())
     odd = tiny_recipe(global_batch_size=6, mix=Mix())
     with pytest.raises(ConfigError):
-        Trainer(tiny_job(tmp_path, odd, watch=Writes(1, 1, say=None, live=False)))
+        Trainer(tiny_job(tmp_path, odd))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_validation_loss_that_is_none_is_told_and_no_failure(tmp_path):
-    said: list[str] = []
-    watch = loop.Watch(4, 8, say=said.append, live=False)
+def test_a_validation_loss_that_is_none_is_logged_and_no_failure(tmp_path, caplog):
+    caplog.set_level("INFO", "deepcait")
     metrics = {"top1": 0.0, "top5": 0.5, "loss": None}
-    train(tmp_path, full_recipe(epochs=1), watch=watch, validation=Scores(lambda net: metrics))
-    assert any("top-1 0.00%, loss not finite (ema weights" in line for line in said)
+    train(tmp_path, full_recipe(epochs=1), validation=Scores(lambda net: metrics))
+    assert any("top-1 0.00%, loss not finite (ema weights" in line for line in caplog.messages)
     assert read_state(tmp_path)["state"] == "finished"
 
 
@@ -481,22 +473,21 @@ def test_weights_that_an_update_destroyed_are_neither_measured_nor_saved(tmp_pat
     assert path is None or all(tensor.isfinite().all() for tensor in read_checkpoint(path)[1].values())
 
 
-def test_best_last_patience_and_which_weights(tmp_path):
+def test_best_last_patience_and_which_weights(tmp_path, caplog):
+    caplog.set_level("INFO", "deepcait")
     saved: list[tuple[str, int]] = []
     accuracies = iter([0.2, 0.9, 0.5, 0.9, 0.4, 0.3, 0.2, 0.1] + [0.0] * 9)
     recipe = section(full_recipe(epochs=9, ema=Average(decay=0.0)), "keep", patience_epochs=2)
-    said: list[str] = []
     trainer = train(
         tmp_path,
         recipe,
-        watch=loop.Watch(36, 8, say=said.append, live=False),
         validation=Scores(lambda net: {"top1": next(accuracies), "top5": 1.0, "loss": 0.0}),
-        save_model=lambda name, model, average, facts: saved.append((name, facts["epoch"])),
+        models=Models(lambda name, model, average, facts: saved.append((name, facts["epoch"]))),
     )
     assert trainer.progress.best_top1 == 0.9
     assert trainer.progress.best_step == 8
     assert trainer.progress.stopped_early
-    assert "stops early: no better in 2 epochs (keep.patience_epochs)" in said
+    assert "stops early: no better in 2 epochs (keep.patience_epochs)" in caplog.messages
     assert saved == [("best", 1), ("last", 1), ("best", 2), ("last", 2), ("last", 3), ("last", 4)]
 
 

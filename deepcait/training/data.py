@@ -1,0 +1,74 @@
+"""The data of a run: opened as its recipe says, checked and cut, and the order in which it is trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from deepcait.data import Source, open_split
+from deepcait.data.fix_list import leave_out
+from deepcait.data.order import Order
+from deepcait.data.shrunk import shrunk
+from deepcait.data.source import describe, require_labels, with_options
+from deepcait.data.split import limited
+from deepcait.errors import ConfigError
+from deepcait.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run reads.
+
+    train, validation: labelled images; their classes are the same.
+    messages: what was opened and what was left out, a line each.
+    """
+
+    train: Source
+    validation: Source
+    messages: tuple[str, ...]
+
+
+def open_training_data(recipe: Recipe) -> TrainingData:
+    """Open the images to train on and to validate on; validation maps classes by name.
+
+    Raises:
+        DataError, ConfigError: no data, no classes, a class in validation that training lacks, or an image
+            without a label.
+    """
+    if not recipe.data.source:
+        raise ConfigError("--data: expected a data SPEC, got none.", remedy="Give --data, for example a folder.")
+    messages = []
+    train = open_split(recipe.data.source, "train", **held_out(recipe))
+    validation = open_split(recipe.data.source, "val", classes=train.classes, **held_out(recipe))
+    if recipe.data.exclude:
+        before = len(train), len(validation)
+        train, validation = (leave_out(source, recipe.data.exclude) for source in (train, validation))
+        left_out = f"{before[0] - len(train):,} training and {before[1] - len(validation):,} validation images"
+        messages.append(f"left out by {recipe.data.exclude}: {left_out}")
+    for source in (train, validation):
+        with_options(source, recipe.data.image_options())
+        require_labels(source)  # now, not after hours
+    train = shrunk(train, recipe.data.shrink_px, recipe.data.cache)
+    messages.append(f"data: {describe(train)}; validation: {describe(validation)}")
+    for what, limit in (("training", recipe.data.limit), ("validation", recipe.data.val_limit)):
+        if limit:
+            messages.append(f"only {limit:,} {what} images of them, drawn class by class")
+    limits = recipe.data.limit, recipe.data.val_limit
+    return TrainingData(limited(train, limits[0]), limited(validation, limits[1]), tuple(messages))
+
+
+def held_out(recipe: Recipe) -> dict[str, Any]:
+    """Return how a part of the data is held out for validation, where it has no part of its own."""
+    return {"fraction": recipe.data.val_fraction, "seed": recipe.seed}
+
+
+def build_order(recipe: Recipe, samples: Source) -> Order:
+    """Return the order of the training data that a recipe fixes."""
+    return Order(
+        num_samples=len(samples),
+        global_batch_size=recipe.global_batch_size,
+        replicas=recipe.replicas,
+        repeats=recipe.augment.repeats,
+        seed=recipe.seed,
+        class_labels=tuple(require_labels(samples)) if recipe.data.balanced else None,
+    )

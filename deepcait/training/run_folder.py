@@ -1,0 +1,156 @@
+"""A run as a folder: which one may be used, what is written before the first step, and its model folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from deepcait.data import Preprocessing, Source, list_splits, open_split
+from deepcait.data.split import SPLIT_FILE, manifest_text
+from deepcait.errors import RunError, WeightsError
+from deepcait.model import CaiT
+from deepcait.runtime.environment import environment
+from deepcait.training.average import WeightAverage
+from deepcait.training.data import TrainingData, held_out
+from deepcait.training.journal import REMEDY, read_state, replace_text
+from deepcait.training.recipe import Recipe
+from deepcait.weights.artefact import save_artefact
+from deepcait.weights.spec import Resolved
+
+# Sections of the recipe that a trained model need not remember.
+_NOT_OF_THE_MODEL = ("about", "keep", "compute", "data")
+# What a kill in the first moment of a run leaves behind: the unfinished config.yaml.
+_UNFINISHED_CONFIG = ".config.yaml*.new"  # 0.1 wrote .config.yaml.new
+
+
+def require_startable(folder: Path, resume: bool) -> None:
+    """Raise if the folder holds a run and `resume` is False, or anything else.
+
+    Raises:
+        RunError: the folder holds a run, or something else.
+    """
+    if folder.is_file():
+        raise RunError(f"{folder}: expected a folder for the run, got a file.", remedy="Give another --out.")
+    if (folder / "config.yaml").exists():
+        if not resume:
+            state = read_state(folder).get("state", "unfinished")
+            raise RunError(
+                f"{folder}: expected no run there yet, got one ({state}).",
+                remedy="Go on with it through --resume, or give another --out.",
+            )
+    elif folder.exists() and any(not entry.match(_UNFINISHED_CONFIG) for entry in folder.iterdir()):
+        raise RunError(f"{folder}: expected an empty folder, got other files.", remedy="Give another --out.")
+
+
+def write_run_files(folder: Path, recipe: Recipe, data: TrainingData) -> None:
+    """Write `config.yaml`, `environment.json`, `data.json`, and `split.json` where a part of the data was held out.
+
+    A resumed run's data must be the same as before.
+
+    Raises:
+        RunError: the folder can't be written, or the data changed since the run began.
+    """
+    facts = {
+        "classes": data.train.classes,
+        "num_train": len(data.train),
+        "num_validation": len(data.validation),
+        "fingerprint": _fingerprint(data.train, data.validation),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{folder}: expected to write the run here, got: {error.strerror}.", remedy="Give another --out."
+        ) from error
+    if (folder / "data.json").exists():
+        _require_same_data(folder, facts)
+    for unfinished in folder.glob(".*.new"):  # of a process that was killed; models are folders
+        shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
+    # The recipe first: it is what makes a folder a run.
+    replace_text(folder / "config.yaml", recipe.to_yaml())
+    replace_text(folder / "data.json", json.dumps(facts, indent=1) + "\n")
+    replace_text(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
+    if not (folder / SPLIT_FILE).exists():
+        _keep_split(folder, recipe)
+
+
+def _keep_split(folder: Path, recipe: Recipe) -> None:
+    """Write which images are held out, for whoever measures the run later: `eval --split val` takes the same."""
+    if {"val", "test"} & set(list_splits(recipe.data.source)):
+        return
+    names = (open_split(recipe.data.source, role, **held_out(recipe)).names for role in ("train", "val"))
+    replace_text(folder / SPLIT_FILE, manifest_text(*names, **held_out(recipe)))
+
+
+class ModelFolders:
+    """Writes the model folders of a run, `best` and `last`.
+
+    Args:
+        folder: of the run.
+        recipe: what the models are trained by.
+        start: what they started from, with their classes.
+        preprocessing: image -> image_CHW.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, start: Resolved, preprocessing: Preprocessing) -> None:
+        self.folder = folder
+        self.evaluates_average = recipe.ema.evaluated
+        settings = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in _NOT_OF_THE_MODEL}
+        if recipe.data.max_value:  # the model's users read images in the same range
+            settings["data"] = {"max_value": recipe.data.max_value}
+        self.facts = {
+            "preprocessing": start.pretrained_cfg | preprocessing.to_pretrained_cfg(),
+            "classes": start.classes,
+            "recipe": settings,
+            "provenance": {
+                "started_from": start.spec,
+                "start": recipe.start,
+                "teacher": recipe.teacher.spec or None,
+                "trained_on": recipe.data.source,
+            },
+        }
+
+    def save(self, name: str, model: CaiT, average: WeightAverage | None, metrics: dict) -> None:
+        """Write a model folder, with the averaged weights in it where there are some.
+
+        Raises:
+            RunError: it can't be written; what was there before is untouched.
+        """
+        evaluated = "ema" if average and self.evaluates_average else "raw"
+        ema_state = average.module.state_dict() if average else None
+        try:
+            save_artefact(
+                self.folder / name, model, metrics=metrics, ema_state=ema_state, evaluated=evaluated, **self.facts
+            )
+        except WeightsError as error:
+            raise RunError(error.problem, remedy=REMEDY) from error
+
+
+def _fingerprint(*sources: Source) -> str:
+    digest = hashlib.sha256()
+    for source in sources:
+        for name, label in zip(source.names, source.labels, strict=True):
+            digest.update(f"{name}\t{label}\n".encode())
+    return digest.hexdigest()
+
+
+def _require_same_data(folder: Path, facts: dict) -> None:
+    try:
+        before = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        same = before["fingerprint"] == facts["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{folder / 'data.json'}: expected what was noted of the run's data, got something else.",
+            remedy="Remove it to go on without comparing the data, or start a new run in another --out.",
+        ) from error
+    if not same:
+        raise RunError(
+            f"{folder}: expected the data that the run began with ({before['num_train']} training and "
+            f"{before['num_validation']} validation images), got other names or labels ({facts['num_train']} and "
+            f"{facts['num_validation']}).",
+            remedy="Bring the data back to what it was, or start a new run in another --out. More in "
+            "`deepcait help changed-data`.",
+        )

@@ -1,0 +1,398 @@
+"""Training, from a recipe to the last checkpoint: steps, evaluations, checkpoints, and a stop at any of them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import nn
+
+from deepcait.data import Preprocessing
+from deepcait.data.augment import build_augmentation
+from deepcait.data.loader import TrainingSet, training_batches
+from deepcait.data.mixing import Mixer
+from deepcait.data.order import Order
+from deepcait.data.source import require_labels
+from deepcait.errors import DataError, DeepcaitError, ImageError, RunError, Stopped
+from deepcait.model import CaiT
+from deepcait.runtime.device import choose_device
+from deepcait.runtime.processes import Processes, is_lost_process, join_processes, leave_processes
+from deepcait.runtime.signals import StopRequest
+from deepcait.training.average import WeightAverage
+from deepcait.training.checkpoint import (
+    Progress,
+    load_tensors,
+    newest_checkpoint,
+    read_checkpoint,
+    read_settings,
+    save_checkpoint,
+    state_tensors,
+)
+from deepcait.training.compute import describe_compute, set_compute, wrap
+from deepcait.training.data import build_order, open_training_data
+from deepcait.training.guard import Guard
+from deepcait.training.journal import Journal, read_state
+from deepcait.training.notes import notes_of
+from deepcait.training.optimizer import build_optimizer, class_weights, freeze, parameter_groups
+from deepcait.training.recipe import Recipe
+from deepcait.training.resume import deciding_settings, require_same_settings
+from deepcait.training.run_folder import ModelFolders, require_startable, write_run_files
+from deepcait.training.schedule import LearningRate
+from deepcait.training.skips import Skips
+from deepcait.training.start import keep_start, kept_start, start_model, start_of
+from deepcait.training.step import Stepper, StepResult
+from deepcait.training.teacher import Teacher, load_teacher
+from deepcait.training.trackers import open_trackers
+from deepcait.training.validation import Validation
+from deepcait.training.watch import Watch
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The result of a finished run."""
+
+    folder: Path
+    steps: int
+    best_top1: float
+    best_epoch: int
+    classes: list[str]
+
+
+def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> Outcome:
+    """Train as a recipe says, into a run folder; under torchrun together with the other processes.
+
+    Args:
+        recipe: with `data.source` filled.
+        folder: of the run; must not hold one yet, unless `resume`.
+        resume: continue the run in `folder`, or start it where there is none; a finished one stays as it is.
+
+    Raises:
+        DeepcaitError: what the user can correct, before anything is written where possible.
+        Stopped: asked to stop; saved and resumable.
+    """
+    # Before the processes meet: afterwards the first may have written what another looks for.
+    require_startable(folder, resume)
+    processes = join_processes()
+    try:
+        return _train(recipe, folder, processes)
+    except RuntimeError as error:
+        if processes.world_size > 1 and is_lost_process(error):
+            raise RunError(
+                f"expected all {processes.world_size} processes to go on together, got: {str(error).splitlines()[0]}",
+                remedy="Look for the error of the process that ended first; then --resume.",
+            ) from error
+        raise
+    finally:
+        leave_processes()
+
+
+def _train(recipe: Recipe, folder: Path, processes: Processes) -> Outcome:
+    device = choose_device(recipe.compute.device, processes.local_rank)
+    _logger.info("start: %s", start_of(recipe))
+    data = open_training_data(recipe)
+    for message in data.messages:
+        _logger.info(message)
+    classes = list(data.train.classes)
+    start = kept_start(folder, recipe) or start_model(recipe, classes)
+    preprocessing = Preprocessing.from_pretrained_cfg(start.pretrained_cfg)
+    _logger.info("preprocessing: %s", preprocessing)
+    teacher = load_teacher(recipe.teacher, preprocessing, classes) if recipe.teacher.spec else None
+    if teacher:
+        _logger.info("teacher %s", teacher.origin)
+    order = build_order(recipe, data.train)
+    num_workers = recipe.data.num_workers
+    job = Job(
+        recipe=recipe,
+        folder=folder,
+        model=start.model.to(device),
+        samples=TrainingSet(data.train, build_augmentation(recipe.augment, preprocessing), recipe.seed),
+        order=order,
+        validation=Validation(data.validation, classes, preprocessing, num_workers=num_workers, device=device),
+        models=ModelFolders(folder, recipe, start, preprocessing),
+        processes=processes,
+        device=device,
+        teacher=teacher.to(device) if teacher else None,
+    )
+    trainer = Trainer(job)
+    if processes.is_main:
+        write_run_files(folder, recipe, data)
+        keep_start(folder, start)
+    processes.barrier()
+    _logger.info(_plan(recipe, order, processes, describe_compute(job.model, recipe.compute, device)))
+    for note in notes_of(recipe, order, len(data.validation)):
+        _logger.warning(note)
+    progress = trainer.fit()
+    return Outcome(
+        folder=folder,
+        steps=progress.step,
+        best_top1=progress.best_top1,
+        best_epoch=progress.best_step // order.steps_per_epoch,
+        classes=classes,
+    )
+
+
+def _plan(recipe: Recipe, order: Order, processes: Processes, computed: str) -> str:
+    each = recipe.replicas // processes.world_size
+    split = "" if recipe.replicas == 1 else f" = {recipe.replicas} replicas of {order.replica_batch_size}"
+    shared = "" if processes.world_size == 1 else f", {each} on each of {processes.world_size} processes"
+    return (
+        f"plan: {recipe.epochs} epochs of {order.steps_per_epoch} steps, {recipe.global_batch_size} images a step"
+        f"{split}{shared}; learning rate {recipe.peak_lr:g} at its peak; {computed}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a run needs, found and checked before anything is written.
+
+    model: on its device, not wrapped. samples and order: the training data. validation: measures models.
+    models: writes model folders.
+    """
+
+    recipe: Recipe
+    folder: Path
+    model: CaiT
+    samples: TrainingSet
+    order: Order
+    validation: Validation
+    models: ModelFolders
+    processes: Processes
+    device: torch.device
+    teacher: Teacher | None
+
+
+class Trainer:
+    """A training run in progress.
+
+    Everything that changes is in the model, the average, the optimizer, the scaler and `progress`: what a
+    checkpoint holds.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        recipe = self.recipe = job.recipe
+        freeze(job.model, recipe.train)
+        set_compute(job.model, recipe.compute)
+        if recipe.compute.channels_last:
+            job.model.to(memory_format=torch.channels_last)
+        self.average = WeightAverage(job.model, recipe.ema) if recipe.ema.decay else None
+        self.optimizer = build_optimizer(parameter_groups(job.model, recipe.optimizer), recipe.optimizer)
+        fp16 = recipe.compute.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(job.device.type, enabled=fp16)
+        self.lr = LearningRate(recipe.schedule, recipe.peak_lr, recipe.epochs, job.order.steps_per_epoch)
+        self.last_step = recipe.epochs * job.order.steps_per_epoch
+        self.progress = Progress()
+        num_classes, weights_K = job.model.num_classes, None
+        if recipe.optimizer.class_weights:
+            weights_K = class_weights(require_labels(job.samples.source), num_classes).to(job.device)
+        self.stepper = Stepper(
+            wrap(job.model, recipe.compute, job.processes),
+            self.optimizer,
+            self.scaler,
+            Mixer(recipe.mix, num_classes, job.order.replica_batch_size),
+            recipe,
+            job.processes,
+            teacher=job.teacher,
+            class_weights_K=weights_K,
+        )
+        shape = job.model.config
+        self.stepper.warm_up_ddp(torch.zeros(job.order.replica_batch_size, shape.in_chans, *shape.img_size))
+        self.guard = Guard(job.folder, recipe.keep.max_skipped_steps, scales_gradients=fp16)
+        # Last: a tracker may write into the run's folder, which must stay as it is if anything above fails.
+        main = job.processes.is_main
+        trackers = open_trackers(recipe.keep, job.folder) if main else []
+        self.journal = Journal(job.folder, active=main, listeners=trackers)
+        skips = recipe.data.on_error == "skip"
+        self.skips = Skips(recipe.data.max_errors, self.journal, job.processes) if skips else None
+
+    def fit(self) -> Progress:
+        """Train to the end of the recipe.
+
+        Raises:
+            Stopped: SIGTERM or SIGINT came; the run is saved and resumable.
+            DivergedError: losses or weights stopped being finite; the last checkpoint is named.
+            RunError: too many images are unreadable, or the disk is full.
+            ImageError: an image is unreadable, and the recipe's data.on_error is raise.
+        """
+        self._restore()
+        self.journal.state("running", self.progress.step)
+        self.watch = Watch(self.last_step, self.recipe.global_batch_size)
+        with contextlib.closing(self.watch), StopRequest() as request:
+            try:
+                self._run(request)
+            except Stopped:
+                self.journal.write_table()
+                self.journal.state("stopped", self.progress.step)
+                raise
+            except DeepcaitError as error:
+                # A full disk may have no room for this either; the first error is the one to report.
+                with contextlib.suppress(DeepcaitError):
+                    self.journal.state("failed", self.progress.step, error=error.problem)
+                if isinstance(error, ImageError):
+                    more = "`deepcait doctor` finds all of them; more: `deepcait help unreadable-images`."
+                    raise ImageError(error.problem, remedy=f"{error.remedy} {more}") from error
+                raise
+        self.journal.write_table()
+        self.journal.state("finished", self.progress.step)
+        return self.progress
+
+    def _run(self, request: StopRequest) -> None:
+        try:
+            self._steps(request)
+        except DataError:
+            # Workers leave signals to this process, but for two instants of their start. A signal that ended them then
+            # was meant for this process too; what they were to read has changed nothing yet.
+            if not request.asked or self.job.processes.world_size > 1:
+                raise
+            self._stop()
+
+    def _steps(self, request: StopRequest) -> None:
+        batches, self._saved_at = None, time.monotonic()
+        while True:
+            if self._evaluation_due():
+                self._evaluate()
+            if self.progress.step >= self.last_step or self.progress.stopped_early:
+                return
+            batches = batches or self._batches()
+            result = self._step(batches, request)
+            # An evaluation that is due is left to the resumed run: a stop was asked for now.
+            if result.stop:
+                self._stop()
+            if self._checkpoint_due() and not self._evaluation_due():
+                self._checkpoint()
+
+    def _stop(self) -> NoReturn:
+        self._checkpoint()
+        raise Stopped(f"stopped after step {self.progress.step} of {self.last_step}")
+
+    def _batches(self) -> Iterator:
+        return training_batches(
+            self.job.samples,
+            self.job.order,
+            replicas=self.stepper.replicas,
+            first_step=self.progress.step,
+            last_step=self.last_step,
+            num_workers=self.recipe.data.num_workers,
+            pin_memory=self.job.device.type == "cuda",
+            device=self.job.device,
+            on_unreadable=self.skips.record if self.skips else None,
+            max_errors=self.recipe.data.max_errors,
+        )
+
+    def _step(self, batches: Iterator, request: StopRequest) -> StepResult:
+        step, lr = self.progress.step, self.lr(self.progress.step)
+        head_only = step < self.recipe.head_warmup_epochs * self.job.order.steps_per_epoch
+        self.job.model.train()
+        result = self.stepper(step, self.watch.timed(batches), lr, head_only=head_only, stop=request.asked)
+        self.guard.count(self.progress, result, self.job.samples.source, self.job.order)
+        if self.skips:
+            self.skips.sync(step + 1, self.progress)
+        if result.updated and self.average:
+            self.average.update_parameters(self.job.model)
+        self._log(step + 1, lr, result)
+        return result
+
+    def _log(self, step: int, lr: float, result: StepResult) -> None:
+        p = self.progress
+        p.step = step
+        if result.updated:
+            p.loss_sum += result.loss
+            p.correct_sum += result.correct
+            p.loss_steps += 1
+        self.watch.step(step, result, lr)
+        if step % self.recipe.keep.log_every_steps and step % self.job.order.steps_per_epoch:
+            return
+        # Where every step was skipped there is no loss; 0 would be the best possible.
+        loss, correct = (total / p.loss_steps if p.loss_steps else None for total in (p.loss_sum, p.correct_sum))
+        row = {"epoch": step / self.job.order.steps_per_epoch, "lr": lr, "loss": loss}
+        row |= {"target_mass": correct, "grad_norm": result.grad_norm, "skipped": p.skipped_total}
+        if self.skips:
+            row["unreadable"] = len(p.unreadable)
+        self.journal.metrics("train", step, **row)
+        self.journal.timing(step=step, **self.watch.speed(self.job.processes))
+        self.watch.log(step, row)
+        p.loss_sum, p.correct_sum, p.loss_steps = 0.0, 0.0, 0
+
+    def _evaluation_due(self) -> bool:
+        steps = self.job.order.steps_per_epoch * self.recipe.keep.evaluate_every_epochs
+        due = self.progress.step % steps == 0 or self.progress.step == self.last_step
+        return due and 0 < self.progress.step != self.progress.evaluated_step
+
+    def _evaluate(self) -> None:
+        """Measure the raw weights, and the averaged ones where they are kept; save models and a checkpoint."""
+        p, job = self.progress, self.job
+        self.guard.require_finite_weights(job.model, p.step)
+        models: dict[str, nn.Module] = {"raw": job.model}
+        if self.average:
+            models["ema"] = self.average.module
+        metrics = job.validation.measure(models)
+        which = "ema" if self.average and self.recipe.ema.evaluated else "raw"
+        row = dict(metrics[which]) | {"weights": which}
+        for other in metrics.keys() - {which}:
+            row |= {f"{other}_{key}": value for key, value in metrics[other].items()}
+        p.evaluated_step = p.step
+        better = metrics[which]["top1"] > p.best_top1
+        if better:
+            p.best_top1, p.best_step = metrics[which]["top1"], p.step
+        epoch = p.step // job.order.steps_per_epoch
+        self.journal.metrics("eval", p.step, epoch=epoch, **row)
+        self.watch.evaluated(epoch, row, better)
+        patience = self.recipe.keep.patience_epochs * job.order.steps_per_epoch
+        p.stopped_early = bool(patience) and p.step - p.best_step >= patience
+        if p.stopped_early and p.step < self.last_step:
+            epochs = self.recipe.keep.patience_epochs
+            _logger.info("stops early: no better in %d epochs (keep.patience_epochs)", epochs)
+        if job.processes.is_main:
+            facts = {"step": p.step, "epoch": epoch, **row}
+            for name in ("best", "last") if better else ("last",):
+                job.models.save(name, job.model, self.average, facts)
+        self._checkpoint()
+        self.journal.write_table()
+
+    def _checkpoint_due(self) -> bool:
+        keep = self.recipe.keep
+        by_step = keep.checkpoint_every_steps and self.progress.step % keep.checkpoint_every_steps == 0
+        by_time = keep.checkpoint_every_s and time.monotonic() - self._saved_at >= keep.checkpoint_every_s
+        return bool(by_step or by_time)
+
+    def _checkpoint(self) -> None:
+        self._saved_at = time.monotonic()
+        self.guard.require_finite_weights(self.job.model, self.progress.step)
+        if not self.job.processes.is_main:
+            return
+        self.journal.flush()
+        self.progress.scaler = self.scaler.state_dict()
+        tensors = state_tensors(self.job.model, self.optimizer, self.average)
+        how = {"keep": self.recipe.keep.checkpoints, "settings": deciding_settings(self.recipe)}
+        save_checkpoint(self.job.folder / "checkpoints", self.progress, tensors, **how)
+
+    def _restore(self) -> None:
+        """Resume from the newest valid checkpoint, where there is one.
+
+        Raises:
+            RunError: it is of another recipe or version, or of other settings than config.yaml has now.
+        """
+        path, damaged = newest_checkpoint(self.job.folder / "checkpoints")
+        for line in damaged:
+            _logger.warning("skipped %s", line)
+        path = self.job.processes.broadcast(path)
+        if path is None:
+            if read_state(self.job.folder).get("step"):
+                _logger.warning("no checkpoint is left to resume from: the run starts again")
+            self.journal.cut(0, 0)
+            return
+        require_same_settings(self.job.folder, read_settings(path), self.recipe)
+        self.progress, tensors = read_checkpoint(path)
+        load_tensors(tensors, path, self.job.model, self.optimizer, self.average)
+        if self.progress.scaler:
+            self.scaler.load_state_dict(self.progress.scaler)
+        self.journal.cut(self.progress.step, self.progress.evaluated_step)
+        _logger.info("resuming from %s: step %d of %d", path.name, self.progress.step, self.last_step)
