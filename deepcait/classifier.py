@@ -19,6 +19,8 @@ from deepcait.errors import ConfigError, ShapeError, WeightsError
 from deepcait.explain import DEFAULT_METHODS, Explanation, explain_image
 from deepcait.inference.engines import build_engine
 from deepcait.model import CaiT
+from deepcait.model.convnet import ConvNet
+from deepcait.model.networks import require_cait
 from deepcait.runtime.device import choose_device
 from deepcait.weights import resolve, save_artefact
 from deepcait.weights.imagenet import readable
@@ -108,7 +110,7 @@ class Classifier:
 
     def __init__(
         self,
-        model: CaiT,
+        model: CaiT | ConvNet,
         *,
         classes: Sequence[str] | None,
         preprocessing: Preprocessing,
@@ -136,6 +138,15 @@ class Classifier:
         self.story = story or {}
         self.spec = spec
         self.image_options = image_options
+
+    @property
+    def cait(self) -> CaiT:
+        """The model as a CaiT, which has features by token and class attention.
+
+        Raises:
+            ConfigError: it is another network.
+        """
+        return require_cait(self.model)
 
     def __repr__(self) -> str:
         height, width = self.preprocessing.img_size
@@ -242,9 +253,10 @@ class Classifier:
     def _logits_and_features(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, K) and features (B, D) of one forward pass of the network, on the CPU."""
         with torch.no_grad():
-            tokens_BTD = self.model.forward_features(images_BCHW.to(self.device))
-            features_BD = self.model.forward_head(tokens_BTD, pre_logits=True)
-            return self.model.forward_head(tokens_BTD).cpu(), features_BD.cpu()
+            cait = self.cait
+            tokens_BTD = cait.forward_features(images_BCHW.to(self.device))
+            features_BD = cait.forward_head(tokens_BTD, pre_logits=True)
+            return cait.forward_head(tokens_BTD).cpu(), features_BD.cpu()
 
     def explain(
         self,
@@ -270,7 +282,7 @@ class Classifier:
         """
         picture = self.open(image)
         return explain_image(
-            self.model,
+            self.cait,
             self.preprocessing(picture).to(self.device),
             self.preprocessing.frame(picture),
             target=self.index(target) if isinstance(target, str) else target,

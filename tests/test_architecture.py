@@ -36,7 +36,7 @@ LAYER = {
 # Inside a package a file imports only from files before it. A package's __init__ comes after all of them.
 ORDER = {
     "model": [
-        "mode", "variants", "alternatives", "embedding", "attention", "block", "cait",
+        "mode", "network", "variants", "alternatives", "embedding", "attention", "block", "cait",
         "wrappers", "trace", "ablation_init",
         "ablation", "convnet", "networks",
     ],

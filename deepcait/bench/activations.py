@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -12,6 +11,7 @@ from torch import nn
 from deepcait.bench.memory import live_bytes
 from deepcait.inference.fold import fold
 from deepcait.model.cait import CaiT
+from deepcait.model.network import NetworkConfig
 from deepcait.model.networks import build_model
 from deepcait.model.variants import CaiTConfig
 from deepcait.training.footprint import training_bytes
@@ -26,7 +26,7 @@ PATHS = {
 
 
 def count_activations(
-    config: CaiTConfig, sizes: Sequence[tuple[int, int]], batches: Sequence[int]
+    config: NetworkConfig, sizes: Sequence[tuple[int, int]], batches: Sequence[int]
 ) -> list[dict[str, int | list[int]]]:
     """Return the bytes of activations in float32, weights excluded, for every resolution and batch.
 
@@ -44,7 +44,7 @@ def count_activations(
     """
     rows = []
     for height, width in sizes:
-        sized = dataclasses.replace(config, img_size=(height, width))
+        sized = config.replace(img_size=(height, width))
         lines = {"inference_bytes": _line(lambda batch, sized=sized: inference_bytes(sized, batch))}
         for name, compute in PATHS.items():
             lines[name] = _line(lambda batch, sized=sized, compute=compute: training_bytes(sized, compute, batch))
@@ -55,7 +55,7 @@ def count_activations(
     return rows
 
 
-def inference_bytes(config: CaiTConfig, batch: int) -> int:
+def inference_bytes(config: NetworkConfig, batch: int) -> int:
     """Return the most bytes of activations alive at once in inference by the engine eager; counted.
 
     Two blocks are run, since more of them take no more at once; on one thread, since each has buffers of its own: with

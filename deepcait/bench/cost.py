@@ -89,8 +89,7 @@ def compare_cost(
         ConfigError: fewer than 2 rounds; a model that timm doesn't have, or without classes.
     """
     threads = set_up(rounds, threads=threads)
-    config = config_of(describe(spec)["config"])
-    require_known_to_timm(config)
+    config = require_known_to_timm(config_of(describe(spec)["config"]))
     require_classes(config)
     points = grow(config) if points is None else points
     rows = []

@@ -16,6 +16,7 @@ from deepcait.errors import ConfigError
 from deepcait.inference.engines import ENGINES, KINDS, build_engine
 from deepcait.inference.fold import fold
 from deepcait.model import CaiT, CaiTConfig
+from deepcait.model.networks import require_cait
 from deepcait.runtime.environment import version
 from deepcait.weights import resolve
 from deepcait.weights.create import create_model
@@ -113,7 +114,7 @@ def open_model(spec: str) -> CaiT:
         ConfigError, WeightsError: the SPEC leads nowhere.
     """
     if spec not in list_models():
-        return resolve(spec).model.eval()
+        return require_cait(resolve(spec).model).eval()
     torch.manual_seed(SEED)
     model = create_model(spec).eval()
     with torch.no_grad():  # every branch counts when logits are compared

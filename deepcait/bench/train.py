@@ -17,6 +17,7 @@ from deepcait.bench.page import conditions, markdown_table
 from deepcait.bench.work import Work
 from deepcait.errors import ConfigError
 from deepcait.model import CaiT, CaiTConfig
+from deepcait.model.networks import require_cait
 from deepcait.training.compute import autocast, set_compute
 from deepcait.training.footprint import kept_bytes
 from deepcait.training.recipe import Compute
@@ -47,7 +48,7 @@ class Contestant:
     def prepare(self) -> None:
         """Make the model train this way; contestants of one side share it."""
         if self.compute is not None:
-            set_compute(self.model, self.compute)
+            set_compute(require_cait(self.model), self.compute)
 
 
 def compare_training(

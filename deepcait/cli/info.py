@@ -18,7 +18,7 @@ from deepcait.cli.console import Console, percent
 from deepcait.cli.options import whole_numbers
 
 if TYPE_CHECKING:
-    from deepcait.model import CaiTConfig
+    from deepcait.model.network import NetworkConfig
 
 _NUM_SHOWN = 10
 
@@ -82,7 +82,7 @@ def _lines(facts: dict) -> list[tuple[str, str]]:
     return [(label, text) for label, text in lines if text]
 
 
-def _backend(config: CaiTConfig) -> str | None:
+def _backend(config: NetworkConfig) -> str | None:
     """What computes the patch blocks, by device; None for a network without them."""
     import torch
 

@@ -108,15 +108,17 @@ def _draw(found: Resolved, path: Path | None, console: Console) -> Image.Image |
     from PIL import Image
 
     from deepcait.data import Preprocessing, open_image
+    from deepcait.model.networks import require_cait
 
+    model = require_cait(found.model)
     if found.model.config.in_chans not in (1, 3):
         console.note(f"no class-attention picture: the model sees {found.model.config.in_chans} channels")
         return None
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
     image = open_image(path or min(_DEMO_PICTURE.glob("*.png")))
     with torch.no_grad():
-        weights_T = found.model.class_attention(preprocessing(image)[None])[0, -1].mean(0)
-    map_RC = weights_T[1:].reshape(found.model.config.grid)
+        weights_T = model.class_attention(preprocessing(image)[None])[0, -1].mean(0)
+    map_RC = weights_T[1:].reshape(model.config.grid)
     map_RC = 0.15 + 0.85 * map_RC / map_RC.max().clamp(min=1e-12)
     seen = preprocessing.frame(image).convert("RGB")
     height = _SIDE_PX

@@ -17,6 +17,7 @@ from deepcait.errors import ConfigError, WeightsError
 from deepcait.explain import attribution, maps, picture
 from deepcait.explain.faithfulness import Faithfulness, areas_by_lot, measure_faithfulness
 from deepcait.model import CaiT
+from deepcait.model.networks import require_cait
 from deepcait.model.trace import Trace, trace
 from deepcait.optional import require
 from deepcait.runtime.files import write_bytes
@@ -181,7 +182,7 @@ def explain_image(
     """
     methods = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else methods
     require_methods(methods)
-    model = maps.require_cait(model)
+    model = require_cait(model)
     if traced is None:
         with torch.no_grad():
             traced = trace(model, image_CHW[None])

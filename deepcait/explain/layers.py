@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from deepcait.errors import ConfigError
-from deepcait.explain.maps import require_cait
 from deepcait.model import CaiT
+from deepcait.model.networks import require_cait
 from deepcait.model.trace import watch_attention
 
 

@@ -3,27 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepcait.errors import ConfigError
 from deepcait.model import CaiT
 from deepcait.model.trace import Trace, watch_attention
-from deepcait.model.wrappers import unwrap
-
-
-def require_cait(model: nn.Module) -> CaiT:
-    """Return the CaiT inside what torch.compile or DistributedDataParallel made of it.
-
-    Raises:
-        ConfigError: no CaiT.
-    """
-    core = unwrap(model)
-    if not isinstance(core, CaiT):
-        raise ConfigError(
-            f"explain: expected a CaiT, got {type(core).__name__}.",
-            remedy="Give a model with class attention; in place of a folded one, the model that it was folded from.",
-        )
-    return core
 
 
 @torch.no_grad()

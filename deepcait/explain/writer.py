@@ -18,9 +18,10 @@ from deepcait.explain.figures import accuracy_plate, layer_plates
 from deepcait.explain.folder import FIGURES_FILE, FIGURES_FOLDER, PAGE_FILE, figure_file, image_folder, remove_earlier
 from deepcait.explain.gallery import Entry, Plate, gallery
 from deepcait.explain.layers import LayerMeasures, LayerMeter
-from deepcait.explain.maps import require_cait
 from deepcait.explain.picture import to_bytes
 from deepcait.model import CaiT
+from deepcait.model.convnet import ConvNet
+from deepcait.model.networks import require_cait
 from deepcait.model.trace import trace
 from deepcait.runtime.files import write_bytes
 
@@ -30,7 +31,7 @@ _NUM_PREDICTIONS = 5
 class Explainable(Protocol):
     """What a page needs of a model; `deepcait.Classifier` has it."""
 
-    model: CaiT
+    model: CaiT | ConvNet
     preprocessing: Preprocessing
 
     def open(self, picture: Path) -> Image.Image:

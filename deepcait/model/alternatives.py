@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from deepcait.errors import ConfigError
+from deepcait.model.network import NetworkConfig
 from deepcait.model.variants import CaiTConfig
 
+C = TypeVar("C", bound=NetworkConfig)
 RESIDUALS = ("layerscale", "scalar", "rezero", "skipinit", "fixup", "tfixup", "none")
 CLASS_TOKENS = ("class_stage", "inserted", "average")
 TALKING_HEADS = ("both", "before", "after", "none")
@@ -133,7 +135,7 @@ class AblationConfig(CaiTConfig):
         return total + self.class_blocks * class_block
 
 
-def lay_over(config: CaiTConfig, options: Mapping[str, Any]) -> CaiTConfig:
+def lay_over(config: C, options: Mapping[str, Any]) -> C | CaiTConfig:
     """Return a configuration with some of the paper's choices exchanged; None leaves one as it is.
 
     Where every choice is the paper's own again, the result is a plain `CaiTConfig`.

@@ -64,11 +64,6 @@ class ConvConfig:
         """Stages: what counts as layers for a rate that falls towards the input."""
         return len(self.widths)
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """One patch: the network has no tokens, this only says that it reads the whole picture."""
-        return 1, 1
-
     def replace(self, **changes) -> ConvConfig:
         """Return a copy with some fields changed.
 
@@ -248,11 +243,3 @@ class ConvNet(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Do nothing: the network is small."""
-
-    def class_attention(self, images_BCHW: Tensor) -> Tensor:
-        """Say that there is none.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError("class_attention: expected a CaiT, got a convolutional network.", remedy="Take a CaiT.")

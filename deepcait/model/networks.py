@@ -4,29 +4,55 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, overload
 
+from torch import nn
+
+from deepcait.errors import ConfigError
 from deepcait.model.ablation import AblatedCaiT
 from deepcait.model.alternatives import AblationConfig
 from deepcait.model.cait import CaiT
 from deepcait.model.convnet import ConvConfig, ConvNet
+from deepcait.model.network import NetworkConfig
 from deepcait.model.variants import CaiTConfig, variant_config, variant_names
+from deepcait.model.wrappers import unwrap
 
-# Networks that are no CaiT and that our loop trains: teachers. They are no models of the paper's table.
+# Teacher architectures; they are not in the paper's table.
 TEACHERS = {"convnet_32": ConvConfig(), "quicknet_32": ConvConfig(quick=True)}
 
 
-def build_model(config: CaiTConfig) -> CaiT:
-    """Return the network of a configuration, freshly drawn: a CaiT, one with alternatives, or a teacher.
-
-    A teacher offers what training, evaluation and saving ask of a CaiT, and goes by its type.
-    """
+@overload
+def build_model(config: CaiTConfig) -> CaiT: ...
+@overload
+def build_model(config: ConvConfig) -> ConvNet: ...
+@overload
+def build_model(config: NetworkConfig) -> CaiT | ConvNet: ...
+def build_model(config: NetworkConfig) -> CaiT | ConvNet:
+    """Return the network of a configuration, freshly drawn: a CaiT, one with alternatives, or a teacher."""
     if isinstance(config, ConvConfig):
-        return cast("CaiT", ConvNet(config))
-    return AblatedCaiT(config) if isinstance(config, AblationConfig) else CaiT(config)
+        return ConvNet(config)
+    if isinstance(config, AblationConfig):
+        return AblatedCaiT(config)
+    assert isinstance(config, CaiTConfig), config
+    return CaiT(config)
 
 
-def config_of(fields: Mapping[str, Any]) -> CaiTConfig:
+def require_cait(model: object) -> CaiT:
+    """Return the CaiT inside what torch.compile or DistributedDataParallel made of it.
+
+    Raises:
+        ConfigError: it is another network, without class attention.
+    """
+    core = unwrap(model) if isinstance(model, nn.Module) else model
+    if not isinstance(core, CaiT):
+        raise ConfigError(
+            f"expected a CaiT, got {type(core).__name__}, which has no class attention.",
+            remedy="Give a model with class attention; in place of a folded one, the model that it was folded from.",
+        )
+    return core
+
+
+def config_of(fields: Mapping[str, Any]) -> CaiTConfig | ConvConfig:
     """Return the configuration with these fields: a teacher's, or a CaiT's with or without alternatives.
 
     Raises:
@@ -34,7 +60,7 @@ def config_of(fields: Mapping[str, Any]) -> CaiTConfig:
         ConfigError: a value that no model can be built from.
     """
     if "widths" in fields:
-        return cast("CaiTConfig", ConvConfig(**fields))
+        return ConvConfig(**fields)
     own = {field.name for field in dataclasses.fields(CaiTConfig)}
     if fields.keys() <= own:
         return CaiTConfig(**fields)
@@ -46,10 +72,10 @@ def is_model_name(spec: str) -> bool:
     return spec in TEACHERS or spec in variant_names()
 
 
-def named_config(name: str) -> CaiTConfig:
+def named_config(name: str) -> CaiTConfig | ConvConfig:
     """Return the configuration behind the name of a CaiT or of a teacher.
 
     Raises:
         ConfigError: unknown name.
     """
-    return cast("CaiTConfig", TEACHERS[name]) if name in TEACHERS else variant_config(name)
+    return TEACHERS[name] if name in TEACHERS else variant_config(name)

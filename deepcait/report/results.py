@@ -19,8 +19,8 @@ from deepcait.evaluation import Records, confusion, map_classes
 from deepcait.evaluation.measure import Loading, Wanted, measure
 from deepcait.evaluation.protocols import plan_task
 from deepcait.explain import class_attention
-from deepcait.explain.maps import require_cait
 from deepcait.explain.picture import enlarge, overlay
+from deepcait.model.networks import require_cait
 from deepcait.report.record import Record
 from deepcait.training.data import open_training_data
 from deepcait.training.recipe import Recipe

@@ -182,7 +182,7 @@ class Service:
         topk = _topk(request)
         async with self._admitted(request):
             (seen,), timing = await self._ask(request, explain=True, topk=topk)
-        return Answer(_as_explanation(seen, self.classifier.model.config.grid), headers=_server_timing(timing))
+        return Answer(_as_explanation(seen, self.classifier.cait.config.grid), headers=_server_timing(timing))
 
     async def _ask(self, request: Request, *, explain: bool, topk: int) -> tuple[list[Seen], Timing]:
         self.pipeline.expect()
@@ -264,7 +264,7 @@ class Service:
         return Response(self.counters.text(gauges), 200, headers, "text/plain; version=0.0.4; charset=utf-8")
 
     async def _model(self, request: Request) -> Response:
-        config, classifier = self.classifier.model.config, self.classifier
+        config, classifier = self.classifier.cait.config, self.classifier
         facts = {
             "model": self.name,
             "classes": classifier.model.num_classes,

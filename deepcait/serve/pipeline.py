@@ -249,7 +249,7 @@ class Pipeline:
         if explained:
             images_BCHW = torch.stack([seen.image for seen in explained]).to(self.classifier.device)
             with torch.no_grad():
-                attention_BLAT = self.classifier.model.class_attention(images_BCHW).cpu()
+                attention_BLAT = self.classifier.cait.class_attention(images_BCHW).cpu()
             for seen, attention_LAT in zip(explained, attention_BLAT, strict=True):
                 seen.attention = attention_LAT
 

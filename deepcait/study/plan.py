@@ -20,6 +20,7 @@ from deepcait.data.augment import build_augmentation
 from deepcait.data.loader import TrainingSet
 from deepcait.data.split import limited
 from deepcait.errors import ConfigError
+from deepcait.model.network import NetworkConfig
 from deepcait.model.networks import build_model
 from deepcait.model.variants import CaiTConfig
 from deepcait.study.grid import Cell, Grid, cells_of
@@ -120,7 +121,7 @@ def _settings(recipe: str, assignments: tuple[str, ...]) -> Recipe:
     return load_recipe(recipe, assignments)
 
 
-def cell_config(grid: Grid, plan: StudyPlan, cell: Cell, cells: Path, num_classes: int) -> CaiTConfig:
+def cell_config(grid: Grid, plan: StudyPlan, cell: Cell, cells: Path, num_classes: int) -> NetworkConfig:
     """Return the network of one cell, also where the one that it starts from is not trained yet."""
     recipe = cell_recipe(grid, plan, cell, cells)
     if cell.start is None:
@@ -262,7 +263,8 @@ def scale_of(grid: Grid, plan: StudyPlan, cells: Path, num_train: int, num_valid
     first = cells_of(grid, 1)[0]
     recipe = cell_recipe(grid, plan, first, cells)
     configs = [cell_config(grid, plan, cell, cells, 2) for cell in cells_of(grid, 1)]
-    tokens, widths = sorted({c.num_patches for c in configs}), sorted({c.embed_dim for c in configs})
+    caits = [config for config in configs if isinstance(config, CaiTConfig)]
+    tokens, widths = sorted({c.num_patches for c in caits}), sorted({c.embed_dim for c in caits})
     return (
         f"{plan.data_name}, {num_train:,} training images, {_listed(tokens)} tokens, width {_listed(widths)}, "
         f"{_plural(recipe.epochs, 'epoch')}, {_plural(plan.seeds, 'seed')}; top-1 of {num_validation:,} images"

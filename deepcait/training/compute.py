@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deepcait.model.cait import CaiT
+from deepcait.model.network import Network, NetworkConfig
 from deepcait.model.variants import CaiTConfig
 from deepcait.runtime.processes import Processes
 from deepcait.training.recipe import Compute
@@ -17,21 +18,20 @@ from deepcait.training.recipe import Compute
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def set_compute(model: nn.Module, compute: Compute) -> None:
+def set_compute(model: Network, compute: Compute) -> None:
     """Choose how a model trains: checkpointing, backend, memory."""
-    model = cast("CaiT", model)
     model.set_grad_checkpointing(compute.grad_checkpointing)
     if isinstance(model, CaiT):
         model.set_backend(compute.backend, small_memory=compute.memory == "small")
 
 
-def describe_compute(model: nn.Module, compute: Compute, device: torch.device) -> str:
+def describe_compute(model: Network, compute: Compute, device: torch.device) -> str:
     """Return where and how a model trains, such as "cpu, bf16, backend lean (auto)"."""
     backend = f", backend {model.describe_backend(device)}" if isinstance(model, CaiT) else ""
     return f"{device}, {compute.precision}{backend}"
 
 
-def note_of(config: CaiTConfig, compute: Compute) -> str:
+def note_of(config: NetworkConfig, compute: Compute) -> str:
     """Say which setting changes nothing for a network; empty where each does what it says."""
     if compute.memory != "small":
         return ""
@@ -50,7 +50,7 @@ def autocast(precision: str, device: str = "cpu") -> contextlib.AbstractContextM
     return torch.autocast(device, dtype) if dtype else contextlib.nullcontext()
 
 
-def wrap(model: CaiT, compute: Compute, processes: Processes) -> nn.Module:
+def wrap(model: nn.Module, compute: Compute, processes: Processes) -> nn.Module:
     """Return the model compiled, and wrapped for several processes, as far as asked for; the weights are shared."""
     net = cast("nn.Module", torch.compile(model)) if compute.compile else model
     if processes.world_size == 1:

@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from deepcait.model.cait import CaiT
+from deepcait.model.convnet import ConvNet
+from deepcait.model.network import NetworkConfig
 from deepcait.model.networks import build_model
-from deepcait.model.variants import CaiTConfig
 from deepcait.training.compute import autocast, set_compute
 from deepcait.training.recipe import Compute
 
@@ -51,7 +52,7 @@ def kept_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def training_bytes(config: CaiTConfig, compute: Compute, batch: int) -> int:
+def training_bytes(config: NetworkConfig, compute: Compute, batch: int) -> int:
     """Return the bytes that a forward pass of `batch` images keeps for the backward pass, weights excluded.
 
     Counted with fake tensors, which have shapes and no content: in a moment, and without memory.
@@ -67,7 +68,7 @@ def training_bytes(config: CaiTConfig, compute: Compute, batch: int) -> int:
         return kept_bytes(model, lambda: model(images_BCHW))
 
 
-def training_flops(config: CaiTConfig, compute: Compute, batch: int) -> int:
+def training_flops(config: NetworkConfig, compute: Compute, batch: int) -> int:
     """Return the floating-point operations of a forward and a backward pass of `batch` images, one replica.
 
     The matrix products that are really computed, those of what the backward pass computes again included; the
@@ -98,14 +99,14 @@ class ProductCounter(TorchDispatchMode):
         return out
 
 
-def _empty(config: CaiTConfig, compute: Compute) -> CaiT:
+def _empty(config: NetworkConfig, compute: Compute) -> CaiT | ConvNet:
     with torch.device("meta"):  # elsewhere, drawing weights looks at their values
         model = build_model(config).train()
     set_compute(model, compute)
     return model
 
 
-def _fill(model: CaiT, batch: int) -> Tensor:
+def _fill(model: CaiT | ConvNet, batch: int) -> Tensor:
     """Give a model weights of the kind that is now being made, and return such images."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):

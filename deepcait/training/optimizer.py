@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from deepcait.model import CaiT
+from deepcait.model.network import Network
 from deepcait.training.recipe import Optimizer
 
 
-def freeze(model: CaiT, train: str) -> None:
+def freeze(model: Network, train: str) -> None:
     """Leave only some parameters trainable: "all", "head", or "attention" (self- and class attention, and the head)."""
     for name, parameter in model.named_parameters():
         wanted = train == "all" or name.startswith("head.") or (train == "attention" and ".attn." in name)
@@ -27,7 +27,7 @@ def layer_of(name: str, depth: int) -> int:
     return int(rest.partition(".")[0]) + 1 if part == "blocks" else depth + 1
 
 
-def parameter_groups(model: CaiT, optimizer: Optimizer) -> list[dict]:
+def parameter_groups(model: Network, optimizer: Optimizer) -> list[dict]:
     """Return the optimizer's groups, each of one layer's rate and one decay.
 
     Not decayed: vectors, biases, the class token and positions (so LayerScale's gammas are not, the head-mixing

@@ -9,8 +9,8 @@ from deepcait.data import Preprocessing
 from deepcait.data.augment import build_augmentation
 from deepcait.data.mixing import Mixer
 from deepcait.model.alternatives import lay_over
+from deepcait.model.network import NetworkConfig
 from deepcait.model.networks import config_of, is_model_name, named_config
-from deepcait.model.variants import CaiTConfig
 from deepcait.training.compute import note_of
 from deepcait.training.data import build_order, open_training_data
 from deepcait.training.footprint import CHOICES, training_bytes, training_flops
@@ -75,7 +75,7 @@ def plan(recipe: Recipe) -> dict:
     return facts
 
 
-def planned_config(recipe: Recipe, num_classes: int) -> CaiTConfig:
+def planned_config(recipe: Recipe, num_classes: int) -> NetworkConfig:
     """Return the configuration that training would use, without touching weights."""
     config = named_config(recipe.model) if is_model_name(recipe.model) else config_of(describe(recipe.model)["config"])
     config = config.replace(**shape_of(recipe), num_classes=num_classes)

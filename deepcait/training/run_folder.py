@@ -11,7 +11,7 @@ from pathlib import Path
 from deepcait.data import Preprocessing, Source, list_splits, open_split
 from deepcait.data.split import SPLIT_FILE, manifest_text
 from deepcait.errors import RunError, WeightsError
-from deepcait.model import CaiT
+from deepcait.model.network import Network, as_module
 from deepcait.runtime.environment import environment
 from deepcait.training.average import WeightAverage
 from deepcait.training.data import TrainingData, held_out
@@ -113,7 +113,7 @@ class ModelFolders:
             },
         }
 
-    def save(self, name: str, model: CaiT, average: WeightAverage | None, metrics: dict) -> None:
+    def save(self, name: str, model: Network, average: WeightAverage | None, metrics: dict) -> None:
         """Write a model folder, with the averaged weights in it where there are some.
 
         Raises:
@@ -123,7 +123,12 @@ class ModelFolders:
         ema_state = average.module.state_dict() if average else None
         try:
             save_artefact(
-                self.folder / name, model, metrics=metrics, ema_state=ema_state, evaluated=evaluated, **self.facts
+                self.folder / name,
+                as_module(model),
+                metrics=metrics,
+                ema_state=ema_state,
+                evaluated=evaluated,
+                **self.facts,
             )
         except WeightsError as error:
             raise RunError(error.problem, remedy=REMEDY) from error

@@ -20,7 +20,7 @@ from deepcait.data.mixing import Mixer
 from deepcait.data.order import Order
 from deepcait.data.source import require_labels
 from deepcait.errors import DataError, DeepcaitError, ImageError, RunError, Stopped
-from deepcait.model import CaiT
+from deepcait.model.network import Network, as_module
 from deepcait.runtime.device import choose_device
 from deepcait.runtime.processes import Processes, is_lost_process, join_processes, leave_processes
 from deepcait.runtime.signals import StopRequest
@@ -159,7 +159,7 @@ class Job:
 
     recipe: Recipe
     folder: Path
-    model: CaiT
+    model: Network
     samples: TrainingSet
     order: Order
     validation: Validation
@@ -179,11 +179,12 @@ class Trainer:
     def __init__(self, job: Job) -> None:
         self.job = job
         recipe = self.recipe = job.recipe
+        model = self.model = as_module(job.model)
         freeze(job.model, recipe.train)
         set_compute(job.model, recipe.compute)
         if recipe.compute.channels_last:
-            job.model.to(memory_format=torch.channels_last)
-        self.average = WeightAverage(job.model, recipe.ema) if recipe.ema.decay else None
+            model.to(memory_format=torch.channels_last)
+        self.average = WeightAverage(model, recipe.ema) if recipe.ema.decay else None
         self.optimizer = build_optimizer(parameter_groups(job.model, recipe.optimizer), recipe.optimizer)
         fp16 = recipe.compute.precision == "fp16"
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=fp16)
@@ -194,7 +195,7 @@ class Trainer:
         if recipe.optimizer.class_weights:
             weights_K = class_weights(require_labels(job.samples.source), num_classes).to(job.device)
         self.stepper = Stepper(
-            wrap(job.model, recipe.compute, job.processes),
+            wrap(model, recipe.compute, job.processes),
             self.optimizer,
             self.scaler,
             Mixer(recipe.mix, num_classes, job.order.replica_batch_size),
@@ -290,13 +291,13 @@ class Trainer:
     def _step(self, batches: Iterator, request: StopRequest) -> StepResult:
         step, lr = self.progress.step, self.lr(self.progress.step)
         head_only = step < self.recipe.head_warmup_epochs * self.job.order.steps_per_epoch
-        self.job.model.train()
+        self.model.train()
         result = self.stepper(step, self.watch.timed(batches), lr, head_only=head_only, stop=request.asked)
         self.guard.count(self.progress, result, self.job.samples.source, self.job.order)
         if self.skips:
             self.skips.sync(step + 1, self.progress)
         if result.updated and self.average:
-            self.average.update_parameters(self.job.model)
+            self.average.update_parameters(self.model)
         self._log(step + 1, lr, result)
         return result
 
@@ -329,8 +330,8 @@ class Trainer:
     def _evaluate(self) -> None:
         """Measure the raw weights, and the averaged ones where they are kept; save models and a checkpoint."""
         p, job = self.progress, self.job
-        self.guard.require_finite_weights(job.model, p.step)
-        models: dict[str, nn.Module] = {"raw": job.model}
+        self.guard.require_finite_weights(self.model, p.step)
+        models: dict[str, nn.Module] = {"raw": self.model}
         if self.average:
             models["ema"] = self.average.module
         metrics = job.validation.measure(models)
@@ -365,12 +366,12 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         self._saved_at = time.monotonic()
-        self.guard.require_finite_weights(self.job.model, self.progress.step)
+        self.guard.require_finite_weights(self.model, self.progress.step)
         if not self.job.processes.is_main:
             return
         self.journal.flush()
         self.progress.scaler = self.scaler.state_dict()
-        tensors = state_tensors(self.job.model, self.optimizer, self.average)
+        tensors = state_tensors(self.model, self.optimizer, self.average)
         how = {"keep": self.recipe.keep.checkpoints, "settings": deciding_settings(self.recipe)}
         save_checkpoint(self.job.folder / "checkpoints", self.progress, tensors, **how)
 
@@ -391,7 +392,7 @@ class Trainer:
             return
         require_same_settings(self.job.folder, read_settings(path), self.recipe)
         self.progress, tensors = read_checkpoint(path)
-        load_tensors(tensors, path, self.job.model, self.optimizer, self.average)
+        load_tensors(tensors, path, self.model, self.optimizer, self.average)
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
         self.journal.cut(self.progress.step, self.progress.evaluated_step)

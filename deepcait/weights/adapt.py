@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from deepcait.errors import WeightsError
 from deepcait.model.cait import CaiT
+from deepcait.model.convnet import ConvNet
 from deepcait.model.embedding import resize_pos_embed
+from deepcait.model.network import NetworkConfig
 from deepcait.model.networks import build_model
 from deepcait.model.variants import CaiTConfig
 from deepcait.weights.layouts import StateDict
@@ -67,7 +69,7 @@ class AdaptReport:
 
 def adapt_state_dict(
     state_dict: Mapping[str, Tensor],
-    target: CaiT | CaiTConfig,
+    target: CaiT | ConvNet | NetworkConfig,
     *,
     stored_grid: Grid | None = None,
     old_classes: Sequence[str] | None = None,
@@ -96,7 +98,7 @@ def adapt_state_dict(
     Raises:
         WeightsError: any other tensor is missing, unknown, or of another shape; the message lists them.
     """
-    config = target.config if isinstance(target, nn.Module) else target
+    config = target.config if isinstance(target, CaiT | ConvNet) else target
     adapted = dict(state_dict)
     expected = _expected_tensors(target)
     resized = _adapt_pos_embed(adapted, config, stored_grid)
@@ -133,8 +135,8 @@ def load_into(model: CaiT, state_dict: Mapping[str, Tensor], **how) -> AdaptRepo
 
 
 def build_loaded(
-    config: CaiTConfig, state_dict: Mapping[str, Tensor], *, copy: bool = True, **how
-) -> tuple[CaiT, AdaptReport]:
+    config: NetworkConfig, state_dict: Mapping[str, Tensor], *, copy: bool = True, **how
+) -> tuple[CaiT | ConvNet, AdaptReport]:
     """Build a model around weights, without drawing random ones first.
 
     The model is laid out on the meta device and the tensors are put in. The model is float32 whatever the weights
@@ -166,17 +168,17 @@ def _parameter_of(tensor: Tensor, copy: bool) -> Tensor:
     return tensor.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=copy)
 
 
-def _expected_tensors(target: CaiT | CaiTConfig) -> dict[str, tuple[int, ...]]:
-    if not isinstance(target, nn.Module):
+def _expected_tensors(target: CaiT | ConvNet | NetworkConfig) -> dict[str, tuple[int, ...]]:
+    if not isinstance(target, CaiT | ConvNet):
         with torch.device("meta"):
             target = build_model(target)
     return {key: tuple(tensor.shape) for key, tensor in target.state_dict().items()}
 
 
-def _adapt_pos_embed(adapted: StateDict, config: CaiTConfig, stored_grid: Grid | None) -> tuple[Grid, Grid] | None:
+def _adapt_pos_embed(adapted: StateDict, config: NetworkConfig, stored_grid: Grid | None) -> tuple[Grid, Grid] | None:
     """Resize the position embedding in place of the old one; return the two grids if they differ."""
     pos_embed = adapted.get("pos_embed")
-    if pos_embed is None or pos_embed.ndim != 3:
+    if pos_embed is None or pos_embed.ndim != 3 or not isinstance(config, CaiTConfig):
         return None  # listed with the other keys that do not fit
     num_patches = pos_embed.shape[1]
     side = math.isqrt(num_patches)
@@ -194,13 +196,15 @@ def _adapt_pos_embed(adapted: StateDict, config: CaiTConfig, stored_grid: Grid |
 
 def _adapt_patches(
     adapted: StateDict,
-    config: CaiTConfig,
+    config: NetworkConfig,
     old_norm: tuple[Means, Means] | None,
     new_norm: tuple[Means, Means] | None,
 ) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
     """Resample the patch projection and change its channels; return old and new side, old and new channels."""
     kernel, bias = (adapted.get(key) for key in PATCHES)
     if kernel is None or bias is None or kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3]:
+        return None, None
+    if not isinstance(config, CaiTConfig):
         return None, None
     side, chans = kernel.shape[2], kernel.shape[1]
     kernel, bias = change_channels(kernel, bias, config.in_chans, old_norm=old_norm, new_norm=new_norm)
@@ -211,7 +215,7 @@ def _adapt_patches(
 
 def _adapt_head(
     adapted: StateDict,
-    config: CaiTConfig,
+    config: NetworkConfig,
     old_classes: Sequence[str] | None,
     new_classes: Sequence[str] | None,
     keep_rows: bool,

@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from deepcait.errors import ConfigError, WeightsError
 from deepcait.model.alternatives import AblationConfig
 from deepcait.model.cait import CaiT
-from deepcait.model.convnet import ConvNet
+from deepcait.model.convnet import ConvConfig, ConvNet
 from deepcait.model.networks import config_of
 from deepcait.model.variants import CaiTConfig
 from deepcait.model.wrappers import unwrap
@@ -79,7 +79,7 @@ class StoredModel:
         weights: which of a folder's weights these are.
     """
 
-    config: CaiTConfig
+    config: CaiTConfig | ConvConfig
     state_dict: StateDict
     classes: list[str] | None
     pretrained_cfg: dict[str, Any]
@@ -194,7 +194,7 @@ def look_at(path: Path, origin: str) -> None:
 
 def _write_model(
     place: Path,
-    config: CaiTConfig,
+    config: CaiTConfig | ConvConfig,
     state_dict: Mapping[str, Tensor],
     preprocessing: Mapping[str, Any],
     classes: Sequence[str] | None,
@@ -213,7 +213,7 @@ def _write_model(
         "format": FORMAT,
         "model": variant_name(config),
         **_own_description(config),
-        "stored_grid": list(config.grid),
+        "stored_grid": list(config.grid) if isinstance(config, CaiTConfig) else None,
         "sha256": _sha256(weights_path),
         "preprocessing": beyond_timm(preprocessing),
         **story,
@@ -280,7 +280,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def _own_description(config: CaiTConfig) -> dict[str, Any]:
+def _own_description(config: CaiTConfig | ConvConfig) -> dict[str, Any]:
     """What fixes the network: its configuration, and beside it what is not the paper's choice."""
     if not isinstance(config, AblationConfig):
         return {"config": dataclasses.asdict(config)}
@@ -288,7 +288,7 @@ def _own_description(config: CaiTConfig) -> dict[str, Any]:
     return {"config": own, "ablation": config.options}
 
 
-def _own_config(folder: Path, section: Mapping[str, Any]) -> CaiTConfig:
+def _own_config(folder: Path, section: Mapping[str, Any]) -> CaiTConfig | ConvConfig:
     try:
         return config_of({**section["config"], **(section.get("ablation") or {})})
     except (KeyError, TypeError) as error:
@@ -298,7 +298,7 @@ def _own_config(folder: Path, section: Mapping[str, Any]) -> CaiTConfig:
         ) from error
 
 
-def _require_head(folder: Path, config: CaiTConfig, state_dict: StateDict) -> None:
+def _require_head(folder: Path, config: CaiTConfig | ConvConfig, state_dict: StateDict) -> None:
     """Raise where the description was changed to other classes: else a head drawn at random would answer."""
     rows = len(state_dict["head.weight"]) if "head.weight" in state_dict else 0
     if rows != config.num_classes:
@@ -308,7 +308,7 @@ def _require_head(folder: Path, config: CaiTConfig, state_dict: StateDict) -> No
         )
 
 
-def _require_sizes(folder: Path, config: CaiTConfig, state_dict: StateDict) -> None:
+def _require_sizes(folder: Path, config: CaiTConfig | ConvConfig, state_dict: StateDict) -> None:
     """Raise where the description has other blocks than the weights, or far more numbers: nothing is built yet."""
     class_blocks = getattr(config, "class_blocks", getattr(config, "cls_depth", 0))
     fields = (("depth", "blocks", config.depth), ("cls_depth", "blocks_token_only", class_blocks))
@@ -362,10 +362,10 @@ def _foreign_entries(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name not in OWN_ENTRIES) if folder.is_dir() else []
 
 
-def _require_network(model: nn.Module) -> CaiT:
+def _require_network(model: nn.Module) -> CaiT | ConvNet:
     core = unwrap(model)
     if not isinstance(core, CaiT | ConvNet):
         raise ConfigError(
             f"model: expected a CaiT, got {type(core).__name__}.", remedy="Save the model that was trained."
         )
-    return cast("CaiT", core)
+    return core

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from deepcait.errors import ConfigError
 from deepcait.model.cait import CaiT
+from deepcait.model.networks import require_cait
 from deepcait.model.variants import variant_config
 from deepcait.weights.spec import resolve
 
@@ -76,7 +77,8 @@ def create_model(
     if feature_cls != "getter":
         raise ConfigError(f"feature_cls: expected 'getter', got {feature_cls!r}.", remedy="Leave it out.")
     start = "released" if pretrained else "random"
-    model = resolve(name, start=start, num_classes=num_classes, img_size=img_size, **overrides).model.train()
+    found = resolve(name, start=start, num_classes=num_classes, img_size=img_size, **overrides)
+    model = require_cait(found.model).train()
     if not features_only:
         return model
     from timm.models._features import FeatureGetterNet

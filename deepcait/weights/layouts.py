@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from deepcait.errors import WeightsError
+from deepcait.model.network import NetworkConfig
 from deepcait.model.variants import NANO, VARIANTS, CaiTConfig, variant_names
 from deepcait.weights.nests import find_state_dict, without_wrappers
 
@@ -157,13 +158,13 @@ def infer_config(state_dict: Mapping[str, Tensor], *, img_size: int | tuple[int,
     return config.replace(layer_scale_init=known.layer_scale_init, drop_path_rate=known.drop_path_rate)
 
 
-def image_size(config: CaiTConfig) -> tuple[int, int]:
+def image_size(config: NetworkConfig) -> tuple[int, int]:
     """Return height and width in pixels."""
     height, width = config.img_size
     return height, width
 
 
-def variant_name(config: CaiTConfig) -> str | None:
+def variant_name(config: NetworkConfig) -> str | None:
     """Return the model name behind a configuration, whatever its classes; None if the table has no such model."""
     if type(config) is not CaiTConfig:
         return None  # a teacher, or a CaiT with some of the paper's choices exchanged
@@ -350,7 +351,7 @@ def count_blocks(keys: Iterable[str], stage: str) -> int:
     return len(found)
 
 
-def require_numbers(config: CaiTConfig, tensors: Iterable[Tensor]) -> None:
+def require_numbers(config: NetworkConfig, tensors: Iterable[Tensor]) -> None:
     """Raise where a description promises far more than the weights hold, before memory is set aside for it.
 
     Raises:

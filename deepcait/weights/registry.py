@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.errors import ConfigError
+from deepcait.model.network import NetworkConfig
 from deepcait.model.variants import IMAGENET_MEAN, IMAGENET_STD, CaiTConfig, variant_config, variant_names
 from deepcait.weights.artefact import is_artefact
 from deepcait.weights.layouts import image_size
@@ -102,7 +103,7 @@ def for_channels(cfg: dict[str, Any], in_chans: int) -> dict[str, Any]:
     return cfg | {key: norm_of(cfg[key], in_chans) for key in ("mean", "std")}
 
 
-def pretrained_cfg_of(config: CaiTConfig) -> dict[str, Any]:
+def pretrained_cfg_of(config: NetworkConfig) -> dict[str, Any]:
     """Return what timm calls a model's pretrained_cfg, for a model whose images are prepared as the paper's."""
     return {
         "architecture": nearest_architecture(config),
@@ -121,7 +122,7 @@ def pretrained_cfg_of(config: CaiTConfig) -> dict[str, Any]:
     }
 
 
-def released_cfg(name: str, config: CaiTConfig) -> dict[str, Any]:
+def released_cfg(name: str, config: NetworkConfig) -> dict[str, Any]:
     """Return the pretrained_cfg of a model that starts from released weights: source and licence beside the rest."""
     source = RELEASED[name]
     origin = {

@@ -12,6 +12,8 @@ from typing import Any, Literal
 from deepcait.errors import ConfigError, DeepcaitWarning, WeightsError
 from deepcait.model.alternatives import lay_over
 from deepcait.model.cait import CaiT
+from deepcait.model.convnet import ConvNet
+from deepcait.model.network import NetworkConfig
 from deepcait.model.networks import TEACHERS, build_model, is_model_name, named_config
 from deepcait.model.variants import CaiTConfig, variant_config, variant_names
 from deepcait.weights.adapt import AdaptReport, build_loaded
@@ -60,7 +62,7 @@ class Resolved:
 
     spec: str
     kind: Kind
-    model: CaiT
+    model: CaiT | ConvNet
     name: str | None
     classes: list[str] | None
     pretrained_cfg: dict[str, Any]
@@ -117,7 +119,7 @@ def resolve(
     model, report = build_loaded(
         config,
         stored.state_dict,
-        stored_grid=stored.config.grid,
+        stored_grid=stored.config.grid if isinstance(stored.config, CaiTConfig) else None,
         old_classes=stored.classes,
         new_classes=classes,
         keep_rows=keep_rows,
@@ -172,7 +174,7 @@ def describe(spec: str | Path) -> dict[str, Any]:
     }
 
 
-def describe_config(config: CaiTConfig) -> dict[str, Any]:
+def describe_config(config: NetworkConfig) -> dict[str, Any]:
     """Return what the sizes of a model cost, with the keys of `describe`; nothing published is claimed."""
     height, width = image_size(config)
     return {
@@ -210,7 +212,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _resolve_random(name: str, config: CaiTConfig, classes: Sequence[str] | None) -> Resolved:
+def _resolve_random(name: str, config: NetworkConfig, classes: Sequence[str] | None) -> Resolved:
     model = build_model(config)
     model.pretrained_cfg = pretrained_cfg_of(config)
     return Resolved(

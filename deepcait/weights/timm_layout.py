@@ -10,7 +10,7 @@ from typing import Any
 
 from deepcait.errors import ConfigError, WeightsError
 from deepcait.model.alternatives import AblationConfig
-from deepcait.model.convnet import ConvConfig
+from deepcait.model.network import NetworkConfig
 from deepcait.model.variants import CaiTConfig, variant_config
 from deepcait.weights.layouts import StateDict, image_size, infer_config
 from deepcait.weights.published import REEVALUATED
@@ -34,13 +34,13 @@ OWN_OBJECTS = ("ablation", "preprocessing", "recipe", "metrics", "provenance")
 DEEPCAIT_ONLY = "deepcait_only"
 
 
-def nearest_architecture(config: CaiTConfig) -> str:
+def nearest_architecture(config: NetworkConfig) -> str:
     """Return the model that timm knows and that is nearest in width, depth and image size.
 
     For a network that timm does not have, a name that it answers "Unknown model" to, so that it never builds
     another one around the weights.
     """
-    if unknown_to_timm(config):
+    if not isinstance(config, CaiTConfig) or unknown_to_timm(config):
         return DEEPCAIT_ONLY
 
     def distance(name: str) -> tuple[float, int, float]:
@@ -69,7 +69,7 @@ def model_args(config: CaiTConfig) -> dict[str, Any]:
 
 
 def describe_for_timm(
-    config: CaiTConfig, preprocessing: Mapping[str, Any], classes: Sequence[str] | None
+    config: NetworkConfig, preprocessing: Mapping[str, Any], classes: Sequence[str] | None
 ) -> dict[str, Any]:
     """Return what timm reads of config.json: the nearest architecture, every size, preprocessing and classes."""
     pretrained_cfg = {key: preprocessing[key] for key in PREPROCESSING_KEYS if preprocessing.get(key) is not None}
@@ -91,16 +91,16 @@ def describe_for_timm(
     }
     if reason:
         description[DEEPCAIT_ONLY] = reason
-    else:
+    if isinstance(config, CaiTConfig) and not reason:
         description |= {"num_features": config.embed_dim, "model_args": model_args(config)}
     if classes:
         description["label_names"] = list(classes)
     return description
 
 
-def unknown_to_timm(config: CaiTConfig) -> str:
+def unknown_to_timm(config: NetworkConfig) -> str:
     """Return why timm has no such network, in a sentence; an empty text where it has one."""
-    if isinstance(config, ConvConfig):
+    if not isinstance(config, CaiTConfig):
         return "timm does not have this network: it is deepcait's convolutional teacher."
     if not isinstance(config, AblationConfig) or config.same_at_inference:
         return ""
@@ -108,17 +108,18 @@ def unknown_to_timm(config: CaiTConfig) -> str:
     return f"timm does not have this network: it is a CaiT with {options}."
 
 
-def require_known_to_timm(config: CaiTConfig) -> None:
-    """Raise unless timm can build the network: before anything is written in its layout alone.
+def require_known_to_timm(config: NetworkConfig) -> CaiTConfig:
+    """Return the configuration if timm can build the network; called before anything is written in its layout.
 
     Raises:
         ConfigError: timm does not have it.
     """
     reason = unknown_to_timm(config)
-    if reason:
+    if reason or not isinstance(config, CaiTConfig):
         raise ConfigError(
             f"expected a CaiT as it was published. {reason}", remedy="Save it as a model folder of deepcait."
         )
+    return config
 
 
 def beyond_timm(preprocessing: Mapping[str, Any]) -> dict[str, Any]:

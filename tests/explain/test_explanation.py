@@ -24,6 +24,7 @@ from deepcait.explain.gallery import Entry, gallery
 from deepcait.explain.layers import measure_layers
 from deepcait.model import CaiT, CaiTConfig
 from deepcait.model.block import LayerScaleBlock
+from deepcait.model.networks import require_cait
 from tests.explain.test_maps import model_and_images
 from tests.processes.harness import DEMO
 
@@ -406,4 +407,4 @@ def test_no_picture_and_a_broken_one(tmp_path, capsys):
         assert not (tmp_path / "o").exists()
     other = torch.nn.Linear(2, 2)
     with pytest.raises(ConfigError, match="expected a CaiT, got Linear"):
-        deepcait.explain.maps.require_cait(other)
+        require_cait(other)

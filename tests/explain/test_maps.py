@@ -17,10 +17,11 @@ import deepcait
 from deepcait.cli.main import main
 from deepcait.errors import ConfigError
 from deepcait.explain import class_attention, gradient_attention, positive_mean
-from deepcait.explain.maps import require_cait, rollout
+from deepcait.explain.maps import rollout
 from deepcait.inference.fold import fold
 from deepcait.model import CaiT, CaiTConfig
 from deepcait.model.attention import ClassAttention
+from deepcait.model.networks import require_cait
 from deepcait.model.trace import trace
 
 DEMO = Path(deepcait.__file__).parent / "assets" / "demo" / "test"

@@ -106,7 +106,7 @@ def test_its_norm_is_torchs_in_training_and_after():
 def test_the_smallest_and_the_usual_one():
     smallest = ConvNet(ConvConfig(widths=(1, 1, 1), in_chans=1, num_classes=1, img_size=24))
     assert smallest(torch.randn(2, 1, 24, 24)).shape == (2, 1)
-    assert (ConvConfig().widths, ConvConfig().grid) == ((64, 256, 256), (1, 1))
+    assert ConvConfig().widths == (64, 256, 256)
 
 
 def test_every_tensor_of_its_state_is_a_number_with_a_point():
@@ -131,8 +131,6 @@ def test_mistakes():
     for wrong in ({"img_size": 16}, {"widths": (8, 8)}, {"num_classes": 0}, {"quick": True, "in_chans": 1}):
         with pytest.raises(ConfigError):
             ConvConfig(**wrong)
-    with pytest.raises(ConfigError, match="class_attention"):
-        net.class_attention(torch.randn(1, 3, 32, 32))
     with pytest.raises(ConfigError, match="expected 'max', got 'avg'"):
         net.reset_classifier(3, "avg")
     assert net.num_classes == 10
