@@ -162,7 +162,7 @@ def leave_processes() -> None:
 
 
 def host_name() -> str:
-    """Return this machine's name, for the journal of times."""
+    """Return this machine's name, for `timing.jsonl`."""
     return socket.gethostname()
 
 

@@ -1,4 +1,4 @@
-"""What a plan allows and is yet hardly meant, in words for whoever starts the run."""
+"""Warnings about likely mistakes in a recipe."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _LEFT_OUT = 0.1
 
 
 def notes_of(recipe: Recipe, order: Order, num_validation: int) -> list[str]:
-    """Return what is allowed and yet hardly meant, a sentence each.
+    """Return likely mistakes, a sentence each.
 
-    Beginnings without an end, first values that do harm or nothing, batches that do not fit the number of images, and
-    few images to tell epochs apart.
+    Warm-ups that never end, initial values that do harm or nothing, batches that do not fit the number of images, and
+    too few validation images to compare epochs.
     """
     notes = [*_notes_of_layer_scale(recipe), *_notes_of_epoch(order)]
     if 0 < num_validation < _FEW_VALIDATION_IMAGES:

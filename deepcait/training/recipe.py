@@ -25,7 +25,7 @@ _REMEDY = "Give another value, in the recipe or through --set."
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """The page of the laboratory notebook: what the recipe is, and what came of it."""
+    """Recipe metadata: what it is for, and what came of it."""
 
     summary: str = ""
     command: str = ""

@@ -249,11 +249,11 @@ def test_the_doctors_list_is_left_out(ruin, tmp_path):
     root, planted = ruin
     write_fix_list(tmp_path / "list.txt", examine(root).leave_out)
     recipe = section(tiny_recipe(), "data", source=str(root), exclude=str(tmp_path / "list.txt"))
-    lines: list[str] = []
-    samples, validation = open_training_data(recipe, lines.append)
-    assert (len(samples), len(validation)) == (12, 6)
+    opened = open_training_data(recipe)
+    samples = opened.train
+    assert (len(samples), len(opened.validation)) == (12, 6)
     assert not {samples.locate(index) for index in range(12)} & planted
-    assert any(f"{len(planted)} training and 0 validation" in line for line in lines)
+    assert any(f"{len(planted)} training and 0 validation" in line for line in opened.messages)
     assert len(list(evaluation_loader(samples, PREPROCESSING, batch_size=4))) == 3
 
 
