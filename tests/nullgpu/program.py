@@ -10,10 +10,12 @@ import sys
 import torch
 
 from deepcait.cli.main import main
+from deepcait.training.guard import Guard
 from tests.nullgpu.meter import Meter
 
 torch.backends.cudnn.enabled = False  # convolutions become im2col and products
 torch.backends.cuda.enable_cudnn_sdp(False)
+Guard.require_finite_weights = lambda *_: None  # no kernel computes, so the values are junk
 
 if "STOP_AFTER" in os.environ:  # as if someone sent SIGTERM while this step is computed
     taken, step = [0], torch.optim.AdamW.step
