@@ -1,4 +1,4 @@
-"""Warnings about likely mistakes in a recipe."""
+"""What a run is going to do in one line, and warnings about likely mistakes in its recipe."""
 
 from __future__ import annotations
 
@@ -11,6 +11,23 @@ from deepcait.training.start import start_of
 _FEW_VALIDATION_IMAGES = 100
 # Part of the images that an epoch may leave out unsaid.
 _LEFT_OUT = 0.1
+
+
+def describe_plan(recipe: Recipe, order: Order, world_size: int, computed: str) -> str:
+    """Return one line on what a run is going to do.
+
+    Args:
+        recipe, order: of the run.
+        world_size: number of processes.
+        computed: where and how, see `describe_compute`.
+    """
+    each = recipe.replicas // world_size
+    split = "" if recipe.replicas == 1 else f" = {recipe.replicas} replicas of {order.replica_batch_size}"
+    shared = "" if world_size == 1 else f", {each} on each of {world_size} processes"
+    return (
+        f"plan: {recipe.epochs} epochs of {order.steps_per_epoch} steps, {recipe.global_batch_size} images a step"
+        f"{split}{shared}; learning rate {recipe.peak_lr:g} at its peak; {computed}"
+    )
 
 
 def notes_of(recipe: Recipe, order: Order, num_validation: int) -> list[str]:

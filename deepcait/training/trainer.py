@@ -38,7 +38,7 @@ from deepcait.training.compute import describe_compute, set_compute, wrap
 from deepcait.training.data import build_order, open_training_data
 from deepcait.training.guard import Guard
 from deepcait.training.journal import Journal, read_state
-from deepcait.training.notes import notes_of
+from deepcait.training.notes import describe_plan, notes_of
 from deepcait.training.optimizer import build_optimizer, class_weights, freeze, parameter_groups
 from deepcait.training.recipe import Recipe
 from deepcait.training.resume import deciding_settings, require_same_settings
@@ -126,7 +126,8 @@ def _train(recipe: Recipe, folder: Path, processes: Processes) -> Outcome:
         write_run_files(folder, recipe, data)
         keep_start(folder, start)
     processes.barrier()
-    _logger.info(_plan(recipe, order, processes, describe_compute(job.model, recipe.compute, device)))
+    computed = describe_compute(job.model, recipe.compute, device)
+    _logger.info(describe_plan(recipe, order, processes.world_size, computed))
     for note in notes_of(recipe, order, len(data.validation)):
         _logger.warning(note)
     progress = trainer.fit()
@@ -136,16 +137,6 @@ def _train(recipe: Recipe, folder: Path, processes: Processes) -> Outcome:
         best_top1=progress.best_top1,
         best_epoch=progress.best_step // order.steps_per_epoch,
         classes=classes,
-    )
-
-
-def _plan(recipe: Recipe, order: Order, processes: Processes, computed: str) -> str:
-    each = recipe.replicas // processes.world_size
-    split = "" if recipe.replicas == 1 else f" = {recipe.replicas} replicas of {order.replica_batch_size}"
-    shared = "" if processes.world_size == 1 else f", {each} on each of {processes.world_size} processes"
-    return (
-        f"plan: {recipe.epochs} epochs of {order.steps_per_epoch} steps, {recipe.global_batch_size} images a step"
-        f"{split}{shared}; learning rate {recipe.peak_lr:g} at its peak; {computed}"
     )
 
 
@@ -334,16 +325,11 @@ class Trainer:
         models: dict[str, nn.Module] = {"raw": self.model}
         if self.average:
             models["ema"] = self.average.module
-        metrics = job.validation.measure(models)
-        which = "ema" if self.average and self.recipe.ema.evaluated else "raw"
-        row = dict(metrics[which]) | {"weights": which}
-        for other in metrics.keys() - {which}:
-            row |= {f"{other}_{key}": value for key, value in metrics[other].items()}
-        p.evaluated_step = p.step
-        better = metrics[which]["top1"] > p.best_top1
+        row = job.validation.row(models, "ema" if self.average and self.recipe.ema.evaluated else "raw")
+        p.evaluated_step, epoch = p.step, p.step // job.order.steps_per_epoch
+        better = row["top1"] > p.best_top1
         if better:
-            p.best_top1, p.best_step = metrics[which]["top1"], p.step
-        epoch = p.step // job.order.steps_per_epoch
+            p.best_top1, p.best_step = row["top1"], p.step
         self.journal.metrics("eval", p.step, epoch=epoch, **row)
         self.watch.evaluated(epoch, row, better)
         patience = self.recipe.keep.patience_epochs * job.order.steps_per_epoch

@@ -46,3 +46,11 @@ class Validation:
         positions = range(len(self.source))
         found = measure(list(models.values()), self.wanted, positions, self.preprocessing, self.loading)
         return {name: counts.metrics().to_dict() for name, (counts, _) in zip(models, found, strict=True)}
+
+    def row(self, models: Mapping[str, nn.Module], which: str) -> dict:
+        """Return a row of `metrics.jsonl`: the metrics of `which`, those of the others by prefix."""
+        metrics = self.measure(models)
+        row = metrics[which] | {"weights": which}
+        for other in metrics.keys() - {which}:
+            row |= {f"{other}_{key}": value for key, value in metrics[other].items()}
+        return row

@@ -19,6 +19,7 @@ from deepcait.training.recipe import Average, Compute, Data, Keep, Optimizer, Re
 from deepcait.training.schedule import Schedule
 from deepcait.training.step import Stepper
 from deepcait.training.trainer import Job, Trainer
+from deepcait.training.validation import Validation
 from tests.model.wild import tiny_config, wild_model
 
 CPU = torch.device("cpu")
@@ -74,7 +75,7 @@ class Pixels:
         raise AssertionError("pixels have no file")
 
 
-class Scores:
+class Scores(Validation):
     """Stands where a Validation does: metrics that a function gives for each model."""
 
     def __init__(self, score) -> None:
