@@ -18,6 +18,7 @@ from deepcait.data.image import DEFAULT, ImageOptions
 from deepcait.errors import ConfigError, ShapeError, WeightsError
 from deepcait.explain import DEFAULT_METHODS, Explanation, explain_image
 from deepcait.inference.engines import build_engine
+from deepcait.inference.precision import engine_for
 from deepcait.model import CaiT
 from deepcait.model.convnet import ConvNet
 from deepcait.model.networks import require_cait
@@ -42,6 +43,7 @@ def load(
     img_size: int | tuple[int, int] | None = None,
     device: str | torch.device | None = None,
     engine: str | None = None,
+    precision: str = "auto",
     threads: int | None = None,
     image_options: ImageOptions | None = None,
 ) -> Classifier:
@@ -59,6 +61,8 @@ def load(
         img_size: another image size than the stored one; the position embedding is resized.
         device: where it computes; None takes a GPU where there is one.
         engine: what computes logits, of `deepcait.inference.ENGINES`; None takes the network as it is.
+        precision: in which the engine computes products, of `deepcait.inference.PRECISIONS`; auto is fp32. bf16, fp16
+            and int8 without an engine take the engine eager.
         threads: of the engine.
         image_options: limits on the images that it opens; None takes the usual ones, and the range that the model was
             trained with.
@@ -74,6 +78,7 @@ def load(
         preprocessing=Preprocessing.from_pretrained_cfg(found.pretrained_cfg),
         device=device,
         engine=engine,
+        precision=precision,
         threads=threads,
         story={**found.section, "provenance": found.provenance},
         spec=found.spec,
@@ -98,6 +103,7 @@ class Classifier:
         device: None takes a GPU where there is one.
         engine: what computes logits, of `deepcait.inference.ENGINES`; None takes the network as it is. Features,
             explanations and class attention come from the network itself.
+        precision: of the engine's products; see `load`.
         threads: of the engine.
         story: recipe, metrics and provenance that travel with the model when it is saved.
         spec: what it was loaded from, for who prints it.
@@ -116,6 +122,7 @@ class Classifier:
         preprocessing: Preprocessing,
         device: str | torch.device | None = None,
         engine: str | None = None,
+        precision: str = "auto",
         threads: int | None = None,
         story: dict[str, Any] | None = None,
         spec: str | None = None,
@@ -131,8 +138,9 @@ class Classifier:
         self.device = choose_device(str(device or "auto"))
         self.model = model.eval().to(self.device)
         self.network: nn.Module = self.model
+        engine = engine_for(engine, precision)
         if engine is not None:
-            self.network = build_engine(engine, self.model, threads=threads)
+            self.network = build_engine(engine, self.model, threads=threads, precision=precision)
         self.classes = list(classes) if classes is not None else None
         self.preprocessing = preprocessing
         self.story = story or {}

@@ -63,15 +63,15 @@ ORDER = {
         "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",
         "expected", "safeguards", "evaluate", "plots", "tables",
     ],
-    "inference": ["linear", "blocks", "native", "foldable", "fold", "graph", "engines", "export", "tuned"],
+    "inference": ["linear", "blocks", "native", "foldable", "fold", "graph", "precision", "engines", "export", "tuned"],
     "explain": [
         "colours", "canvas", "maps", "attribution", "faithfulness", "picture", "explanation", "markup", "gallery",
         "layers", "figures", "folder", "writer",
     ],
     "report": ["intervals", "record", "results", "charts", "parts", "page", "compare"],
     "bench": [
-        "peers", "clock", "page", "data", "limit", "memory", "work", "inference", "tune", "activations", "train",
-        "cost", "plots",
+        "peers", "clock", "page", "data", "limit", "memory", "work", "engine_page", "inference", "precisions", "tune",
+        "activations", "train", "cost", "plots",
     ],
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],

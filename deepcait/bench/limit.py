@@ -65,7 +65,7 @@ class Products(nn.Module):
 
 
 def product_lanes(
-    config: CaiTConfig, batch: int, *, openvino: bool, threads: int | None
+    config: CaiTConfig, batch: int, *, openvino: bool, threads: int | None, precision: str = "fp32"
 ) -> dict[str, Callable[[], object]]:
     """Return the same products in the libraries that may be the fastest.
 
@@ -74,18 +74,21 @@ def product_lanes(
         batch: images.
         openvino: whether to add OpenVINO, whose products are oneDNN's.
         threads: of OpenVINO; None leaves it to it.
+        precision: fp32 or bf16.
     """
     products = Products(config)
     inputs = products.inputs(batch)
     lanes: dict[str, Callable[[], object]] = {}
     if has_onednn():
-        packed = [torch.ops.mkldnn._reorder_linear_weight(weight, None) for weight in _weights(products)]
-        lanes["PyTorch, oneDNN"] = lambda: _run_packed(packed, *inputs)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        packed = [torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), None) for weight in _weights(products)]
+        factors = [tensor.to(dtype) for tensor in inputs]
+        lanes["PyTorch, oneDNN"] = lambda: _run_packed(packed, *factors)
     else:
         lanes["PyTorch"] = lambda: products(*inputs)
     if openvino:
         runtime = require("openvino", asked="bench", extra="openvino")
-        compiled = open_openvino(runtime.convert_model(torch.export.export(products, inputs)), threads)
+        compiled = open_openvino(runtime.convert_model(torch.export.export(products, inputs)), threads, precision)
         request = compiled.create_infer_request()
         arrays = [tensor.numpy() for tensor in inputs]
         lanes["OpenVINO"] = lambda: request.infer(arrays, share_inputs=True)

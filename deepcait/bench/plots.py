@@ -39,7 +39,7 @@ def draw_engines(result: dict[str, Any], path: Path) -> None:
     for axes, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
         _draw_batch(axes, row)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
-    figure.suptitle(f"{result['model']}, {result['threads']} threads, float32: images per second", fontsize=10)
+    figure.suptitle(f"{result['model']}, {result['threads']} threads: images per second", fontsize=10)
     write_png(figure, path, dpi=110)
 
 

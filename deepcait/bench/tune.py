@@ -11,21 +11,28 @@ from torch import Tensor
 
 from deepcait.bench.clock import Lane, require_count, take_turns
 from deepcait.bench.inference import open_model, require_engines
+from deepcait.data import Preprocessing
 from deepcait.errors import ConfigError
 from deepcait.inference.engines import ENGINES, build_engine
-from deepcait.inference.export import MAX_DRIFT
+from deepcait.inference.export import MAX_DRIFT, sample_images
+from deepcait.inference.precision import ON_CPU
 from deepcait.inference.tuned import Choice, write_choice
 from deepcait.model import CaiT
 from deepcait.runtime.environment import num_cpus
 from deepcait.weights.spec import describe_config
 
-Runs = dict[tuple[str, int], Callable[[Tensor], Tensor]]
+# By engine, precision and threads.
+Runs = dict[tuple[str, str, int], Callable[[Tensor], Tensor]]
+# Images of the package, on which the best classes are compared.
+_NUM_COMPARED = 100
 
 
 def tune(
     spec: str,
     *,
     engines: Sequence[str] = ENGINES,
+    precisions: Sequence[str] = (),
+    tolerance: float = 0.0,
     threads: Sequence[int] = (),
     batches: Sequence[int] = (1, 8),
     rounds: int = 20,
@@ -33,20 +40,24 @@ def tune(
 ) -> dict[str, Any]:
     """Time a model on each engine, with each number of threads and images a call, all of a batch size in turns.
 
-    Chosen is what answers the most images per second, by its median. An engine that can't run here, or whose logits
-    are not those of the model (`MAX_DRIFT`), is not chosen.
+    Chosen is what answers the most images per second, by its median. An engine that can't run here is not chosen, nor
+    one whose answers are others: in fp32 other logits (`MAX_DRIFT`), in shorter formats more best classes than the
+    tolerance allows, on photographs of the package.
 
     Args:
         spec: a model; of a name alone the weights are random, since speed does not depend on them.
         engines: of `ENGINES`.
+        precisions: of `MEASURED`; empty takes fp32 alone.
+        tolerance: share of images whose best class may be another than the model's.
         threads: of one call; empty takes 1, 2, 4, ... up to the processors that this process may use.
         batches: images a call.
         rounds: counted rounds.
         progress: called with rounds done and to do, of all batches together.
 
     Returns:
-        `choice` (engine, threads, batch), `images_per_s` of it, `rows` (all that ran, the fastest first, each with
-        `agrees`), `left_out` (engines that can't run here, with the reason), `model` (its facts).
+        `choice` (engine, precision, threads, batch), `images_per_s` of it, `rows` (all that ran, the fastest first,
+        each with `agrees` and `same_top1`, the share of equal best classes), `left_out` (engines that can't run here,
+        with the reason), `model` (its facts).
 
     Raises:
         ConfigError: numbers that make no sense, or no engine that runs and agrees.
@@ -56,10 +67,13 @@ def tune(
     require_count("--batch", *batches)
     require_count("--threads", *threads)
     require_engines(engines)
+    if not 0 <= tolerance < 1:
+        raise ConfigError(f"--tolerance: expected 0 to 1, got {tolerance}.", remedy="--tolerance 0.01: one in 100.")
     before = torch.get_num_threads()
     model = open_model(spec)
     try:
-        runs, left_out = _build(model, engines, threads)
+        runs, left_out = _build(model, engines, list(precisions) or ["fp32"], threads)
+        same = _same_top1(model, runs)
         rows = []
         for number, batch in enumerate(batches):
 
@@ -69,6 +83,10 @@ def tune(
             rows += _measure(model, runs, batch, rounds, so_far)
     finally:
         torch.set_num_threads(before)
+    for row in rows:
+        row["same_top1"] = same[row["engine"], row["precision"]]
+        exact = row["drift"] <= MAX_DRIFT
+        row["agrees"] = exact if row["precision"] == "fp32" else row["same_top1"] >= 1 - tolerance
     rows.sort(key=lambda row: -row["images_per_s"])
     best = next((row for row in rows if row["agrees"]), None)
     if best is None:
@@ -78,7 +96,8 @@ def tune(
             remedy="Try other engines with --engine.",
         )
     return {
-        "choice": {key: best[key] for key in ("engine", "threads", "batch")},
+        "choice": {key: best[key] for key in ("engine", "precision", "threads", "batch")},
+        "tolerance": tolerance,
         "images_per_s": best["images_per_s"],
         "rounds": rounds,
         "rows": rows,
@@ -89,20 +108,35 @@ def tune(
 
 def keep(result: dict[str, Any], folder: Path) -> Path:
     """Write the choice to a folder, with all figures. Raises WeightsError."""
-    figures = {key: result[key] for key in ("images_per_s", "rounds", "rows", "left_out")}
+    figures = {key: result[key] for key in ("images_per_s", "rounds", "rows", "left_out", "tolerance")}
     return write_choice(folder, Choice(**result["choice"]), result["model"], figures)
 
 
-def _build(model: CaiT, engines: Sequence[str], threads: Sequence[int]) -> tuple[Runs, dict[str, str]]:
+def _build(
+    model: CaiT, engines: Sequence[str], precisions: Sequence[str], threads: Sequence[int]
+) -> tuple[Runs, dict[str, str]]:
     runs: Runs = {}
     left_out: dict[str, str] = {}
-    for engine in engines:
+    for engine, precision in ((engine, name) for engine in engines for name in precisions if name in ON_CPU[engine]):
         try:
             for count in threads:
-                runs[engine, count] = _with_threads(build_engine(engine, model, threads=count), count)
+                run = build_engine(engine, model, threads=count, precision=precision)
+                runs[engine, precision, count] = _with_threads(run, count)
         except ConfigError as error:
             left_out[engine] = str(error)
     return runs, left_out
+
+
+def _same_top1(model: CaiT, runs: Runs) -> dict[tuple[str, str], float]:
+    """The share of photographs with the model's own best class; threads do not matter."""
+    images_BCHW = sample_images(Preprocessing.from_pretrained_cfg(model.pretrained_cfg), _NUM_COMPARED)
+    parts = images_BCHW.split(8)
+    with torch.inference_mode():
+        expected_B = torch.cat([model(part).argmax(1) for part in parts])
+        return {
+            key[:2]: (torch.cat([run(part).argmax(1) for part in parts]) == expected_B).double().mean().item()
+            for key, run in {key[:2]: (key, run) for key, run in runs.items()}.values()
+        }
 
 
 def _with_threads(run: Callable[[Tensor], Tensor], count: int) -> Callable[[Tensor], Tensor]:
@@ -126,29 +160,31 @@ def _measure(
     for key, run in runs.items():
         # The first call, where torch.compile writes its program, is outside of the rounds.
         drift[key] = ((run(images_BCHW) - expected_BK).abs().max() / expected_BK.std()).item()
-        lanes[key] = Lane(f"{key[0]}, {key[1]} threads", lambda run=run: run(images_BCHW))
+        lanes[key] = Lane(f"{key[0]} {key[1]}, {key[2]} threads", lambda run=run: run(images_BCHW))
     take_turns(list(lanes.values()), rounds, progress)
     return [
         {
             "engine": engine,
+            "precision": precision,
             "threads": threads,
             "batch": batch,
             "median_s": lane.median_s,
             "p95_s": lane.p95_s,
             "images_per_s": batch / lane.median_s,
-            "drift": drift[engine, threads],
-            "agrees": drift[engine, threads] <= MAX_DRIFT,
+            "drift": drift[engine, precision, threads],
         }
-        for (engine, threads), lane in lanes.items()
+        for (engine, precision, threads), lane in lanes.items()
     ]
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Head and lines of the table, as text; the fastest first."""
-    head = ["engine", "threads", "batch", "ms", "p95", "images/s", "agrees"]
+    head = ["engine", "precision", "threads", "batch", "ms", "p95", "images/s", "same answer", "agrees"]
     lines = []
     for row in result["rows"]:
         times = [f"{1e3 * row[key]:.1f}" for key in ("median_s", "p95_s")]
         agrees = "yes" if row["agrees"] else f"no, {row['drift']:.1e}"
-        lines.append([row["engine"], row["threads"], row["batch"], *times, f"{row['images_per_s']:.1f}", agrees])
+        same = f"{100 * row['same_top1']:.0f} %"
+        names = [row[key] for key in ("engine", "precision", "threads", "batch")]
+        lines.append([*names, *times, f"{row['images_per_s']:.1f}", same, agrees])
     return head, [[str(cell) for cell in line] for line in lines]

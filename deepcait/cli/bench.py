@@ -6,6 +6,7 @@ Examples:
     deepcait bench cait_xxs24_224 --train --compiled    a training step of ours against timm's, and what it keeps
     deepcait bench cait_xxs24_224 --cost --rounds 5     time and memory against batch, tokens and depth, with exponents
     deepcait bench runs/pets --autotune                  the fastest engine, threads and batch here; kept with it
+    deepcait bench runs/pets --data pets --precision all  what each precision does to the answers on these images
     deepcait bench --data photos                        how many images per second the loader delivers, against timm's
     deepcait bench --data photos --workers 8 --json
     deepcait bench --data photos --out docs/results     data_loader.json and data_loader.md there
@@ -30,8 +31,8 @@ from deepcait.errors import ConfigError
 _ENGINES = "a bench of engines"
 _USES = {
     "--data": {"workers", "batch_size"},
-    _ENGINES: {"engine", "batch", "threads"},
-    "--autotune": {"engine", "batch", "threads"},
+    _ENGINES: {"engine", "batch", "threads", "precision"},
+    "--autotune": {"engine", "batch", "threads", "precision", "tolerance"},
     "--train": {"batch", "threads", "compiled", "precision"},
     "--cost": {"threads"},
 }
@@ -55,8 +56,11 @@ class Args:
     """Time a training step instead."""
     compiled: bool = False
     """Of training: timm's through torch.compile too."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of training: bf16 is autocast."""
+    precision: str = "auto"
+    """Precisions, with commas (fp32,bf16), or all. auto: of engines fp32 and OpenVINO's own default; else fp32. Of
+    training one of fp32 and bf16 (autocast)."""
+    tolerance: float | None = None
+    """Of --autotune: share of images whose best class may differ from the model's, for precisions below fp32."""
     cost: bool = False
     """Measure how time and memory grow with batch, tokens and depth instead."""
     batch: str = ""
@@ -77,7 +81,7 @@ class Args:
     """Print one JSON object and nothing else."""
 
 
-def run(args: Args) -> int | None:
+def run(args: Args) -> None:
     """Measure what was asked for."""
     if not args.data and not args.specs:
         raise ConfigError(
@@ -90,6 +94,10 @@ def run(args: Args) -> int | None:
         args.out.mkdir(parents=True, exist_ok=True)
     console = Console(json=args.json)
     result = {}
+    if _compares_precisions(args):
+        result["precisions"] = [_measure_precisions(spec, args, console) for spec in args.specs]
+        console.result(result)
+        return
     if args.data:
         result |= _measure_data(args, console)
     if args.specs and args.autotune:
@@ -112,6 +120,8 @@ def _refuse_contradictions(args: Args) -> None:
         raise ConfigError(f"{ways[0]}: expected a model to measure, got none.", remedy=f"deepcait bench SPEC {ways[0]}")
     asked = (ways or [_ENGINES] if args.specs else []) + (["--data"] if args.data else [])
     used = set().union(*(_USES[what] for what in asked))
+    if _compares_precisions(args):
+        used -= _USES["--data"]
     for name in sorted(set().union(*_USES.values()) - used):
         if getattr(args, name) != getattr(Args, name):
             option, users = f"--{name.replace('_', '-')}", [what for what in _USES if name in _USES[what]]
@@ -123,13 +133,15 @@ def _refuse_contradictions(args: Args) -> None:
 
 
 def _measure_engines(spec: str, args: Args, console: Console) -> dict:
-    from deepcait.bench.inference import COLUMNS, compare_engines, markdown, table
+    from deepcait.bench.engine_page import COLUMNS, markdown, table
+    from deepcait.bench.inference import compare_engines
     from deepcait.bench.plots import draw_engines
 
     with console.progress("measuring") as progress:
         result = compare_engines(
             spec,
             engines=[name for name in args.engine.split(",") if name],
+            precisions=_precisions(args),
             batches=whole_numbers(args.batch or "1,8", "--batch"),
             rounds=args.rounds,
             threads=args.threads,
@@ -146,11 +158,59 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
     name = f"bench_{_file_name(spec)}_{batch_names}"
     command = f"deepcait bench {shlex.quote(spec)} --engine {args.engine} --batch {args.batch or '1,8'}"
     command += f" --rounds {args.rounds}" + (f" --threads {args.threads}" if args.threads else "")
+    command += f" --precision {args.precision}" if args.precision != "auto" else ""
     _write(args.out, name, command, result, markdown(result, command), console)
     if args.out is not None and find_spec("matplotlib"):
         draw_engines(result, args.out / f"{name}.png")
         console.say(f"wrote  {args.out / name}.png")
     return result
+
+
+def _compares_precisions(args: Args) -> bool:
+    """A model on one's own images, in several precisions: what they are worth there."""
+    return bool(args.data and args.specs and args.precision != "auto" and not (args.train or args.autotune))
+
+
+def _measure_precisions(spec: str, args: Args, console: Console) -> dict:
+    from deepcait.bench.precisions import COLUMNS, compare_precisions, markdown, table
+
+    (batch, *others) = whole_numbers(args.batch or "8", "--batch")
+    if others:
+        raise ConfigError(f"--batch: expected one number with --data, got {args.batch!r}.", remedy="--batch 8")
+    with console.progress("measuring") as progress:
+        result = compare_precisions(
+            spec,
+            args.data,
+            engines=[name for name in args.engine.split(",") if name],
+            precisions=_precisions(args),
+            batch=batch,
+            rounds=args.rounds,
+            threads=args.threads,
+            progress=progress,
+        )
+    console.say(f"{spec} on {result['num_images']:,} images, {result['threads']} threads")
+    console.table(COLUMNS, table(result))
+    command = f"deepcait bench {shlex.quote(spec)} --data DATA --engine {args.engine} --precision {args.precision}"
+    command += f" --batch {batch} --rounds {args.rounds} --threads {result['threads']}"
+    result["data"] = Path(args.data).name
+    _write(args.out, f"precision_{_file_name(spec)}", command, result, markdown(result, command), console)
+    return result
+
+
+def _precisions(args: Args) -> list[str]:
+    """What --precision names; empty for auto. Of all, each engine takes those that it offers."""
+    from deepcait.inference.precision import MEASURED, PRECISIONS
+
+    if args.precision == "auto":
+        return []
+    names = list(MEASURED) if args.precision == "all" else [name for name in args.precision.split(",") if name]
+    for name in names:
+        if name not in MEASURED:
+            raise ConfigError(
+                f"--precision: expected some of {', '.join(MEASURED)}, or all, got {name or 'none'}.",
+                remedy=f"--precision {','.join(MEASURED)}" if name not in PRECISIONS else "Leave it out.",
+            )
+    return names
 
 
 def _tune(spec: str, args: Args, console: Console) -> dict:
@@ -160,6 +220,8 @@ def _tune(spec: str, args: Args, console: Console) -> dict:
         result = tune(
             spec,
             engines=[name for name in args.engine.split(",") if name],
+            precisions=_precisions(args),
+            tolerance=args.tolerance or 0.0,
             threads=[] if args.threads is None else [args.threads],
             batches=whole_numbers(args.batch or "1,8", "--batch"),
             rounds=args.rounds,
@@ -170,7 +232,8 @@ def _tune(spec: str, args: Args, console: Console) -> dict:
         console.say(f"left out: {engine}: {why}")
     choice = result["choice"]
     console.say(
-        f"fastest: {choice['engine']}, {choice['threads']} threads, {choice['batch']} images a call: "
+        f"fastest: {choice['engine']}, {choice['precision']}, {choice['threads']} threads, {choice['batch']} images "
+        "a call: "
         f"{result['images_per_s']:.1f} images/s"
     )
     folder = args.out or (Path(spec) if Path(spec).is_dir() else None)
@@ -187,21 +250,24 @@ def _measure_training(spec: str, args: Args, console: Console) -> dict:
     (batch, *others) = whole_numbers(args.batch or "16", "--batch")
     if others:
         raise ConfigError(f"--batch: expected one number with --train, got {args.batch!r}.", remedy="--batch 16")
+    precision = "fp32" if args.precision == "auto" else args.precision
+    if precision not in ("fp32", "bf16"):
+        raise ConfigError(f"--precision: expected fp32 or bf16 with --train, got {precision}.", remedy="Give one.")
     with console.progress("measuring") as progress:
         result = compare_training(
             spec,
             batch=batch,
             rounds=args.rounds,
             threads=args.threads,
-            precision=args.precision,
+            precision=precision,
             compiled=args.compiled,
             progress=progress,
         )
-    console.say(f"{spec}, a training step of {batch}, {args.precision}, {result['threads']} threads")
+    console.say(f"{spec}, a training step of {batch}, {precision}, {result['threads']} threads")
     console.table(*table(result))
     command = f"deepcait bench {shlex.quote(spec)} --train{' --compiled' if args.compiled else ''} --batch {batch}"
-    command += f" --rounds {args.rounds} --threads {result['threads']} --precision {args.precision}"
-    name = f"train_step_{_file_name(spec)}_{args.precision}"
+    command += f" --rounds {args.rounds} --threads {result['threads']} --precision {precision}"
+    name = f"train_step_{_file_name(spec)}_{precision}"
     _write(args.out, name, command, result, markdown(result, command), console)
     return result
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from deepcait.data import Source
     from deepcait.evaluation import Expected, Metrics, Records
+    from deepcait.inference.tuned import Choice
     from deepcait.weights import Resolved
 
     Size = int | tuple[int, int] | None
@@ -68,6 +69,8 @@ class Args(ImageArgs):
     """Processes that decode images; changes no result."""
     engine: Literal["eager", "compile", "onnx", "openvino"] | None = None
     """What computes; without it what `bench --autotune` left beside the model, else the network itself."""
+    precision: Literal["auto", "fp32", "fp32-strict", "bf16", "fp16", "int8"] = "auto"
+    """In which the engine computes products; auto is fp32. bf16 without an engine takes the engine eager."""
     device: str = "auto"
     """Where the model computes: auto, cpu, cuda, cuda:1."""
     per_image: Path | None = None
@@ -166,10 +169,12 @@ def _measure(
     found = resolve(spec, img_size=img_size)
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
     class_mask = None if args.class_mask is None else read_mask(args.class_mask)
-    chosen = choose_engine(spec, args.engine, console, device=device.type, img_size=img_size)
+    chosen = choose_engine(spec, args.engine, console, precision=args.precision, device=device.type, img_size=img_size)
     network: nn.Module = found.model
     if chosen.engine is not None:
-        network = build_engine(chosen.engine, found.model.to(device), threads=chosen.threads)
+        network = build_engine(
+            chosen.engine, found.model.to(device), threads=chosen.threads, precision=chosen.precision
+        )
     with_options(source, image_options(args, trained_options(found.section)))
     _print_setup(console, args, spec, source, found, preprocessing)
     ignored = warnings.catch_warnings(
@@ -196,7 +201,7 @@ def _measure(
     _print_metrics(console, metrics, expected)
     for text in texts:
         console.note(f"warning: {text}")
-    return _row(spec, args, chosen.engine, source, found, preprocessing, metrics, expected, texts), metrics.records
+    return _row(spec, args, chosen, source, found, preprocessing, metrics, expected, texts), metrics.records
 
 
 def _split_of_run(spec: str) -> Path | None:
@@ -239,7 +244,7 @@ def _seen_in_training(found: Resolved, source: Source, args: Args) -> list[str]:
 def _row(
     spec: str,
     args: Args,
-    engine: str | None,
+    chosen: Choice,
     source: Source,
     found: Resolved,
     preprocessing: Any,
@@ -257,7 +262,8 @@ def _row(
         "data": args.data,
         "split": source.split,
         "protocol": args.protocol,
-        "engine": engine,
+        "engine": chosen.engine,
+        "precision": chosen.precision,
         "img_size": facts["img_size"],
         "params": facts["params"],
         "gmacs": facts["gmacs"],

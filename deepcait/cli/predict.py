@@ -54,6 +54,8 @@ class Args(ImageArgs):
     """Pictures that pass through the network at once (default: 32, or what was measured with the engine)."""
     engine: Literal["eager", "compile", "onnx", "openvino"] | None = None
     """What computes the answers; without it what `bench --autotune` left beside the model, else the network itself."""
+    precision: Literal["auto", "fp32", "fp32-strict", "bf16", "fp16", "int8"] = "auto"
+    """In which the engine computes products; auto is fp32. bf16 without an engine takes the engine eager."""
     json: bool = False
     """Print one JSON list and nothing else."""
 
@@ -74,12 +76,15 @@ def run(args: Args) -> int | None:
     paths = [path for place in args.paths for path in list_images(place)]
     if args.embeddings is not None:
         require_file(args.embeddings, (".npz",), "--embeddings")
-        if args.engine is not None:
-            console.note("--engine: unused, the network itself computes embeddings and, in the same pass, predictions")
-    chosen = Choice() if args.embeddings is not None else choose_engine(args.spec, args.engine, console)
+        if args.engine is not None or args.precision != "auto":
+            option = "--precision" if args.engine is None else "--engine"
+            console.note(f"{option}: unused, the network itself computes embeddings and, in the same pass, predictions")
+        chosen = Choice()
+    else:
+        chosen = choose_engine(args.spec, args.engine, console, precision=args.precision)
     batch_size = args.batch_size or chosen.batch or 32
     with _writer(args.out) as write, console.progress("predicting") as progress:
-        classifier = load(args.spec, engine=chosen.engine, threads=chosen.threads)
+        classifier = load(args.spec, engine=chosen.engine, precision=chosen.precision, threads=chosen.threads)
         classifier.image_options = image_options(args, classifier.image_options)
         results, features = [], []
         for start in range(0, len(paths), batch_size):

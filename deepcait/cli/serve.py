@@ -34,6 +34,8 @@ class Args:
     """Names that requests may call the service by, for a proxy in front of it."""
     engine: Literal["eager", "compile", "onnx", "openvino"] | None = None
     """What computes the answers; without it what `bench --autotune` left beside the model, else the network itself."""
+    precision: Literal["auto", "fp32", "fp32-strict", "bf16", "fp16", "int8"] = "auto"
+    """In which the engine computes products; auto is fp32. bf16 without an engine takes the engine eager."""
     threads: int | None = None
     """Threads of the network (default: the engine's choice)."""
     device: str | None = None
@@ -89,7 +91,7 @@ def run(args: Args) -> int | None:
         raise ConfigError(f"--threads: expected 1 or more, got {args.threads}.", remedy="Give 1, or more.")
     _require_numbers(args)
     console = Console(json=args.json)
-    chosen = choose_engine(args.spec, args.engine, console, device=args.device)
+    chosen = choose_engine(args.spec, args.engine, console, precision=args.precision, device=args.device)
     threads = args.threads or chosen.threads
     limits = Limits(
         max_batch=(chosen.batch or Limits.max_batch) if args.max_batch is None else args.max_batch,
@@ -102,7 +104,7 @@ def run(args: Args) -> int | None:
         deadline_s=args.deadline_s,
         body_timeout_s=min(Limits.body_timeout_s, 0.75 * args.deadline_s),
     )
-    classifier = load(args.spec, device=args.device, engine=chosen.engine, threads=threads)
+    classifier = load(args.spec, device=args.device, engine=chosen.engine, precision=chosen.precision, threads=threads)
 
     def listening(address: str) -> None:
         height, width = classifier.preprocessing.img_size

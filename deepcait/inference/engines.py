@@ -5,7 +5,9 @@ An engine is a module in evaluation mode: images (B, C, H, W) in, logits (B, K) 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any, cast
@@ -16,14 +18,17 @@ from torch import Tensor, nn
 from deepcait.errors import ConfigError
 from deepcait.inference.fold import FoldedCaiT, fold, refuse_training
 from deepcait.inference.graph import INPUT, OUTPUT, require_packages, to_openvino, write_onnx
+from deepcait.inference.precision import choose_precision
 from deepcait.model import CaiTConfig
 from deepcait.model.embedding import require_images
 from deepcait.optional import require
 
+_log = logging.getLogger(__name__)
+
 ENGINES = ("eager", "compile", "onnx", "openvino")
 
 
-def build_engine(name: str, model: nn.Module, *, threads: int | None = None) -> Engine:
+def build_engine(name: str, model: nn.Module, *, threads: int | None = None, precision: str = "auto") -> Engine:
     """Return an engine for a model; the model itself stays as it is.
 
     Args:
@@ -31,10 +36,11 @@ def build_engine(name: str, model: nn.Module, *, threads: int | None = None) -> 
         model: a CaiT, or one folded already.
         threads: of one call; None leaves it to the engine. PyTorch's threads ("eager", "compile") are those of the
             whole process.
+        precision: of the products; see `choose_precision`.
 
     Raises:
         ConfigError: an unknown engine, one whose packages are missing, another network than a CaiT, or no compiler
-            for "compile"; fewer than one thread.
+            for "compile"; fewer than one thread; a precision that the engine does not offer.
     """
     if threads is not None and threads < 1:
         raise ConfigError(
@@ -43,7 +49,10 @@ def build_engine(name: str, model: nn.Module, *, threads: int | None = None) -> 
     if name not in ENGINES:
         raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {name!r}.", remedy="Choose one.")
     require_packages(name)
-    return KINDS[name](fold(model), threads)
+    precision = choose_precision(precision, name, _device_type(model))
+    # On a CPU the folded model itself has the format of its products; graphs are written from float32.
+    in_model = precision == "bf16" and name in ("eager", "compile") and _device_type(model) == "cpu"
+    return KINDS[name](fold(model, precision if in_model else "fp32"), threads, precision)
 
 
 class Engine(nn.Module):
@@ -52,12 +61,14 @@ class Engine(nn.Module):
     Args:
         model: what is run, with a `config`: a folded CaiT (a benchmark gives others).
         threads: of one call; None leaves it to the engine.
+        precision: of the products: fp32, bf16 or fp16.
     """
 
     name: str
 
-    def __init__(self, model: nn.Module, threads: int | None) -> None:
+    def __init__(self, model: nn.Module, threads: int | None, precision: str = "fp32") -> None:
         super().__init__()
+        self.precision = precision
         self.config = cast("CaiTConfig", model.config)
         self.num_classes = self.config.num_classes
         self.pretrained_cfg = getattr(model, "pretrained_cfg", {})
@@ -93,16 +104,16 @@ class Eager(Engine):
 
     name = "eager"
 
-    def __init__(self, model: nn.Module, threads: int | None) -> None:
-        super().__init__(model, threads)
+    def __init__(self, model: nn.Module, threads: int | None, precision: str = "fp32") -> None:
+        super().__init__(model, threads, precision)
         self.model = model
         if threads is not None:
             torch.set_num_threads(threads)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return logits (B, K)."""
-        with torch.inference_mode():
-            return self.model(images_BCHW)
+        with torch.inference_mode(), _autocast(images_BCHW.device.type, self.precision):
+            return self.model(images_BCHW).float()
 
 
 class Compiled(Eager):
@@ -114,9 +125,9 @@ class Compiled(Eager):
 
     name = "compile"
 
-    def __init__(self, model: nn.Module, threads: int | None) -> None:
-        super().__init__(model, threads)
-        if next(iter(model.state_dict().values())).device.type == "cpu":
+    def __init__(self, model: nn.Module, threads: int | None, precision: str = "fp32") -> None:
+        super().__init__(model, threads, precision)
+        if _device_type(model) == "cpu":
             require_compiler()
         if isinstance(model, FoldedCaiT):
             model.pack()  # its patch stage becomes one operator of the program
@@ -127,8 +138,8 @@ class Compiled(Eager):
         from torch._dynamo.exc import TorchDynamoException
 
         try:
-            with torch.inference_mode():
-                return self._run(images_BCHW)
+            with torch.inference_mode(), _autocast(images_BCHW.device.type, self.precision):
+                return self._run(images_BCHW).float()
         except TorchDynamoException as error:
             raise ConfigError(
                 f"compile: expected code that this machine's compiler takes, got: {_first_line(error)}",
@@ -141,8 +152,8 @@ class OnnxRuntime(Engine):
 
     name = "onnx"
 
-    def __init__(self, model: nn.Module, threads: int | None) -> None:
-        super().__init__(model, threads)
+    def __init__(self, model: nn.Module, threads: int | None, precision: str = "fp32") -> None:
+        super().__init__(model, threads, precision)
         with tempfile.TemporaryDirectory(prefix="deepcait-") as folder:
             path = Path(folder, "model.onnx")
             write_onnx(model, path)
@@ -158,13 +169,13 @@ class OnnxRuntime(Engine):
 
 
 class OpenVino(Engine):
-    """OpenVINO on the CPU, in float32."""
+    """OpenVINO on the CPU."""
 
     name = "openvino"
 
-    def __init__(self, model: nn.Module, threads: int | None) -> None:
-        super().__init__(model, threads)
-        self._request = open_openvino(to_openvino(model), threads).create_infer_request()
+    def __init__(self, model: nn.Module, threads: int | None, precision: str = "fp32") -> None:
+        super().__init__(model, threads, precision)
+        self._request = open_openvino(to_openvino(model), threads, precision).create_infer_request()
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return logits (B, K), on the CPU."""
@@ -185,14 +196,34 @@ def open_onnx(path: Path, threads: int | None) -> Any:
     return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def open_openvino(graph: Any, threads: int | None) -> Any:
-    """Compile an `openvino.Model`, or the file of one, for the CPU. Raises ConfigError without the package."""
+def open_openvino(graph: Any, threads: int | None, precision: str | None = "fp32") -> Any:
+    """Compile an `openvino.Model`, or the file of one, for the CPU.
+
+    Args:
+        graph: the model, or its file.
+        threads: of one call; None leaves it to OpenVINO.
+        precision: fp32 or bf16; None leaves it to OpenVINO, which takes bf16 where the processor has it.
+
+    Raises:
+        ConfigError: the package is missing.
+    """
     openvino = require("openvino", asked="openvino", extra="openvino")
-    # Without the first, processors that know bfloat16 compute in it: logits of two or three right digits.
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    core = _openvino_core(openvino)
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if precision == "bf16" and openvino_default() != "bf16":
+        _log.warning("bf16: OpenVINO has no bfloat16 on this processor; it computes in fp32.")
+        precision = "fp32"
+    if precision is not None:
+        settings["INFERENCE_PRECISION_HINT"] = {"fp32": "f32", "bf16": "bf16"}[precision]
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    return _openvino_core(openvino).compile_model(graph, "CPU", settings)
+    return core.compile_model(graph, "CPU", settings)
+
+
+def openvino_default() -> str:
+    """Return the precision that OpenVINO takes on this processor unless it is told: bf16 or fp32."""
+    openvino = require("openvino", asked="openvino", extra="openvino")
+    return "bf16" if "BF16" in _openvino_core(openvino).get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
 
 
 @functools.cache
@@ -221,6 +252,17 @@ def require_compiler() -> None:
             "compile: expected a C++ compiler, got none (CXX, then g++, were tried).",
             remedy="Install one (Debian: apt install g++), or choose the engine eager, onnx or openvino.",
         ) from error
+
+
+def _autocast(device_type: str, precision: str) -> contextlib.AbstractContextManager:
+    """PyTorch's own lower precisions, for GPUs; on a CPU the folded model has its precision itself."""
+    if device_type == "cpu" or precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def _device_type(model: nn.Module) -> str:
+    return next((tensor.device.type for tensor in model.state_dict().values()), "cpu")
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from deepcait.errors import DeepcaitError
 from deepcait.inference.engines import ENGINES
+from deepcait.inference.precision import PRECISIONS
 from deepcait.runtime.environment import num_cpus, processor, version
 from deepcait.runtime.files import write_bytes
 
@@ -24,11 +25,13 @@ class Choice:
 
     Args:
         engine: of `ENGINES`; None is the network as it is.
+        precision: of the engine's products, of `PRECISIONS`.
         threads: of one call; None leaves it to the engine.
         batch: images a call; None leaves it to the verb.
     """
 
     engine: str | None = None
+    precision: str = "auto"
     threads: int | None = None
     batch: int | None = None
 
@@ -68,6 +71,7 @@ def read_choice(folder: Path, model: Mapping[str, Any]) -> Choice:
     again = "Measure here: deepcait bench SPEC --autotune."
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        content.setdefault("precision", "fp32")  # written by 0.1
         choice = Choice(**{field.name: content[field.name] for field in fields(Choice)})
         found = {**content["model"], **content["machine"]}
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -78,7 +82,8 @@ def read_choice(folder: Path, model: Mapping[str, Any]) -> Choice:
         if found.get(key) != wanted:
             raise ChoiceError(f"{path}: measured with {key} {found.get(key)}, here it is {wanted}.", remedy=again)
     counts = (choice.threads, choice.batch)
-    if choice.engine not in ENGINES or not all(type(count) is int and count > 0 for count in counts):
+    known = choice.engine in ENGINES and choice.precision in PRECISIONS
+    if not known or not all(type(count) is int and count > 0 for count in counts):
         raise ChoiceError(f"{path}: expected one of {', '.join(ENGINES)}, got {choice}.", remedy=again)
     return choice
 

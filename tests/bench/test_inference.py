@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from deepcait.bench.clock import Lane, ratio, take_turns
-from deepcait.bench.inference import build_contestants, build_pair, compare_memory
+from deepcait.bench.inference import _best, build_contestants, build_pair, compare_memory
 from deepcait.bench.limit import Products, count_products, product_lanes
 from deepcait.bench.memory import LiveBytes, live_bytes
 from deepcait.bench.plots import draw_engines
 from deepcait.cli.main import main
+from deepcait.errors import ConfigError
+from deepcait.inference import native
 from deepcait.inference.fold import fold
 from deepcait.model import CaiT, CaiTConfig, variant_config
 from deepcait.weights.artefact import save_artefact
@@ -47,6 +49,50 @@ def test_ours_beside_timm(folder, tmp_path, capsys):
     }
     assert json.loads(written[".json"])["batches"] == result["batches"]
     assert f"{result['batches'][0]['best_ratio']:.2f}" in written[".md"].decode()
+
+
+def test_each_precision_beside_the_same_of_timm(folder):
+    ours, peer = build_pair(str(folder))
+    images_BCHW = torch.randn(3, 3, 32, 32)
+    with torch.inference_mode():
+        expected_BK = peer(images_BCHW)
+    runs = build_contestants(ours, peer, ["eager"], 1, ["fp32", "bf16"])
+    assert list(runs) == [(name, who) for name in ("eager", "eager bf16") for who in ("ours", "timm")]
+    errors = {
+        key: ((run(images_BCHW) - expected_BK).abs().max() / expected_BK.std()).item() for key, run in runs.items()
+    }
+    assert errors["eager", "timm"] < 1e-4 < errors["eager bf16", "timm"] < 0.2
+    with pytest.raises(ConfigError, match="engine onnx does not compute in bf16"):
+        build_contestants(ours, peer, ["onnx"], 1, ["bf16"])
+
+
+def test_the_best_is_no_less_exact_than_the_peer():
+    def lane(seconds):
+        return Lane("", print, turns=[[seconds], [seconds]])
+
+    lanes = {("a", "ours"): lane(1.0), ("b", "ours"): lane(2.0), ("a", "timm"): lane(3.0), ("b", "timm"): lane(4.0)}
+    errors = {key: {"rms": 1e-7} for key in lanes} | {("a", "ours"): {"rms": 2e-2}}
+    found = _best(lanes, errors, None)
+    assert (found["ours"], found["timm"], found["ratio"]) == ("b", "a", 1.5)
+    assert _best(lanes, errors | {("a", "timm"): {"rms": 3e-2}}, None)["ratio"] == 3.0
+    # Rounding in float32 is no error; and if all of ours is less exact, the most exact counts.
+    assert _best(lanes, errors | {("a", "ours"): {"rms": 5e-7}}, None)["ratio"] == 3.0
+    assert _best(lanes, errors | {("b", "ours"): {"rms": 3e-2}}, None)["ours"] == "a"
+
+
+def test_precisions_on_images(tmp_path, capsys):
+    options = ["--data", "builtin:demo", "--engine", "eager", "--precision", "all", "--batch", "50", "--rounds", "2"]
+    assert not main(["bench", "builtin:nano", *options, "--json", "--out", str(tmp_path)])
+    (result,) = json.loads(capsys.readouterr().out)["precisions"]
+    plain, short = result["rows"]
+    assert (plain["precision"], short["precision"]) == ("fp32", "bf16")
+    assert plain["correct"] == result["network_correct"]
+    assert plain["same_top1"] == result["num_images"] == 500
+    assert plain["rms"] < 1e-5
+    assert abs(short["correct"] - plain["correct"]) <= 5
+    if native.has_bfloat16():
+        assert 1e-5 < short["rms"] < 2e-2
+    assert f"{short['correct']:,}" in (tmp_path / "precision_builtin_nano.md").read_text()
 
 
 def test_the_picture_is_of_the_figures(tmp_path):

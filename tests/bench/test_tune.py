@@ -54,7 +54,7 @@ def test_the_fastest_is_chosen(monkeypatch, tuned):
 
     monkeypatch.setattr(tuning, "take_turns", clock)
     found = tune(str(tuned), engines=["eager"], threads=[1, 2, 4], batches=[1, 3], rounds=2)
-    assert found["choice"] == {"engine": "eager", "threads": 2, "batch": 3}
+    assert found["choice"] == {"engine": "eager", "precision": "fp32", "threads": 2, "batch": 3}
     assert found["images_per_s"] == 30
     assert [row["images_per_s"] for row in found["rows"]] == sorted((30, 15, 10, 7.5, 5, 2.5), reverse=True)
 
@@ -62,7 +62,7 @@ def test_the_fastest_is_chosen(monkeypatch, tuned):
 def test_an_engine_that_answers_otherwise_is_not_chosen(monkeypatch, tuned):
     real = tuning.build_engine
 
-    def build(name, model, threads):
+    def build(name, model, threads, precision):
         engine = real("eager", model, threads=threads)
         if name == "openvino":
             return lambda images_BCHW: engine(images_BCHW) * 1.001  # and it is the only one that is fast
@@ -80,7 +80,7 @@ def test_an_engine_that_answers_otherwise_is_not_chosen(monkeypatch, tuned):
 def test_an_engine_that_is_not_installed_is_left_out(monkeypatch, tuned):
     real = tuning.build_engine
 
-    def build(name, model, threads):
+    def build(name, model, threads, precision):
         if name == "onnx":
             raise ConfigError("onnx: expected the package onnxruntime.", remedy="Install it.")
         return real(name, model, threads=threads)
@@ -105,7 +105,7 @@ def test_predict_uses_what_lies_with_the_model(model, capsys):
     assert main(["predict", str(model), PHOTO, "--json"]) == 0
     told = capsys.readouterr()
     assert json.loads(told.out) == expected
-    assert "engine eager, 1 threads" in told.err
+    assert "engine eager, fp32, 1 threads" in told.err
     assert str(model / FILE) in told.err
 
 
@@ -116,7 +116,7 @@ def test_eval_uses_it_and_says_so(model, tmp_path, capsys):
     options = ["eval", str(model), "--data", str(tmp_path / "data"), "--json"]
     assert main(options) == 0
     told = capsys.readouterr()
-    assert "engine eager, 1 threads" in told.err
+    assert "engine eager, fp32, 1 threads" in told.err
     found = json.loads(told.out)
     assert found["engine"] == "eager"
     # Another size is another model: the choice is not for it.
@@ -182,6 +182,22 @@ def test_a_name_has_no_folder(tmp_path, capsys):
     told = capsys.readouterr()
     assert "not kept" in told.err
     (result,) = json.loads(told.out)["tuned"]
-    assert set(result["choice"]) == {"engine", "threads", "batch"}
+    assert set(result["choice"]) == {"engine", "precision", "threads", "batch"}
     assert main(["bench", file, *options, "--out", str(tmp_path / "kept")]) == 0
     assert (tmp_path / "kept" / FILE).is_file()
+
+
+def test_a_shorter_format_needs_a_tolerance_that_allows_it(monkeypatch):
+    """bf16 is among the candidates only if it is asked for, and chosen only if enough best classes are the same."""
+    from deepcait.bench import tune as module
+
+    options = {"engines": ["eager"], "precisions": ["fp32", "bf16"], "threads": [1], "batches": [1], "rounds": 2}
+    found = module.tune("builtin:nano", **options, tolerance=0.05)
+    shares = {row["precision"]: row["same_top1"] for row in found["rows"]}
+    assert shares["fp32"] == 1.0
+    assert 0.95 <= shares["bf16"] <= 1.0
+    assert all(row["agrees"] for row in found["rows"])
+    monkeypatch.setattr(module, "_same_top1", lambda *args: {("eager", "fp32"): 1.0, ("eager", "bf16"): 0.97})
+    for tolerance, agrees in ((0.0, False), (0.02, False), (0.03, True)):
+        rows = module.tune("builtin:nano", **options, tolerance=tolerance)["rows"]
+        assert {row["precision"]: row["agrees"] for row in rows} == {"fp32": True, "bf16": agrees}

@@ -1,0 +1,73 @@
+"""What `compare_engines` found, as a page and as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deepcait.bench.page import markdown_table
+
+_EACH = ("p95", "images/s", "MiB", "error")
+COLUMNS = ("engine", "ours, ms", *_EACH, "timm, ms", *_EACH, "ratio", "quartiles", "of the limit")
+
+
+def markdown(result: dict[str, Any], command: str) -> str:
+    """The figures as a page."""
+    lines = [
+        f"# Inference: {result['model']} against timm",
+        "",
+        f"    {command}",
+        "",
+        f"{result['threads']} threads, medians of {result['rounds']} alternating rounds; {result['cpu']}; "
+        f"commit {result['environment']['commit']}.",
+    ]
+    for row in result["batches"]:
+        low, high = row["best_quartiles"][0], row["best_quartiles"][2]
+        lines += [
+            "",
+            f"Batch {row['batch']}: our fastest ({row['best_ours']}) whose error is no larger is "
+            f"{row['best_ratio']:.2f} times timm's fastest ({row['best_peer']}; quartiles {low:.2f} to {high:.2f}), "
+            f"and {row['of_limit']:.2f} of the limit.",
+            *(_best_line(precision, found) for precision, found in row["best"].items()),
+            "",
+            *markdown_table(COLUMNS, table(row)),
+        ]
+    memory = result["memory_bytes"]
+    lines += [
+        "",
+        "MiB: how much the process grew at its peak in the first call of this size; engines keep such memory. Error: "
+        "root mean square of the difference from the logits of the model itself, over their standard deviation. Of "
+        "the limit: the time of the matrix products alone, in the same precision, by ours.",
+        "",
+        f"Activations alive at once in PyTorch, batch {memory['batch']}, counted: {memory['ours'] / 2**20:.1f} MiB of "
+        f"ours, {memory['timm'] / 2**20:.1f} MiB of timm's ({memory['ratio']:.2f}).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _best_line(precision: str, found: dict[str, Any]) -> str:
+    limit = found["limit"]
+    return (
+        f"In {precision}: {found['ours']} of ours is {found['ratio']:.2f} times {found['timm']} of timm; matrix "
+        f"products alone take {1e3 * limit['median_s']:.1f} ms ({limit['library']}, {limit['gflops']:.0f} GFLOPS)."
+    )
+
+
+def table(row: dict[str, Any]) -> list[list[str]]:
+    """One line of text cells an engine, below `COLUMNS`."""
+    lines = []
+    for engine, found in row["engines"].items():
+        cells = [
+            text
+            for who in ("ours", "timm")
+            for text in (
+                f"{1e3 * found[who]['median_s']:.1f}",
+                f"{1e3 * found[who]['p95_s']:.1f}",
+                f"{found[who]['images_per_s']:.1f}",
+                f"{found[who]['first_call_bytes'] / 2**20:.0f}",
+                f"{found[who]['rms']:.1e}",
+            )
+        ]
+        spread = found["quartiles"]
+        shares = (f"{found['ratio']:.2f}", f"{spread[0]:.2f} to {spread[2]:.2f}", f"{found['ours']['of_limit']:.2f}")
+        lines.append([engine, *cells, *shares])
+    return lines

@@ -1,0 +1,158 @@
+"""What a shorter number format does to one model on one's own images: answers, logits and time, engine by engine."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepcait.bench.clock import Lane, ratio, set_up, take_turns
+from deepcait.bench.inference import logit_error
+from deepcait.bench.page import conditions, markdown_table
+from deepcait.data import Preprocessing
+from deepcait.errors import ConfigError, EvaluationWarning
+from deepcait.evaluation import evaluate, open_for
+from deepcait.inference.engines import build_engine
+from deepcait.inference.precision import MEASURED, ON_CPU
+from deepcait.weights import resolve
+
+COLUMNS = ("engine", "precision", "top-1", "correct", "same answer", "rms error", "largest", "images/s", "ratio")
+
+
+def compare_precisions(
+    spec: str,
+    data: str,
+    *,
+    engines: Sequence[str],
+    precisions: Sequence[str] = MEASURED,
+    batch: int = 8,
+    rounds: int = 20,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Answer for all images of the data with each engine in each precision that it offers, then time them in turns.
+
+    Args:
+        spec: a model.
+        data: labelled images; their test part, else val, else all.
+        engines: of `ENGINES`.
+        precisions: of `MEASURED`.
+        batch: images a call.
+        rounds: counted rounds of the timing.
+        threads: of every engine; None takes PyTorch's.
+        progress: called with networks done and to do.
+
+    Returns:
+        `rows`, one an engine and precision: `correct` and `same_top1` (counts of images), `rms` and `drift` (the
+        largest) of the logits against the network itself over their standard deviation, `images_per_s`, and `ratio`,
+        how many times faster than the same engine in fp32.
+
+    Raises:
+        ConfigError: nothing to compare, or an engine that can't run here.
+    """
+    threads = set_up(rounds, [batch], threads)
+    found = resolve(spec)
+    model = found.model.eval()
+    preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
+    source = open_for(data)
+    names = [(engine, name) for engine in engines for name in ("fp32", *precisions) if name in ON_CPU[engine]]
+    runs = {key: build_engine(key[0], model, threads=threads, precision=key[1]) for key in dict.fromkeys(names)}
+    if len(runs) < 2:
+        raise ConfigError("bench: expected two precisions to compare, got one.", remedy="--precision all")
+    answers: dict[tuple[str, str], _Recorder] = {}
+    for number, (key, run) in enumerate({("network", "fp32"): model, **runs}.items()):
+        answers[key] = recorder = _Recorder(run)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EvaluationWarning)
+            metrics = evaluate(
+                recorder, source, preprocessing=preprocessing, batch_size=batch, classes=found.classes, device="cpu"
+            )
+        recorder.correct, recorder.logits_NK = metrics.correct1, torch.cat(recorder.parts)
+        progress(number + 1, len(runs) + 1)
+    images_BCHW = torch.randn(batch, model.config.in_chans, *model.config.img_size)
+    lanes = {key: Lane(" ".join(key), lambda run=run: run(images_BCHW)) for key, run in runs.items()}
+    with torch.inference_mode():
+        take_turns(list(lanes.values()), rounds)
+    expected_NK = answers["network", "fp32"].logits_NK
+    return {
+        "model": spec,
+        "data": data,
+        "num_images": len(expected_NK),
+        "batch": batch,
+        "threads": threads,
+        "rounds": rounds,
+        "network_correct": answers["network", "fp32"].correct,
+        "rows": [
+            {
+                "engine": key[0],
+                "precision": key[1],
+                "correct": answers[key].correct,
+                "same_top1": int((answers[key].logits_NK.argmax(1) == expected_NK.argmax(1)).sum()),
+                **logit_error(answers[key].logits_NK, expected_NK),
+                "median_s": lane.median_s,
+                "images_per_s": batch / lane.median_s,
+                **ratio(lane, lanes[key[0], "fp32"]),
+            }
+            for key, lane in lanes.items()
+        ],
+        **conditions(),
+    }
+
+
+class _Recorder(nn.Module):
+    """A network that keeps the logits that it gave."""
+
+    correct: int
+    logits_NK: Tensor
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.num_classes = network.num_classes
+        self.pretrained_cfg = network.pretrained_cfg
+        self.parts: list[Tensor] = []
+        super().train(False)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return logits (B, K)."""
+        self.parts.append(self.network(images_BCHW).clone())
+        return self.parts[-1]
+
+
+def table(result: dict[str, Any]) -> list[list[str]]:
+    """One line of text cells an engine and precision, below `COLUMNS`."""
+    num_images = result["num_images"]
+    return [
+        [
+            row["engine"],
+            row["precision"],
+            f"{100 * row['correct'] / num_images:.2f} %",
+            f"{row['correct']:,}",
+            f"{row['same_top1']:,} of {num_images:,}",
+            f"{row['rms']:.1e}",
+            f"{row['drift']:.1e}",
+            f"{row['images_per_s']:.1f}",
+            f"{row['ratio']:.2f}",
+        ]
+        for row in result["rows"]
+    ]
+
+
+def markdown(result: dict[str, Any], command: str) -> str:
+    """The figures as a page."""
+    lines = [
+        f"# Precision: {result['model']} on {result['num_images']:,} images",
+        "",
+        f"    {command}",
+        "",
+        f"{result['threads']} threads, {result['batch']} images per call, medians of {result['rounds']} alternating "
+        f"rounds; {result['cpu']}; commit {result['environment']['commit']}. The network itself, in fp32, has "
+        f"{result['network_correct']:,} images right. Same answer: images with the network's own best class. Errors "
+        "are those of the logits over their standard deviation. Ratio: times faster than the same engine in fp32.",
+        "",
+        *markdown_table(COLUMNS, table(result)),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,56 @@
+"""Precision: the number format in which an engine computes products, by its name on the command line."""
+
+from __future__ import annotations
+
+from deepcait.errors import ConfigError
+
+PRECISIONS = ("auto", "fp32", "fp32-strict", "bf16", "fp16", "int8")
+# What each engine offers on a CPU, beside auto and fp32-strict, which are fp32 there.
+ON_CPU = {
+    "eager": ("fp32", "bf16"),
+    "compile": ("fp32", "bf16"),
+    "onnx": ("fp32",),
+    "openvino": ("fp32", "bf16"),
+}
+# PyTorch's engines on a GPU: autocast.
+ON_GPU = ("fp32", "bf16", "fp16")
+
+# What is measured where all are asked for.
+MEASURED = tuple(dict.fromkeys(name for formats in ON_CPU.values() for name in formats))
+
+
+def choose_precision(asked: str, engine: str, device_type: str = "cpu") -> str:
+    """Return the precision that an engine computes in: fp32, bf16 or fp16.
+
+    Args:
+        asked: of `PRECISIONS`. auto is fp32. fp32-strict is fp32 on a CPU, where products have no shorter form of it.
+        engine: of `ENGINES`.
+        device_type: cpu, or cuda.
+
+    Raises:
+        ConfigError: an unknown precision, or one that the engine does not offer.
+
+    >>> choose_precision("auto", "eager"), choose_precision("bf16", "openvino")
+    ('fp32', 'bf16')
+    """
+    if asked not in PRECISIONS:
+        raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}, got {asked!r}.", remedy="Choose one.")
+    if asked == "auto":
+        return "fp32"
+    offered = ON_CPU[engine] if device_type == "cpu" else ON_GPU
+    if asked == "fp32-strict" and device_type == "cpu":
+        return "fp32"
+    if asked not in offered:
+        place = "a CPU" if device_type == "cpu" else "a GPU"
+        others = [name for name, formats in ON_CPU.items() if asked in formats and device_type == "cpu"]
+        remedy = f"Choose the engine {' or '.join(others)}, or" if others else "Choose"
+        raise ConfigError(
+            f"precision: the engine {engine} does not compute in {asked} on {place}; it offers {', '.join(offered)}.",
+            remedy=f"{remedy} one of these precisions.",
+        )
+    return asked
+
+
+def engine_for(engine: str | None, precision: str) -> str | None:
+    """Return the engine that was asked for; eager if only a precision was, which the network itself does not have."""
+    return "eager" if engine is None and precision in ("bf16", "fp16", "int8") else engine
