@@ -48,7 +48,8 @@ ORDER = {
         "push", "card", "teachers",
     ],
     "data": [
-        "png", "jpeg", "formats", "depth", "image", "listing", "source", "folder", "resample", "preprocessing",
+        "png", "jpeg", "formats", "depth", "image", "listing", "labels", "source", "folder", "resample",
+        "preprocessing",
         "shards", "members", "table", "stored", "split", "manifest", "parquet", "zipped", "tar", "cifar",
         "matlab", "imagenet", "benchmarks", "spec", "workers", "dataset",
         "seeding", "order", "slide", "erasing", "policies", "augment", "mixing", "shrunk", "loader",

@@ -79,7 +79,8 @@ def run(args: Args) -> int | None:
         console.result(_facts(args.out))
         return
     outcome = train(recipe, args.out, resume=args.resume)
-    console.say(f"done: best top-1 {outcome.best_top1:.2%} in epoch {outcome.best_epoch}")
+    measured = f"best top-1 {outcome.best_top1:.2%} in" if outcome.best_top1 is not None else "the model is that of"
+    console.say(f"done: {measured} epoch {outcome.best_epoch}")
     console.say(f"model:     {args.out / 'best'}")
     write_at_end(args.out, device=recipe.compute.device)
     console.say(f"next:      deepcait predict {args.out} PICTURE")
@@ -98,7 +99,8 @@ def _given(args: Args, own: Path) -> Recipe | None:
 
     if not (args.recipe or args.data or args.model or args.teacher or args.engine or args.set):
         return None
-    recipe = load_recipe(args.recipe or str(own.resolve()), settings(args.set))
+    config = str(own.resolve())
+    recipe = load_recipe(args.recipe or config, settings(args.set), version=load_recipe(config).version)
     return _lay_over(recipe, args)
 
 

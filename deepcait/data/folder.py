@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deepcait.data.formats import IMAGE_SUFFIXES
 from deepcait.data.image import read_image_bytes
+from deepcait.data.labels import find_classes, map_labels, sort_classes
 from deepcait.data.listing import walk_images
 from deepcait.data.source import Sample, options_of
 from deepcait.errors import DataError, some
@@ -58,12 +59,14 @@ class FolderSource:
         return str(self.base / self.names[index])
 
 
-def open_folder(root: str | os.PathLike[str], split: str | None, classes: Sequence[str] | None = None) -> FolderSource:
+def open_folder(
+    root: str | os.PathLike[str], split: str | None, classes: Sequence[str] | None = None, labels: str = "auto"
+) -> FolderSource:
     """Open class folders; the names of files are listed, no picture is read.
 
     Without `classes` the mapping is that of the training split, where there is one, else of the
     folders themselves (sorted as text; by number when all are integers). With `classes` (fixed by
-    training) folders are mapped by name. Order: class by class, files in natural order.
+    training) folders are mapped to them, see `map_labels`. Order: class by class, files in natural order.
     An empty class folder is an error where it would define a class (train, or no splits, and
     `classes` not given); elsewhere that class just has no picture here.
 
@@ -71,6 +74,7 @@ def open_folder(root: str | os.PathLike[str], split: str | None, classes: Sequen
         root: the folder; hidden files and folders in it are ignored.
         split: train, val or test; None takes all pictures, of all splits.
         classes: index -> class name.
+        labels: what integers mean, see `RULES`.
 
     Raises:
         DataError: no such folder or split, no class folders, no images, an unknown class, an empty
@@ -85,18 +89,21 @@ def open_folder(root: str | os.PathLike[str], split: str | None, classes: Sequen
     else:
         folders = {"": _require_split(root, splits, split)}
         root = folders[""]
-    known = list(classes) if classes is not None else _own_classes(splits, folders.values())
+    known = list(classes) if classes is not None else _own_classes(root, splits, folders.values(), labels)
     defining = set() if classes is not None else ({splits["train"]} if "train" in splits else set(folders.values()))
 
-    names, labels = [], []
-    index_of = {name: index for index, name in enumerate(known)}
+    found: list[tuple[str, str]] = []
     for prefix, folder in folders.items():
         for name, files in _class_files(folder, may_be_empty=folder not in defining or split in ("val", "test")):
-            if name not in index_of:
-                raise unknown_class(folder / name, name, known)
-            names += [f"{prefix}{name}/{file}" for file in files]
-            labels += [index_of[name]] * len(files)
-    return FolderSource(root, split=split or "all", classes=known, names=names, labels=labels)
+            found += [(f"{prefix}{name}/{file}", name) for file in files]
+    index_of = map_labels(root, {name for _, name in found}, known, labels)
+    return FolderSource(
+        root,
+        split=split or "all",
+        classes=known,
+        names=[path for path, _ in found],
+        labels=[index_of[name] for _, name in found],
+    )
 
 
 def find_splits(root: str | os.PathLike[str]) -> dict[str, Path]:
@@ -152,17 +159,6 @@ def split_of(word: str | None) -> str | None:
     return _SPLIT_OF.get(word.lower()) if word else None
 
 
-def sort_classes(names: Iterable[str]) -> list[str]:
-    """Sort as text, like ImageFolder; by number when all names are integers.
-
-    ImageNet-V2 has folders 0..999: as text "10" would come before "2" and every label be wrong.
-    """
-    names = list(names)
-    if all(name.isascii() and name.isdecimal() for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
-
-
 def subfolders(folder: Path) -> list[str]:
     """Names of the visible folders in `folder`, sorted as text.
 
@@ -207,9 +203,9 @@ def _class_files(folder: Path, *, may_be_empty: bool) -> list[tuple[str, list[st
     return filled
 
 
-def _own_classes(splits: dict[str, Path], folders: Iterable[Path]) -> list[str]:
+def _own_classes(root: Path, splits: dict[str, Path], folders: Iterable[Path], labels: str) -> list[str]:
     defining = [splits["train"]] if "train" in splits else list(folders)
-    return sort_classes({name for folder in defining for name in subfolders(folder)})
+    return find_classes(root, {name for folder in defining for name in subfolders(folder)}, labels)
 
 
 def _require_folder(root: Path) -> None:
@@ -236,11 +232,3 @@ def _flat_images(folder: Path) -> DataError:
             "labels or the unpacked ILSVRC2012_devkit_t12 in it."
         )
     return DataError(f"{folder}: expected one sub-folder a class, got images lying flat.", remedy=remedy)
-
-
-def unknown_class(where: object, name: str, known: Sequence[str]) -> DataError:
-    """The error for a class that training did not fix."""
-    return DataError(
-        f"{where}: expected one of the {len(known)} trained classes ({some(known)}), got the class {name!r}.",
-        remedy="Rename it to its trained class, or remove it.",
-    )

@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepcait.data.folder import SPLIT_NAMES, FolderSource, open_folder, sort_classes, subfolders
+from deepcait.data.folder import SPLIT_NAMES, FolderSource, open_folder, subfolders
+from deepcait.data.labels import Label, sort_classes
 from deepcait.data.listing import walk_images
 from deepcait.data.manifest import FileReader
 from deepcait.data.matlab import load_matlab, rows_of
 from deepcait.data.source import Source
-from deepcait.data.table import Label, Table, TableSource, open_table
+from deepcait.data.table import Table, TableSource, open_table
 from deepcait.errors import DataError, some
 
 _WNID = re.compile(r"n\d{8}")

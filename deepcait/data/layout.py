@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepcait.data.findings import Finding, together
-from deepcait.data.folder import find_splits, sort_classes, split_of, subfolders
+from deepcait.data.folder import find_splits, split_of, subfolders
 from deepcait.data.formats import OTHER_SUFFIXES
+from deepcait.data.labels import sort_classes
 from deepcait.data.listing import is_image_file, walk_images
 
 

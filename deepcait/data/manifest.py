@@ -10,9 +10,10 @@ from pathlib import Path
 
 from deepcait.data.folder import split_of
 from deepcait.data.image import MAX_BYTES, read_image_bytes
+from deepcait.data.labels import Label
 from deepcait.data.members import is_image
 from deepcait.data.shards import find_one, open_binary
-from deepcait.data.table import Label, Table
+from deepcait.data.table import Table
 from deepcait.errors import DataError
 from deepcait.optional import require
 
@@ -22,7 +23,7 @@ COLUMNS = {
     "label": ("label", "class", "class_name", "label_name", "category", "target", "labels"),
     "split": ("split", "subset", "partition", "set"),
 }
-_MAX_DIGITS = 18  # of a class index
+_MAX_DIGITS = 18  # of a label that is taken for a number
 _UNLABELLED = -1  # as the hub writes it where a test set keeps its labels to itself
 _WHOLE = re.compile("-?[0-9]+")
 _NO_FILE = "Manifests list files; parquet that holds the pictures themselves has a column image {bytes, path}."
@@ -49,8 +50,8 @@ class FileReader:
 def load_csv(place: str) -> tuple[Table, FileReader]:
     """Read a manifest of text: commas, semicolons or tabs, with a header or without.
 
-    Without a header the columns are path, label and, where there is a third, split. Labels that are all whole
-    numbers count as class indices; an empty cell, or -1 among them, is a picture without a label.
+    Without a header the columns are path, label and, where there is a third, split. An empty cell, or -1 where all
+    labels are whole numbers, is an image without a label.
 
     Raises:
         DataError: no such file, another encoding, columns missing, a row that does not fit; with its line number.
@@ -175,7 +176,7 @@ def _manifest(
 
 
 def _labels(place: str, what: str, cells: Iterable[object], lines: Sequence[int]) -> list[Label]:
-    """Class names as they are; whole numbers as integers, when all labels are."""
+    """Class names as they are; whole numbers as integers, when all labels are and none has a leading zero."""
     labels: list[Label] = []
     for line, cell in zip(lines, cells, strict=True):
         if isinstance(cell, bool) or not isinstance(cell, str | int | None):
@@ -188,15 +189,13 @@ def _labels(place: str, what: str, cells: Iterable[object], lines: Sequence[int]
     if not all(_WHOLE.fullmatch(text) for text in texts):
         return labels
     for line, label in zip(lines, labels, strict=True):
-        if isinstance(label, str) and len(label) > _MAX_DIGITS:
-            got = f"{len(label):,} digits"
-        elif label is not None and int(label) < _UNLABELLED:
-            got = str(label)
-        else:
-            continue
-        raise DataError(
-            f"{place}, {what} {line}: expected a class index, 0 or more, got {got}.",
-            remedy="Mend that row; -1 or an empty cell is a picture without a label.",
-        )
-    indices = [None if label is None else int(label) for label in labels]
-    return [None if index == _UNLABELLED else index for index in indices]
+        if label is not None and str(label) != str(_UNLABELLED) and str(label).startswith("-"):
+            raise DataError(
+                f"{place}, {what} {line}: expected a class name or a whole number from 0, got {label}.",
+                remedy="Correct that row; -1 or an empty cell is an image without a label.",
+            )
+    labels = [None if str(label) == str(_UNLABELLED) else label for label in labels]
+    written = [str(label) for label in labels if label is not None]
+    if any(len(text) > _MAX_DIGITS or text != str(int(text)) for text in written):
+        return [None if label is None else str(label) for label in labels]
+    return [None if label is None else int(label) for label in labels]

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deepcait.data.labels import Label
 from deepcait.data.manifest import load_parquet_manifest
 from deepcait.data.shards import find_shards, open_binary, shard_stem, splits_of_shards
-from deepcait.data.table import Label, Reader, Table
+from deepcait.data.table import Reader, Table
 from deepcait.errors import DataError, ImageError
 from deepcait.optional import require
 

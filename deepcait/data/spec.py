@@ -14,6 +14,7 @@ from deepcait.data.benchmarks import inat_splits, load_cars, load_flowers, open_
 from deepcait.data.cifar import load_cifar
 from deepcait.data.folder import find_splits, open_folder, require_sorted, subfolders
 from deepcait.data.imagenet import imagenet_splits, open_imagenet, open_imagenet_v2
+from deepcait.data.labels import RULES
 from deepcait.data.manifest import load_csv
 from deepcait.data.members import is_image
 from deepcait.data.parquet import load_parquet
@@ -27,6 +28,7 @@ from deepcait.errors import ConfigError, DataError
 
 ROLES = ("train", "val", "eval")
 SPLITS = ("train", "val", "test", "all")
+VALIDATE_ON = ("auto", "val", "none", "test", "0.1")
 _ASSETS = Path(__file__).parent.parent / "assets"
 _BUILTIN = {"demo": _ASSETS / "demo"}
 _SUFFIX_KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".tar": "tar", ".zip": "zip"}
@@ -36,11 +38,11 @@ _SUFFIX_KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".tar": "t
 class Kind:
     """How one kind of source is opened.
 
-    open: (what stands behind the colon, split or None for all, classes or None) -> Source.
+    open: (what stands behind the colon, split or None for all, classes or None, what integers mean) -> Source.
     splits: the same place -> names of its splits, a part of train, val, test.
     """
 
-    open: Callable[[str, str | None, Sequence[str] | None], Source]
+    open: Callable[[str, str | None, Sequence[str] | None, str], Source]
     splits: Callable[[str], list[str]]
 
 
@@ -67,37 +69,42 @@ def _builtin_path(place: str) -> Path:
 def _listed(load: Callable[[str], tuple[Table, Reader]]) -> Kind:
     """A kind whose every picture is listed in one table."""
     return Kind(
-        open=lambda place, split, classes: open_table(*load(place), split, classes),
+        open=lambda place, split, classes, labels: open_table(*load(place), split, classes, labels),
         splits=lambda place: table_splits(load(place)[0]),
     )
+
+
+def _named(open_it: Callable[[str, str | None, Sequence[str] | None], Source]) -> Callable[..., Source]:
+    """How a benchmark with classes of its own is opened: integers mean what its archive says."""
+    return lambda place, split, classes, labels: open_it(place, split, classes)
 
 
 # A new kind of source is one line here.
 KINDS = {
     "folder": Kind(
-        open=lambda place, split, classes: open_folder(_folder_path(place), split, classes),
+        open=lambda place, split, classes, labels: open_folder(_folder_path(place), split, classes, labels),
         splits=_folder_splits,
     ),
     "builtin": Kind(
-        open=lambda place, split, classes: open_folder(_builtin_path(place), split, classes),
+        open=lambda place, split, classes, labels: open_folder(_builtin_path(place), split, classes, labels),
         splits=lambda place: list(find_splits(_builtin_path(place))),
     ),
     "csv": _listed(load_csv),
     "parquet": _listed(load_parquet),
     "tar": _listed(load_tar),
     "zip": _listed(load_zip),
-    "imagenet": Kind(open=open_imagenet, splits=imagenet_splits),
-    "imagenet-v2": Kind(open=open_imagenet_v2, splits=lambda place: ["test"]),
+    "imagenet": Kind(open=_named(open_imagenet), splits=imagenet_splits),
+    "imagenet-v2": Kind(open=_named(open_imagenet_v2), splits=lambda place: ["test"]),
     "cifar10": _listed(functools.partial(load_cifar, "cifar10")),
     "cifar100": _listed(functools.partial(load_cifar, "cifar100")),
     "flowers102": _listed(load_flowers),
     "cars": _listed(load_cars),
     "inat18": Kind(
-        open=lambda place, split, classes: open_inat(place, 2018, split, classes),
+        open=_named(lambda place, split, classes: open_inat(place, 2018, split, classes)),
         splits=lambda place: inat_splits(place, 2018),
     ),
     "inat19": Kind(
-        open=lambda place, split, classes: open_inat(place, 2019, split, classes),
+        open=_named(lambda place, split, classes: open_inat(place, 2019, split, classes)),
         splits=lambda place: inat_splits(place, 2019),
     ),
 }
@@ -158,22 +165,28 @@ def list_splits(spec: str | os.PathLike[str]) -> list[str]:
 
 
 def open_source(
-    spec: str | os.PathLike[str], split: str | None = None, *, classes: Sequence[str] | None = None
+    spec: str | os.PathLike[str],
+    split: str | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    labels: str = "auto",
 ) -> Source:
     """Open a data SPEC as it lies; nothing is held out here, see `open_split`.
 
     Args:
         spec: a path, a kind and a path (tar:PATH), a benchmark and its root (cifar10:ROOT), or builtin:demo.
-        split: train, val or test; None or "all" takes every picture.
-        classes: index -> class name, fixed by training; classes are mapped by name.
+        split: train, val or test; None or "all" takes every image.
+        classes: index -> class name, fixed by training; labels are mapped to them, see `map_labels`.
+        labels: what integers mean: auto, names, indices.
 
     Raises:
-        ConfigError: an unknown kind or split name.
+        ConfigError: an unknown kind, split name or meaning of integers.
         DataError: nothing there, no such split, an unknown class.
     """
     _require_one_of(split, (*SPLITS, None), "split")
+    _require_one_of(labels, RULES, "labels")
     kind, place = parse_spec(spec)
-    return KINDS[kind].open(place, None if split == "all" else split, classes)
+    return KINDS[kind].open(place, None if split == "all" else split, classes, labels)
 
 
 def open_split(
@@ -181,40 +194,45 @@ def open_split(
     role: str,
     *,
     split: str | None = None,
+    validate_on: str = "auto",
     classes: Sequence[str] | None = None,
+    labels: str = "auto",
     fraction: float = 0.1,
     seed: int = 0,
     manifest: str | os.PathLike[str] | None = None,
 ) -> Source:
-    """Open the pictures for a role: to train, to validate during training, to evaluate.
+    """Open the images for a role: to train, to validate during training, to evaluate.
 
         train   the split train
-        val     val, else test, else a stratified part of train
+        val     the split val, else a stratified part of train, which `train` then leaves out
         eval    test, else val, else all
 
-    Where a source has neither val nor test, `train` leaves out the part that `val` holds out: a
-    pure function of names and seed. An explicit `split` means the same parts, or "all".
+    The part held out is a pure function of names and seed. An explicit `split` means the same parts, or "all".
 
     Args:
         role: train, val or eval.
         split: train, val, test or all, instead of what the role would take.
-        classes: as in `open_source`.
+        validate_on: what `val` takes: auto, as above; val or test, which must be there; none, no image; 0.1, as that
+            version did: val, else test, else a part of train.
+        classes, labels: as in `open_source`.
         fraction, seed: of the part held out, see `stratified_split`.
         manifest: JSON file of the part held out; read where it exists, else written.
 
     Raises:
-        ConfigError: unknown role, split or kind.
-        DataError: as `open_source`, or too few pictures to hold any out.
+        ConfigError: unknown role, split, kind or validate_on.
+        DataError: as `open_source`, or too few images to hold any out.
     """
     _require_one_of(role, ROLES, "role")
     _require_one_of(split, (*SPLITS, None), "split")
+    _require_one_of(validate_on, VALIDATE_ON, "validate_on")
     own = list_splits(spec)
-    wanted = split or _split_for(role, own)
-    holds_out = "val" not in own and "test" not in own
-    if wanted not in ("train", "val") or not holds_out:
-        return open_source(spec, wanted, classes=classes)
+    wanted = split or _split_for(role, own, validate_on)
+    # Whole splits are measured whole, unless a run says what it held out of them.
+    whole = role == "eval" and "test" in own and not (manifest is not None and Path(manifest).exists())
+    if wanted not in ("train", "val") or whole or not _holds_out(own, validate_on):
+        return open_source(spec, wanted, classes=classes, labels=labels)
 
-    source = open_source(spec, "train" if "train" in own else None, classes=classes)
+    source = open_source(spec, "train" if "train" in own else None, classes=classes, labels=labels)
     if manifest is not None and Path(manifest).exists():
         train, val = read_manifest(manifest, source.names)
     else:
@@ -222,18 +240,29 @@ def open_split(
         if not val:
             raise DataError(
                 f"{os.fspath(spec)}: expected a class with 2 images or more to hold one out, got none.",
-                remedy="Add images, or a folder val/ of class folders.",
+                remedy="Add images, or a folder val/ of class folders, or train with data.validate_on=none.",
             )
         if manifest is not None:
             write_manifest(manifest, source.names, val, seed=seed, fraction=fraction)
     return Subset(source, train if wanted == "train" else val, split=wanted)
 
 
-def _split_for(role: str, own: list[str]) -> str:
+def _split_for(role: str, own: list[str], validate_on: str) -> str:
     if role == "train":
         return "train"
-    order, otherwise = (("val", "test"), "val") if role == "val" else (("test", "val"), "all")
-    return next((split for split in order if split in own), otherwise)
+    if role == "val":
+        falls_back = validate_on == "0.1" and "test" in own and "val" not in own
+        return "test" if validate_on == "test" or falls_back else "val"
+    return next((split for split in ("test", "val") if split in own), "all")
+
+
+def holds_out(spec: str | os.PathLike[str], validate_on: str) -> bool:
+    """Whether training holds the images that it validates on out of the split train."""
+    return _holds_out(list_splits(spec), validate_on)
+
+
+def _holds_out(own: list[str], validate_on: str) -> bool:
+    return "val" not in own and (validate_on == "auto" or (validate_on == "0.1" and "test" not in own))
 
 
 def _require_one_of(value: str | None, allowed: Sequence[str | None], what: str) -> None:

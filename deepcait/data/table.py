@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
-from deepcait.data.folder import SPLIT_NAMES, sort_classes, split_of, unknown_class
+from deepcait.data.folder import SPLIT_NAMES, split_of
+from deepcait.data.labels import Label, find_classes, is_numbering, map_labels
 from deepcait.data.source import Sample
 from deepcait.errors import DataError, some
-
-Label: TypeAlias = str | int | None
-_MAX_BARE_LABEL = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +24,7 @@ class Table:
         labels: class name, class index, or None where there is none.
         splits: word for the split as it stands there ("validation"), None where there are no splits.
         parts: the file that holds the picture; tells apart equal paths of several files.
-        class_names: index -> name, where the collection fixes it; else names are sorted, and bare integers stay.
+        class_names: index -> name, where the collection fixes it: its labels are then indices or these names.
         note: what was assumed, for the user.
     """
 
@@ -101,28 +99,29 @@ def table_splits(table: Table) -> list[str]:
     return [split for split in SPLIT_NAMES if split in found]
 
 
-def open_table(table: Table, reader: Reader, split: str | None, classes: Sequence[str] | None) -> TableSource:
+def open_table(
+    table: Table, reader: Reader, split: str | None, classes: Sequence[str] | None, labels: str = "auto"
+) -> TableSource:
     """Choose the rows of a split and give them names and labels, as `open_folder` does.
 
-    A picture's name is its path, without the split's folder where one split is taken, with it where all are: the
-    same pictures have the same names in every form. Class names map to `classes` by name; bare integers count as
-    indices in `classes`, unless they are themselves names there. Without `classes` the names of the training
-    split, sorted, are the classes.
+    An image's name is its path, without the split's folder where one split is taken, with it where all are: the
+    same images have the same names in every form. Without `classes` the labels of the training split, sorted, are
+    the classes.
 
     Args:
         split: train, val or test; None takes all.
-        classes: index -> class name, fixed by training.
+        classes: index -> class name, fixed by training; labels are mapped to them, see `map_labels`.
+        labels: what integers mean, see `RULES`.
 
     Raises:
-        DataError: no such split, no pictures, an unknown class, an index out of range, two pictures of one name.
+        DataError: no such split, no images, an unknown class, an index out of range, two images of one name.
     """
     rows = _rows(table, split)
-    # A model's classes are fixed already: those of the rows alone matter, whatever the training split says.
-    own, note = _own_classes(table, rows if classes is not None else None)
-    labels = _indices(table, rows, own)
-    if classes is not None:
-        labels, note = _map(table, labels, own, classes)
-        own = list(classes)
+    own, note = (list(classes), "") if classes is not None else _own_classes(table, labels)
+    names = _label_names(table, rows)
+    index_of = map_labels(table.where, {name for name in names if name is not None}, own, labels)
+    if classes is not None and not index_of.keys() <= set(own):
+        note = f"integers, taken as indices of the {len(own):,} classes of the model"
     notes = [text for text in (note, table.note) if text]
     return TableSource(
         reader,
@@ -131,7 +130,7 @@ def open_table(table: Table, reader: Reader, split: str | None, classes: Sequenc
         split=split or "all",
         classes=own,
         names=_names(table, rows, split),
-        labels=labels,
+        labels=[None if name is None else index_of[name] for name in names],
         note="; ".join(notes),
     )
 
@@ -165,28 +164,31 @@ def _rows(table: Table, split: str | None) -> list[int]:
     raise DataError(f"{table.where}: expected images, got none.", remedy="Check the path.")
 
 
-def _own_classes(table: Table, rows: list[int] | None) -> tuple[list[str], str]:
-    """Index -> name by the data alone (by some of its rows, else by the training split), and what was assumed."""
+def _own_classes(table: Table, rule: str) -> tuple[list[str], str]:
+    """Index -> name by the data alone (by its training split, where it has one), and what was assumed."""
     if table.class_names is not None:
-        require_class_labels(table.where, table.labels, len(table.class_names))
         return _told_apart(table.class_names)
-    if rows is None:
-        rows = [row for row, word in enumerate(table.splits) if word and split_of(word) == "train"]
+    rows = [row for row, word in enumerate(table.splits) if word and split_of(word) == "train"]
     found = {table.labels[row] for row in rows or range(len(table.paths))} - {None}
-    names = [label for label in found if isinstance(label, str)]
-    indices = [label for label in found if isinstance(label, int)]
-    if names and indices:
-        raise DataError(
-            f"{table.where}: expected class names or class indices, got both ({names[0]!r} and {indices[0]}).",
-            remedy="Write every label the same way.",
-        )
-    if not indices:
-        return sort_classes(names), "" if names else "no labels"
-    require_class_labels(table.where, indices, _MAX_BARE_LABEL)
-    num_classes = max(indices) + 1
-    unused = num_classes - len(indices)
-    note = f"bare integers, taken as class indices 0 to {num_classes - 1}" + (f" ({unused} unused)" if unused else "")
-    return [str(index) for index in range(num_classes)], note
+    classes = find_classes(table.where, found, rule)
+    if not classes:
+        return [], "no labels"
+    if not any(isinstance(label, int) for label in found):
+        return classes, ""
+    unused = len(classes) - len(found)
+    if unused:
+        return classes, f"integers, taken as class indices 0 to {len(classes) - 1} ({unused} unused)"
+    return classes, "" if is_numbering(classes) else "integers, taken as class names"
+
+
+def _label_names(table: Table, rows: list[int]) -> list[str | None]:
+    """The class name of each row, integers as text."""
+    if table.class_names is None:
+        return [None if table.labels[row] is None else str(table.labels[row]) for row in rows]
+    require_class_labels(table.where, table.labels, len(table.class_names))
+    own, _ = _told_apart(table.class_names)
+    labels = (table.labels[row] for row in rows)
+    return [own[label] if isinstance(label, int) else label for label in labels]
 
 
 def _told_apart(names: Sequence[str]) -> tuple[list[str], str]:
@@ -197,40 +199,6 @@ def _told_apart(names: Sequence[str]) -> tuple[list[str], str]:
         return list(names), ""
     own = [name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(names)]
     return own, f"classes of one name are told apart by their index ({some(twice)})"
-
-
-def _indices(table: Table, rows: list[int], own: list[str]) -> list[int | None]:
-    """The label of each row as an index in `own`."""
-    index_of = {name: index for index, name in enumerate(own)}
-    indices: list[int | None] = []
-    for row in rows:
-        label = table.labels[row]
-        if isinstance(label, str):
-            if label not in index_of:
-                raise unknown_class(f"{table.where}: {table.paths[row]}", label, own)
-            label = index_of[label]
-        elif label is not None and not 0 <= label < len(own):
-            raise unknown_class(f"{table.where}: {table.paths[row]}", str(label), own)
-        indices.append(label)
-    return indices
-
-
-def _map(
-    table: Table, labels: list[int | None], own: list[str], classes: Sequence[str]
-) -> tuple[list[int | None], str]:
-    """Labels as indices in `classes`, and what was assumed."""
-    used = sorted({label for label in labels if label is not None})
-    index_of = {name: index for index, name in enumerate(classes)}
-    bare = all(name.isascii() and name.isdecimal() for name in own)
-    if bare and not any(own[label] in index_of for label in used):
-        numbers = {label: int(own[label]) for label in used}
-        require_class_labels(table.where, numbers.values(), len(classes))
-        mapped = [None if label is None else numbers[label] for label in labels]
-        return mapped, f"bare integers, taken as indices of the {len(classes):,} classes of the model"
-    for label in used:
-        if own[label] not in index_of:
-            raise unknown_class(table.where, own[label], classes)
-    return [None if label is None else index_of[own[label]] for label in labels], ""
 
 
 def _names(table: Table, rows: list[int], split: str | None) -> list[str]:

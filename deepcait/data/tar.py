@@ -7,20 +7,24 @@ integer or a class name) or `000012.json` (its key `label`). Shards without any 
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Sequence
 from typing import IO, Any, NamedTuple
 
 from deepcait.data.formats import IMAGE_SUFFIXES
 from deepcait.data.image import MAX_BYTES
+from deepcait.data.labels import Label
 from deepcait.data.members import Tree, class_folders, is_hidden, is_image, safe_name
 from deepcait.data.shards import find_shards, open_binary, read_range, shard_stem, size_and_stamp, splits_of_shards
 from deepcait.data.stored import read_index, write_index
-from deepcait.data.table import Label, Table
+from deepcait.data.table import Table
 from deepcait.errors import DataError, ImageError
 
-_FORMAT = "deepcait-tar-1"
+_FORMAT = "deepcait-tar-2"
 _MAX_LABEL_BYTES = 2**20
+_WHOLE = re.compile("-?[0-9]+")
+_MAX_DIGITS = 18
 
 
 class Entry(NamedTuple):
@@ -190,8 +194,8 @@ def _read_label(archive: tarfile.TarFile, info: tarfile.TarInfo, shard: str, suf
         label = content.get("label", content.get("cls")) if isinstance(content, dict) else content
         if label is None and isinstance(content, dict):
             return None
-    elif text.isascii() and text.lstrip("+-").isdecimal():
-        label = int(text)
+    elif _WHOLE.fullmatch(text) and text == str(int(text[:_MAX_DIGITS])):
+        label = int(text)  # with leading zeros it is a name
     if not isinstance(label, str | int) or isinstance(label, bool) or label == "":
         raise DataError(
             f"{shard}: expected an integer or a class name in {info.name}, got {text[:60]!r}.",

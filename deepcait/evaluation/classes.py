@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from deepcait.data import Preprocessing, Source
+from deepcait.data.labels import is_integer, map_labels
 from deepcait.errors import ConfigError, DataError, some
 from deepcait.weights.imagenet import NUM_CLASSES, wnids
 
@@ -53,8 +53,8 @@ def class_names(source: Source, classes: Sequence[str] | None, num_classes: int)
 def map_classes(source: Source, classes: Sequence[str] | None, num_classes: int) -> list[int]:
     """Return, for each class of the source, its index in the model; -1 where no image needs it.
 
-    By name where the model's classes have names. Bare integers are the model's indices. Where the model has no
-    names, the data's order counts, and there must be as many classes.
+    By name where the model's classes have names, else as `map_labels` reads integers. Where the model has no names,
+    integers in range are indices; else the data's order counts, and there must be as many classes.
 
     Args:
         source: its classes, and the labels in use.
@@ -70,48 +70,24 @@ def map_classes(source: Source, classes: Sequence[str] | None, num_classes: int)
             f"classes: expected {num_classes} names, one a logit, got {len(classes)}.",
             remedy="Give the names of all classes of the model, in its order.",
         )
-    used = {label for label in source.labels if label is not None}
-    if classes is None and not _all_integers(source.classes):
-        if len(source.classes) != num_classes:
+    used = [source.classes[label] for label in sorted({label for label in source.labels if label is not None})]
+    if classes is None and not all(is_integer(name) and int(name) < num_classes for name in source.classes):
+        if len(source.classes) == num_classes:
+            return list(range(num_classes))
+        if not all(map(is_integer, used)):
             raise _other_number(source, num_classes)
-        return list(range(num_classes))
-    index_of = {name: index for index, name in enumerate(classes or ())}
-    if _all_integers(source.classes) and not any(name in index_of for name in source.classes):
-        index_of = {name: int(name) for name in source.classes if int(name) < num_classes}
-    unknown = [source.classes[label] for label in sorted(used) if source.classes[label] not in index_of]
-    if unknown:
-        names = list(classes) if classes is not None else [f"0 to {num_classes - 1}"]
-        raise DataError(
-            f"classes: expected those of the model ({some(names)}), got {some(unknown)}, which it does not have.",
-            remedy="Rename those folders to classes of the model, remove them, or use a model trained on this data. "
-            "More: `deepcait help different-classes`.",
-        )
-    _require_one_of_each([source.classes[label] for label in sorted(used)], classes or ())
+    index_of = map_labels("classes", used, classes or [str(index) for index in range(num_classes)])
     return [index_of.get(name, -1) for name in source.classes]
-
-
-def _require_one_of_each(names: Sequence[str], classes: Sequence[str]) -> None:
-    known = Counter(classes)
-    twice = [name for name in names if known[name] > 1]
-    if twice:
-        raise DataError(
-            f"classes: expected the model to have one of each name, got two or more of {some(twice)}.",
-            remedy="Name the data's classes by index, or give the model's classes names of their own.",
-        )
 
 
 def describe_mapping(source: Source, classes: Sequence[str] | None) -> str:
     """Return one sentence for the user: how the data's classes find the model's."""
-    num_used = len({label for label in source.labels if label is not None})
-    if _all_integers(source.classes) and not set(source.classes) & set(classes or ()):
-        return f"{num_used:,} of the model's classes, the bare integers of the data are class indices"
+    used = {source.classes[label] for label in source.labels if label is not None}
+    if not used <= set(classes or ()) and all(map(is_integer, used)):
+        return f"{len(used):,} of the model's classes, the integers of the data are class indices"
     if classes is None:
-        return f"{num_used:,} classes, in the order of the data (the model has no names)"
-    return f"{num_used:,} of the model's {len(classes):,} classes, by name"
-
-
-def _all_integers(names: Sequence[str]) -> bool:
-    return bool(names) and all(name.isascii() and name.isdecimal() for name in names)
+        return f"{len(used):,} classes, in the order of the data (the model has no names)"
+    return f"{len(used):,} of the model's {len(classes):,} classes, by name"
 
 
 def _other_number(source: Source, num_classes: int) -> DataError:

@@ -144,7 +144,7 @@ def _try(
         recipe = cell_recipe(grid, plan, cell, folder / "cells")
         try:
             outcome = train(recipe, folder / "cells" / cell.name, resume=True)
-            _logger.info("top-1 %.2f%%", 100 * outcome.best_top1)
+            _logger.info("top-1 %.2f%%", 100 * (outcome.best_top1 or 0))
         except DivergedError as error:
             _fail(folder, cell, error.problem)
             _logger.info("failed: %s", error.problem)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from deepcait.data import Source, open_split
+from deepcait.data import Source, Subset, open_split
 from deepcait.data.fix_list import leave_out
 from deepcait.data.order import Order
 from deepcait.data.shrunk import shrunk
 from deepcait.data.source import describe, require_labels, with_options
+from deepcait.data.spec import holds_out
 from deepcait.data.split import limited
 from deepcait.errors import ConfigError
 from deepcait.training.recipe import Recipe
@@ -19,7 +19,7 @@ from deepcait.training.recipe import Recipe
 class TrainingData:
     """What a run reads.
 
-    train, validation: labelled images; their classes are the same.
+    train, validation: labelled images; their classes are the same. Without validation, the latter is empty.
     messages: what was opened and what was left out, a line each.
     """
 
@@ -38,8 +38,7 @@ def open_training_data(recipe: Recipe) -> TrainingData:
     if not recipe.data.source:
         raise ConfigError("--data: expected a data SPEC, got none.", remedy="Give --data, for example a folder.")
     messages = []
-    train = open_split(recipe.data.source, "train", **held_out(recipe))
-    validation = open_split(recipe.data.source, "val", classes=train.classes, **held_out(recipe))
+    train, validation = open_parts(recipe)
     if recipe.data.exclude:
         before = len(train), len(validation)
         train, validation = (leave_out(source, recipe.data.exclude) for source in (train, validation))
@@ -49,7 +48,7 @@ def open_training_data(recipe: Recipe) -> TrainingData:
         with_options(source, recipe.data.image_options())
         require_labels(source)  # now, not after hours
     train = shrunk(train, recipe.data.shrink_px, recipe.data.cache)
-    messages.append(f"data: {describe(train)}; validation: {describe(validation)}")
+    messages.append(f"data: {describe(train)}; validation: {_describe_validation(recipe, validation)}")
     for what, limit in (("training", recipe.data.limit), ("validation", recipe.data.val_limit)):
         if limit:
             messages.append(f"only {limit:,} {what} images of them, drawn class by class")
@@ -57,9 +56,24 @@ def open_training_data(recipe: Recipe) -> TrainingData:
     return TrainingData(limited(train, limits[0]), limited(validation, limits[1]), tuple(messages))
 
 
-def held_out(recipe: Recipe) -> dict[str, Any]:
-    """Return how a part of the data is held out for validation, where it has no part of its own."""
-    return {"fraction": recipe.data.val_fraction, "seed": recipe.seed}
+def open_parts(recipe: Recipe) -> tuple[Source, Source]:
+    """Return the images to train on and to validate on; the latter are none where nothing validates."""
+    data = recipe.data
+    how: dict = {"validate_on": data.validate_on, "fraction": data.val_fraction, "seed": recipe.seed}
+    train = open_split(data.source, "train", labels=data.labels, **how)
+    if data.validate_on == "none":
+        return train, Subset(train, [], split="none")
+    # Classes are fixed now: what is an integer is the name that it was in training, never an index.
+    labels = "names" if data.labels == "auto" else data.labels
+    return train, open_split(data.source, "val", classes=train.classes, labels=labels, **how)
+
+
+def _describe_validation(recipe: Recipe, validation: Source) -> str:
+    if recipe.data.validate_on == "none":
+        return "none, the last epoch is the model"
+    if holds_out(recipe.data.source, recipe.data.validate_on):
+        return f"{len(validation):,} images held out of train"
+    return describe(validation)
 
 
 def build_order(recipe: Recipe, samples: Source) -> Order:

@@ -11,12 +11,15 @@ from pathlib import Path
 from deepcait.backends import BACKENDS
 from deepcait.data.augment import Augment
 from deepcait.data.image import MAX_BYTES, MAX_PIXELS, ImageOptions
+from deepcait.data.labels import RULES
 from deepcait.data.mixing import Mix
+from deepcait.data.spec import VALIDATE_ON
 from deepcait.errors import ConfigError
 from deepcait.training.aliases import rename_nodes
 from deepcait.training.schedule import Schedule
 from deepcait.training.strict import overlay, read_assignment, read_text, read_yaml, to_yaml
 
+RUN_CONFIG = "config.yaml"
 RECIPES = Path(__file__).parent.parent / "recipes"
 # Its square, summed over any width, is a float32; beyond, every token is NaN or the norm's bias alone.
 _MAX_GAMMA = 1e15
@@ -85,8 +88,12 @@ class Data:
 
     source: str = ""
     """Data SPEC; `--data` fills it."""
+    labels: str = "auto"
+    """What integers are as labels: names of classes (auto, names) or their indices from 0 (indices)."""
+    validate_on: str = "auto"
+    """auto: val, else a part of train, held out. val, test: that split. none: the last epoch is the model."""
     val_fraction: float = 0.1
-    """Part of every class held out where the data has neither val nor test."""
+    """Part of every class held out of train where there is no split val."""
     num_workers: int = 2
     """Worker processes of one training process; changes no result."""
     balanced: bool = False
@@ -234,6 +241,8 @@ class Keep:
 class Recipe:
     """Everything that decides a training run."""
 
+    version: int = 2
+    """Of the settings: what a setting that is missing means. 1 is deepcait 0.1, whose runs have no version."""
     about: About = field(default_factory=About)
     model: str = "cait_xxs24_224"
     """Model name, or any model SPEC to start from."""
@@ -273,8 +282,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         one_of = {
+            "version": (str(self.version), ("1", "2")),
             "start": (self.start, ("random", "released")),
             "train": (self.train, ("all", "head", "attention")),
+            "data.labels": (self.data.labels, RULES),
+            "data.validate_on": (self.data.validate_on, VALIDATE_ON),
             "data.on_error": (self.data.on_error, ("raise", "skip")),
             "optimizer.name": (self.optimizer.name, ("adamw", "sgd")),
             "teacher.kind": (self.teacher.kind, ("hard", "soft")),
@@ -293,15 +305,14 @@ class Recipe:
                 raise ConfigError(f"{name}: expected 1 or more, got {value}.", remedy=_REMEDY)
         o, s, k = self.optimizer, self.schedule, self.keep
         not_negative = {"optimizer.lr": o.lr, "optimizer.lr_batch": o.lr_batch, "optimizer.eps": o.eps}
-        not_negative |= {"optimizer.weight_decay": o.weight_decay, "optimizer.clip_norm": o.clip_norm}
-        not_negative |= {"head_warmup_epochs": self.head_warmup_epochs}
+        not_negative |= {"optimizer.weight_decay": o.weight_decay, "head_warmup_epochs": self.head_warmup_epochs}
         not_negative |= {"schedule.warmup_epochs": s.warmup_epochs, "schedule.warmup_lr": s.warmup_lr}
         not_negative |= {"schedule.min_lr": s.min_lr, "data.num_workers": self.data.num_workers}
         not_negative |= {"data.max_errors": self.data.max_errors, "data.shrink_px": self.data.shrink_px}
         not_negative |= {"data.limit": self.data.limit, "data.val_limit": self.data.val_limit}
         not_negative |= {"keep.max_skipped_steps": k.max_skipped_steps, "keep.patience_epochs": k.patience_epochs}
         not_negative |= {"keep.checkpoint_every_steps": k.checkpoint_every_steps}
-        not_negative |= {"keep.checkpoint_every_s": k.checkpoint_every_s}
+        not_negative |= {"keep.checkpoint_every_s": k.checkpoint_every_s, "optimizer.clip_norm": o.clip_norm}
         for name, value in not_negative.items():
             if value < 0:
                 raise ConfigError(f"{name}: expected 0 or more, got {value}.", remedy=_REMEDY)
@@ -341,15 +352,16 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def load_recipe(name_or_path: str, assignments: Sequence[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str, assignments: Sequence[str] = (), *, version: int = 2) -> Recipe:
     """Read a recipe by name or from a file, and lay `key=value` assignments over it.
 
-    `extends: NAME` in a file starts from that recipe instead of the defaults.
+    `extends: NAME` in a file starts from that recipe instead of the defaults. Missing settings are those of `version`;
+    a `config.yaml` without one is of a run of deepcait 0.1.
 
     Raises:
         ConfigError: no such recipe, unknown key, wrong type, or a circle of `extends`.
     """
-    recipe = _read(_find(name_or_path, Path.cwd()), ())
+    recipe = _read(_find(name_or_path, Path.cwd()), (), version)
     for assignment in assignments:
         node, origin = read_assignment(assignment)
         recipe = overlay(recipe, rename_nodes(node), origin)
@@ -367,14 +379,22 @@ def _find(name_or_path: str, folder: Path) -> Path:
     raise ConfigError(f"expected a recipe's name or a .yaml file, got {name_or_path!r}.", remedy=hint)
 
 
-def _read(path: Path, readers: tuple[Path, ...]) -> Recipe:
+def _read(path: Path, readers: tuple[Path, ...], version: int) -> Recipe:
     if path in readers:
         chain = " -> ".join(reader.name for reader in (*readers, path))
         raise ConfigError(f"extends: expected an end, got a circle: {chain}.", remedy="Take one `extends` out.")
     root = read_yaml(read_text(path), str(path))
-    base = Recipe()
+    if path.name == RUN_CONFIG and not any(key.value == "version" for key, _ in root.value):
+        version = 1
+    base = _defaults(version)
     for pair in list(root.value):
         if pair[0].value == "extends":
-            base = _read(_find(str(pair[1].value), path.parent), (*readers, path))
+            base = _read(_find(str(pair[1].value), path.parent), (*readers, path), version)
             root.value.remove(pair)
     return overlay(base, rename_nodes(root), str(path))
+
+
+def _defaults(version: int) -> Recipe:
+    """What a setting that is missing means."""
+    data, compute = Data(labels="0.1", validate_on="0.1"), Compute(backend="lean", precision="fp32")
+    return Recipe() if version > 1 else Recipe(version=1, data=data, compute=compute)

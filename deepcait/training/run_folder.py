@@ -8,13 +8,14 @@ import json
 import shutil
 from pathlib import Path
 
-from deepcait.data import Preprocessing, Source, list_splits, open_split
+from deepcait.data import Preprocessing, Source
+from deepcait.data.spec import holds_out
 from deepcait.data.split import SPLIT_FILE, manifest_text
 from deepcait.errors import RunError, WeightsError
 from deepcait.model.network import Network, as_module
 from deepcait.runtime.environment import environment
 from deepcait.training.average import WeightAverage
-from deepcait.training.data import TrainingData, held_out
+from deepcait.training.data import TrainingData, open_parts
 from deepcait.training.journal import REMEDY, read_state, replace_text
 from deepcait.training.recipe import Recipe
 from deepcait.weights.artefact import save_artefact
@@ -79,10 +80,10 @@ def write_run_files(folder: Path, recipe: Recipe, data: TrainingData) -> None:
 
 def _keep_split(folder: Path, recipe: Recipe) -> None:
     """Write which images are held out, for whoever measures the run later: `eval --split val` takes the same."""
-    if {"val", "test"} & set(list_splits(recipe.data.source)):
-        return
-    names = (open_split(recipe.data.source, role, **held_out(recipe)).names for role in ("train", "val"))
-    replace_text(folder / SPLIT_FILE, manifest_text(*names, **held_out(recipe)))
+    if holds_out(recipe.data.source, recipe.data.validate_on):
+        names = (part.names for part in open_parts(recipe))
+        facts = {"fraction": recipe.data.val_fraction, "seed": recipe.seed}
+        replace_text(folder / SPLIT_FILE, manifest_text(*names, **facts))
 
 
 class ModelFolders:

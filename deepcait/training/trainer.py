@@ -61,7 +61,8 @@ class Outcome:
 
     folder: Path
     steps: int
-    best_top1: float
+    best_top1: float | None
+    """None where nothing validated."""
     best_epoch: int
     classes: list[str]
 
@@ -115,7 +116,9 @@ def _train(recipe: Recipe, folder: Path, processes: Processes) -> Outcome:
         model=start.model.to(device),
         samples=TrainingSet(data.train, build_augmentation(recipe.augment, preprocessing), recipe.seed),
         order=order,
-        validation=Validation(data.validation, classes, preprocessing, num_workers=num_workers, device=device),
+        validation=Validation(data.validation, classes, preprocessing, num_workers=num_workers, device=device)
+        if len(data.validation)
+        else None,
         models=ModelFolders(folder, recipe, start, preprocessing),
         processes=processes,
         device=device,
@@ -134,7 +137,7 @@ def _train(recipe: Recipe, folder: Path, processes: Processes) -> Outcome:
     return Outcome(
         folder=folder,
         steps=progress.step,
-        best_top1=progress.best_top1,
+        best_top1=progress.best_top1 if job.validation else None,
         best_epoch=progress.best_step // order.steps_per_epoch,
         classes=classes,
     )
@@ -144,7 +147,8 @@ def _train(recipe: Recipe, folder: Path, processes: Processes) -> Outcome:
 class Job:
     """What a run needs, found and checked before anything is written.
 
-    model: on its device, not wrapped. samples and order: the training data. validation: measures models.
+    model: on its device, not wrapped. samples and order: the training data. validation: measures models; None: the last
+        epoch is the model.
     models: writes model folders.
     """
 
@@ -153,7 +157,7 @@ class Job:
     model: Network
     samples: TrainingSet
     order: Order
-    validation: Validation
+    validation: Validation | None
     models: ModelFolders
     processes: Processes
     device: torch.device
@@ -319,19 +323,13 @@ class Trainer:
         return due and 0 < self.progress.step != self.progress.evaluated_step
 
     def _evaluate(self) -> None:
-        """Measure the raw weights, and the averaged ones where they are kept; save models and a checkpoint."""
+        """Measure the model where something validates; save models and a checkpoint."""
         p, job = self.progress, self.job
         self.guard.require_finite_weights(self.model, p.step)
-        models: dict[str, nn.Module] = {"raw": self.model}
-        if self.average:
-            models["ema"] = self.average.module
-        row = job.validation.row(models, "ema" if self.average and self.recipe.ema.evaluated else "raw")
         p.evaluated_step, epoch = p.step, p.step // job.order.steps_per_epoch
-        better = row["top1"] > p.best_top1
+        row, better = self._validate(job.validation, epoch) if job.validation else ({}, True)
         if better:
-            p.best_top1, p.best_step = row["top1"], p.step
-        self.journal.metrics("eval", p.step, epoch=epoch, **row)
-        self.watch.evaluated(epoch, row, better)
+            p.best_step = p.step
         patience = self.recipe.keep.patience_epochs * job.order.steps_per_epoch
         p.stopped_early = bool(patience) and p.step - p.best_step >= patience
         if p.stopped_early and p.step < self.last_step:
@@ -343,6 +341,20 @@ class Trainer:
                 job.models.save(name, job.model, self.average, facts)
         self._checkpoint()
         self.journal.write_table()
+
+    def _validate(self, validation: Validation, epoch: int) -> tuple[dict, bool]:
+        """Measure the raw weights, and the averaged ones where they are kept; return the row, and if it is the best."""
+        p = self.progress
+        models: dict[str, nn.Module] = {"raw": self.model}
+        if self.average:
+            models["ema"] = self.average.module
+        row = validation.row(models, "ema" if self.average and self.recipe.ema.evaluated else "raw")
+        better = row["top1"] > p.best_top1
+        if better:
+            p.best_top1 = row["top1"]
+        self.journal.metrics("eval", p.step, epoch=epoch, **row)
+        self.watch.evaluated(epoch, row, better)
+        return row, better
 
     def _checkpoint_due(self) -> bool:
         keep = self.recipe.keep

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from deepcait.data import Preprocessing, Source
+from deepcait.data.source import require_labels
 from deepcait.evaluation.measure import Loading, Wanted, measure
-from deepcait.evaluation.protocols import plan_task
+from deepcait.evaluation.protocols import Task
 
 _BATCH_SIZE = 64
 # Starting workers costs seconds; a small validation set is read faster than they start.
@@ -20,7 +21,7 @@ class Validation:
     """Measures models on the validation images of a run.
 
     Args:
-        source: the images.
+        source: the images, their labels indices of `classes`.
         classes: index -> class name of the models.
         preprocessing: image -> image_CHW.
         num_workers: processes that decode, where there are many images.
@@ -37,8 +38,10 @@ class Validation:
         device: torch.device,
     ) -> None:
         self.source = source
+        # The labels are the model's already: training opened these images by its classes.
+        task = Task("folder", source, [[label] for label in require_labels(source)])
         self.preprocessing = preprocessing
-        self.wanted = Wanted(plan_task(source, "folder"), list(classes))
+        self.wanted = Wanted(task, list(classes))
         self.loading = Loading(_BATCH_SIZE, num_workers if len(source) > _MANY_IMAGES else 0, device)
 
     def measure(self, models: Mapping[str, nn.Module]) -> dict[str, dict]:

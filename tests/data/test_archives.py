@@ -148,13 +148,13 @@ def test_an_index_of_another_form_is_built_anew(tmp_path, scans):
     shard = write_tar(tmp_path / "x.tar", samples(0, 1))
     open_source(shard)
     path = Path(f"{shard}.index.json")
-    path.write_text(path.read_text().replace("deepcait-tar-1", "deepcait-tar-0"))
+    path.write_text(path.read_text().replace("deepcait-tar-2", "deepcait-tar-1"))
     open_source(shard)
     assert len(scans) == 2
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "[]", '{"format": "deepcait-tar-1"}', "far", "before", "short", "nested", "parts", "truth"]
+    "damage", ["", "[]", '{"format": "deepcait-tar-2"}', "far", "before", "short", "nested", "parts", "truth"]
 )
 def test_a_damaged_index_is_built_anew(tmp_path, scans, damage):
     shard = write_tar(tmp_path / "x.tar", samples(0, 1))
@@ -262,9 +262,10 @@ def test_labels_that_are_none(tmp_path, label):
         open_source(write_tar(tmp_path / "x.tar", {"1.jpg": b"", "1.json": label}))
     with pytest.raises(DataError, match="got both"):
         open_source(write_tar(tmp_path / "y.tar", {"1.jpg": b"", "1.cls": b"cat", "2.jpg": b"", "2.cls": b"4"}))
-    for wrong in (b"-3", b"99999999999"):
-        with pytest.raises(DataError, match="expected labels 0 to"):
-            open_source(write_tar(tmp_path / "z.tar", {"1.jpg": b"", "1.cls": wrong}))
+    with pytest.raises(DataError, match="expected labels from 0, got -3"):
+        open_source(write_tar(tmp_path / "z.tar", {"1.jpg": b"", "1.cls": b"-3"}))
+    with pytest.raises(DataError, match="data.labels=indices needs labels from 0 to 99,999, got 99999999999"):
+        open_source(write_tar(tmp_path / "z.tar", {"1.jpg": b"", "1.cls": b"99999999999"}), labels="indices")
 
 
 @pytest.mark.parametrize("first", ["1.cls", "1.json"])
@@ -277,7 +278,7 @@ def test_two_labels_of_one_kind_for_a_sample(tmp_path, first, second):
     with pytest.raises(DataError, match=rf"x\.tar: expected one \.{suffix} for the sample '1', got another"):
         open_source(tmp_path / "x.tar")
     both = open_source(write_tar(tmp_path / "y.tar", {"1.jpg": b"", "1.cls": b"4", "1.json": b"5"}))
-    assert both.labels == [4]
+    assert both.classes == ["4"]
 
 
 def test_two_pictures_under_one_label(tmp_path):
@@ -287,10 +288,11 @@ def test_two_pictures_under_one_label(tmp_path):
 
 def test_bare_integers_must_be_indices_of_the_model(tmp_path):
     shard = write_tar(tmp_path / "x.tar", samples(0, 2))
-    assert open_source(shard).classes == ["0", "1", "2"]
-    assert "(1 unused)" in describe(open_source(shard))
+    assert open_source(shard).classes == ["0", "2"]
+    assert open_source(shard, labels="indices").classes == ["0", "1", "2"]
+    assert "(1 unused)" in describe(open_source(shard, labels="indices"))
     assert open_source(shard, classes=["a", "b", "c"]).labels == [0, 2]
-    with pytest.raises(DataError, match="expected labels 0 to 1, got 2"):
+    with pytest.raises(DataError, match="expected class indices 0 to 1, got 2"):
         open_source(shard, classes=["a", "b"])
     assert open_source(shard, classes=["2", "0"]).labels == [1, 0], "integers that are names are names"
 

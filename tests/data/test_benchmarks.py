@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deepcait.data import describe, imagenet, list_splits, open_folder, open_source, open_split
-from deepcait.data import folder as folder_module
+from deepcait.data import labels as labels_module
 from deepcait.errors import DataError
 
 WNIDS = ["n01440764", "n01443537", "n01484850"]
@@ -154,7 +154,7 @@ def test_v2_folders_are_class_indices(tmp_path, monkeypatch):
     assert "only a part: 1,000 of 1,000 folders, 1,000 of 10,000 images" in describe(by_model)
     # The same test fails where folders are sorted as text.
     monkeypatch.setattr(imagenet, "sort_classes", sort_as_text)
-    monkeypatch.setattr(folder_module, "sort_classes", sort_as_text)
+    monkeypatch.setattr(labels_module, "sort_classes", sort_as_text)
     trapped = open_source(f"imagenet-v2:{root}", "test")
     assert not folders_are_labels(trapped)
     assert (

@@ -89,7 +89,7 @@ def test_cifar(tmp_path, kind, form):
     pictures, labels = write_cifar(tmp_path, kind, form)
     spec = f"{kind}:{tmp_path}"
     assert list_splits(spec) == ["train", "test"]
-    train, test = open_split(spec, "train", split="train"), open_split(spec, "eval")
+    train, test = open_source(spec, "train"), open_split(spec, "eval")
     assert (train.kind, len(train), len(test)) == (kind, len(labels) - 4, 4)
     assert train.classes == (CIFAR10 if kind == "cifar10" else FINE)
     assert [*train.labels, *test.labels] == labels

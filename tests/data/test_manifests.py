@@ -51,11 +51,18 @@ def test_splits_of_a_manifest(tmp_path):
         open_source(path, "test")
 
 
-def test_whole_numbers_are_indices(tmp_path):
+def test_whole_numbers_are_names_and_indices_where_asked_or_of_a_model_that_has_other_names(tmp_path):
     path = manifest(tmp_path, "path,label\n1.png,2\n2.png,0\n")
-    assert open_source(path).labels == [2, 0]
+    named, indices = open_source(path), open_source(path, labels="indices")
+    assert (named.classes, named.labels) == (["0", "2"], [1, 0])
+    assert (indices.classes, indices.labels) == (["0", "1", "2"], [2, 0])
+    assert "integers, taken as class indices 0 to 2 (1 unused)" in describe(indices)
+    assert open_source(path, classes=["a", "b", "c"]).labels == [2, 0]
+    assert open_source(path, classes=["0", "1", "2"], labels="names").labels == [2, 0]
+    with pytest.raises(DataError, match="got the class '2'"):
+        open_source(path, classes=["0", "1"], labels="names")
     assert open_source(path, classes=["a", "b", "c"]).classes == ["a", "b", "c"]
-    with pytest.raises(DataError, match="expected labels 0 to 1, got 2"):
+    with pytest.raises(DataError, match="expected class indices 0 to 1, got 2"):
         open_source(path, classes=["a", "b"])
     unlabelled = open_source(manifest(tmp_path, "path\n1.png\n", "u.csv"))
     assert unlabelled.labels == [None]
@@ -73,7 +80,10 @@ def test_minus_one_among_indices_is_a_picture_without_a_label(tmp_path, none):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,label\n1.png,0\n2.png,-2\n", r"list\.csv, line 3: expected a class index, 0 or more, got -2"),
+        (
+            "path,label\n1.png,0\n2.png,-2\n",
+            r"list\.csv, line 3: expected a class name or a whole number .*, got -2",
+        ),
         ("path,label\n1.png,a\n2.png\n", r"list\.csv, line 3: expected 2 columns, got 1"),
         ("path,label\n1.png,a\n2.png,b,c\n", r"list\.csv, line 3: expected 2 columns, got 3"),
         ("path,label\n1.png,a\n,b\n", "line 3: expected a path"),
@@ -85,7 +95,7 @@ def test_minus_one_among_indices_is_a_picture_without_a_label(tmp_path, none):
         ("", "empty file"),
         ('path,label\n1.png,"a\n', "line 2: expected cells"),
         (b"path,label\n1.png,\xff\n", "line 2: expected UTF-8"),
-        ("path,label,split\n1.png,a,train\n2.png,zebra,val\n", r"2\.png: expected one of the 1 trained.*'zebra'"),
+        ("path,label,split\n1.png,a,train\n2.png,zebra,val\n", r"list\.csv: expected one of the 1 trained.*'zebra'"),
     ],
 )
 def test_manifests_that_do_not_fit(tmp_path, text, message):
@@ -157,7 +167,8 @@ def test_parquet_without_names_or_paths(tmp_path):
         parquet.write_table(table, tmp_path / f"{number}.parquet", row_group_size=2)
     source = open_source(tmp_path)
     assert source.names[:4] == ["0/00000000", "0/00000001", "0/00000002", "1/00000000"]
-    assert "bare integers, taken as class indices 0 to 4 (3 unused)" in describe(source)
+    assert (source.classes, source.labels[:3]) == (["0", "4"], [1, 0, 0])
+    assert "integers, taken as class names" in describe(source)
     assert source.read(4).data == b"two"
     with pytest.raises(ImageError, match="row 2: expected a picture, got an empty cell"):
         source.read(2)
@@ -197,11 +208,9 @@ def test_damaged_parquet(tmp_path):
 
 def test_a_label_of_thousands_of_digits(tmp_path):
     (tmp_path / "m.csv").write_text("path,label\na.png,1\nb.png," + "9" * 5000 + "\n")
-    with pytest.raises(DataError, match="line 3: expected a class index, 0 or more, got 5,000 digits"):
-        open_source(tmp_path / "m.csv")
-    (tmp_path / "m.csv").write_text("path,label\na.png," + "9" * 19 + "\n")
-    with pytest.raises(DataError, match="line 2: .* got 19 digits"):
-        open_source(tmp_path / "m.csv")
+    assert open_source(tmp_path / "m.csv").classes == ["1", "9" * 5000]
+    with pytest.raises(DataError, match="data.labels=indices needs integers from 0"):
+        open_source(tmp_path / "m.csv", labels="indices")
 
 
 def test_parquet_without_columns(tmp_path):

@@ -20,8 +20,8 @@ def data(*classes: str, labels: tuple[int | None, ...] = (0, 0, 1, None)) -> Sim
     [
         (("cat", "dog"), ["dog", "cat", "owl"], "2 of the model's 3 classes, by name"),
         (("cat", "dog"), None, "2 classes, in the order of the data (the model has no names)"),
-        (("3", "7"), ["dog", "cat"], "2 of the model's classes, the bare integers of the data are class indices"),
-        (("3", "7"), None, "2 of the model's classes, the bare integers of the data are class indices"),
+        (("3", "7"), ["dog", "cat"], "2 of the model's classes, the integers of the data are class indices"),
+        (("3", "7"), None, "2 of the model's classes, the integers of the data are class indices"),
         # A model whose classes are called by numbers: then numbers are names.
         (("3", "7"), ["7", "3"], "2 of the model's 2 classes, by name"),
     ],
@@ -35,7 +35,7 @@ def test_an_error_names_five_classes_and_counts_the_others():
     with pytest.raises(DataError) as caught:
         map_classes(data("cat", "dog"), names, 7)
     assert "(class a, class b, class c, class d, class e and 2 more)" in caught.value.problem
-    assert "got cat, dog, which" in caught.value.problem
+    assert "got the class 'cat', 'dog'" in caught.value.problem
     with pytest.raises(DataError, match=r"\(class a, class b, class c, class d, class e\)"):
         map_classes(data("cat", "dog"), names[:5], 5)
 
@@ -47,7 +47,7 @@ def test_a_name_that_two_classes_of_the_model_have_is_not_taken_for_the_last_of_
 
 
 def test_an_error_gives_the_range_of_a_model_without_names():
-    with pytest.raises(DataError, match=r"expected those of the model \(0 to 2\), got 3, which"):
+    with pytest.raises(DataError, match="expected class indices 0 to 2, got 3"):
         map_classes(data("1", "3"), None, 3)
 
 

@@ -12,6 +12,7 @@ import torch
 from deepcait.data import Subset
 from deepcait.data import folder as folder_module
 from deepcait.data import imagenet as imagenet_module
+from deepcait.data import labels as labels_module
 from deepcait.errors import ConfigError, DataError
 from deepcait.evaluation import classes as classes_module
 from deepcait.evaluation import evaluate, open_for, protocols
@@ -92,7 +93,7 @@ def test_the_trap_of_a_flat_val(tmp_path, monkeypatch):
     # Without the safeguard every image counts as class 0, silently.
     one_class = [(".", [val_name(number) for number in VAL])]
     monkeypatch.setattr(folder_module, "_class_files", lambda folder, may_be_empty: one_class)
-    monkeypatch.setattr(folder_module, "_own_classes", lambda splits, folders: ["."])
+    monkeypatch.setattr(folder_module, "_own_classes", lambda *_: ["."])
     metrics = measure(root / "val", "folder", model=GreyModel(num_classes=1))
     assert (metrics.num_images, metrics.correct1) == (12, 12)
 
@@ -270,10 +271,10 @@ def test_the_trap_of_folders_sorted_as_text(tmp_path, monkeypatch):
     """10 and 11 come after 9; two safeguards stand in the way, sorting by number and reading the number itself."""
     build_v2(tmp_path, 12)
     assert measure(tmp_path, "folder", v2_model(12)).correct1 == 108
-    monkeypatch.setattr(folder_module, "sort_classes", sorted)
+    monkeypatch.setattr(labels_module, "sort_classes", sorted)
     monkeypatch.setattr(imagenet_module, "sort_classes", sorted)
     assert measure(tmp_path, "folder", v2_model(12)).correct1 == 108
-    monkeypatch.setattr(classes_module, "_all_integers", lambda names: False)
+    monkeypatch.setattr(classes_module, "is_integer", lambda name: False)
     trapped = measure(tmp_path, "folder", v2_model(12))
     # 0 and 1 keep their place; 1's last image is answered 2, which is now called 10's place.
     assert trapped.correct1 < 30

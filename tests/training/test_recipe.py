@@ -44,7 +44,7 @@ def refused(tmp_path: Path, text: str) -> ConfigError:
             ":2:4: optimizer.weigth_decay: unknown key",
             "'weight_decay'",
         ),
-        ("seed: 1\nzzz: 3\n", ":2:1: zzz: unknown key", "Known here: about, model"),
+        ("seed: 1\nzzz: 3\n", ":2:1: zzz: unknown key", "Known here: version, about, model"),
         ("<<: {seed: 3}\n", ":1:1: <<: unknown key", "Known here"),
     ],
 )

@@ -49,7 +49,9 @@ def test_a_kill_at_any_file_leaves_a_startable_folder(tmp_path, monkeypatch, rec
     require_startable(folder, resume=True)
     (folder / ".best.0a1b.new").mkdir()  # of a later kill
     write_run_files(folder, recipe, data)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "data.json", "environment.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("config.yaml", "data.json", "environment.json", "split.json"),
+    ]
     assert json.loads((folder / "data.json").read_text())["num_train"] == 20
 
 
