@@ -16,6 +16,7 @@ import tyro
 
 from deepcait.cli.console import Console
 from deepcait.cli.exits import Refused
+from deepcait.errors import ConfigError
 
 if TYPE_CHECKING:
     from deepcait.inference.export import Form
@@ -32,15 +33,23 @@ class Args:
     """The form: graphs for an engine, timm's model folder, or the authors' checkpoint (.pth or .safetensors)."""
     out: Path
     """Where to; an older export there is replaced."""
+    precision: Literal["auto", "fp32", "fp32-strict", "bf16", "fp16", "int8"] = "auto"
+    """Number format of the weights in the file: fp32, or fp16 with --to openvino."""
+    tolerance: float = 0.0
+    """With fp16: the share of images whose best class may differ from the model's."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
 
 def run(args: Args) -> int | None:
     """Write, read back, and print what was found."""
+    from deepcait.inference.export import require_stored
     from deepcait.weights import resolve
 
     console = Console(json=args.json)
+    if not 0 <= args.tolerance < 1:
+        raise ConfigError(f"--tolerance: expected 0 to 1, got {args.tolerance}.", remedy="--tolerance 0.01: 1 in 100.")
+    require_stored(args.to, args.precision)
     found = resolve(args.spec)
     if args.to in ("timm", "official"):
         return _export_weights(args, found, console)
@@ -73,14 +82,16 @@ def _export_weights(args: Args, found: Resolved, console: Console) -> None:
 def _export_graph(args: Args, found: Resolved, console: Console) -> None:
     """A graph for an engine."""
     from deepcait.data import Preprocessing
-    from deepcait.inference.export import export_file, require_out, sample_images
+    from deepcait.inference.export import BATCHES, export_file, require_out, sample_images
 
     form = cast("Form", args.to)
     require_out(form, args.out)
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
-    images_BCHW = sample_images(preprocessing)
+    images_BCHW = sample_images(preprocessing, 100 if args.precision == "fp16" else max(BATCHES))
     about = {"model": found.name, "classes": found.classes, "preprocessing": preprocessing.to_pretrained_cfg()}
-    verification, files = export_file(found.model, form, args.out, images_BCHW, about)
+    verification, files = export_file(
+        found.model, form, args.out, images_BCHW, about, precision=args.precision, tolerance=args.tolerance
+    )
     for path in files:
         console.say(f"wrote {path}")
     console.say(f"verified by {verification}")
@@ -91,6 +102,7 @@ def _export_graph(args: Args, found: Resolved, console: Console) -> None:
             "out": str(args.out),
             "files": [str(path) for path in files],
             "holds": verification.holds,
+            "precision": args.precision,
             "proof": verification.facts(),
         }
     )

@@ -28,11 +28,20 @@ SUFFIXES: dict[Form, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 # Largest difference of logits, in units of their standard deviation. Engines in float32 agree within a few 1e-6; a
 # tenth of this limit is the effect of changing one weight of a small model by a thousandth of its value.
 MAX_DRIFT = 5e-5
+# Of weights that are stored in 16 bits, which makes some 1e-3.
+_MAX_DRIFT_FP16 = 2e-2
 BATCHES = (1, 3, 8)
 
 
 def export_file(
-    model: nn.Module, form: Form, out: Path, images_BCHW: Tensor, about: dict[str, Any]
+    model: nn.Module,
+    form: Form,
+    out: Path,
+    images_BCHW: Tensor,
+    about: dict[str, Any],
+    *,
+    precision: str = "auto",
+    tolerance: float = 0.0,
 ) -> tuple[Verification, list[Path]]:
     """Write a model for an engine, and what a program must know of it as JSON, if the verification holds.
 
@@ -45,6 +54,8 @@ def export_file(
             other forms of other models may lie beside.
         images_BCHW: real images, preprocessed, at least 8.
         about: goes into the JSON: preprocessing, classes and the like.
+        precision: of the weights in the file: auto, which is fp32, or fp16 for OpenVINO.
+        tolerance: with fp16, the share of images whose best class may differ.
 
     Returns:
         The verification, and the files written (none if it does not hold).
@@ -54,13 +65,22 @@ def export_file(
         WeightsError: the place can't be written to.
     """
     require_out(form, out)
+    short = require_stored(form, precision) == "fp16"
     require_packages(form)
     folded = fold(model)
     aside = out.parent / f".{out.name}.{secrets.token_hex(4)}.new"
     try:
         aside.mkdir()
-        write_graph(folded, form, aside / out.name)
-        verification = verify_graph(model, form, aside / out.name, images_BCHW)
+        write_graph(folded, form, aside / out.name, fp16=short)
+        verification = verify_graph(
+            model,
+            form,
+            aside / out.name,
+            images_BCHW,
+            batches=(*BATCHES[:-1], len(images_BCHW)) if short else BATCHES,
+            max_drift=_MAX_DRIFT_FP16 if short else MAX_DRIFT,
+            tolerance=tolerance if short else 0.0,
+        )
         if not verification.holds:
             return verification, []
         text = json.dumps(describe(folded, form, out, verification) | about, indent=2) + "\n"
@@ -86,14 +106,31 @@ def sample_images(preprocessing: Preprocessing, count: int = max(BATCHES)) -> Te
     return torch.stack([preprocessing(open_image(source.read(index).data)) for index in indices])
 
 
-def write_graph(model: FoldedCaiT, form: Form, path: Path) -> None:
-    """Write the graph alone."""
+def require_stored(form: str, precision: str) -> str:
+    """Return the format in which a file stores weights: fp32, or fp16.
+
+    Raises:
+        ConfigError: a format that these files do not store.
+    """
+    if precision in ("auto", "fp32", "fp32-strict"):
+        return "fp32"
+    if (form, precision) == ("openvino", "fp16"):
+        return "fp16"
+    raise ConfigError(
+        f"export: {form} files are not written in {precision}; they store weights in float32"
+        + (", or in fp16." if form == "openvino" else "."),
+        remedy="Leave --precision out. The program that opens the file chooses what it computes in; OpenVINO takes "
+        "bfloat16 by default where the processor has it.",
+    )
+
+
+def write_graph(model: FoldedCaiT, form: Form, path: Path, *, fp16: bool = False) -> None:
+    """Write the graph alone; for OpenVINO with weights in 16 bits if that is asked for."""
     if form == "onnx":
         write_onnx(model, path)
     elif form == "openvino":
         openvino = require("openvino", asked="openvino", extra="openvino")
-        # The default would store weights as 16 bits.
-        openvino.save_model(to_openvino(model), str(path), compress_to_fp16=False)
+        openvino.save_model(to_openvino(model), str(path), compress_to_fp16=fp16)
     else:
         torch.export.save(to_program(model), path)
 
@@ -119,7 +156,14 @@ def open_graph(form: Form, path: Path) -> tuple[Runner, str]:
 
 
 def verify_graph(
-    model: nn.Module, form: Form, path: Path, images_BCHW: Tensor, *, batches: Sequence[int] = BATCHES
+    model: nn.Module,
+    form: Form,
+    path: Path,
+    images_BCHW: Tensor,
+    *,
+    batches: Sequence[int] = BATCHES,
+    max_drift: float = MAX_DRIFT,
+    tolerance: float = 0.0,
 ) -> Verification:
     """Compare the logits of an exported file with those of the model it was made from, for the same images.
 
@@ -130,6 +174,7 @@ def verify_graph(
         path: of the file.
         images_BCHW: preprocessed; as many as the largest batch.
         batches: numbers of images per call.
+        max_drift, tolerance: of the `Verification`.
 
     Raises:
         ConfigError: fewer images than the largest batch.
@@ -144,8 +189,9 @@ def verify_graph(
     with evaluation_mode(model):
         expected_BK = torch.cat([model(part.to(_device(model))).cpu() for part in parts])
         got_BK = torch.cat([run(part.contiguous()) for part in parts])
+    # Classes count as equally good within what rounding in float32 makes.
     compared = compare_logits(expected_BK, got_BK, MAX_DRIFT)
-    return Verification(reader=engine, max_drift=MAX_DRIFT, batches=tuple(batches), **compared)
+    return Verification(reader=engine, max_drift=max_drift, tolerance=tolerance, batches=tuple(batches), **compared)
 
 
 def describe(model: FoldedCaiT, form: Form, out: Path, verification: Verification) -> dict[str, Any]:

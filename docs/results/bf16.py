@@ -1,9 +1,11 @@
 """bf16 on a CPU: our patch stage against OpenVINO's default, both also in fp32, and the products alone.
 
     python docs/results/bf16.py MODEL --batch 1,8 --threads 2 --rounds 20 --out FILE.json
+    python docs/results/bf16.py MODEL --images FOLDER --out FILE.json
 
-All take turns in one run. Weights are random with LayerScale of order 1; errors are those of the logits of random
-images against the network itself in fp32, over their standard deviation.
+All of the first command take turns in one run. The second one counts, on 64 images of a folder, what bf16 does to the
+logits. Weights are random with LayerScale of order 1; errors are those of the logits (random images in the first
+command) against the network itself in fp32, over their standard deviation.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import Tensor
 from deepcait.bench.clock import Lane, ratio, take_turns
 from deepcait.bench.inference import Peer, build_pair, logit_error
 from deepcait.bench.limit import count_products, product_lanes
+from deepcait.data import Preprocessing, list_images, open_image
 from deepcait.inference.engines import KINDS, build_engine, openvino_default
 from deepcait.runtime.environment import environment, processor, version
 
@@ -77,6 +80,64 @@ def _measure(ours: Any, runs: dict[str, Callable], batch: int, threads: int, rou
     }
 
 
+def count_errors(name: str, folder: str) -> dict[str, Any]:
+    """Errors of the logits and equal best classes, on 64 images that lie evenly in the folder's list."""
+    ours, peer = build_pair(name)
+    preprocessing = Preprocessing.from_pretrained_cfg(ours.pretrained_cfg)
+    paths = list_images(folder)
+    paths = paths[:: max(1, len(paths) // 64)][:64]
+    parts = torch.stack([preprocessing(open_image(path)) for path in paths]).split(8)
+    threads = torch.get_num_threads()
+    runs: dict[str, Callable[[Tensor], Tensor]] = {
+        "eager bf16, ours": build_engine("eager", ours, threads=threads, precision="bf16"),
+        "openvino default, timm": KINDS["openvino"](Peer(peer, ours.config), threads, None),
+    }
+    with torch.inference_mode():
+        expected = torch.cat([ours(part) for part in parts])
+        answers = {key: torch.cat([run(part).clone() for part in parts]) for key, run in runs.items()}
+    rows = {
+        key: {**logit_error(found, expected), "same_top1": int((found.argmax(1) == expected.argmax(1)).sum())}
+        for key, found in answers.items()
+    }
+    facts = {"model": name, "num_images": len(paths), "openvino_default": openvino_default(), "rows": rows}
+    return {**facts, "cpu": processor(), "environment": environment() | {"openvino": version("openvino")}}
+
+
+def speed_table() -> list[str]:
+    """The lines of the table on docs/speed.md, from the results beside this file."""
+    head = "model, batch | threads | ours, bf16 | ours, fp32 | OpenVINO, bf16 | OpenVINO, fp32 | ratio in bf16"
+    head += " | ratio in fp32 | of the limit"
+    lines = [f"| {head} |", "|" + " --- |" * 9]
+    for path in sorted(Path(__file__).parent.glob("bf16_cait_*_t*.json"), key=_order):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        for row in facts["batches"]:
+            speeds = [
+                f"{row['rows'][name]['images_per_s']:.1f}"
+                for name in (
+                    "eager bf16, ours",
+                    "eager fp32, ours",
+                    "openvino default, timm",
+                    "openvino fp32, timm",
+                )
+            ]
+            ratios = [
+                _ratio(row[f"{name}"]) for name in ("bf16_against_openvino_default", "fp32_against_openvino_fp32")
+            ]
+            model = f"[{facts['model'].split('_')[1].upper()}](results/{path.name}), {row['batch']}"
+            cells = [model, str(facts["threads"]), *speeds, *ratios, f"{row['of_limit']:.2f}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _ratio(found: dict[str, Any]) -> str:
+    low, _, high = found["quartiles"]
+    return f"{found['ratio']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _order(path: Path) -> tuple[bool, str]:
+    return "_s24_" in path.name, path.stem[::-1]
+
+
 def main() -> None:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -84,8 +145,16 @@ def main() -> None:
     parser.add_argument("--batch", default="1,8")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--images")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.images:
+        result = {"command": f"python docs/results/bf16.py {args.model} --images FOLDER"}
+        result |= count_errors(args.model, args.images)
+        print(json.dumps(result["rows"], indent=2))
+        if args.out:
+            args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        return
     result = measure(args.model, [int(text) for text in args.batch.split(",")], args.threads, args.rounds)
     command = f"python docs/results/bf16.py {args.model} --batch {args.batch} --threads {args.threads}"
     result = {"command": f"{command} --rounds {args.rounds}", **result}

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from deepcait.bench.clock import Lane, ratio, take_turns
 from deepcait.bench.inference import build_pair, logit_error, open_model
-from deepcait.data import Preprocessing, open_image
-from deepcait.data.image import list_images
+from deepcait.data import Preprocessing, list_images, open_image
 from deepcait.inference.engines import build_engine, open_onnx, open_openvino
 from deepcait.inference.fold import fold
 from deepcait.inference.graph import INPUT, OUTPUT, to_openvino, write_onnx

@@ -224,3 +224,39 @@ def test_a_model_in_training_is_asked_as_it_will_be_used(tmp_path):
 def test_too_few_images(tmp_path):
     with pytest.raises(ConfigError, match="expected 8 or more, got 2"):
         verify_graph(scrambled(), "pt2", tmp_path / "model.pt2", torch.zeros(2, 3, 32, 32))
+
+
+@pytest.mark.slow
+def test_openvino_weights_in_16_bits(folder, tmp_path, capsys):
+    files = {}
+    for precision in ("auto", "fp16"):
+        out = tmp_path / f"{precision}.xml"
+        options = ["--to", "openvino", "--out", str(out), "--precision", precision, "--tolerance", "0.1", "--json"]
+        assert not main(["export", str(folder / "model"), *options])
+        files[precision] = json.loads(capsys.readouterr().out)
+    sizes = [Path(tmp_path, f"{precision}.bin").stat().st_size for precision in ("fp16", "auto")]
+    assert sizes[0] < 0.6 * sizes[1]
+    assert files["fp16"]["proof"]["num_images"] > 100
+    assert MAX_DRIFT < files["fp16"]["proof"]["drift"] < 2e-2
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--to", "onnx", "--precision", "bf16"], "onnx files are not written in bf16; they store weights in float32."),
+        (["--to", "openvino", "--precision", "int8"], "they store weights in float32, or in fp16."),
+        (["--to", "timm", "--precision", "fp16"], "timm files are not written in fp16"),
+        (["--to", "openvino", "--precision", "fp16", "--tolerance", "1"], "--tolerance: expected 0 to 1"),
+    ],
+)
+def test_formats_that_files_do_not_store(folder, tmp_path, capsys, options, told):
+    assert main(["export", str(folder / "model"), "--out", str(tmp_path / "out.xml"), *options]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tolerance_is_a_share_of_the_images():
+    facts = {"reader": "x", "max_drift": 1.0, "num_images": 100, "agreed": 98}
+    assert Verification(**facts, tolerance=0.02).holds
+    assert not Verification(**facts, tolerance=0.01).holds
+    assert not Verification(**facts).holds
