@@ -51,7 +51,7 @@ ORDER = {
         "png", "jpeg", "formats", "depth", "image", "listing", "labels", "source", "folder", "resample",
         "preprocessing",
         "shards", "members", "table", "stored", "split", "manifest", "parquet", "zipped", "tar", "cifar",
-        "matlab", "imagenet", "benchmarks", "spec", "workers", "dataset",
+        "matlab", "imagenet", "benchmarks", "spec", "plausible", "workers", "dataset",
         "seeding", "order", "slide", "erasing", "policies", "augment", "mixing", "shrunk", "loader",
         "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
     ],

@@ -18,9 +18,10 @@ from deepcait.data.formats import IMAGE_SUFFIXES, SUFFIXES
 from deepcait.data.image import DEFAULT, ImageOptions
 from deepcait.data.layout import class_names, look_around
 from deepcait.data.looking import Look, look_at_all
-from deepcait.data.source import Source, with_options
-from deepcait.data.spec import list_splits, open_source, parse_spec
-from deepcait.errors import DataError
+from deepcait.data.plausible import doubts, require_classes
+from deepcait.data.source import Source, require_labels, with_options
+from deepcait.data.spec import list_splits, open_source, open_split, parse_spec
+from deepcait.errors import DataError, DeepcaitError
 
 # Starting workers costs seconds: so many pictures are read here faster.
 _FEW_IMAGES = 300
@@ -29,6 +30,7 @@ _TINY_PX = 8
 _HUGE_PIXELS = 24_000_000
 _EXTREME_ASPECT = 8
 _IMBALANCE = 10  # "a tenth" below
+_ENDS_A_TRAINING = ("unusable_split", "empty_class", "unknown_class")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def examine(
         labels = [None if label is None else source.classes[label] for label in source.labels]
         seen += [_Seen(split, labels[index], source.locate(index), look) for index, look in enumerate(looks)]
     sound = [one for one in seen if one.look.fault is None]
-    findings += unusable + _faults(seen) + _oddities(sound) + _equal(sound) + _alike(sound) + _class_findings(sources)
+    findings += unusable + _class_findings(sources)
+    findings += _as_a_training(spec, findings) + _faults(seen) + _oddities(sound) + _equal(sound) + _alike(sound)
     return Diagnosis(
         kind,
         {split: len(source) for split, source in sources.items()},
@@ -106,6 +109,20 @@ def _open_splits(spec: str | os.PathLike[str], root: Path | None) -> tuple[dict[
     if not sources:
         raise errors[0]
     return sources, findings
+
+
+def _as_a_training(spec: str | os.PathLike[str], found: list[Finding]) -> list[Finding]:
+    """What a training of this data would refuse, unless it was found already, or say before it begins."""
+    try:
+        samples = open_split(spec, "train")
+        validation = open_split(spec, "val", classes=samples.classes, labels="names")
+        for source in (samples, validation):
+            require_labels(source)
+        require_classes(spec, samples)
+    except DeepcaitError as error:
+        told = any(finding.kind in _ENDS_A_TRAINING for finding in found)
+        return [] if told else [Finding("refused", (os.fspath(spec),), f"{error.problem} {error.remedy}")]
+    return [Finding("doubtful", (os.fspath(spec),), str(doubt)) for doubt in doubts(spec, samples)]
 
 
 def _faults(seen: list[_Seen]) -> list[Finding]:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from deepcait.data.formats import IMAGE_SUFFIXES
+from deepcait.data.formats import IMAGE_SUFFIXES, count_suffixes
 from deepcait.data.image import read_image_bytes
 from deepcait.data.labels import find_classes, map_labels, sort_classes
-from deepcait.data.listing import walk_images
+from deepcait.data.listing import walk_files, walk_images
 from deepcait.data.source import Sample, options_of
 from deepcait.errors import DataError, some
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
+    "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
+# Around such a word: training_set, test-data, trainset, seg_train.
+_SPLIT_WORD = re.compile(r"(?:seg[-_ ])?(?P<word>[a-z]+?)(?:[-_ ]?(?:set|data|images|imgs|split))?")
 _SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+_LABEL_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "labels.csv")
 
 
 class FolderSource:
@@ -30,18 +34,27 @@ class FolderSource:
         split: train, val, test or all.
         classes: index -> class name.
         names, labels: of each picture, in reading order.
+        note: what was left out, printed by `describe`.
     """
 
     kind = "folder"
 
     def __init__(
-        self, base: Path, *, split: str, classes: Sequence[str], names: Sequence[str], labels: Sequence[int | None]
+        self,
+        base: Path,
+        *,
+        split: str,
+        classes: Sequence[str],
+        names: Sequence[str],
+        labels: Sequence[int | None],
+        note: str = "",
     ) -> None:
         self.base = Path(base)
         self.split = split
         self.classes = list(classes)
         self.names = list(names)
         self.labels: list[int | None] = list(labels)
+        self.note = note
 
     def __len__(self) -> int:
         return len(self.names)
@@ -103,7 +116,14 @@ def open_folder(
         classes=known,
         names=[path for path, _ in found],
         labels=[index_of[name] for _, name in found],
+        note=_left_out(folders.values()),
     )
+
+
+def _left_out(folders: Iterable[Path]) -> str:
+    """What to say of files in class folders that are no images; nothing where there are none."""
+    files = [file for folder in folders for name in subfolders(folder) for file in walk_files(folder / name)[1]]
+    return f"left out: {count_suffixes(files)}" if files else ""
 
 
 def find_splits(root: str | os.PathLike[str]) -> dict[str, Path]:
@@ -128,14 +148,21 @@ def find_splits(root: str | os.PathLike[str]) -> dict[str, Path]:
                 f"{root}: expected one folder for the split {split}, got {splits[split].name} and {name}.",
                 remedy="Rename or merge one of them.",
             )
-        splits[split] = root / name
+        splits[split] = _unnested(root / name)
     # One folder alone is no set of classes; but "train", which may be all that a model is measured on.
     several = len(visible) > 1 or [split_of(name) for name in visible] in (["val"], ["test"])
-    if not splits and several and all(name.lower() in _SPLIT_OF for name in visible):
+    if not splits and several and all(split_of(name) for name in visible):
         for name in visible:
             if walk_images(root / name):
                 raise _flat_images(root / name)
     return {split: splits[split] for split in SPLIT_NAMES if split in splits}
+
+
+def _unnested(folder: Path) -> Path:
+    """The folder of class folders: itself, or the one of the same name in it (seg_train/seg_train)."""
+    inner = subfolders(folder)
+    same = len(inner) == 1 and split_of(inner[0]) is not None and split_of(inner[0]) == split_of(folder.name)
+    return folder / inner[0] if same and subfolders(folder / inner[0]) else folder
 
 
 def require_sorted(root: Path, splits: Mapping[str, Path], wanted: Sequence[str]) -> None:
@@ -155,8 +182,14 @@ def require_sorted(root: Path, splits: Mapping[str, Path], wanted: Sequence[str]
 
 
 def split_of(word: str | None) -> str | None:
-    """The split that a word stands for, None where it stands for none: "Validation" is val."""
-    return _SPLIT_OF.get(word.lower()) if word else None
+    """The split that a word stands for, None where it stands for none: "Validation" is val, "training_set" train."""
+    found = _SPLIT_WORD.fullmatch(word.lower()) if word else None
+    return _SPLIT_OF.get(found["word"]) if found else None
+
+
+def label_file(folder: Path) -> Path | None:
+    """The file beside images that names their labels, as `imagefolder` of the HF hub has it; None without one."""
+    return next((folder / name for name in _LABEL_FILES if (folder / name).is_file()), None)
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -226,6 +259,12 @@ def _require_split(root: Path, splits: dict[str, Path], split: str) -> Path:
 
 def _flat_images(folder: Path) -> DataError:
     remedy = "Sort them into class folders, e.g. cat/1.jpg and dog/2.jpg: the folder's name is the label."
+    labels = label_file(folder)
+    if labels is not None:
+        return DataError(
+            f"{folder}: expected one sub-folder a class, got images lying flat.",
+            remedy=f"Give {labels}: it names the label of each image.",
+        )
     if any(path.name.startswith("ILSVRC2012_val_") for path in folder.iterdir()):
         remedy = (
             "These are ImageNet's validation images: give imagenet:ROOT, with ROOT above this folder and a file of "

@@ -63,6 +63,11 @@ def class_folders(where: str, paths: Sequence[str]) -> Tree:
         and not split_of(parts[0][0])
     ):
         parts = [path[1:] for path in parts]
+    # seg_train/seg_train/cat/1.jpg, as some archives are packed.
+    parts = [
+        [path[0], *path[2:]] if len(path) > 3 and split_of(path[0]) and split_of(path[0]) == split_of(path[1]) else path
+        for path in parts
+    ]
     with_splits = {path[0] for path in parts if len(path) >= 3 and split_of(path[0])}
     # As of folders: a val that lies flat is told, a test without labels is left out.
     rows = [

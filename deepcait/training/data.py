@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from deepcait.data import Source, Subset, open_split
 from deepcait.data.fix_list import leave_out
 from deepcait.data.order import Order
+from deepcait.data.plausible import doubts, lost_levels, require_classes
 from deepcait.data.shrunk import shrunk
 from deepcait.data.source import describe, require_labels, with_options
 from deepcait.data.spec import holds_out
@@ -21,11 +22,13 @@ class TrainingData:
 
     train, validation: labelled images; their classes are the same. Without validation, the latter is empty.
     messages: what was opened and what was left out, a line each.
+    doubts: what makes it doubtful that the data is what was meant, a line each.
     """
 
     train: Source
     validation: Source
     messages: tuple[str, ...]
+    doubts: tuple[str, ...]
 
 
 def open_training_data(recipe: Recipe) -> TrainingData:
@@ -47,13 +50,15 @@ def open_training_data(recipe: Recipe) -> TrainingData:
     for source in (train, validation):
         with_options(source, recipe.data.image_options())
         require_labels(source)  # now, not after hours
+    require_classes(recipe.data.source, train)
+    reasons = [*map(str, doubts(recipe.data.source, train)), *lost_levels(train)]
     train = shrunk(train, recipe.data.shrink_px, recipe.data.cache)
     messages.append(f"data: {describe(train)}; validation: {_describe_validation(recipe, validation)}")
     for what, limit in (("training", recipe.data.limit), ("validation", recipe.data.val_limit)):
         if limit:
             messages.append(f"only {limit:,} {what} images of them, drawn class by class")
     limits = recipe.data.limit, recipe.data.val_limit
-    return TrainingData(limited(train, limits[0]), limited(validation, limits[1]), tuple(messages))
+    return TrainingData(limited(train, limits[0]), limited(validation, limits[1]), tuple(messages), tuple(reasons))
 
 
 def open_parts(recipe: Recipe) -> tuple[Source, Source]:

@@ -68,6 +68,8 @@ def plan(recipe: Recipe) -> dict:
     }
     for line in _lines(facts, recipe, batch, [lr(round(steps * i / 60)) for i in range(60)]):
         _logger.info(line)
+    for doubt in data.doubts:
+        _logger.warning(doubt)
     if note := note_of(config, recipe.compute):
         _logger.warning(note)
     for note in notes_of(recipe, order, len(data.validation)):

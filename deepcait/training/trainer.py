@@ -101,6 +101,8 @@ def _train(recipe: Recipe, folder: Path, processes: Processes) -> Outcome:
     data = open_training_data(recipe)
     for message in data.messages:
         _logger.info(message)
+    for doubt in data.doubts:
+        _logger.warning(doubt)
     classes = list(data.train.classes)
     start = kept_start(folder, recipe) or start_model(recipe, classes)
     preprocessing = Preprocessing.from_pretrained_cfg(start.pretrained_cfg)

@@ -1,0 +1,185 @@
+"""Whether data is what somebody can have meant to train on: too few classes, splits taken for classes, and the like."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepcait.data.depth import FEW_LEVELS, few_levels
+from deepcait.data.folder import FolderSource, find_splits, label_file, split_of, subfolders
+from deepcait.data.image import decode_image
+from deepcait.data.source import Source, options_of
+from deepcait.data.spec import parse_spec
+from deepcait.errors import DataError, ImageError, some
+
+_MOST = 0.9  # part of the images in one class
+_SEPARATORS = ("|", ";", ",", " ")
+_FEW_NUMBERS = 5
+_NUM_LOOKED_AT = 16
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """One reason to doubt that the data is what was meant: what was found, and what to do about it."""
+
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.problem}. {self.remedy}"
+
+
+def require_classes(spec: str | os.PathLike[str], samples: Source) -> None:
+    """Raise unless there are two classes to tell apart.
+
+    Args:
+        spec: the data SPEC.
+        samples: what is trained on, labelled.
+
+    Raises:
+        DataError: fewer than two classes with an image; the remedy names the folder or file that was probably meant.
+    """
+    used = [samples.classes[label] for label in sorted({label for label in samples.labels if label is not None})]
+    if len(used) > 1:
+        return
+    got = f"one class: {used[0]}" if used else "none"
+    raise DataError(
+        f"{os.fspath(spec)}: expected images of two classes or more, got {got}.",
+        remedy=_what_was_meant(spec, used) or "Add images of another class: there is nothing to tell apart.",
+    )
+
+
+def doubts(spec: str | os.PathLike[str], samples: Source) -> list[Doubt]:
+    """Return what makes the data of a training doubtful, none of which ends it.
+
+    Args:
+        spec: the data SPEC.
+        samples: what is trained on, labelled, before a part of it is chosen or shrunk.
+    """
+    counts = Counter(samples.classes[label] for label in samples.labels if label is not None)
+    names = list(counts)
+    found = [_dominant(counts), _splits_as_classes(names), _several_in_one(names), *_numbers(names, counts.total())]
+    kind, place = parse_spec(spec)
+    if kind == "folder" and isinstance(_innermost(samples), FolderSource):
+        found += _around(Path(os.path.expanduser(place)), names)
+    return [doubt for doubt in found if doubt is not None]
+
+
+def lost_levels(samples: Source) -> list[str]:
+    """Return a sentence where images of 16 bits keep few levels, seen in a few of them; the doctor looks at all."""
+    levels: list[int] = []
+    for index in range(0, len(samples), -(-len(samples) // _NUM_LOOKED_AT)):
+        try:
+            data = samples.read(index).data
+            decode_image(data, name=samples.names[index], options=options_of(samples), levels=levels)
+        except ImageError:  # said when it is read
+            continue
+        if not levels:
+            return []
+    brightest = max(levels, default=FEW_LEVELS)
+    return [few_levels(brightest)] if brightest < FEW_LEVELS else []
+
+
+def _innermost(source: Source) -> Source:
+    while (inner := getattr(source, "source", None)) is not None:
+        source = inner
+    return source
+
+
+def _what_was_meant(spec: str | os.PathLike[str], used: Sequence[str]) -> str | None:
+    """The remedy where a folder shows what it should have been."""
+    kind, place = parse_spec(spec)
+    root = Path(os.path.expanduser(place))
+    if kind != "folder" or not root.is_dir():
+        return None
+    splits = find_splits(root)
+    base = splits.get("train", root)
+    for folder in (base, *(base / name for name in used), root):
+        labels = label_file(folder)
+        if labels is not None:
+            return f"Give {labels}: it names the label of each image."
+    inner = base / used[0] if used else base
+    below = subfolders(inner) if inner.is_dir() else []
+    if len(below) > 1 and not splits:
+        return f"Give {inner}: the classes ({some(below)}) are in it."
+    return None
+
+
+def _dominant(counts: Counter[str]) -> Doubt | None:
+    name, most = counts.most_common(1)[0] if counts else ("", 0)
+    if most <= _MOST * counts.total() or most == counts.total():
+        return None
+    return Doubt(
+        f"{100 * most / counts.total():.1f} % of the training images are of the class {name}: a model that always "
+        "answers it is right as often",
+        "Set data.balanced=true, and look at balanced accuracy",
+    )
+
+
+def _splits_as_classes(names: Sequence[str]) -> Doubt | None:
+    """Class names with words for different splits: train_2019 and test_2019."""
+    words = {name: {split_of(word) for word in re.split(r"[^A-Za-z]+", name)} - {None} for name in names}
+    called = [name for name in names if words[name]]
+    if len({split for name in called for split in words[name]}) < 2 or len(called) < len(names):
+        return None
+    return Doubt(
+        f"the classes are called like splits ({some(called)})",
+        "If they are, call these folders (or the words in the column split) train, val and test",
+    )
+
+
+def _several_in_one(names: Sequence[str]) -> Doubt | None:
+    """Class names put together from others: "cat dog" beside "cat" and "dog", or "cat|bird"."""
+    for separator in _SEPARATORS:
+        composed = [name for name in names if separator in name.strip()]
+        parts = {name: [part.strip() for part in name.split(separator)] for name in composed}
+        every = Counter(part for own in parts.values() for part in set(own))
+        # A part that is a class itself, or is in several of them.
+        shared = [name for name in composed if sum(part in names or every[part] > 1 for part in parts[name]) > 1]
+        if len(shared) > (1 if separator in "|;" else max(1, 0.2 * len(names))):
+            return Doubt(
+                f"labels look like several in one ({some([repr(name) for name in shared], 3)}): each combination is a "
+                "class of its own",
+                "Several labels for an image are not part of this version; keep one for each",
+            )
+    return None
+
+
+def _numbers(names: Sequence[str], num_images: int) -> list[Doubt]:
+    """Class names that are values to predict, or one for each image."""
+    remedy = "Numbers are not predicted in this version; make a class of each range of them"
+    if len(names) > 1 and all(re.fullmatch(r"[+-]?\d+\.\d+(e[+-]?\d+)?", name) for name in names):
+        return [Doubt(f"labels look like numbers to predict ({some(names, 3)}): each number is a class", remedy)]
+    if len(names) > _FEW_NUMBERS and 2 * len(names) > num_images:
+        remedy = remedy if all(name.isdecimal() for name in names) else "Check the labels: names of files, perhaps?"
+        return [Doubt(f"there are {len(names):,} classes for {num_images:,} training images", remedy)]
+    return []
+
+
+def _around(root: Path, names: Sequence[str]) -> list[Doubt]:
+    """What the folders say: class folders one level deeper, and more of them beside the splits."""
+    splits = find_splits(root)
+    found = []
+    base = splits.get("train", root)
+    deeper = [subfolders(base / name) for name in names if (base / name).is_dir()]
+    if len(deeper) > 1 and len(deeper[0]) > 1 and all(below == deeper[0] for below in deeper):
+        found.append(
+            Doubt(
+                f"all class folders hold the same folders ({some(deeper[0])}): are the classes one level deeper?",
+                f"If they are, give one of the folders in {base}, or sort the images by class first",
+            )
+        )
+    for path in sorted(root.iterdir()) if splits else ():
+        beside = path.is_dir() and not path.name.startswith(".") and not split_of(path.name)
+        if beside and len(set(subfolders(path)) & set(names)) > 1:
+            found.append(
+                Doubt(
+                    f"{path} has class folders of the same names and is not read",
+                    "If it is a split, call it train, val or test",
+                )
+            )
+    return found
