@@ -95,7 +95,8 @@ class Stepper:
         if updated:
             self.scaler.step(self.optimizer)
         self.scaler.update()
-        return StepResult(loss, correct, norm_value, updated, asked > 0)
+        stop = asked > 0 if self.processes.world_size > 1 else stop
+        return StepResult(loss, correct, norm_value, updated, stop)
 
     def warm_up_ddp(self, images_BCHW: Tensor) -> None:
         """Make a dummy all-reduce, so that every step of this process adds gradients up in the same order.
