@@ -42,9 +42,16 @@ def broken_links(text: str, folder: Path) -> list[str]:
         target = (folder / name) if name else None
         if target is not None and not target.exists():
             broken.append(link)
-        elif heading and heading not in headings(text if target is None else target.read_text(encoding="utf-8")):
+        elif heading and heading not in headings(text if target is None else read_page(target)):
             broken.append(link)
     return broken
+
+
+def read_page(path: Path) -> str:
+    """A document with the files that it includes."""
+    text = path.read_text(encoding="utf-8")
+    included = re.findall(r"^```\{include\} (\S+)$", text, re.MULTILINE)
+    return "\n".join([text, *((path.parent / name).read_text(encoding="utf-8") for name in included)])
 
 
 def headings(text: str) -> set[str]:

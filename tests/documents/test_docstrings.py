@@ -26,7 +26,13 @@ def public_functions(tree: ast.Module) -> list[tuple[str, ast.FunctionDef, str]]
         if isinstance(owner, ast.ClassDef) and not owner.name.startswith("_"):
             said = ast.get_docstring(owner) or ""
             found += [(f"{owner.name}.", node, said) for node in owner.body if isinstance(node, ast.FunctionDef)]
-    return [(prefix + node.name, node, said) for prefix, node, said in found if not node.name.startswith("_")]
+    public = [(prefix, node, said) for prefix, node, said in found if not node.name.startswith("_")]
+    return [(prefix + node.name, node, said) for prefix, node, said in public if not is_overload(node)]
+
+
+def is_overload(function: ast.FunctionDef) -> bool:
+    """Whether this is a signature for type checkers; the function itself has the docstring."""
+    return any(isinstance(one, ast.Name) and one.id == "overload" for one in function.decorator_list)
 
 
 def raised(function: ast.FunctionDef) -> set[str]:
