@@ -12,7 +12,7 @@ from deepcait.errors import ConfigError, DataError
 from deepcait.training.data import open_training_data
 from deepcait.training.journal import read_metrics
 from deepcait.training.plan import plan
-from deepcait.training.recipe import load_recipe
+from deepcait.training.recipe import load_recipe, recipe_names
 from deepcait.training.trainer import train
 from tests.training.test_class_names import LETTERS, TINY, write
 
@@ -87,3 +87,8 @@ def test_0_1_validated_on_test(data):
     assert (len(samples), validation.split) == (18, "test")
     shutil.rmtree(data / "test")
     assert [len(source) for source in opened(data, "data.validate_on='0.1'")[:2]] == [15, 3]
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("transfer_")])
+def test_transfer_trains_on_all_training_images(name):
+    assert load_recipe(name).data.validate_on == "none"
