@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from deepcait.data.folder import split_of
 from deepcait.data.image import MAX_BYTES, read_image_bytes
@@ -84,6 +86,35 @@ def load_csv(place: str) -> tuple[Table, FileReader]:
     return _manifest("csv", place, cells["path"], cells.get("label"), cells.get("split"), lines, ignored)
 
 
+def load_jsonl(place: str) -> tuple[Table, FileReader]:
+    """Read a manifest of JSON lines: an object an image, its keys what a CSV's columns are called.
+
+    Raises:
+        DataError: no such file, a line that is no object, keys missing.
+    """
+    place = find_one(place, ".jsonl")
+    with open_binary(place) as file:
+        texts = file.read().decode("utf-8-sig", "replace").splitlines()
+    rows: list[tuple[int, dict[str, Any]]] = []
+    for line, text in enumerate(texts, start=1):
+        try:
+            row = json.loads(text) if text.strip() else None
+        except (ValueError, RecursionError):
+            row = text
+        if row is not None and not isinstance(row, dict):
+            raise DataError(
+                f"{place}, line {line}: expected a JSON object, got {text[:60]!r}.", remedy="Correct that line."
+            )
+        rows += [] if row is None else [(line, row)]
+    header = list(dict.fromkeys(key for _, row in rows for key in row))
+    columns, ignored = _columns(place, header)
+    if columns is None:
+        raise _missing(place, header)
+    lines = [line for line, _ in rows]
+    cells = {name: [row.get(header[column]) for _, row in rows] for name, column in columns.items()}
+    return _manifest("jsonl", place, cells["path"], cells.get("label"), cells.get("split"), lines, ignored)
+
+
 def load_parquet_manifest(place: str) -> tuple[Table, FileReader]:
     """Read a parquet file with columns path, label and perhaps split; labels are names or integers.
 
@@ -152,7 +183,7 @@ def _manifest(
     lines: Sequence[int],
     ignored: Sequence[str],
 ) -> tuple[Table, FileReader]:
-    what = "line" if kind == "csv" else "row"
+    what = "row" if kind == "parquet" else "line"
     for line, path in zip(lines, paths, strict=True):
         if not isinstance(path, str) or not path or "\0" in path:
             remedy = "Write the column as text (string)." if isinstance(path, bytes) else "Mend that row."
@@ -171,8 +202,13 @@ def _manifest(
         labels=_labels(place, what, labels if labels is not None else [None] * len(paths), lines),
         splits=words,
         note=f"columns not used: {', '.join(ignored)}" if ignored else "",
+        unlabelled=f"no column called {', '.join(COLUMNS['label'])} among {_shown(ignored)}" if labels is None else "",
     )
     return table, FileReader(str(Path(place).parent), table.paths)
+
+
+def _shown(columns: Sequence[str]) -> str:
+    return ", ".join(map(repr, columns)) or "the others, of which there are none"
 
 
 def _labels(place: str, what: str, cells: Iterable[object], lines: Sequence[int]) -> list[Label]:

@@ -151,8 +151,20 @@ def load_parquet(place: str) -> tuple[Table, Reader]:
         splits=splits,
         parts=parts,
         class_names=layout.class_names,
+        unlabelled="" if layout.label else _no_labels(files[0]),
     )
     return table, ParquetReader(files, layout.image, groups)
+
+
+def _no_labels(file: str) -> str:
+    """Why no column is that of the labels: which were looked for, and which there are."""
+    parquet = require("pyarrow.parquet", asked="parquet", extra="data")
+    with open_binary(file) as opened:
+        schema = parquet.read_schema(opened)
+    several = list(_class_labels(schema.metadata or {}))
+    if len(several) > 1:
+        return f"several columns are labels ({', '.join(several)}), none is called label"
+    return f"no column called {', '.join(LABEL_COLUMNS)} among {', '.join(map(repr, schema.names))}"
 
 
 def _read_rows(file: str, layout: _Layout) -> tuple[list[str], list[Label], list[int]]:

@@ -108,9 +108,13 @@ def require_labels(source: Source) -> list[int]:
     """
     for index, label in enumerate(source.labels):
         if label is None:
+            why = getattr(_innermost(source), "unlabelled", "")
             raise DataError(
-                f"{source.locate(index)}: expected a labelled image, got none of a class.",
-                remedy="Training needs a class for every image.",
+                f"{source.locate(index)}: expected a labelled image, got none of a class"
+                f"{f' ({why})' if why and not any(label is not None for label in source.labels) else ''}.",
+                remedy="Training needs a class for every image: call the column `label`, or add the labels."
+                if why
+                else "Training needs a class for every image.",
             )
     return [label for label in source.labels if label is not None]
 

@@ -15,7 +15,7 @@ from deepcait.data.cifar import load_cifar
 from deepcait.data.folder import find_splits, open_folder, require_sorted, subfolders
 from deepcait.data.imagenet import imagenet_splits, open_imagenet, open_imagenet_v2
 from deepcait.data.labels import RULES
-from deepcait.data.manifest import load_csv
+from deepcait.data.manifest import load_csv, load_jsonl
 from deepcait.data.members import is_image
 from deepcait.data.parquet import load_parquet
 from deepcait.data.shards import is_url
@@ -31,7 +31,7 @@ SPLITS = ("train", "val", "test", "all")
 VALIDATE_ON = ("auto", "val", "none", "test", "0.1")
 _ASSETS = Path(__file__).parent.parent / "assets"
 _BUILTIN = {"demo": _ASSETS / "demo"}
-_SUFFIX_KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".tar": "tar", ".zip": "zip"}
+_SUFFIX_KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".tar": "tar", ".zip": "zip"}
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ KINDS = {
         splits=lambda place: list(find_splits(_builtin_path(place))),
     ),
     "csv": _listed(load_csv),
+    "jsonl": _listed(load_jsonl),
     "parquet": _listed(load_parquet),
     "tar": _listed(load_tar),
     "zip": _listed(load_zip),

@@ -26,6 +26,7 @@ class Table:
         parts: the file that holds the picture; tells apart equal paths of several files.
         class_names: index -> name, where the collection fixes it: its labels are then indices or these names.
         note: what was assumed, for the user.
+        unlabelled: why images have no label, where none has: what was looked for and what was there.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Table:
     parts: Sequence[str] | None = None
     class_names: Sequence[str] | None = None
     note: str = ""
+    unlabelled: str = ""
 
 
 class Reader(Protocol):
@@ -58,6 +60,7 @@ class TableSource:
         rows: of the table, in reading order.
         names, labels: of each of these rows.
         note: what was assumed, printed by `describe`.
+        unlabelled: why images have no label, where none has.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class TableSource:
         names: list[str],
         labels: list[int | None],
         note: str = "",
+        unlabelled: str = "",
     ) -> None:
         self.reader = reader
         self.rows = rows
@@ -80,6 +84,7 @@ class TableSource:
         self.names = names
         self.labels = labels
         self.note = note
+        self.unlabelled = unlabelled
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -132,6 +137,7 @@ def open_table(
         names=_names(table, rows, split),
         labels=[None if name is None else index_of[name] for name in names],
         note="; ".join(notes),
+        unlabelled=table.unlabelled,
     )
 
 

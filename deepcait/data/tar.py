@@ -1,7 +1,8 @@
 """WebDataset shards: tar files of pictures and labels, read in place by an index of offsets.
 
 Members whose names agree up to the first dot of the last part are one sample: `000012.jpg` and `000012.cls` (an
-integer or a class name) or `000012.json` (its key `label`). Shards without any label are read as class folders.
+integer or a class name) or `000012.json` (its key `label`). Where names have dots in them (`scan.v1.000.png`), those
+that agree up to the last one are. Shards without any label are read as class folders.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from deepcait.data.stored import read_index, write_index
 from deepcait.data.table import Table
 from deepcait.errors import DataError, ImageError
 
-_FORMAT = "deepcait-tar-2"
+_FORMAT = "deepcait-tar-3"
 _MAX_LABEL_BYTES = 2**20
+_LABELS = ("cls", "json")
 _WHOLE = re.compile("-?[0-9]+")
 _MAX_DIGITS = 18
 
@@ -86,6 +88,7 @@ def load_tar(place: str) -> tuple[Table, TarReader]:
         labels=labels,
         splits=splits,
         parts=[shard_stem(shards[number]) for number, _ in found],
+        unlabelled="no .cls or .json of the same name beside it in the shard",
     )
     places = [(number, entry.offset, entry.num_bytes) for number, entry in found]
     return table, TarReader(shards, places, [entry.name for _, entry in found])
@@ -122,6 +125,7 @@ def _parse_index(rows: Any, size: int) -> list[Entry] | None:
 def _scan(shard: str, size: int) -> list[Entry]:
     pictures: dict[str, list[tuple[str, int, int]]] = {}
     labels: dict[str, dict[str, Label]] = {}
+    dotted: dict[str, dict[str, Label]] = {}  # of names with dots in them, by all but the last
     try:
         with open_binary(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for info in archive:
@@ -137,7 +141,10 @@ def _scan(shard: str, size: int) -> list[Entry]:
                 key, suffix = _key_and_suffix(name)
                 if is_image(name):
                     pictures.setdefault(key, []).append((name, info.offset_data, info.size))
-                elif suffix in ("cls", "json"):
+                elif suffix not in _LABELS and name.lower().endswith(tuple(f".{one}" for one in _LABELS)):
+                    stem, _, last = name.rpartition(".")
+                    dotted.setdefault(stem, {})[last.lower()] = _read_label(archive, info, shard, last.lower())
+                elif suffix in _LABELS:
                     own = labels.setdefault(key, {})
                     if suffix in own:
                         raise DataError(
@@ -157,7 +164,9 @@ def _scan(shard: str, size: int) -> list[Entry]:
     for key, members in pictures.items():
         own = labels.get(key)
         if own is None:  # nothing ties them together
-            entries += [Entry(*member, None) for member in members]
+            for member in members:
+                own = dotted.get(member[0].rpartition(".")[0], {})
+                entries.append(Entry(*member, own.get("cls", own.get("json"))))
         else:
             entries.append(Entry(*_one_picture(shard, key, members), own.get("cls", own.get("json"))))
     return entries
