@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
-from deepcait.model.attention import TalkingHeadsAttention
+from deepcait.model.attention import ClassAttention, TalkingHeadsAttention
 from deepcait.model.block import LayerScaleBlock, Mlp
 
 # A quantized or distributed weight is of another class, which has arithmetic of its own.
@@ -118,6 +118,15 @@ PATCH_BLOCK = list_parts(
         "mlp.fc2": (nn.Linear, "weight bias"),
     }
 )
+
+
+_ATTEND = {kind: kind.attend for kind in (TalkingHeadsAttention, ClassAttention)}
+
+
+def require_own_attend(attn: Any) -> None:
+    """Raise `Changed` if the equations of an attention, which its forward calls, were replaced."""
+    if "attend" in attn.__dict__ or type(attn).attend is not _ATTEND[type(attn)]:
+        raise Changed("attn", "has another attend")
 
 
 def require_exact_gelu(act: Any) -> None:

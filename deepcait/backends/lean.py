@@ -18,6 +18,7 @@ from deepcait.backends.exact import (
     modes_in_the_way,
     read_parts,
     require_exact_gelu,
+    require_own_attend,
 )
 from deepcait.backends.heads import talking_heads
 from deepcait.backends.reference import Backend, BlockFunction
@@ -122,7 +123,8 @@ def _text(changes: Mapping[str, Sequence[int]]) -> str:
 
 
 def _require_usual_heads(attn: Any, weight_qkv: Tensor, bias_w: Tensor) -> None:
-    """Raise `Changed` if the scale or the number of heads are not those that follow from the weights."""
+    """Raise `Changed` if the equations are not the class's, or scale and heads not those of the weights."""
+    require_own_attend(attn)
     num_heads = bias_w.shape[0]
     if attn.num_heads != num_heads or attn.scale != (weight_qkv.shape[0] // (3 * num_heads)) ** -0.5:
         raise Changed("attn", f"has num_heads={attn.num_heads} and scale={attn.scale:g}, not what its weights say")

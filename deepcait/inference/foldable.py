@@ -6,7 +6,15 @@ from typing import Any, cast
 
 from torch import nn
 
-from deepcait.backends.exact import PATCH_BLOCK, Changed, Part, list_parts, read_parts, require_exact_gelu
+from deepcait.backends.exact import (
+    PATCH_BLOCK,
+    Changed,
+    Part,
+    list_parts,
+    read_parts,
+    require_exact_gelu,
+    require_own_attend,
+)
 from deepcait.errors import ConfigError
 from deepcait.model.attention import ClassAttention
 from deepcait.model.block import NORM_EPS, ClassAttentionBlock, Mlp
@@ -79,6 +87,7 @@ def _check_outside_of_blocks(model: CaiT) -> int:
 def _check_block(block: nn.Module, parts: tuple[Part, ...], model: CaiT) -> None:
     """Raise `Changed` if a block is not one of the configuration's, part by part."""
     modules, _ = read_parts(block, parts, model.cls_token.dtype)
+    require_own_attend(modules["attn"])
     require_exact_gelu(modules["mlp.act"])
     _check_eps(modules, "norm1", "norm2")
     if modules["attn"].num_heads != model.config.num_heads:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from typing import cast
 
 import torch
@@ -25,6 +26,14 @@ def set_compute(model: Network, compute: Compute) -> None:
         model.set_backend(compute.backend, small_memory=compute.memory == "small")
 
 
+def expected_backend(compute: Compute) -> Compute:
+    """Return the same settings with "auto" replaced by the backend that it takes on this device; reserves no device."""
+    if compute.backend != "auto":
+        return compute
+    on_gpu = compute.device.startswith("cuda") or (compute.device == "auto" and torch.cuda.is_available())
+    return dataclasses.replace(compute, backend="reference" if on_gpu else "lean")
+
+
 def describe_compute(model: Network, compute: Compute, device: torch.device) -> str:
     """Return where and how a model trains, such as "cpu, bf16, backend lean (auto)"."""
     backend = f", backend {model.describe_backend(device)}" if isinstance(model, CaiT) else ""
@@ -33,6 +42,7 @@ def describe_compute(model: Network, compute: Compute, device: torch.device) -> 
 
 def note_of(config: NetworkConfig, compute: Compute) -> str:
     """Say which setting changes nothing for a network; empty where each does what it says."""
+    compute = expected_backend(compute)
     if compute.memory != "small":
         return ""
     if type(config) is not CaiTConfig:

@@ -11,7 +11,7 @@ from deepcait.data.mixing import Mixer
 from deepcait.model.alternatives import lay_over
 from deepcait.model.network import NetworkConfig
 from deepcait.model.networks import config_of, is_model_name, named_config
-from deepcait.training.compute import note_of
+from deepcait.training.compute import expected_backend, note_of
 from deepcait.training.data import build_order, open_training_data
 from deepcait.training.footprint import CHOICES, training_bytes, training_flops
 from deepcait.training.notes import notes_of
@@ -40,8 +40,11 @@ def plan(recipe: Recipe) -> dict:
     lr = LearningRate(recipe.schedule, recipe.peak_lr, recipe.epochs, order.steps_per_epoch)
     steps = recipe.epochs * order.steps_per_epoch
     batch = order.replica_batch_size
-    kept = training_bytes(config, recipe.compute, batch)
-    computed = training_flops(config, recipe.compute, batch) * recipe.replicas
+    compute = expected_backend(recipe.compute)
+    device = recipe.compute.device
+    choices = {name: expected_backend(dataclasses.replace(choice, device=device)) for name, choice in CHOICES.items()}
+    kept = training_bytes(config, compute, batch)
+    computed = training_flops(config, compute, batch) * recipe.replicas
     copies = 3 + bool(recipe.ema.decay) + (recipe.optimizer.name == "adamw")
     facts = {
         "model": recipe.model,
@@ -61,7 +64,7 @@ def plan(recipe: Recipe) -> dict:
         "lr": {str(s): lr(s) for s in sorted({round(steps * i / 10) for i in range(11)})},
         "weights_and_optimizer_bytes": 4 * copies * config.num_params(),
         "activation_bytes": kept,
-        "activation_bytes_of": {name: training_bytes(config, compute, batch) for name, compute in CHOICES.items()},
+        "activation_bytes_of": {name: training_bytes(config, choice, batch) for name, choice in choices.items()},
         "train_flops": 6 * config.macs() * steps * recipe.global_batch_size,
         "step_flops": computed,
         "computed_flops": computed * steps,

@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.model.wild import relative_error, some_images, tiny_config, wild_model
+from deepcait.backends import branches
+from tests.model.wild import ablated, relative_error, some_images, tiny_config, wild_model
 
 CONFIG = tiny_config(depth=2, drop_path_rate=0.3)
 LINEARS = ["attn.qkv", "attn.proj_l", "attn.proj_w", "attn.proj", "mlp.fc1", "mlp.fc2"]
@@ -85,6 +87,11 @@ def other_forward(model, path):
     module.forward = functools.partial(lambda forward, x: 1.5 * forward(x), module.forward)
 
 
+def other_attend(model, path):
+    module = model.get_submodule(path)
+    module.attend = functools.partial(lambda attend, x: (1.5 * attend(x)[0], None, None), module.attend)
+
+
 def tensor_subclass(model, path):
     module = model.get_submodule(path)
     module.weight = nn.Parameter(module.weight.detach().as_subclass(Louder))
@@ -135,6 +142,7 @@ CHANGES = {
     "another activation": (functools.partial(replace, make=lambda _: nn.GELU(approximate="tanh")), ["mlp.act"]),
     "another epsilon": (functools.partial(replace, make=lambda norm: _with_eps(norm)), ["norm1", "norm2"]),
     "another scale": (lambda m, p: setattr(m.get_submodule(p), "scale", 0.9), ["attn"]),
+    "attend replaced": (other_attend, ["attn"]),
     "a rate of its own": (lambda m, p: setattr(m.get_submodule(p), "drop_path_rate", 0.8), [""]),
     "its own mode": (lambda m, p: setattr(m.get_submodule(p), "training", not m.training), [""]),
 }  # fmt: skip
@@ -273,6 +281,60 @@ def test_grad_cam_at_the_last_norm():
     for got, wanted in zip(*found.values(), strict=True):
         assert wanted.abs().max() > 0
         assert relative_error(got, wanted) < 1e-9
+
+
+@pytest.mark.parametrize("part", ["", "norm1", "attn", *LINEARS, "mlp", "mlp.act", "norm2"])
+@pytest.mark.parametrize("backend", ["lean", "reference"])
+def test_a_hook_in_a_block_with_another_residual_rule(part, backend):
+    """There lean computes only what is between the linear layers of the attention; the rest is called anyway."""
+    model = ablated(residual="rezero", config=CONFIG)
+    model.set_backend(backend)
+    images, fired = some_images(CONFIG), []
+    model.get_submodule(f"{BLOCK}.{part}".rstrip(".")).register_forward_hook(lambda *_: fired.append(1))
+    model(images)
+    assert fired == [1]
+
+
+def test_lean_is_the_reference_with_another_residual_rule():
+    model, images = ablated(residual="rezero", config=CONFIG), some_images(CONFIG)
+    assert model.describe_backend() == "lean (auto)"
+    lean = model(images)
+    model.set_backend("reference")
+    assert relative_error(lean, model(images)) < 1e-12
+
+
+class Waits(TorchDispatchMode):
+    """Finds operators that wait for a device: those that read a value or copy to another device, ours looked into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        ours = (branches.attention_branch, branches.mlp_branch)
+        ours += (branches.attention_branch_backward, branches.mlp_branch_backward)
+        self._inside = {operator._opoverload: operator._init_fn for operator in ours}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in self._inside:
+            with self:
+                return self._inside[func](*args, **(kwargs or {}))
+        name = func._overloadpacket.__name__
+        if name in ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "allclose", "unique2"):
+            self.found.append(name)
+        if name == "_to_copy" and (kwargs or {}).get("device") is not None:
+            self.found.append("copy to another device")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("backend", ["lean", "reference"])
+def test_a_step_of_the_model_waits_for_nothing(backend):
+    """Forward and backward, with stochastic depth: no value is read, so a GPU's queue never runs dry."""
+    model, images = wild_model(CONFIG).train(), some_images(CONFIG)
+    model.set_backend(backend)
+    with Waits() as waits:
+        model(images).square().sum().backward()
+        assert waits.found == []
+        model.head.bias.sum().item()
+    assert waits.found == ["_local_scalar_dense"]  # the test can fail
 
 
 # -- what is lean, and what is said ------------------------------------------------------------------------------------

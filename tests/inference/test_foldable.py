@@ -68,6 +68,9 @@ CHANGES = {
     "blocks.0.mlp.fc1 has hooks": lambda m: m.blocks[0].mlp.fc1.register_forward_hook(lambda _m, _i, out: 2 * out),
     "it has hooks": lambda m: m.register_forward_pre_hook(lambda _m, inputs: (2 * inputs[0],)),
     "blocks.0.attn has another forward": with_forward("blocks.0.attn"),
+    "blocks_token_only.1.attn has another attend": lambda m: setattr(
+        m.blocks_token_only[1].attn, "attend", m.blocks_token_only[0].attn.attend
+    ),
     "it has another forward": with_forward(""),
     "blocks.0.attn.qkv is ParametrizedLinear": lambda m: parametrize.register_parametrization(
         m.blocks[0].attn.qkv, "weight", Doubled()

@@ -9,7 +9,7 @@ import torch
 
 from deepcait.bench.work import Work
 from deepcait.model import CaiT, CaiTConfig
-from deepcait.training.compute import autocast, set_compute
+from deepcait.training.compute import autocast, expected_backend, note_of, set_compute
 from deepcait.training.footprint import CHOICES, ProductCounter, kept_bytes, training_bytes, training_flops
 from deepcait.training.recipe import Compute
 
@@ -69,3 +69,16 @@ def test_a_shared_storage_counts_once_and_weights_do_not():
     assert kept_bytes(holder, lambda: (x * weight).sum()) == 32
     assert kept_bytes(holder, lambda: ((x * weight) * x[:4].repeat(2)).sum()) == 3 * 32
     assert dataclasses.replace(Compute(), memory="small") in CHOICES.values()
+
+
+@pytest.mark.parametrize(
+    ("device", "has_gpu", "backend"),
+    [("auto", False, "lean"), ("auto", True, "reference"), ("cpu", True, "lean"), ("cuda:1", False, "reference")],
+)
+def test_the_backend_that_auto_is_going_to_take(monkeypatch, device, has_gpu, backend):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    compute = expected_backend(Compute(device=device))
+    assert compute.backend == backend
+    assert CaiT(CONFIG).describe_backend(device.replace("auto", "cuda" if has_gpu else "cpu")) == f"{backend} (auto)"
+    assert expected_backend(Compute(device=device, backend="reference")).backend == "reference"
+    assert ("changes nothing" in note_of(CONFIG, Compute(device=device, memory="small"))) == (backend == "reference")
