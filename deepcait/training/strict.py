@@ -17,6 +17,10 @@ from deepcait.errors import ConfigError
 Settings = TypeVar("Settings")
 # Parsing takes a second a megabyte or so; no recipe has a hundredth of that.
 _MAX_BYTES = 2**20
+# Keys that people look for, and what there is: the nearest name is another thing.
+_ELSEWHERE = {
+    "vflip": "Images are not turned upside down in training; augment.flip mirrors them left to right.",
+}
 
 
 def read_yaml(text: str, origin: str) -> yaml.MappingNode:
@@ -131,6 +135,8 @@ def _place(node: yaml.Node) -> str:
 
 
 def _suggest(key: str, known: typing.Iterable[str], whole: Any) -> str:
+    if key in _ELSEWHERE:
+        return _ELSEWHERE[key]
     if there := _elsewhere(key, whole):
         return there
     near = difflib.get_close_matches(key, known, n=1)
@@ -158,6 +164,8 @@ def _convert(node: yaml.Node, wanted: Any, here: str) -> Any:
     if typing.get_origin(wanted) is tuple:
         return _convert_tuple(node, typing.get_args(wanted), here)
     value = _scalar(node)
+    if wanted is str and value is None and here.startswith("--set "):
+        return ""  # `--set key=`
     if wanted is float and isinstance(value, str):
         value = _float(value)
     if wanted is float and type(value) is int:

@@ -86,7 +86,13 @@ def test_workers_change_nothing(ruin):
 def test_every_kind_is_planted_or_told_here(ruin):
     _, planted = ruin
     untested = set(KINDS) - {kind for kind, _ in planted}
-    assert untested == {"unusable_split", "ends_its_reader", "few_levels"}  # of all images, see test_depth.py
+    assert untested == {
+        "unusable_split",
+        "ends_its_reader",
+        "few_levels",
+        "refused",
+        "doubtful",
+    }  # test_depth, test_plausible
 
 
 def test_errors_come_first_and_json_holds_all(ruin):

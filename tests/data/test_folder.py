@@ -42,7 +42,7 @@ def test_classes_files_and_reading_order(tmp_path):
     assert source.labels == [0, 0, 1, 1]
     assert source.read(2) == Sample(b"dog/2.png", 1, "dog/2.png")
     assert source.locate(2) == str(tmp_path / "dog" / "2.png")
-    assert describe(source) == "folder, split all: 4 images, 2 classes"
+    assert describe(source) == "folder, split all: 4 images, 2 classes; left out: 2 files (.txt 1, .db 1)"
 
 
 def test_hidden_folders_are_no_class(tmp_path):

@@ -77,6 +77,18 @@ def test_a_first_value_that_norms_cannot_square(tmp_path, given):
     assert "layer_scale_init: expected at most 1e+15 in size" in refused(tmp_path, f"layer_scale_init: {given}").problem
 
 
+def test_an_empty_value_sets_an_empty_text():
+    assert load_recipe("finetune", ["augment.rand_augment="]).augment.rand_augment == ""
+    assert load_recipe("finetune", ["shape.depth="]).shape.depth is None
+    with pytest.raises(ConfigError, match="a whole number, got None"):
+        load_recipe("finetune", ["epochs="])
+
+
+def test_a_flip_upside_down_is_not_taken_for_a_mirror():
+    with pytest.raises(ConfigError, match=r"augment.flip mirrors them left to right"):
+        load_recipe("finetune", ["augment.vflip=0.5"])
+
+
 def test_a_section_where_one_value_is_due(tmp_path):
     error = refused(tmp_path, "seed: 1\nmodel: {nosuch: 2}\n")
     assert ":2:1: model: expected one value, got a section with the key 'nosuch'" in error.problem
