@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_any_character()
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # our errors say what is wrong with an image
         return _guarded(argv, as_json)
 
 

@@ -182,6 +182,11 @@ def read_range(place: str, offset: int, size: int) -> bytes:
             return file.read(size)
 
     data = _guarded(place, read, ImageError)
+    if len(data) > size and is_url(place):
+        raise ImageError(
+            f"{place}: expected a server that sends parts of a file (Range), got one that sends all of it.",
+            remedy="Fetch the file and give its path, or use another server.",
+        )
     if len(data) != size:
         raise ImageError(
             f"{place}: expected {size:,} bytes at {offset:,}, got {len(data):,}.",

@@ -37,6 +37,10 @@ def notes_of(recipe: Recipe, order: Order, num_validation: int) -> list[str]:
     too few validation images to compare epochs.
     """
     notes = [*_notes_of_layer_scale(recipe), *_notes_of_epoch(order)]
+    if recipe.data.balanced and recipe.optimizer.class_weights:
+        notes.append(
+            "data.balanced and optimizer.class_weights both even out the classes: together they favour the small ones"
+        )
     if 0 < num_validation < _FEW_VALIDATION_IMAGES:
         stopping = " and early stopping rest" if recipe.keep.patience_epochs else " rests"
         notes.append(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from deepcait.data import open_source
+from deepcait.data.shards import read_range
 from deepcait.errors import DataError, ImageError
 from tests.data.forms import add_to_tar, write_parquet
 
@@ -117,3 +118,13 @@ def test_what_is_gone_is_an_error_of_ours(server):
     (server.root / "train-000.tar").unlink()
     with pytest.raises(ImageError, match=r"train-000\.tar"):
         source.read(3)
+
+
+def test_a_server_that_sends_the_whole_file_is_named_as_such(monkeypatch):
+    class Whole:
+        def cat_file(self, path, start, end):
+            return bytes(100)
+
+    monkeypatch.setattr("deepcait.data.shards._filesystem", lambda url: (Whole(), url))
+    with pytest.raises(ImageError, match=r"expected a server that sends parts of a file \(Range\)"):
+        read_range("http://example.org/x.tar", 10, 20)

@@ -73,3 +73,13 @@ def test_a_dry_run_and_a_run_say_both(tmp_path, caplog):
         notes = [record.getMessage() for record in lines if record.levelname == "WARNING"]
         assert [line for line in notes if "takes 10 of 18 training images" in line], lines
         assert [line for line in notes if "rests on 2 validation images" in line], lines
+
+
+def test_two_ways_to_even_out_classes_are_noted():
+    order = Order(num_samples=64, global_batch_size=8, replicas=1)
+    for settings, said in (
+        (["data.balanced=true", "optimizer.class_weights=true"], True),
+        (["data.balanced=true"], False),
+    ):
+        notes = notes_of(load_recipe("finetune", settings), order, 1000)
+        assert any("both even out the classes" in note for note in notes) == said
