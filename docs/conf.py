@@ -45,7 +45,8 @@ apidoc_modules = [
         "max_depth": 2,
     }
 ]
-exclude_patterns = ["api/modules.rst"]
+# dev/ holds measurements and negative results, for those who change the code.
+exclude_patterns = ["api/modules.rst", "dev", "results/*.py"]
 
 
 def setup(app) -> None:

@@ -3,7 +3,7 @@
 A mutant is one change of one node: a comparison or an operator exchanged, a number raised by one, a truth value turned.
 Each is tried in a process forked from one that has PyTorch and pytest loaded already, with the tests that are there for
 its file, until the first fails; one that lives, with the quick tests of its whole room. What lives then shows a line
-that no test guards, or one where the change means nothing; which it is, someone has to judge: docs/tests.md. Begun
+that no test guards, or one where the change means nothing; which it is, someone has to judge: docs/dev/tests.md. Begun
 again with the same FILE, it goes on where it stopped; a file of code that has changed since is tried anew.
 """
 

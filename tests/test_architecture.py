@@ -26,7 +26,6 @@ LAYER = {
     "classifier": 6,
     "report": 7,
     "bench": 7,
-    "api": 8,
     "study": 8,
     "serve": 8,
     "cli": 9,
@@ -58,8 +57,8 @@ ORDER = {
     ],
     "training": [
         "schedule", "losses", "strict", "aliases", "recipe", "keys", "resume", "compute", "footprint", "optimizer",
-        "average", "checkpoint", "journal", "data", "start", "notes", "plan", "teacher", "step", "guard", "events",
-        "validation", "watch", "skips", "trackers", "run_folder", "job", "trainer",
+        "average", "checkpoint", "journal", "data", "start", "notes", "plan", "teacher", "step", "guard", "validation",
+        "watch", "skips", "trackers", "run_folder", "trainer",
     ],
     "evaluation": [
         "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",

@@ -2,7 +2,7 @@
 
 On a CPU in float32, `torch.nn.functional.linear` calls the BLAS that PyTorch was built with, and a 1 x 1 convolution
 calls oneDNN: the same sums. Where that BLAS does not use the widest vectors of the processor, oneDNN is more than
-twice as fast (figures: docs/log.md); elsewhere the two are alike. Other types and devices take the usual way.
+twice as fast (figures: docs/dev/log.md); elsewhere the two are alike. Other types and devices take the usual way.
 """
 
 from __future__ import annotations

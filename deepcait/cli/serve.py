@@ -113,7 +113,7 @@ def run(args: Args) -> int | None:
         if not args.json:
             console.say(f"serving {args.spec} ({facts['classes']:,} classes, {height} x {width} px) at {address}")
         if not is_loopback(urlsplit(address).hostname or ""):
-            console.note("Whoever reaches this address may use it: there is no password. docs/serve.md has a proxy.")
+            console.note("Whoever reaches this address may use it: there is no password. Put a proxy in front.")
 
     serve(
         classifier,

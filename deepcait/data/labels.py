@@ -14,7 +14,7 @@ Label: TypeAlias = str | int | None
 RULES = ("auto", "names", "indices", "0.1")
 _MAX_INDEX = 100_000
 _MAX_DIGITS = 18
-_MORE = "More in docs/errors.md#another-number-of-classes."
+_MORE = "`deepcait help different-classes` has more."
 
 
 def is_integer(name: str) -> bool:

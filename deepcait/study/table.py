@@ -112,22 +112,20 @@ def _wide(found: dict[str, Any], grid: Grid) -> list[str]:
         lines.append(_row(f"{row.title}: compared", [place["compared"] for place in ours]))
         paper = [place["paper_percent"] for place in ours]
         if any(value is not None for value in paper):
-            lines.append(_row(f"*{row.title}: paper*", ["" if value is None else f"*{value}*" for value in paper]))
-        else:
-            lines.append(_row(f"*{row.title}: paper*", ["*not reported*"] * len(paper)))
+            lines.append(_row(f"*{row.title}: reported*", ["" if value is None else f"*{value}*" for value in paper]))
     return lines
 
 
 def _long(found: dict[str, Any], grid: Grid) -> list[str]:
     facts = {(cell["row"], cell["column"]): cell for cell in found["cells"]}
-    lines = [f"| {grid.across} | top-1 % | compared | parameters | MMACs | paper, top-1 % |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
+    reported = any(place["paper_percent"] is not None for place in found["table"])
+    lines = [f"| {grid.across} | top-1 % | compared | parameters | MMACs |" + " reported, top-1 % |" * reported]
+    lines.append("| --- | ---: | ---: | ---: | ---: |" + " ---: |" * reported)
     for place in found["table"]:
         cell = facts[place["row"], place["column"]]
-        # As many decimals as the paper has.
-        paper = "not reported" if place["paper_percent"] is None else place["paper_percent"]
-        sizes = [f"{cell['params']:,}", f"{cell['macs'] / 1e6:.1f}"]
-        row = [_figure(place), place["compared"], *sizes, f"*{paper}*"]
+        row = [_figure(place), place["compared"], f"{cell['params']:,}", f"{cell['macs'] / 1e6:.1f}"]
+        if reported:  # as many decimals as the source has
+            row.append("" if place["paper_percent"] is None else f"*{place['paper_percent']}*")
         lines.append(_row(_line_of(grid.rows, place["row"]).title, row))
     return lines
 

@@ -123,7 +123,7 @@ def speed_table() -> list[str]:
             ratios = [
                 _ratio(row[f"{name}"]) for name in ("bf16_against_openvino_default", "fp32_against_openvino_fp32")
             ]
-            model = f"[{facts['model'].split('_')[1].upper()}](results/{path.name}), {row['batch']}"
+            model = f"[{facts['model'].split('_')[1].upper()}](../results/{path.name}), {row['batch']}"
             cells = [model, str(facts["threads"]), *speeds, *ratios, f"{row['of_limit']:.2f}"]
             lines.append("| " + " | ".join(cells) + " |")
     return lines

@@ -1,10 +1,9 @@
-"""Put the studies of this folder into README's table, into the list of plots, and each onto its page.
+"""Write the table and the plots of docs/guides/study.md, and the page of each study of this folder.
 
     python docs/results/studies.py
 
 Reads `study_*.json`, which `deepcait study NAME --results docs/results` writes, in a fixed order; a study without a
-file is left out. What stands between the marks of README and of docs/study.md is written anew, and each
-`study_*.md` too.
+file is left out. What is between the marks of docs/guides/study.md is replaced, and each `study_*.md` too.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ QUESTIONS = {
     "drop-path": "Uniform or rising drop-path?",
     "augmentation": "How much augmentation?",
 }
-# What the table's head says of every study; a study of another scale has no place in it.
+# The scale in the table's head; a study of another scale is refused.
 SCALE = ("CIFAR-10", "10,000 training images", "width 96", "2 seeds")
 HEAD = [
-    "| question | here: CIFAR-10, 10,000 training images, 16 tokens unless said, width 96, 2 seeds "
-    "| the paper: ImageNet |",
+    "| question | top-1 %: CIFAR-10, 10,000 training images, 16 tokens unless given, width 96, 2 seeds "
+    "| reported: ImageNet |",
     "| --- | --- | --- |",
 ]
 
@@ -52,27 +51,27 @@ def read_studies(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(studies: list[dict[str, Any]]) -> str:
-    """README's table: a line a study, its figures in percent beside the paper's."""
+    """The table: one line per study, with the reported values."""
     return "\n".join([*HEAD, *map(line, studies)])
 
 
 def line(found: dict[str, Any]) -> str:
-    """One study: its question with links, what was found, what the paper reports."""
+    """One study: its question with links, the measured and the reported values."""
     grid = grid_of(found)
     ours, paper = _by_columns(found, grid) if len(grid.columns) > 1 else _by_rows(found, grid)
-    place = f"docs/results/{stem(found['study'])}"
-    links = f"[table]({place}.md), [figures]({place}.json)"
+    place = f"../results/{stem(found['study'])}"
+    links = f"[table]({place}.md), [data]({place}.json)"
     cells = [
         f"{QUESTIONS[found['study']]} ({links})",
         f"{found['plan']['epochs']} epochs: {'; '.join(ours)}",
-        "; ".join(paper) or "not reported",
+        "; ".join(paper) or "-",
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def plots(studies: list[dict[str, Any]]) -> str:
     """The plots as the page on studies shows them."""
-    return "\n\n".join(f"![{found['title']}](results/{stem(found['study'])}.png)" for found in studies)
+    return "\n\n".join(f"![{found['title']}](../results/{stem(found['study'])}.png)" for found in studies)
 
 
 def page(found: dict[str, Any]) -> str:
@@ -119,7 +118,7 @@ def _by_columns(found: dict[str, Any], grid: Grid) -> tuple[list[str], list[str]
         ours.append(f"{row.title}: {', '.join(figures)}")
         reported = [place["paper_percent"] for place in places]
         if any(value is not None for value in reported):
-            shown = ["not reported" if value is None else str(value) for value in reported]
+            shown = [f"{_title(c.title)} {v}" for c, v in zip(grid.columns, reported, strict=True) if v is not None]
             paper.append(f"{row.title}: {', '.join(shown)}")
     return ours, paper
 
@@ -129,7 +128,7 @@ def _figure(title: str, place: dict[str, Any]) -> str:
     title = _title(title)
     if place["mean"] is None:
         return f"{title} {'failed' if place['failed'] else 'not done yet'}"
-    compared = place["compared"].replace(" (", ", ").removesuffix(")")
+    compared = place["compared"].replace("none seen (", "n.s., ").removesuffix(")")
     return f"{title} {100 * place['mean']:.2f}" + ("" if compared == "reference" else f" ({compared})")
 
 
@@ -139,15 +138,15 @@ def _title(title: str) -> str:
 
 
 def main() -> None:
-    """Write all places anew."""
+    """Write all of them."""
     studies = read_studies(RESULTS)
     for found in studies:
         (RESULTS / f"{stem(found['study'])}.md").write_text(page(found), encoding="utf-8")
-    for path, first, last, body in (
-        (ROOT / "README.md", "<!-- studies -->", "<!-- end of studies -->", table(studies)),
-        (ROOT / "docs" / "study.md", "<!-- plots -->", "<!-- end of plots -->", plots(studies)),
-    ):
-        path.write_text(put_between(path.read_text(encoding="utf-8"), first, last, body), encoding="utf-8")
+    page_path = ROOT / "docs" / "guides" / "study.md"
+    text = page_path.read_text(encoding="utf-8")
+    text = put_between(text, "<!-- studies -->", "<!-- end of studies -->", table(studies))
+    text = put_between(text, "<!-- plots -->", "<!-- end of plots -->", plots(studies))
+    page_path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-# Pages whose commands a reader types. docs/results/ says how figures were got; contributing and changelog are included.
+# Pages whose commands a reader types. docs/results/ and docs/dev/ record how values were measured.
 # Two pages have a test of their own: weights.md needs a hub to fetch from (tests/weights/test_page.py), explain.md
 # a run (tests/explain/test_document.py).
 PAGES = [
     path
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-    if path.name not in ("contributing.md", "changelog.md", "guarantees.md", "log.md", "weights.md", "explain.md")
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if path.parent.name not in ("results", "dev", "api") and path.name not in ("weights.md", "explain.md")
 ]
 # A section with this sentence shows what can't be tried on one machine.
 NOT_RUN = "Not run here"

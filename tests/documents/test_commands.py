@@ -42,18 +42,18 @@ BENCHMARK = re.compile(r"^(imagenet|imagenet-v2|cifar10|cifar100|flowers102|cars
 
 @pytest.fixture(scope="session")
 def things(tmp_path_factory) -> Path:
-    """A folder with the data, pictures, models and runs that the pages speak of."""
+    """A folder with the data, images, models and runs that the pages name."""
     root = tmp_path_factory.mktemp("things")
     for split, number in (("train", 8), ("test", 4)):
         for name in CLASSES:
             (root / "photos" / split / name).mkdir(parents=True)
             for path in sorted((DEMO / split / name).iterdir())[:number]:
                 shutil.copy2(path, root / "photos" / split / name)
-    (root / "pictures").mkdir()
-    for name in ("picture", "cat", "dog"):
+    (root / "images").mkdir()
+    for name in ("image", "cat", "dog"):
         source = sorted((DEMO / "test" / "cat").iterdir())[0]
         shutil.copy2(source, root / f"{name}.jpg")
-        shutil.copy2(source, root / "pictures" / f"{name}.jpg")
+        shutil.copy2(source, root / "images" / f"{name}.jpg")
     shutil.copytree(root / "photos", root / "cifar10")
     shutil.make_archive(str(root / "photos"), "zip", root / "photos")
     (root / "leave_out.txt").write_text("")
@@ -73,6 +73,7 @@ def place(things, tmp_path, monkeypatch) -> Path:
     shutil.copytree(things, tmp_path, dirs_exist_ok=True)
     for name in RUNS:
         shutil.copytree(things / "run", tmp_path / "runs" / name)
+    (tmp_path / "deepcait").symlink_to(ROOT / "deepcait")  # README is read in a clone
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -210,7 +211,7 @@ def test_every_command_of_the_page(page, place, capsys):
 
 
 def test_what_a_run_leaves_is_what_the_page_says(things):
-    text = (ROOT / "docs" / "verbs.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
     told = re.findall(r"`([\w./]+)`", re.search(r"^What a run leaves: (.*?) On several", text, re.MULTILINE)[1])
     left = {path.name + "/" * path.is_dir() for path in (things / "run").iterdir()}
     assert set(told) == left | {"split.json", "errors.jsonl"}  # this data has a test split, and no damage

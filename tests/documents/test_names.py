@@ -16,7 +16,8 @@ from deepcait.cli.help import slug, topics
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(page for page in DOCS.rglob("*.md") if page.parent.name not in ("results", "api"))
+IN_SITE = [page for page in PAGES if page.parent.name != "dev"]
 # A link whose words are code: [`name`](path).
 _LINK = re.compile(r"\[`([^`]+)`\]\(([^)#]+)\)")
 
@@ -79,10 +80,10 @@ def test_a_wrong_name_is_found():
 
 def test_the_map_leads_from_every_row_to_code_and_test():
     rows = re.findall(
-        r"^\| (?!---|of the)(.*?) \| (.*?) \| (.*?) \|$", (DOCS / "paper_map.md").read_text(), re.MULTILINE
+        r"^\| (?!---|of the)(.*?) \| (.*?) \| (.*?) \|$", (DOCS / "concepts" / "paper_map.md").read_text(), re.MULTILINE
     )
     assert len(rows) >= 25
-    assert all(_LINK.search(code) and "](../tests/" in test for _, code, test in rows)
+    assert all(_LINK.search(code) and "](../../tests/" in test for _, code, test in rows)
     # One row, or more, for each: seven equations of the paper that build the network, tables, figures.
     text = " ".join(row[0] for row in rows)
     for part in ("Eq. 1", "Eq. 2", "Eq. 4", "Eq. 5", "Eq. 8", "Table 1", "Table 2", "Fig. 1", "Fig. 2", "Fig. 3"):
@@ -91,12 +92,12 @@ def test_the_map_leads_from_every_row_to_code_and_test():
 
 def test_every_page_is_in_the_site():
     listed = set(re.findall(r"^([\w/]+)$", (DOCS / "index.md").read_text(encoding="utf-8"), re.MULTILINE))
-    missing = {page.stem for page in PAGES} - listed - {"index"}
+    missing = {str(page.relative_to(DOCS).with_suffix("")) for page in IN_SITE} - listed - {"index"}
     assert not missing, f"docs/index.md: add to a toctree: {', '.join(sorted(missing))}"
 
 
 def test_the_reference_has_every_public_name():
-    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    text = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
     shown = re.findall(r"^\.\. auto\w+:: (\w+)$", text, re.MULTILINE)
     assert sorted(shown) == sorted(set(deepcait.__all__) - {"__version__"})
 
@@ -115,7 +116,7 @@ def sentences() -> str:
 
 def test_messages_that_name_a_page_or_a_topic_find_it():
     said = sentences()
-    for name, anchor in re.findall(r"docs/(\w+\.md)(?:#([\w-]+))?", said):
+    for name, anchor in re.findall(r"docs/([\w/]+\.md)(?:#([\w-]+))?", said):
         titles = re.findall(r"^#+ (.+)$", (DOCS / name).read_text(encoding="utf-8"), re.MULTILINE)
         assert not anchor or anchor in map(slug, titles), f"docs/{name}#{anchor}"
     named = set(re.findall(r"`deepcait help ([a-z0-9-]+)`", said))

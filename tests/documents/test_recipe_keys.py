@@ -1,4 +1,4 @@
-"""The list of a recipe's keys in docs/recipes.md is that of the code.
+"""The list of a recipe's keys in docs/reference/recipes.md is that of the code.
 
 `python -m tests.documents.test_recipe_keys` writes it again.
 """
@@ -16,7 +16,7 @@ from deepcait.errors import ConfigError
 from deepcait.training.keys import RecipeKey, list_recipes, recipe_values
 from deepcait.training.recipe import RECIPES, load_recipe
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "recipes.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "reference" / "recipes.md"
 HEAD = "| key | default | meaning |\n| --- | --- | --- |\n"
 
 

@@ -1,4 +1,4 @@
-"""Every command and every piece of Python in docs/explain.md runs as it stands."""
+"""Every command and every piece of Python in docs/guides/explain.md runs as it stands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from deepcait.cli.main import main
 from tests.processes.harness import DEMO, make_bench
 
-PAGE = (Path(__file__).parent.parent.parent / "docs" / "explain.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "guides" / "explain.md").read_text(encoding="utf-8")
 pytestmark = pytest.mark.slow
 
 
@@ -47,6 +47,6 @@ def test_commands(folder):
 
 def test_python(folder, capsys):
     (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    exec(compile(code, "docs/explain.md", "exec"), {})
+    exec(compile(code, "docs/guides/explain.md", "exec"), {})
     assert "softmax weights" in capsys.readouterr().out
     assert Path("overlay.png").exists()

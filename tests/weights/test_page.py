@@ -1,4 +1,4 @@
-"""Every command and every piece of Python in docs/weights.md runs as it stands, against a hub on 127.0.0.1."""
+"""Every command and every piece of Python in docs/guides/weights.md runs as it stands, against a hub on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deepcait.data import Preprocessing
 from deepcait.weights.layouts import official_layout
 from tests.hub_server import Hub, run_hub
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "weights.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "guides" / "weights.md"
 DEMO = Path(deepcait.__file__).parent / "assets" / "demo"
 KERAS = Path(__file__).parent / "keras" / "classifier"
 # A training takes one epoch, and starts from a tiny model in place of the released one.
