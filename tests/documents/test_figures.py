@@ -44,7 +44,7 @@ def rows_with_results() -> list[tuple[str, str, list[Path]]]:
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
         files = [DOCS / name for name in _LINK.findall(line)]
         if line.startswith("|") and files:
-            rows.append((cells[0], cells[2] if len(cells) == 6 else " ".join(cells[1:]), files))
+            rows.append((cells[0], cells[2] if len(cells) == 4 else " ".join(cells[1:]), files))
     return rows
 
 
