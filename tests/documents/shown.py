@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent.parent
 PAGES = [
     path
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
-    if path.parent.name not in ("results", "dev", "api") and path.name not in ("weights.md", "explain.md")
+    if not {"results", "dev", "api"} & set(path.relative_to(ROOT).parts)
+    and path.name not in ("weights.md", "explain.md")
 ]
 # A section with this sentence shows what can't be tried on one machine.
 NOT_RUN = "Not run here"

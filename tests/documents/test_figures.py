@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
-PAGES = [page for page in sorted(DOCS.rglob("*.md")) if page.parent.name not in ("results", "dev", "api")]
+PAGES = [
+    page for page in sorted(DOCS.rglob("*.md")) if page.relative_to(DOCS).parts[0] not in ("results", "dev", "api")
+]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUARANTEES = (DOCS / "dev" / "guarantees.md").read_text(encoding="utf-8")
 _LINK = re.compile(r"\]\((?:docs/|\.\./)(results/[\w.-]+\.json)\)")

@@ -16,7 +16,7 @@ from deepcait.cli.help import slug, topics
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted(page for page in DOCS.rglob("*.md") if page.parent.name not in ("results", "api"))
+PAGES = sorted(page for page in DOCS.rglob("*.md") if page.relative_to(DOCS).parts[0] not in ("results", "api"))
 IN_SITE = [page for page in PAGES if page.parent.name != "dev"]
 # A link whose words are code: [`name`](path).
 _LINK = re.compile(r"\[`([^`]+)`\]\(([^)#]+)\)")
