@@ -141,6 +141,20 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows, "left_out": left_out, "num_images": len(images)}
 
 
+def table(path: Path) -> list[str]:
+    """The lines of a table on docs/speed.md, from a results file."""
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    counts = "correct" in facts["rows"]["network"]
+    head = ["engine", "images/s, batch 1", "batch 8", "rms error", "largest", "same best class"]
+    lines = [head + ["correct"] * counts, ["---"] * (len(head) + counts)]
+    for name, row in facts["rows"].items():
+        speeds = [f"{row[f'images_per_s_{batch}']:.1f}" if name != "network" else "" for batch in (1, 8)]
+        errors = [f"{row[key]:.1e}" if name != "network" else "" for key in ("rms", "drift")]
+        cells = [name, *speeds, *errors, f"{row['same_top1']:,} of {facts['num_images']:,}"]
+        lines.append(cells + ([f"{row['correct']:,}"] if counts else []))
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

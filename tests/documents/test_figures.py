@@ -113,13 +113,20 @@ def speed_rows() -> list[str]:
     return rows
 
 
-def test_the_table_of_bf16_is_that_of_the_results():
-    spec = importlib.util.spec_from_file_location("bf16", DOCS / "results" / "bf16.py")
-    bf16 = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bf16)
-    table = bf16.speed_table()
+def script(name: str) -> Any:
+    """A script beside the results, as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / "results" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_of_precisions_are_those_of_the_results():
+    page = (DOCS / "concepts" / "speed.md").read_text(encoding="utf-8")
+    table = script("bf16").speed_table()
     assert len(table) >= 6
-    assert "\n".join(table) in (DOCS / "concepts" / "speed.md").read_text(encoding="utf-8")
+    assert "\n".join(table) in page
+    assert "\n".join(script("int8_libraries").table(DOCS / "results" / "int8_builtin_nano.json")) in page
 
 
 def test_the_table_of_speed_is_that_of_the_results():
