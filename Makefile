@@ -10,10 +10,10 @@ PIP := $(PY) -m pip --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs bench soak check clean
+.PHONY: help demo test test-ecosystem docs bench soak check clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.core  ## train, evaluate and use a small model on real photographs (core dependencies only)
 	$(VENV)/bin/deepcait demo
@@ -23,6 +23,9 @@ test: $(VENV)/.dev  ## lint, types and every test but the soak tests
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/pyrefly check --python-interpreter-path $(PY)
 	$(PYTEST) -n 2 --dist loadgroup $(ARGS)
+
+test-ecosystem: $(VENV)/.ecosystem  ## tests with other people's big packages: peft, pandas
+	$(PYTEST) tests/ecosystem $(ARGS)
 
 check: $(VENV)/.dev  ## the same without slow tests and tests that start processes
 	$(PY) -m ruff check .
@@ -52,6 +55,10 @@ $(VENV)/.core: $(VENV)/.made pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing deepcait and its tools. PyTorch for Linux comes with its CUDA libraries: about 3 GB to fetch, 6 GB on disk."
 	$(PIP) install -c constraints.txt -e ".[dev,data,serve,explain,export,openvino]"
+	@touch $@
+
+$(VENV)/.ecosystem: $(VENV)/.dev
+	$(PIP) install -c constraints.txt -e ".[dev,data,serve,explain,export,openvino,ecosystem]"
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.made pyproject.toml constraints.txt

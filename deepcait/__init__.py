@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
 
+    from deepcait.api import Run, open_run, train
     from deepcait.classifier import Classifier, load
     from deepcait.errors import DeepcaitError
     from deepcait.evaluation import evaluate
@@ -26,13 +27,16 @@ __all__ = [
     "CaiTConfig",
     "Classifier",
     "DeepcaitError",
+    "Run",
     "__version__",
     "create_model",
     "evaluate",
     "fold",
     "list_models",
     "load",
+    "open_run",
     "recipe_keys",
+    "train",
 ]
 
 # Public name -> module that defines it.
@@ -45,8 +49,11 @@ _HOME = {
     "evaluate": "deepcait.evaluation",
     "fold": "deepcait.inference.fold",
     "list_models": "deepcait.weights.registry",
+    "Run": "deepcait.api",
     "load": "deepcait.classifier",
+    "open_run": "deepcait.api",
     "recipe_keys": "deepcait.training.keys",
+    "train": "deepcait.api",
 }
 
 

@@ -26,6 +26,7 @@ LAYER = {
     "classifier": 6,
     "report": 7,
     "bench": 7,
+    "api": 8,
     "study": 8,
     "serve": 8,
     "cli": 9,
@@ -57,8 +58,8 @@ ORDER = {
     ],
     "training": [
         "schedule", "losses", "strict", "aliases", "recipe", "keys", "resume", "compute", "footprint", "optimizer",
-        "average", "checkpoint", "journal", "data", "start", "notes", "plan", "teacher", "step", "guard", "validation",
-        "watch", "skips", "trackers", "run_folder", "trainer",
+        "average", "checkpoint", "journal", "data", "start", "notes", "plan", "teacher", "step", "guard", "events",
+        "validation", "watch", "skips", "trackers", "run_folder", "job", "trainer",
     ],
     "evaluation": [
         "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",

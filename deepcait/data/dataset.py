@@ -129,8 +129,9 @@ def evaluation_loader(
             f"Loader: expected batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}.",
             remedy="Choose e.g. 32 and 2.",
         )
+    dataset = _PixelDataset(source, preprocessing)
     return RaisingLoader(
-        _PixelDataset(source, preprocessing),
+        dataset,
         finish=lambda batch: _normalise(batch, preprocessing, torch.device(device)),
         batch_size=batch_size,
         shuffle=False,
@@ -138,7 +139,7 @@ def evaluation_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         worker_init_fn=start_worker,
-        multiprocessing_context=worker_context() if num_workers else None,
+        multiprocessing_context=worker_context(dataset) if num_workers else None,
         persistent_workers=num_workers > 0,
     )
 

@@ -159,7 +159,7 @@ def training_loader(
         batch_sampler=batches,
         num_workers=num_workers,
         worker_init_fn=start_worker,
-        multiprocessing_context=worker_context() if num_workers else None,
+        multiprocessing_context=worker_context(reader) if num_workers else None,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None,

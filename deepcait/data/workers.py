@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any
+
+from deepcait.errors import ConfigError
 
 # Both reach the whole process group, from a terminal, `timeout`, torchrun or a cluster.
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -43,6 +47,22 @@ class Worker(_BASE.Process):
         return popen
 
 
+class _WithoutMain(Worker):
+    """A worker that does not import the script that started it."""
+
+    @staticmethod
+    def _Popen(process: Any) -> Any:  # noqa: N802 - the name that multiprocessing asks for
+        main = sys.modules["__main__"]
+        # By these two multiprocessing finds the script, which a worker would run again from its first line.
+        hidden = {name: getattr(main, name) for name in ("__spec__", "__file__") if hasattr(main, name)}
+        main.__spec__ = None
+        vars(main).pop("__file__", None)
+        try:
+            return Worker._Popen(process)
+        finally:
+            vars(main).update(hidden)
+
+
 def _end_with(sentinel: int) -> None:
     connection.wait([sentinel])
     os._exit(1)
@@ -57,17 +77,65 @@ class _Context(type(_BASE)):  # pyrefly: ignore[invalid-inheritance]
     Process = Worker
 
 
-def worker_context() -> BaseContext:
+class _ContextWithoutMain(type(_BASE)):  # pyrefly: ignore[invalid-inheritance]
+    Process = _WithoutMain
+
+
+def worker_context(dataset: Any = None) -> BaseContext:
     """How loader workers start: never by forking a process that has threads (torch's pools deadlock there).
 
-    On Linux a clean server process imports the data sets once and forks workers from itself;
-    elsewhere they are spawned. Each worker runs torch with one thread: torch's loader sees to it.
+    On Linux a clean server process imports the data sets once and forks workers from itself; elsewhere they are
+    spawned. Each worker runs torch with one thread: torch's loader sees to it. The script that started the process is
+    imported by workers only if their data set needs it, so a script needs no `if __name__ == "__main__":`.
+
+    Args:
+        dataset: what workers receive.
+
+    Raises:
+        ConfigError: the data set is defined in a script that would start workers again when they import it.
     """
-    context = _Context()
+    if needs_main(dataset):
+        _require_guard(dataset)
+        context = _Context()
+    else:
+        context = _ContextWithoutMain()
     context.set_forkserver_preload(["deepcait.data.dataset"])
     if _SERVED:
         _start_server()
     return context
+
+
+def needs_main(value: Any) -> bool:
+    """Whether a value refers to something that the running script defines, so that a worker has to import it."""
+    found = _Mentions(b"__main__")
+    try:
+        pickle.Pickler(found).dump(value)
+    except Exception:  # not for this pickler to report: multiprocessing has reducers of its own
+        return True
+    return found.found
+
+
+class _Mentions:
+    """A file that keeps nothing and notes whether a text was written."""
+
+    def __init__(self, text: bytes) -> None:
+        self.text, self.found = text, False
+
+    def write(self, data: Any) -> None:
+        self.found |= self.text in bytes(data)
+
+
+def _require_guard(dataset: Any) -> None:
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    try:
+        source = Path(script).read_text(encoding="utf-8") if script else ""
+    except (OSError, UnicodeDecodeError):
+        return
+    if source and "__name__" not in source and multiprocessing.parent_process() is None:
+        raise ConfigError(
+            f"{script} defines what the data-loading workers need; they import it, and it would start them again.",
+            remedy='Put the code that starts it below `if __name__ == "__main__":`, or set data.num_workers=0.',
+        )
 
 
 def _start_server() -> None:

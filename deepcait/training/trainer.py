@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import nn
@@ -17,10 +17,9 @@ from deepcait.data import Preprocessing
 from deepcait.data.augment import build_augmentation
 from deepcait.data.loader import TrainingSet, training_batches
 from deepcait.data.mixing import Mixer
-from deepcait.data.order import Order
 from deepcait.data.source import require_labels
 from deepcait.errors import DataError, DeepcaitError, ImageError, RunError, Stopped
-from deepcait.model.network import Network, as_module
+from deepcait.model.network import as_module
 from deepcait.runtime.device import choose_device
 from deepcait.runtime.processes import Processes, is_lost_process, join_processes, leave_processes
 from deepcait.runtime.signals import StopRequest
@@ -36,7 +35,9 @@ from deepcait.training.checkpoint import (
 )
 from deepcait.training.compute import describe_compute, set_compute, wrap
 from deepcait.training.data import build_order, open_training_data
+from deepcait.training.events import Callback, Event
 from deepcait.training.guard import Guard
+from deepcait.training.job import Job
 from deepcait.training.journal import Journal, read_state
 from deepcait.training.notes import describe_plan, notes_of
 from deepcait.training.optimizer import build_optimizer, class_weights, freeze, parameter_groups
@@ -47,7 +48,7 @@ from deepcait.training.schedule import LearningRate
 from deepcait.training.skips import Skips
 from deepcait.training.start import keep_start, kept_start, start_model, start_of
 from deepcait.training.step import Stepper, StepResult
-from deepcait.training.teacher import Teacher, load_teacher
+from deepcait.training.teacher import load_teacher
 from deepcait.training.trackers import open_trackers
 from deepcait.training.validation import Validation
 from deepcait.training.watch import Watch
@@ -67,13 +68,14 @@ class Outcome:
     classes: list[str]
 
 
-def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> Outcome:
+def train(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequence[Callback] = ()) -> Outcome:
     """Train as a recipe says, into a run folder; under torchrun together with the other processes.
 
     Args:
         recipe: with `data.source` filled.
         folder: of the run; must not hold one yet, unless `resume`.
         resume: continue the run in `folder`, or start it where there is none; a finished one stays as it is.
+        callbacks: called with each `Event` in the main process.
 
     Raises:
         DeepcaitError: what the user can correct, before anything is written where possible.
@@ -83,7 +85,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> Outcome:
     require_startable(folder, resume)
     processes = join_processes()
     try:
-        return _train(recipe, folder, processes)
+        return _train(recipe, folder, processes, callbacks)
     except RuntimeError as error:
         if processes.world_size > 1 and is_lost_process(error):
             raise RunError(
@@ -95,7 +97,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> Outcome:
         leave_processes()
 
 
-def _train(recipe: Recipe, folder: Path, processes: Processes) -> Outcome:
+def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequence[Callback]) -> Outcome:
     device = choose_device(recipe.compute.device, processes.local_rank)
     _logger.info("start: %s", start_of(recipe))
     data = open_training_data(recipe)
@@ -125,6 +127,7 @@ def _train(recipe: Recipe, folder: Path, processes: Processes) -> Outcome:
         processes=processes,
         device=device,
         teacher=teacher.to(device) if teacher else None,
+        callbacks=callbacks if processes.is_main else (),
     )
     trainer = Trainer(job)
     if processes.is_main:
@@ -143,27 +146,6 @@ def _train(recipe: Recipe, folder: Path, processes: Processes) -> Outcome:
         best_epoch=progress.best_step // order.steps_per_epoch,
         classes=classes,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a run needs, found and checked before anything is written.
-
-    model: on its device, not wrapped. samples and order: the training data. validation: measures models; None: the last
-        epoch is the model.
-    models: writes model folders.
-    """
-
-    recipe: Recipe
-    folder: Path
-    model: Network
-    samples: TrainingSet
-    order: Order
-    validation: Validation | None
-    models: ModelFolders
-    processes: Processes
-    device: torch.device
-    teacher: Teacher | None
 
 
 class Trainer:
@@ -224,6 +206,7 @@ class Trainer:
         self.journal.state("running", self.progress.step)
         self.watch = Watch(self.last_step, self.recipe.global_batch_size)
         with contextlib.closing(self.watch), StopRequest() as request:
+            self.request = request
             try:
                 self._run(request)
             except Stopped:
@@ -240,6 +223,7 @@ class Trainer:
                 raise
         self.journal.write_table()
         self.journal.state("finished", self.progress.step)
+        self._tell("end")
         return self.progress
 
     def _run(self, request: StopRequest) -> None:
@@ -306,6 +290,8 @@ class Trainer:
             p.correct_sum += result.correct
             p.loss_steps += 1
         self.watch.step(step, result, lr)
+        values = {"loss": result.loss, "accuracy": result.correct, "grad_norm": result.grad_norm, "lr": lr}
+        self._tell("step", **values, updated=result.updated)
         if step % self.recipe.keep.log_every_steps and step % self.job.order.steps_per_epoch:
             return
         # Where every step was skipped there is no loss; 0 would be the best possible.
@@ -343,6 +329,7 @@ class Trainer:
                 job.models.save(name, job.model, self.average, facts)
         self._checkpoint()
         self.journal.write_table()
+        self._tell("evaluation", **row, best=better)
 
     def _validate(self, validation: Validation, epoch: int) -> tuple[dict, bool]:
         """Measure the raw weights, and the averaged ones where they are kept; return the row, and if it is the best."""
@@ -374,6 +361,15 @@ class Trainer:
         tensors = state_tensors(self.model, self.optimizer, self.average)
         how = {"keep": self.recipe.keep.checkpoints, "settings": deciding_settings(self.recipe)}
         save_checkpoint(self.job.folder / "checkpoints", self.progress, tensors, **how)
+        self._tell("checkpoint")
+
+    def _tell(self, kind: Literal["step", "evaluation", "checkpoint", "end"], **values: Any) -> None:
+        """Call the callbacks with an event."""
+        step = self.progress.step
+        for callback in self.job.callbacks:
+            epoch = step / self.job.order.steps_per_epoch
+            folder, request = self.job.folder, self.request
+            callback(Event(kind=kind, step=step, epoch=epoch, folder=folder, values=values, request=request))
 
     def _restore(self) -> None:
         """Resume from the newest valid checkpoint, where there is one.

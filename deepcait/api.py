@@ -1,0 +1,250 @@
+"""Training from Python: the command's code path, the same run folder, the same bytes for the same settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import importlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from deepcait.classifier import Classifier, load
+from deepcait.errors import ConfigError, RunError, Stopped
+from deepcait.report import write_at_end
+from deepcait.training.journal import read_metrics, read_state
+from deepcait.training.recipe import Recipe, load_recipe
+from deepcait.training.resume import resumed_recipe
+from deepcait.training.trainer import train as train_recipe
+
+if TYPE_CHECKING:
+    from deepcait.training.events import Callback
+
+_logger = logging.getLogger(__name__)
+
+
+def train(
+    data: str | os.PathLike[str] | None,
+    out: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str] | None = None,
+    recipe: str | os.PathLike[str] = "finetune",
+    teacher: str | None = None,
+    resume: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Run:
+    """Train a model and return its run, as `deepcait train` does.
+
+    Args:
+        data: labelled images, what the command takes as --data; None with `resume` takes the run's own.
+        out: folder of the run; must not hold one yet, unless `resume`.
+        model: to start from: a name, a model or run folder, a weights file, `builtin:nano`; None takes the recipe's
+            (`cait_xxs24_224` for finetune).
+        recipe: name of a recipe, or path of a .yaml file.
+        teacher: for distillation: any model, or `timm:NAME`.
+        resume: resume the run in `out`, or start it if there is none; a finished one is returned as it is.
+        settings: values that override the recipe, by dotted name (`{"optimizer.lr": 1e-4}`) or nested
+            (`{"optimizer": {"lr": 1e-4}}`); `deepcait.recipe_keys()` lists them.
+        callbacks: called as `callback(event)` in the main process; see `deepcait.training.events.Event`. An exception
+            in one ends the training.
+
+    Raises:
+        DeepcaitError: what the user can correct, before anything is written where possible.
+        Stopped: SIGTERM or Ctrl-C; the run is saved. If a callback stopped it, the run is returned instead.
+    """
+    folder, assignments = Path(out), assignments_of(settings or {})
+    chosen = choose_recipe(
+        folder,
+        recipe=os.fspath(recipe) if not resume or recipe != "finetune" else None,
+        assignments=assignments,
+        data=os.fspath(data) if data is not None else None,
+        model=os.fspath(model) if model is not None else None,
+        teacher=teacher,
+        resume=resume,
+    )
+    stopping = _Stopping()
+    try:
+        return run_recipe(chosen, folder, resume=resume, callbacks=[stopping.watch(one) for one in callbacks])
+    except Stopped:
+        if stopping.asked:
+            return Run(folder)
+        raise
+
+
+def open_run(folder: str | os.PathLike[str]) -> Run:
+    """Return a run, finished or not.
+
+    Raises:
+        RunError: the folder holds no run.
+    """
+    path = Path(folder)
+    if not (path / "config.yaml").is_file():
+        raise RunError(f"{path} is not a run: it has no config.yaml.", remedy="Give the --out of a training.")
+    return Run(path)
+
+
+class Rows(list[dict[str, Any]]):
+    """Rows of metrics; a list of dictionaries."""
+
+    def to_pandas(self) -> Any:
+        """Return them as a pandas.DataFrame.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        try:
+            return importlib.import_module("pandas").DataFrame(self)
+        except ImportError as error:
+            raise ConfigError("to_pandas needs the package pandas.", remedy="pip install pandas") from error
+
+
+class Run:
+    """A training's folder: its models, metrics, settings and report.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        """The best model."""
+        return load(self.folder / "best")
+
+    @cached_property
+    def last(self) -> Classifier:
+        """The model of the last evaluation."""
+        return load(self.folder / "last")
+
+    @property
+    def metrics(self) -> Rows:
+        """The rows of `metrics.jsonl`: `kind` is "train" or "eval"."""
+        return Rows(read_metrics(self.folder))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of `config.yaml`, nested."""
+        return yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+
+    @property
+    def state(self) -> str:
+        """running, stopped, failed or finished; "" before the first step."""
+        return str(read_state(self.folder).get("state", ""))
+
+    @property
+    def report(self) -> Path | None:
+        """The report, one HTML file; None if it was not written."""
+        path = self.folder / "report.html"
+        return path if path.is_file() else None
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The best evaluation's row of metrics, by top-1; empty before the first."""
+        return max((row for row in self.metrics if row["kind"] == "eval"), key=lambda row: row["top1"], default={})
+
+    def __repr__(self) -> str:
+        best = f", best top-1 {self.best['top1']:.2%}" if self.best else ""
+        return f"Run({self.folder}: {self.state or 'not started'}{best})"
+
+    def _repr_html_(self) -> str:
+        rows = [row for row in self.metrics if row["kind"] == "eval"]
+        cells = "".join(
+            f"<tr><td>{row['epoch']}</td><td>{row['top1']:.2%}</td><td>{_number(row['loss'])}</td></tr>" for row in rows
+        )
+        head = "<tr><th>epoch</th><th>validation top-1</th><th>loss</th></tr>"
+        return f"<div><b>{html.escape(repr(self))}</b><table>{head}{cells}</table></div>"
+
+
+def choose_recipe(
+    folder: Path,
+    *,
+    recipe: str | None = None,
+    assignments: Sequence[str] = (),
+    data: str | None = None,
+    model: str | None = None,
+    teacher: str | None = None,
+    resume: bool = False,
+) -> Recipe:
+    """Return the recipe of a new run, or of one that is resumed: its own, with what is given laid over it.
+
+    Raises:
+        ConfigError: a key or value that does not fit, or one that a resumed run can't change.
+    """
+    own = folder / "config.yaml"
+    if not (resume and own.exists()):
+        return _with_arguments(load_recipe(recipe or "finetune", assignments), data, model, teacher)
+    if not (recipe or data or model or teacher or assignments):
+        return resumed_recipe(folder, None)
+    config = str(own.resolve())
+    given = load_recipe(recipe or config, assignments, version=load_recipe(config).version)
+    return resumed_recipe(folder, _with_arguments(given, data, model, teacher))
+
+
+def run_recipe(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequence[Callback] = ()) -> Run:
+    """Train as a recipe says and write the report; a finished run that is resumed is returned as it is.
+
+    Raises:
+        DeepcaitError, Stopped: as `deepcait.training.trainer.train`.
+    """
+    run = Run(folder)
+    if resume and run.state == "finished":
+        _logger.info("%s: finished already; its best model is %s", folder, folder / "best")
+        if run.report is not None:
+            return run
+    else:
+        train_recipe(recipe, folder, resume=resume, callbacks=callbacks)
+    write_at_end(folder, device=recipe.compute.device)
+    return run
+
+
+def assignments_of(settings: Mapping[str, Any], path: str = "") -> list[str]:
+    """Return nested or dotted settings as the command takes them: key=value, the value as YAML.
+
+    >>> assignments_of({"epochs": 3, "optimizer": {"lr": 1e-4}, "keep.tracker": ""})
+    ['epochs=3', 'optimizer.lr=0.0001', 'keep.tracker=""']
+    """
+    found = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found += assignments_of(value, f"{path}{key}.")
+        else:
+            found.append(f"{path}{key}={json.dumps(value)}")
+    return found
+
+
+def _with_arguments(recipe: Recipe, data: str | None, model: str | None, teacher: str | None) -> Recipe:
+    if data is not None:
+        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, source=data))
+    if model is not None:
+        recipe = dataclasses.replace(recipe, model=model)
+    if teacher is not None:
+        recipe = dataclasses.replace(recipe, teacher=dataclasses.replace(recipe.teacher, spec=teacher))
+    return recipe
+
+
+class _Stopping:
+    """Whether a callback asked the training to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def watch(self, callback: Callback) -> Callback:
+        def call(event: Any) -> None:
+            before = event.request.asked
+            callback(event)
+            self.asked |= event.request.asked and not before
+
+        return call
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
