@@ -103,6 +103,16 @@ def test_the_table_of_models_has_the_computed_and_the_reported_values():
         assert top1 == f"{100 * published(name)['top1']:.1f}", name
 
 
+def test_the_model_zoo_has_the_computed_and_the_reported_values():
+    zoo = (ROOT / "docs" / "reference" / "models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(cait_\w+)` \| (.+) \|$", zoo, re.MULTILINE)
+    assert len(rows) == 10
+    for name, cells in rows:
+        config, reported = variant_config(name), published(name)
+        computed = [f"{config.num_params():,}", f"{config.macs() / 1e9:.2f}"]
+        assert cells.split(" | ") == computed + [f"{100 * reported[key]:.1f}" for key in ("top1", "real", "v2")], name
+
+
 def test_each_check_can_say_no(tmp_path):
     text = (
         "# A b\n\n```\ndeepcait/\n  model/   tensors\n  gone.py\n```\n[x](gone.md) [y](#a-b) [z](#c)\n\n`make gone`\n"
