@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -257,7 +258,9 @@ def _read_pickle(path: Path) -> object:
                 f"{path}: expected a whole checkpoint, got one that was cut short (its index is missing).",
                 remedy="Fetch or save it again.",
             )
-        with torch.serialization.safe_globals(_companions()):
+        with torch.serialization.safe_globals(_companions()), warnings.catch_warnings():
+            # torch warns of another pickle protocol before it refuses the file, or reads it all the same.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
             if mapped:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             with _Bounded(io.FileIO(path)) as file:

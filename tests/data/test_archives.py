@@ -148,13 +148,13 @@ def test_an_index_of_another_form_is_built_anew(tmp_path, scans):
     shard = write_tar(tmp_path / "x.tar", samples(0, 1))
     open_source(shard)
     path = Path(f"{shard}.index.json")
-    path.write_text(path.read_text().replace("deepcait-tar-2", "deepcait-tar-1"))
+    path.write_text(path.read_text().replace(tar._FORMAT, "deepcait-tar-1"))
     open_source(shard)
     assert len(scans) == 2
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "[]", '{"format": "deepcait-tar-2"}', "far", "before", "short", "nested", "parts", "truth"]
+    "damage", ["", "[]", '{"format": "deepcait-tar-3"}', "far", "before", "short", "nested", "parts", "truth"]
 )
 def test_a_damaged_index_is_built_anew(tmp_path, scans, damage):
     shard = write_tar(tmp_path / "x.tar", samples(0, 1))
@@ -219,9 +219,9 @@ def test_a_name_with_a_zero_byte_is_refused(tmp_path):
 
 def test_a_member_larger_than_any_picture_is_not_read(tmp_path, monkeypatch):
     source = open_source(write_tar(tmp_path / "x.tar", samples(0)))
-    monkeypatch.setattr(tar, "MAX_BYTES", len(b"picture 0"))
+    source.reader.max_bytes = len(b"picture 0")
     assert source.read(0).data == b"picture 0"
-    monkeypatch.setattr(tar, "MAX_BYTES", len(b"picture 0") - 1)
+    source.reader.max_bytes -= 1
     monkeypatch.setattr(tar, "read_range", lambda *_: pytest.fail("read"))
     with pytest.raises(ImageError, match=r"x\.tar: 0000\.jpg: expected at most 8 bytes, got 9"):
         source.read(0)
