@@ -184,14 +184,14 @@ def test_the_graph_is_written_last_and_only_if_the_verification_holds(tmp_path, 
     """Whoever finds it finds what belongs to it."""
     moved, replace = [], os.replace
 
-    def write(model, form, path):
+    def write(model, form, path, *, fp16):
         path.write_text("graph")
         path.with_suffix(".bin").write_text("weights")
 
     figures = {"reader": "x", "max_drift": MAX_DRIFT, "batches": (1,), "num_images": 3, "agreed": 3}
     monkeypatch.setattr(export, "require_packages", lambda form: None)
     monkeypatch.setattr(export, "write_graph", write)
-    monkeypatch.setattr(export, "verify_graph", lambda *_: Verification(drift=drift, **figures))
+    monkeypatch.setattr(export, "verify_graph", lambda *_, **__: Verification(drift=drift, **figures))
     monkeypatch.setattr(os, "replace", lambda one, other: (moved.append(Path(other).name), replace(one, other))[1])
     (tmp_path / "m.xml").write_text("old")
     found, files = export.export_file(scrambled(), "openvino", tmp_path / "m.xml", torch.zeros(8, 3, 32, 32), {"a": 1})
