@@ -29,7 +29,7 @@ from tests.processes.harness import (
 
 pytestmark = [pytest.mark.process, pytest.mark.xdist_group("processes")]
 
-STEPS = 40
+STEPS = 45
 
 
 def require_equal(run, straight):
@@ -152,7 +152,7 @@ def test_sigterm_for_the_workers_too_is_a_stop(bench, tmp_path, nursery, straigh
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("steps", [8, 40])
+@pytest.mark.parametrize("steps", [9, 45])
 def test_a_stop_where_an_evaluation_is_due_leaves_it_to_the_resumed_run(bench, tmp_path, nursery, straight_run, steps):
     run, log = tmp_path / "run", tmp_path / "log"
     with started(bench.command(run), log, nursery=nursery) as process:

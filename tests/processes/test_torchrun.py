@@ -185,7 +185,7 @@ def test_a_value_that_is_not_finite_on_one_process_stops_both(parts, nursery, tm
 def test_only_the_first_process_prints(straight_pair):
     first, second = (straight_pair.with_name(f"log_{rank}.out").read_text(encoding="utf-8") for rank in (0, 1))
     assert "2 replicas of 4, 1 on each of 2 processes" in first
-    assert first.count("step 40/40") == 1
+    assert first.count("step 45/45") == 1
     assert second == ""
 
 

@@ -72,8 +72,8 @@ def test_two_hosts_train_one_run(bench, hosts, tmp_path, straight_pair):
         codes = [agent.wait(120) for agent in agents]
         assert codes == [0, 0], told(agents)
     assert result(tmp_path / "run") == result(straight_pair)
-    assert "step 40/40" in agents[0].stdout + agents[1].stdout
-    assert sorted(agent.stdout.count("step 40/40") for agent in agents) == [0, 1]  # only rank 0 prints
+    assert "step 45/45" in agents[0].stdout + agents[1].stdout
+    assert sorted(agent.stdout.count("step 45/45") for agent in agents) == [0, 1]  # only rank 0 prints
 
 
 @pytest.mark.soak
