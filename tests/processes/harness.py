@@ -28,7 +28,7 @@ DEMO = ROOT / "deepcait" / "assets" / "demo"
 CLASSES = ("airplane", "frog", "ship")
 FINISHED_ENTRIES = {
     *("best", "last", "checkpoints", "config.yaml", "data.json", "environment.json"),
-    *("metrics.csv", "metrics.jsonl", "report.html", "split.json", "start.json", "status.json", "timing.jsonl"),
+    *("metrics.csv", "metrics.jsonl", "report.html", "start.json", "status.json", "timing.jsonl"),
 }
 
 # Every part of the paper's recipe that draws at random, on 40 steps of a few milliseconds.
@@ -76,10 +76,10 @@ class Bench:
 
 def make_bench(folder: Path) -> Bench:
     """Write data, recipe and model."""
-    for split, number in (("train", 24), ("test", 8)):
+    for split, origin, number in (("train", "train", 24), ("val", "test", 8)):
         for name in CLASSES:
             (folder / "data" / split / name).mkdir(parents=True)
-            for path in sorted((DEMO / split / name).iterdir())[:number]:
+            for path in sorted((DEMO / origin / name).iterdir())[:number]:
                 shutil.copy2(path, folder / "data" / split / name)
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     save_artefact(folder / "model", tiny_model(), preprocessing={}, classes=list(CLASSES))

@@ -28,7 +28,7 @@ def page(run, other_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def right(run, other_run, bench):
     """By run, which validation pictures it has right, by `predict`."""
-    paths = sorted((bench.data / "test").rglob("*.png"))
+    paths = sorted((bench.data / "val").rglob("*.png"))
     return [
         [
             best.label == path.parent.name
@@ -83,7 +83,7 @@ def test_curves_are_laid_over_each_other(page):
 
 
 def test_class_by_class(page, right, bench):
-    labels = [path.parent.name for path in sorted((bench.data / "test").rglob("*.png"))]
+    labels = [path.parent.name for path in sorted((bench.data / "val").rglob("*.png"))]
     rows = {row[0]: row[1:3] for row in section(page, "classes").find("table")[0].rows()[1:]}
     for name in CLASSES:
         shares = [sum(ok for ok, label in zip(one, labels, strict=True) if label == name) / 8 for one in right]

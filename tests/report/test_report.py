@@ -37,9 +37,9 @@ def page(run):
 def answers(run, bench):
     """(label, answer, probability of the answer) of each validation picture, by `predict`."""
     classifier = deepcait.load(run)
-    paths = sorted((bench.data / "test").rglob("*.png"))
+    paths = sorted((bench.data / "val").rglob("*.png"))
     return {
-        path.relative_to(bench.data / "test").as_posix(): (path.parent.name, best.label, best.probability)
+        path.relative_to(bench.data / "val").as_posix(): (path.parent.name, best.label, best.probability)
         for path, (best, *_) in zip(paths, classifier.predict(paths), strict=True)
     }
 
@@ -159,7 +159,7 @@ def test_the_command_to_repeat_repeats(page, run):
 def test_names_cannot_break_the_page(run, bench, tmp_path):
     """Class and file names that are HTML appear as text."""
     name = "<img src=x onerror=alert(1)> & \"so\" 'on'"
-    for split in ("train", "test"):
+    for split in ("train", "val"):
         shutil.copytree(bench.data / split / CLASSES[0], tmp_path / "data" / split / name)
         shutil.copytree(bench.data / split / CLASSES[1], tmp_path / "data" / split / "b")
     options = ["--recipe", str(bench.recipe), "--model", "cait_nano_32", "--set", "epochs=1", "start=random"]
