@@ -164,7 +164,7 @@ def _convert(node: yaml.Node, wanted: Any, here: str) -> Any:
     if typing.get_origin(wanted) is tuple:
         return _convert_tuple(node, typing.get_args(wanted), here)
     value = _scalar(node)
-    if wanted is str and value is None and here.startswith("--set "):
+    if wanted is str and value is None and here.startswith("--set ") and here.partition(":")[0].endswith("="):
         return ""  # `--set key=`
     if wanted is float and isinstance(value, str):
         value = _float(value)

@@ -214,7 +214,7 @@ def test_extends_in_a_circle(tmp_path, length):
         ("teacher.mean=[0.5, .5, 5e-1]", lambda r: r.teacher.mean == (0.5, 0.5, 0.5)),
         ("teacher.img_size=64", lambda r: r.teacher.img_size == 64),
         ("teacher.img_size=student", lambda r: r.teacher.img_size == "student"),
-        ("augment.rand_augment=", None),
+        ("augment.rand_augment=", lambda r: r.augment.rand_augment == ""),
         ("augment.rand_augment=''", lambda r: r.augment.rand_augment == ""),
         ("data={num_workers: 0, balanced: true}", lambda r: r.data.num_workers == 0 and r.data.balanced),
         ("epochs", None),

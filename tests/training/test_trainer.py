@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from deepcait.data.mixing import Mix
+from deepcait.data.order import Order
 from deepcait.errors import ConfigError, DataError, DivergedError, RunError, Stopped
 from deepcait.runtime.processes import Processes
 from deepcait.runtime.signals import StopRequest
@@ -39,7 +40,7 @@ def deep_model():
 
 def poisoned_in_step(step: int, recipe, num_samples: int = 32) -> int:
     """A sample that comes in this step."""
-    job_order = loop.Order(num_samples=num_samples, global_batch_size=8, replicas=2, seed=recipe.seed)
+    job_order = Order(num_samples=num_samples, global_batch_size=8, replicas=2, seed=recipe.seed)
     return job_order.slots(step, 1)[2].index
 
 
@@ -122,7 +123,7 @@ def test_a_checkpoint_now_and_then_by_the_clock(tmp_path, monkeypatch):
 def test_too_many_bad_steps_stop_the_run_with_names(tmp_path, max_skipped):
     recipe = section(full_recipe(epochs=1), "keep", max_skipped_steps=max_skipped)
     samples, good_steps = Pixels(128), 3
-    order = loop.Order(num_samples=128, global_batch_size=8, replicas=2)
+    order = Order(num_samples=128, global_batch_size=8, replicas=2)
     samples.images[order.slots(1, 0)[3].index] = float("nan")  # alone: forgiven, and forgotten by the next good step
     for step in range(good_steps, 16):
         samples.images[order.slots(step, step % 2)[1].index] = float("nan" if step % 3 else "inf")
