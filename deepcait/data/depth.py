@@ -15,7 +15,7 @@ from deepcait.data.png import significant_bits
 from deepcait.errors import ImageError
 
 _BITS, _PHOTOMETRIC, _SAMPLES, _MAX_VALUE, _EXTRA = 258, 262, 277, 281, 338  # tags of TIFF
-# Fewer levels than these, of 256, are said to the user: nobody stores 8 bits or less in 16 on purpose.
+# Fewer levels than these, of 256, are reported: 8 bits or less are rarely stored in 16 on purpose.
 FEW_LEVELS = 65
 _UNSET = 65535
 _PLAIN_DEEP = re.compile(r"RGBA?;16[LBN]$")

@@ -1,4 +1,4 @@
-"""Which files of a folder are images: in an order that is the same on every machine, none passed over in silence."""
+"""Which files of a folder are images: in an order that is the same on every machine, none skipped without a message."""
 
 from __future__ import annotations
 

@@ -223,7 +223,7 @@ class Trainer:
                 raise
         self.journal.write_table()
         self.journal.state("finished", self.progress.step)
-        self._tell("end")
+        self._emit("end")
         return self.progress
 
     def _run(self, request: StopRequest) -> None:
@@ -291,7 +291,7 @@ class Trainer:
             p.loss_steps += 1
         self.watch.step(step, result, lr)
         values = {"loss": result.loss, "accuracy": result.correct, "grad_norm": result.grad_norm, "lr": lr}
-        self._tell("step", **values, updated=result.updated)
+        self._emit("step", **values, updated=result.updated)
         if step % self.recipe.keep.log_every_steps and step % self.job.order.steps_per_epoch:
             return
         # Where every step was skipped there is no loss; 0 would be the best possible.
@@ -329,7 +329,7 @@ class Trainer:
                 job.models.save(name, job.model, self.average, facts)
         self._checkpoint()
         self.journal.write_table()
-        self._tell("evaluation", **row, best=better)
+        self._emit("evaluation", **row, best=better)
 
     def _validate(self, validation: Validation, epoch: int) -> tuple[dict, bool]:
         """Measure the raw weights, and the averaged ones where they are kept; return the row, and if it is the best."""
@@ -361,9 +361,9 @@ class Trainer:
         tensors = state_tensors(self.model, self.optimizer, self.average)
         how = {"keep": self.recipe.keep.checkpoints, "settings": deciding_settings(self.recipe)}
         save_checkpoint(self.job.folder / "checkpoints", self.progress, tensors, **how)
-        self._tell("checkpoint")
+        self._emit("checkpoint")
 
-    def _tell(self, kind: Literal["step", "evaluation", "checkpoint", "end"], **values: Any) -> None:
+    def _emit(self, kind: Literal["step", "evaluation", "checkpoint", "end"], **values: Any) -> None:
         """Call the callbacks with an event."""
         step = self.progress.step
         for callback in self.job.callbacks:

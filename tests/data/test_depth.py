@@ -1,4 +1,4 @@
-"""Values deeper than 8 bits keep the range that the file tells; what nobody tells is said; bands are not dropped."""
+"""Values deeper than 8 bits keep the range stored in the file; an unknown range is reported; bands are not dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data that nobody can have meant is refused or noted, by train, --dry-run and doctor alike."""
+"""Data that is surely a mistake is refused or noted, by train, --dry-run and doctor alike."""
 
 from __future__ import annotations
 
