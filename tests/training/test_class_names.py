@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 import deepcait
+from deepcait.cli.main import main
 from deepcait.data import open_split
 from deepcait.errors import DataError
 from deepcait.report.record import read_run
@@ -103,10 +105,19 @@ def numbers(root: Path, form: str, names: tuple[str, ...], *settings: str) -> di
         "best_epoch": outcome.best_epoch,
         "classifier": by_name,
         "module": by_module,
+        "command": eval_command(out, data),
         "report": (results.confusion.tolist(), results.train_counts),
         "answers": [(found.index, found.probability) for found in classifier.predict(image)[0]],
         "explained": classifier.explain(image, target=names[1]).maps["class-attention"].values.tolist(),
     }
+
+
+def eval_command(run: Path, data: str) -> dict:
+    """What `deepcait eval RUN --data D --json` prints, without paths and names."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["eval", str(run), "--data", data, "--split", "val", "--json"]) == 0
+    found = json.loads(printed.getvalue())
+    return {key: value for key, value in found.items() if isinstance(value, int | float) and key != "images_per_s"}
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +143,7 @@ def test_validation_and_later_evaluation_agree(wanted):
     for found in wanted.values():
         best = [row for row in found["rows"] if row["kind"] == "eval"][found["best_epoch"] - 1]
         assert best["top1"] == found["classifier"]["top1"] == found["module"]["top1"]
+        assert best["top1"] == found["command"]["top1"]
         assert best["loss"] == pytest.approx(found["classifier"]["loss"], abs=1e-9)
 
 
