@@ -21,7 +21,7 @@ from deepcait.report import write_at_end
 from deepcait.training.journal import read_metrics, read_state
 from deepcait.training.recipe import Recipe, load_recipe
 from deepcait.training.resume import resumed_recipe
-from deepcait.training.trainer import train as train_recipe
+from deepcait.training.run import train as train_recipe
 
 if TYPE_CHECKING:
     from deepcait.training.events import Callback
@@ -193,7 +193,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks:
     """Train as a recipe says and write the report; a finished run that is resumed is returned as it is.
 
     Raises:
-        DeepcaitError, Stopped: as `deepcait.training.trainer.train`.
+        DeepcaitError, Stopped: as `deepcait.training.run.train`.
     """
     run = Run(folder)
     if resume and run.state == "finished":

@@ -57,9 +57,9 @@ ORDER = {
         "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
     ],
     "training": [
-        "schedule", "losses", "strict", "aliases", "recipe", "keys", "resume", "compute", "footprint", "optimizer",
-        "average", "checkpoint", "journal", "data", "start", "notes", "plan", "teacher", "step", "guard", "events",
-        "validation", "watch", "skips", "trackers", "run_folder", "job", "trainer",
+        "schedule", "losses", "strict", "aliases", "settings", "recipe", "keys", "resume", "compute", "footprint",
+        "optimizer", "average", "checkpoint", "journal", "data", "start", "notes", "plan", "teacher", "step", "guard",
+        "events", "validation", "watch", "skips", "trackers", "run_folder", "job", "trainer", "run",
     ],
     "evaluation": [
         "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",

@@ -15,7 +15,7 @@ from deepcait.model.network import NetworkConfig
 from deepcait.model.networks import build_model
 from deepcait.model.variants import CaiTConfig
 from deepcait.training.footprint import training_bytes
-from deepcait.training.recipe import Compute
+from deepcait.training.settings import Compute
 
 # The training paths of a recipe, by the names of their columns.
 PATHS = {

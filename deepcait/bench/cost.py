@@ -19,7 +19,7 @@ from deepcait.inference.fold import fold
 from deepcait.model import CaiT, CaiTConfig
 from deepcait.model.networks import config_of
 from deepcait.training.footprint import kept_bytes, training_bytes
-from deepcait.training.recipe import Compute
+from deepcait.training.settings import Compute
 from deepcait.weights.spec import describe
 from deepcait.weights.timm_layout import require_known_to_timm
 

@@ -20,7 +20,7 @@ from deepcait.model import CaiT, CaiTConfig
 from deepcait.model.networks import require_cait
 from deepcait.training.compute import autocast, set_compute
 from deepcait.training.footprint import kept_bytes
-from deepcait.training.recipe import Compute
+from deepcait.training.settings import Compute
 
 # What decides how memory is asked for; everybody here runs in one process, so under the same.
 _ALLOCATOR = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_", "THP_MEM_ALLOC_ENABLE")

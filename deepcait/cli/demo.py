@@ -94,7 +94,7 @@ def _fine_tune(
     from deepcait.data import open_source
     from deepcait.report import write_at_end
     from deepcait.training.recipe import load_recipe
-    from deepcait.training.trainer import train
+    from deepcait.training.run import train
 
     console.say("\n3. Fine-tuned to another grouping of the same photographs: animal or vehicle")
     groups = folder / "animal-or-vehicle.csv"

@@ -30,7 +30,7 @@ from deepcait.study.outcome import failure_path, read_outcome
 from deepcait.study.plan import StudyPlan, cell_recipe, read_plan
 from deepcait.study.plot import plot
 from deepcait.study.table import results, write_reports
-from deepcait.training.trainer import train
+from deepcait.training.run import train
 
 _logger = logging.getLogger(__name__)
 PLAN_FILE = "study.json"

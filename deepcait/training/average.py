@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from deepcait.training.recipe import Average
+from deepcait.training.settings import Average
 
 
 def average_decay(num_averaged: int, average: Average) -> float:

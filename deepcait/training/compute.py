@@ -14,7 +14,7 @@ from deepcait.model.cait import CaiT
 from deepcait.model.network import Network, NetworkConfig
 from deepcait.model.variants import CaiTConfig
 from deepcait.runtime.processes import Processes
-from deepcait.training.recipe import Compute
+from deepcait.training.settings import Compute
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -17,7 +17,7 @@ from deepcait.model.convnet import ConvNet
 from deepcait.model.network import NetworkConfig
 from deepcait.model.networks import build_model
 from deepcait.training.compute import autocast, set_compute
-from deepcait.training.recipe import Compute
+from deepcait.training.settings import Compute
 
 # What a recipe can choose between, least computed first.
 CHOICES = {

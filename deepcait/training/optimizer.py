@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from deepcait.model.network import Network
-from deepcait.training.recipe import Optimizer
+from deepcait.training.settings import Optimizer
 
 
 def freeze(model: Network, train: str) -> None:

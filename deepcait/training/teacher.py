@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from deepcait.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deepcait.errors import ConfigError, WeightsError
-from deepcait.training.recipe import Distillation
+from deepcait.training.settings import Distillation
 from deepcait.weights.hub import WEIGHTS_FILES, fetch_repository
 from deepcait.weights.spec import resolve
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deepcait.errors import ConfigError
 from deepcait.optional import require
-from deepcait.training.recipe import Keep
+from deepcait.training.settings import Keep
 
 TRACKERS = ("wandb", "trackio")
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.process
 PROGRAM = """
 import json, sys, torch
 from deepcait.data.mixing import Mix
-from deepcait.training.recipe import Compute, Optimizer
+from deepcait.training.settings import Compute, Optimizer
 from tests.nullgpu.meter import Meter
 from tests.training.tiny import make_stepper, some_batches, tiny_model, tiny_recipe
 

@@ -25,8 +25,9 @@ from deepcait.errors import RunError
 from deepcait.runtime.messages import shown
 from deepcait.runtime.processes import Processes, join_processes, leave_processes
 from deepcait.training.data import build_order
+from deepcait.training.job import Job
 from deepcait.training.recipe import load_recipe
-from deepcait.training.trainer import Job, Trainer
+from deepcait.training.trainer import Trainer
 from deepcait.training.validation import Validation
 from deepcait.weights.spec import resolve
 

@@ -69,7 +69,7 @@ class Child:
 
 
 def _serve() -> None:
-    for name in ("deepcait.cli.train", "deepcait.evaluation", "deepcait.training.trainer", "timm.data.mixup"):
+    for name in ("deepcait.cli.train", "deepcait.evaluation", "deepcait.training.run", "timm.data.mixup"):
         importlib.import_module(name)
     for line in sys.stdin:
         request = json.loads(line)

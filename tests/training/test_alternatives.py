@@ -19,8 +19,9 @@ from deepcait.model.ablation import AblatedCaiT
 from deepcait.model.convnet import ConvNet
 from deepcait.training.plan import plan, planned_config
 from deepcait.training.recipe import Recipe, load_recipe
+from deepcait.training.run import train
 from deepcait.training.start import start_model
-from deepcait.training.trainer import Trainer, train
+from deepcait.training.trainer import Trainer
 
 TINY = ["data.source=builtin:demo", "data.limit=64", "data.val_limit=20", "data.num_workers=0", "compute.device=cpu"]
 TINY += ["global_batch_size=16", "epochs=1", "keep.log_every_steps=1"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deepcait.training.average import WeightAverage, average_decay
-from deepcait.training.recipe import Average
+from deepcait.training.settings import Average
 from tests.training.tiny import tiny_model
 
 

@@ -21,7 +21,7 @@ from deepcait.errors import DataError
 from deepcait.report.record import read_run
 from deepcait.report.results import measure_run
 from deepcait.training.recipe import load_recipe
-from deepcait.training.trainer import train
+from deepcait.training.run import train
 from tests.data.forms import add_to_tar, write_parquet
 
 LETTERS = ("a", "b", "c")

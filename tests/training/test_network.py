@@ -13,7 +13,7 @@ from deepcait.errors import ConfigError
 from deepcait.model.convnet import ConvConfig, ConvNet
 from deepcait.model.networks import build_model, require_cait
 from deepcait.training.journal import read_metrics
-from deepcait.training.recipe import Average, Optimizer
+from deepcait.training.settings import Average, Optimizer
 from tests.training.tiny import K, section, tiny_model, tiny_recipe, train
 
 

@@ -11,7 +11,7 @@ from deepcait.data.order import Order
 from deepcait.training.notes import notes_of
 from deepcait.training.plan import plan
 from deepcait.training.recipe import load_recipe
-from deepcait.training.trainer import train
+from deepcait.training.run import train
 from tests.training.tiny import tiny_recipe
 
 

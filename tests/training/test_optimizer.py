@@ -17,7 +17,7 @@ from deepcait.training.optimizer import (
     parameter_groups,
     set_lr,
 )
-from deepcait.training.recipe import Optimizer
+from deepcait.training.settings import Optimizer
 from tests.training.tiny import K, tiny_model
 
 

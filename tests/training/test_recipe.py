@@ -13,7 +13,8 @@ from PIL import Image
 import deepcait
 from deepcait.errors import ConfigError, DeepcaitError
 from deepcait.training.plan import plan
-from deepcait.training.recipe import Average, Distillation, Recipe, load_recipe, recipe_names
+from deepcait.training.recipe import Recipe, load_recipe, recipe_names
+from deepcait.training.settings import Average, Distillation
 
 PACKAGE = Path(deepcait.__file__).parent
 # What the laboratory notebook says to people; no code decides by it.

@@ -13,7 +13,7 @@ from deepcait.data.mixing import Mix
 from deepcait.data.seeding import derive_seed
 from deepcait.training.losses import cross_entropy
 from deepcait.training.optimizer import build_optimizer, class_weights, parameter_groups
-from deepcait.training.recipe import Compute, Optimizer
+from deepcait.training.settings import Compute, Optimizer
 from tests.training.tiny import NO_MIX, K, gradients, make_stepper, section, some_batches, tiny_model, tiny_recipe
 
 

@@ -17,7 +17,7 @@ from deepcait.cli.main import main
 from deepcait.data import Preprocessing
 from deepcait.data.mixing import Mix
 from deepcait.errors import ConfigError, WeightsError
-from deepcait.training.recipe import Distillation
+from deepcait.training.settings import Distillation
 from deepcait.training.teacher import Teacher, load_teacher
 from tests.training.tiny import make_stepper, some_batches, tiny_model, tiny_recipe
 

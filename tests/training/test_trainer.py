@@ -18,7 +18,7 @@ from deepcait.runtime.signals import StopRequest
 from deepcait.training import trainer as loop
 from deepcait.training.checkpoint import newest_checkpoint, read_checkpoint
 from deepcait.training.journal import read_metrics, read_state
-from deepcait.training.recipe import About, Average, Compute, Keep, Optimizer
+from deepcait.training.settings import About, Average, Compute, Keep, Optimizer
 from deepcait.training.trainer import Trainer
 from tests.training.tiny import K, Models, Pixels, Scores, section, tiny_job, tiny_model, tiny_recipe, train
 

@@ -13,7 +13,7 @@ from deepcait.training.data import open_training_data
 from deepcait.training.journal import read_metrics
 from deepcait.training.plan import plan
 from deepcait.training.recipe import load_recipe, recipe_names
-from deepcait.training.trainer import train
+from deepcait.training.run import train
 from tests.training.test_class_names import LETTERS, TINY, write
 
 

@@ -14,11 +14,13 @@ from deepcait.data.order import Order
 from deepcait.data.source import Sample
 from deepcait.model import CaiT
 from deepcait.runtime.processes import Processes
+from deepcait.training.job import Job
 from deepcait.training.optimizer import build_optimizer, parameter_groups
-from deepcait.training.recipe import Average, Compute, Data, Keep, Optimizer, Recipe
+from deepcait.training.recipe import Recipe
 from deepcait.training.schedule import Schedule
+from deepcait.training.settings import Average, Compute, Data, Keep, Optimizer
 from deepcait.training.step import Stepper
-from deepcait.training.trainer import Job, Trainer
+from deepcait.training.trainer import Trainer
 from deepcait.training.validation import Validation
 from tests.model.wild import tiny_config, wild_model
 

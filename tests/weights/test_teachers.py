@@ -12,7 +12,7 @@ import torch
 from deepcait.cli.main import main
 from deepcait.data import Preprocessing
 from deepcait.errors import DataError, WeightsError
-from deepcait.training.recipe import Distillation
+from deepcait.training.settings import Distillation
 from deepcait.training.teacher import load_teacher
 from deepcait.weights import teachers as teachers_module
 from deepcait.weights.teachers import list_teachers, read_table

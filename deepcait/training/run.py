@@ -1,0 +1,120 @@
+"""A training run: what a recipe names is opened, built and checked, then the trainer takes its steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepcait.data import Preprocessing
+from deepcait.data.augment import build_augmentation
+from deepcait.data.loader import TrainingSet
+from deepcait.errors import RunError
+from deepcait.runtime.device import choose_device
+from deepcait.runtime.processes import Processes, is_lost_process, join_processes, leave_processes
+from deepcait.training.compute import describe_compute
+from deepcait.training.data import build_order, open_training_data
+from deepcait.training.events import Callback
+from deepcait.training.job import Job
+from deepcait.training.notes import describe_plan, notes_of
+from deepcait.training.recipe import Recipe
+from deepcait.training.run_folder import ModelFolders, require_startable, write_run_files
+from deepcait.training.start import keep_start, kept_start, start_model, start_of
+from deepcait.training.teacher import load_teacher
+from deepcait.training.trainer import Trainer
+from deepcait.training.validation import Validation
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The result of a finished run."""
+
+    folder: Path
+    steps: int
+    best_top1: float | None
+    """None where nothing validated."""
+    best_epoch: int
+    classes: list[str]
+
+
+def train(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequence[Callback] = ()) -> Outcome:
+    """Train as a recipe says, into a run folder; under torchrun together with the other processes.
+
+    Args:
+        recipe: with `data.source` filled.
+        folder: of the run; must not hold one yet, unless `resume`.
+        resume: continue the run in `folder`, or start it where there is none; a finished one stays as it is.
+        callbacks: called with each `Event` in the main process.
+
+    Raises:
+        DeepcaitError: what the user can correct, before anything is written where possible.
+        Stopped: asked to stop; saved and resumable.
+    """
+    # Before the processes meet: afterwards the first may have written what another looks for.
+    require_startable(folder, resume)
+    processes = join_processes()
+    try:
+        return _train(recipe, folder, processes, callbacks)
+    except RuntimeError as error:
+        if processes.world_size > 1 and is_lost_process(error):
+            raise RunError(
+                f"expected all {processes.world_size} processes to go on together, got: {str(error).splitlines()[0]}",
+                remedy="Look for the error of the process that ended first; then --resume.",
+            ) from error
+        raise
+    finally:
+        leave_processes()
+
+
+def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequence[Callback]) -> Outcome:
+    device = choose_device(recipe.compute.device, processes.local_rank)
+    _logger.info("start: %s", start_of(recipe))
+    data = open_training_data(recipe)
+    for message in data.messages:
+        _logger.info(message)
+    for doubt in data.doubts:
+        _logger.warning(doubt)
+    classes = list(data.train.classes)
+    start = kept_start(folder, recipe) or start_model(recipe, classes)
+    preprocessing = Preprocessing.from_pretrained_cfg(start.pretrained_cfg)
+    _logger.info("preprocessing: %s", preprocessing)
+    teacher = load_teacher(recipe.teacher, preprocessing, classes) if recipe.teacher.spec else None
+    if teacher:
+        _logger.info("teacher %s", teacher.origin)
+    order = build_order(recipe, data.train)
+    num_workers = recipe.data.num_workers
+    job = Job(
+        recipe=recipe,
+        folder=folder,
+        model=start.model.to(device),
+        samples=TrainingSet(data.train, build_augmentation(recipe.augment, preprocessing), recipe.seed),
+        order=order,
+        validation=Validation(data.validation, classes, preprocessing, num_workers=num_workers, device=device)
+        if len(data.validation)
+        else None,
+        models=ModelFolders(folder, recipe, start, preprocessing),
+        processes=processes,
+        device=device,
+        teacher=teacher.to(device) if teacher else None,
+        callbacks=callbacks if processes.is_main else (),
+    )
+    trainer = Trainer(job)
+    if processes.is_main:
+        write_run_files(folder, recipe, data)
+        keep_start(folder, start)
+    processes.barrier()
+    computed = describe_compute(job.model, recipe.compute, device)
+    _logger.info(describe_plan(recipe, order, processes.world_size, computed))
+    for note in notes_of(recipe, order, len(data.validation)):
+        _logger.warning(note)
+    progress = trainer.fit()
+    return Outcome(
+        folder=folder,
+        steps=progress.step,
+        best_top1=progress.best_top1 if job.validation else None,
+        best_epoch=progress.best_step // order.steps_per_epoch,
+        classes=classes,
+    )
