@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
-from deepcait.data import Preprocessing, open_image
-from deepcait.data.depth import require_bands, to_rgb
+from deepcait.data import Preprocessing
 from deepcait.data.image import DEFAULT, ImageOptions
+from deepcait.data.inputs import ImageInput, image_list, to_image
 from deepcait.errors import ConfigError, ShapeError, WeightsError
 from deepcait.explain import DEFAULT_METHODS, Explanation, explain_image
 from deepcait.inference.engines import build_engine
+from deepcait.inference.flip import augmented
 from deepcait.inference.precision import engine_for
 from deepcait.model import CaiT
 from deepcait.model.convnet import ConvNet
@@ -25,8 +26,6 @@ from deepcait.model.networks import require_cait
 from deepcait.runtime.device import choose_device
 from deepcait.weights import resolve, save_artefact
 from deepcait.weights.imagenet import readable
-
-Picture: TypeAlias = str | os.PathLike[str] | Image.Image
 
 
 class Prediction(NamedTuple):
@@ -45,6 +44,7 @@ def load(
     engine: str | None = None,
     precision: str = "auto",
     threads: int | None = None,
+    tta: str | None = None,
     image_options: ImageOptions | None = None,
 ) -> Classifier:
     """Load the model behind a SPEC with its classes and its preprocessing.
@@ -64,6 +64,7 @@ def load(
         precision: in which the engine computes products, of `deepcait.inference.PRECISIONS`; auto is fp32. bf16, fp16
             and int8 without an engine take the engine eager.
         threads: of the engine.
+        tta: test-time augmentation: "flip" predicts the mean for an image and its mirror image; None predicts once.
         image_options: limits on the images that it opens; None takes the usual ones, and the range that the model was
             trained with.
 
@@ -80,6 +81,7 @@ def load(
         engine=engine,
         precision=precision,
         threads=threads,
+        tta=tta,
         story={**found.section, "provenance": found.provenance},
         spec=found.spec,
         image_options=image_options or trained_options(found.section),
@@ -105,6 +107,7 @@ class Classifier:
             explanations and class attention come from the network itself.
         precision: of the engine's products; see `load`.
         threads: of the engine.
+        tta: test-time augmentation of predictions and logits; see `load`.
         story: recipe, metrics and provenance that travel with the model when it is saved.
         spec: what it was loaded from, for who prints it.
         image_options: limits on the images that it opens, and the range of deep ones.
@@ -124,6 +127,7 @@ class Classifier:
         engine: str | None = None,
         precision: str = "auto",
         threads: int | None = None,
+        tta: str | None = None,
         story: dict[str, Any] | None = None,
         spec: str | None = None,
         image_options: ImageOptions = DEFAULT,
@@ -141,6 +145,7 @@ class Classifier:
         engine = engine_for(engine, precision)
         if engine is not None:
             self.network = build_engine(engine, self.model, threads=threads, precision=precision)
+        self.network = augmented(self.network, tta)
         self.classes = list(classes) if classes is not None else None
         self.preprocessing = preprocessing
         self.story = story or {}
@@ -163,23 +168,31 @@ class Classifier:
         return f"Classifier({self.spec or type(self.model).__name__}: {facts})"
 
     def predict(
-        self, images: Picture | Sequence[Picture], topk: int = 5, *, batch_size: int = 32
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        topk: int = 5,
+        *,
+        min_probability: float = 0.0,
+        batch_size: int = 32,
     ) -> list[list[Prediction]]:
-        """Return the most probable classes of each picture, the first the most probable.
+        """Return the most probable classes of each image, the most probable first.
 
         Args:
-            images: the path of a picture, a PIL image, or a list of them.
-            topk: how many answers a picture; as many as there are classes, where they are fewer. Of equal logits
-                the lower class index comes first.
-            batch_size: pictures that pass through the network at once.
+            images: one image or a list of them. An image is a path, the bytes of a file, a file opened in binary mode,
+                a PIL image, or uint8 pixels with red first: an array (H, W), (H, W, 3) or (H, W, 4), a tensor
+                (3, H, W). An array or tensor of four dimensions is a batch of such images.
+            topk: predictions per image; as many as there are classes if they are fewer. Of equal logits the lower class
+                index comes first.
+            min_probability: less probable classes are left out; an image may then have no prediction.
+            batch_size: images per forward pass.
 
         Raises:
-            ConfigError: topk or batch_size below 1, or something that is no picture.
-            ImageError: a picture that can't be read.
+            ConfigError: topk or batch_size below 1, a probability outside [0, 1], or something that is not an image.
+            ImageError: an image that can't be read.
         """
         _require_positive("topk", topk)
         batches = self._batches(images, batch_size)
-        return [answer for images_BCHW in batches for answer in self.rank(self.logits(images_BCHW), topk)]
+        return [row for images_BCHW in batches for row in self.rank(self.logits(images_BCHW), topk, min_probability)]
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
         """Return the logits (B, K), on the CPU, for preprocessed images.
@@ -194,12 +207,15 @@ class Classifier:
         with torch.no_grad():
             return self.network(images_BCHW.to(self.device)).cpu()
 
-    def rank(self, logits_BK: Tensor, topk: int) -> list[list[Prediction]]:
-        """Return the `topk` most probable classes of each row of logits, the first the most probable.
+    def rank(self, logits_BK: Tensor, topk: int, min_probability: float = 0.0) -> list[list[Prediction]]:
+        """Return the `topk` most probable classes of each row of logits, the most probable first; see `predict`.
 
         Raises:
-            WeightsError: logits that are no numbers.
+            ConfigError: a probability outside [0, 1].
+            WeightsError: logits that contain NaN or infinity.
         """
+        if not 0 <= min_probability <= 1:
+            raise ConfigError(f"min_probability: expected 0 to 1, got {min_probability}.", remedy="0 keeps all.")
         if not logits_BK.isfinite().all():
             raise WeightsError(
                 "logits: expected numbers, got infinite ones or none.",
@@ -207,59 +223,61 @@ class Classifier:
             )
         probabilities_BK = logits_BK.double().softmax(-1)
         order_BK = logits_BK.argsort(dim=-1, descending=True, stable=True)[:, :topk]
-        return [
+        ranked = [
             [Prediction(index, self.label(index), row_K[index].item()) for index in order_K]
             for order_K, row_K in zip(order_BK.tolist(), probabilities_BK, strict=True)
         ]
+        return [[one for one in row if one.probability >= min_probability] for row in ranked]
 
     def predict_and_embed(
-        self, images: Picture | Sequence[Picture], topk: int = 5, *, batch_size: int = 32
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        topk: int = 5,
+        *,
+        min_probability: float = 0.0,
+        batch_size: int = 32,
     ) -> tuple[list[list[Prediction]], Tensor]:
         """Return what `predict` and `embed` return, from one forward pass.
 
-        The network itself computes both: an engine has no features.
+        The network itself computes both, once per image: engines have no features, and `tta` is not applied.
 
         Raises:
-            ConfigError: topk or batch_size below 1, or something that is no picture.
-            ImageError: a picture that can't be read.
+            ConfigError, ImageError: as `predict`.
         """
         _require_positive("topk", topk)
         predictions, features = [], [torch.empty(0, self.model.num_features)]
         for images_BCHW in self._batches(images, batch_size):
-            logits_BK, features_BD = self._logits_and_features(images_BCHW)
-            predictions += self.rank(logits_BK, topk)
+            logits_BK, features_BD = self.logits_and_features(images_BCHW)
+            predictions += self.rank(logits_BK, topk, min_probability)
             features.append(features_BD)
         return predictions, torch.cat(features)
 
-    def embed(self, images: Picture | Sequence[Picture], *, batch_size: int = 32) -> Tensor:
-        """Return the features of each picture, (B, D) on the CPU: the class token that the head reads.
+    def embed(self, images: ImageInput | Sequence[ImageInput], *, batch_size: int = 32) -> Tensor:
+        """Return the features of each image, (B, D) on the CPU: the class token that the head reads.
 
         Raises:
-            ConfigError: batch_size below 1, or something that is no picture.
-            ImageError: a picture that can't be read.
+            ConfigError, ImageError: as `predict`.
         """
         parts = [self.features(images_BCHW) for images_BCHW in self._batches(images, batch_size)]
         return torch.cat([torch.empty(0, self.model.num_features), *parts])
 
-    def _batches(self, images: Picture | Sequence[Picture], batch_size: int) -> Iterator[Tensor]:
-        """Yield the pictures preprocessed, (B, C, H, W), at most `batch_size` at once."""
+    def _batches(self, images: ImageInput | Sequence[ImageInput], batch_size: int) -> Iterator[Tensor]:
+        """Yield the images preprocessed, (B, C, H, W), at most `batch_size` at once."""
         _require_positive("batch_size", batch_size)
-        single = isinstance(images, str | bytes | os.PathLike | Image.Image) or not isinstance(images, Iterable)
-        pictures = [images] if single else list(images)
-        for start in range(0, len(pictures), batch_size):
-            batch = [self.preprocessing(self.open(picture)) for picture in pictures[start : start + batch_size]]
-            yield torch.stack(batch)
+        given = image_list(images)
+        for start in range(0, len(given), batch_size):
+            yield torch.stack([self.preprocessing(self.open(image)) for image in given[start : start + batch_size]])
 
-    def open(self, picture: Picture) -> Image.Image:
-        """Return a picture as the model sees it before its preprocessing: upright RGB. Raises as `predict`."""
-        return _open(picture, self.image_options)
+    def open(self, image: ImageInput) -> Image.Image:
+        """Return an image before its preprocessing: upright RGB. Raises as `predict`."""
+        return to_image(image, options=self.image_options)
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Return the features (B, D), on the CPU, for preprocessed images; the logits are the head of them."""
-        return self._logits_and_features(images_BCHW)[1]
+        return self.logits_and_features(images_BCHW)[1]
 
-    def _logits_and_features(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, K) and features (B, D) of one forward pass of the network, on the CPU."""
+    def logits_and_features(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, K) and features (B, D) of one forward pass of the network itself, on the CPU."""
         with torch.no_grad():
             cait = self.cait
             tokens_BTD = cait.forward_features(images_BCHW.to(self.device))
@@ -268,7 +286,7 @@ class Classifier:
 
     def explain(
         self,
-        image: Picture,
+        image: ImageInput,
         *,
         target: int | str | None = None,
         methods: str | Sequence[str] = DEFAULT_METHODS,
@@ -277,7 +295,7 @@ class Classifier:
         """Return what the model attends to in one image: maps, and on request scores of how well they fit the model.
 
         Args:
-            image: path or picture.
+            image: as in `predict`.
             target: index or name of the class asked about; None takes the most probable.
             methods: of `deepcait.explain.METHODS`, also as one text with commas between ("rollout,gradient"); class
                 attention is always among the maps.
@@ -341,18 +359,6 @@ class Classifier:
             metrics=self.story.get("metrics"),
             provenance=self.story.get("provenance"),
         )
-
-
-def _open(picture: Picture, options: ImageOptions) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        require_bands(picture)
-        return to_rgb(ImageOps.exif_transpose(picture), max_value=options.max_value)
-    if not isinstance(picture, str | os.PathLike):
-        raise ConfigError(
-            f"picture: expected a path or a PIL image, got {type(picture).__name__}.",
-            remedy="Make one of an array with PIL.Image.fromarray; `logits` takes preprocessed tensors.",
-        )
-    return open_image(picture, options=options)
 
 
 def _require_positive(name: str, value: int) -> None:

@@ -49,8 +49,8 @@ ORDER = {
         "push", "card", "teachers",
     ],
     "data": [
-        "png", "jpeg", "formats", "depth", "image", "listing", "labels", "source", "folder", "resample",
-        "preprocessing",
+        "png", "jpeg", "formats", "depth", "image", "inputs", "fetch", "listing", "labels", "source", "folder",
+        "resample", "preprocessing",
         "shards", "members", "table", "stored", "split", "manifest", "parquet", "zipped", "tar", "cifar",
         "matlab", "imagenet", "benchmarks", "spec", "plausible", "workers", "dataset",
         "seeding", "order", "slide", "erasing", "policies", "augment", "mixing", "shrunk", "loader",
@@ -65,7 +65,9 @@ ORDER = {
         "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",
         "expected", "safeguards", "evaluate", "plots", "tables",
     ],
-    "inference": ["linear", "blocks", "native", "foldable", "fold", "graph", "precision", "engines", "export", "tuned"],
+    "inference": [
+        "linear", "blocks", "native", "foldable", "fold", "graph", "precision", "engines", "flip", "export", "tuned",
+    ],
     "explain": [
         "colours", "canvas", "maps", "attribution", "faithfulness", "picture", "explanation", "markup", "gallery",
         "layers", "figures", "folder", "writer",
@@ -78,8 +80,8 @@ ORDER = {
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
     "cli": [
-        "exits", "console", "options", "images", "engine", "main", "models", "info", "recipes", "doctor", "eval",
-        "predict", "explain", "report", "train", "bench", "study", "serve", "export", "push", "help",
+        "exits", "console", "options", "images", "places", "engine", "main", "models", "info", "recipes", "doctor",
+        "eval", "predict", "explain", "report", "train", "bench", "study", "serve", "export", "push", "help",
         "demo",
     ],
 }  # fmt: skip

@@ -100,12 +100,35 @@ def test_a_class_is_found_by_the_name_of_one_alone():
     assert [classifier.index(name) for name in ("n03126707", "7", "1")] == [1, 2, 1]
 
 
-@pytest.mark.parametrize("thing", [torch.zeros(3, 8, 8), [torch.zeros(8, 8)], b"bytes", None, 7], ids=repr)
-def test_what_is_no_picture_is_named(thing):
+@pytest.mark.parametrize("thing", [torch.zeros(3, 8, 8), [torch.zeros(8, 8)], None, 7], ids=repr)
+def test_what_is_no_image_is_named(thing):
     classifier = make_classifier()
     for ask in (classifier.predict, classifier.embed):
-        with pytest.raises(ConfigError, match="expected a path or a PIL image, got"):
+        with pytest.raises(ConfigError, match="image: expected (uint8 pixels|a path, bytes)"):
             ask(thing)
+
+
+def test_a_minimum_probability_shortens_predictions(pictures):
+    classifier = make_classifier()
+    every = classifier.predict(pictures, topk=10)
+    for row, short in zip(every, classifier.predict(pictures, topk=10, min_probability=0.2), strict=True):
+        assert short == [one for one in row if one.probability >= 0.2]
+    assert classifier.predict(pictures, min_probability=1.0) == [[], [], []]
+    with pytest.raises(ConfigError, match="expected 0 to 1, got 2"):
+        classifier.predict(pictures, min_probability=2)
+
+
+def test_tta_is_the_mean_of_an_image_and_its_mirror_image(tmp_path, pictures):
+    plain = make_classifier()
+    plain.save(tmp_path / "model")
+    flipped = deepcait.load(tmp_path / "model", tta="flip")
+    images = torch.stack([plain.preprocessing(open_image(path)) for path in pictures])
+    mean_BK = (plain.logits(images).softmax(-1) + plain.logits(images.flip(-1)).softmax(-1)) / 2
+    torch.testing.assert_close(flipped.logits(images).softmax(-1), mean_BK)
+    assert not torch.allclose(mean_BK, plain.logits(images).softmax(-1), atol=1e-4)
+    torch.testing.assert_close(flipped.logits(images.flip(-1)), flipped.logits(images))
+    with pytest.raises(ConfigError, match="expected one of flip, got 'crop'"):
+        deepcait.load(tmp_path / "model", tta="crop")
 
 
 def test_weights_that_give_no_numbers_are_refused(pictures):

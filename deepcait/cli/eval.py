@@ -71,6 +71,8 @@ class Args(ImageArgs):
     """What computes; without it what `bench --autotune` left beside the model, else the network itself."""
     precision: Literal["auto", "fp32", "fp32-strict", "bf16", "fp16", "int8"] = "auto"
     """In which the engine computes products; auto is fp32. bf16 without an engine takes the engine eager."""
+    tta: Literal["flip"] | None = None
+    """Test-time augmentation: flip takes the mean for the image and its mirror image."""
     device: str = "auto"
     """Where the model computes: auto, cpu, cuda, cuda:1."""
     per_image: Path | None = None
@@ -163,7 +165,7 @@ def _measure(
     from deepcait.data import Preprocessing
     from deepcait.data.source import with_options
     from deepcait.evaluation import evaluate, expected_accuracy, read_mask
-    from deepcait.inference import build_engine
+    from deepcait.inference import augmented, build_engine
     from deepcait.weights import resolve
 
     found = resolve(spec, img_size=img_size)
@@ -175,6 +177,7 @@ def _measure(
         network = build_engine(
             chosen.engine, found.model.to(device), threads=chosen.threads, precision=chosen.precision
         )
+    network = augmented(network, args.tta)
     with_options(source, image_options(args, trained_options(found.section)))
     _print_setup(console, args, spec, source, found, preprocessing)
     ignored = warnings.catch_warnings(
@@ -194,8 +197,9 @@ def _measure(
             device=device,
             progress=progress,
         )
-    # Figures of a release hold for its own resolution.
-    expected = expected_accuracy(found, args.protocol, source, class_mask) if img_size is None else None
+    # The values of a release are those of its own resolution, without augmentation.
+    released = img_size is None and args.tta is None
+    expected = expected_accuracy(found, args.protocol, source, class_mask) if released else None
     texts = [*metrics.warnings, *_more_warnings(metrics, expected, source, args)]
     texts += _seen_in_training(found, source, args)
     _print_metrics(console, metrics, expected)
@@ -264,6 +268,7 @@ def _row(
         "protocol": args.protocol,
         "engine": chosen.engine,
         "precision": chosen.precision,
+        "tta": args.tta,
         "img_size": facts["img_size"],
         "params": facts["params"],
         "gmacs": facts["gmacs"],
@@ -335,7 +340,7 @@ def _print_setup(
     console.say(f"data           {describe(source)}")
     console.say(f"protocol       {args.protocol}")
     console.say(f"classes        {classes}")
-    console.say(f"preprocessing  {preprocessing}")
+    console.say(f"preprocessing  {preprocessing}" + (", mean with the mirror image" if args.tta else ""))
 
 
 def _print_metrics(console: Console, metrics: Metrics, expected: Expected | None) -> None:

@@ -89,7 +89,7 @@ def test_predict_writes_files(run, model_folder, photos, tmp_path):
     assert run("predict", model_folder, photos, "--out", tmp_path / "a.csv", "--batch-size", 5)[0] == 0
     rows = list(csv.DictReader((tmp_path / "a.csv").open()))
     assert len(rows) == 12 * 3
-    assert list(rows[0]) == ["file", "rank", "index", "label", "probability"]
+    assert list(rows[0]) == ["file", "rank", "index", "label", "probability", "error"]
     assert run("predict", model_folder, photos, "--out", tmp_path / "a.jsonl", "--topk", 1)[0] == 0
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert len(lines) == 12
@@ -100,7 +100,7 @@ def test_a_failed_predict_leaves_the_old_file(run, model_folder, photos, tmp_pat
     out = tmp_path / "a.csv"
     out.write_text("old")
     (photos / "owl" / "3.png").write_bytes(b"broken")
-    assert run("predict", model_folder, photos, "--out", out, "--batch-size", 2)[0] == 2
+    assert run("predict", model_folder, photos, "--out", out, "--batch-size", 2, "--on-error", "stop")[0] == 2
     assert out.read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "photos"]
 
@@ -136,7 +136,7 @@ def test_help_has_examples(run, verb):
 
 @pytest.mark.parametrize(
     ("verb", "said"),
-    [("eval", "a weights file. (required)"), ("predict", "pictures below them. (required)"),
+    [("eval", "a weights file. (required)"), ("predict", "for standard input. (required)"),
      ("report", "two to compare. (required)"), ("explain", "pictures below them. (required)"),
      ("bench", "weights are random. (optional)")],
 )  # fmt: skip

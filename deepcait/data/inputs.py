@@ -1,0 +1,85 @@
+"""What a caller in Python can give as an image: a path, bytes, an open file, a PIL image, or pixels in an array."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import BinaryIO, TypeAlias, cast
+
+import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from deepcait.data.depth import require_bands, to_rgb
+from deepcait.data.image import DEFAULT, ImageOptions, open_image
+from deepcait.errors import ConfigError
+
+ImageInput: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray | Tensor
+)
+_WHOLE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
+_PIXELS = "uint8 pixels, red first: an array (H, W), (H, W, 3) or (H, W, 4), or a tensor (3, H, W)"
+
+
+def image_list(images: ImageInput | Iterable[ImageInput]) -> list[ImageInput]:
+    """Return one image or several as a list; an array or tensor of four dimensions is a batch of images."""
+    if isinstance(images, np.ndarray | Tensor):
+        several = images.ndim > 3 or getattr(images.dtype, "kind", "") in ("O", "S", "U")  # arrays of paths
+    else:
+        several = isinstance(images, Iterable) and not isinstance(images, _WHOLE) and not hasattr(images, "read")
+    return list(cast("Iterable[ImageInput]", images)) if several else [cast("ImageInput", images)]
+
+
+def to_image(source: ImageInput, *, options: ImageOptions = DEFAULT) -> Image.Image:
+    """Return an image as `open_image` does, upright RGB, from whatever form it has.
+
+    Args:
+        source: a path; the content of a file as bytes, or a file opened in binary mode; a PIL image; uint8 pixels with
+            red first (OpenCV's arrays have blue first): an array (H, W), (H, W, 3) or (H, W, 4), uint16 if grey, or a
+            tensor (C, H, W).
+        options: limits and range.
+
+    Raises:
+        ImageError: the image can't be read.
+        ConfigError: something that is not an image.
+    """
+    if isinstance(source, Image.Image):
+        require_bands(source)
+        return to_rgb(ImageOps.exif_transpose(source), max_value=options.max_value)
+    if isinstance(source, np.ndarray | Tensor):
+        return to_rgb(_from_pixels(source), max_value=options.max_value)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return open_image(bytes(source), options=options)
+    if isinstance(source, str | os.PathLike):
+        return open_image(source, options=options)
+    if not hasattr(source, "read"):
+        raise ConfigError(
+            "image: expected a path, bytes, a file opened in binary mode, a PIL image, an array or a tensor, got "
+            f"{type(source).__name__}.",
+            remedy=f"Give one of these. Pixels are {_PIXELS}.",
+        )
+    content = source.read(options.max_bytes + 1)
+    if not isinstance(content, bytes):
+        raise ConfigError("image: expected a file opened in binary mode, got text.", remedy='Use open(path, "rb").')
+    name = getattr(source, "name", None)
+    return open_image(content, name=name if isinstance(name, str) else "open file", options=options)
+
+
+def _from_pixels(pixels: np.ndarray | Tensor) -> Image.Image:
+    """An array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W), as a PIL image."""
+    shape, dtype = tuple(pixels.shape), str(pixels.dtype).removeprefix("torch.")
+    if isinstance(pixels, Tensor):
+        pixels = pixels.detach().cpu()
+        pixels = (pixels.movedim(0, -1) if pixels.ndim == 3 else pixels).numpy()
+    if pixels.ndim == 3 and pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    colours = pixels.shape[-1] if pixels.ndim == 3 else 1
+    if pixels.ndim not in (2, 3) or not pixels.size or (dtype, colours) not in _PIXEL_FORMS:
+        raise ConfigError(
+            f"image: expected {_PIXELS}; got {dtype} of {shape}.",
+            remedy="Convert it; `Classifier.logits` takes tensors that are preprocessed already.",
+        )
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+_PIXEL_FORMS = {("uint8", 1), ("uint8", 3), ("uint8", 4), ("uint16", 1)}
