@@ -34,7 +34,7 @@ class Explainable(Protocol):
     model: CaiT | ConvNet
     preprocessing: Preprocessing
 
-    def open(self, picture: Path) -> Image.Image:
+    def open(self, image: Path) -> Image.Image:
         """Return the image of a file, upright, as the preprocessing takes it."""
         ...
 
