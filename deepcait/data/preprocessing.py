@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,10 +115,7 @@ class Preprocessing:
         Returns:
             The same shape in float32, on the same device; the same bits for a picture alone and in a batch.
         """
-        mean_C11, std_C11 = (
-            torch.tensor(values, dtype=torch.float32).view(-1, 1, 1).to(pixels.device, non_blocking=True)
-            for values in (self.mean, self.std)
-        )
+        mean_C11, std_C11 = (_per_channel(values, pixels.device) for values in (self.mean, self.std))
         if pixels.ndim == 3 or pixels.device.type != "cpu":
             return pixels.to(torch.float32).div_(255).sub_(mean_C11).div_(std_C11)
         images_BCHW = torch.empty(pixels.shape, dtype=torch.float32)
@@ -223,6 +221,13 @@ class Preprocessing:
                 kept += (side - kept) % 2  # as much on the left as on the right: the centre stays
             kept_sides.append(((side - kept) // 2, (side + kept) // 2))
         return kept_sides
+
+
+@functools.lru_cache(maxsize=32)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return one number per channel, (C, 1, 1); kept on its device, since copying it makes a GPU's host wait."""
+    with torch.inference_mode(False):  # a tensor made in it could not be used outside
+        return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1).to(device)
 
 
 def _tuple_of(kind: type, values: Any, field: str) -> tuple:

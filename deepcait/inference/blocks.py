@@ -45,5 +45,5 @@ def attend_blocks(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A
 def _block_rows(q_BANE: Tensor) -> int:
     """Rows of a block, so that blocks are of equal size and their maps stay in the cache."""
     _, A, N, _ = q_BANE.shape
-    room = max(1, BLOCK_BYTES // (A * N * q_BANE.element_size())) if q_BANE.device.type == "cpu" else N
-    return -(-N // -(-N // min(N, room)))
+    most = max(1, BLOCK_BYTES // (A * N * q_BANE.element_size()))
+    return -(-N // -(-N // min(N, most)))

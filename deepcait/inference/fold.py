@@ -84,9 +84,10 @@ class _Constants(nn.Module):
 class FoldedCaiT(_Constants):
     """A CaiT for inference, made by `fold`.
 
-    Eager, the patch stage is one call of our own machine code where there is a compiler, and else runs in blocks of
-    rows: no N x N map of all heads is ever whole. Exported, traced or asked for gradients of the images, whole maps
-    are used, in operators that every engine knows. torch.compile takes the machine code once `pack` was called.
+    Eager on a CPU, the patch stage is one call of our own machine code where there is a compiler, and else runs in
+    blocks of rows: no N x N map of all heads is ever whole. Exported, traced, asked for gradients of the images, or on
+    another device, whole maps of all images are used, in operators that every engine knows: on a GPU few large kernels
+    are faster than many small ones. torch.compile takes the machine code once `pack` was called.
 
     Args:
         model: what is folded.
@@ -153,7 +154,8 @@ class FoldedCaiT(_Constants):
         require_images(images_BCHW, self.config.in_chans, self.config.img_size)
         maps_BDHW = F.conv2d(images_BCHW, self.patch_weight, stride=self.config.patch_size)
         tokens_BND = self.positions + maps_BDHW.flatten(2).transpose(1, 2)
-        if standard_operators_only() or torch.jit.is_tracing() or _wants_gradient(tokens_BND):
+        elsewhere = tokens_BND.device.type != "cpu"
+        if elsewhere or standard_operators_only() or torch.jit.is_tracing() or _wants_gradient(tokens_BND):
             return self._whole_maps(tokens_BND)
         if torch.compiler.is_compiling():
             if self._packed is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class TalkingHeadsAttention(nn.Module):
@@ -90,8 +91,15 @@ class ClassAttention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, tokens_BTD: Tensor) -> Tensor:
-        """Return the class token's update, (B, 1, D), before LayerScale."""
-        return self.attend(tokens_BTD)[0]
+        """Return the class token's update, (B, 1, D), before LayerScale.
+
+        On a GPU the three lines in the middle of the equations are one kernel of PyTorch, which keeps no weights. It
+        has first derivatives only; `attend` has all, and is what computes wherever somebody replaced it.
+        """
+        if not tokens_BTD.is_cuda or "attend" in self.__dict__ or type(self).attend is not _ATTEND:
+            return self.attend(tokens_BTD)[0]
+        read_BA1E = F.scaled_dot_product_attention(*self._queries_keys_values(tokens_BTD), scale=self.scale)
+        return self.proj(merge_heads(read_BA1E))
 
     def attend(self, tokens_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the class token reads, and where it looked.
@@ -103,14 +111,21 @@ class ClassAttention(nn.Module):
             out_B1D: update of the class token, before LayerScale.
             weights_BA1T: attention, each row sums to 1; position 0 is the class token itself.
         """
-        q_BA1E = self._heads(self.q(tokens_BTD[:, :1]))
-        k_BATE = self._heads(self.k(tokens_BTD))
-        v_BATE = self._heads(self.v(tokens_BTD))
+        q_BA1E, k_BATE, v_BATE = self._queries_keys_values(tokens_BTD)
         weights_BA1T = softmax_wide((q_BA1E * self.scale) @ k_BATE.transpose(-2, -1))
         return self.proj(merge_heads(weights_BA1T @ v_BATE)), weights_BA1T
 
+    def _queries_keys_values(self, tokens_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the query of the class token and the keys and values of all tokens, by head."""
+        q_B1D, k_BTD, v_BTD = self.q(tokens_BTD[:, :1]), self.k(tokens_BTD), self.v(tokens_BTD)
+        return self._heads(q_B1D), self._heads(k_BTD), self._heads(v_BTD)
+
     def _heads(self, tokens_BTD: Tensor) -> Tensor:
         return tokens_BTD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+# Of the class as it was defined: a replaced one takes effect.
+_ATTEND = ClassAttention.attend
 
 
 def mix_heads(mixing: nn.Linear, maps_BANN: Tensor) -> Tensor:

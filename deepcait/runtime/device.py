@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 from deepcait.errors import ConfigError
+
+# Of what one copy from a GPU takes along: it is in the GPU's memory twice meanwhile.
+_STAGE_BYTES = 1 << 28
 
 
 def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
@@ -24,3 +30,34 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device: expected one that is here, got {wanted!r} ({reason}).", remedy="Use cpu.") from None
     return device
+
+
+def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors, contiguous and without gradients, in the CPU's memory; those on a CPU are not copied.
+
+    From a GPU they come through page-locked memory, as many at once as fit: the host waits once for all of them and not
+    for each.
+    """
+    found = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    for names in _groups({name: tensor for name, tensor in found.items() if tensor.is_cuda}):
+        group = [found[name] for name in names]
+        flat = torch.cat([tensor.flatten() for tensor in group]).to("cpu", non_blocking=True)
+        torch.cuda.current_stream(group[0].device).synchronize()
+        parts = flat.split([tensor.numel() for tensor in group])
+        found |= {n: part.clone().view(t.shape) for n, t, part in zip(names, group, parts, strict=True)}
+    return found
+
+
+def _groups(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """Names of tensors of one device and type, as many as a copy takes."""
+    groups: list[list[str]] = []
+    last: dict[tuple, tuple[list[str], int]] = {}
+    for name, tensor in tensors.items():
+        key = (tensor.device, tensor.dtype)
+        group, num_bytes = last.get(key, ([], _STAGE_BYTES))
+        if num_bytes + tensor.nbytes > _STAGE_BYTES:
+            groups.append(group := [])
+            num_bytes = 0
+        group.append(name)
+        last[key] = group, num_bytes + tensor.nbytes
+    return groups

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from deepcait.training.settings import Average
@@ -25,16 +25,21 @@ class WeightAverage(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, average: Average) -> None:
-        super().__init__(model, multi_avg_fn=self._update, use_buffers=True)
+        super().__init__(model, use_buffers=True)
         self.average = average
         self.module.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def _update(
-        self,
-        averaged: tuple[Tensor, ...] | list[Tensor],
-        current: tuple[Tensor, ...] | list[Tensor],
-        num_averaged: Tensor | int,
-    ) -> None:
-        # AveragedModel copies the first time, so this call is the one after `num_averaged` steps.
-        torch._foreach_lerp_(averaged, current, 1.0 - average_decay(int(num_averaged), self.average))
+    def update_parameters(self, model: nn.Module) -> None:
+        """Average the weights of a step in; the first ones are copied.
+
+        AveragedModel's own method copies the number of steps to a GPU and back, for which the host waits.
+        """
+        averaged, current = ([*net.parameters(), *net.buffers()] for net in (self.module, model))
+        num_averaged = int(self.n_averaged)  # a buffer on the CPU
+        if num_averaged:
+            torch._foreach_lerp_(averaged, current, 1.0 - average_decay(num_averaged, self.average))
+        else:
+            for own, value in zip(averaged, current, strict=True):
+                own.copy_(value)
+        self.n_averaged += 1

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from deepcait.errors import RunError
+from deepcait.runtime.device import to_host
 from deepcait.runtime.files import move_file
 from deepcait.training.average import WeightAverage
 from deepcait.training.optimizer import load_optimizer_tensors, optimizer_tensors
@@ -81,7 +82,7 @@ def save_checkpoint(
     aside = folder / ".unfinished"
     # One key only: the order of several is not fixed, and equal runs shall give equal files.
     header = {"format": FORMAT, "progress": dataclasses.asdict(progress), "settings": dict(settings or {})}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = to_host(tensors)
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from deepcait.data.order import Order
@@ -50,8 +51,11 @@ class Guard:
 
     def require_finite_weights(self, model: nn.Module, step: int) -> None:
         """Raise DivergedError before weights that an update has destroyed are measured, or saved over good ones."""
-        state = model.state_dict()
-        broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+        state = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+        # One number for all, since a GPU's host would wait for each.
+        if math.isfinite(nn.utils.get_total_norm(state.values(), torch.inf)):
+            return
+        broken = [name for name, value in state.items() if not value.isfinite().all()]
         if broken:
             problem = f"step {step}: expected finite weights after the update, got others in {broken[0]}"
             raise self._diverged(f"{problem}{f' and {len(broken) - 1} more' if len(broken) > 1 else ''}.")

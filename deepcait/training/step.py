@@ -82,7 +82,7 @@ class Stepper:
         for replica in self.replicas:
             images_BCHW, labels_B = next(batches)
             sums_3[:2] += self._replica(step, replica, images_BCHW, labels_B)
-        sums_3[2] = float(stop)
+        sums_3[2].fill_(float(stop))  # an assignment would copy the number, and wait for the copy
         sums_3 = self.processes.sum(sums_3)
         self.scaler.unscale_(self.optimizer)
         norm = grad_norm(self.parameters)

@@ -39,7 +39,7 @@ class Teacher:
         mean: Sequence[float],
         std: Sequence[float],
         img_size: tuple[int, int],
-        columns: list[int] | None,
+        columns: Tensor | None,
         origin: str,
     ) -> None:
         self.module = module.eval().requires_grad_(False)
@@ -55,17 +55,19 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> Tensor:
         """Return the teacher's logits (B, K) for the student's images, mixed or not."""
-        like = {"device": images_BCHW.device, "dtype": images_BCHW.dtype}
-        images_BCHW = images_BCHW * self.factor_C11.to(**like) + self.offset_C11.to(**like)
+        dtype = images_BCHW.dtype
+        images_BCHW = images_BCHW * self.factor_C11.to(dtype) + self.offset_C11.to(dtype)
         if tuple(images_BCHW.shape[-2:]) != self.img_size:
             images_BCHW = F.interpolate(images_BCHW, self.img_size, mode="bicubic", antialias=True)
         parameter = next(self.module.parameters(), images_BCHW)
         logits_BK = self.module(images_BCHW.to(parameter.dtype))
-        return logits_BK if self.columns is None else logits_BK[:, self.columns]
+        return logits_BK if self.columns is None else logits_BK.index_select(1, self.columns)
 
     def to(self, device: torch.device) -> Teacher:
-        """Move the teacher."""
+        """Move the teacher, and its constants with it: copying them in each step would make a GPU's host wait."""
         self.module.to(device)
+        self.factor_C11, self.offset_C11 = self.factor_C11.to(device), self.offset_C11.to(device)
+        self.columns = None if self.columns is None else self.columns.to(device)
         return self
 
 
@@ -219,7 +221,7 @@ def _size(settings: Distillation, cfg: dict, seen: Preprocessing) -> tuple[int, 
     return tuple(own[-2:]) if own and settings.img_size == "own" else seen.img_size
 
 
-def _columns(own: Sequence[str] | None, wanted: Sequence[str], spec: str) -> list[int] | None:
+def _columns(own: Sequence[str] | None, wanted: Sequence[str], spec: str) -> Tensor | None:
     # Classes that are bare integers are the teacher's own indices.
     bare = own is not None and list(wanted) == [str(index) for index in range(len(own))]
     if own is None or bare or list(own) == list(wanted):
@@ -231,7 +233,7 @@ def _columns(own: Sequence[str] | None, wanted: Sequence[str], spec: str) -> lis
             f"{' ...' if len(missing) > 5 else ''}.",
             remedy="Take a teacher trained on these classes.",
         )
-    return [list(own).index(name) for name in wanted]
+    return torch.tensor([list(own).index(name) for name in wanted])
 
 
 def _require_logits(teacher: Teacher, seen: Preprocessing, num_classes: int, whose: str, spec: str) -> None:

@@ -32,6 +32,7 @@ from deepcait.model.convnet import ConvConfig, ConvNet
 from deepcait.model.networks import config_of
 from deepcait.model.variants import CaiTConfig
 from deepcait.model.wrappers import unwrap
+from deepcait.runtime.device import to_host
 from deepcait.runtime.files import current, replace_folder
 from deepcait.weights.layouts import (
     StateDict,
@@ -200,7 +201,7 @@ def _write_model(
     classes: Sequence[str] | None,
     story: Mapping[str, Any],
 ) -> None:
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in canonical_keys(state_dict).items()}
+    tensors = to_host(canonical_keys(state_dict))
     weights_path = place / WEIGHTS_FILE
     try:
         save_file(tensors, weights_path, metadata={"format": "pt"})

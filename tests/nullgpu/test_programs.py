@@ -53,18 +53,31 @@ def test_it_is_evaluated_and_a_second_run_resumes(nullgpu, trained, tmp_path):
     assert f"step {state['step']} of 8" in resumed.stdout
 
 
-def test_a_folded_model_computes_on_the_device(nullgpu):
+def test_a_folded_model_launches_less_than_timm(nullgpu):
+    """At batch 64, two blocks of the patch stage: in fp32, and under autocast."""
     program = """
-import torch, deepcait
+import json, timm, torch, deepcait
+from tests.nullgpu.meter import Meter
 torch.backends.cudnn.enabled = False
-model = deepcait.create_model("cait_nano_32").cuda().eval()
-folded = deepcait.fold(model)
-with torch.inference_mode():
-    logits = folded(torch.zeros(4, 3, 32, 32, device="cuda"))
-    print(logits.device.type, tuple(logits.shape), model(torch.zeros(4, 3, 32, 32, device="cuda")).device.type)
+torch.backends.cuda.enable_cudnn_sdp(False)
+images_BCHW = torch.zeros(64, 3, 224, 224, device="cuda")
+models = {"timm": timm.create_model("cait_xxs24_224", depth=2).cuda().eval()}
+models["fold"] = deepcait.fold(deepcait.create_model("cait_xxs24_224", depth=2).cuda().eval())
+launches = {}
+for name, model in models.items():
+    for bf16 in (False, True):
+        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+            assert model(images_BCHW).device.type == "cuda"
+            with Meter() as meter:
+                model(images_BCHW)
+        launches[f"{name} {bf16}"] = meter.launches
+print(json.dumps(launches))
 """
     done = run(nullgpu, "-c", program)
-    assert (done.returncode, done.stdout.split()) == (0, ["cuda", "(4,", "10)", "cuda"]), done.stderr
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["fold False"] < found["timm False"], found
+    assert found["fold True"] < found["timm True"], found
 
 
 def test_without_the_library_there_is_no_gpu(nullgpu):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deepcait.errors import ConfigError
-from deepcait.runtime.device import choose_device
+from deepcait.runtime.device import _groups, choose_device, to_host
 from deepcait.runtime.processes import Processes, join_processes
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
@@ -45,3 +45,19 @@ def test_devices_that_compute_and_others():
     for wanted in ("meta", "no such device", "cuda:99"):
         with pytest.raises(ConfigError, match=f"expected one that is here, got '{wanted}'"):
             choose_device(wanted)
+
+
+def test_tensors_of_a_cpu_are_not_copied():
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.arange(6).view(2, 3).t()}
+    host = to_host(tensors)
+    assert list(host) == ["a", "b"]
+    assert host["a"].data_ptr() == tensors["a"].data_ptr()
+    assert host["b"].is_contiguous()
+    assert torch.equal(host["b"], tensors["b"])
+
+
+def test_what_one_copy_takes_is_of_one_type_and_limited(monkeypatch):
+    monkeypatch.setattr("deepcait.runtime.device._STAGE_BYTES", 16)
+    floats, ints = torch.zeros(2), torch.zeros(1, dtype=torch.int64)
+    given = {"a": floats, "b": ints, "c": floats, "d": torch.zeros(9), "e": ints, "f": floats}
+    assert _groups(given) == [["a", "c"], ["b", "e"], ["d"], ["f"]]
