@@ -41,7 +41,7 @@ ORDER = {
         "wrappers", "trace", "ablation_init",
         "ablation", "convnet", "networks",
     ],
-    "backends": ["exact", "reference", "heads", "products", "branches", "lean"],
+    "backends": ["exact", "reference", "operators", "heads", "products", "branches", "lean"],
     "runtime": ["messages", "signals", "environment", "device", "processes", "files"],
     "weights": [
         "published", "nests", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "reshape", "adapt",

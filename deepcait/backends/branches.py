@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from deepcait.backends.heads import autocast_disabled, read_heads, read_heads_backward, refuse_second_derivative
+from deepcait.backends.operators import operator
 from deepcait.backends.products import linear, linear_backward
 
 # How many parameters follow x in the arguments of each branch.
@@ -39,7 +40,7 @@ class _Norm(NamedTuple):
     rstd: Tensor
 
 
-@torch.library.custom_op("deepcait::mlp_branch", mutates_args=())
+@operator("deepcait::mlp_branch")
 def mlp_branch(
     x: Tensor, norm_w: Tensor, norm_b: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor,
     keep: Tensor | None, eps: float, dtype: torch.dtype, small: bool,
@@ -60,7 +61,7 @@ def mlp_branch(
         return _add(x, branch, gamma, keep), norm.mean, norm.rstd, _nothing(hidden) if small else hidden
 
 
-@torch.library.custom_op("deepcait::mlp_branch_backward", mutates_args=())
+@operator("deepcait::mlp_branch_backward")
 def mlp_branch_backward(
     grad: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
     gamma: Tensor, keep: Tensor | None, mean: Tensor, rstd: Tensor, hidden: Tensor, eps: float, dtype: torch.dtype,
@@ -80,7 +81,7 @@ def mlp_branch_backward(
         return [grad_x, *norm_grads, grad_w1.to(w1.dtype), grad_b1.to(b1.dtype), *last] if train else [grad_x]
 
 
-@torch.library.custom_op("deepcait::attention_branch", mutates_args=())
+@operator("deepcait::attention_branch")
 def attention_branch(
     x: Tensor, norm_w: Tensor, norm_b: Tensor, w_qkv: Tensor, b_qkv: Tensor, mix_l: Tensor, bias_l: Tensor,
     mix_w: Tensor, bias_w: Tensor, w_o: Tensor, b_o: Tensor, gamma: Tensor, keep: Tensor | None, eps: float,
@@ -106,7 +107,7 @@ def attention_branch(
         return out, norm.mean, norm.rstd, *kept
 
 
-@torch.library.custom_op("deepcait::attention_branch_backward", mutates_args=())
+@operator("deepcait::attention_branch_backward")
 def attention_branch_backward(
     grad: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, w_qkv: Tensor, b_qkv: Tensor, mix_l: Tensor,
     bias_l: Tensor, mix_w: Tensor, bias_w: Tensor, w_o: Tensor, b_o: Tensor, gamma: Tensor, keep: Tensor | None,
@@ -171,14 +172,14 @@ def _nothing(tensor: Tensor) -> Tensor:
     return tensor.new_empty(0)
 
 
-@mlp_branch.register_fake
+@torch.library.register_fake("deepcait::mlp_branch")
 def _(x, norm_w, norm_b, w1, b1, w2, b2, gamma, keep, eps, dtype, small):
     rows = x.shape[:-1]
     hidden = x.new_empty(0 if small else (*rows, len(b1)), dtype=dtype)
     return torch.empty_like(x), *_fake_statistics(x), hidden
 
 
-@attention_branch.register_fake
+@torch.library.register_fake("deepcait::attention_branch")
 def _(x, norm_w, norm_b, w_qkv, b_qkv, mix_l, bias_l, mix_w, bias_w, w_o, b_o, gamma, keep, eps, dtype, small):
     rows = x.shape[:-1]
     qkv = x.new_empty(0 if small else (*rows, len(b_qkv)), dtype=dtype)
@@ -186,13 +187,13 @@ def _(x, norm_w, norm_b, w_qkv, b_qkv, mix_l, bias_l, mix_w, bias_w, w_o, b_o, g
     return torch.empty_like(x), *_fake_statistics(x), qkv, read
 
 
-@mlp_branch_backward.register_fake
+@torch.library.register_fake("deepcait::mlp_branch_backward")
 def _(grad, x, *rest):
     parameters, train = rest[:_MLP_PARAMETERS], rest[-1]
     return [torch.empty_like(x), *(torch.empty_like(p) for p in parameters)] if train else [torch.empty_like(x)]
 
 
-@attention_branch_backward.register_fake
+@torch.library.register_fake("deepcait::attention_branch_backward")
 def _(grad, x, *rest):
     parameters, train = rest[:_ATTENTION_PARAMETERS], rest[-1]
     return [torch.empty_like(x), *(torch.empty_like(p) for p in parameters)] if train else [torch.empty_like(x)]
@@ -221,10 +222,14 @@ def _backward_of(operator, num_parameters: int):
     return backward
 
 
-mlp_branch.register_autograd(_backward_of(mlp_branch_backward, _MLP_PARAMETERS), setup_context=_save)
-attention_branch.register_autograd(_backward_of(attention_branch_backward, _ATTENTION_PARAMETERS), setup_context=_save)
-mlp_branch_backward.register_autograd(refuse_second_derivative)
-attention_branch_backward.register_autograd(refuse_second_derivative)
+torch.library.register_autograd(
+    "deepcait::mlp_branch", _backward_of(mlp_branch_backward, _MLP_PARAMETERS), setup_context=_save
+)
+torch.library.register_autograd(
+    "deepcait::attention_branch", _backward_of(attention_branch_backward, _ATTENTION_PARAMETERS), setup_context=_save
+)
+torch.library.register_autograd("deepcait::mlp_branch_backward", refuse_second_derivative)
+torch.library.register_autograd("deepcait::attention_branch_backward", refuse_second_derivative)
 
 
 @register_flop_formula(torch.ops.deepcait.mlp_branch)

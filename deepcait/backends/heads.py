@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from deepcait.backends.operators import operator
 from deepcait.errors import ConfigError
 
 # Measured: maps of this size stay in the second-level cache of a core with room for their neighbours.
@@ -74,14 +75,14 @@ def read_heads_backward(
     return grad_BN3AE.flatten(2), grad_l.to(mix_l_AA.dtype), grad_w.to(mix_w_AA.dtype), grad_bias.to(bias_w_A.dtype)
 
 
-@torch.library.custom_op("deepcait::talking_heads", mutates_args=())
+@operator("deepcait::talking_heads")
 def talking_heads(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) -> Tensor:
     """`read_heads` as an operator of PyTorch."""
     with autocast_disabled(qkv_BND3):
         return read_heads(qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A)
 
 
-@torch.library.custom_op("deepcait::talking_heads_backward", mutates_args=())
+@operator("deepcait::talking_heads_backward")
 def talking_heads_backward(
     grad_BND: Tensor, qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -95,12 +96,12 @@ def autocast_disabled(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-@talking_heads.register_fake
+@torch.library.register_fake("deepcait::talking_heads")
 def _(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) -> Tensor:
     return qkv_BND3.new_empty(*qkv_BND3.shape[:-1], qkv_BND3.shape[-1] // 3)
 
 
-@talking_heads_backward.register_fake
+@torch.library.register_fake("deepcait::talking_heads_backward")
 def _(grad_BND: Tensor, qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor):
     return tuple(torch.empty_like(tensor) for tensor in (qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A))
 
@@ -139,8 +140,8 @@ def refuse_second_derivative(_ctx, *_grads: Tensor) -> NoReturn:
     )
 
 
-talking_heads.register_autograd(_backward, setup_context=_save)
-talking_heads_backward.register_autograd(refuse_second_derivative)
+torch.library.register_autograd("deepcait::talking_heads", _backward, setup_context=_save)
+torch.library.register_autograd("deepcait::talking_heads_backward", refuse_second_derivative)
 
 
 def _split(qkv_BND3: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:

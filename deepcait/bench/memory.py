@@ -38,6 +38,11 @@ class LiveBytes(TorchDispatchMode):
                 self._add(leaf.untyped_storage())
         return out
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled here, and PyTorch's guard would import torch._dynamo, which takes seconds.
+        return False
+
     @staticmethod
     def _counts(leaf: object) -> bool:
         return isinstance(leaf, Tensor) and leaf.layout == torch.strided and leaf.device.type != "meta"

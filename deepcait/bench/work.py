@@ -36,8 +36,7 @@ class Work(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operators = self.moved_bytes = self.flops = 0
-        # PyTorch has no public way from an operator to the function that it was made of.
-        self._inside = {whole._opoverload: whole._init_fn for whole in _WHOLE}
+        self._inside = {whole: whole.__wrapped__ for whole in _WHOLE}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator and count it."""

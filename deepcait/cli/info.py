@@ -30,31 +30,36 @@ class Args:
     spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
     """The model: a name, hf-hub:owner/name (if it is in the cache), a folder, a run or a weights file."""
     img_size: str = ""
-    """Sides of square images in pixels, with commas, for which activations are counted (default: the model's own)."""
-    batch: str = "1,8,64"
-    """Images a call for which activations are counted, with commas."""
+    """Count activations for square images of these sides in pixels, with commas; --batch alone takes the model's."""
+    batch: str = ""
+    """Count activations for these numbers of images a call, with commas; --img-size alone takes 1,8,64."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
 
 def run(args: Args) -> int | None:
     """Print what is known about the model."""
-    from deepcait.bench.activations import count_activations
     from deepcait.model.networks import config_of
     from deepcait.weights import describe
 
     console = Console(json=args.json)
-    batches = whole_numbers(args.batch, "--batch")
+    batches = whole_numbers(args.batch or "1,8,64", "--batch")
+    sizes = [(side, side) for side in whole_numbers(args.img_size, "--img-size")] if args.img_size else []
     facts = describe(args.spec)
     config = config_of(facts["config"])
-    sizes = [(side, side) for side in whole_numbers(args.img_size, "--img-size")] if args.img_size else []
     facts["backend"] = _backend(config)
-    facts["activations"] = count_activations(config, sizes or [config.img_size], batches)
+    if args.batch or args.img_size:
+        from deepcait.bench.activations import count_activations  # runs the model, which takes seconds
+
+        facts["activations"] = count_activations(config, sizes or [config.img_size], batches)
     if args.json:
         console.result(facts)
         return
     for label, text in _lines(facts):
         console.say(f"{label.ljust(14)}{text}")
+    if "activations" not in facts:
+        console.say("activations   counted with --batch 1,8,64")
+        return
     console.say("")
     console.say("MiB of activations in float32, weights excluded: alive at once, or kept for the backward pass")
     console.table(["image", "batch", "inference", "training", "memory=small", "checkpointing"], _activations(facts))

@@ -311,7 +311,7 @@ class Waits(TorchDispatchMode):
         self.found: list[str] = []
         ours = (branches.attention_branch, branches.mlp_branch)
         ours += (branches.attention_branch_backward, branches.mlp_branch_backward)
-        self._inside = {operator._opoverload: operator._init_fn for operator in ours}
+        self._inside = {operator: operator.__wrapped__ for operator in ours}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func in self._inside:
