@@ -74,4 +74,4 @@ def some(names: Sequence[str], most: int = 5) -> str:
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
-    """A run stopped on request after saving itself; the command exits with 75 and `--resume` goes on."""
+    """A run stopped on request after saving itself; the command exits with 75 and `--resume` continues."""

@@ -1,7 +1,7 @@
-"""Ways to compute the patch blocks of a CaiT: each computes the same function, or leaves the block to the reference.
+"""Backends that compute the patch blocks of a CaiT: exactly the same function, or the block is left alone.
 
-`CaiT.set_backend` is the only entry. A backend is asked once per block and forward pass, and returns what computes it:
-a function of its own for a block that it takes, else the block itself.
+`CaiT.set_backend` is the only entry point. A backend is called once per block and forward pass. It returns a function
+of its own for a block that it supports, else the block itself.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ def build_backend(name: str, *, small_memory: bool = False) -> Backend:
     """Return a backend by name; see `CaiT.set_backend`.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: the name is unknown.
     """
     if name not in BACKENDS:
         raise ConfigError(
             f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}.",
-            remedy="auto takes the fastest one of the device.",
+            remedy="auto chooses the fastest one for the device.",
         )
     kind = Backend if name == "reference" else Lean
     return kind(name, small_memory=small_memory)

@@ -1,15 +1,15 @@
-"""The residual branches of a patch block as two operators that keep little for the backward pass.
+"""The residual branches of a patch block as two operators that save few activations for the backward pass.
 
     attention:  x + keep gamma_1 (W_o heads(W_qkv norm(x) + b_qkv) + b_o)
     MLP:        x + keep gamma_2 (W_2 gelu(W_1 norm(x) + b_1) + b_2)
 
-Kept for the backward pass: x, the norm's statistics, and what a linear layer made (queries, keys, values and what
-the heads read; the hidden layer before its GELU). Computed again: normalised tokens, GELU, attention maps. With
-`small`, x and the statistics alone are kept. LayerScale keeps nothing: its gradient follows from the weight's,
+Saved for the backward pass: x, the norm's statistics, and the outputs of linear layers (queries, keys, values, the
+attention output; the hidden layer before its GELU). Recomputed: normalised tokens, GELU, attention maps. With `small`,
+only x and the statistics are saved. LayerScale saves nothing: its gradient follows from the weight's,
 
     d gamma = sum over inputs of W * (g' a) + b * sum of g,    d W = gamma (g' a)
 
-where g is the gradient of the block's output and a what the last linear layer reads. `model/block.py` has the
+where g is the gradient of the block's output and a the input of the last linear layer. `model/block.py` has the
 equations; parity tests compare the two.
 """
 
@@ -28,12 +28,12 @@ from deepcait.backends.products import linear, linear_backward
 
 # How many parameters follow x in the arguments of each branch.
 _MLP_PARAMETERS, _ATTENTION_PARAMETERS = 7, 11
-# Where the formulas of the backward operators find what was kept, after the last argument that they name.
+# Positions of the saved tensors in the backward operators' arguments, for their FLOP formulas.
 _MLP_REST, _ATTENTION_REST = 7, 9
 
 
 class _Norm(NamedTuple):
-    """Normalised tokens in the dtype of the products, and the statistics that give them again."""
+    """Normalised tokens in the dtype of the products, and the norm's statistics."""
 
     tokens: Tensor
     mean: Tensor
@@ -45,14 +45,14 @@ def mlp_branch(
     x: Tensor, norm_w: Tensor, norm_b: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor,
     keep: Tensor | None, eps: float, dtype: torch.dtype, small: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return x plus the MLP's branch, (B, N, D), then what the backward pass wants: mean, rstd, hidden.
+    """Return x plus the MLP's branch, (B, N, D), then the saved tensors: mean, rstd, hidden.
 
     Args:
         x: (B, N, D), the residual stream; the parameters follow in the order of the equation.
         keep: (B, 1, 1), factor of each image's branch (stochastic depth); None is 1.
         eps: of the norm.
         dtype: of the products.
-        small: keep no hidden layer.
+        small: do not save the hidden layer.
     """
     with autocast_disabled(x):
         norm = _normalise(x, norm_w, norm_b, eps, dtype)
@@ -87,16 +87,16 @@ def attention_branch(
     mix_w: Tensor, bias_w: Tensor, w_o: Tensor, b_o: Tensor, gamma: Tensor, keep: Tensor | None, eps: float,
     dtype: torch.dtype, small: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return x plus the attention's branch, (B, N, D), then what the backward pass wants: mean, rstd, qkv, read.
+    """Return x plus the attention's branch, (B, N, D), then the saved tensors: mean, rstd, qkv, read.
 
     Args:
         x: (B, N, D), the residual stream; the parameters follow in the order of the equation.
-        mix_l, bias_l, mix_w, bias_w: of the head mixings; see `read_heads`. The softmax cancels `bias_l`: it is here
-            so that it gets a gradient, of zeros.
+        mix_l, bias_l, mix_w, bias_w: of the head mixings; see `read_heads`. The softmax cancels `bias_l`: it is an
+            argument so that it gets a gradient, of zeros.
         keep: (B, 1, 1), factor of each image's branch (stochastic depth); None is 1.
         eps: of the norm.
         dtype: of the products.
-        small: keep neither qkv nor read.
+        small: save neither qkv nor read.
     """
     with autocast_disabled(x):
         norm = _normalise(x, norm_w, norm_b, eps, dtype)
@@ -131,7 +131,7 @@ def attention_branch_backward(
 
 
 def _normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> _Norm:
-    # In the backward pass once more, statistics and all: one pass, while arithmetic on kept ones would be three.
+    # Recomputed with its statistics: one pass over memory, where the saved statistics would need three.
     tokens, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
     return _Norm(tokens.to(dtype), mean, rstd)
 
@@ -155,9 +155,9 @@ def _add(x: Tensor, branch: Tensor, gamma: Tensor, keep: Tensor | None) -> Tenso
 def _last_layer_backward(
     grad_branch: Tensor, read: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, train: bool
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Gradient for what the last linear layer reads, then for its weight, its bias and gamma.
+    """Gradients for the input of the last linear layer, then for its weight, its bias and gamma.
 
-    `grad_branch` comes from before LayerScale: gamma is laid into the weight, a matrix, rather than into the tokens.
+    `grad_branch` comes from before LayerScale: gamma multiplies the weight, a matrix, rather than the tokens.
     """
     scaled = (gamma[:, None] * weight).to(read.dtype)
     grad_read, outer, sums = linear_backward(grad_branch, read, scaled, wants_weight=train)
@@ -243,7 +243,7 @@ def _(x_shape: list[int], norm_w: object, norm_b: object, w1_shape: list[int], *
 def _(
     grad: object, x_shape: list[int], norm_w: object, norm_b: object, w1_shape: list[int], *rest, **__: object
 ) -> int:
-    """Each product for what comes in and, in training, for the weight; the first once more where it was not kept."""
+    """Each product for its input and, in training, for its weight; the first once more if it was not saved."""
     (B, N, D), hidden = x_shape, w1_shape[0]
     again, train = 0 in rest[_MLP_REST], rest[_MLP_REST + 3]
     return 2 * B * N * D * hidden * (2 + 2 * train + again)
@@ -251,7 +251,7 @@ def _(
 
 @register_flop_formula(torch.ops.deepcait.attention_branch)
 def _(x_shape: list[int], nw: object, nb: object, qkv: object, bq: object, mix: list[int], *_, **__) -> int:
-    """Four products of the width, two with the heads' width, two mixings: what the plain path is counted as."""
+    """Four products of the width, two with the heads' width, two mixings, counted like the reference."""
     (B, N, D), A = x_shape, mix[0]
     return 2 * B * N * (4 * D * D + N * (2 * D + 2 * A * A))
 
@@ -260,7 +260,7 @@ def _(x_shape: list[int], nw: object, nb: object, qkv: object, bq: object, mix: 
 def _(
     grad: object, x_shape: list[int], nw: object, nb: object, qkv: object, bq: object, mix: list[int], *rest, **__
 ) -> int:
-    """The maps once more (one product, two mixings), then every product and mixing twice; less and more as above."""
+    """The maps once more (one product, two mixings), then every product and mixing twice; more or fewer as above."""
     (B, N, D), A = x_shape, mix[0]
     again, train = 0 in rest[_ATTENTION_REST], rest[_ATTENTION_REST + 4]
     linear = 4 * D * D * (1 + train) + 3 * D * D * again

@@ -1,7 +1,7 @@
-"""When may a part of the model be computed another way? If it is exactly what the equations name, and nothing more.
+"""Check that a part of the model is unmodified, so that a backend may compute it in another way.
 
-Whatever a user attaches to a module (a hook, an adapter, a parametrization, another forward or class) takes effect
-when the module is called. Code that reads its weights instead has to rule all of this out first.
+Whatever a user attaches to a module (a hook, an adapter, a parametrization, another forward or class) takes effect when
+the module is called. Code that reads its weights instead must exclude all of this first.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _PLAIN_TENSORS = (nn.Parameter, Tensor, FakeTensor)
 
 
 class Changed(Exception):  # noqa: N818 - the answer to a question, not a fault
-    """A module that does not compute what its class computes from its weights.
+    """Raised for a module that does not compute what its class computes from its weights.
 
-    Args: path of the module, empty for the root of what was checked; what, such as "has hooks". It has no __init__,
+    Args: path of the module, empty for the checked root; the change, such as "has hooks". It has no __init__,
     which torch.compile could not trace.
     """
 
     @property
     def path(self) -> str:
-        """Of the module."""
+        """The module's path."""
         return self.args[0]
 
     @property
     def what(self) -> str:
-        """What is the matter with it."""
+        """What was changed."""
         return self.args[1]
 
     def __str__(self) -> str:
@@ -44,19 +44,19 @@ class Changed(Exception):  # noqa: N818 - the answer to a question, not a fault
 
 
 class Part(NamedTuple):
-    """One module inside another, as it has to be."""
+    """The expected form of a module inside another."""
 
     path: str
     owner: str
     """Path of the part that contains it."""
     name: str
-    """Its name there."""
+    """Its name in that part."""
     kind: type[nn.Module]
-    """Its class, no subclass."""
+    """Its class; subclasses are not accepted."""
     forward: Callable
-    """Of the class, when it was imported."""
+    """The class's forward at import time."""
     parameters: tuple[str, ...]
-    """Names of the parameters that it needs, all of them plain tensors."""
+    """Names of its parameters, which must be plain tensors."""
 
 
 def list_parts(kinds: Mapping[str, tuple[type[nn.Module], str]]) -> tuple[Part, ...]:
@@ -75,11 +75,11 @@ def read_parts(root: nn.Module, parts: Iterable[Part], dtype: torch.dtype) -> tu
 
     Args:
         root: the module to which the first part belongs.
-        parts: what the tree has to consist of; other modules beside them do not matter.
-        dtype: that every parameter has to have.
+        parts: the expected parts; additional modules are ignored.
+        dtype: the expected dtype of every parameter.
 
     Raises:
-        Changed: a part is something else.
+        Changed: a part is modified.
     """
     modules: dict[str, Any] = {}
     tensors: list[Tensor] = []
@@ -101,7 +101,7 @@ def read_parts(root: nn.Module, parts: Iterable[Part], dtype: torch.dtype) -> tu
     return modules, tensors
 
 
-# The paper's patch block; but for LayerScale's, the parameters are those of the two branches in their order.
+# The paper's patch block; apart from LayerScale, the parameters are in the order of the two branches' arguments.
 PATCH_BLOCK = list_parts(
     {
         "": (LayerScaleBlock, "gamma_1 gamma_2"),
@@ -136,7 +136,7 @@ def require_exact_gelu(act: Any) -> None:
 
 
 def find_change(module: nn.Module | None, kind: type[nn.Module], forward: Callable) -> str:
-    """Return why calling a module is not what the forward of its class computes; empty if it is."""
+    """Return why a call of the module differs from its class's forward; empty if it does not."""
     if type(module) is not kind:
         return f"is {type(module).__name__} instead of {kind.__name__}"
     state: dict[str, Any] = module.__dict__
@@ -149,29 +149,29 @@ def find_change(module: nn.Module | None, kind: type[nn.Module], forward: Callab
         return "has hooks"
     if "forward" in state or kind.forward is not forward:
         return "has another forward"
-    return "is compiled by itself" if "_compiled_call_impl" in state else ""
+    return "is compiled separately" if "_compiled_call_impl" in state else ""
 
 
 def modes_in_the_way(tokens: Tensor) -> str:
-    """Return what keeps operators of ours from computing with these tokens now; empty if nothing does."""
+    """Return why deepcait's operators can't be used with these tokens now; empty if they can."""
     if type(tokens) not in _PLAIN_TENSORS:  # torch.fx passes a stand-in
         return f"the tokens are a {type(tokens).__name__}"
     if standard_operators_only():
-        return "a program is exported or traced, or a transform of torch.func or forward-mode derivative is active"
+        return "a model is exported or traced, or a transform of torch.func or forward-mode derivative is active"
     return "a hook for all modules is registered" if torch_module._has_any_global_hook() else ""
 
 
 def standard_operators_only() -> bool:
-    """Return whether no operator of ours may run now.
+    """Return whether deepcait's operators must not be used now.
 
-    A traced or exported program should hold operators that every engine has. A forward-mode derivative would pass
-    our operators as if they were constants, silently, and `torch.func.vmap` does not take them.
+    An exported or traced model should contain operators that every engine has. A forward-mode derivative would silently
+    treat deepcait's operators as constants, and `torch.func.vmap` does not support them.
     """
     if torch.compiler.is_exporting():
         return True
-    if torch.compiler.is_compiling():  # which cannot trace the questions below
+    if torch.compiler.is_compiling():  # which can't trace the checks below
         return False
-    # PyTorch has no public way to ask for the last two.
+    # PyTorch has no public API for the last two.
     return (
         torch.jit.is_tracing()
         or forward_ad._current_level >= 0

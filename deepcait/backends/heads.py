@@ -1,7 +1,7 @@
-"""Talking-heads attention a block at a time: the same function, with no N x N map kept and none copied.
+"""Talking-heads attention computed block by block, without saving or copying N x N maps.
 
 A block is a few images, or a few rows of one image, of all heads: small enough to stay in the processor's cache
-through both mixings and the softmax. The backward pass computes each block again instead of keeping its maps. The
+through both mixings and the softmax. The backward pass recomputes each block instead of saving its maps. The
 heads are mixed by one small matrix product on the (A, rows * N) view, and the bias of the second mixing becomes a
 sum over the values. `model/attention.py` has the equations; parity tests compare the two.
 """
@@ -18,17 +18,17 @@ from torch.utils.flop_counter import register_flop_formula
 from deepcait.backends.operators import operator
 from deepcait.errors import ConfigError
 
-# Measured: maps of this size stay in the second-level cache of a core with room for their neighbours.
+# Measured: maps of this size fit a core's second-level cache, together with the tensors used at the same time.
 BLOCK_BYTES = 1 << 20
 
 
 def read_heads(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) -> Tensor:
-    """Return what every patch reads, heads side by side, (B, N, D).
+    """Return the attention output of every patch, heads concatenated, (B, N, D).
 
     Products with queries, keys and values are in their dtype; both mixings and the softmax in at least float32.
 
     Args:
-        qkv_BND3: (B, N, 3 D), queries, keys and values of all heads, as the layer `qkv` gives them.
+        qkv_BND3: (B, N, 3 D), queries, keys and values of all heads, as returned by the layer `qkv`.
         mix_l_AA: weight of the mixing before the softmax; its bias has no effect.
         mix_w_AA: weight of the mixing after it.
         bias_w_A: bias of the mixing after it.
@@ -47,12 +47,12 @@ def read_heads(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: T
 def read_heads_backward(
     grad_BND: Tensor, qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of `read_heads` for its four arguments, each block's maps computed anew."""
+    """Return the gradients of `read_heads` for its four arguments, with each block's maps recomputed."""
     q, k, v = _split(qkv_BND3, len(bias_w_A))
     wide = _wide(q)
     mix_l, mix_w = mix_l_AA.to(wide), mix_w_AA.to(wide)
     grad_BANE = grad_BND.to(q.dtype).unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
-    # Laid out as the layer `qkv` wants it back; the three are views of it.
+    # In the layout of the layer `qkv`'s output; the three are views of it.
     grad_BN3AE = qkv_BND3.new_zeros(qkv_BND3.shape).unflatten(-1, (3, q.shape[1], -1))
     grad_q, grad_k, grad_v = grad_BN3AE.permute(2, 0, 3, 1, 4).unbind(0)
     scale = q.shape[-1] ** -0.5
@@ -92,7 +92,7 @@ def talking_heads_backward(
 
 
 def autocast_disabled(tensor: Tensor) -> torch.autocast:
-    """Autocast off: inside an operator, types are what the lines say."""
+    """Autocast off: inside an operator, types are explicit."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 
@@ -108,14 +108,14 @@ def _(grad_BND: Tensor, qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bi
 
 @register_flop_formula(torch.ops.deepcait.talking_heads)
 def _(qkv_shape: list[int], mix_shape: list[int], *_: object, **__: object) -> int:
-    """Two products with the heads' width and two mixings: what the plain path is counted as."""
+    """Two products with the heads' width and two mixings: counted like the reference."""
     (B, N, width), A = qkv_shape, mix_shape[0]
     return 2 * B * N * N * (2 * width // 3 + 2 * A * A)
 
 
 @register_flop_formula(torch.ops.deepcait.talking_heads_backward)
 def _(_grad_shape: list[int], qkv_shape: list[int], mix_shape: list[int], *_: object, **__: object) -> int:
-    """The maps once more (one product, two mixings), then four products and four mixings."""
+    """The maps again (one product, two mixings), then four products and four mixings."""
     (B, N, width), A = qkv_shape, mix_shape[0]
     return 2 * B * N * N * (5 * width // 3 + 6 * A * A)
 
@@ -129,13 +129,13 @@ def _backward(ctx, grad_BND: Tensor) -> tuple[Tensor, ...]:
 
 
 def refuse_second_derivative(_ctx, *_grads: Tensor) -> NoReturn:
-    """The backward pass of a backward operator of ours.
+    """The derivative of a backward operator, which is not implemented.
 
     Raises:
         ConfigError: always.
     """
     raise ConfigError(
-        "expected first derivatives, the only ones that the lean backend has, got a request for second ones.",
+        "The lean backend has first derivatives only; second derivatives were requested.",
         remedy="Call model.set_backend('reference') before the forward pass.",
     )
 
@@ -151,12 +151,12 @@ def _split(qkv_BND3: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _blocks(q_BANE: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Slices of images and of rows whose maps fit the cache; on an accelerator one block is all there is."""
+    """Slices of images and of rows whose maps fit the cache; on an accelerator there is one block."""
     B, A, N, _ = q_BANE.shape
     row_bytes = A * N * _wide(q_BANE).itemsize
     room = max(1, BLOCK_BYTES // row_bytes) if q_BANE.device.type == "cpu" else B * N
     num_images, num_rows = max(1, room // N), min(N, room)
-    # Blocks of equal size: a last one of few rows would cost as much in calls as a full one.
+    # Blocks of equal size: a small last block would have the same overhead as a full one.
     num_rows = -(-N // -(-N // num_rows))
     for image in range(0, B, num_images):
         for row in range(0, N, num_rows):
@@ -170,7 +170,7 @@ def _weights(q_bARE: Tensor, k_bANE: Tensor, mix_l: Tensor) -> tuple[Tensor, Ten
 
 
 def _mix(mix_AA: Tensor, maps_bARN: Tensor) -> Tensor:
-    # bmm, not matmul: a matrix times a batch would be folded by copying the maps.
+    # bmm, not matmul: matmul of a matrix and a batch would copy the maps.
     return torch.bmm(mix_AA.expand(len(maps_bARN), -1, -1), maps_bARN.flatten(2)).view_as(maps_bARN)
 
 

@@ -1,4 +1,4 @@
-"""The lean backend: each residual branch is one operator that keeps little for the backward pass; see `branches.py`."""
+"""The lean backend: each residual branch is one operator that saves few activations; see `branches.py`."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from deepcait.model.block import draw_keep
 
 logger = logging.getLogger("deepcait.backends")
 
-# "auto" is lean on these; the meta device counts what a CPU would do.
+# "auto" is lean on these; the meta device counts like a CPU.
 _AUTO_DEVICES = ("cpu", "meta")
 
-# In a block with other choices than the paper's, only what is between the linear layers of the attention.
+# In a block with other options than the paper's, only the attention between its linear layers.
 _ABLATED_BLOCK = list_parts(
     {
         "": (AblatedBlock, ""),
@@ -45,14 +45,14 @@ _ABLATED_BLOCK = list_parts(
 
 
 class Lean(Backend):
-    """Two operators per block. Named "auto", only on devices where they are faster than the reference."""
+    """Two operators per block. As "auto", only on devices where they are faster than the reference."""
 
     def __init__(self, name: str, *, small_memory: bool) -> None:
         super().__init__(name, small_memory=small_memory)
         self._reported: set[tuple[int, str]] = set()
 
     def function_for(self, block: nn.Module, tokens: Tensor, blocks: Sequence[nn.Module]) -> BlockFunction:
-        """Return a function for a block that is exactly one of the equations; else the block, after logging why."""
+        """Return a function for an unmodified block; else the block itself, after logging why."""
         mode = modes_in_the_way(tokens)
         if mode:
             if not torch.compiler.is_compiling():
@@ -68,7 +68,7 @@ class Lean(Backend):
             return block
 
     def describe(self, blocks: Sequence[nn.Module], device: torch.device) -> str:
-        """Return one line: what computes these blocks on a device, and why not all of them are lean."""
+        """Return one line: the backend of these blocks on a device, and which are left to the reference and why."""
         auto = " (auto)" if self.name == "auto" else ""
         if auto and device.type not in _AUTO_DEVICES:
             return "reference (auto)"
@@ -76,7 +76,7 @@ class Lean(Backend):
         return f"lean{auto}; the reference for {_text(changes)}" if changes else f"lean{auto}"
 
     def _take(self, block: nn.Module, dtype: torch.dtype) -> BlockFunction:
-        """Return the function of a block. Raises `Changed` if a part of it is not what it should be."""
+        """Return the function of a block. Raises `Changed` if a part of it is modified."""
         if type(block) is AblatedBlock:
             modules, weights = read_parts(block, _ABLATED_BLOCK, dtype)
             _require_usual_heads(modules["attn"], weights[0], weights[-1])
@@ -89,7 +89,7 @@ class Lean(Backend):
         return functools.partial(_lean_block, block, attention, mlp, eps, self.small_memory)
 
     def _changes(self, blocks: Sequence[nn.Module], dtype: torch.dtype) -> dict[str, Sequence[int]]:
-        """Return why blocks are left to the reference, and which."""
+        """Return which blocks are left to the reference, by reason."""
         found: dict[str, list[int]] = {}
         for index, block in enumerate(blocks):
             try:
@@ -107,7 +107,7 @@ class Lean(Backend):
         *,
         level: int,
     ) -> None:
-        """Log one line about all blocks, unless one said this about the block before."""
+        """Log one line about all blocks, unless the same was logged for the block before."""
         if (id(block), why) in self._reported:
             return
         self._reported |= {(id(blocks[index]), reason) for reason, which in changes.items() for index in which}
@@ -123,11 +123,11 @@ def _text(changes: Mapping[str, Sequence[int]]) -> str:
 
 
 def _require_usual_heads(attn: Any, weight_qkv: Tensor, bias_w: Tensor) -> None:
-    """Raise `Changed` if the equations are not the class's, or scale and heads not those of the weights."""
+    """Raise `Changed` if the equations were replaced, or scale and heads do not match the weights."""
     require_own_attend(attn)
     num_heads = bias_w.shape[0]
     if attn.num_heads != num_heads or attn.scale != (weight_qkv.shape[0] // (3 * num_heads)) ** -0.5:
-        raise Changed("attn", f"has num_heads={attn.num_heads} and scale={attn.scale:g}, not what its weights say")
+        raise Changed("attn", f"has num_heads={attn.num_heads} and scale={attn.scale:g}, unlike its weights")
 
 
 def _lean_block(
@@ -151,15 +151,15 @@ def _lean_block(
 def _lean_attention(
     block: AblatedBlock, mix_l: Tensor, bias_l: Tensor, mix_w: Tensor, bias_w: Tensor, tokens_BND: Tensor
 ) -> Tensor:
-    """Return tokens after a block whose attention maps are computed again in the backward pass, all else by calls."""
+    """Return tokens after a block of which only the attention maps are recomputed in the backward pass."""
     attn: Any = block.attn
     read_BND = talking_heads(attn.qkv(block.norm1(tokens_BND)), mix_l, mix_w, bias_w)
-    # The softmax cancels this bias; it takes part so that its gradient is zero and not missing.
+    # The softmax cancels this bias; it is used so that its gradient is zero, not missing.
     return block.add_branches(tokens_BND, attn.proj(read_BND + 0.0 * bias_l.sum()))
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
-    """The type of the products: autocast's if it is on (it leaves float64 alone), else the tensor's own."""
+    """The dtype of the products: autocast's if it is on (not for float64), else the tensor's."""
     device = x.device.type
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if on and x.dtype != torch.float64 else x.dtype

@@ -1,8 +1,8 @@
-"""The products of a linear layer, forward and backward, by the library that computes them fastest here.
+"""The products of a linear layer, forward and backward, by the fastest library on this processor.
 
 On a CPU in float32, `torch.nn.functional.linear` calls the BLAS that PyTorch was built with, and a 1 x 1 convolution
 calls oneDNN: the same sums. Where that BLAS does not use the widest vectors of the processor, oneDNN is more than
-twice as fast (figures: docs/dev/log.md); elsewhere the two are alike. Other types and devices take the usual way.
+twice as fast (results: docs/dev/log.md); elsewhere they are equally fast. Other types and devices are not affected.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# PyTorch hands convolutions of fewer images to another library when it has one thread only.
+# With one thread, PyTorch uses another library for convolutions of fewer images.
 _LEAST_IMAGES, _MOST_IMAGES = 16, 64
 
 
@@ -20,24 +20,24 @@ def linear(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
     count = _images(rows)
     if not count:
         return F.linear(rows, weight_OI, bias_O)
-    out = F.conv2d(_picture(rows, count), weight_OI[:, :, None, None], bias_O)
+    out = F.conv2d(_as_nhwc(rows, count), weight_OI[:, :, None, None], bias_O)
     return out.permute(0, 2, 3, 1).reshape(*rows.shape[:-1], len(weight_OI))
 
 
 def linear_backward(
     grad: Tensor, rows: Tensor, weight_OI: Tensor, *, wants_weight: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of `linear` for rows, weight and bias; empty ones for the last two where not wanted.
+    """Return the gradients of `linear` for rows, weight and bias; empty tensors for the last two if not needed.
 
     Args:
-        grad: (..., O), contiguous. weight_OI: the weight that `linear` took.
-        rows: (..., I), contiguous; may be empty where the weight's gradient is not wanted.
+        grad: (..., O), contiguous. weight_OI: the weight passed to `linear`.
+        rows: (..., I), contiguous; may be empty if the weight's gradient is not needed.
     """
     if not wants_weight and not rows.numel():
-        rows = grad.new_empty(*grad.shape[:-1], weight_OI.shape[1])  # for its shape, never read
+        rows = grad.new_empty(*grad.shape[:-1], weight_OI.shape[1])  # used for its shape only
     count = _images(rows)
     if count:
-        given = (_picture(grad, count), _picture(rows, count), weight_OI[:, :, None, None])
+        given = (_as_nhwc(grad, count), _as_nhwc(rows, count), weight_OI[:, :, None, None])
         wants = [True, wants_weight, wants_weight]
         grad_rows, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
             *given, [len(weight_OI)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, wants
@@ -56,7 +56,7 @@ def _nothing(grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _images(rows: Tensor) -> int:
-    """Into how many equal images the rows are cut for a convolution; 0: the usual way."""
+    """Into how many equal images the rows are split for a convolution; 0: use a linear layer."""
     if rows.dtype != torch.float32 or rows.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return 0
     num_rows = rows.numel() // rows.shape[-1]
@@ -64,6 +64,6 @@ def _images(rows: Tensor) -> int:
     return next((count for count in counts if num_rows % count == 0), 0)
 
 
-def _picture(rows: Tensor, count: int) -> Tensor:
+def _as_nhwc(rows: Tensor, count: int) -> Tensor:
     """Rows as the pixels of `count` images, channels last; no copy."""
     return rows.view(count, -1, 1, rows.shape[-1]).permute(0, 3, 1, 2)

@@ -1,1 +1,1 @@
-"""Ours against peers: what models cost, counted the same way for all."""
+"""Benchmarks against timm: time, memory and operations, measured and counted the same way for both."""

@@ -1,4 +1,4 @@
-"""What a model's activations take in inference and in training, by batch and resolution; counted."""
+"""Count the activation memory of inference and training, by batch size and resolution."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deepcait.model.variants import CaiTConfig
 from deepcait.training.footprint import training_bytes
 from deepcait.training.settings import Compute
 
-# The training paths of a recipe, by the names of their columns.
+# How a recipe can train: the name of the result's column, and the settings.
 PATHS = {
     "training_bytes": Compute(),
     "training_small_bytes": Compute(memory="small"),
@@ -28,16 +28,16 @@ PATHS = {
 def count_activations(
     config: NetworkConfig, sizes: Sequence[tuple[int, int]], batches: Sequence[int]
 ) -> list[dict[str, int | list[int]]]:
-    """Return the bytes of activations in float32, weights excluded, for every resolution and batch.
+    """Return the bytes of float32 activations, without weights, for every resolution and batch size.
 
-    Inference: the most that is alive at once, eager, on one thread. Training: what is kept for the backward pass by
+    Inference: peak activation memory, eager, on one thread. Training: activations saved for the backward pass by
     default, with `compute.memory=small`, and with `compute.grad_checkpointing=true`. Counted for one image and for two;
-    more images take as much more each.
+    every further image takes as much as the second.
 
     Args:
-        config: of the model.
-        sizes: (H, W) of images in pixels; the patch side divides them.
-        batches: images a call or, in training, of one replica.
+        config: the model's.
+        sizes: (H, W) of images in pixels; divisible by the patch side.
+        batches: images per call; in training, images per replica.
 
     Returns:
         Rows of img_size, batch, inference_bytes, training_bytes, training_small_bytes, training_checkpointing_bytes.
@@ -56,10 +56,10 @@ def count_activations(
 
 
 def inference_bytes(config: NetworkConfig, batch: int) -> int:
-    """Return the most bytes of activations alive at once in inference by the engine eager; counted.
+    """Count the peak activation memory of inference with the engine eager, in bytes.
 
-    Two blocks are run, since more of them take no more at once; on one thread, since each has buffers of its own: with
-    more threads images stand in more buffers at first, and then no longer, which is no straight line.
+    Two blocks are enough, since more of them have the same peak. One thread, since each thread has buffers of its own,
+    with which memory would not be a linear function of the batch size.
     """
     shallow = config.replace(depth=min(2, config.depth)) if type(config) is CaiTConfig else config
     model = build_model(shallow).eval()
@@ -74,6 +74,6 @@ def inference_bytes(config: NetworkConfig, batch: int) -> int:
 
 
 def _line(count: Callable[[int], int]) -> Callable[[int], int]:
-    """The straight line through the counts of one image and of two."""
+    """Extrapolate linearly from the counts of one image and of two."""
     one, two = count(1), count(2)
     return lambda batch: one + (batch - 1) * (two - one)

@@ -1,4 +1,4 @@
-"""Programs that do the same, timed in turns: what disturbs one disturbs the others too."""
+"""Time several programs in turns, so that a disturbance of the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import torch
 
 from deepcait.errors import ConfigError
 
-# Threads of one library go on spinning for a moment after its call; the next lane shall not pay for that.
+# Threads of a library spin for a moment after its call; that must not slow the next lane.
 PAUSE_S = 0.005
-# A lane's turn is at least this long, so that short calls are timed more than once.
+# Each turn lasts at least this long, so that short calls are timed several times.
 TURN_S = 0.06
 
 
 @dataclass
 class Lane:
-    """One program under the clock.
+    """A program to be timed.
 
     Args:
-        name: what it is called in the results.
+        name: its name in the results.
         run: does the work once.
-        turns: seconds of each timed call, turn by turn; filled by `take_turns`.
+        turns: seconds of each timed call, per turn; filled by `take_turns`.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Lane:
 
     @property
     def calls_s(self) -> list[float]:
-        """Seconds of every timed call."""
+        """The seconds of every timed call."""
         return [seconds for turn in self.turns for seconds in turn]
 
     @property
@@ -53,32 +53,32 @@ class Lane:
 
 
 def require_count(option: str, *counts: int | None, least: int = 1) -> None:
-    """Pass for counts that a measurement can work with; None leaves one to be chosen.
+    """Raise if a count is too small; None means that it is chosen later.
 
     Raises:
-        ConfigError: one below `least`, or none at all.
+        ConfigError: a count is below `least`, or there are no counts.
     """
     for count in counts or (0,):
         if count is not None and count < least:
             got = count if counts else "none"
             raise ConfigError(
-                f"{option}: expected {least} or more, got {got}.", remedy=f"Give {option} {least}, or more."
+                f"{option}: expected {least} or more, got {got}.", remedy=f"Use {option} {least} or more."
             )
 
 
 def set_up(rounds: int, batches: Sequence[int] | None = None, threads: int | None = None) -> int:
-    """Check the options that measurements share, and set PyTorch's threads.
+    """Check the options that all benchmarks share, and set PyTorch's number of threads.
 
     Args:
-        rounds: counted rounds, at least 2.
-        batches: images per call, at least one number; None if the measurement chooses them.
+        rounds: timed rounds, at least 2.
+        batches: images per call, at least one number; None if the benchmark chooses them.
         threads: None keeps PyTorch's number.
 
     Returns:
         The number of threads.
 
     Raises:
-        ConfigError: a number out of range; its option is named.
+        ConfigError: a number is out of range; the message names the option.
     """
     require_count("--rounds", rounds, least=2)
     if batches is not None:
@@ -96,16 +96,16 @@ def take_turns(
     *,
     warm: bool = True,
 ) -> None:
-    """Run lanes in turns: each once a round, the order reversed every second round.
+    """Run lanes in turns: each once per round, in reverse order every second round.
 
-    A turn begins with a call that is not counted, which brings threads and caches back from the lane before, and goes
-    on for `TURN_S`. One round more, the first, is not counted.
+    A turn begins with one call that is not timed, which warms up threads and caches, and lasts `TURN_S`. One extra
+    round at the start is not timed.
 
     Args:
-        lanes: their `turns` are filled.
-        rounds: counted rounds.
-        progress: called with rounds done and to do.
-        warm: begin a turn with the call that is not counted; not worth it for calls of seconds.
+        lanes: to be timed; their `turns` are filled.
+        rounds: timed rounds.
+        progress: called with the rounds done and the rounds in total.
+        warm: begin each turn with a call that is not timed; not needed for calls that take seconds.
     """
     for number in range(rounds + 1):
         for lane in lanes if number % 2 else lanes[::-1]:
@@ -123,7 +123,7 @@ def take_turns(
 
 
 def ratio(ours: Lane, peer: Lane) -> dict[str, float | list[float]]:
-    """How many times faster `ours` is: of the medians over all rounds, and quartiles of the rounds' own ratios."""
+    """Return the speedup of `ours`: the ratio of the medians, and the quartiles of the ratios per round."""
     each = [median(theirs) / median(own) for own, theirs in zip(ours.turns, peer.turns, strict=True)]
     return {
         "ratio": peer.median_s / ours.median_s,

@@ -1,4 +1,4 @@
-"""How cost grows with batch, tokens and depth: seconds measured in turns, bytes counted, exponents fitted."""
+"""How cost grows with batch size, tokens and depth: time is measured, memory counted, exponents fitted."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from deepcait.weights.spec import describe
 from deepcait.weights.timm_layout import require_known_to_timm
 
 SIDES = ("ours", "timm")
-# What is measured or counted, and its unit.
+# Measured and counted quantities with their units.
 FIGURES = {"inference_s": "s", "training_s": "s", "inference_bytes": "bytes", "training_bytes": "bytes"}
 _BATCHES = (1, 2, 4, 8, 16)
 _SIZES = (112, 160, 224, 320, 448)
 _DEPTHS = (6, 12, 24, 36)
-# Images of a call where something else than the batch grows.
+# Images per call, except where the batch size is what grows.
 _BATCH = 2
 _LR = 1e-4
 
 
 @dataclass(frozen=True)
 class Point:
-    """One place on a curve.
+    """One point of a curve.
 
     Args:
-        axis: what grows: batch, tokens or depth.
-        x: its value; tokens are patches of an image.
-        config: of the network.
-        batch: images of a call.
+        axis: the quantity that grows: batch, tokens or depth.
+        x: its value; for tokens, the number of patches.
+        config: the network's.
+        batch: images per call.
     """
 
     axis: str
@@ -52,7 +52,7 @@ class Point:
 
 
 def grow(config: CaiTConfig, sides: Sequence[int] = _SIZES, depths: Sequence[int] = _DEPTHS) -> list[Point]:
-    """Return the points of the three curves through a network: the sides of images in pixels, the blocks."""
+    """Return the points of a network's three curves, from image sides in pixels and numbers of blocks."""
     points = [Point("batch", batch, config, batch) for batch in _BATCHES]
     for side in sides:
         larger = config.replace(img_size=side)
@@ -68,25 +68,25 @@ def compare_cost(
     points: Sequence[Point] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Measure what inference and a training step cost beside timm's, while one thing grows at a time.
+    """Measure inference and a training step of deepcait and timm while one quantity grows at a time.
 
-    Inference is eager: ours folded, timm's as it is. Training is ours by default. Both in float32, weights random.
+    Inference is eager (deepcait's model is folded), training uses default settings; float32, random weights.
 
     Args:
-        spec: a model; its sizes are used.
-        rounds: counted rounds of each point.
-        threads: None takes PyTorch's.
+        spec: a MODEL; only its configuration is used.
+        rounds: timed rounds per point.
+        threads: None keeps PyTorch's number.
         points: None takes those of `grow`.
-        progress: called with points done and to do.
+        progress: called with the points done and the points in total.
 
     Returns:
-        `points`: for each the four `FIGURES` of both sides; bytes are those alive at once (inference) and those kept
-        for the backward pass (training), weights excluded, exact. `exponents`: of every axis, figure and side the
-        slope of the least-squares line through the logarithms, from and to which x, and the least and the largest
-        slope between neighbours.
+        `points`: for each point the four `FIGURES` of both sides. Bytes are peak activation memory (inference) and
+        activations saved for the backward pass (training); weights are not included. `exponents`: for every axis,
+        quantity and side the slope of the least-squares line through the logarithms, the range of x, and the smallest
+        and largest slope between neighbouring points.
 
     Raises:
-        ConfigError: fewer than 2 rounds; a model that timm doesn't have, or without classes.
+        ConfigError: fewer than 2 rounds; a model that timm does not have, or one without a classifier.
     """
     threads = set_up(rounds, threads=threads)
     config = require_known_to_timm(config_of(describe(spec)["config"]))
@@ -152,7 +152,7 @@ def fit(xs: Sequence[float], ys: Sequence[float]) -> dict[str, Any]:
     """Fit y = c x^p by least squares on the logarithms.
 
     Returns:
-        exponent: p. from, to: the range of x. slopes: the least and the largest between neighbours.
+        exponent: p. from, to: the range of x. slopes: the smallest and the largest between neighbours.
     """
     u, v = [math.log(x) for x in xs], [math.log(y) for y in ys]
     mean_u, mean_v = sum(u) / len(u), sum(v) / len(v)
@@ -162,8 +162,8 @@ def fit(xs: Sequence[float], ys: Sequence[float]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Head and lines of the exponents, as text."""
-    head = ["grows", "from", "to", "cost", "ours", "between neighbours", "timm", "between neighbours"]
+    """The table of exponents: head and rows, as text."""
+    head = ["grows", "from", "to", "cost", "deepcait", "between neighbours", "timm", "between neighbours"]
     lines = []
     for axis, of_axis in result["exponents"].items():
         for key, of_key in of_axis.items():
@@ -176,27 +176,28 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def name_of(figure: str) -> str:
-    """A figure's name for people."""
+    """The printed name of a quantity."""
     return figure.replace("_s", ", time").replace("_bytes", ", memory")
 
 
 def markdown(result: dict[str, Any], command: str, picture: str) -> str:
-    """The figures as a page."""
+    """The results as a page."""
     names = ["grows", "x", *(f"{name_of(key)}, {side}" for key in FIGURES for side in SIDES)]
     points = markdown_table(names, [_cells(row) for row in result["points"]])
     first = result["points"][0]
     return "\n\n".join(
         [
-            f"# Cost as work grows: {result['model']} beside timm",
+            f"# Cost as work grows: {result['model']} against timm",
             f"    {command}",
             f"float32, {result['threads']} threads, medians of {result['rounds']} alternating rounds; {result['cpu']}; "
-            f"commit {result['environment']['commit']}. Images of {first['img_size'][0]} px where tokens do not grow, "
-            f"{_BATCH} a call where the batch does not. Inference: eager, ours folded. Memory is counted, weights "
-            "excluded: bytes alive at once in inference, bytes kept for the backward pass in training.",
+            f"commit {result['environment']['commit']}. Images are {first['img_size'][0]} px unless tokens grow, and "
+            f"{_BATCH} per call unless the batch grows. Inference is eager, with deepcait's model folded. Memory is "
+            "counted without weights: peak activation memory in inference, activations saved for the backward pass in "
+            "training.",
             f"![Time and memory against batch, tokens and depth]({picture})",
-            "Exponents: the slope of the least-squares line through the logarithms.",
+            "Exponents are slopes of least-squares lines through the logarithms.",
             "\n".join(markdown_table(*table(result))),
-            "Milliseconds and MiB.",
+            "Times are in milliseconds, memory in MiB.",
             "\n".join(points),
         ]
     ) + "\n"  # fmt: skip

@@ -1,4 +1,4 @@
-"""The data loader against timm's: the same pictures, recipe and workers, in alternating rounds."""
+"""Benchmark the data loader against timm's: same images, recipe and workers, in alternating rounds."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ def compare_loaders(
     batch_size: int = 32,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Measure images per second of our loaders and timm's.
+    """Measure images per second of deepcait's and timm's loaders.
 
-    Rounds alternate; in each, every loader delivers all pictures, few of them again until there are 32 batches, from
-    workers that wait to workers that wait: both ends are a small part then, as in an epoch of training.
-    One round more, the first, is not counted. timm's `create_loader` runs with its prefetcher (its default), its
-    posterize guarded as ours. Both read the same bytes through the same source.
+    Rounds alternate. In each, every loader delivers all images, repeated if there are fewer than 32 batches. Workers
+    are idle before and after a round, as in an epoch of training, so the time to start and to finish is included but
+    small. One extra round at the start is not timed. timm's `create_loader` runs with its prefetcher (its default) and
+    with the same guard on posterize. Both loaders read the same bytes through the same source.
 
     Args:
-        data: a folder of pictures, or a data SPEC; labels do not matter.
-        rounds: counted rounds.
-        num_workers: processes of each loader.
-        batch_size: pictures a batch.
-        progress: called with rounds done and to do.
+        data: a folder of images, or another DATA; labels are not used.
+        rounds: timed rounds.
+        num_workers: worker processes of each loader.
+        batch_size: images per batch.
+        progress: called with the rounds done and the rounds in total.
 
     Returns:
-        `data_ratio`, `data_eval_ratio` and `data_eval_fast_ratio` (the resampler "torch"): ours / timm, medians;
-        `images_per_s` of each loader; quartiles of the rounds' ratios; what was measured, with what, where.
+        `data_ratio`, `data_eval_ratio` and `data_eval_fast_ratio` (the resampler "torch"): deepcait / timm, medians;
+        `images_per_s` of each loader; quartiles of the ratios per round; the settings and the machine.
 
     Raises:
-        ConfigError: numbers that make no sense.
-        DataError: no pictures there.
+        ConfigError: a number is out of range.
+        DataError: there are no images.
     """
     require_count("--rounds", rounds, least=2)
     require_count("--batch-size", batch_size)
@@ -88,7 +88,7 @@ def compare_loaders(
 
 
 def open_pictures(data: str) -> Source:
-    """Return the pictures of a flat folder, or of a data SPEC, all splits of it."""
+    """Return the images of a flat folder, or of all splits of another DATA."""
     path = Path(data)
     if path.is_dir() and any(is_image_file(entry) for entry in path.iterdir()):
         return FlatFolder(path)
@@ -96,9 +96,9 @@ def open_pictures(data: str) -> Source:
 
 
 class FlatFolder:
-    """A folder of pictures as a source of one class."""
+    """A folder of images as a source of one class."""
 
-    kind, split = "folder of pictures", "all"
+    kind, split = "folder of images", "all"
 
     def __init__(self, folder: Path) -> None:
         self.paths = [str(path) for path in list_images(folder)]
@@ -110,7 +110,7 @@ class FlatFolder:
         return len(self.paths)
 
     def read(self, index: int) -> Sample:
-        """The picture's bytes, class 0. Raises ImageError."""
+        """The image's bytes, class 0. Raises ImageError."""
         return Sample(read_image_bytes(self.paths[index]), 0, self.names[index])
 
     def locate(self, index: int) -> str:
@@ -119,7 +119,7 @@ class FlatFolder:
 
 
 class Pictures:
-    """A source made long enough for whole batches, as our loader and as timm's reader see it: label 0 for all."""
+    """A source repeated to fill whole batches, for both loaders; every label is 0."""
 
     kind, split, classes = "bench", "all", ["picture"]
 
@@ -138,7 +138,7 @@ class Pictures:
         return self.source.read(index % len(self.source))._replace(label=0)
 
     def locate(self, index: int) -> str:
-        """Where the sample lies."""
+        """The sample's location."""
         return self.source.locate(index % len(self.source))
 
     def __getitem__(self, index: int) -> tuple[io.BytesIO, int]:
@@ -146,7 +146,7 @@ class Pictures:
 
 
 class _Epochs:
-    """Batches of slots: another epoch each time it is iterated."""
+    """Batches of slots; each iteration is another epoch."""
 
     def __init__(self, num_images: int, batch_size: int) -> None:
         self.num_images, self.batch_size, self.epoch = num_images, batch_size, 0
@@ -162,7 +162,7 @@ class _Epochs:
 
 
 def build_lanes(pictures: Pictures, batch_size: int, num_workers: int) -> dict[str, Lane]:
-    """Return the loaders to compare, deepcait's and timm's, by name; each run delivers all images once."""
+    """Return the loaders to compare by name, deepcait's and timm's; each run delivers all images once."""
     preprocessing = Preprocessing(IMG_SIZE)
     samples = TrainingSet(pictures, build_augmentation(Augment(repeats=1), preprocessing), SEED)
     train = training_loader(SlotReader(samples), _Epochs(len(pictures), batch_size), num_workers=num_workers)
@@ -217,7 +217,7 @@ def _timm_loader(pictures: Pictures, batch_size: int, num_workers: int, *, train
 
 
 def compare_resamplers(source: Source) -> dict[str, float | int]:
-    """Compare the pixels of the two resamplers on some pictures of a source, in levels of 255."""
+    """Compare the pixels of the two resamplers on some images of a source, in levels from 0 to 255."""
     exact, fast = (Preprocessing(IMG_SIZE, resampler=name) for name in ("pillow", "torch"))
     largest, total, differing, num_images = 0, 0, 0, min(len(source), _NUM_COMPARED)
     for index in range(num_images):
@@ -236,7 +236,7 @@ def compare_resamplers(source: Source) -> dict[str, float | int]:
 
 
 def measure_stages(source: Source) -> dict[str, float]:
-    """Measure where the time of a picture goes, without workers: milliseconds, medians of passes over some pictures."""
+    """Measure the steps of reading an image, without workers: median milliseconds over passes of some images."""
     from timm.data import create_transform
 
     paper, preprocessing = Augment(repeats=1), Preprocessing(IMG_SIZE)
@@ -277,11 +277,11 @@ def measure_stages(source: Source) -> dict[str, float]:
 
 
 def markdown(result: dict[str, Any], command: str) -> str:
-    """The figures as a page."""
+    """The results as a page."""
     speed, quartiles, pixels = result["images_per_s"], result["quartiles"], result["resampler"]
     compared = [
         ("training, the paper's recipe", "train", "timm_train", "data_ratio"),
-        ("evaluation, bitwise timm's", "eval", "timm_eval", "data_eval_ratio"),
+        ("evaluation, bit-identical to timm", "eval", "timm_eval", "data_eval_ratio"),
         ("evaluation, resampler torch", "eval_fast", "timm_eval", "data_eval_fast_ratio"),
     ]
     rows = [
@@ -294,16 +294,16 @@ def markdown(result: dict[str, Any], command: str) -> str:
         "",
         f"    {command}",
         "",
-        f"{result['num_images']} pictures, {result['workers']} workers, batches of {result['batch_size']}, "
+        f"{result['num_images']} images, {result['workers']} workers, batches of {result['batch_size']}, "
         f"{result['img_size'][0]} px, medians of {result['rounds']} alternating rounds; {result['cpu']}.",
         "",
-        *markdown_table(["", "ours, images/s", "timm, images/s", "ratio", "quartiles of the rounds"], rows),
+        *markdown_table(["", "deepcait, images/s", "timm, images/s", "ratio", "quartiles over rounds"], rows),
         "",
-        f"Pixels of the resampler torch against Pillow's, {pixels['num_images']} pictures: at most "
-        f"{pixels['largest_difference']} of 255 levels, {pixels['mean_difference']:.5f} in the mean, "
+        f"Pixels of the resampler torch compared with Pillow's, {pixels['num_images']} images: at most "
+        f"{pixels['largest_difference']} of 255 levels, {pixels['mean_difference']:.5f} on average, "
         f"{pixels['share_differing']:.2%} of the values differ.",
         "",
-        "Where the time of a picture goes, one process, milliseconds of processor time:",
+        "Time per image by step, one process, milliseconds of processor time:",
         "",
         *markdown_table(["stage", "ms"], [(name, f"{value:.2f}") for name, value in result["stages_ms"].items()]),
         "",

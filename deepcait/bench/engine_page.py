@@ -1,4 +1,4 @@
-"""What `compare_engines` found, as a page and as a table."""
+"""The results of `compare_engines` as a page and as a table."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 from deepcait.bench.page import markdown_table
 
 _EACH = ("p95", "images/s", "MiB", "error")
-COLUMNS = ("engine", "ours, ms", *_EACH, "timm, ms", *_EACH, "ratio", "quartiles", "of the limit")
+COLUMNS = ("engine", "deepcait, ms", *_EACH, "timm, ms", *_EACH, "ratio", "quartiles", "of limit")
 
 
 def markdown(result: dict[str, Any], command: str) -> str:
-    """The figures as a page."""
+    """The results as a page."""
     lines = [
         f"# Inference: {result['model']} against timm",
         "",
@@ -24,9 +24,9 @@ def markdown(result: dict[str, Any], command: str) -> str:
         low, high = row["best_quartiles"][0], row["best_quartiles"][2]
         lines += [
             "",
-            f"Batch {row['batch']}: our fastest ({row['best_ours']}) whose error is no larger is "
-            f"{row['best_ratio']:.2f} times timm's fastest ({row['best_peer']}; quartiles {low:.2f} to {high:.2f}), "
-            f"and {row['of_limit']:.2f} of the limit.",
+            f"Batch {row['batch']}: deepcait's fastest engine whose error is no larger ({row['best_ours']}) is "
+            f"{row['best_ratio']:.2f} times as fast as timm's fastest ({row['best_peer']}; quartiles {low:.2f} to "
+            f"{high:.2f}) and reaches {row['of_limit']:.2f} of the limit.",
             *(_best_line(precision, found) for precision, found in row["best"].items()),
             "",
             *markdown_table(COLUMNS, table(row)),
@@ -34,12 +34,12 @@ def markdown(result: dict[str, Any], command: str) -> str:
     memory = result["memory_bytes"]
     lines += [
         "",
-        "MiB: how much the process grew at its peak in the first call of this size; engines keep such memory. Error: "
-        "root mean square of the difference from the logits of the model itself, over their standard deviation. Of "
-        "the limit: the time of the matrix products alone, in the same precision, by ours.",
+        "MiB: growth of the process at its peak during the first call of this size; engines keep that memory. Error: "
+        "root mean square difference from the model's own logits, divided by their standard deviation. Of limit: the "
+        "time of the matrix products alone in the same precision, divided by deepcait's time.",
         "",
-        f"Activations alive at once in PyTorch, batch {memory['batch']}, counted: {memory['ours'] / 2**20:.1f} MiB of "
-        f"ours, {memory['timm'] / 2**20:.1f} MiB of timm's ({memory['ratio']:.2f}).",
+        f"Peak activation memory in PyTorch at batch {memory['batch']}, counted: deepcait {memory['ours'] / 2**20:.1f} "
+        f"MiB, timm {memory['timm'] / 2**20:.1f} MiB (ratio {memory['ratio']:.2f}).",
     ]
     return "\n".join(lines) + "\n"
 
@@ -47,13 +47,14 @@ def markdown(result: dict[str, Any], command: str) -> str:
 def _best_line(precision: str, found: dict[str, Any]) -> str:
     limit = found["limit"]
     return (
-        f"In {precision}: {found['ours']} of ours is {found['ratio']:.2f} times {found['timm']} of timm; matrix "
-        f"products alone take {1e3 * limit['median_s']:.1f} ms ({limit['library']}, {limit['gflops']:.0f} GFLOPS)."
+        f"In {precision}: deepcait with {found['ours']} is {found['ratio']:.2f} times as fast as timm with "
+        f"{found['timm']}; matrix products alone take {1e3 * limit['median_s']:.1f} ms ({limit['library']}, "
+        f"{limit['gflops']:.0f} GFLOPS)."
     )
 
 
 def table(row: dict[str, Any]) -> list[list[str]]:
-    """One line of text cells an engine, below `COLUMNS`."""
+    """One row of text cells per engine, for `COLUMNS`."""
     lines = []
     for engine, found in row["engines"].items():
         cells = [

@@ -1,4 +1,4 @@
-"""Our engines against timm on the same engines: latency, images per second, memory, distance from the limit."""
+"""Benchmark inference against timm on the same engines: latency, throughput, memory, and an upper bound."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from deepcait.weights.registry import list_models
 from deepcait.weights.timm_layout import model_args, nearest_architecture, require_known_to_timm
 
 SEED = 0
-# Errors below this are rounding in float32: none of two such results is more exact than the other.
+# Errors below this are float32 rounding: of two such results neither is more exact.
 _SAME_ERROR = 1e-5
 
 
@@ -39,26 +39,26 @@ def compare_engines(
     threads: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Time one model on each engine beside timm's on the same engine and in the same precision, all in turns.
+    """Time a model and timm's on each engine in the same precision, in turns.
 
     Args:
-        spec: a model; of a name alone the weights are random, since speed does not depend on them.
-        engines: of `ENGINES`.
-        precisions: fp32, bf16; empty takes fp32, and what OpenVINO takes on this processor unless it is told.
-        batches: images a call.
-        rounds: counted rounds.
-        threads: of every engine; None takes PyTorch's.
-        progress: called with rounds done and to do, of all batches together.
+        spec: a MODEL; a model name gets random weights, since speed does not depend on them.
+        engines: some of `ENGINES`.
+        precisions: fp32, bf16; empty means fp32, and OpenVINO's default on this processor.
+        batches: images per call.
+        rounds: timed rounds.
+        threads: threads of every engine; None keeps PyTorch's number.
+        progress: called with the rounds done and the rounds in total, over all batch sizes.
 
     Returns:
-        `model`, and for each batch a row of `batches`: for each engine and precision ("openvino bf16") ours and
-        timm's median and p95 in seconds, images per second, memory, error of the logits (`rms` and `drift`, the
-        largest, over the standard deviation) and the ratio of times; `best`, for each precision the fastest of both
-        and the limit of the matrix products; `best_ratio`, timm's fastest against our fastest whose error is no
-        larger, and `of_limit`, the limit in its precision against it.
+        `model`, and in `batches` one row per batch size. For each engine and precision ("openvino bf16"), for "ours"
+        and "timm": median and p95 in seconds, images per second, memory, and the error of the logits (`rms`, and
+        `drift`, the largest, both divided by the standard deviation); the ratio of times. `best`: per precision the
+        fastest of both and the limit of the matrix products. `best_ratio`: timm's fastest against deepcait's fastest
+        whose error is no larger; `of_limit`: the limit in its precision divided by its time.
 
     Raises:
-        ConfigError: numbers that make no sense, a model that timm doesn't have, an engine that can't run here.
+        ConfigError: a number is out of range, timm does not have the model, or an engine can't run here.
     """
     require_engines(engines)
     threads = set_up(rounds, batches, threads)
@@ -88,16 +88,16 @@ def compare_engines(
 
 
 def require_engines(engines: Sequence[str]) -> None:
-    """Pass for engines that we have, one or more.
+    """Raise unless all engines are known and there is at least one.
 
     Raises:
-        ConfigError: none, or an unknown one.
+        ConfigError: an engine is unknown, or there is none.
     """
     for name in engines or [""]:
         if name not in ENGINES:
             raise ConfigError(
-                f"--engine: expected some of {', '.join(ENGINES)}, got {name or 'none'}.",
-                remedy=f"--engine {','.join(ENGINES)}",
+                f"--engine: expected one or more of {', '.join(ENGINES)}, got {name or 'none'}.",
+                remedy=f"For all of them: --engine {','.join(ENGINES)}",
             )
 
 
@@ -114,16 +114,16 @@ def build_pair(spec: str) -> tuple[CaiT, nn.Module]:
 
 
 def open_model(spec: str) -> CaiT:
-    """Return a model in evaluation mode; of a name alone the weights are random, with LayerScale of order 1.
+    """Return a model in evaluation mode; a model name gets random weights, with LayerScale of order 1.
 
     Raises:
-        ConfigError, WeightsError: the SPEC leads nowhere.
+        ConfigError, WeightsError: MODEL can't be resolved.
     """
     if spec not in list_models():
         return require_cait(resolve(spec).model).eval()
     torch.manual_seed(SEED)
     model = create_model(spec).eval()
-    with torch.no_grad():  # every branch counts when logits are compared
+    with torch.no_grad():  # every branch then influences the logits that are compared
         for name, parameter in model.named_parameters():
             if "gamma" in name:
                 parameter.uniform_(0.5, 1.0)
@@ -131,7 +131,7 @@ def open_model(spec: str) -> CaiT:
 
 
 def build_peer(config: CaiTConfig) -> nn.Module:
-    """Return timm's network of these sizes, freshly drawn.
+    """Return timm's network of this configuration with random weights.
 
     Raises:
         ConfigError: timm has no such network.
@@ -144,19 +144,19 @@ def build_peer(config: CaiTConfig) -> nn.Module:
 
 
 def default_precisions(engines: Sequence[str]) -> list[str]:
-    """Return fp32, and the precision that OpenVINO takes on this processor unless it is told."""
+    """Return fp32, and OpenVINO's default precision on this processor."""
     return list(dict.fromkeys(("fp32", openvino_default() if "openvino" in engines else "fp32")))
 
 
 def build_contestants(
     ours: CaiT, peer: nn.Module, engines: Sequence[str], threads: int, precisions: Sequence[str] = ("fp32",)
 ) -> dict[tuple[str, str], Callable[[Tensor], Tensor]]:
-    """Return what runs (name, "ours" or "timm"): every engine runs both, in each precision that it offers.
+    """Return a callable for every (name, "ours" or "timm"): each engine runs both in each precision it offers.
 
-    A name is the engine's, followed by the precision unless that is fp32: ("openvino bf16", "timm").
+    The name is the engine, followed by the precision unless that is fp32: ("openvino bf16", "timm").
 
     Raises:
-        ConfigError: a precision that none of the engines offers.
+        ConfigError: none of the engines offers a precision.
     """
     runs: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {}
     for precision in precisions:
@@ -174,18 +174,18 @@ def _build_peer_engine(
     engine: str, peer: nn.Module, config: CaiTConfig, threads: int, precision: str
 ) -> Callable[[Tensor], Tensor]:
     if engine == "compile":
-        # torch.compile is asked for what is fastest for the peer: a program for each batch size.
+        # Static shapes are fastest for timm's model: one compilation per batch size.
         return _compiled(peer, precision)
     return KINDS[engine](Peer(peer, config, autocast=engine == "eager" and precision == "bf16"), threads, precision)
 
 
 class Peer(nn.Module):
-    """A foreign network with the sizes of ours, as engines want it.
+    """Another library's network of the same configuration, with the attributes that engines need.
 
     Args:
         model: the network.
-        config: of ours.
-        autocast: let PyTorch compute in bfloat16 what it thinks fit.
+        config: deepcait's configuration of it.
+        autocast: run under PyTorch's autocast in bfloat16.
     """
 
     def __init__(self, model: nn.Module, config: CaiTConfig, *, autocast: bool = False) -> None:
@@ -220,14 +220,14 @@ def _measure(
     threads: int,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """One batch size: every engine, ours and timm's, and the limit."""
+    """Measure one batch size: every engine, both models, and the limit."""
     batch = len(images_BCHW)
     with torch.inference_mode():
         expected_BK = ours(images_BCHW)
     lanes, memory, errors = {}, {}, {}
     for key, run in runs.items():
         if key[0].startswith("compile"):
-            run(images_BCHW)  # the compiler works now: outside of the rounds, and its memory is not the model's
+            run(images_BCHW)  # compiles now: outside the rounds, and its memory is not counted
         logits_BK, memory[key] = first_call_bytes(lambda run=run: run(images_BCHW))
         errors[key] = logit_error(logits_BK, expected_BK)
         lanes[key] = Lane(" ".join(key), lambda run=run: run(images_BCHW))
@@ -270,7 +270,7 @@ def _measure(
 
 
 def logit_error(logits_BK: Tensor, expected_BK: Tensor) -> dict[str, float]:
-    """Difference from the expected logits over their standard deviation: root mean square, and the largest."""
+    """Error of logits, divided by the standard deviation of the expected: root mean square and largest."""
     difference_BK, std = (logits_BK - expected_BK).double(), expected_BK.double().std()
     return {
         "rms": (difference_BK.square().mean().sqrt() / std).item(),
@@ -285,7 +285,7 @@ def _precision(name: str) -> str:
 def _best(
     lanes: dict[tuple[str, str], Lane], errors: dict[tuple[str, str], dict[str, float]], limit: Lane | None
 ) -> dict[str, Any]:
-    """timm's fastest, and our fastest whose error is no larger than its; our most exact one if there is none."""
+    """timm's fastest, and deepcait's fastest whose error is no larger (else deepcait's most exact)."""
     peer = min((key for key in lanes if key[1] == "timm"), key=lambda key: lanes[key].median_s)
     allowed = max(errors[peer]["rms"], _SAME_ERROR)
     mine = [key for key in lanes if key[1] == "ours"]
@@ -323,7 +323,7 @@ def _figures(lane: Lane, batch: int, memory: int, limit: Lane) -> dict[str, floa
 
 
 def compare_memory(ours: CaiT, peer: nn.Module, batch: int) -> dict[str, Any]:
-    """Bytes of activations alive at once in PyTorch, weights excluded, counted."""
+    """Peak activation memory in PyTorch in bytes, without weights, counted."""
     images_BCHW = torch.zeros(batch, ours.config.in_chans, *ours.config.img_size)
     own, theirs = (live_bytes(cast("nn.Module", model), images_BCHW) for model in (fold(ours), peer))
     return {"batch": batch, "ours": own, "timm": theirs, "ratio": own / theirs}

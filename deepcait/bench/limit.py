@@ -1,4 +1,4 @@
-"""How fast the machine multiplies the matrices of a model, and nothing else: a limit to come near to."""
+"""The time of a model's matrix products alone on this machine: a lower bound on its latency."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from deepcait.optional import require
 
 
 class Products(nn.Module):
-    """The linear layers and attention products of the patch stage, back to back, without anything between them.
+    """The linear layers and attention products of the patch stage, one after the other, and nothing else.
 
-    No norm, GELU, residual, bias, mixing, softmax, class stage: what a model does beyond its matrices is left out, as
-    well as the copies that lay heads out for the products (queries, keys and values lie ready).
+    Left out: norms, GELU, residuals, biases, head mixing, softmax, the class stage, and the copies that arrange heads
+    for the products (queries, keys and values already have the layout).
 
     Args:
-        config: of the model.
+        config: the model's.
     """
 
     def __init__(self, config: CaiTConfig) -> None:
@@ -43,7 +43,7 @@ class Products(nn.Module):
         c = self.config
         N, A, E = c.num_patches, c.num_heads, c.embed_dim // c.num_heads
         rows, heads = batch * N, batch * A
-        # Scaled so that going through all blocks, one after the other, neither overflows nor vanishes.
+        # Scaled so that values neither overflow nor vanish over all blocks.
         keys = torch.randn(heads, E, N) / (N * E) ** 0.5
         return (
             torch.randn(rows, c.in_chans * c.patch_size**2),
@@ -53,7 +53,7 @@ class Products(nn.Module):
         )
 
     def forward(self, patches: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
-        """Return what was made, so that no program leaves a product out; a block reads the next one's queries."""
+        """Return all products, so that no compiler removes one; a block reads the next one's queries."""
         x = F.linear(patches, self.embed)
         kept: list[Tensor] = []
         for block in self.weights:
@@ -67,13 +67,13 @@ class Products(nn.Module):
 def product_lanes(
     config: CaiTConfig, batch: int, *, openvino: bool, threads: int | None, precision: str = "fp32"
 ) -> dict[str, Callable[[], object]]:
-    """Return the same products in the libraries that may be the fastest.
+    """Return the products as callables, one per library.
 
     Args:
-        config: of the model.
-        batch: images.
-        openvino: whether to add OpenVINO, whose products are oneDNN's.
-        threads: of OpenVINO; None leaves it to it.
+        config: the model's.
+        batch: number of images.
+        openvino: whether to include OpenVINO, whose products are oneDNN's.
+        threads: threads of OpenVINO; None takes its default.
         precision: fp32 or bf16.
     """
     products = Products(config)
@@ -96,7 +96,7 @@ def product_lanes(
 
 
 def count_products(config: CaiTConfig) -> int:
-    """Multiply-adds of one image that `Products` does."""
+    """Multiply-adds of `Products` per image."""
     D, N = config.embed_dim, config.num_patches
     linear = N * D * (4 * D + 2 * config.hidden_dim)
     return config.depth * (linear + 2 * N * N * D) + N * D * config.in_chans * config.patch_size**2

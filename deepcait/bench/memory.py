@@ -1,4 +1,4 @@
-"""Memory of a forward pass: activations counted exactly in PyTorch, resident memory as the system saw it."""
+"""Memory of a forward pass: activations counted in PyTorch, resident memory measured by the system."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operators make and that are alive at once; `peak` is the most.
+    """Count the bytes of all live storages that operators create; `peak` is the maximum.
 
-    What exists before (weights, images) is not counted, nor is what an operator uses inside itself. Buffers that a
-    kernel of ours asks PyTorch for are made by operators, and count.
+    Storages that existed before (weights, images) and temporary memory inside an operator are not counted. Buffers that
+    deepcait's kernels allocate through PyTorch are counted.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class LiveBytes(TorchDispatchMode):
         self._known: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator, count what is new in its result."""
+        """Run the operator and count the new storages of its result."""
         out = func(*args, **(kwargs or {}))
         before = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if self._counts(leaf)}
         for leaf in tree_leaves(out):
@@ -61,23 +61,23 @@ class LiveBytes(TorchDispatchMode):
 
 
 def live_bytes(model: nn.Module, images_BCHW: Tensor) -> int:
-    """Return the most bytes of activations alive at once in a forward pass without gradients; weights excluded."""
+    """Return the peak activation memory of a forward pass without gradients in bytes, without weights."""
     with torch.no_grad():
-        model(images_BCHW)  # what a model prepares once is no activation
+        model(images_BCHW)  # what a model prepares once is not an activation
         with LiveBytes() as counter:
             model(images_BCHW)
     return counter.peak
 
 
 def first_call_bytes(call: Callable[[], T]) -> tuple[T, int]:
-    """Return what a call returns, and by how many bytes the process grew at its peak meanwhile (0 where unknown).
+    """Return a call's result, and by how many bytes the process grew at its peak (0 if unknown).
 
-    Engines keep the memory that they asked for, so only the first call of a size shows it.
+    Engines keep their memory, so only the first call of a size shows it.
     """
     _give_back()
     before = _resident("VmRSS")
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset the peak
     except OSError:
         return call(), 0
     result = call()
@@ -85,8 +85,8 @@ def first_call_bytes(call: Callable[[], T]) -> tuple[T, int]:
 
 
 def _give_back() -> None:
-    """Return to the system what was freed: what a call before left behind would hide what this one needs."""
-    with contextlib.suppress(OSError, AttributeError):  # glibc's alone
+    """Return freed memory to the system, since an earlier call's memory would hide what this one needs."""
+    with contextlib.suppress(OSError, AttributeError):  # glibc only
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -1,4 +1,4 @@
-"""The paper's third finding, fewer parameters and multiply-adds: CaiT and its rivals through one counter."""
+"""Parameters and multiply-adds of CaiT and of the models that the paper compares with, counted alike."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from deepcait.weights.published import published
 
 
 @dataclass(frozen=True)
-class Rival:
+class Baseline:
     """A model of timm that the paper compares with, trained on ImageNet-1k alone.
 
     Args:
-        name: timm's, with the tag of its weights.
-        img_size: side of the images that the accuracies belong to.
-        reported: top-1 that its authors report, a fraction; None where we have no source.
+        name: timm's name, with the tag of the weights.
+        img_size: image side in pixels for which the accuracies are reported.
+        reported: top-1 accuracy reported by its authors, a fraction; None if no source was read.
         reported_by: the source of `reported`.
-        top1: top-1 of the same weights at the same size as timm measures it (results/results-imagenet.csv).
+        top1: top-1 accuracy of the same weights at the same size in timm's results/results-imagenet.csv.
     """
 
     name: str
@@ -33,23 +33,23 @@ class Rival:
     top1: float | None = None
 
 
-RIVALS = (
-    Rival("dm_nfnet_f6.dm_in1k", 576, 0.865, "Brock et al. 2021, arXiv:2102.06171, F6 with SAM", 0.86362),
-    Rival("tf_efficientnet_b7.aa_in1k", 600, 0.843, "CaiT paper, table of transfer results", 0.84414),
-    Rival("deit_base_distilled_patch16_384.fb_in1k", 384, top1=0.85426),
-    Rival("deit_base_patch16_384.fb_in1k", 384, 0.831, "CaiT paper, table of transfer results", 0.83106),
-    # CaiT's teacher; timm measures it at 288 px.
-    Rival("regnety_160.deit_in1k", 224, 0.829, "DeiT README"),
+BASELINES = (
+    Baseline("dm_nfnet_f6.dm_in1k", 576, 0.865, "Brock et al. 2021, arXiv:2102.06171, F6 with SAM", 0.86362),
+    Baseline("tf_efficientnet_b7.aa_in1k", 600, 0.843, "CaiT paper, table of transfer results", 0.84414),
+    Baseline("deit_base_distilled_patch16_384.fb_in1k", 384, top1=0.85426),
+    Baseline("deit_base_patch16_384.fb_in1k", 384, 0.831, "CaiT paper, table of transfer results", 0.83106),
+    # CaiT's teacher; timm evaluates it at 288 px.
+    Baseline("regnety_160.deit_in1k", 224, 0.829, "DeiT README"),
 )
 COMPARED = ("cait_m48_448", "cait_m36_384", "cait_s36_384", "cait_s24_384", "cait_s24_224")
 
 
 def compare_peers() -> list[dict[str, str | int | float | None]]:
-    """Count CaiT models and their rivals on the meta device: no weights, no arithmetic, no download.
+    """Count CaiT models and baselines on the meta device: no weights, no arithmetic, no download.
 
     Returns:
-        One row a model: name, params, gmacs (10^9 multiply-adds of one image), img_size, reported and
-        reported_by (top-1 of its authors), top1 (re-evaluated by timm), family ("cait" or "rival").
+        One row per model: name, params, gmacs (10^9 multiply-adds of one image), img_size, reported and
+        reported_by (the authors' top-1), top1 (re-evaluated by timm), family ("cait" or "baseline").
     """
     rows = []
     for name in COMPARED:
@@ -63,31 +63,31 @@ def compare_peers() -> list[dict[str, str | int | float | None]]:
             "top1": accuracy["top1"],
         }
         rows.append(_row(name, model, int(name.rpartition("_")[2]), "cait", **known))
-    for rival in RIVALS:
-        known = {"reported": rival.reported, "reported_by": rival.reported_by, "top1": rival.top1}
-        rows.append(_row(rival.name, build_rival(rival), rival.img_size, "rival", **known))
+    for baseline in BASELINES:
+        known = {"reported": baseline.reported, "reported_by": baseline.reported_by, "top1": baseline.top1}
+        rows.append(_row(baseline.name, build_baseline(baseline), baseline.img_size, "baseline", **known))
     return rows
 
 
-def build_rival(rival: Rival) -> nn.Module:
-    """Build a rival through timm on the meta device, attention as plain matrix products."""
+def build_baseline(baseline: Baseline) -> nn.Module:
+    """Build a baseline through timm on the meta device, attention as plain matrix products."""
     import timm
 
     with _plain_attention(), torch.device("meta"):
-        return timm.create_model(rival.name, pretrained=False)
+        return timm.create_model(baseline.name, pretrained=False)
 
 
 def count_macs(model: nn.Module, img_size: int, in_chans: int = 3) -> int:
-    """Count the multiply-adds of one image: matrix products and convolutions that the model runs.
+    """Count the multiply-adds of one image in matrix products and convolutions.
 
-    The counter sees operators, so fused attention would count as nothing; build the model without it.
+    The counter does not see into fused attention, so build the model without it.
 
     Args:
         model: on the meta device.
         img_size: side of the image in pixels.
     """
     images_BCHW = torch.empty(1, in_chans, img_size, img_size, device="meta")
-    # With gradients on: without, PyTorch folds linear layers into operators that the counter may not know.
+    # Without gradients, PyTorch fuses linear layers into operators that the counter may not know.
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(images_BCHW)
     return counter.get_total_flops() // 2
@@ -101,7 +101,7 @@ def _row(name: str, model: nn.Module, img_size: int, family: str, **known: str |
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Make timm build attention from matrix products; a model keeps what it was built with."""
+    """Let timm build attention from plain matrix products; a model keeps this after it is built."""
     from timm.layers import config, set_fused_attn
 
     before = config._USE_FUSED_ATTN

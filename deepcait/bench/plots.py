@@ -15,7 +15,7 @@ _AXES = {"batch": "images per call", "tokens": "patches per image"}
 
 
 def require_matplotlib() -> None:
-    """Check that plots can be drawn, before anything is measured.
+    """Raise if plots can't be drawn, before anything is measured.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -24,7 +24,7 @@ def require_matplotlib() -> None:
 
 
 def draw_engines(result: dict[str, Any], path: Path) -> None:
-    """Write a PNG: one panel per batch size, one pair of bars per engine, thin lines to the 95th percentile.
+    """Write a PNG: one panel per batch size, one pair of bars per engine, thin lines up to the 95th percentile.
 
     Args:
         result: of `compare_engines`.

@@ -1,4 +1,4 @@
-"""What a shorter number format does to one model on one's own images: answers, logits and time, engine by engine."""
+"""The effect of a precision on a model, per engine: predictions, logits and time, on labelled images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deepcait.inference.engines import build_engine
 from deepcait.inference.precision import MEASURED, ON_CPU
 from deepcait.weights import resolve
 
-COLUMNS = ("engine", "precision", "top-1", "correct", "same answer", "rms error", "largest", "images/s", "ratio")
+COLUMNS = ("engine", "precision", "top-1", "correct", "same top-1", "rms error", "largest error", "images/s", "ratio")
 
 
 def compare_precisions(
@@ -33,25 +33,25 @@ def compare_precisions(
     threads: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Answer for all images of the data with each engine in each precision that it offers, then time them in turns.
+    """Predict all images with each engine in each precision that it offers, then time them in turns.
 
     Args:
-        spec: a model.
-        data: labelled images; their test part, else val, else all.
-        engines: of `ENGINES`.
-        precisions: of `MEASURED`.
-        batch: images a call.
-        rounds: counted rounds of the timing.
-        threads: of every engine; None takes PyTorch's.
-        progress: called with networks done and to do.
+        spec: a MODEL.
+        data: labelled images; their split test, else val, else all.
+        engines: some of `ENGINES`.
+        precisions: some of `MEASURED`.
+        batch: images per call.
+        rounds: timed rounds.
+        threads: threads of every engine; None keeps PyTorch's number.
+        progress: called with the networks done and the networks in total.
 
     Returns:
-        `rows`, one an engine and precision: `correct` and `same_top1` (counts of images), `rms` and `drift` (the
-        largest) of the logits against the network itself over their standard deviation, `images_per_s`, and `ratio`,
-        how many times faster than the same engine in fp32.
+        `rows`, one per engine and precision: `correct` and `same_top1` (numbers of images), `rms` and `drift` (root
+        mean square and largest error of the logits against the network itself, over their standard deviation),
+        `images_per_s`, and `ratio`, the speedup over the same engine in fp32.
 
     Raises:
-        ConfigError: nothing to compare, or an engine that can't run here.
+        ConfigError: there is nothing to compare, or an engine can't run here.
     """
     threads = set_up(rounds, [batch], threads)
     found = resolve(spec)
@@ -61,7 +61,7 @@ def compare_precisions(
     names = [(engine, name) for engine in engines for name in ("fp32", *precisions) if name in ON_CPU[engine]]
     runs = {key: build_engine(key[0], model, threads=threads, precision=key[1]) for key in dict.fromkeys(names)}
     if len(runs) < 2:
-        raise ConfigError("bench: expected two precisions to compare, got one.", remedy="--precision all")
+        raise ConfigError("bench --data: give at least two precisions to compare.", remedy="Use --precision all.")
     answers: dict[tuple[str, str], _Recorder] = {}
     for number, (key, run) in enumerate({("network", "fp32"): model, **runs}.items()):
         answers[key] = recorder = _Recorder(run)
@@ -103,7 +103,7 @@ def compare_precisions(
 
 
 class _Recorder(nn.Module):
-    """A network that keeps the logits that it gave."""
+    """A network that stores the logits it returns."""
 
     correct: int
     logits_NK: Tensor
@@ -123,7 +123,7 @@ class _Recorder(nn.Module):
 
 
 def table(result: dict[str, Any]) -> list[list[str]]:
-    """One line of text cells an engine and precision, below `COLUMNS`."""
+    """One row of text cells per engine and precision, for `COLUMNS`."""
     num_images = result["num_images"]
     return [
         [
@@ -142,16 +142,16 @@ def table(result: dict[str, Any]) -> list[list[str]]:
 
 
 def markdown(result: dict[str, Any], command: str) -> str:
-    """The figures as a page."""
+    """The results as a page."""
     lines = [
         f"# Precision: {result['model']} on {result['num_images']:,} images",
         "",
         f"    {command}",
         "",
         f"{result['threads']} threads, {result['batch']} images per call, medians of {result['rounds']} alternating "
-        f"rounds; {result['cpu']}; commit {result['environment']['commit']}. The network itself, in fp32, has "
-        f"{result['network_correct']:,} images right. Same answer: images with the network's own best class. Errors "
-        "are those of the logits over their standard deviation. Ratio: times faster than the same engine in fp32.",
+        f"rounds; {result['cpu']}; commit {result['environment']['commit']}. The network itself, in fp32, predicts "
+        f"{result['network_correct']:,} images correctly. Same top-1: images with the network's own top-1 class. "
+        "Errors are those of the logits over their standard deviation. Ratio: speedup over the same engine in fp32.",
         "",
         *markdown_table(COLUMNS, table(result)),
     ]

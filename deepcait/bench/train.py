@@ -1,4 +1,4 @@
-"""A training step of ours beside timm's: seconds in turns, bytes kept, operators and bytes moved counted."""
+"""Benchmark a training step against timm's: time measured; saved activations, operators, bytes moved counted."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from deepcait.training.compute import autocast, set_compute
 from deepcait.training.footprint import kept_bytes
 from deepcait.training.settings import Compute
 
-# What decides how memory is asked for; everybody here runs in one process, so under the same.
+# Settings of the memory allocators; all contestants run in one process, so under the same.
 _ALLOCATOR = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_", "THP_MEM_ALLOC_ENABLE")
 _LR = 1e-4
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to take the same step.
+    """One implementation of the training step.
 
     Args:
-        name: in the results.
+        name: its name in the results.
         net: computes logits (B, K).
-        model: whose parameters it trains.
-        compute: how ours shall train; None for timm's.
-        compiled: whether PyTorch's compiler has it.
+        model: the model whose parameters it trains.
+        compute: deepcait's training settings; None for timm's model.
+        compiled: whether it runs through `torch.compile`.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Contestant:
     compiled: bool
 
     def prepare(self) -> None:
-        """Make the model train this way; contestants of one side share it."""
+        """Apply the settings; contestants of one side share the model."""
         if self.compute is not None:
             set_compute(require_cait(self.model), self.compute)
 
@@ -61,26 +61,26 @@ def compare_training(
     compiled: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Time a training step of a model beside timm's with the same weights, images and optimizer, all in turns.
+    """Time a training step of a model and of timm's with the same weights, images and optimizer, in turns.
 
     A step is forward, cross-entropy, backward and AdamW, with the model's stochastic depth.
 
     Args:
-        spec: a model; of a name alone the weights are random.
-        batch: images a step.
-        rounds: counted rounds.
-        threads: None takes PyTorch's.
-        precision: fp32, or bf16 by autocast.
-        compiled: timm's through `torch.compile` too.
-        progress: called with rounds done and to do.
+        spec: a MODEL; a model name gets random weights.
+        batch: images per step.
+        rounds: timed rounds.
+        threads: None keeps PyTorch's number.
+        precision: fp32, or bf16 with autocast.
+        compiled: include timm's model through `torch.compile`.
+        progress: called with the rounds done and the rounds in total.
 
     Returns:
-        For every contestant in `steps`: seconds, how many times faster than timm (and than timm compiled), bytes kept
-        for the backward pass, operators and bytes moved; these are not counted of compiled ones. `train_ratio` is
-        ours by default against timm eager, `train_ratio_compiled` against timm compiled.
+        For every contestant in `steps`: seconds, speedup over timm (and over timm compiled), bytes of saved
+        activations, operators and bytes moved (not counted for compiled ones). `train_ratio` compares deepcait's
+        default with timm eager, `train_ratio_compiled` with timm compiled.
 
     Raises:
-        ConfigError: numbers that make no sense, a model that timm doesn't have or without classes, no compiler.
+        ConfigError: a number is out of range, timm does not have the model, it has no classifier, or no compiler.
     """
     threads = set_up(rounds, [batch], threads)
     ours, peer = build_pair(spec)
@@ -111,15 +111,15 @@ def compare_training(
 
 
 def require_classes(config: CaiTConfig) -> None:
-    """Pass for a model that can be trained.
+    """Raise unless the model has a classifier.
 
     Raises:
-        ConfigError: one that gives features.
+        ConfigError: the model returns features.
     """
     if config.num_classes < 1:
         raise ConfigError(
-            "a training step: expected a model with classes, got one that gives features.",
-            remedy="Measure it without --train and --cost, or give the model a head.",
+            "a training step: the model has no classifier; it returns features.",
+            remedy="Run bench without --train and --cost, or load the model with num_classes.",
         )
 
 
@@ -131,7 +131,7 @@ def _contestants(ours: CaiT, peer: nn.Module, compute: Compute, compiled: bool) 
         Contestant("ours, checkpointing", ours, ours, replace(compute, grad_checkpointing=True), False),
     ]
     if compiled:
-        # A program for this batch size alone: what is fastest. Ours is made of a few operators: nothing to compile.
+        # Compiled for this batch size alone, which is fastest. deepcait's step is a few operators already.
         found.append(
             Contestant("timm, compiled", cast("nn.Module", torch.compile(peer, dynamic=False)), peer, None, True)
         )
@@ -141,7 +141,7 @@ def _contestants(ours: CaiT, peer: nn.Module, compute: Compute, compiled: bool) 
 def build_step(
     one: Contestant, optimizer: torch.optim.Optimizer, images_BCHW: Tensor, labels_B: Tensor, precision: str
 ) -> Callable[[], None]:
-    """Return what takes a step of a contestant."""
+    """Return a callable that runs one step of a contestant."""
 
     def step() -> None:
         one.prepare()
@@ -160,11 +160,11 @@ def _loss(one: Contestant, images_BCHW: Tensor, labels_B: Tensor, precision: str
 def _count(
     one: Contestant, step: Callable[[], None], images_BCHW: Tensor, labels_B: Tensor, precision: str
 ) -> dict[str, int | None]:
-    """Bytes kept by the forward pass, and the work of a whole step."""
+    """Bytes saved by the forward pass, and the work of a whole step."""
     one.prepare()
     torch.manual_seed(SEED)
-    step()  # the compiler works now; the optimizer makes its moments
-    if one.compiled:  # under hooks and counters PyTorch would run it uncompiled
+    step()  # compiles now, and creates the optimizer's state
+    if one.compiled:  # hooks and counters would make PyTorch run it uncompiled
         return dict.fromkeys(("kept_bytes", "operators", "moved_bytes", "flops"))
     kept = kept_bytes(one.model, lambda: _loss(one, images_BCHW, labels_B, precision))
     with Work() as work:
@@ -195,9 +195,9 @@ def _share(value: int | None, of: int) -> float | None:
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Head and lines of the table, as text."""
+    """The table's head and rows, as text."""
     head = ["step", "s", "quartiles", "times timm", "quartiles", "times timm compiled", "quartiles"]
-    head += ["kept, MiB", "of timm", "operators", "moved, GiB"]
+    head += ["saved, MiB", "of timm", "operators", "moved, GiB"]
     lines = []
     for name, found in result["steps"].items():
         low, _, high = found["quartiles_s"]
@@ -221,7 +221,7 @@ def _ratio_cells(found: dict[str, Any] | None) -> list[str]:
 
 
 def markdown(result: dict[str, Any], command: str) -> str:
-    """The figures as a page."""
+    """The results as a page."""
     return "\n".join(
         [
             f"# A training step: {result['model']} against timm",
@@ -231,8 +231,8 @@ def markdown(result: dict[str, Any], command: str) -> str:
             f"Batch {result['batch']}, {result['precision']}, {result['threads']} threads, medians of "
             f"{result['rounds']} alternating rounds; {result['cpu']}; commit {result['environment']['commit']}. A step "
             "is forward, cross-entropy, backward and AdamW, with the same weights, images and stochastic depth. "
-            "Kept: bytes for the backward pass, parameters left out, each storage once. Operators: those that compute "
-            "or copy, in a whole step; moved: their inputs and outputs. These are counted, not measured.",
+            "Saved: bytes of activations for the backward pass, without parameters, each storage once. Operators: "
+            "those that compute or copy in a step; moved: their inputs and outputs. These are counted, not measured.",
             "",
             *markdown_table(*table(result)),
         ]

@@ -1,4 +1,4 @@
-"""The fastest engine, number of threads and batch for one model on this machine, by measurement in turns."""
+"""Find the fastest engine, number of threads and batch size for a model on this machine, by measurement."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from deepcait.model import CaiT
 from deepcait.runtime.environment import num_cpus
 from deepcait.weights.spec import describe_config
 
-# By engine, precision and threads.
+# Callables by engine, precision and threads.
 Runs = dict[tuple[str, str, int], Callable[[Tensor], Tensor]]
-# Images of the package, on which the best classes are compared.
+# Number of the package's images on which top-1 classes are compared.
 _NUM_COMPARED = 100
 
 
@@ -38,29 +38,29 @@ def tune(
     rounds: int = 20,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Time a model on each engine, with each number of threads and images a call, all of a batch size in turns.
+    """Time a model on each engine, with each number of threads and images per call, in turns per batch size.
 
-    Chosen is what answers the most images per second, by its median. An engine that can't run here is not chosen, nor
-    one whose answers are others: in fp32 other logits (`MAX_DRIFT`), in shorter formats more best classes than the
-    tolerance allows, on photographs of the package.
+    The choice is what runs most images per second, by the median. Excluded are engines that can't run here, and engines
+    whose predictions differ: in fp32, logits that differ by more than `MAX_DRIFT`; in shorter formats, more top-1
+    classes than the tolerance allows, on images of the package.
 
     Args:
-        spec: a model; of a name alone the weights are random, since speed does not depend on them.
-        engines: of `ENGINES`.
-        precisions: of `MEASURED`; empty takes fp32 alone.
-        tolerance: share of images whose best class may be another than the model's.
-        threads: of one call; empty takes 1, 2, 4, ... up to the processors that this process may use.
-        batches: images a call.
-        rounds: counted rounds.
-        progress: called with rounds done and to do, of all batches together.
+        spec: a MODEL; a model name gets random weights, since speed does not depend on them.
+        engines: some of `ENGINES`.
+        precisions: some of `MEASURED`; empty means fp32.
+        tolerance: fraction of images whose top-1 class may differ from the model's.
+        threads: threads per call; empty means 1, 2, 4, ... up to the processors of this process.
+        batches: images per call.
+        rounds: timed rounds.
+        progress: called with the rounds done and the rounds in total, over all batch sizes.
 
     Returns:
-        `choice` (engine, precision, threads, batch), `images_per_s` of it, `rows` (all that ran, the fastest first,
-        each with `agrees` and `same_top1`, the share of equal best classes), `left_out` (engines that can't run here,
+        `choice` (engine, precision, threads, batch), its `images_per_s`, `rows` (all that ran, the fastest first, each
+        with `agrees` and `same_top1`, the fraction of equal top-1 classes), `left_out` (engines that can't run here,
         with the reason), `model` (its facts).
 
     Raises:
-        ConfigError: numbers that make no sense, or no engine that runs and agrees.
+        ConfigError: a number is out of range, or no engine runs and agrees.
     """
     threads = list(threads) or sorted({*(2**k for k in range(8) if 2**k < num_cpus()), num_cpus()})
     require_count("--rounds", rounds, least=2)
@@ -68,7 +68,7 @@ def tune(
     require_count("--threads", *threads)
     require_engines(engines)
     if not 0 <= tolerance < 1:
-        raise ConfigError(f"--tolerance: expected 0 to 1, got {tolerance}.", remedy="--tolerance 0.01: one in 100.")
+        raise ConfigError(f"--tolerance: expected 0 to 1, got {tolerance}.", remedy="0.01 allows one image in 100.")
     before = torch.get_num_threads()
     model = open_model(spec)
     try:
@@ -91,9 +91,9 @@ def tune(
     best = next((row for row in rows if row["agrees"]), None)
     if best is None:
         raise ConfigError(
-            f"bench --autotune: expected an engine that runs here and gives the model's logits, got none of "
-            f"{', '.join(engines)}. {' '.join(left_out.values())}".rstrip(),
-            remedy="Try other engines with --engine.",
+            f"bench --autotune: none of the engines {', '.join(engines)} both runs here and gives the model's logits. "
+            f"{' '.join(left_out.values())}".rstrip(),
+            remedy="Try other engines with --engine, or allow differences with --tolerance.",
         )
     return {
         "choice": {key: best[key] for key in ("engine", "precision", "threads", "batch")},
@@ -107,7 +107,7 @@ def tune(
 
 
 def keep(result: dict[str, Any], folder: Path) -> Path:
-    """Write the choice to a folder, with all figures. Raises WeightsError."""
+    """Write the choice to a folder, with all results. Raises WeightsError."""
     figures = {key: result[key] for key in ("images_per_s", "rounds", "rows", "left_out", "tolerance")}
     return write_choice(folder, Choice(**result["choice"]), result["model"], figures)
 
@@ -128,7 +128,7 @@ def _build(
 
 
 def _same_top1(model: CaiT, runs: Runs) -> dict[tuple[str, str], float]:
-    """The share of photographs with the model's own best class; threads do not matter."""
+    """The fraction of images with the model's own top-1 class; threads do not matter."""
     images_BCHW = sample_images(Preprocessing.from_pretrained_cfg(model.pretrained_cfg), _NUM_COMPARED)
     parts = images_BCHW.split(8)
     with torch.inference_mode():
@@ -140,7 +140,7 @@ def _same_top1(model: CaiT, runs: Runs) -> dict[tuple[str, str], float]:
 
 
 def _with_threads(run: Callable[[Tensor], Tensor], count: int) -> Callable[[Tensor], Tensor]:
-    """PyTorch's threads are those of the whole process, so each call asks for its own."""
+    """PyTorch's number of threads is per process, so each call sets its own."""
 
     def call(images_BCHW: Tensor) -> Tensor:
         if torch.get_num_threads() != count:
@@ -158,7 +158,7 @@ def _measure(
         expected_BK = model(images_BCHW)
     lanes, drift = {}, {}
     for key, run in runs.items():
-        # The first call, where torch.compile writes its program, is outside of the rounds.
+        # The first call, in which torch.compile compiles, is outside the rounds.
         drift[key] = ((run(images_BCHW) - expected_BK).abs().max() / expected_BK.std()).item()
         lanes[key] = Lane(f"{key[0]} {key[1]}, {key[2]} threads", lambda run=run: run(images_BCHW))
     take_turns(list(lanes.values()), rounds, progress)
@@ -178,8 +178,8 @@ def _measure(
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Head and lines of the table, as text; the fastest first."""
-    head = ["engine", "precision", "threads", "batch", "ms", "p95", "images/s", "same answer", "agrees"]
+    """The table's head and rows, as text; the fastest first."""
+    head = ["engine", "precision", "threads", "batch", "ms", "p95", "images/s", "same top-1", "agrees"]
     lines = []
     for row in result["rows"]:
         times = [f"{1e3 * row[key]:.1f}" for key in ("median_s", "p95_s")]

@@ -1,4 +1,4 @@
-"""The work of a step, counted exactly: how many operators run, and how many bytes go in and out of them."""
+"""Count the work of a step exactly: the operators that run, and the bytes of their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _WHOLE = (
     branches.attention_branch,
     branches.attention_branch_backward,
 )
-# Views under another name, and memory that nobody has written to yet.
+# Views under another name, and allocations that are not written to.
 _NO_WORK = ("_unsafe_view", "empty", "new_empty")
 
 
 class Work(TorchDispatchMode):
-    """Counts what runs inside it, forward, backward or optimizer.
+    """Count the operators that run inside this context: forward, backward or optimizer.
 
-    operators: those that compute or copy; views and allocations do neither. moved_bytes: their tensors, what goes in
-    and what comes out, each at most as large as its memory. flops: of matrix products and convolutions.
+    operators: those that compute or copy, not views and allocations. moved_bytes: bytes of their input and output
+    tensors, each at most as large as its memory. flops: of matrix products and convolutions.
 
-    Operators of ours are counted as the operators of PyTorch inside them: nothing hides in one.
+    deepcait's own operators are counted as the PyTorch operators inside them.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Work(TorchDispatchMode):
         if func in self._inside:
             with self:
                 return self._inside[func](*args, **kwargs)
-        with self:  # an operator that only calls others is they
+        with self:  # an operator that only calls others is counted as those
             out = func.decompose(*args, **kwargs)
         if out is not NotImplemented:
             return out

@@ -45,13 +45,13 @@ class Args:
     specs: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SPEC ...", help_behavior_hint="(optional)")
     ] = ()
-    """Models to time beside timm's, on every engine; of a name alone the weights are random."""
+    """Models to time against timm's, on every engine; of a name alone the weights are random."""
     against: Literal["timm"] = "timm"
     """The peer."""
     engine: str = "eager,compile,onnx,openvino"
     """Engines, with commas."""
     autotune: bool = False
-    """Find what is the fastest for our model here; tuned.json goes into its folder, or to --out, for other verbs."""
+    """Find what is the fastest for our model here; tuned.json goes into its folder, or to --out, for other commands."""
     train: bool = False
     """Time a training step instead."""
     compiled: bool = False
@@ -68,7 +68,7 @@ class Args:
     threads: int | None = None
     """Threads of every engine (default: PyTorch's choice)."""
     data: str = ""
-    """Measure the data loader on these images: a folder of pictures, or a data SPEC."""
+    """Measure the data loader on these images: a folder of images, or a DATA."""
     out: Path | None = None
     """Write the figures there too, as JSON and as a page."""
     rounds: int = 20
@@ -76,7 +76,7 @@ class Args:
     workers: int = 2
     """Of --data: processes that decode, of each loader."""
     batch_size: int = 32
-    """Of --data: images a batch."""
+    """Of --data: images per batch."""
     json: bool = False
     """Print one JSON object and nothing else."""
 

@@ -28,11 +28,11 @@ class Args(ImageArgs):
     """Options of `deepcait doctor`."""
 
     data: str
-    """Images: a folder of class folders (with train/val/test above them or not), or another data SPEC."""
+    """Images: a folder of class folders (with train/val/test above them or not), or another DATA."""
     strict: bool = False
     """Exit with 3 where there are errors."""
     fix_list: Path | None = None
-    """Write the paths to leave out of a training, one a line; nothing is deleted."""
+    """Write the paths to leave out of a training, one per line; nothing is deleted."""
     workers: int | None = None
     """Processes that read; without it one a core, none for a few images."""
     json: bool = False

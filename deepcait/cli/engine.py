@@ -49,7 +49,7 @@ def choose_engine(
         console.note(f"not used: {error}")
         return Choice()
     console.note(
-        f"engine {choice.engine}, {choice.precision}, {choice.threads} threads, {choice.batch} images a call: measured "
-        f"on this machine ({Path(spec, FILE)}); --engine chooses another"
+        f"engine {choice.engine}, {choice.precision}, {choice.threads} threads, {choice.batch} images per call: "
+        f"measured on this machine ({Path(spec, FILE)}); --engine chooses another"
     )
     return choice

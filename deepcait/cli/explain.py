@@ -32,13 +32,13 @@ class Args(ImageArgs):
     images: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...", help_behavior_hint="(required)")
     ]
-    """Pictures, or folders with pictures below them."""
+    """Images, or folders with images below them."""
     out: Path
     """Folder for page (index.html), PNGs and numbers: new, empty, or that of an earlier page, which goes."""
     method: str = "class-attention,rollout,gradient"
     """Maps with commas between: class-attention, rollout, gradient, integrated-gradients, occlusion; or all."""
     class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
-    """Name or index of the class asked about; without it the most probable of each picture."""
+    """Name or index of the class asked about; without it the most probable of each image."""
     steps: int = 0
     """Score each map by deletion and insertion in so many steps, 16 for example; 0 measures no scores."""
     figures: bool = False

@@ -61,7 +61,7 @@ def run(args: Args) -> int | None:
         console.say("activations   counted with --batch 1,8,64")
         return
     console.say("")
-    console.say("MiB of activations in float32, weights excluded: alive at once, or kept for the backward pass")
+    console.say("MiB of activations in float32, weights excluded: alive at once, or saved for the backward pass")
     console.table(["image", "batch", "inference", "training", "memory=small", "checkpointing"], _activations(facts))
 
 

@@ -3,7 +3,7 @@
 Examples:
     deepcait models                  all of them
     deepcait models --json           the same for programs
-    deepcait models --peers          CaiT and its rivals, counted the same way
+    deepcait models --peers          CaiT and its baselines, counted the same way
     deepcait models --teachers regnet    timm's classifiers that can teach, by a part of their name; alone: all
 """
 
@@ -24,7 +24,7 @@ class Args:
     """Options of `deepcait models`."""
 
     peers: bool = False
-    """Also count rivals of other families (through timm, nothing is downloaded), with reported accuracies."""
+    """Also count baselines of other families (through timm, nothing is downloaded), with reported accuracies."""
     teachers: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[FILTER]")] = None
     """List what can teach instead: timm's classifiers with weights, by a part of their name or a pattern with *."""
     table: Path | None = None
@@ -46,7 +46,7 @@ def run(args: Args) -> int | None:
     models = describe_models()
     peers = _count_peers() if args.peers else []
     if args.json:
-        console.result(models + [_as_model(row) for row in peers if row["family"] == "rival"])
+        console.result(models + [_as_model(row) for row in peers if row["family"] == "baseline"])
         return
     _print_models(console, models)
     if peers:
@@ -87,7 +87,7 @@ def _list_teachers(console: Console, filters: tuple[str, ...], table: Path | Non
 
 
 def _as_model(row: dict) -> dict:
-    """A rival with the keys of a model; whether others released it is not ours to say."""
+    """A baseline with the keys of a model; whether others released it is not ours to say."""
     return {**row, "released": None, "real": None, "v2": None}
 
 

@@ -42,7 +42,7 @@ class Args:
     data: str | None = None
     """What the model was trained on, in words for the card."""
     picture: Path | None = None
-    """Picture for the class-attention figure; without it one of the package."""
+    """Image for the class-attention figure; without it one of the package."""
     private: bool = False
     """Make a new repository private."""
     dry_run: bool = False
@@ -80,7 +80,7 @@ def run(args: Args) -> int | None:
 
 
 def _write(args: Args, name: str, folder: Path, console: Console) -> None:
-    """Model, card and picture, as the repository shall hold them."""
+    """Model, card and image, as the repository shall hold them."""
     from deepcait.runtime.files import write_bytes
     from deepcait.weights import resolve
     from deepcait.weights.card import PICTURE_FILE, model_card
@@ -103,7 +103,7 @@ def _list(folder: Path, console: Console) -> list[str]:
 
 
 def _draw(found: Resolved, path: Path | None, console: Console) -> Image.Image | None:
-    """What the model sees, and beside it where its class token looks; None where it sees no ordinary pictures."""
+    """What the model sees, and beside it where its class token looks; None where it sees no ordinary images."""
     import torch
     from PIL import Image
 
@@ -112,7 +112,7 @@ def _draw(found: Resolved, path: Path | None, console: Console) -> Image.Image |
 
     model = require_cait(found.model)
     if found.model.config.in_chans not in (1, 3):
-        console.note(f"no class-attention picture: the model sees {found.model.config.in_chans} channels")
+        console.note(f"no class-attention image: the model sees {found.model.config.in_chans} channels")
         return None
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
     image = open_image(path or min(_DEMO_PICTURE.glob("*.png")))

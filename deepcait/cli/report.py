@@ -4,7 +4,7 @@ Examples:
     deepcait report runs/pets                        writes runs/pets/report.html
     deepcait report runs/pets --out pets.html
     deepcait report runs/a runs/b                    writes comparison.html: curves, results, settings that differ
-    deepcait report runs/pets --data moved/photos    where the pictures lie elsewhere now
+    deepcait report runs/pets --data moved/photos    where the images lie elsewhere now
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Args:
     out: Path | None = None
     """The file; without it report.html in the run, or comparison.html here."""
     data: str | None = None
-    """Data SPEC in place of the run's own, where the pictures lie elsewhere now."""
+    """Data SPEC in place of the run's own, where the images lie elsewhere now."""
     images: int = 10_000
     """Most validation images that the best model is asked about; of more, as many are taken at even distances."""
     device: str = "auto"

@@ -7,7 +7,7 @@ Examples:
     deepcait study heads --data folder:cifar10 --out studies/heads --budget 1 --dry-run     what it would do
     deepcait study drop-path --out studies/try --epochs 1   on the 1,000 photographs of the package, to see how it goes
 
-Stopped by Ctrl-C or SIGTERM it saves the run at hand and exits with 75; the same command goes on to the same table.
+Stopped by Ctrl-C or SIGTERM it saves the run at hand and exits with 75; the same command continues to the same table.
 Several machines that share --out take different cells: give each the same command.
 """
 

@@ -13,7 +13,7 @@ from deepcait.optional import require
 
 
 class Attribution(NamedTuple):
-    """What each pixel contributed to a class's logit, against a picture of the data's mean colour.
+    """What each pixel contributed to a class's logit, against an image of the data's mean colour.
 
     values: (H, W), signed, summed over the channels.
     gap: for Integrated Gradients, how far the sum of all values is from the difference of the two logits, as a part

@@ -29,7 +29,7 @@ COLOUR_WORDS = "Colours run from 0 (dark blue) to the panel's largest value (lig
 
 @dataclass(frozen=True, kw_only=True)
 class Map:
-    """One map of one picture.
+    """One map of one image.
 
     method: one of METHODS. title, caption: what it is and exactly what is shown.
     values: float32 (rows, columns) of the patch grid, or (H, W) pixels for Integrated Gradients; signed where the
@@ -111,7 +111,7 @@ class Explanation:
         return picture.head_grid(self.frame, self.heads, self.heads_caption)
 
     def overlay(self, method: str = "class-attention", *, opacity: float = 0.65) -> Image.Image:
-        """Return a map over the picture in grey.
+        """Return a map over the image in grey.
 
         Raises:
             ConfigError: the method was not asked for.

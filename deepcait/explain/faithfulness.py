@@ -18,7 +18,7 @@ class Faithfulness:
     """Areas under the curves of the target's probability, from 0 to 1 in the share of patches changed.
 
     deletion: the most important patches are covered first; a faithful map brings it low.
-    insertion: into a covered picture, the most important first; a faithful map brings it high.
+    insertion: into a covered image, the most important first; a faithful map brings it high.
     random_deletion, random_insertion: the same for orders drawn by lot, the mean of `num_random`.
     deletion_curve, insertion_curve: probabilities at `steps` + 1 points.
     """
@@ -57,12 +57,12 @@ def measure_faithfulness(
         steps: how many parts the patches are covered in; never more than there are patches.
         num_random: orders drawn by lot, from `seed`.
         batch_size: images that pass through the network at once.
-        by_lot: what `areas_by_lot` returned for the same picture and the same settings, so that several maps of it
+        by_lot: what `areas_by_lot` returned for the same image and the same settings, so that several maps of it
             need it once; None draws here.
 
     Source: deletion and insertion, Petsiuk et al. 2018, arXiv:1806.07421.
     Deviation: patches, not pixels, are covered, and the same mean colour stands in for both (there a blurred
-    picture is the start of insertion): a CaiT reads patches.
+    image is the start of insertion): a CaiT reads patches.
 
     Raises:
         ConfigError: steps or num_random below 1, or values that are not numbers.

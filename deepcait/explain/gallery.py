@@ -18,7 +18,7 @@ _MAP_PX, _HEAD_PX = 320, 160
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One picture of the gallery.
+    """One image of the gallery.
 
     name: of its file, as it is shown. folder: where its PNGs lie, as it is shown.
     predictions: (class index, label, probability), the most probable first.

@@ -1,4 +1,4 @@
-"""Maps as pictures: over the image, beside it, and a panel for every head; Pillow only."""
+"""Maps as images: over the image, beside it, and a panel for every head; Pillow only."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _wrapped(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:
-    """The caption in lines; a word that is wider than a line (the name of a class may be) goes on in the next."""
+    """The caption in lines; a word that is wider than a line (the name of a class may be) continues in the next."""
     lines, line, line_px = [], "", 0.0
     space_px = font.getlength(" ")
     for word in caption.split():

@@ -1,4 +1,4 @@
-"""The mathematics of CaiT: tensors in, tensors out; no file, device, log or registry lives here."""
+"""The CaiT network: pure functions of tensors, without files, devices, logging or registries."""
 
 from deepcait.model.cait import CaiT as CaiT
 from deepcait.model.variants import VARIANTS as VARIANTS

@@ -1,4 +1,4 @@
-"""CaiT with some of its choices exchanged for those that the paper compares; CaiT itself stays as it is."""
+"""CaiT with alternatives of the paper's ablations; the class CaiT itself is not changed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deepcait.model.embedding import PatchEmbed
 
 
 class PartlyTalkingHeadsAttention(nn.Module):
-    """Self-attention whose heads talk at one place only, or not at all (plain multi-head attention).
+    """Self-attention with one head mixing only, or with none (plain multi-head attention).
 
     Args:
         embed_dim: D. num_heads: A; must divide D.
@@ -35,7 +35,7 @@ class PartlyTalkingHeadsAttention(nn.Module):
         self.proj_w = nn.Linear(num_heads, num_heads) if after else None
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
-        """Return what each token reads, (B, N, D)."""
+        """Return the attention output of each token, (B, N, D)."""
         q, k, v = self.qkv(tokens_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if self.proj_l is None and self.proj_w is None:
             return self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
@@ -122,14 +122,14 @@ class AblatedClassBlock(nn.Module):
 
 
 class AblatedCaiT(CaiT):
-    """CaiT with some choices exchanged. With none exchanged: the same parameters, initial draws and logits.
+    """CaiT with alternatives. Without any: the same parameters, initial values and logits as CaiT.
 
     Args:
         config: shapes, initial values, and the options.
     """
 
     def __init__(self, config: AblationConfig) -> None:
-        # Not CaiT's own: its blocks would be drawn and thrown away.
+        # CaiT's own __init__ is skipped: it would create blocks only to replace them.
         nn.Module.__init__(self)
         self.config = config
         self.num_classes = config.num_classes
@@ -148,7 +148,7 @@ class AblatedCaiT(CaiT):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw every parameter anew: as CaiT, then what the residual rule asks for."""
+        """Initialise every parameter: as CaiT, then as the residual rule requires."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         if self.cls_token is not None:
             nn.init.trunc_normal_(self.cls_token, std=0.02)
@@ -168,7 +168,7 @@ class AblatedCaiT(CaiT):
             init_tfixup(self, self._own)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Return logits (B, K); features (B, D) where the model has no classes."""
+        """Return logits (B, K); features (B, D) if `num_classes` is 0."""
         if self._own.class_token == "average":
             return self.forward_head(self.forward_features(images_BCHW))
         return super().forward(images_BCHW)
@@ -180,14 +180,14 @@ class AblatedCaiT(CaiT):
         return super().forward_features(images_BCHW)
 
     def forward_head(self, tokens_BTD: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the logits (B, K) of normalised tokens; with `pre_logits` what is classified, (B, D)."""
+        """Return the logits (B, K) of normalised tokens; with `pre_logits` the classifier's input, (B, D)."""
         if self._own.class_token != "average":
             return super().forward_head(tokens_BTD, pre_logits)
         pooled_BD = tokens_BTD.mean(dim=1)
         return pooled_BD if pre_logits else self.head(pooled_BD)
 
     def class_attention(self, images_BCHW: Tensor) -> Tensor:
-        """Return where the class token looked, (B, class blocks, A, 1 + N).
+        """Return the attention of the class token, (B, class blocks, A, 1 + N).
 
         Raises:
             ConfigError: the model has no class stage.
@@ -227,6 +227,6 @@ class AblatedCaiT(CaiT):
     def _require_class_stage(self, what: str) -> None:
         if not self._own.class_blocks:
             raise ConfigError(
-                f"{what}: expected a model with a class stage, got class_token: {self._own.class_token}.",
-                remedy="Take a CaiT, or a model trained with ablation.class_token=class_stage.",
+                f"{what}: the model has no class stage (class_token: {self._own.class_token}).",
+                remedy="Use a CaiT, or a model trained with ablation.class_token=class_stage.",
             )

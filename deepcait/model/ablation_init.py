@@ -1,4 +1,4 @@
-"""How the weights of another residual rule start: ReZero, SkipInit, Fixup, T-Fixup, from their papers' formulas."""
+"""Initial weights of other residual rules (ReZero, SkipInit, Fixup, T-Fixup), by their papers' formulas."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deepcait.model.cait import CaiT
 
 
 class _Matrices(NamedTuple):
-    """The weight matrices of a block's branches: what asks, what else comes first, and what comes last."""
+    """The weight matrices of a block's branches: queries and keys, other input layers, output layers."""
 
     asking: list[Tensor]
     inner: list[Tensor]
@@ -33,12 +33,12 @@ def initial_scale(config: AblationConfig) -> float:
 
 @torch.no_grad()
 def init_fixup(model: CaiT, config: AblationConfig) -> None:
-    """Start as Fixup: the last layer of each branch and the classifier at 0, the layers before it He-normal, scaled.
+    """Initialise as Fixup: last layer of each branch and classifier at 0, the layers before it He-normal, scaled.
 
         scale = L^(-1 / (2 m - 2))          L branches in the network, m weight layers in a branch
 
-    Attention counts as two layers, the one that makes q, k, v and the one that puts the heads together, an MLP as
-    two: the scale is L^(-1/2). Head mixings are no layers of channels and start as in CaiT.
+    Attention counts as two layers (q, k, v; output), an MLP as two: the scale is L^(-1/2). Head mixings are not counted
+    and start as in CaiT.
 
     Deviation: Fixup's scalar biases are left out: the biases of the linear layers contain them.
 
@@ -57,11 +57,11 @@ def init_fixup(model: CaiT, config: AblationConfig) -> None:
 
 @torch.no_grad()
 def init_tfixup(model: CaiT, config: AblationConfig) -> None:
-    """Start as T-Fixup's encoder: Xavier-uniform branches; values, outputs and MLPs scaled by 0.67 N^(-1/4).
+    """Initialise as T-Fixup's encoder: Xavier-uniform branches; values, outputs and MLPs scaled by 0.67 N^(-1/4).
 
     N counts the layers, patch and class stage together. Queries and keys are not scaled.
 
-    Deviation: T-Fixup scales the table of word embeddings too; patches are projected, and start as in CaiT.
+    Deviation: T-Fixup also scales word embeddings; here patches are projected, and start as in CaiT.
 
     Source: Huang et al. 2020, "Improving Transformer Optimization Through Better Initialization", ICML, Sec. 3.
     """

@@ -1,4 +1,4 @@
-"""The alternatives that the paper compares, as options laid over the configuration of a CaiT."""
+"""Alternatives compared in the paper, as options on top of a CaiT's configuration."""
 
 from __future__ import annotations
 
@@ -21,40 +21,41 @@ SCALAR_RULES = ("scalar", "rezero", "skipinit", "fixup")
 
 @dataclass(frozen=True, kw_only=True)
 class AblationConfig(CaiTConfig):
-    """A CaiT with some of the paper's choices exchanged for those that it compares with.
+    """Configuration of a CaiT with alternatives from the paper's ablations.
 
     Args:
-        residual: what a residual branch is multiplied with, and how its weights start.
+        residual: the multiplier of a residual branch, and the initial weights inside it.
 
             | value      | multiplier, initial value              | weights inside the branch                       |
             |------------|----------------------------------------|-------------------------------------------------|
-            | layerscale | a vector a branch, `layer_scale_init`  | as CaiT                                         |
-            | scalar     | a number a branch, `layer_scale_init`  | as CaiT                                         |
-            | rezero     | a number a branch, 0                   | as CaiT                                         |
-            | skipinit   | a number a branch, 1 / sqrt(branches)  | as CaiT                                         |
-            | fixup      | a number a branch, 1                   | see `init_fixup`; the classifier starts at 0    |
+            | layerscale | vector per branch, `layer_scale_init`  | as CaiT                                         |
+            | scalar     | scalar per branch, `layer_scale_init`  | as CaiT                                         |
+            | rezero     | scalar per branch, 0                   | as CaiT                                         |
+            | skipinit   | scalar per branch, 1 / sqrt(branches)  | as CaiT                                         |
+            | fixup      | scalar per branch, 1                   | see `init_fixup`; the classifier starts at 0    |
             | tfixup     | none                                   | see `init_tfixup`                               |
             | none       | none                                   | as CaiT                                         |
 
-        pre_norm: normalise the input of each branch. The originals of ReZero, SkipInit, Fixup and T-Fixup do not;
-            they did not converge so, and the paper gave them the norms (and warm-up) back. The last norm stays.
-        class_token: `class_stage`: joins after the patch stage, in class-attention blocks (CaiT). `inserted`: joins
-            the patches before block `insert_at` and goes through self-attention with them; at 0 this is ViT.
-            `average`: none; the mean of the normalised patch tokens is classified. The last two have no class stage.
-        insert_at: block of the patch stage, from 0, before which an `inserted` class token joins.
-        class_mlp: False leaves the MLPs of the class stage out.
-        talking_heads: which mixings of the heads there are: before the softmax, after it, both, none.
+        pre_norm: normalise the input of each branch. The original ReZero, SkipInit, Fixup and T-Fixup do not; so they
+            did not converge, and the paper added the norms (and warm-up). The last norm is always there.
+        class_token: `class_stage`: added after the patch stage, in class-attention blocks (CaiT). `inserted`: added to
+            the patches before block `insert_at` and takes part in self-attention; at 0 this is ViT.
+            `average`: no class token; the mean of the normalised patch tokens is classified. The last two have no class
+            stage.
+        insert_at: block of the patch stage, from 0, before which an `inserted` class token is added.
+        class_mlp: False omits the MLPs of the class stage.
+        talking_heads: where heads are mixed: before the softmax, after it, both, or none.
         drop_path_shape: `uniform`: `drop_path_rate` in every block. `linear`: from 0 in the first block to
             `drop_path_rate` in the last, half of it on average (DeiT).
 
     Raises:
-        ConfigError: a value that no model can be built from.
+        ConfigError: a value is not valid.
 
     Source: Touvron et al. 2021, arXiv:2103.17239, Eq. 3 and Tables 1 and 2. ReZero: Bachlechner et al. 2020,
         arXiv:2003.04887. SkipInit: De and Smith 2020, arXiv:2002.10444. Fixup: Zhang et al. 2019,
         arXiv:1901.09321. T-Fixup: Huang et al. 2020 (ICML).
-    Deviation: ReZero's own code shares one number between the two branches of a block; the paper at hand writes one
-        a branch, and so do we. SkipInit's other choice of the initial value, 0, is `rezero`.
+    Deviation: ReZero's own code shares one scalar between the two branches of a block; its paper has one per branch, as
+        here. SkipInit's other initial value, 0, is `rezero`.
     """
 
     residual: str = "layerscale"
@@ -71,17 +72,17 @@ class AblationConfig(CaiTConfig):
         for name, allowed in (choices | {"drop_path_shape": DROP_PATH_SHAPES}).items():
             if getattr(self, name) not in allowed:
                 problem = f"{name}: expected {' or '.join(allowed)}, got {getattr(self, name)!r}."
-                raise ConfigError(problem, remedy="Choose one.")
+                raise ConfigError(problem, remedy=f"Set {name} to one of these values.")
         whole = isinstance(self.insert_at, int) and not isinstance(self.insert_at, bool)
         if not whole or not 0 <= self.insert_at < self.depth:
             raise ConfigError(
                 f"insert_at: expected a block of the patch stage, 0 to {self.depth - 1}, got {self.insert_at!r}.",
-                remedy="After the last block it would read nothing; that is class_token: class_stage.",
+                remedy="To add the class token after the last block, use class_token: class_stage.",
             )
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that are not the paper's own choice."""
+        """The options that differ from the paper's CaiT."""
         own = {field.name for field in dataclasses.fields(CaiTConfig)}
         return {
             field.name: getattr(self, field.name)
@@ -91,12 +92,12 @@ class AblationConfig(CaiTConfig):
 
     @property
     def same_at_inference(self) -> bool:
-        """Whether the network, once trained, is a plain CaiT: tensors and function."""
+        """Whether the trained network is a plain CaiT, in its tensors and its function."""
         return self.options.keys() <= {"drop_path_shape", "insert_at"}
 
     @property
     def class_blocks(self) -> int:
-        """Blocks of the class stage; 0 where there is none."""
+        """Blocks of the class stage; 0 if there is none."""
         return self.cls_depth if self.class_token == "class_stage" else 0
 
     @property
@@ -106,7 +107,7 @@ class AblationConfig(CaiTConfig):
 
     @property
     def drop_path_rates(self) -> list[float]:
-        """The rate of every block of the patch stage."""
+        """The drop-path rate of every block of the patch stage."""
         if self.drop_path_shape == "uniform":
             return [self.drop_path_rate] * self.depth
         return [self.drop_path_rate * index / max(1, self.depth - 1) for index in range(self.depth)]
@@ -135,21 +136,21 @@ class AblationConfig(CaiTConfig):
         return total + self.class_blocks * class_block
 
 
-def lay_over(config: C, options: Mapping[str, Any]) -> C | CaiTConfig:
-    """Return a configuration with some of the paper's choices exchanged; None leaves one as it is.
+def apply_overrides(config: C, options: Mapping[str, Any]) -> C | CaiTConfig:
+    """Return a configuration with alternatives applied; None keeps an option as it is.
 
-    Where every choice is the paper's own again, the result is a plain `CaiTConfig`.
+    If no alternative is left, the result is a plain `CaiTConfig`.
 
     Raises:
-        ConfigError: an unknown option, a value that does not fit, or no CaiT.
+        ConfigError: an option is unknown, a value is not valid, or the network is not a CaiT.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if not given:
         return config
     if not isinstance(config, CaiTConfig):
         raise ConfigError(
-            f"ablation.{next(iter(given))}: expected a CaiT, got another network.",
-            remedy="Leave it out, or take a CaiT as the model.",
+            f"ablation.{next(iter(given))}: only a CaiT has these options; the model is another network.",
+            remedy="Remove the setting, or choose a CaiT as the model.",
         )
     plain = {field.name: getattr(config, field.name) for field in dataclasses.fields(CaiTConfig)}
     base = config if isinstance(config, AblationConfig) else AblationConfig(**plain)

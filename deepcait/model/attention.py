@@ -1,4 +1,4 @@
-"""The two attentions of CaiT: among patches with talking heads, and from the class token to everything."""
+"""CaiT's two attention layers: talking-heads self-attention among patches, and class attention."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch.nn import functional as F
 
 
 class TalkingHeadsAttention(nn.Module):
-    """Let every patch read every other patch, the heads talking before and after the softmax.
+    """Self-attention among patches, with heads mixed before and after the softmax (talking heads).
 
         q, k, v = W_qkv tokens + b_qkv
-        scores  = (q / sqrt(E)) k'                  one N x N map a head
+        scores  = (q / sqrt(E)) k'                  one N x N map per head
         weights = softmax(proj_l scores)            proj_l mixes the heads
         mixed   = proj_w weights                    proj_w mixes them again
         out     = W_o (mixed v) + b_o
 
     Rows of `weights` sum to 1; rows of `mixed` do not, and may be negative. The bias of `proj_l` is constant
-    along a row, so the softmax cancels it: it exists because the released checkpoints hold it. The bias of
-    `proj_w` counts: it adds a plain sum over the values.
+    along a row, so the softmax cancels it; it exists because the released checkpoints contain it. The bias of
+    `proj_w` has an effect: it adds the sum over the values.
 
     Source: Touvron et al. 2021, arXiv:2103.17239, Sec. 4; talking heads: Shazeer et al. 2020, arXiv:2003.02436.
 
@@ -42,7 +42,7 @@ class TalkingHeadsAttention(nn.Module):
         return self.attend(tokens_BND)[0]
 
     def attend(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what each patch reads and where it looked; the equations of the class, line by line.
+        """Return the output and the attention weights of each patch, by the equations of the class.
 
         Args:
             tokens_BND: normalised patch tokens.
@@ -50,7 +50,7 @@ class TalkingHeadsAttention(nn.Module):
         Returns:
             out_BND: update of the tokens, before LayerScale.
             weights_BANN: after the softmax, before the second mixing; rows sum to 1.
-            mixed_BANN: after the second mixing: what really multiplies the values.
+            mixed_BANN: after the second mixing: the factors of the values.
         """
         q_BANE, k_BANE, v_BANE = self._split(self.qkv(tokens_BND))
         scores_BANN = (q_BANE * self.scale) @ k_BANE.transpose(-2, -1)
@@ -64,14 +64,14 @@ class TalkingHeadsAttention(nn.Module):
 
 
 class ClassAttention(nn.Module):
-    """Let the class token read the image: one query, all tokens as keys.
+    """Class attention: the class token is the only query, all tokens are keys and values.
 
-    Only the class token asks, so one row of attention a head is computed and the cost grows linearly with
+    One row of attention per head is computed, so the cost grows linearly with
     the number of tokens T (self-attention grows with T squared).
 
-        q       = W_q tokens[0] + b_q               the question, from the class token alone
+        q       = W_q tokens[0] + b_q               from the class token alone
         k, v    = W_k tokens + b_k, W_v tokens + b_v
-        weights = softmax(q k' / sqrt(E))           one distribution over T tokens a head
+        weights = softmax(q k' / sqrt(E))           one distribution over T tokens per head
         out     = W_o (weights v) + b_o
 
     Source: Touvron et al. 2021, arXiv:2103.17239, Sec. 3. No talking heads here.
@@ -102,7 +102,7 @@ class ClassAttention(nn.Module):
         return self.proj(merge_heads(read_BA1E))
 
     def attend(self, tokens_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the class token reads, and where it looked.
+        """Return the class token's update and its attention weights.
 
         Args:
             tokens_BTD: class token at position 0, patch tokens after it; normalised.
@@ -129,16 +129,16 @@ _ATTEND = ClassAttention.attend
 
 
 def mix_heads(mixing: nn.Linear, maps_BANN: Tensor) -> Tensor:
-    """Apply a linear layer across the heads of attention maps; shape stays (B, A, N, N)."""
+    """Apply a linear layer across the heads of attention maps; the shape stays (B, A, N, N)."""
     return mixing(maps_BANN.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def merge_heads(values_BATE: Tensor) -> Tensor:
-    """Lay the heads side by side: (B, A, T, E) to (B, T, D)."""
+    """Concatenate the heads: (B, A, T, E) to (B, T, D)."""
     return values_BATE.transpose(1, 2).flatten(2)
 
 
 @torch.fx.wrap  # one node of a traced graph: the dtype is known only when it runs
 def softmax_wide(scores: Tensor) -> Tensor:
-    """Softmax over the last axis, computed in at least float32 and returned in the dtype that came."""
+    """Softmax over the last axis, computed in at least float32 and returned in the input's dtype."""
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)

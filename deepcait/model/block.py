@@ -1,4 +1,4 @@
-"""The two residual blocks of CaiT: each branch is normalised before, scaled a channel (LayerScale) after."""
+"""CaiT's two residual blocks: each branch is normalised first, and scaled per channel last (LayerScale)."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Mlp(nn.Module):
 
 
 def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
-    """Drop a residual branch for some images of the batch, and scale the others so that the mean stays.
+    """Drop a residual branch for some images of the batch, and scale the others to keep the mean (stochastic depth).
 
-    Each image draws for itself, from torch's own generator: whoever seeds it fixes the draw.
+    Drawn per image from torch's global generator, whose seed determines the result.
 
     Args:
         branch: (B, ...), the branch after LayerScale.
@@ -54,7 +54,7 @@ def draw_keep(branch: Tensor, rate: float) -> Tensor:
 
 
 class LayerScaleBlock(nn.Module):
-    """One block of the patch stage: talking-heads attention, then an MLP, each behind LayerScale.
+    """One block of the patch stage: talking-heads attention, then an MLP, each scaled by LayerScale.
 
         x = x + drop_path(gamma_1 * attention(norm1(x)))
         x = x + drop_path(gamma_2 * mlp(norm2(x)))
@@ -90,7 +90,7 @@ class LayerScaleBlock(nn.Module):
 
 
 class ClassAttentionBlock(nn.Module):
-    """One block of the class stage: only the class token changes, the patches are read and never written.
+    """One block of the class stage: it updates the class token only; patch tokens do not change.
 
         u   = norm1([cls, patches])                one norm for both
         cls = cls + gamma_1 * class_attention(u)

@@ -1,4 +1,4 @@
-"""CaiT, the network: patches talk among themselves, then a class token reads them."""
+"""The CaiT network: self-attention among patches, then class attention."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from deepcait.model.block import NORM_EPS, ClassAttentionBlock, LayerScaleBlock
 from deepcait.model.embedding import PatchEmbed, require_images
 from deepcait.model.variants import CaiTConfig
 
-torch.fx.wrap("require_images")  # one node of a traced graph: it compares sizes, which are known only when it runs
+torch.fx.wrap("require_images")  # one node of a traced graph: it compares sizes, which are known only at run time
 
 
 class CaiT(nn.Module):
     """Class-attention image transformer.
 
-    Stage one: `depth` blocks of talking-heads self-attention over the patches, positions added once before
-    them. Stage two: a class token, inserted only now, reads the patches through `cls_depth` class-attention
-    blocks. Its final state, normalised, is classified. Names and order of the parameters are those of the
-    released checkpoints.
+    Patch stage: `depth` blocks of talking-heads self-attention over patch tokens, with a position embedding added once
+    before them. Class stage: a class token is added and attends to the patches in `cls_depth` class-attention blocks.
+    Its normalised final state is classified. Names and order of the parameters are those of the released checkpoints.
 
     Source: Touvron et al. 2021, "Going deeper with Image Transformers", arXiv:2103.17239.
 
@@ -59,7 +58,7 @@ class CaiT(nn.Module):
 
     @property
     def head_hidden_size(self) -> int:
-        """Width of what the classifier is given, under timm's name."""
+        """Width of the classifier's input, under timm's name."""
         return self.num_features
 
     @property
@@ -74,7 +73,7 @@ class CaiT(nn.Module):
         return [facts | {"module": f"blocks.{index}"} for index in range(len(self.blocks))]
 
     def init_weights(self) -> None:
-        """Draw every parameter anew, as the released code does; also right after `to_empty`.
+        """Initialise every parameter as the released code does; works after `to_empty` too.
 
         | parameter                                | initial value                                    |
         |------------------------------------------|--------------------------------------------------|
@@ -96,13 +95,13 @@ class CaiT(nn.Module):
                 nn.init.constant_(module.gamma_2, module.layer_scale_init)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Return logits (B, K); features (B, D) where the model has no classes.
+        """Return logits (B, K); features (B, D) if `num_classes` is 0.
 
         Raises:
-            ShapeError: images of another size or number of channels than the model's.
+            ShapeError: the images' size or number of channels is not the model's.
         """
         cls_B1D, _ = self._tokens(images_BCHW)
-        # The norm works token by token, so the patches need not pass through it.
+        # The norm acts per token, so only the class token needs it.
         return self.forward_head(self.norm(cls_B1D))
 
     def forward_features(self, images_BCHW: Tensor) -> Tensor:
@@ -114,7 +113,7 @@ class CaiT(nn.Module):
         return tokens_BTD[:, 0] if pre_logits else self.head(tokens_BTD[:, 0])
 
     def class_attention(self, images_BCHW: Tensor) -> Tensor:
-        """Return where the class token looked: (B, class blocks, A, 1 + N).
+        """Return the attention of the class token: (B, class blocks, A, 1 + N).
 
         Each row is a softmax and sums to 1; position 0 is the class token itself, patches follow row by row.
         """
@@ -136,8 +135,8 @@ class CaiT(nn.Module):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Return the patch tokens after chosen blocks, in the form of timm's method of this name.
 
-        Deviation: `norm` is True by default (timm: False). Patch tokens leave CaiT's blocks with large norms
-        that blow up downstream; the final norm tames them.
+        Deviation: `norm` is True by default (timm: False). Patch tokens leave CaiT's blocks with large norms, which
+        harm layers that follow; the final norm prevents that.
 
         Args:
             x: images (B, C, H, W).
@@ -146,18 +145,21 @@ class CaiT(nn.Module):
             stop_early: do not compute blocks past the last one wanted; needs `intermediates_only`, since the
                 class token reads the last block.
             output_fmt: "NCHW" for maps (B, D, rows, columns), "NLC" for tokens (B, N, D).
-            intermediates_only: return the list alone.
+            intermediates_only: return only the list.
 
         Returns:
             The list, or (all tokens after the final norm (B, 1 + N, D), the list).
 
         Raises:
-            ConfigError: blocks that are not there, or another `output_fmt`.
-            ShapeError: images of another size or number of channels than the model's.
+            ConfigError: a block does not exist, or `output_fmt` is unknown.
+            ShapeError: the images' size or number of channels is not the model's.
         """
         wanted = self._block_indices(indices)
         if output_fmt not in ("NCHW", "NLC"):
-            raise ConfigError(f"output_fmt: expected 'NCHW' or 'NLC', got {output_fmt!r}.", remedy="Choose one.")
+            raise ConfigError(
+                f"output_fmt: expected 'NCHW' or 'NLC', got {output_fmt!r}.",
+                remedy="Use 'NCHW' for maps, 'NLC' for tokens.",
+            )
         last = max(wanted) if stop_early and intermediates_only else len(self.blocks) - 1
         taken = []
         patches_BND = self._embed(x)
@@ -175,9 +177,9 @@ class CaiT(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what `forward_intermediates` does not need for some blocks, in the form of timm's method of this name.
+        """Remove what `forward_intermediates` does not need for these blocks, like timm's method of this name.
 
-        Afterwards the model serves `forward_intermediates(..., intermediates_only=True)` alone.
+        Afterwards only `forward_intermediates(..., intermediates_only=True)` works.
 
         Args:
             indices: as in `forward_intermediates`.
@@ -185,10 +187,10 @@ class CaiT(nn.Module):
             prune_head: drop the class stage and the classifier.
 
         Returns:
-            The chosen blocks, counted from the start.
+            The indices of the chosen blocks, from 0.
 
         Raises:
-            ConfigError: blocks that are not there.
+            ConfigError: a block does not exist.
         """
         wanted = self._block_indices(indices)
         self.blocks = self.blocks[: max(wanted) + 1]
@@ -204,15 +206,15 @@ class CaiT(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new, freshly drawn head of `num_classes` outputs in place; 0 makes the model return features.
+        """Replace the classifier by a newly initialised one with `num_classes` outputs; 0: return features.
 
         Raises:
-            ConfigError: another pooling than the class token is asked for; CaiT has no other.
+            ConfigError: `global_pool` is not "token", the only pooling of CaiT.
         """
         if global_pool not in (None, "token"):
             raise ConfigError(
                 f"global_pool: expected 'token', got {global_pool!r}.",
-                remedy="CaiT classifies its class token; `forward_features` gives the patch tokens to pool.",
+                remedy="CaiT classifies its class token; to pool patch tokens, use `forward_features`.",
             )
         like = self.pos_embed
         self.config = self.config.replace(num_classes=num_classes)
@@ -224,29 +226,28 @@ class CaiT(nn.Module):
         self.head.train(self.training)
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names that weight decay leaves alone, beside every vector and bias."""
+        """Return names of parameters without weight decay, in addition to all vectors and biases."""
         return {"pos_embed", "cls_token"}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute every block of both stages in the backward pass instead of keeping its activations."""
+        """Recompute every block of both stages in the backward pass instead of saving its activations."""
         self.grad_checkpointing = enable
 
     def set_backend(self, name: str = "auto", *, small_memory: bool = False) -> None:
         """Choose what computes the blocks of the patch stage.
 
-        A backend computes the same function another way. It takes a block only if every part of it is exactly what
-        the equations name, with nothing of yours attached; all other blocks are computed by calling them, and one
-        line of the logger `deepcait.backends` says which and why.
+        A backend computes the same function in another way. It is used for a block only if every part of the block is
+        unmodified; other blocks are computed by calling them, and the logger `deepcait.backends` says which and why.
 
         Args:
-            name: "reference" calls every block. "lean" fuses each branch into one operator that keeps little for the
-                backward pass; it has first derivatives only. "auto" is lean on a CPU and the reference elsewhere.
-            small_memory: lean keeps only the residual stream for the backward pass and computes the rest again.
+            name: "reference" calls every block. "lean" fuses each branch into one operator that saves little for the
+                backward pass; it supports first derivatives only. "auto" is lean on a CPU and the reference elsewhere.
+            small_memory: lean saves only the residual stream for the backward pass and recomputes the rest.
 
         Raises:
-            ConfigError: an unknown name.
+            ConfigError: the name is unknown.
         """
-        # The one import from a higher layer: the model itself knows no backend.
+        # The one import from a higher layer.
         from deepcait.backends import build_backend
 
         self._backend = build_backend(name, small_memory=small_memory)
@@ -257,21 +258,21 @@ class CaiT(nn.Module):
         return self._backend.name
 
     def describe_backend(self, device: torch.device | str | None = None) -> str:
-        """Return one line: what computes the patch blocks on a device, and why not all by one backend.
+        """Return one line: the backend of the patch blocks on a device, and which blocks it leaves out and why.
 
         Args:
-            device: None is the model's own.
+            device: None means the model's own.
         """
         device = self.pos_embed.device if device is None else torch.device(device)
         return self._backend.describe(cast("Sequence[nn.Module]", self.blocks), device)
 
     def set_lean_attention(self, enable: bool = True) -> None:
-        """Call `set_backend` by its name of 0.1."""
-        warnings.warn("set_lean_attention is now set_backend('lean' or 'reference').", FutureWarning, stacklevel=2)
+        """Alias of `set_backend`, as in 0.1."""
+        warnings.warn("set_lean_attention is deprecated: use set_backend('lean').", FutureWarning, stacklevel=2)
         self.set_backend("lean" if enable else "reference", small_memory=self._backend.small_memory)
 
     def set_small_memory(self, enable: bool = True) -> None:
-        """Keep only the residual stream for the backward pass of the lean backend and compute the rest again."""
+        """Let the lean backend save only the residual stream for the backward pass and recompute the rest."""
         self.set_backend(self.backend, small_memory=enable)
 
     def _tokens(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -297,7 +298,7 @@ class CaiT(nn.Module):
         return cls_B1D
 
     def _run_patch_block(self, block: nn.Module, patches_BND: Tensor) -> Tensor:
-        """Pass the patches through one block of the patch stage: by the backend if it takes it, else by calling it."""
+        """Pass the patches through one block of the patch stage: by the backend or by calling it."""
         blocks = cast("Sequence[nn.Module]", self.blocks)
         return self._run(self._backend.function_for(block, patches_BND, blocks), patches_BND)
 
@@ -313,7 +314,7 @@ class CaiT(nn.Module):
         chosen = list(range(-indices, 0) if isinstance(indices, int) else indices)
         if not chosen or not all(index in range(-depth, depth) for index in chosen):
             raise ConfigError(
-                f"indices: expected blocks of {depth}, got {indices!r}.",
+                f"indices={indices!r}: the model has {depth} patch blocks.",
                 remedy=f"Give a number of last blocks from 1 to {depth}, or indices from {-depth} to {depth - 1}.",
             )
         return {index % depth for index in chosen}

@@ -1,4 +1,4 @@
-"""A small convolutional network for 32-pixel pictures: the teacher of our small CaiT. Not of the paper."""
+"""A small convolutional network for 32-pixel images: the teacher of the package's small CaiT. Not from the paper."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _BIAS_GAIN = 8.0  # a learning rate that is 64 times as large: the factor acts o
 
 @dataclass(frozen=True, kw_only=True)
 class ConvConfig:
-    """Everything that fixes the convolutional teacher.
+    """Configuration of the convolutional teacher.
 
     Args:
         widths: channels of the three stages.
-        img_size: height and width in pixels, 24 or more; one integer is taken as a square.
+        img_size: height and width in pixels, 24 or more; one integer means a square.
         in_chans: C, image channels.
         num_classes: K.
-        quick: the start that reaches 94 % on CIFAR-10 in few epochs (Jordan 2024): a fixed whitening stem, convolutions
-            that begin as the identity, no residual, and batch norm without a gain, its biases moving faster. Saved
-            models of version 0.1 have not.
+        quick: the initialisation that reaches 94 % on CIFAR-10 in few epochs (Jordan 2024): a fixed whitening stem,
+            convolutions that start as the identity, no residual, and batch norm without a gain whose biases learn
+            faster. Models saved by version 0.1 do not have it.
 
     Raises:
-        ConfigError: a value that no network can be built from.
+        ConfigError: a value is not valid.
     """
 
     widths: tuple[int, int, int] = (64, 256, 256)
@@ -48,34 +48,34 @@ class ConvConfig:
         object.__setattr__(self, "widths", tuple(self.widths))
         if len(self.widths) != 3 or min(self.widths) < 1 or self.in_chans < 1 or self.num_classes < 1:
             raise ConfigError(
-                f"expected three widths, channels and classes of 1 or more, got widths={self.widths}, "
+                f"widths, in_chans and num_classes must be 1 or more, with three widths; got widths={self.widths}, "
                 f"in_chans={self.in_chans}, num_classes={self.num_classes}.",
-                remedy="Mend the configuration.",
+                remedy="Correct these fields of the configuration.",
             )
         if len(self.img_size) != 2 or min(self.img_size) < 24:
             problem = f"img_size: expected a height and width of 24 or more, got {self.img_size}."
-            raise ConfigError(problem, remedy="Give a larger size; the network pools three times.")
+            raise ConfigError(problem, remedy="Use a larger size; the network pools three times.")
         if self.quick and self.in_chans != 3:
-            problem = f"quick: expected 3 channels, got {self.in_chans}; its first layer whitens colours."
-            raise ConfigError(problem, remedy="Take three channels, or quick=False.")
+            problem = f"quick=True needs 3 image channels (got {self.in_chans}), since its first layer whitens colours."
+            raise ConfigError(problem, remedy="Set in_chans=3 or quick=False.")
 
     @property
     def depth(self) -> int:
-        """Stages: what counts as layers for a rate that falls towards the input."""
+        """Number of stages, which count as layers for layer-wise learning-rate decay."""
         return len(self.widths)
 
     def replace(self, **changes) -> ConvConfig:
         """Return a copy with some fields changed.
 
         Raises:
-            ConfigError: a field that this network has not.
+            ConfigError: the network has no such field.
         """
         known = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in known:
                 raise ConfigError(
-                    f"expected a field of the convolutional teacher, got {name!r}.",
-                    remedy=f"The fields are {', '.join(known)}; LayerScale, drop-path and the like belong to a CaiT.",
+                    f"the convolutional teacher has no field {name!r}.",
+                    remedy=f"Its fields are {', '.join(known)}; LayerScale, drop-path and similar fields are CaiT's.",
                 )
         return dataclasses.replace(self, **changes)
 
@@ -100,11 +100,11 @@ class ConvConfig:
 
 
 class BatchNorm(nn.Module):
-    """Batch norm as in PyTorch, without its counter of batches: every tensor of the state is a weight or a mean.
+    """Batch norm as in PyTorch without its batch counter, so every tensor of the state is floating point.
 
     Args:
         width: channels.
-        quick: without a gain, the bias moving 64 times as fast, and shorter running averages.
+        quick: without a gain, with a bias that learns 64 times as fast and shorter running averages.
     """
 
     def __init__(self, width: int, quick: bool = False) -> None:
@@ -119,18 +119,18 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return maps (B, width, rows, columns) normalised by the batch; in evaluation by the running averages."""
+        """Return maps (B, width, rows, columns) normalised by the batch; in evaluation mode by the running averages."""
         mean, var = self.running_mean, self.running_var
         bias = self.bias if self.bias_gain == 1 else self.bias * self.bias_gain
         return F.batch_norm(maps, mean, var, self.weight, bias, self.training, self.momentum, 1e-5)
 
 
 class WhiteningStem(nn.Module):
-    """A fixed 2 x 2 convolution that whitens patches of natural images, each direction with both signs; a trained bias.
+    """A fixed 2 x 2 convolution that whitens patches of natural images, with both signs per direction; a trained bias.
 
     Source: Page 2019 and Jordan 2024, arXiv:2404.00498, section 3.1.
     Deviation: the directions are Haar patterns of opponent colours, not eigenvectors of the training images. On
-        CIFAR-10 they correlate by 0.16 at most, and the network needs no images to be built.
+        CIFAR-10 they correlate by 0.16 at most, and building the network needs no images.
     """
 
     def __init__(self) -> None:
@@ -148,16 +148,16 @@ def _whitening_filters() -> Tensor:
     """Return filters (12, 3, 2, 2), each divided by the deviation of patches along it."""
     patterns = torch.tensor([[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]) / 2
     colours = nn.functional.normalize(torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]]), dim=1)
-    # As in the source, a small variance is raised, so that noise is not.
+    # As in the source, small variances are raised, so that noise is not amplified.
     scales = (torch.tensor(_PATCH_STD) ** 2 + 5e-4).rsqrt()
     return torch.einsum("pc,ck,ps->pcks", scales, colours, patterns).reshape(12, 3, 2, 2)
 
 
 class ConvStage(nn.Module):
-    """Two convolutions with a pooling between them; the second is residual, but for the quick start.
+    """Two convolutions with a pooling between them; the second is residual unless `quick`.
 
     Args:
-        in_width, width: channels that come, and that leave.
+        in_width, width: input and output channels.
         quick: as in `ConvConfig`.
     """
 
@@ -180,14 +180,14 @@ class ConvStage(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """A 2 x 2 stem without padding, three stages, the maximum over what is left, and a linear classifier.
+    """A 2 x 2 stem without padding, three stages, global max pooling, and a linear classifier.
 
-    It offers what training, evaluation and the model folder ask a CaiT for. Batch norm counts over the batch of one
-    forward pass, so its recipe keeps `replicas: 1`.
+    It has the methods and attributes of a CaiT that training, evaluation and the model folder use. Batch statistics are
+    those of one forward pass, so its recipe keeps `replicas: 1`.
 
     Source: shape and widths after the networks that train to 94 % on CIFAR-10 in seconds on a GPU (Jordan 2024,
-        arXiv:2404.00498). Without `quick` (version 0.1) neither their start nor their first layer, and with a residual
-        in each stage, which is ours.
+        arXiv:2404.00498). Without `quick` (version 0.1): neither their initialisation nor their first layer, and an
+        additional residual in each stage.
 
     Args:
         config: widths and sizes.
@@ -208,14 +208,14 @@ class ConvNet(nn.Module):
         """Return logits (B, K).
 
         Raises:
-            ShapeError: images of another size or number of channels than the model's.
+            ShapeError: the images' size or number of channels is not the model's.
         """
         require_images(images_BCHW, self.config.in_chans, self.config.img_size)
         # Measured: 474 instead of 295 images/s in evaluation on one thread.
         maps = F.gelu(self.stem(images_BCHW.contiguous(memory_format=torch.channels_last)))
         for stage in self.stages:
             maps = stage(maps)
-        # A ninth: features are maxima, and so the first logits are of order 1.
+        # Divided by 9: features are maxima, and so the initial logits are of order 1.
         return self.head(maps.amax((2, 3))) / 9.0
 
     def get_classifier(self) -> nn.Module:
@@ -223,14 +223,15 @@ class ConvNet(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new head of `num_classes` outputs in place.
+        """Replace the classifier by a new one with `num_classes` outputs.
 
         Raises:
-            ConfigError: no class, or another pooling than the maximum is asked for; the network has no other.
+            ConfigError: `num_classes` is 0, or `global_pool` is not "max", the only pooling of this network.
         """
         if global_pool not in (None, "max"):
             raise ConfigError(
-                f"global_pool: expected 'max', got {global_pool!r}.", remedy="Leave it out: the network knows no other."
+                f"global_pool: expected 'max', got {global_pool!r}.",
+                remedy="Omit it; this network has only max pooling.",
             )
         weight = self.head.weight
         self.config = self.config.replace(num_classes=num_classes)
@@ -238,7 +239,7 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(self.num_features, num_classes, bias=False, device=weight.device, dtype=weight.dtype)
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names that weight decay leaves alone, beside every vector and bias: none."""
+        """Return names of parameters without weight decay, in addition to all vectors and biases: none."""
         return set()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

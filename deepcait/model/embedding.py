@@ -1,4 +1,4 @@
-"""From an image to patch tokens, and position embeddings moved from one grid of patches to another."""
+"""Patch embedding, and interpolation of position embeddings to another grid of patches."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ class PatchEmbed(nn.Module):
 
 
 def require_images(images_BCHW: Tensor, in_chans: int, img_size: tuple[int, int]) -> None:
-    """Pass for images of the size that a network was built for, (B, C, H, W); any B, 0 too.
+    """Raise unless images have the network's size, (B, C, H, W); B may be 0.
 
     Raises:
-        ShapeError: other channels, height or width, or another number of dimensions.
+        ShapeError: the channels, height, width or the number of dimensions differ.
     """
     expected = (in_chans, *img_size)
     if images_BCHW.ndim != 4 or tuple(images_BCHW.shape[1:]) != expected:
         raise ShapeError(
             f"images: expected (B, {', '.join(map(str, expected))}), got {tuple(images_BCHW.shape)}.",
-            remedy="Resize the images, or build the model with this img_size and in_chans.",
+            remedy="Resize the images, or build the model with their img_size and in_chans.",
         )
 
 
 def resize_pos_embed(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Move a position embedding to another grid of patches, by bicubic interpolation.
+    """Interpolate a position embedding to another grid of patches (bicubic).
 
-    CaiT's positions belong to patches only: there is no row for the class token. The same grid gives the
-    same bits.
+    CaiT's positions belong to patches only: there is no row for the class token. The same grid returns the embedding
+    unchanged.
 
     Args:
         pos_embed: (1, N, D) with N = old rows * old columns.
-        old_grid: rows and columns that it was trained on.
-        new_grid: rows and columns wanted.
+        old_grid: its rows and columns.
+        new_grid: the new rows and columns.
 
     Returns:
-        (1, new rows * new columns, D), in the dtype that came.
+        (1, new rows * new columns, D), in the input's dtype.
     """
     if old_grid == new_grid:
         return pos_embed

@@ -1,4 +1,4 @@
-"""A network asked, not trained: evaluation mode for a while, and everything as it was afterwards."""
+"""A context manager: evaluation mode without gradients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each module is in the mode it had.
+    """Evaluation mode without gradients; afterwards each module is in its former mode.
 
     >>> net = nn.Dropout()
     >>> with evaluation_mode(net):

@@ -1,4 +1,4 @@
-"""What training, evaluation and saving need of a network: a CaiT has it, and so can any other classifier."""
+"""The interface of a network that can be trained, evaluated and saved; CaiT and other classifiers have it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class NetworkConfig(Protocol):
-    """Everything that fixes a network but its weights; a frozen dataclass."""
+    """The configuration of a network, without its weights; a frozen dataclass."""
 
     @property
     def img_size(self) -> tuple[int, int]:
@@ -28,7 +28,7 @@ class NetworkConfig(Protocol):
 
     @property
     def depth(self) -> int:
-        """Layers, for a learning rate that falls towards the input."""
+        """Number of layers, for layer-wise learning-rate decay."""
         ...
 
     def replace(self, **changes: Any) -> Self:
@@ -45,9 +45,9 @@ class NetworkConfig(Protocol):
 
 
 class Network(Protocol):
-    """A torch module that returns logits (B, K) for images (B, C, H, W) and can be trained, measured and saved.
+    """A torch module that returns logits (B, K) for images (B, C, H, W) and can be trained, evaluated and saved.
 
-    What it has beside every `nn.Module`: `config`, from which it can be built again; `num_classes`, K;
+    In addition to an `nn.Module`: `config`, from which it can be built again; `num_classes`, K;
     `pretrained_cfg`, timm's description of its preprocessing; and the methods below.
     """
 
@@ -60,7 +60,7 @@ class Network(Protocol):
         ...
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        """Return names and parameters; those of the last layer begin with "head."."""
+        """Return names and parameters; names of the last layer begin with "head."."""
         ...
 
     def state_dict(self) -> Mapping[str, Tensor]:
@@ -68,23 +68,23 @@ class Network(Protocol):
         ...
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new head of `num_classes` outputs in place."""
+        """Replace the classifier by a new one with `num_classes` outputs."""
         ...
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of the matrices that weight decay leaves alone."""
+        """Return names of matrices without weight decay."""
         ...
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute layers again in the backward pass instead of keeping what they made."""
+        """Recompute layers in the backward pass instead of saving their activations."""
         ...
 
 
 def as_module(network: Network) -> nn.Module:
-    """Return a network as the torch module that it is.
+    """Return the network, typed as a torch module.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is not a torch module.
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"expected a torch module, got {type(network).__name__}")

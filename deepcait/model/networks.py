@@ -1,4 +1,4 @@
-"""Which network a configuration stands for, and which configuration a name."""
+"""Build the network of a configuration; find the configuration of a name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def build_model(config: ConvConfig) -> ConvNet: ...
 @overload
 def build_model(config: NetworkConfig) -> CaiT | ConvNet: ...
 def build_model(config: NetworkConfig) -> CaiT | ConvNet:
-    """Return the network of a configuration, freshly drawn: a CaiT, one with alternatives, or a teacher."""
+    """Return a newly initialised network: a CaiT, one with alternatives, or a teacher."""
     if isinstance(config, ConvConfig):
         return ConvNet(config)
     if isinstance(config, AblationConfig):
@@ -38,7 +38,7 @@ def build_model(config: NetworkConfig) -> CaiT | ConvNet:
 
 
 def require_cait(model: object) -> CaiT:
-    """Return the CaiT inside what torch.compile or DistributedDataParallel made of it.
+    """Return the CaiT inside wrappers such as torch.compile or DistributedDataParallel.
 
     Raises:
         ConfigError: it is another network, without class attention.
@@ -46,8 +46,8 @@ def require_cait(model: object) -> CaiT:
     core = unwrap(model) if isinstance(model, nn.Module) else model
     if not isinstance(core, CaiT):
         raise ConfigError(
-            f"expected a CaiT, got {type(core).__name__}, which has no class attention.",
-            remedy="Give a model with class attention; in place of a folded one, the model that it was folded from.",
+            f"{type(core).__name__} has no class attention; only a CaiT has.",
+            remedy="Use a model with class attention; instead of a folded model, the model that it was folded from.",
         )
     return core
 
@@ -56,8 +56,8 @@ def config_of(fields: Mapping[str, Any]) -> CaiTConfig | ConvConfig:
     """Return the configuration with these fields: a teacher's, or a CaiT's with or without alternatives.
 
     Raises:
-        TypeError: fields of no network that we have.
-        ConfigError: a value that no model can be built from.
+        TypeError: no network has these fields.
+        ConfigError: a value is not valid.
     """
     if "widths" in fields:
         return ConvConfig(**fields)
@@ -68,7 +68,7 @@ def config_of(fields: Mapping[str, Any]) -> CaiTConfig | ConvConfig:
 
 
 def is_model_name(spec: str) -> bool:
-    """Whether a SPEC is the name of a model, and not a path or the like."""
+    """Whether a MODEL is a model name, not a path or another kind."""
     return spec in TEACHERS or spec in variant_names()
 
 
@@ -76,6 +76,6 @@ def named_config(name: str) -> CaiTConfig | ConvConfig:
     """Return the configuration behind the name of a CaiT or of a teacher.
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: the name is unknown.
     """
     return TEACHERS[name] if name in TEACHERS else variant_config(name)

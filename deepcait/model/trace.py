@@ -1,4 +1,4 @@
-"""One forward pass with everything that it computes on the way: logits, features, attention of both stages."""
+"""A forward pass that also returns features and the attention of both stages."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from deepcait.model.cait import CaiT
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """What one forward pass computed.
+    """The results of one forward pass.
 
-    logits: (B, K); features (B, D) where the model has no classes.
-    features: (B, D), the class token that the head reads.
+    logits: (B, K); features (B, D) if `num_classes` is 0.
+    features: (B, D), the class token, which is the head's input.
     patches: (B, N, D), patch tokens after the patch stage, before the final norm.
     class_attention: (B, class blocks, A, 1 + N), softmax rows that sum to 1; position 0 is the class token itself.
     patch_attention: (B, patch blocks, N, N), mean over heads of the absolute weights after the second head mixing; None
-        for a network whose patch blocks are not all talking heads.
+        unless all patch blocks have talking heads.
     """
 
     logits: Tensor
@@ -34,18 +34,18 @@ class Trace:
 
 
 def trace(model: CaiT, images_BCHW: Tensor) -> Trace:
-    """Run the model once and return what it computed.
+    """Run the model once and return logits, features and attention.
 
     Every module is called, so hooks, adapters and replaced parts take effect. Of the attention maps of a patch block
-    only the mean over heads is kept.
+    only the mean over heads is stored.
 
     Args:
         model: in evaluation mode.
         images_BCHW: preprocessed, on the model's device.
 
     Raises:
-        ShapeError: images of another size or number of channels than the model's.
-        ConfigError: a network without a class stage, or attention replaced by a module that gives no weights.
+        ShapeError: the images' size or number of channels is not the model's.
+        ConfigError: the network has no class stage, or an attention module was replaced by one without `attend`.
     """
     rows: list[Tensor] = []
     maps: list[Tensor] = []
@@ -61,7 +61,7 @@ def trace(model: CaiT, images_BCHW: Tensor) -> Trace:
     tokens_BTD, (patches_BND,) = cast("tuple[Tensor, list[Tensor]]", returned)
     if len(rows) != len(model.blocks_token_only):
         raise ConfigError(
-            f"Only {len(rows)} of {len(model.blocks_token_only)} class blocks gave attention weights.",
+            f"Only {len(rows)} of {len(model.blocks_token_only)} class blocks returned attention weights.",
             remedy="A class block's `attn` must compute its output through `attend`, as ClassAttention does.",
         )
     return Trace(
@@ -75,11 +75,11 @@ def trace(model: CaiT, images_BCHW: Tensor) -> Trace:
 
 @contextmanager
 def watch_attention(model: CaiT, receive: Callable[[nn.Module, Tensor, Tensor | None], None]) -> Iterator[None]:
-    """While it is open, blocks are computed by the reference, and each hands over its attention weights.
+    """Inside this context, the reference computes the blocks, and each passes its attention weights on.
 
     Args:
         model: its blocks have an `attn`.
-        receive: called with the attention module; weights (B, A, Q, J) after the softmax; and weights (B, A, N, N)
+        receive: called with the attention module, weights (B, A, Q, J) after the softmax; and weights (B, A, N, N)
             after the second head mixing, None in the class stage, which mixes no heads.
     """
 

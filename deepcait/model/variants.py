@@ -1,4 +1,4 @@
-"""The paper's models as one table, and what their sizes cost: parameters and multiply-adds."""
+"""The paper's models as one table, with their numbers of parameters and multiply-adds."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ RESOLUTIONS = (224, 384, 448)
 # Channel mean and standard deviation of ImageNet's training images, which the released weights were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# What float32 holds, and what counts the numbers of a tensor's side without an overflow.
+# The largest float32, and the largest side whose tensor sizes do not overflow.
 _MAX_NUMBER = 3.4028234663852886e38
 _MAX_INT = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaiTConfig:
-    """Everything that fixes a CaiT: shapes, initial values, regularisation.
+    """Configuration of a CaiT: shapes, initial values, regularisation.
 
     Args:
         embed_dim: D, width of a token.
         depth: blocks of the patch (self-attention) stage, L.
         num_heads: A; must divide D.
-        img_size: height and width in pixels, multiples of the patch side; one integer is taken as a square.
+        img_size: height and width in pixels, multiples of the patch side; one integer means a square.
         patch_size: P, side of a patch in pixels.
         in_chans: C, image channels.
         num_classes: K; 0 makes the model return features.
         cls_depth: blocks of the class-attention stage (the paper: 2).
         mlp_ratio: hidden width of the MLPs as a multiple of D.
-        layer_scale_init: initial value of every LayerScale vector, in both stages; None takes the
+        layer_scale_init: initial value of every LayerScale vector, in both stages; None means the
             paper's value for this depth.
         drop_path_rate: probability of dropping a branch, the same in every block of the patch stage.
 
     Raises:
-        ConfigError: a value that no model can be built from.
+        ConfigError: a value is not valid.
     """
 
     embed_dim: int
@@ -67,8 +67,8 @@ class CaiTConfig:
         _require(_is_number(self.layer_scale_init), "layer_scale_init", "a number of float32", self.layer_scale_init)
         if self.embed_dim % self.num_heads:
             raise ConfigError(
-                f"num_heads: expected a divisor of embed_dim={self.embed_dim}, got {self.num_heads}.",
-                remedy="Choose embed_dim as a multiple of num_heads (the paper: 48 channels a head).",
+                f"num_heads ({self.num_heads}) does not divide embed_dim ({self.embed_dim}).",
+                remedy="Choose embed_dim as a multiple of num_heads (the paper: 48 channels per head).",
             )
         self._require_patches_fit()
 
@@ -78,8 +78,8 @@ class CaiTConfig:
         if any(side % patch for side in sides):
             near = tuple(max(1, round(side / patch)) * patch for side in sides)
             raise ConfigError(
-                f"img_size: expected a height and width that are multiples of the patch side {patch}, got {sides}.",
-                remedy=f"The nearest that fits is {near}.",
+                f"img_size {sides}: height and width must be multiples of the patch size ({patch}).",
+                remedy=f"The nearest valid size is {near}.",
             )
 
     @property
@@ -101,23 +101,23 @@ class CaiTConfig:
         """Return a copy with some fields changed.
 
         Raises:
-            ConfigError: an unknown field (with a suggestion), or values that do not fit.
+            ConfigError: a field is unknown (with a suggestion), or values are not valid.
         """
         known = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"Did you mean {near[0]!r}?" if near else f"The fields are {', '.join(known)}."
-                raise ConfigError(f"expected a field of the model, got {name!r}.", remedy=hint)
+                raise ConfigError(f"the model has no field {name!r}.", remedy=hint)
         if "depth" in changes and self.layer_scale_init == layer_scale_init(self.depth):
-            # The rule's value belongs to a depth; an exception to the rule stays what it was set to.
+            # The paper's value depends on the depth; another value is kept.
             changes = {"layer_scale_init": None, **changes}
         return dataclasses.replace(self, **changes)
 
     def num_params(self) -> int:
         """Return the exact number of parameters.
 
-        At the paper's mlp_ratio of 4: a patch block has 12 D^2 + 15 D + 2 A^2 + 2 A of them, a class block
+        At the paper's mlp_ratio of 4: a patch block has 12 D^2 + 15 D + 2 A^2 + 2 A parameters, a class block
         12 D^2 + 15 D; the rest are the patch projection, class token, positions, last norm and head.
         """
         d, a, h, k = self.embed_dim, self.num_heads, self.hidden_dim, self.num_classes
@@ -127,7 +127,7 @@ class CaiTConfig:
         return self.depth * (block + 2 * a * a + 2 * a) + self.cls_depth * block + patch_embed + rest
 
     def macs(self) -> int:
-        """Return the multiply-adds of one image: matrix products only, talking heads included.
+        """Return the multiply-adds of one image in matrix products, including head mixings.
 
         This is what the paper calls FLOPs. The term 2 N^2 A^2 is the two head mixings.
         """
@@ -148,7 +148,7 @@ def _is_number(value: object) -> bool:
 
 def _require(fits: bool, field: str, expected: str, got: object) -> None:
     if not fits:
-        raise ConfigError(f"{field}: expected {expected}, got {got!r}.", remedy=f"Mend {field}.")
+        raise ConfigError(f"{field}: expected {expected}, got {got!r}.", remedy=f"Set {field} to {expected}.")
 
 
 def layer_scale_init(depth: int) -> float:
@@ -159,7 +159,7 @@ def layer_scale_init(depth: int) -> float:
 
 
 def _variant(embed_dim: int, depth: int, drop_path_rate: float, **other) -> CaiTConfig:
-    # 48 channels a head in every model of the paper.
+    # 48 channels per head in every model of the paper.
     heads = other.pop("num_heads", embed_dim // 48)
     return CaiTConfig(embed_dim=embed_dim, depth=depth, num_heads=heads, drop_path_rate=drop_path_rate, **other)
 
@@ -169,7 +169,7 @@ def _variant(embed_dim: int, depth: int, drop_path_rate: float, **other) -> CaiT
 VARIANTS: dict[str, CaiTConfig] = {
     "xxs24": _variant(192, 24, 0.05),
     # Deviation: the paper's rule gives 1e-6 at depth 36, the released code uses 1e-5 for this size only.
-    # We follow the code, which made the weights; `layer_scale_init=1e-6` gives the rule's value.
+    # This follows the code, with which the weights were trained; set `layer_scale_init=1e-6` for the rule's value.
     "xxs36": _variant(192, 36, 0.1, layer_scale_init=1e-5),
     "xs24": _variant(288, 24, 0.05),
     "xs36": _variant(288, 36, 0.1),
@@ -181,17 +181,17 @@ VARIANTS: dict[str, CaiTConfig] = {
     "m48": _variant(768, 48, 0.4),
 }
 
-# Not of the paper: our own small model for 32-pixel pictures, ten classes.
+# Not from the paper: a small model for 32-pixel images and ten classes.
 NANO = _variant(128, 7, 0.0, num_heads=4, img_size=32, patch_size=4, num_classes=10)
 
 
 def variant_names() -> list[str]:
-    """Return every model name that `variant_config` knows, the paper's first."""
+    """Return all model names of `variant_config`, the paper's first."""
     return [f"cait_{size}_{side}" for size in VARIANTS for side in RESOLUTIONS] + ["cait_nano_32"]
 
 
 def near_names(name: str) -> list[str]:
-    """Return up to three model names that may have been meant: those that begin so first, then those spelt alike."""
+    """Return up to three similar model names: those with this prefix first, then those spelt alike."""
     begun = [known for known in variant_names() if name and known.startswith(name)]
     alike = difflib.get_close_matches(name, variant_names(), n=3)
     return [*begun, *(known for known in alike if known not in begun)][:3]
@@ -201,7 +201,7 @@ def variant_config(name: str) -> CaiTConfig:
     """Return the configuration behind a model name such as `cait_xxs24_224`.
 
     Raises:
-        ConfigError: unknown name; the nearest known ones are suggested.
+        ConfigError: the name is unknown; the message suggests similar ones.
     """
     if name == "cait_nano_32":
         return NANO
@@ -210,4 +210,4 @@ def variant_config(name: str) -> CaiTConfig:
         return VARIANTS[size].replace(img_size=int(side))
     near = near_names(name) if isinstance(name, str) else []
     hint = f"Did you mean {' or '.join(near)}?" if near else "`deepcait models` lists them all."
-    raise ConfigError(f"expected the name of a model, got {name!r}.", remedy=hint)
+    raise ConfigError(f"There is no model named {name!r}.", remedy=hint)

@@ -1,4 +1,4 @@
-"""The network inside what PyTorch wraps around it."""
+"""Find the network inside PyTorch's wrappers."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def _results(both: tuple[Record, Record], names: tuple[str, str]) -> Table:
         rows.append(row)
     rows.append(["validation loss", *(_number(run.get("loss")) for run in (one, other)), "", ""])
     rows.append(["best epoch", *(str(run.get("epoch", "–")) for run in (one, other)), "", ""])
-    rows.append(["training images a second", *(_number(run.images_per_s) for run in both), "", ""])
+    rows.append(["training images per second", *(_number(run.images_per_s) for run in both), "", ""])
     caption = (
         "The best model of each run. Differences in percentage points, second minus first; the interval is Newcombe's "
         "for independent images, which is wide where both saw the same ones: see below."

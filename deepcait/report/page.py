@@ -127,7 +127,7 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
         (
             "Training time",
             duration(record.seconds) if record.seconds else "–",
-            f"{speed:,.0f} images a second" if speed else "",
+            f"{speed:,.0f} images per second" if speed else "",
         ),
     ]
 
@@ -252,7 +252,7 @@ def _recipe_facts(record: Record) -> list[tuple[str, str]]:
     recipe = record.recipe
     return [
         ("start", start_of(recipe)),
-        ("length", f"{parts.counted(recipe.epochs, 'epoch')}, {recipe.global_batch_size:,} images a step"),
+        ("length", f"{parts.counted(recipe.epochs, 'epoch')}, {recipe.global_batch_size:,} images per step"),
         (
             "learning rate",
             f"{recipe.peak_lr:g} at its peak ({recipe.optimizer.name}, decay {recipe.optimizer.weight_decay})",

@@ -13,7 +13,7 @@ from deepcait.evaluation import wilson
 from deepcait.report.charts import Series, line_chart
 from deepcait.report.record import Record
 
-WORDS = {"running": "not finished", "stopped": "stopped, can go on", "failed": "failed", "finished": "finished"}
+WORDS = {"running": "not finished", "stopped": "stopped, can continue", "failed": "failed", "finished": "finished"}
 
 
 def percent(share: float | None) -> str:
@@ -43,10 +43,10 @@ def curves(records: Sequence[Record]) -> list[Markup]:
         ]
         charts.append(line_chart(title, lines, x_label="epoch", caption=caption))
     speed = [
-        _line(record, "timing_rows", "images_per_s", _name(record, "images a second", many), number, "step")
+        _line(record, "timing_rows", "images_per_s", _name(record, "images per second", many), number, "step")
         for number, record in enumerate(records)
     ]
-    caption = "Training images a second, all processes together."
+    caption = "Training images per second, all processes together."
     charts.append(line_chart("Speed", speed, x_label="step", caption=caption))
     return charts
 

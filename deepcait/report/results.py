@@ -35,7 +35,7 @@ _THUMB_PX = 160
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """One picture that was answered wrong.
+    """One image that was answered wrong.
 
     name: of the sample. label, truth: its class, name and index.
     answers: (class index, name, probability), the three most probable, and the label's own where it is none of them.
@@ -104,7 +104,7 @@ def measure_run(
 
     Args:
         record: of the run.
-        data: data SPEC in place of the recipe's, where the pictures lie elsewhere now.
+        data: DATA in place of the recipe's, where the images lie elsewhere now.
         max_images: of more, as many are taken at even distances.
         device: where the model computes.
         progress: called with images done and to do.

@@ -1,4 +1,4 @@
-"""Which device computes."""
+"""Choose the device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     """Return the device a run computes on.
 
     Raises:
-        ConfigError: a device that this machine does not have.
+        ConfigError: the device is not available.
     """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,10 +25,11 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
         device = torch.device(wanted)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", local_rank)
-        torch.zeros(1, device=device).item()  # the device `meta` is there, and computes nothing
+        torch.zeros(1, device=device).item()  # the device `meta` exists, but computes nothing
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"device: expected one that is here, got {wanted!r} ({reason}).", remedy="Use cpu.") from None
+        remedy = "Use the device cpu, or install the driver and the PyTorch build for this device."
+        raise ConfigError(f"device {wanted!r} is not available: {reason}", remedy=remedy) from None
     return device
 
 

@@ -1,4 +1,4 @@
-"""The machine and the software that a result was computed with."""
+"""The software versions and the machine behind a result."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def version(package: str) -> str | None:
 
 
 def _cpu_field(name: str) -> str:
-    """The value of a field of Linux's list of processors, of the first processor."""
+    """A field of the first processor in Linux's /proc/cpuinfo."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

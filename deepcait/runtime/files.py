@@ -1,4 +1,4 @@
-"""Atomic replacement of files and folders: a reader, or a kill, finds the old content or the new, never a part.
+"""Atomic replacement of files and folders: at any moment the content is the old one or the new one, complete.
 
 A file is written under a temporary name in the same folder, flushed to the disk, and renamed over the old one. A
 folder is filled under a temporary name and exchanged with the old one by one system call (Linux: renameat2). If the
@@ -39,26 +39,26 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, *, flush: bool = True
 
 
 def require_file(path: Path, suffixes: Sequence[str], option: str) -> None:
-    """Pass for a file that can be written, before any work is done: its folder is there, nothing else in its place.
+    """Raise unless a file can be written: its folder exists, and its path is not a folder.
 
     Args:
         path: of the file.
-        suffixes: endings that it may have; none allows any.
-        option: that asked for it.
+        suffixes: allowed suffixes; none allows any.
+        option: the option that names the file.
 
     Raises:
-        ConfigError: another ending, a folder, or no folder to write in.
+        ConfigError: the suffix is wrong, the path is a folder, or its folder does not exist.
     """
     if suffixes and path.suffix.lower() not in suffixes:
         raise ConfigError(
-            f"{option}: expected a file that ends in {' or '.join(suffixes)}, got {str(path)!r}.",
-            remedy="The ending says which form is written.",
+            f"{option}: the file name must end in {' or '.join(suffixes)} (got {str(path)!r}).",
+            remedy="The suffix decides the file format.",
         )
     if path.is_dir():
-        raise ConfigError(f"{option}: expected a file, got the folder {path}.", remedy="Give a file in it.")
+        raise ConfigError(f"{option}: {path} is a folder, not a file.", remedy="Give a file in it.")
     if not path.parent.is_dir():
-        got = f"no folder {path.parent}"
-        raise ConfigError(f"{option}: expected a file in a folder that exists, got {got}.", remedy="Create the folder.")
+        problem = f"{option}: the folder {path.parent} does not exist."
+        raise ConfigError(problem, remedy="Create it, or choose another file.")
 
 
 @contextlib.contextmanager
@@ -80,7 +80,7 @@ def replacing(path: str | os.PathLike[str], *, flush: bool = True) -> Iterator[P
     try:
         yield temporary
         move_file(temporary, path, flush=flush)
-    except BrokenPipeError:  # not of this file: the block prints, and the reader of its output has gone
+    except BrokenPipeError:  # not about this file: the block prints, and the reader of its output has exited
         raise
     except OSError as error:
         raise _failure(path, error) from error
@@ -90,7 +90,7 @@ def replacing(path: str | os.PathLike[str], *, flush: bool = True) -> Iterator[P
 
 
 def move_file(source: Path, path: Path, *, flush: bool = True) -> None:
-    """Rename a complete file, replacing any file of that name; both paths are on the same disk.
+    """Rename a complete file, replacing any file of that name; both paths are on the same file system.
 
     Raises:
         OSError: the file can't be renamed; both are unchanged.
@@ -103,11 +103,11 @@ def move_file(source: Path, path: Path, *, flush: bool = True) -> None:
 
 
 def replace_folder(folder: str | Path, fill: Callable[[Path], None]) -> None:
-    """Replace a folder with what `fill` writes, or create it; what was there is gone afterwards.
+    """Replace a folder by what `fill` writes, or create it.
 
     Args:
-        folder: its place; a symbolic link keeps pointing there.
-        fill: is given an empty folder beside the place, on the same disk, and writes into it.
+        folder: its path; a symbolic link stays a link.
+        fill: called with an empty folder on the same file system, into which it writes.
 
     Raises:
         WriteError: the disk is full, read-only, ...; the old folder is still there.
@@ -127,19 +127,19 @@ def replace_folder(folder: str | Path, fill: Callable[[Path], None]) -> None:
     except OSError as error:
         raise _failure(folder, error) from error
     finally:
-        # After an exchange this is the old folder, after a failure the unfinished new one.
+        # After an exchange this is the old folder; after a failure, the unfinished new one.
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def current(folder: str | Path) -> Path:
-    """Return where a folder is to be read: its place, or where a kill left it aside; changes nothing."""
+    """Return the path at which to read a folder: its own, or `.NAME.old` after a kill; changes nothing."""
     folder = Path(folder)
     old = _old_place(Path(os.path.realpath(folder)))
     return old if not folder.exists() and old.is_dir() else folder
 
 
 def _restore(folder: Path) -> None:
-    """Put a folder back that a kill left aside, or clear away what is no longer needed."""
+    """Restore a folder from `.NAME.old` after a kill, or remove leftovers."""
     old = _old_place(folder)
     if old.exists() and folder.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -162,7 +162,7 @@ def _move_in(aside: Path, folder: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change places in one step; False where the system or the disk can't."""
+    """Exchange two folders in one step; False if the system or the file system can't."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
     if renameat2 is None:
         return False
@@ -188,7 +188,7 @@ def sync(path: Path) -> None:
 def _failure(path: Path, error: OSError) -> WriteError:
     reason = error.strerror or str(error)
     remedy = {
-        errno.ENOSPC: "Make room on the disk, or give another place; what was there before is untouched.",
-        errno.EDQUOT: "Make room in your quota, or give another place; what was there before is untouched.",
-    }.get(error.errno or 0, "Give a place that can be written to; what was there before is untouched.")
-    return WriteError(f"{path}: expected to write here, got {reason!r}.", remedy=remedy)
+        errno.ENOSPC: "Free space on the disk, or choose another path; existing files were not changed.",
+        errno.EDQUOT: "Free space in your quota, or choose another path; existing files were not changed.",
+    }.get(error.errno or 0, "Choose a path that can be written to; existing files were not changed.")
+    return WriteError(f"{path}: cannot write: {reason}.", remedy=remedy)

@@ -1,7 +1,7 @@
-"""What is printed on the way: messages through Python's logging, and progress bars on stderr.
+"""Messages through Python's logging, and progress bars on stderr.
 
-Every module logs to a logger of its own name, `deepcait....`. A library user configures these loggers as usual; the
-command shows them, and bars, through `shown`.
+Every module logs to a logger of its own name, `deepcait....`. Users of the library configure these loggers as usual;
+the command shows them, and progress bars, through `shown`.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ _ROOT = logging.getLogger("deepcait")
 
 def is_main_process() -> bool:
     """Whether this process prints: the only one, or rank 0 of several."""
-    # A rank without the number of processes was left over in the environment: no other process would print.
+    # A rank without a world size is a leftover in the environment: this is the only process.
     return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
 
 
 def print_nowhere(stream: TextIO) -> None:
-    """Discard what is still printed to a stream, and what waits in it: its reader has gone."""
+    """Discard further output of a stream and its buffer: its reader has exited."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
 def shown(*, on_stdout: bool = False) -> Iterator[None]:
-    """Print messages and draw progress bars meanwhile, in the main process only.
+    """Context manager: print messages and draw progress bars, in the main process only.
 
     Args:
-        on_stdout: print messages there, where they are what the user waits for; else on stderr.
+        on_stdout: print messages on stdout, for commands whose messages are their output; else on stderr.
     """
     if not is_main_process():
         yield
@@ -50,17 +50,17 @@ def shown(*, on_stdout: bool = False) -> Iterator[None]:
 
 
 def draws_bars() -> bool:
-    """Whether progress is a bar: messages are shown, on a terminal."""
+    """Whether progress is shown as a bar: messages are shown, and stderr is a terminal."""
     return _is_shown() and sys.stderr.isatty()
 
 
 class Bar:
-    """A progress bar on stderr; lines that are printed meanwhile appear above it.
+    """A progress bar on stderr; lines printed meanwhile appear above it.
 
     Args:
-        text: beside the bar.
-        total: steps; None where it is not known yet.
-        keep: leave the bar on the terminal when it is closed.
+        text: the bar's label.
+        total: number of steps; None if not known yet.
+        keep: keep the bar on the terminal after it is closed.
     """
 
     def __init__(self, text: str = "", *, total: int | None = None, keep: bool = False) -> None:
@@ -68,24 +68,24 @@ class Bar:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-        # Lines for a file or a pipe go there, and not to the terminal.
+        # Lines for a file or a pipe are written there, not to the terminal.
         above = {"redirect_stdout": sys.stdout.isatty(), "transient": not keep}
         self.progress = Progress(*columns, console=Console(stderr=True), **above)
         self.task = self.progress.add_task(text, total=total)
         self.progress.start()
 
     def update(self, done: int, total: int | None = None, text: str | None = None) -> None:
-        """Show how much is done; the rest stays where it is None."""
+        """Update the bar; None keeps a value."""
         self.progress.update(self.task, completed=done, total=total, description=text)
 
     def close(self) -> None:
-        """Take the bar away, or leave it as it is."""
+        """Remove the bar, or keep its final state."""
         self.progress.stop()
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function to call with (done, total): a bar on a terminal, else a line on stderr now and then."""
+    """Yield a function to call with (done, total): a bar on a terminal, else occasional lines on stderr."""
     if draws_bars():
         bar = Bar(what)
         try:
@@ -97,7 +97,7 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 class _Handler(logging.Handler):
-    """Prints messages as lines; a warning begins with "note"."""
+    """Prints messages as lines; a warning starts with "note"."""
 
     def __init__(self, on_stdout: bool) -> None:
         super().__init__()
@@ -105,12 +105,12 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = f"note: {self.format(record)}" if record.levelno >= logging.WARNING else self.format(record)
-        # Looked up each time: a bar stands in for the streams while it is drawn.
+        # Looked up each time: a bar replaces the streams while it is drawn.
         stream = sys.stdout if self.on_stdout else sys.stderr
         try:
             print(text, file=stream, flush=True)
         except BrokenPipeError:
-            # Messages are no results: `deepcait train ... | head` continues training.
+            # Messages are not results: `deepcait train ... | head` must not end training.
             print_nowhere(stream)
 
 

@@ -1,4 +1,4 @@
-"""Several processes as one: torchrun's environment, PyTorch's collectives, and what rank 0 alone does."""
+"""Distributed processes: torchrun's environment, PyTorch's collectives, rank 0."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deepcait.errors import ConfigError, RunError
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among all of them."""
+    """This process's rank among all processes."""
 
     rank: int = 0
     world_size: int = 1
@@ -32,24 +32,24 @@ class Processes:
         return self.rank == 0
 
     def share_of(self, replicas: int) -> list[int]:
-        """Return the replicas that this process computes, neighbours together.
+        """Return the consecutive replicas that this process computes.
 
         Raises:
-            ConfigError: the processes do not divide the replicas.
+            ConfigError: the number of processes does not divide the number of replicas.
         """
         if replicas % self.world_size:
             raise ConfigError(
-                f"replicas: expected a multiple of the {self.world_size} processes, got {replicas}.",
+                f"replicas ({replicas}) must be a multiple of the number of processes ({self.world_size}).",
                 remedy=f"Start a number of processes that divides {replicas}, or set replicas.",
             )
         each = replicas // self.world_size
         return list(range(self.rank * each, (self.rank + 1) * each))
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return the sum over all processes, on the device of `values`, in one exchange."""
+        """Return the sum over all processes, on the device of `values`, in one all-reduce."""
         if self.world_size == 1:
             return values
-        # gloo reduces on the CPU, nccl on the GPU; a few numbers cost nothing to move. A copy: it is summed in place.
+        # gloo reduces on the CPU, nccl on the GPU; moving a few numbers is cheap. A copy, since the sum is in place.
         total = values.to(_collective_device(), copy=True)
         dist.all_reduce(total)
         return total.to(values.device)
@@ -77,14 +77,14 @@ class Processes:
 
 
 def join_processes(timeout_s: float = 600.0) -> Processes:
-    """Join the processes that torchrun started; alone, without torchrun.
+    """Join the processes that torchrun started; without torchrun, a single process.
 
     Each start gets a key prefix of its own in the store, which torchrun keeps over restarts: with the addresses of
     dead workers left in it, restarts hang or fail (pytorch issues 135712, 167288).
 
     Raises:
-        ConfigError: only a part of torchrun's variables is set.
-        RunError: the others do not come.
+        ConfigError: torchrun's variables are set only in part.
+        RunError: the other processes can't be reached.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ and "RANK" not in os.environ:
         return Processes()
@@ -115,18 +115,18 @@ def _place() -> tuple[int, int, int, int]:
     wrong += [] if os.environ.get("MASTER_ADDR") else ["MASTER_ADDR"]
     if wrong:
         raise ConfigError(
-            f"{', '.join(wrong)}: expected torchrun's variables all together, got none or others.",
-            remedy="Start several processes with torchrun; for one alone, unset RANK.",
+            f"{', '.join(wrong)}: torchrun's environment variables are incomplete or invalid.",
+            remedy="Start several processes with torchrun; for a single process, unset RANK.",
         )
     return int(values["RANK"]), int(values["WORLD_SIZE"]), int(values["LOCAL_RANK"]), int(values["MASTER_PORT"])
 
 
 def _agree_on_name(store: dist.Store, rank: int, world_size: int, timeout_s: float) -> str:
-    """Return a name for this start of the processes: equal on all of them, and never used before in the store.
+    """Return a name for this start: equal on all processes, and not used before in the store.
 
-    torchrun's count of restarts is none: on several hosts, one that only sees another come back restarts without
-    counting. Here every process says hello with a fresh token; rank 0 proposes the tokens that it sees, and goes
-    ahead once every process has answered to exactly these. A dead process's token is never answered to.
+    torchrun's restart count does not suffice: with several hosts, a host that only sees another one return restarts
+    without counting. So every process publishes a new token; rank 0 proposes the tokens that it sees, and continues
+    once every process has confirmed exactly these. The token of a dead process is never confirmed.
     """
     token = secrets.token_hex(8)
     store.set(f"hello/{rank}", token)
@@ -144,14 +144,14 @@ def _agree_on_name(store: dist.Store, rank: int, world_size: int, timeout_s: flo
                 return name
         time.sleep(0.05)
     raise RunError(
-        f"process {rank}: expected to meet the other {world_size - 1} within {timeout_s:g} s, got no answer from all.",
-        remedy="Check that every host started, and that they reach each other; then --resume. More in "
+        f"process {rank} could not reach all of the other {world_size - 1} processes within {timeout_s:g} s.",
+        remedy="Check that every host started and that they reach each other; then use --resume. More: "
         "`deepcait help unreachable-processes`.",
     )
 
 
 def is_lost_process(error: RuntimeError) -> bool:
-    """Whether an exchange failed because another process ended or could not be reached."""
+    """Whether a collective failed because another process ended or could not be reached."""
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 

@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM and SIGINT, deferred to a moment at which the work can be saved."""
+"""Requests to stop: SIGTERM and SIGINT, deferred until the work can be saved."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class StopRequest:
-    """Defers SIGTERM and SIGINT; a second SIGINT interrupts at once.
+    """Defer SIGTERM and SIGINT; a second SIGINT interrupts at once.
 
-    The work inside reads `asked` now and then. A signal that was not answered (it came during the last evaluation) is
+    The work inside checks `asked` regularly. A signal that was not handled (it came during the last evaluation) is
     passed on to the Python handler that was installed before.
     """
 

@@ -1,1 +1,1 @@
-"""The paper's experiments as grids of recipes: cells trained, counted over seeds, and set beside what it reports."""
+"""The paper's experiments at small scale: grids of recipes, trained over seeds, compared with the paper."""

@@ -1,7 +1,7 @@
-"""Who works on what, on one machine or several that share a folder: a lock file that names its owner.
+"""Lock files that assign work to processes, on one machine or on several that share a folder.
 
-A lock is a file that only one process can create. Its owner touches it now and then. A lock whose owner is gone is
-stale: at once where the owner ran on this machine and no longer does, after `STALE_S` without a touch elsewhere.
+A lock is a file that only one process can create; its owner touches it regularly. A lock is stale if its owner ran on
+this machine and has ended, or if it was not touched for `STALE_S` seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 @contextmanager
 def claim(lock: Path) -> Iterator[bool]:
-    """Yield whether the lock is ours now; it is given back at the end, and kept alive until then.
+    """Yield whether this process holds the lock; it is touched until the end, then released.
 
     Args:
         lock: the file; its folder exists.
@@ -47,13 +47,13 @@ def claim(lock: Path) -> Iterator[bool]:
 
 
 def owner_of(lock: Path) -> str:
-    """Return who holds a lock, in words for people."""
+    """Return a description of the process that holds a lock."""
     owner = _read(lock)
     return f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another process"
 
 
 def _take(lock: Path) -> str | None:
-    """Create the lock with its whole content in one step; None where it is there already."""
+    """Create the lock with its content in one step; None if it already exists."""
     token = secrets.token_hex(8)
     aside = lock.with_name(f".{lock.name}.{token}")
     aside.write_text(json.dumps(_here() | {"token": token}) + "\n", encoding="utf-8")
@@ -62,7 +62,7 @@ def _take(lock: Path) -> str | None:
         return token
     except FileExistsError:
         return None
-    except OSError:  # a disk without hard links: created and filled in two steps
+    except OSError:  # no hard links on this file system: create, then fill
         return token if _create(lock, aside.read_bytes()) else None
     finally:
         aside.unlink()
@@ -78,7 +78,7 @@ def _create(lock: Path, content: bytes) -> bool:
 
 
 def _clear_stale(lock: Path) -> bool:
-    """Take a stale lock away; True where the way may be free now."""
+    """Remove a stale lock; True if the lock may be free now."""
     owner = _read(lock)
     if not _is_stale(lock, owner):
         return False
@@ -86,9 +86,9 @@ def _clear_stale(lock: Path) -> bool:
     try:
         os.rename(lock, aside)
     except OSError:
-        return True  # somebody else was faster
+        return True  # another process was faster
     if _read(aside) != owner:
-        # Between our look and the renaming another process had cleared it and made its own: that one goes back.
+        # Another process replaced the lock between the check and the renaming: put that lock back.
         with contextlib.suppress(OSError):
             os.link(aside, lock)
         aside.unlink()
@@ -99,10 +99,10 @@ def _clear_stale(lock: Path) -> bool:
 
 def _is_stale(lock: Path, owner: dict) -> bool:
     if owner and {key: owner.get(key) for key in ("host", "boot", "space")} == _machine():
-        # A stopped or busy owner touches nothing and lives all the same.
+        # A stopped or busy owner does not touch the lock, but is alive.
         return owner.get("started") != _started(owner.get("pid", 0))
     try:
-        # By the clock of whoever keeps the folder: a probe's time and the lock's come from the same one.
+        # Both times come from the file server's clock: the probe's and the lock's.
         probe = lock.with_name(f".{lock.name}.{secrets.token_hex(8)}.now")
         probe.touch()
         now = probe.stat().st_mtime
@@ -132,7 +132,7 @@ def _here() -> dict:
 
 
 def _machine() -> dict[str, str]:
-    """What two processes that can see each other's numbers have in common."""
+    """What processes share that see each other's process ids."""
     boot, space = "", ""
     with contextlib.suppress(OSError):
         boot, space = _BOOT.read_text().strip(), os.readlink("/proc/self/ns/pid")
@@ -140,7 +140,7 @@ def _machine() -> dict[str, str]:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine began, in ticks; None where there is none. A number used again is another."""
+    """Start time of a process of this machine in ticks, None if it does not exist; tells reused ids apart."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -148,7 +148,7 @@ def _started(pid: int) -> str | None:
 
 
 def _alive(pid: int) -> str | None:
-    """The same where there is no /proc: only whether it lives."""
+    """Without /proc: only whether the process is alive."""
     if Path("/proc/self/stat").exists():
         return None
     try:

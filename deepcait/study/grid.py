@@ -1,4 +1,4 @@
-"""A study as data: a YAML file with rows, columns, settings and the paper's figures, read into cells."""
+"""A study's definition: a YAML file with rows, columns, settings and the paper's results."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Line:
         set: recipe settings, as `key=value`.
         follows: id of the row whose trained model this one starts from, same column and seed.
         epochs: epochs of this row, as a multiple of the study's.
-        teacher: it learns from the teacher too.
-        paper: what the paper reports, in percent: a number, or numbers by the id of a column.
+        teacher: whether it is distilled from the teacher.
+        paper: the paper's top-1 in percent: a number, or numbers by column id.
     """
 
     id: str
@@ -43,12 +43,12 @@ class Grid:
     """A study.
 
     Args:
-        name: of the study. title, question: what is asked.
-        recipe: what every cell starts from. set: settings of every cell.
-        rows, columns: lines; a study without columns has one, "top1".
+        name, title: of the study. question: what it investigates.
+        recipe: the recipe of every cell. set: settings of every cell.
+        rows, columns: `Line`s; a study without columns has one, "top1".
         across: what the rows are, for the table's corner.
-        reference: id of the column that others of the same row are compared with; of a row, where there is one column.
-        paper: where the paper's figures come from, and with what strength.
+        reference: id of the column (or of the row, if there is one column) that the others are compared with.
+        paper: the source of the paper's results, and how reliable it is.
     """
 
     name: str
@@ -64,20 +64,20 @@ class Grid:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether some cell learns from a teacher."""
+        """Whether any cell is distilled from a teacher."""
         return any(line.teacher for line in (*self.rows, *self.columns))
 
     def only(self, names: Sequence[str]) -> Grid:
-        """Return the study with these rows and columns alone, and the reference; no names keep all of one kind.
+        """Return the study with these rows and columns and the reference; without names of a kind, all of it.
 
         Raises:
-            ConfigError: a name of no row and no column.
+            ConfigError: a name is neither a row nor a column.
         """
         known = [line.id for line in (*self.rows, *self.columns)]
         for name in names:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
-                hint = f"Did you mean {near[0]}?" if near else f"They are {', '.join(known)}."
+                hint = f"Did you mean {near[0]}?" if near else f"The names are {', '.join(known)}."
                 raise ConfigError(f"--only: expected rows or columns of {self.name}, got {name!r}.", remedy=hint)
         wanted = {*names, self.reference, *(line.follows for line in self.rows if line.id in names)}
 
@@ -97,22 +97,22 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Its folder."""
+        """The name of its folder."""
         return f"{self.row.id}--{self.column.id}--seed{self.seed}"
 
     @property
     def start(self) -> str | None:
-        """The folder of the cell that it starts from."""
+        """The folder name of the cell that it starts from."""
         return f"{self.row.follows}--{self.column.id}--seed{self.seed}" if self.row.follows else None
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """What it sets beside the study's own settings."""
+        """Settings in addition to the study's."""
         return (*self.row.set, *self.column.set)
 
     @property
     def teacher(self) -> bool:
-        """Whether it learns from the teacher."""
+        """Whether it is distilled from the teacher."""
         return self.row.teacher or self.column.teacher
 
 
@@ -122,7 +122,7 @@ def cells_of(grid: Grid, seeds: int) -> list[Cell]:
 
 
 def grid_names() -> list[str]:
-    """Return the studies that travel in the package."""
+    """Return the names of the studies in the package."""
     return sorted(path.stem for path in GRIDS.glob("*.yaml"))
 
 
@@ -130,12 +130,12 @@ def load_grid(name: str) -> Grid:
     """Return a study by name.
 
     Raises:
-        ConfigError: no such study, or a file that does not hold one.
+        ConfigError: there is no such study, or its file is not valid.
     """
     if name not in grid_names():
         near = difflib.get_close_matches(name, grid_names(), n=1)
         hint = f"Did you mean {near[0]}?" if near else f"The studies are {', '.join(grid_names())}."
-        raise ConfigError(f"expected the name of a study, got {name!r}.", remedy=hint)
+        raise ConfigError(f"There is no study {name!r}.", remedy=hint)
     return parse_grid(name, (GRIDS / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
@@ -143,7 +143,7 @@ def parse_grid(name: str, text: str) -> Grid:
     """Read a study from YAML.
 
     Raises:
-        ConfigError: unknown or missing keys, an id twice, or a name that leads to no row.
+        ConfigError: a key is unknown or missing, an id is used twice, or `follows` names no row.
     """
     content: dict[str, Any] = yaml.safe_load(text)
     try:
@@ -151,15 +151,15 @@ def parse_grid(name: str, text: str) -> Grid:
         lines = {kind: tuple(_line(entry) for entry in content.pop(kind)) for kind in kinds}
         grid = Grid(name=name, set=tuple(content.pop("set", ())), **cast("Any", lines), **content)
     except (TypeError, AttributeError) as error:
-        problem = f"study {name}: expected the keys of a study, got others ({error})."
-        raise ConfigError(problem, remedy="Mend the file.") from error
+        problem = f"study {name}: a key is unknown or missing ({error})."
+        raise ConfigError(problem, remedy="Compare the file with the studies in deepcait/study/grids.") from error
     ids = [line.id for line in (*grid.rows, *grid.columns)]
     lost = [line.follows for line in grid.rows if line.follows and line.follows not in ids] + (
         [] if grid.reference in ids else [grid.reference]
     )
     if len(set(ids)) < len(ids) or lost:
-        got = f"{lost[0]!r}, which is none" if lost else "one twice"
-        raise ConfigError(f"study {name}: expected ids of rows and columns, got {got}.", remedy="Mend the file.")
+        wrong = f"{lost[0]!r} is not the id of a row or column" if lost else "an id is used twice"
+        raise ConfigError(f"study {name}: {wrong}.", remedy="Give every row and column an id of its own.")
     return grid
 
 

@@ -1,4 +1,4 @@
-"""What came of the cells, counted: mean and spread over seeds, and whether a difference is larger than the spread."""
+"""Results of cells: mean and spread over seeds, and whether a difference is significant."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from deepcait.training.journal import read_metrics, read_state
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of one cell.
+    """The result of one cell.
 
-    state: finished, failed (its losses stopped being finite, or what it starts from failed), or open.
-    metrics: of the last evaluation. reason: of a failure.
+    state: finished, failed (a loss was not finite, or the cell that it starts from failed), or open.
+    metrics: of the last evaluation. reason: why it failed.
     """
 
     state: str
@@ -30,14 +30,14 @@ class Outcome:
 
 
 def read_outcome(folder: Path, cell: Cell) -> Outcome:
-    """Return what came of a cell so far.
+    """Return the result of a cell so far.
 
     Args:
         folder: of the study.
-        cell: of it.
+        cell: one of its cells.
 
     Raises:
-        RunError: the cell has ended, and what it counted is gone.
+        RunError: the cell has ended, but its metrics are missing.
     """
     failed = failure_path(folder, cell)
     if failed.exists():
@@ -48,24 +48,24 @@ def read_outcome(folder: Path, cell: Cell) -> Outcome:
     rows = [row for row in read_metrics(run) if row["kind"] == "eval"]
     if not rows:
         raise RunError(
-            f"{run}: expected the figures of a finished cell in metrics.jsonl, got none.",
-            remedy="Remove that folder; the same command trains the cell again.",
+            f"{run}: the cell is finished, but metrics.jsonl holds no evaluation.",
+            remedy="Remove that folder and repeat the command: it trains the cell again.",
         )
     return Outcome(state="finished", metrics=rows[-1])
 
 
 def failure_path(folder: Path, cell: Cell) -> Path:
-    """Return the file that says that a cell failed."""
+    """Return the path of the file that marks a cell as failed."""
     return folder / "failed" / f"{cell.name}.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """One place of the table: all seeds of a row and a column.
+    """One cell of the table: all seeds of a row and a column.
 
     Args:
-        row, column: ids. accuracies: top-1 of each finished seed, in the order of seeds. failed, open: how many.
-        num_images: that an accuracy counts.
+        row, column: ids. accuracies: top-1 of each finished seed, in order. failed, open: numbers of seeds.
+        num_images: number of evaluated images per seed.
     """
 
     row: str
@@ -77,17 +77,17 @@ class Summary:
 
     @property
     def mean(self) -> float | None:
-        """Mean over the seeds; None where a seed failed or is not done."""
+        """Mean over the seeds; None if a seed failed or is not done."""
         return statistics.fmean(self.accuracies) if self.accuracies and not self.failed and not self.open else None
 
     @property
     def spread(self) -> float | None:
-        """Best seed less worst; None with fewer than two."""
+        """Best seed minus worst; None with fewer than two."""
         return max(self.accuracies) - min(self.accuracies) if len(self.accuracies) > 1 else None
 
 
 def summarise(folder: Path, grid: Grid, plan: StudyPlan) -> list[Summary]:
-    """Return every place of the table, row by row."""
+    """Return every cell of the table, row by row."""
     found = {cell.name: read_outcome(folder, cell) for cell in cells_of(grid, plan.seeds)}
     places = []
     for row in grid.rows:
@@ -109,7 +109,7 @@ def summarise(folder: Path, grid: Grid, plan: StudyPlan) -> list[Summary]:
 
 
 def reference_of(place: Summary, grid: Grid, places: Sequence[Summary]) -> Summary | None:
-    """Return the place that this one is compared with; None for the reference itself."""
+    """Return the cell that this one is compared with; None for the reference itself."""
     by_column = any(column.id == grid.reference for column in grid.columns)
     row, column = (place.row, grid.reference) if by_column else (grid.reference, place.column)
     other = next(p for p in places if (p.row, p.column) == (row, column))
@@ -117,10 +117,10 @@ def reference_of(place: Summary, grid: Grid, places: Sequence[Summary]) -> Summa
 
 
 def noise_of(one: Summary, other: Summary) -> float:
-    """Return how large a difference may be by chance: the larger spread over seeds, or the error of counting.
+    """Return how large a difference by chance may be: the larger of seed spread and sampling error.
 
-    The error of counting is twice the standard deviation of the difference of two means of binomial counts; with few
-    seeds the spread alone is small by chance now and then.
+    The sampling error is twice the standard deviation of the difference of two means of binomial counts; with few seeds
+    the spread alone is sometimes small by chance.
     """
     a, b = one.mean or 0.0, other.mean or 0.0
     variance = a * (1 - a) / (one.num_images * len(one.accuracies))
@@ -129,9 +129,9 @@ def noise_of(one: Summary, other: Summary) -> float:
 
 
 def verdict(place: Summary, other: Summary | None) -> str:
-    """Return in words how a place differs from the one that it is compared with.
+    """Return how a cell differs from the one that it is compared with, in words.
 
-    "none seen" where the difference is not larger than what chance does; "one seed" where that is not known.
+    "n.s." if the difference is within seed spread or sampling error; "one seed" if the spread is unknown.
     """
     if other is None:
         return "reference"
@@ -142,5 +142,5 @@ def verdict(place: Summary, other: Summary | None) -> str:
     difference = place.mean - other.mean
     points = f"{100 * difference:+.2f}"
     if place.spread is None or other.spread is None:
-        return f"{points}, one seed: chance unknown"
-    return f"none seen ({points})" if abs(difference) <= noise_of(place, other) else points
+        return f"{points}, one seed: spread unknown"
+    return f"n.s. ({points})" if abs(difference) <= noise_of(place, other) else points

@@ -1,4 +1,4 @@
-"""What a study will do: every cell's recipe, and how many epochs and images fit the hours given."""
+"""The plan of a study: every cell's recipe, and how many epochs and images fit the compute budget."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from deepcait.training.teacher import load_teacher
 
 FORMAT = 1
 _logger = logging.getLogger(__name__)
-_MARGIN = 0.9  # of the hours given; the rest is for starting, saving, and a busy machine
+_MARGIN = 0.9  # of the budget; the rest is for starting, saving, and a busy machine
 _MIN_IMAGES = 100
-_VALIDATION_SHARE = 0.25  # at most this part of the hours goes into counting accuracies
+_VALIDATION_SHARE = 0.25  # largest share of the budget for validation
 # Settings that a study decides for every cell, and the option that they follow from.
 _DECIDED = {
     "seed": "--seeds",
@@ -48,11 +48,11 @@ _DECIDED = {
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """Everything that decides a study's table, fixed when it starts and kept in its folder.
+    """Everything that determines a study's table, fixed at the start and stored in its folder.
 
     Args:
-        study: its name. data: SPEC. data_name: what tables call it. teacher: SPEC, empty for none.
-        seeds: how many. epochs: of a cell. images: training images, 0 for all. val_images: the same for validation.
+        study: its name. data: DATA. data_name: its name in tables. teacher: MODEL, or empty.
+        seeds: how many. epochs: per cell. images: training images, 0 for all. val_images: the same for validation.
         only: rows and columns kept; empty for all. set: more settings of every cell.
     """
 
@@ -76,7 +76,7 @@ def read_plan(path: Path) -> StudyPlan:
     """Read `study.json`.
 
     Raises:
-        ConfigError: it holds no plan of this version.
+        ConfigError: it is not a plan of this version.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -85,16 +85,16 @@ def read_plan(path: Path) -> StudyPlan:
         tuples = {name: tuple(content[name]) for name in ("only", "set")}
         return StudyPlan(**(content | tuples))
     except (ValueError, KeyError, TypeError) as error:
-        problem = f"{path}: expected the plan of a study, got something else ({error})."
-        raise ConfigError(problem, remedy="Give another --out.") from error
+        problem = f"{path}: this is not the plan of a study ({error})."
+        raise ConfigError(problem, remedy="Use another --out.") from error
 
 
 def cell_recipe(grid: Grid, plan: StudyPlan, cell: Cell, cells: Path) -> Recipe:
     """Return the recipe of one cell.
 
     Args:
-        grid: the study. plan: its plan. cell: of it.
-        cells: the folder of all cells' runs.
+        grid: the study. plan: its plan. cell: one of its cells.
+        cells: folder of all cells' runs.
     """
     recipe = _settings(grid.recipe, (*grid.set, *cell.settings, *plan.set))
     epochs = max(1, round(plan.epochs * cell.row.epochs))
@@ -107,7 +107,7 @@ def cell_recipe(grid: Grid, plan: StudyPlan, cell: Cell, cells: Path) -> Recipe:
         data=dataclasses.replace(recipe.data, source=plan.data, limit=plan.images, val_limit=plan.val_images),
         schedule=dataclasses.replace(recipe.schedule, warmup_epochs=warmup),
         teacher=dataclasses.replace(recipe.teacher, spec=teacher),
-        # Counted once, at the end: choosing the best of many would be choosing by the test images.
+        # Evaluated once, at the end: the best of many evaluations would be chosen by the test images.
         keep=dataclasses.replace(recipe.keep, evaluate_every_epochs=epochs, patience_epochs=0),
     )
     if cell.start is None:
@@ -122,7 +122,7 @@ def _settings(recipe: str, assignments: tuple[str, ...]) -> Recipe:
 
 
 def cell_config(grid: Grid, plan: StudyPlan, cell: Cell, cells: Path, num_classes: int) -> NetworkConfig:
-    """Return the network of one cell, also where the one that it starts from is not trained yet."""
+    """Return the network of one cell, even if the cell that it starts from is not trained yet."""
     recipe = cell_recipe(grid, plan, cell, cells)
     if cell.start is None:
         return planned_config(recipe, num_classes)
@@ -131,10 +131,10 @@ def cell_config(grid: Grid, plan: StudyPlan, cell: Cell, cells: Path, num_classe
 
 
 def check_cells(grid: Grid, plan: StudyPlan) -> None:
-    """Raise what would stop a cell before its first step, as far as it can be seen without training.
+    """Raise errors that would stop a cell before its first step, as far as they can be found without training.
 
     Raises:
-        DeepcaitError: no such data, a setting that does not fit or that the study decides, no such teacher.
+        DeepcaitError: the data or the teacher do not exist, a setting is invalid, or the study decides it.
     """
     _require_free(grid, plan)
     samples = limited(open_split(plan.data, "train"), plan.images)
@@ -150,37 +150,36 @@ def check_cells(grid: Grid, plan: StudyPlan) -> None:
 
 
 def _require_free(grid: Grid, plan: StudyPlan) -> None:
-    """Pass where `plan.set` leaves alone what the study decides: it would be overruled in silence."""
+    """Raise if `plan.set` holds a setting that the study decides: it would be silently overridden."""
     own, given = _settings(grid.recipe, grid.set), _settings(grid.recipe, (*grid.set, *plan.set))
     for name, option in _DECIDED.items():
         value = operator.attrgetter(name)
         if value(given) != value(own):
             raise ConfigError(
-                f"--set {name}: expected a setting that the study leaves open, got {value(given)!r} for one that it "
-                "decides itself.",
+                f"--set {name}={value(given)}: the study decides this setting itself.",
                 remedy=f"Leave it out; it follows from {option}.",
             )
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds that one image costs a cell: in training, and in validation."""
+    """Seconds per image of a cell: in training, and in validation."""
 
     train_s: float
     validate_s: float
 
 
 def fit_to_budget(grid: Grid, wished: StudyPlan, hours: float) -> tuple[StudyPlan, dict[str, Any]]:
-    """Return the plan with as many epochs and images as fit the hours, and what was measured for it.
+    """Return the plan with as many epochs and images as fit the budget, and the measured speeds.
 
-    Epochs go down to a quarter of the recipe's first, then images. Nothing is written.
+    First the epochs are reduced, to a quarter of the recipe's at least, then the images. Nothing is written.
 
     Args:
         grid: the study. wished: its plan with the recipe's own epochs and images, and all validation images.
-        hours: of one machine, for all cells.
+        hours: compute budget of one machine for all cells.
 
     Raises:
-        ConfigError: the hours are too few for anything.
+        ConfigError: the budget is too small.
     """
     samples, validation = (open_split(wished.data, role) for role in ("train", "val"))
     seconds = hours * 3600
@@ -192,7 +191,7 @@ def fit_to_budget(grid: Grid, wished: StudyPlan, hours: float) -> tuple[StudyPla
     num_validated = min(len(validation), int(_VALIDATION_SHARE * seconds / per_validated))
     num_validated = num_validated if num_validated == len(validation) else num_validated // 10 * 10
     left_s = _MARGIN * seconds - num_validated * per_validated
-    total = left_s / per_epoch_image  # images a cell sees, counted again every epoch
+    total = left_s / per_epoch_image  # image passes per cell, over all epochs
     most = min(wished.images or len(samples), len(samples))
     least_epochs = max(1, wished.epochs // 4)
     if total >= most * least_epochs:
@@ -202,8 +201,8 @@ def fit_to_budget(grid: Grid, wished: StudyPlan, hours: float) -> tuple[StudyPla
     if images < _MIN_IMAGES or num_validated < 10:
         needed = (_MIN_IMAGES * least_epochs * per_epoch_image / (_MARGIN - _VALIDATION_SHARE)) / 3600
         raise ConfigError(
-            f"--budget: expected at least {needed:.2g} hours for {grid.name} with {wished.seeds} seeds, got {hours:g}.",
-            remedy="Give more hours, fewer --seeds, or a part of the study through --only.",
+            f"--budget {hours:g} h is too small: {grid.name} with {wished.seeds} seeds needs at least {needed:.2g} h.",
+            remedy="Allow more hours, or use fewer --seeds or a part of the study (--only).",
         )
     expected_s = images * epochs * per_epoch_image + num_validated * per_validated
     facts = {
@@ -216,7 +215,7 @@ def fit_to_budget(grid: Grid, wished: StudyPlan, hours: float) -> tuple[StudyPla
 
 
 def measure(grid: Grid, plan: StudyPlan, samples: Source, steps: int = 3) -> dict[str, Cost]:
-    """Return what an image costs in each cell of the first seed: reading, augmenting, one step; best of a few steps."""
+    """Return seconds per image for each cell of the first seed: reading, augmenting, a step; best of a few."""
     costs = {}
     for cell in cells_of(grid, 1):
         recipe = cell_recipe(grid, plan, cell, Path())
@@ -248,7 +247,7 @@ def measure(grid: Grid, plan: StudyPlan, samples: Source, steps: int = 3) -> dic
 
 
 def _seconds(work: Callable[[], object], times: int) -> float:
-    """The shortest time of a few, after one that does not count: what a machine can do that is not disturbed."""
+    """The shortest of a few times after one warm-up: the speed of an undisturbed machine."""
     work()
     took = []
     for _ in range(times):

@@ -1,4 +1,4 @@
-"""A study's table as a picture: every seed a dot, the mean a line or a bar's end."""
+"""Plot a study's table: a dot per seed; lines or bars for the means."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from deepcait.study.grid import Grid
 
 
 def plot(found: dict[str, Any], grid: Grid, path: Path) -> None:
-    """Write the picture, a PNG.
+    """Write the plot as a PNG.
 
     Args:
-        found: from `table.results`. grid: the study. path: of the picture.
+        found: from `table.results`. grid: the study. path: of the PNG.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -31,7 +31,7 @@ def plot(found: dict[str, Any], grid: Grid, path: Path) -> None:
 
 
 def _lines(axes: Any, found: dict[str, Any], grid: Grid) -> None:
-    """Rows from left to right, a line for each column."""
+    """Rows from left to right, one line per column."""
     for number, column in enumerate(grid.columns):
         places = [place for place in found["table"] if place["column"] == column.id]
         at = [(x, place) for x, place in enumerate(places) if place["mean"] is not None]
@@ -45,7 +45,7 @@ def _lines(axes: Any, found: dict[str, Any], grid: Grid) -> None:
 
 
 def _dots(axes: Any, found: dict[str, Any], grid: Grid) -> None:
-    """A line of dots for each row, the first on top."""
+    """One bar with dots per row, the first on top."""
     for y, place in enumerate(found["table"]):
         if place["mean"] is not None:
             axes.plot([100 * value for value in place["top1"]], [y] * len(place["top1"]), ".", color="C0")

@@ -1,10 +1,10 @@
-"""A study as a folder: cells claimed one after another, on one machine or several, each an ordinary resumable run.
+"""A study's folder: cells are trained one after another, on one or more machines; each is a resumable run.
 
-study.json     the plan: everything that decides the table
-speed.json     what was measured for --budget, and the machine
+study.json     the plan: everything that determines the table
+speed.json     the speeds measured for --budget, and the machine
 cells/NAME/    runs
-locks/         who works on what
-failed/        cells whose losses stopped being finite
+locks/         which process trains which cell
+failed/        cells whose losses became NaN or infinite
 table.md, results.json, plot.png
 """
 
@@ -41,13 +41,13 @@ _WAIT_S = 2.0
 def start_study(
     folder: Path, wished: StudyPlan, fixed: Mapping[str, int | None], make_plan: Callable[[], tuple[StudyPlan, dict]]
 ) -> StudyPlan:
-    """Return the plan of the study in a folder: the one that is there, or a new one, made and kept.
+    """Return the plan of the study in a folder; a new one is made and stored if there is none.
 
     Args:
         folder: of the study.
-        wished: what was asked for; where a plan is there already, it must agree.
-        fixed: epochs, images and val_images where they were given and not left to a budget, else None.
-        make_plan: returns the plan and what was measured for it; called by one machine only.
+        wished: the plan of the options; a stored plan must agree with it.
+        fixed: epochs, images and val_images if they were given (not left to a budget), else None.
+        make_plan: returns the plan and the measured speeds; called by one machine only.
 
     Raises:
         ConfigError: the folder holds something else, or a study with other settings.
@@ -55,7 +55,7 @@ def start_study(
     known = (PLAN_FILE, "speed.json", *_FOLDERS, "table.md", "results.json", "plot.png")
     others = [p.name for p in folder.iterdir() if p.name not in known and p.name[0] != "."] if folder.is_dir() else []
     if folder.is_file() or (others and not (folder / PLAN_FILE).exists()):
-        raise ConfigError(f"{folder}: expected a new folder or a study, got something else.", remedy="Mend --out.")
+        raise ConfigError(f"{folder}: this folder holds no study.", remedy="Choose a new or empty folder for --out.")
     for name in _FOLDERS:
         (folder / name).mkdir(parents=True, exist_ok=True)
     while not (folder / PLAN_FILE).exists():
@@ -74,8 +74,8 @@ def start_study(
     if asked != plan:
         names = [f.name for f in dataclasses.fields(plan) if getattr(plan, f.name) != getattr(asked, f.name)]
         raise ConfigError(
-            f"{folder}: expected the study that was begun there, got other settings for {', '.join(names)}.",
-            remedy="Give the same settings to go on with it, or another --out.",
+            f"{folder}: the study there was started with other settings for {', '.join(names)}.",
+            remedy="Repeat its settings to resume it, or choose another --out.",
         )
     return plan
 
@@ -85,16 +85,16 @@ def run_study(
     grid: Grid,
     plan: StudyPlan,
 ) -> dict[str, Any]:
-    """Train every cell that is not done, and return what the study found.
+    """Train every cell that is not done, and return the study's results.
 
-    Several processes, on machines that share the folder, take different cells.
+    Several processes, also on several machines that share the folder, train different cells.
 
     Args:
         folder: of the study. grid: the study. plan: from `start_study`.
 
     Raises:
-        Stopped: SIGTERM or SIGINT came; the same command goes on.
-        DeepcaitError: what the user can mend; a cell whose losses are not finite is a result, and no error.
+        Stopped: SIGTERM or SIGINT was received; the same command resumes the study.
+        DeepcaitError: what the user can fix; a cell whose loss is not finite is a result, not an error.
     """
     cells = cells_of(grid, plan.seeds)
     with _stopping():
@@ -125,12 +125,12 @@ def _try(
     plan: StudyPlan,
     cell: Cell,
 ) -> bool:
-    """Train one cell to its end; False where it is somebody else's, or what it starts from is not there yet."""
+    """Train one cell; False if another process has it, or if the cell that it starts from is not done."""
     if cell.start is not None:
         before = dataclasses.replace(cell, row=next(row for row in grid.rows if row.id == cell.row.follows))
         state = read_outcome(folder, before).state
         if state == "failed":
-            _fail(folder, cell, f"what it starts from failed: {before.name}")
+            _fail(folder, cell, f"the cell that it starts from failed: {before.name}")
             return True
         if state == "open":
             return False
@@ -144,7 +144,7 @@ def _try(
         recipe = cell_recipe(grid, plan, cell, folder / "cells")
         try:
             outcome = train(recipe, folder / "cells" / cell.name, resume=True)
-            _logger.info("top-1 %.2f%%", 100 * (outcome.best_top1 or 0))
+            _logger.info("top-1 %.2f %%", 100 * (outcome.best_top1 or 0))
         except DivergedError as error:
             _fail(folder, cell, error.problem)
             _logger.info("failed: %s", error.problem)
@@ -159,8 +159,8 @@ def _report(folder: Path, grid: Grid, plan: StudyPlan) -> dict[str, Any]:
     try:
         machine = json.loads((folder / "speed.json").read_text(encoding="utf-8"))["environment"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = f"{folder / 'speed.json'}: expected what was noted when the study began, got {error}."
-        raise RunError(problem, remedy="Begin the study anew in another --out.") from error
+        problem = f"{folder / 'speed.json'}: the speeds measured at the start can't be read: {error}."
+        raise RunError(problem, remedy="Start the study again with another --out.") from error
     found = results(folder, grid, plan, machine)
     write_reports(folder, found, grid)
     return found
@@ -168,10 +168,10 @@ def _report(folder: Path, grid: Grid, plan: StudyPlan) -> dict[str, Any]:
 
 @contextmanager
 def _stopping() -> Iterator[None]:
-    """Turn SIGTERM and SIGINT between two runs into `Stopped`; a run itself listens on its own, and saves first."""
+    """Turn SIGTERM and SIGINT between two runs into `Stopped`; a run handles them itself and saves first."""
 
     def stop(number: int, _: object) -> None:
-        raise Stopped("stopped between two steps of the study; the same command goes on")
+        raise Stopped("stopped between two steps of the study; the same command resumes it")
 
     numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, stop) for number in numbers}

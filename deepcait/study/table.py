@@ -1,4 +1,4 @@
-"""A study's results in three forms: raw JSON, a Markdown page, and a plot."""
+"""A study's results as JSON and as a Markdown page."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from deepcait.weights.spec import describe
 
 
 def results(folder: Path, grid: Grid, plan: StudyPlan, environment: dict[str, Any]) -> dict[str, Any]:
-    """Return everything that a study found, as plain JSON; the same again for the same cells.
+    """Return the results of a study as plain JSON; the same for the same cells.
 
     Args:
-        folder: of the study, its cells in `cells/`.
+        folder: of the study, with its cells in `cells/`.
         grid: the study. plan: its plan.
         environment: versions and machine, from the study's start.
     """
@@ -50,7 +50,7 @@ def results(folder: Path, grid: Grid, plan: StudyPlan, environment: dict[str, An
         "reference": grid.reference,
         "paper": grid.paper,
         "data": data,
-        # Where data and teacher lie on this machine is nobody's business.
+        # Paths of data and teacher on this machine are private.
         "plan": dataclasses.asdict(plan) | {"data": plan.data_name, "teacher": teacher_facts(plan.teacher)},
         "environment": environment,
         "table": rows,
@@ -59,7 +59,7 @@ def results(folder: Path, grid: Grid, plan: StudyPlan, environment: dict[str, An
 
 
 def teacher_facts(spec: str) -> dict[str, Any] | None:
-    """Return what is known of a teacher: its name, size, and the accuracy that its own run found; None without one."""
+    """Return a teacher's name, size and the accuracy of its own run; None without a teacher."""
     if not spec:
         return None
     facts: dict[str, Any] = {"name": spec.rstrip("/").rpartition("/")[2]}
@@ -71,7 +71,7 @@ def teacher_facts(spec: str) -> dict[str, Any] | None:
 
 
 def command_of(plan: StudyPlan) -> str:
-    """Return the command that computes this table anew, budget or not."""
+    """Return the command that computes this table again, budget or not."""
     words = [f"deepcait study {plan.study} --data DATA --out FOLDER --seeds {plan.seeds} --epochs {plan.epochs}"]
     words += [f"--images {plan.images}", f"--val-images {plan.val_images}"]
     words += [f"--only {','.join(plan.only)}"] if plan.only else []
@@ -81,7 +81,7 @@ def command_of(plan: StudyPlan) -> str:
 
 
 def markdown(found: dict[str, Any], grid: Grid) -> str:
-    """Return the page of a study: its question and scale, the table with the paper's figures beside."""
+    """Return the page of a study: its question and scale, and the table with the paper's results."""
     lines = [f"# {found['title']}: {found['scale']}", "", found["question"], ""]
     lines += _wide(found, grid) if len(grid.columns) > 1 else _long(found, grid)
     teacher = found["plan"]["teacher"]
@@ -91,10 +91,10 @@ def markdown(found: dict[str, Any], grid: Grid) -> str:
     lines += ["", f"Paper: {' '.join(found['paper'].split())}", ""]
     seeds = "1 seed" if found["plan"]["seeds"] == 1 else f"{found['plan']['seeds']} seeds"
     lines += [
-        f"Our figures: mean over {seeds} of the accuracy after the last epoch, in percent, and "
-        "behind +- half the distance from the worst seed to the best. Compared with the reference: the difference in "
-        'points; "none seen" where it is not larger than the spread of either over seeds or than twice the error of '
-        "counting. Such a small scale can show whether an idea does its work, not how much it brings on ImageNet.",
+        f"Top-1: the mean over {seeds} of the accuracy after the last epoch, in percent; +- half the distance from the "
+        "worst to the best seed. Compared: the difference from the reference in percentage points; n.s. (not "
+        "significant) if it is within the spread over seeds or twice the sampling error. Training at such a small "
+        "scale can show whether an idea works, not how much it improves accuracy on ImageNet.",
         "",
         f"    {found['command']}",
         "",
@@ -175,7 +175,7 @@ def _cell_facts(folder: Path, grid: Grid, plan: StudyPlan, cell: Cell, num_class
 
 
 def _data_facts(folder: Path, grid: Grid, plan: StudyPlan) -> dict[str, Any]:
-    """What the first cell that began has written of its data; all cells have the same."""
+    """Facts about the data, as written by the first cell that started; all cells have the same data."""
     for cell in cells_of(grid, plan.seeds):
         path = folder / "cells" / cell.name / "data.json"
         if path.exists():
@@ -184,11 +184,11 @@ def _data_facts(folder: Path, grid: Grid, plan: StudyPlan) -> dict[str, Any]:
 
 
 def write_reports(folder: Path, found: dict[str, Any], grid: Grid, *, name: str = "") -> list[Path]:
-    """Write `table.md` and `results.json`, whole or not at all, and return their paths.
+    """Write `table.md` and `results.json` atomically, and return their paths.
 
     Args:
-        folder: where to. found: from `results`. grid: the study.
-        name: of the files instead, for a folder with several studies.
+        folder: to write to. found: from `results`. grid: the study.
+        name: of both files instead, for a folder with several studies.
     """
     text = json.dumps(found, indent=1, allow_nan=False) + "\n"
     paths = folder / f"{name or 'table'}.md", folder / f"{name or 'results'}.json"

@@ -8,7 +8,7 @@ import logging
 from deepcait.data import Preprocessing
 from deepcait.data.augment import build_augmentation
 from deepcait.data.mixing import Mixer
-from deepcait.model.alternatives import lay_over
+from deepcait.model.alternatives import apply_overrides
 from deepcait.model.network import NetworkConfig
 from deepcait.model.networks import config_of, is_model_name, named_config
 from deepcait.training.compute import expected_backend, note_of
@@ -84,7 +84,7 @@ def planned_config(recipe: Recipe, num_classes: int) -> NetworkConfig:
     """Return the configuration that training would use, without touching weights."""
     config = named_config(recipe.model) if is_model_name(recipe.model) else config_of(describe(recipe.model)["config"])
     config = config.replace(**shape_of(recipe), num_classes=num_classes)
-    return lay_over(config, dataclasses.asdict(recipe.ablation))
+    return apply_overrides(config, dataclasses.asdict(recipe.ablation))
 
 
 def _lines(facts: dict, recipe: Recipe, replica_batch: int, rates: list[float]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a trained model is on disk: foreign layouts, our model folder, the hub, and SPECs that lead to them."""
+"""Trained models on disk: weights files of other programs, model folders, the hub, and resolving MODEL."""
 
 from deepcait.weights.adapt import AdaptReport as AdaptReport
 from deepcait.weights.adapt import adapt_state_dict as adapt_state_dict

@@ -1,4 +1,4 @@
-"""Weights of one shape made to fit a model of another: other image or patch size, channels, classes, more blocks."""
+"""Adapt weights to a model of another image size, patch size, number of channels, classes or blocks."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ MAX_LISTED = 8
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptReport:
-    """What became of stored weights on their way into a model; `str()` of it is one line to print.
+    """How stored weights were adapted to a model; `str()` returns one line to print.
 
     Args:
-        num_kept: tensors taken over as they were.
-        resized: old and new grid of the position embedding, None where it was kept.
-        head: old and new number of classes where the head did not stay, else None.
-        num_kept_rows: rows of the new head that came from classes of the same name.
-        patch: old and new patch side in pixels where patches were resampled, else None.
-        channels: old and new number of image channels where they differ, else None.
+        num_kept: tensors that were not changed.
+        resized: old and new grid of the position embedding, None if it was kept.
+        head: old and new number of classes if the head was replaced, else None.
+        num_kept_rows: rows of the new head copied from classes of the same name.
+        patch: old and new patch side in pixels if patches were resampled, else None.
+        channels: old and new number of image channels if they differ, else None.
         num_new_blocks: blocks added after the stored ones.
     """
 
@@ -57,13 +57,13 @@ class AdaptReport:
         if self.channels:
             parts.append(f"changed channels {self.channels[0]} -> {self.channels[1]}")
         if self.num_new_blocks:
-            parts.append(f"added {self.num_new_blocks} blocks that pass their tokens on")
+            parts.append(f"added {self.num_new_blocks} blocks that start as identities")
         if self.head:
             old, new = self.head
             verb = "re-initialised" if new else "dropped"
             parts.append(f"{verb} head {old} -> {new}")
             if self.num_kept_rows:
-                parts[-1] += f" (rows of {self.num_kept_rows} classes kept by name)"
+                parts[-1] += f" (rows of {self.num_kept_rows} classes copied by name)"
         return ", ".join(parts)
 
 
@@ -80,30 +80,30 @@ def adapt_state_dict(
 ) -> tuple[StateDict, AdaptReport]:
     """Return the weights in the target's shapes, and what was changed.
 
-    The position embedding is resized from the stored grid. The head is left out where the classes differ, in
-    number or, where both lists are known, in name: the target keeps its freshly drawn one. Patches of another side
-    are resampled, other channels derived, blocks that are not stored start as identities (see `reshape.py`). The
-    tensors that fit are passed on, not copied.
+    The position embedding is resized from the stored grid. The head is left out if the classes differ, in number or,
+    if both lists are known, in name: the target keeps its newly initialised head. Patches of another side are
+    resampled, channels are converted, additional blocks start as identities (see `reshape.py`). Tensors that fit are
+    passed on, not copied.
 
     Args:
         state_dict: with the released keys.
-        target: the model, or the configuration of one, that the weights shall fit.
-        stored_grid: rows and columns that pos_embed was trained on; None means the target's where it has as many
+        target: the model, or the configuration of one, that the weights are adapted to.
+        stored_grid: rows and columns that pos_embed was trained on; None means the target's if it has as many
             patches, else a square.
-        old_classes: names behind the rows of the stored head.
-        new_classes: names behind the rows of the target's head.
-        keep_rows: take the rows of classes with equal names into the new head; its other rows are drawn anew.
-        old_norm, new_norm: means and deviations by channel, where the channels change; see `change_channels`.
+        old_classes: class names of the stored head.
+        new_classes: class names of the target's head.
+        keep_rows: copy the rows of classes with equal names into the new head; its other rows are newly initialised.
+        old_norm, new_norm: means and deviations by channel, if the channels change; see `change_channels`.
 
     Raises:
-        WeightsError: any other tensor is missing, unknown, or of another shape; the message lists them.
+        WeightsError: another tensor is missing, unknown, or has another shape; the message lists them.
     """
     config = target.config if isinstance(target, CaiT | ConvNet) else target
     adapted = dict(state_dict)
     expected = _expected_tensors(target)
     resized = _adapt_pos_embed(adapted, config, stored_grid)
     patch, channels = _adapt_patches(adapted, config, old_norm, new_norm)
-    # The alternatives of an ablation have blocks of their own kinds, which start otherwise.
+    # Models with ablation options have other kinds of blocks, with other initial values.
     added = new_blocks(adapted, expected) if type(config) is CaiTConfig else {}
     head, num_kept_rows = _adapt_head(adapted, config, old_classes, new_classes, keep_rows)
     adapted |= added
@@ -122,9 +122,9 @@ def adapt_state_dict(
 
 
 def load_into(model: CaiT, state_dict: Mapping[str, Tensor], **how) -> AdaptReport:
-    """Copy weights into a model that exists, adapted to it; `how` is what `adapt_state_dict` takes.
+    """Adapt weights to an existing model and copy them into it; `how`: arguments of `adapt_state_dict`.
 
-    The model's dtype and device stay, and so does its head where the stored one does not fit.
+    The model keeps its dtype and device, and its head if the stored one does not fit.
 
     Raises:
         WeightsError: as `adapt_state_dict`; the model is left as it was.
@@ -137,17 +137,16 @@ def load_into(model: CaiT, state_dict: Mapping[str, Tensor], **how) -> AdaptRepo
 def build_loaded(
     config: NetworkConfig, state_dict: Mapping[str, Tensor], *, copy: bool = True, **how
 ) -> tuple[CaiT | ConvNet, AdaptReport]:
-    """Build a model around weights, without drawing random ones first.
+    """Build a model from weights, without random initialisation.
 
-    The model is laid out on the meta device and the tensors are put in. The model is float32 whatever the weights
-    were stored in, as if they had been copied into a fresh one; those in float32 stay bit for bit. A head that the
-    weights do not fill is drawn anew.
+    The model is built on the meta device and filled with the tensors. It is float32 whatever the dtype of the stored
+    weights; float32 weights are bit-identical. A head that the weights do not fill is newly initialised.
 
     Args:
-        config: the model wanted.
+        config: the model's.
         state_dict: with the released keys.
-        copy: False puts the given tensors themselves into the model, for a caller who owns and forgets them.
-        how: what `adapt_state_dict` takes.
+        copy: False uses the given tensors themselves, for callers that own them and no longer need them.
+        how: arguments of `adapt_state_dict`.
 
     Raises:
         WeightsError: as `adapt_state_dict`.
@@ -164,7 +163,7 @@ def build_loaded(
 
 
 def _parameter_of(tensor: Tensor, copy: bool) -> Tensor:
-    # One type for all: images are float32, and a model of two types multiplies neither with them nor with itself.
+    # One dtype for all tensors: images are float32, and mixed dtypes can't be multiplied.
     return tensor.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=copy)
 
 
@@ -176,17 +175,17 @@ def _expected_tensors(target: CaiT | ConvNet | NetworkConfig) -> dict[str, tuple
 
 
 def _adapt_pos_embed(adapted: StateDict, config: NetworkConfig, stored_grid: Grid | None) -> tuple[Grid, Grid] | None:
-    """Resize the position embedding in place of the old one; return the two grids if they differ."""
+    """Replace the position embedding by a resized one; return both grids if they differ."""
     pos_embed = adapted.get("pos_embed")
     if pos_embed is None or pos_embed.ndim != 3 or not isinstance(config, CaiTConfig):
-        return None  # listed with the other keys that do not fit
+        return None  # reported with the other keys that do not fit
     num_patches = pos_embed.shape[1]
     side = math.isqrt(num_patches)
     grid = stored_grid or (config.grid if num_patches == config.num_patches else (side, side))
     if grid[0] * grid[1] != num_patches:
         raise WeightsError(
-            f"pos_embed: expected {grid[0]} x {grid[1]} = {grid[0] * grid[1]} rows, got {num_patches}.",
-            remedy="Give the grid (or the img_size) that these weights were trained on.",
+            f"pos_embed has {num_patches} rows; a grid of {grid[0]} x {grid[1]} patches needs {grid[0] * grid[1]}.",
+            remedy="Set the grid (or img_size) to that of the images these weights were trained on.",
         )
     if grid == config.grid:
         return None
@@ -220,7 +219,7 @@ def _adapt_head(
     new_classes: Sequence[str] | None,
     keep_rows: bool,
 ) -> tuple[tuple[int, int] | None, int]:
-    """Take out a head that does not fit, or fill a new one by name; return old and new size, and rows kept."""
+    """Remove a head that does not fit, or fill a new one by name; return old and new size, and rows copied."""
     weight, bias = (adapted.get(key) for key in HEAD)
     old = 0 if weight is None else weight.shape[0]
     renamed = bool(old_classes and new_classes) and list(old_classes or ()) != list(new_classes or ())
@@ -243,7 +242,7 @@ def _adapt_head(
 def _head_by_name(
     weight: Tensor, bias: Tensor, num_classes: int, pairs: list[tuple[int, int]]
 ) -> tuple[Tensor, Tensor]:
-    """A fresh head with the rows of `pairs` (new, old) taken over."""
+    """A new head with the rows of `pairs` (new, old) copied."""
     new_weight = nn.init.trunc_normal_(weight.new_empty(num_classes, weight.shape[1]), std=0.02)
     new_bias = bias.new_zeros(num_classes)
     new_rows, old_rows = (list(rows) for rows in zip(*pairs, strict=True))
@@ -255,8 +254,8 @@ def _require_names(classes: Sequence[str] | None, num_classes: int, what: str) -
     if classes is None or len(classes) != num_classes:
         got = "none" if classes is None else str(len(classes))
         raise WeightsError(
-            f"{what}: expected {num_classes} names to keep rows of the head by name, got {got}.",
-            remedy="Give the names of both models' classes, or let the head start anew.",
+            f"{what}: copying rows of the head by name needs {num_classes} class names, got {got}.",
+            remedy="Give the class names of both models, or initialise the head (keep_rows=false).",
         )
 
 
@@ -274,8 +273,7 @@ def _require_equal_keys(adapted: StateDict, expected: dict[str, tuple[int, ...]]
     if faults:
         more = f" and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
         raise WeightsError(
-            f"expected the weights of this model, got {len(faults)} tensors that do not fit: "
-            f"{'; '.join(faults[:MAX_LISTED])}{more}.",
-            remedy="Only image and patch size, channels, classes and more blocks may differ; choose the model that "
-            "these weights were trained as.",
+            f"these weights do not fit the model, in {len(faults)} tensors: {'; '.join(faults[:MAX_LISTED])}{more}.",
+            remedy="Only image and patch size, channels, classes and additional blocks may differ; choose the model "
+            "that these weights belong to.",
         )

@@ -1,12 +1,12 @@
-"""A model on disk: a folder that we, timm (`local-dir:`) and the hub read.
+"""A model folder, which deepcait, timm (`local-dir:`) and the hub read.
 
     model.safetensors   the raw weights, keys of the released checkpoints
-    config.json         timm's description, and one section of our own, `deepcait`
-    ema/                the averaged weights in the same form, where training kept some
+    config.json         timm's description, and a section `deepcait`
+    ema/                the averaged weights (EMA) in the same form, if training kept them
 
-timm knows ten CaiTs. `architecture` names the nearest of them, and `model_args` carries every size, so that any
-model loads there. A reader meets the old folder or the new one, see `runtime/files.py`; as it opens two files, one
-after the other, it compares the checksum and looks again when the folder was replaced in between.
+timm has ten CaiTs. `architecture` names the most similar of them, and `model_args` has every size, so that timm can
+load any model. A folder is replaced atomically, see `runtime/files.py`; since a reader opens two files, one after the
+other, it compares the checksum and reads again if the folder was replaced in between.
 """
 
 from __future__ import annotations
@@ -66,18 +66,18 @@ Kind = Literal["name", "hub", "artefact", "run", "file", "keras", "builtin"]
 
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:
-    """Weights as they are stored, and what is known of them, before they are fitted to what is wanted.
+    """Weights as stored, with their description, before they are adapted to other sizes.
 
     Args:
-        config: of the model, at the stored image size and number of classes.
+        config: the model's, with the stored image size and number of classes.
         state_dict: tensors that own their memory; on the meta device, or empty, if only facts were asked for.
         classes: a name for each row of the head, None if unknown.
-        pretrained_cfg: preprocessing and the like, in timm's words.
-        kind: what they were read from.
-        provenance: where the weights come from.
-        section: a model folder's own section: recipe, metrics, provenance, evaluated, ...; else empty.
-        folder: of a model folder.
-        weights: which of a folder's weights these are.
+        pretrained_cfg: preprocessing and more, with timm's keys.
+        kind: the kind of their source.
+        provenance: the origin of the weights.
+        section: a model folder's section `deepcait`: recipe, metrics, provenance, evaluated, ...; else empty.
+        folder: path of a model folder.
+        weights: which weights of a folder these are.
     """
 
     config: CaiTConfig | ConvConfig
@@ -92,7 +92,7 @@ class StoredModel:
 
     @property
     def name(self) -> str | None:
-        """The model name with these sizes, None if there is none."""
+        """The model name with this configuration, None if there is none."""
         return variant_name(self.config)
 
 
@@ -108,20 +108,20 @@ def save_artefact(
     ema_state: Mapping[str, Tensor] | None = None,
     evaluated: Which = "raw",
 ) -> Path:
-    """Write a model folder; an older one there is replaced in one step, files that others put into it are kept.
+    """Write a model folder; an existing one is replaced in one step, and other files in it are kept.
 
     Args:
-        folder: its place.
-        model: a CaiT, wrapped by torch.compile or DistributedDataParallel or not.
-        preprocessing: in timm's words (mean, std, crop_pct, interpolation, crop_mode, ...), a `pretrained_cfg`.
+        folder: its path.
+        model: a CaiT, possibly wrapped by torch.compile or DistributedDataParallel.
+        preprocessing: with timm's keys (mean, std, crop_pct, interpolation, crop_mode, ...), a `pretrained_cfg`.
             What follows from the model, such as input_size, is taken from the model.
-        classes: a name for each row of the head, or None (or empty) where there are none.
-        recipe, metrics, provenance: kept as they are; plain JSON.
+        classes: a name for each row of the head, or None (or empty) if there are none.
+        recipe, metrics, provenance: stored unchanged; plain JSON.
         ema_state: averaged weights, saved in `ema/`.
-        evaluated: which of the two the metrics belong to, and a reader gets.
+        evaluated: which of the two was evaluated; a reader gets these.
 
     Raises:
-        ConfigError: classes that are not as many as the head's rows, or a folder that holds something else.
+        ConfigError: the number of classes is not that of the head's rows, or the folder holds something else.
         WeightsError: the disk is full or can't be written to; the old folder is untouched.
     """
     folder = Path(folder)
@@ -129,7 +129,7 @@ def save_artefact(
     _require_classes(classes, core.config.num_classes)
     _require_replaceable(folder)
     if evaluated == "ema" and ema_state is None:
-        raise ConfigError("evaluated='ema': expected ema_state, got none.", remedy="Give the averaged weights.")
+        raise ConfigError("evaluated='ema' needs ema_state, which is missing.", remedy="Pass the averaged weights.")
     story = {"recipe": recipe, "metrics": metrics, "provenance": provenance, "evaluated": evaluated}
 
     def fill(place: Path) -> None:
@@ -149,16 +149,16 @@ def save_artefact(
 def read_artefact(
     folder: str | Path, *, weights: Which | Literal["evaluated"] = "evaluated", shapes_only: bool = False
 ) -> StoredModel:
-    """Read a model folder, ours or one in the layout of timm's models on the hub.
+    """Read a model folder of deepcait, or one in the layout of timm's models on the hub.
 
     Args:
-        folder: with config.json and model.safetensors (a foreign one may have pytorch_model.bin).
-        weights: "raw", "ema", or what the folder says was evaluated.
-        shapes_only: describe it only: no tensor is read and no checksum computed.
+        folder: with config.json and model.safetensors (timm's may have pytorch_model.bin instead).
+        weights: "raw", "ema", or those that were evaluated, by the folder's description.
+        shapes_only: read only the description: no tensors, no checksum.
 
     Raises:
-        WeightsError: a file is missing or broken, or the weights are not those that the description was
-            written for (sha256).
+        WeightsError: a file is missing or broken, or the weights do not match the checksum (sha256) in the
+            description.
     """
     folder = Path(folder)
     for _ in range(NUM_LOOKS):
@@ -170,23 +170,23 @@ def read_artefact(
         except WeightsError as error:
             failure = error
         if _read_description(current(folder)) == description:
-            break  # else the folder was replaced between its files: look again
+            break  # else the folder was replaced between the two reads: try again
     if found is None:
         raise failure or AssertionError("neither read nor failed")
     return dataclasses.replace(found, folder=folder)
 
 
 def is_artefact(folder: str | Path) -> bool:
-    """Whether a folder looks like a model folder, ours or foreign."""
+    """Whether a folder looks like a model folder, of deepcait or timm."""
     folder = current(folder)
     return (folder / CONFIG_FILE).is_file() and any((folder / name).is_file() for name in FOREIGN_WEIGHTS)
 
 
-def look_at(path: Path, origin: str) -> None:
-    """Refuse a config.json, before the weights beside it are fetched, if it is that of another network.
+def validate_config(path: Path, origin: str) -> None:
+    """Raise if a config.json is that of another network, before its weights are downloaded.
 
     Raises:
-        WeightsError: it is, or no JSON.
+        WeightsError: it is, or it is not JSON.
     """
     description = _read_description(path.parent)
     if not description.get("deepcait"):
@@ -206,7 +206,7 @@ def _write_model(
     try:
         save_file(tensors, weights_path, metadata={"format": "pt"})
     except SafetensorError as error:
-        # The writer wraps what the system said; the caller knows how to answer an OSError.
+        # The writer wraps the system's error; the caller handles an OSError.
         full = "os error 28" in str(error).lower() or "no space" in str(error).lower()
         raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(weights_path)) from error
     description = describe_for_timm(config, preprocessing, classes)
@@ -221,7 +221,7 @@ def _write_model(
     }
     text = json.dumps(description, indent=2, allow_nan=False) + "\n"
     (place / CONFIG_FILE).write_text(text, encoding="utf-8")
-    # safetensors lets the owner alone read its file; it shall be as open as any other file of this user.
+    # safetensors makes files readable by the owner only; use the user's default permissions.
     weights_path.chmod((place / CONFIG_FILE).stat().st_mode)
 
 
@@ -234,7 +234,7 @@ def _read_described(
     if wanted == "ema":
         inner = folder / EMA_FOLDER
         if not inner.is_dir():
-            raise WeightsError(f"{folder}: expected averaged weights in {EMA_FOLDER}/, got none.", remedy="Take raw.")
+            raise WeightsError(f"{folder}: no averaged weights in {EMA_FOLDER}/.", remedy="Use weights=raw.")
         found = read_artefact(inner, weights="raw", shapes_only=shapes_only)
         return dataclasses.replace(found, folder=folder, section=section, weights="ema")
     path = next((folder / name for name in FOREIGN_WEIGHTS if (folder / name).is_file()), folder / WEIGHTS_FILE)
@@ -261,18 +261,18 @@ def _read_described(
 
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
-    remedy = f"Give a model folder, with {CONFIG_FILE} and {WEIGHTS_FILE}."
+    remedy = f"Give a model folder, which contains {CONFIG_FILE} and {WEIGHTS_FILE}."
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WeightsError(
-            f"{path}: expected a description of a model, got {error.strerror!r}.", remedy=remedy
+            f"{path}: can't read the description of the model: {error.strerror}.", remedy=remedy
         ) from error
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: expected JSON, got something else ({error}).", remedy=remedy) from error
+        raise WeightsError(f"{path}: not valid JSON ({error}).", remedy=remedy) from error
     section = description.get("deepcait") or {} if isinstance(description, dict) else None
     if not isinstance(section, dict):
-        raise WeightsError(f"{path}: expected an object with our section in it, got no object.", remedy=remedy)
+        raise WeightsError(f"{path}: not a JSON object.", remedy=remedy)
     if section.get("format", FORMAT) != FORMAT:
         raise WeightsError(
             f"{path}: expected format {FORMAT}, got {section.get('format')!r}.", remedy="Use a newer deepcait."
@@ -282,7 +282,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
 
 
 def _own_description(config: CaiTConfig | ConvConfig) -> dict[str, Any]:
-    """What fixes the network: its configuration, and beside it what is not the paper's choice."""
+    """The description of the network: its configuration and its ablation options."""
     if not isinstance(config, AblationConfig):
         return {"config": dataclasses.asdict(config)}
     own = {field.name: getattr(config, field.name) for field in dataclasses.fields(CaiTConfig)}
@@ -294,31 +294,31 @@ def _own_config(folder: Path, section: Mapping[str, Any]) -> CaiTConfig | ConvCo
         return config_of({**section["config"], **(section.get("ablation") or {})})
     except (KeyError, TypeError) as error:
         raise WeightsError(
-            f"{folder / CONFIG_FILE}: expected the fields of a CaiT in deepcait.config, got others ({error}).",
-            remedy="Save the model again.",
+            f"{folder / CONFIG_FILE}: the fields in deepcait.config are not those of a CaiT ({error}).",
+            remedy="Save the model again, or restore the original file.",
         ) from error
 
 
 def _require_head(folder: Path, config: CaiTConfig | ConvConfig, state_dict: StateDict) -> None:
-    """Raise where the description was changed to other classes: else a head drawn at random would answer."""
+    """Raise if the number of classes was edited: else a randomly initialised head would be used."""
     rows = len(state_dict["head.weight"]) if "head.weight" in state_dict else 0
     if rows != config.num_classes:
         raise WeightsError(
-            f"{folder / CONFIG_FILE}: expected {rows} classes, as many as the weights have, got {config.num_classes}.",
-            remedy="Save the model again; other classes are asked for when it is loaded.",
+            f"{folder / CONFIG_FILE}: the weights have {rows} classes, but the file says {config.num_classes}.",
+            remedy="Restore the file or save the model again; set other classes when you load the model.",
         )
 
 
 def _require_sizes(folder: Path, config: CaiTConfig | ConvConfig, state_dict: StateDict) -> None:
-    """Raise where the description has other blocks than the weights, or far more numbers: nothing is built yet."""
+    """Raise if the description has other blocks than the weights, or far more parameters, before building."""
     class_blocks = getattr(config, "class_blocks", getattr(config, "cls_depth", 0))
     fields = (("depth", "blocks", config.depth), ("cls_depth", "blocks_token_only", class_blocks))
     for name, stage, said in fields if isinstance(config, CaiTConfig) else ():
         got = count_blocks(state_dict, stage)
         if got != said:
             raise WeightsError(
-                f"{folder / CONFIG_FILE}: expected {name} {got}, as the weights have it, got {said}.",
-                remedy="Save the model again.",
+                f"{folder / CONFIG_FILE}: the weights have {name} {got}, but the file says {said}.",
+                remedy="Restore the file or save the model again.",
             )
     require_numbers(config, state_dict.values())
 
@@ -327,11 +327,13 @@ def _require_checksum(path: Path, expected: str | None) -> None:
     try:
         got = _sha256(path)
     except OSError as error:
-        raise WeightsError(f"{path}: expected weights, got {error.strerror!r}.", remedy="Fetch it again.") from error
+        raise WeightsError(
+            f"{path}: can't read the weights: {error.strerror}.", remedy="Copy the file again."
+        ) from error
     if got != expected:
         raise WeightsError(
-            f"{path}: expected sha256 {expected}, as {CONFIG_FILE} beside it says, got {got}.",
-            remedy="The file was changed or cut short after it was saved; fetch the folder again.",
+            f"{path}: the file's sha256 is {got}, but {CONFIG_FILE} says {expected}.",
+            remedy="The file was changed or truncated after it was saved; download or copy the folder again.",
         )
 
 
@@ -343,7 +345,7 @@ def _sha256(path: Path) -> str:
 def _require_classes(classes: Sequence[str] | None, num_classes: int) -> None:
     if classes and len(classes) != num_classes:
         raise ConfigError(
-            f"classes: expected {num_classes} names, one for each row of the head, got {len(classes)}.",
+            f"classes: expected {num_classes} names, one per row of the head, got {len(classes)}.",
             remedy="Give the names in the order of the head's rows.",
         )
 
@@ -353,13 +355,13 @@ def _require_replaceable(folder: Path) -> None:
         return
     if not folder.is_dir() or (any(folder.iterdir()) and not is_artefact(folder)):
         raise ConfigError(
-            f"{folder}: expected a new place, an empty folder or a model folder to save to, got something else.",
-            remedy="Give another place; nothing was changed.",
+            f"{folder}: the folder is not empty and not a model folder; nothing was changed.",
+            remedy="Choose a new or empty folder, or an existing model folder.",
         )
 
 
 def _foreign_entries(folder: Path) -> list[Path]:
-    """What others put into a model folder, a README for instance."""
+    """Other files in a model folder, such as a README."""
     return sorted(path for path in folder.iterdir() if path.name not in OWN_ENTRIES) if folder.is_dir() else []
 
 
@@ -367,6 +369,6 @@ def _require_network(model: nn.Module) -> CaiT | ConvNet:
     core = unwrap(model)
     if not isinstance(core, CaiT | ConvNet):
         raise ConfigError(
-            f"model: expected a CaiT, got {type(core).__name__}.", remedy="Save the model that was trained."
+            f"{type(core).__name__} can't be saved as a model folder; only a CaiT can.", remedy="Save the trained CaiT."
         )
     return core

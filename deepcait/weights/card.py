@@ -1,4 +1,4 @@
-"""The card of a model on the hub: what it is, what it was trained on, how good it is, how it is used."""
+"""The model card for the hub: description, training data, accuracy, usage."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ PICTURE_FILE = "class_attention.png"
 TEMPLATE = Path(__file__).parent.parent / "assets" / "card.md.j2"
 UNKNOWN = "unknown"
 
-# What data are called -> their identifier on the hub, as far as we know it.
+# Names of data sets -> their identifiers on the hub, if known.
 HUB_DATASETS = {r"imagenet-?1k\b": "imagenet-1k", r"cifar-?10\b": "cifar10", r"cifar-?100\b": "cifar100"}
-# Data SPECs that name a data set -> what people call it.
+# DATA arguments that name a data set -> the data set's usual name.
 NAMED_DATA = {
     "builtin:demo": "CIFAR-10, 1,000 of its images",
     "imagenet": "ImageNet-1k",
@@ -40,25 +40,25 @@ NAMED_DATA = {
 def model_card(
     repository: str, found: Resolved, *, licence: str | None = None, data: str | None = None, picture: bool = False
 ) -> str:
-    """Return the README.md of a model's repository: metadata of the hub's form, then text.
+    """Return the README.md of a model's repository: metadata in the hub's format, then text.
 
     Args:
         repository: owner/name.
         found: the model.
-        licence: the hub's identifier of one, such as apache-2.0; None takes the model's own, else "unknown".
-        data: what the model was trained on; None takes what the model remembers.
-        picture: show `class_attention.png`, which lies beside the card.
+        licence: the hub's identifier of one, such as apache-2.0; None means the model's own, else "unknown".
+        data: what the model was trained on; None means as stored in the model.
+        picture: show `class_attention.png`, which is in the same folder.
 
     Raises:
-        ConfigError: a licence that is no identifier.
+        ConfigError: the licence is not a valid identifier.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     licence = licence or _licence(found)
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
         raise ConfigError(
-            f"--licence: expected an identifier of the hub's, got {licence!r}.",
-            remedy="Such as apache-2.0, mit, cc-by-4.0, other; https://huggingface.co/docs/hub/repositories-licenses.",
+            f"--licence: {licence!r} is not a licence identifier of the hub.",
+            remedy="Use apache-2.0, mit, cc-by-4.0 or other: https://huggingface.co/docs/hub/repositories-licenses.",
         )
     data = _line(data or _data(found))
     known = next((name for form, name in HUB_DATASETS.items() if re.search(form, data.lower())), None)
@@ -100,7 +100,7 @@ def _facts(found: Resolved, licence: str, data: str) -> dict[str, str]:
 
 
 def _accuracies(found: Resolved) -> list[tuple[str, str, str]]:
-    """Rows of the table of accuracies: metric, percent, on which images."""
+    """Rows of the table of accuracies: metric, percent, images."""
     metrics = found.section.get("metrics") or {}
     rows = []
     for key, label in _told(found):
@@ -139,7 +139,7 @@ def _results(found: Resolved, data: str, known: str | None) -> list[EvalResult]:
 
 
 def _told(found: Resolved) -> list[tuple[str, str]]:
-    """Metrics that say something: of five classes or fewer the first five are always right."""
+    """Meaningful metrics: with five classes or fewer, top-5 is always 1."""
     return [("top1", "top-1"), ("top5", "top-5")][: 1 + (found.model.num_classes > 5)]
 
 
@@ -164,7 +164,7 @@ def _data(found: Resolved) -> str:
 
 
 def _base_model(found: Resolved, repository: str) -> str | None:
-    """The repository that training started from, where it is one."""
+    """The repository that training started from, if any."""
     start = str(found.provenance.get("started_from") or "")
     if start in variant_names() and start in REEVALUATED and found.provenance.get("start") == "released":
         start = hub_id(start)
@@ -178,7 +178,7 @@ def _base_model(found: Resolved, repository: str) -> str | None:
 
 
 def _provenance(found: Resolved) -> Mapping[str, Any]:
-    """What may be told of a model's past: no path of anybody's machine."""
+    """A model's provenance without local paths."""
     shown = ("started_from", "recipe", "teacher", "unfinished", "notes")
     past = {key: without_paths(found.provenance.get(key)) for key in shown}
     return {key: value for key, value in past.items() if value}
@@ -192,5 +192,5 @@ def _classes(found: Resolved) -> str:
 
 
 def _line(text: object) -> str:
-    """One line of plain text: nobody's class name shall end a table or a block."""
+    """One line of plain text, so that a class name can't end a table or a block."""
     return " ".join(str(text).replace("`", "'").replace("<", "&lt;").split())

@@ -1,7 +1,7 @@
 """CRC-32C (Castagnoli), the checksum of TensorFlow's checkpoints, over megabytes at once with NumPy.
 
-A CRC is linear over GF(2): the data are cut into rows, all rows are read a byte at a time side by side, and the
-rows' results are joined by moving the left one of each pair past the length of the right one.
+A CRC is linear over GF(2): the data are split into rows, all rows are processed byte by byte in parallel, and the rows'
+results are combined by shifting the left one of each pair past the length of the right one.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def crc32c(data: bytes | memoryview) -> int:
         return _crc32c_plain(data)
     num_rows = 1 << max(0, -(-len(data) // _ROW_BYTES) - 1).bit_length()
     rows = np.zeros(num_rows * _ROW_BYTES, dtype=np.uint8)
-    # Zeros in front change nothing where the register starts at zero; that it starts inverted is the same as
-    # the first four bytes inverted.
+    # Leading zeros have no effect on a register that starts at zero; starting inverted equals inverting the first four
+    # bytes.
     start = len(rows) - len(data)
     rows[start:] = np.frombuffer(data, dtype=np.uint8)
     rows[start : start + 4] ^= 0xFF
@@ -51,7 +51,7 @@ def masked_crc32c(data: bytes | memoryview) -> int:
 
 @functools.lru_cache(maxsize=1)
 def _table() -> np.ndarray:
-    """What each byte does to an empty register: 256 values."""
+    """The effect of each byte on an empty register: 256 values."""
     values = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         values = (values >> 1) ^ np.where(values & 1, np.uint32(_POLYNOMIAL), np.uint32(0))
@@ -75,7 +75,7 @@ def _crc_of_rows(rows: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _move_past(num_bytes: int) -> np.ndarray:
-    """What zero bytes do to each bit of a register: 32 values, a matrix over GF(2)."""
+    """The effect of zero bytes on each bit of a register: 32 values, a matrix over GF(2)."""
     bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
     for _ in range(num_bytes):
         bits = _table()[bits & 0xFF] ^ bits >> 8

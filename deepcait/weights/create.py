@@ -1,4 +1,4 @@
-"""Models by name: `create_model`, and timm's feature extractor around one."""
+"""`create_model`, and timm's feature extractor around a model."""
 
 from __future__ import annotations
 
@@ -52,30 +52,30 @@ def create_model(
 ) -> CaiT | FeatureGetterNet:
     """Build a model by name, with random or with released weights.
 
-    With released weights nothing is drawn at random but a head whose number of classes differs; another image
-    size resizes the position embedding.
+    With released weights, only a head with another number of classes is randomly initialised; another image size
+    resizes the position embedding.
 
     >>> create_model("cait_nano_32").num_classes
     10
 
     Args:
         name: one of `list_models()`.
-        pretrained: load the released weights, from the hub's cache or the hub; cait_nano_32's are in the package.
-        num_classes: K; None means as many as the table says (1000; cait_nano_32: 10).
-        img_size: height and width; None means what the name says.
+        pretrained: load the released weights, from the cache or the hub; cait_nano_32's are in the package.
+        num_classes: K; None means the default (1000; cait_nano_32: 10).
+        img_size: height and width; None means the size in the name.
         features_only: return timm's `FeatureGetterNet` around the model: images to a list of maps (B, D, rows,
             columns), the patch tokens after chosen blocks, without the final norm.
         out_indices: with `features_only`: the last n blocks, or these blocks.
-        feature_cls: with `features_only`: "getter" is the only kind.
+        feature_cls: with `features_only`: only "getter" is supported.
         overrides: other fields of `CaiTConfig`, such as drop_path_rate.
 
     Raises:
-        ConfigError: unknown name or field, sizes that do not fit, or weights that were never released.
-        WeightsError: the released weights can't be had, or do not fit the overrides.
+        ConfigError: a name or field is unknown, sizes do not fit, or there are no released weights.
+        WeightsError: the released weights are not available, or do not fit the overrides.
     """
-    variant_config(name)  # any other MODEL is refused, with suggestions
+    variant_config(name)  # raises for any other MODEL, with suggestions
     if feature_cls != "getter":
-        raise ConfigError(f"feature_cls: expected 'getter', got {feature_cls!r}.", remedy="Leave it out.")
+        raise ConfigError(f"feature_cls: expected 'getter', got {feature_cls!r}.", remedy="Omit the argument.")
     start = "released" if pretrained else "random"
     found = resolve(name, start=start, num_classes=num_classes, img_size=img_size, **overrides)
     model = require_cait(found.model).train()

@@ -1,4 +1,4 @@
-"""What to answer to a SPEC that leads nowhere: the place where it might have led."""
+"""Suggestions for a MODEL that can't be resolved."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from deepcait.weights.registry import RELEASED
 
 
 def nowhere(spec: str, path: Path) -> ConfigError:
-    """Say that a SPEC leads nowhere, and where it might have led."""
+    """Return the error for a MODEL that can't be resolved, with suggestions."""
     name = spec.lower().removeprefix("timm/").removesuffix(f".{RELEASE_TAG}")
     if name in variant_names():
-        return ConfigError(f"expected a model SPEC, got {spec!r}.", remedy=f"Did you mean {name}?")
+        return ConfigError(f"There is no model {spec!r}.", remedy=f"Did you mean {name}?")
     looks_like_path = is_weights_file(spec) or "/" in spec or "\\" in spec or spec.startswith((".", "~"))
     if not looks_like_path:
         near = near_names(name)
-        hint = f"Did you mean {' or '.join(near)}?" if near else "`deepcait models` lists the names."
+        hint = f"Did you mean {' or '.join(near)}?" if near else "For the names, run `deepcait models`."
         return ConfigError(
-            f"expected a model name, hf-hub:owner/name, a folder or a weights file, got {spec!r}, which is none.",
+            f"{spec!r} is not a model name, hf-hub:owner/name, a folder or a weights file.",
             remedy=hint,
         )
     released = next((one for one in RELEASED.values() if one.file.lower() == path.name.lower()), None)
     if released is not None:
         return ConfigError(
-            f"{spec}: expected the authors' file, got nothing: there is no such path.",
-            remedy=f"The same model is {released.name}, fetched from the hub; the file itself is at {released.url}.",
+            f"{spec}: there is no such file.",
+            remedy=f"The same model is {released.name}, downloaded from the hub; the file itself is at {released.url}.",
         )
     hints = [f"Did you mean {neighbour}?" for neighbour in _neighbours(path)] or [
-        "Check the path, or take a name from `deepcait models`."
+        "Check the spelling of the path; for model names, run `deepcait models`."
     ]
     if spec.count("/") == 1 and not is_weights_file(spec) and not spec.startswith((".", "~", "/")):
-        hints.append(f"A repository of the hub is written {HUB_PREFIX}{spec}.")
+        hints.append(f"A repository of the hub is written as {HUB_PREFIX}{spec}.")
     return ConfigError(
-        f"{spec}: expected a model folder or a weights file, got nothing: there is no such path.",
+        f"{spec}: there is no such file or folder.",
         remedy=" ".join(hints),
     )
 
@@ -52,6 +52,6 @@ def _neighbours(path: Path) -> list[str]:
 
 
 def listing(path: Path) -> str:
-    """Return what a folder holds, the first five names."""
+    """Return the first five names in a folder."""
     names = sorted(entry.name for entry in path.iterdir())
     return some(names) or "nothing in it"

@@ -1,6 +1,6 @@
-"""Files of the Hugging Face hub. Downloads, their resumption, cache, mirrors and proxies are those of its client.
+"""Files of the Hugging Face hub. Its client handles downloads, resuming, cache, mirrors and proxies.
 
-The client (2.4) does not compare what came with the sha256 that the hub announced; that is done here.
+The client (2.4) does not verify the sha256 that the hub announces; this module does.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def fetch_released(name: str) -> Path:
-    """Return the local folder with the released weights of a model, fetched if the cache has none.
+    """Return the local folder with the released weights of a model, downloaded if not cached.
 
     Raises:
         ConfigError: the model has no released weights.
-        WeightsError: not cached and not to be had; see `fetch_repository`.
+        WeightsError: not cached and not available; see `fetch_repository`.
     """
     return fetch_repository(hub_id(name))
 
@@ -42,19 +42,19 @@ def fetch_repository(repository: str, *, look: Callable[[Path], object] | None =
 
     Args:
         repository: "owner/name", or "owner/name@revision".
-        look: is given the path of config.json before the weights are fetched, and may refuse it.
+        look: called with the path of config.json before the weights are downloaded; may raise.
 
     Raises:
-        ConfigError: no owner/name.
-        WeightsError: no such repository or file, no access, no connection and not in the cache. The message
-            names the files, and where to put them by hand.
+        ConfigError: the name is not owner/name.
+        WeightsError: the repository or file does not exist, access is denied, or there is no connection and it is not
+            cached. The message names the files, and where to put them by hand.
     """
     from huggingface_hub.errors import EntryNotFoundError
 
     repository, revision = split_repository(repository)
     missing: Exception | None = None
     layouts = [*((CONFIG_FILE, name) for name in WEIGHTS_FILES), SAVED_MODEL_FILES]
-    # Where there is no connection the layout that is in the cache must be tried first.
+    # Without a connection, the layout that is cached must be tried first.
     for layout in sorted(layouts, key=lambda files: _find_in_cache(repository, files[0], revision) is None):
         at, folder = revision, None
         try:
@@ -63,17 +63,17 @@ def fetch_repository(repository: str, *, look: Callable[[Path], object] | None =
                 if look is not None and filename == CONFIG_FILE:
                     look(path)
                 if folder is None:
-                    # The commit of the first file: all files belong to one state of the repository.
+                    # The commit of the first file, so that all files belong to one commit.
                     folder, at = path.parent, path.parent.name
             if folder is not None:
                 return folder
-        except EntryNotFoundError as error:  # also: offline, and not in the cache
+        except EntryNotFoundError as error:  # also raised offline if not cached
             missing = missing or error
     raise _failure(repository, WEIGHTS_FILES[0], revision, missing or FileNotFoundError())
 
 
 def find_cached(repository: str) -> Path | None:
-    """Return the folder of a hub repository if the cache holds its description; never asks the network."""
+    """Return the folder of a hub repository if its description is cached; never uses the network."""
     name, revision = split_repository(repository)
     found = [_find_in_cache(name, filename, revision) for filename in (CONFIG_FILE, SAVED_MODEL_FILES[0])]
     return next((path.parent for path in found if path is not None), None)
@@ -87,27 +87,27 @@ def _find_in_cache(repository: str, filename: str, revision: str | None) -> Path
 
 
 def split_repository(repository: str, *, form: str = f"{HUB_PREFIX}owner/name") -> tuple[str, str | None]:
-    """Return owner/name and revision, None where none is given.
+    """Return owner/name and revision (None if not given).
 
     Args:
         repository: as the user wrote it, without the prefix.
-        form: how it is written where it was asked for.
+        form: how the argument is written, for the message.
 
     Raises:
-        ConfigError: no owner/name, or one that the hub does not allow.
+        ConfigError: the name is not owner/name, or not allowed by the hub.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     name, _, revision = repository.partition("@")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII):
-        raise ConfigError(f"expected a repository as owner/name, got {name!r}.", remedy=f"Write {form}.")
+        raise ConfigError(f"{name!r} is not a repository name (owner/name).", remedy=f"Write it as {form}.")
     try:
         validate_repo_id(name)
     except HFValidationError as error:
         raise ConfigError(
-            f"expected a repository as the hub allows it, got another ({str(error).rstrip('.')}).",
-            remedy="Check the name.",
+            f"{name!r} is not a valid repository name ({str(error).rstrip('.')}).",
+            remedy="Check the spelling of owner/name.",
         ) from error
     return name, revision or None
 
@@ -119,7 +119,7 @@ def _download(repository: str, filename: str, revision: str | None, *, missing_o
     try:
         _require_available(repository, filename, revision)
         path = Path(hf_hub_download(repository, filename, revision=revision))
-    except EntryNotFoundError as error:  # also what the client says when it is offline and the cache is empty
+    except EntryNotFoundError as error:  # also raised offline if the cache is empty
         if missing_ok:
             raise
         raise _failure(repository, filename, revision, error) from error
@@ -134,7 +134,7 @@ def _download(repository: str, filename: str, revision: str | None, *, missing_o
 
 
 def _require_available(repository: str, filename: str, revision: str | None) -> None:
-    """Ask once for a file that is not cached; the client itself asks six times, for half a minute."""
+    """Request a file once that is not cached; the client itself retries six times, for half a minute."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
     if not constants.HF_HUB_OFFLINE and _find_in_cache(repository, filename, revision) is None:
@@ -143,7 +143,7 @@ def _require_available(repository: str, filename: str, revision: str | None) -> 
 
 
 def _require_announced(repository: str, path: Path) -> None:
-    """Compare a cached file with the sha256 that the hub announced: large files are kept under it."""
+    """Compare a cached file with the sha256 that the hub announced: large files are cached under it."""
     blob = path.resolve()
     if not _SHA256.fullmatch(blob.name):
         return
@@ -154,8 +154,8 @@ def _require_announced(repository: str, path: Path) -> None:
             with contextlib.suppress(OSError):
                 place.unlink()
         raise WeightsError(
-            f"hf-hub:{repository}: expected {path.name} with sha256 {blob.name}, as the hub announced it, got {got}.",
-            remedy="What came was removed from the cache; try again, or ask whoever runs the mirror in HF_ENDPOINT.",
+            f"hf-hub:{repository}: the sha256 of {path.name} is {got}, but the hub announced {blob.name}.",
+            remedy="The file was removed from the cache; try again, or report it to the operator of HF_ENDPOINT.",
         )
 
 
@@ -165,15 +165,14 @@ def _failure(repository: str, filename: str, revision: str | None, error: Except
 
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC):
         return WeightsError(
-            f"hf-hub:{repository}: expected to write {filename} into the cache {constants.HF_HUB_CACHE}, "
-            f"got {error.strerror!r}.",
-            remedy="Set HF_HOME to a folder with room that can be written to.",
+            f"hf-hub:{repository}: can't write {filename} into the cache {constants.HF_HUB_CACHE}: {error.strerror}.",
+            remedy="Set HF_HOME to a folder that can be written to and has free space.",
         )
     endpoint = bare_url(constants.ENDPOINT)
     place = f"{endpoint}/{repository}/resolve/{revision or 'main'}"
     return WeightsError(
-        f"hf-hub:{repository}: expected {filename} from {endpoint}, got {reason_of(error)}.",
-        remedy=f"Fetch {place}/{WEIGHTS_FILES[0]} and {place}/{CONFIG_FILE} where there is a connection, put both into "
+        f"hf-hub:{repository}: can't download {filename} from {endpoint}: {reason_of(error)}.",
+        remedy=f"With a connection, download {place}/{WEIGHTS_FILES[0]} and {place}/{CONFIG_FILE}, put both into "
         "one folder, and give that folder (or the weights file alone) instead of the name; or copy "
         f"{Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type='model')} from a machine that "
         "has it. More: `deepcait help unavailable-weights`.",
@@ -181,14 +180,14 @@ def _failure(repository: str, filename: str, revision: str | None, error: Except
 
 
 def bare_url(url: str) -> str:
-    """Return a URL without user, password, query and fragment; of a file's URL the file's name alone.
+    """Return a URL without user, password, query and fragment; for a file: URL, only the file name.
 
     >>> bare_url("https://me:secret@host/x.tar?sig=abc#part")
     'https://host/x.tar'
     """
     scheme, _, rest = url.partition("://")
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    # A password may hold, unescaped, what would end the host: what follows the colon is then no port.
+    # An unescaped character in a password may end the host; the text after the colon is then not a port.
     if "@" in authority or not re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:\d*)?", authority):
         rest = rest.rpartition("@")[2] if "@" in rest else ""
     rest = re.split(r"[?#]", rest, maxsplit=1)[0]
@@ -196,30 +195,30 @@ def bare_url(url: str) -> str:
 
 
 def is_of_client(error: Exception) -> bool:
-    """Whether an error is one of the hub's client, or of its HTTP library (another one tomorrow)."""
+    """Whether an error comes from the hub's client or its HTTP library."""
     return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests", "huggingface_hub")
 
 
 def reason_of(error: Exception) -> str:
-    """Return one clause that says why the hub did not do what was asked."""
+    """Return why the hub refused or failed, as a clause."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.GatedRepoError):
-        return "no access (the repository asks for consent; log in with `hf auth login`)"
+        return "no access (the repository is gated; log in with `hf auth login`)"
     if isinstance(error, errors.RepositoryNotFoundError):
         return "no such repository (or a private one, and no token: `hf auth login`)"
     if isinstance(error, errors.RevisionNotFoundError):
         return "no such revision"
     if constants.HF_HUB_OFFLINE:
-        return "nothing: HF_HUB_OFFLINE is set and the file is not in the cache"
+        return "HF_HUB_OFFLINE is set and the file is not in the cache"
     if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
         return "no access (log in with `hf auth login`, or set HF_TOKEN to a token that may read it)"
     if "Timeout" in type(error).__name__:
-        return "no answer for too long (the connection stalled; try again)"
+        return "the connection stalled; try again"
     if "ProtocolError" in type(error).__name__:
-        return "a part of it (the connection broke repeatedly; try again)"
+        return "the connection broke repeatedly; try again"
     if isinstance(error, errors.LocalEntryNotFoundError) or "Connect" in type(error).__name__:
-        return "no answer (offline, or a wrong HF_ENDPOINT or proxy), and the file is not in the cache"
+        return "no connection (offline, or a wrong HF_ENDPOINT or proxy), and the file is not in the cache"
     if isinstance(error, errors.EntryNotFoundError):
         return "no such file in the repository"
     first_line = re.sub(r"\w+://[^\s'\"]+", lambda url: bare_url(url[0]), str(error).strip().partition("\n")[0])

@@ -1,4 +1,4 @@
-"""The 1,000 classes of ImageNet-1k, as the released models order them: wnids, and names to read."""
+"""The 1,000 classes of ImageNet-1k, in the order of the released models: wnids and readable names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from deepcait.errors import WeightsError
 
 NUM_CLASSES = 1000
-# Sets of images of 200 of the classes each: the names under which their published accuracies stand.
+# Sets of images of 200 of the classes: the keys of their published accuracies.
 SUBSETS = ("imagenet_a", "imagenet_r")
 NUM_SUBSET = 200
 
@@ -22,25 +22,25 @@ def wnids() -> list[str]:
     ('n01440764', 1000)
 
     Raises:
-        WeightsError: this timm has no such table.
+        WeightsError: the installed timm has no such table.
     """
     return list(_wnids())
 
 
 def names() -> list[str]:
-    """Index -> name, such as "tench, Tinca tinca"; two pairs of classes share theirs.
+    """Index -> name, such as "tench, Tinca tinca"; two pairs of classes share a name.
 
     >>> names()[0]
     'tench, Tinca tinca'
 
     Raises:
-        WeightsError: this timm has no such table.
+        WeightsError: the installed timm has no such table.
     """
     return [_name_of()[wnid] for wnid in _wnids()]
 
 
 def readable(class_name: str) -> str:
-    """The name of a class given as one of the 1,000 wnids; any other class name as it is.
+    """The name of a class given as one of the 1,000 wnids; other class names are returned unchanged.
 
     >>> readable("n02123045"), readable("cat")
     ('tabby, tabby cat', 'cat')
@@ -67,8 +67,8 @@ def _wnids() -> tuple[str, ...]:
     found = tuple(read_table("imagenet_synsets.txt").split())
     if len(found) != NUM_CLASSES or list(found) != sorted(found):
         raise WeightsError(
-            f"timm's table of ImageNet: expected {NUM_CLASSES} sorted wnids, got {len(found)}.",
-            remedy="Install timm again.",
+            f"timm's table of ImageNet classes is damaged: expected {NUM_CLASSES} sorted wnids, got {len(found)}.",
+            remedy="Reinstall timm: pip install --force-reinstall --no-deps timm.",
         )
     return found
 
@@ -81,10 +81,10 @@ def _name_of() -> dict[str, str]:
 
 
 def read_table(file: str) -> str:
-    """The text of a table in timm's package, as it lies there; timm is not imported.
+    """The text of a table in timm's package; timm is not imported.
 
     Raises:
-        WeightsError: this timm has no such table.
+        WeightsError: the installed timm has no such table.
     """
     spec = importlib.util.find_spec("timm")
     try:
@@ -92,5 +92,5 @@ def read_table(file: str) -> str:
         return (folder / file).read_text(encoding="utf-8")
     except OSError as error:
         raise WeightsError(
-            f"timm's table {file}: expected it in the package, got {error}.", remedy="Install timm>=1.0.31."
+            f"the installed timm has no table {file} ({error}).", remedy="Install timm>=1.0.31."
         ) from error

@@ -1,7 +1,7 @@
-"""Keras SavedModels of cait-tf, read without TensorFlow into the keys of the released checkpoints.
+"""Read Keras SavedModels of cait-tf without TensorFlow, into the keys of the released checkpoints.
 
-The variables' names do not tell what they are (every LayerScale is called `Variable`), and their numbers are those
-of their creation. What tells is the graph of objects in the checkpoint: `blocks/0/layer_with_weights-1/qkv/kernel`.
+The variables' names do not identify them (every LayerScale is called `Variable`), and they are numbered in order of
+creation. The checkpoint's object graph does: `blocks/0/layer_with_weights-1/qkv/kernel`.
 
 Layout: sayakpaul/cait-tf, `cait/models.py`. Dense kernels are transposed there, and the patch kernel is HWIO.
 """
@@ -19,10 +19,10 @@ from deepcait.weights.layouts import StateDict
 from deepcait.weights.tensor_bundle import BFLOAT16, Node, TensorBundle
 
 SAVED_MODEL_FILES = ("saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001")
-# Stage -> the Dense layers in its attention, called as ours are.
+# Stage -> the Dense layers in its attention, with deepcait's names.
 ATTENTION = {"blocks": ("qkv", "proj", "proj_l", "proj_w"), "blocks_token_only": ("q", "k", "v", "proj")}
 UNLOADED_NORM = (
-    "the final norm in this SavedModel is 1 and 0 throughout: cait-tf never loaded it into its feature extractors "
+    "the final norm in this SavedModel has its initial values: cait-tf never loaded it into its feature extractors "
     "(`_fe`), so these features are not those of the released model; take norm.* from the classifier of the same size"
 )
 
@@ -36,14 +36,14 @@ def read_saved_model(folder: Path, *, shapes_only: bool = False) -> tuple[StateD
     """Read the weights in a SavedModel of cait-tf.
 
     Args:
-        folder: with `variables/`; the program in saved_model.pb is never opened, so nothing of it can run.
-        shapes_only: the tensors come on the meta device, and no bytes of theirs are read.
+        folder: with `variables/`; saved_model.pb is never opened, so no code runs.
+        shapes_only: return tensors on the meta device without reading their values.
 
     Returns:
-        The state dict, and what a user should know of it (one sentence each; mostly none).
+        The state dict, and notes for the user (sentences; usually none).
 
     Raises:
-        WeightsError: a file is missing, damaged or compressed, or the model is no CaiT of this layout.
+        WeightsError: a file is missing, damaged or compressed, or the model is not a CaiT of this layout.
     """
     bundle = TensorBundle(folder / "variables" / "variables")
     names = _Objects(folder, bundle.read_objects()).name_tensors()
@@ -59,7 +59,7 @@ def read_saved_model(folder: Path, *, shapes_only: bool = False) -> tuple[StateD
 
 
 class _Objects:
-    """The objects of a saved CaiT, and which tensor each of ours is.
+    """The objects of a saved CaiT, and the tensor for each key.
 
     Form of a tensor: "as is", "dense" (transposed), "patch" (HWIO).
     """
@@ -70,7 +70,7 @@ class _Objects:
         self.found: dict[str, tuple[str, str]] = {}
 
     def name_tensors(self) -> dict[str, tuple[str, str]]:
-        """Our key -> key in the checkpoint, and form; in the order of the released checkpoints."""
+        """Key -> key in the checkpoint, and form; in the order of the released checkpoints."""
         root = self.nodes[0] if self.nodes else Node()
         self._variable("cls_token", root, "cls_token")
         self._variable("pos_embed", root, "pos_embed")
@@ -132,8 +132,8 @@ class _Objects:
     def _other(self, expected: str) -> WeightsError:
         held = ", ".join(list(self.nodes[0].children)[:8]) if self.nodes else "nothing"
         return WeightsError(
-            f"{self.folder}: expected a CaiT as cait-tf saves it, with {expected}, got a model that holds {held}.",
-            remedy="Other Keras models are not read; give the .pth file or the hub repository of the same model.",
+            f"{self.folder}: this is not a CaiT as saved by cait-tf: it has no {expected}; it contains {held}.",
+            remedy="Other Keras models are not supported; use the .pth file or hub repository of the same model.",
         )
 
 
@@ -152,7 +152,7 @@ def _shape_of(bundle: TensorBundle, key: str, form: str) -> Tensor:
 
 
 def _axes(form: str, ndim: int) -> tuple[int, ...]:
-    """Where each axis of ours is in theirs; a tensor of unexpected rank stays and is refused by its shape."""
+    """The permutation of axes; a tensor of unexpected rank is kept and fails the shape check."""
     if form == "patch" and ndim == 4:
         return 3, 2, 0, 1
     return (1, 0) if form == "dense" and ndim == 2 else tuple(range(ndim))

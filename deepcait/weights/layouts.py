@@ -1,6 +1,6 @@
-"""Foreign weight files in, one plain state dict out; and the model's sizes read off its tensors.
+"""Read weights files of other programs into a plain state dict, and infer the model's sizes from its tensors.
 
-Foreign names stop here: above this file there are only the keys of the released checkpoints.
+Other modules use only the keys of the released checkpoints.
 """
 
 from __future__ import annotations
@@ -31,41 +31,42 @@ SAFETENSORS = ".safetensors"
 GRAPHS = (".onnx", ".xml", ".pt2")  # what inference/export.py writes
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 
-# How much more the tensors may hold than their file, where some share their numbers (tied weights).
+# How much larger than their file the tensors may be if some share memory (tied weights).
 MAX_SHARED = 4
 
 StateDict = dict[str, Tensor]
 
 
 def is_weights_file(path: str | Path) -> bool:
-    """Whether a file's name says that it holds weights."""
+    """Whether a file's name is that of a weights file."""
     return str(path).endswith((SAFETENSORS, *PICKLES))
 
 
 def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> StateDict:
     """Read a weights file of any known layout into one flat state dict with the released keys.
 
-    Nothing of a pickle is executed: it goes through `weights_only=True`, with `argparse.Namespace` allowed,
-    which the official files hold beside the weights. Companions that are no tensors are left out.
+    No pickle code is executed: `weights_only=True` is used, with `argparse.Namespace` allowed, since the official files
+    contain one. Other objects in the file that are not tensors are left out.
 
     Args:
         path: a .safetensors file, or a .pth, .pt, .bin, .ckpt or .pth.tar that torch.save wrote.
-        shapes_only: the tensors come on the meta device, and nothing but the index is read.
+        shapes_only: return tensors on the meta device; only the index is read.
 
     Returns:
-        Tensors that own their memory: the file may go afterwards.
+        Tensors that own their memory: the file may be deleted afterwards.
 
     Raises:
-        WeightsError: no such file, a folder, empty, cut short, not a checkpoint, or a pickle that asks for code.
+        WeightsError: the file does not exist, is a folder, empty, truncated, not a checkpoint, or a pickle that needs
+            code.
     """
     return read_weights(path, shapes_only=shapes_only)[0]
 
 
 def read_weights(path: str | Path, *, shapes_only: bool = False) -> tuple[StateDict, list[str]]:
-    """Read a weights file as `read_checkpoint` does, and return also what was taken off, left out and passed over.
+    """Read a weights file as `read_checkpoint` does, and also return notes about prefixes removed and tensors left out.
 
     Returns:
-        The state dict, and sentences to print; none where the file holds one plain state dict.
+        The state dict, and sentences to print; none if the file contains one plain state dict.
 
     Raises:
         WeightsError: as `read_checkpoint`.
@@ -80,7 +81,7 @@ def read_weights(path: str | Path, *, shapes_only: bool = False) -> tuple[StateD
         raise _named(path, error) from error
     if found is None:
         raise WeightsError(
-            f"{path}: expected a state dict, alone or under a key, got no tensors there.",
+            f"{path}: the file contains no tensors of a state dict.",
             remedy="Save `model.state_dict()` with torch.save or safetensors.",
         )
     tensors, notes = found
@@ -91,17 +92,17 @@ def read_weights(path: str | Path, *, shapes_only: bool = False) -> tuple[StateD
 
 
 def canonical_keys(state_dict: Mapping[str, Tensor], *, origin: str = "state dict") -> StateDict:
-    """Take the names of wrappers (`module`, `_orig_mod`, FSDP's, ...) out of every key, wherever they stand.
+    """Remove the names of wrappers (`module`, `_orig_mod`, FSDP's, ...) from every key, at any position.
 
     Raises:
-        WeightsError: two keys become one.
+        WeightsError: two keys become equal.
     """
     plain: StateDict = {}
     for key, tensor in state_dict.items():
         short = without_wrappers(key)
         if short in plain:
             raise WeightsError(
-                f"{origin}: expected one tensor named {short!r}, got two, one as {key!r}.",
+                f"{origin}: two tensors are named {short!r}, one of them as {key!r}.",
                 remedy="Save the state dict of one model only.",
             )
         plain[short] = tensor
@@ -109,22 +110,22 @@ def canonical_keys(state_dict: Mapping[str, Tensor], *, origin: str = "state dic
 
 
 def official_layout(state_dict: Mapping[str, Tensor]) -> dict[str, StateDict]:
-    """Return a state dict as the authors publish theirs: for torch.save, under "model", keys with "module."."""
+    """Return a state dict in the authors' form: for torch.save, under "model", keys with "module."."""
     return {"model": {f"module.{key}": tensor for key, tensor in state_dict.items()}}
 
 
 def infer_config(state_dict: Mapping[str, Tensor], *, img_size: int | tuple[int, int] | None = None) -> CaiTConfig:
-    """Return the configuration of the model that a state dict belongs to, read off its tensors.
+    """Return the configuration of the model that a state dict belongs to, inferred from its tensors.
 
-    Initial LayerScale value and drop-path rate leave no trace in weights: they come from the paper's table where
-    width, depth and heads are those of one of its models, else from the depth, and 0.
+    The initial LayerScale value and the drop-path rate can't be inferred: they are taken from the paper's table if
+    width, depth and heads are those of one of its models; else the first follows from the depth, and the second is 0.
 
     Args:
-        state_dict: with the released keys; tensors on the meta device will do.
-        img_size: of the images that it was trained on; needed where the patches form no square.
+        state_dict: with the released keys; tensors may be on the meta device.
+        img_size: of the images that it was trained on; needed if the patches do not form a square.
 
     Raises:
-        WeightsError: not a CaiT, or a grid that is no square and no img_size that fits it.
+        WeightsError: not a CaiT, or the grid is not square and no matching img_size was given.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
     _require_cait(shapes)
@@ -132,7 +133,7 @@ def infer_config(state_dict: Mapping[str, Tensor], *, img_size: int | tuple[int,
     if not all(map(math.prod, shapes.values())):
         empty = next(key for key, shape in shapes.items() if not math.prod(shape))
         raise WeightsError(
-            f"{empty}: expected numbers, got the empty shape {shapes[empty]}.",
+            f"{empty}: the tensor is empty, with shape {shapes[empty]}.",
             remedy="Save the model again; DeepSpeed's ZeRO 3 needs its zero_to_fp32.py first.",
         )
     patch_size = shapes["patch_embed.proj.weight"][2]
@@ -168,7 +169,7 @@ def image_size(config: NetworkConfig) -> tuple[int, int]:
 def variant_name(config: NetworkConfig) -> str | None:
     """Return the model name behind a configuration, whatever its classes; None if the table has no such model."""
     if type(config) is not CaiTConfig:
-        return None  # a teacher, or a CaiT with some of the paper's choices exchanged
+        return None  # a teacher, or a CaiT with ablation options
     size = _size_name(config)
     height, width = image_size(config)
     name = f"cait_{size}_{height}"
@@ -189,38 +190,42 @@ def _size_name(config: CaiTConfig) -> str | None:
 def _require_file(path: Path) -> None:
     remedy = "Give the path of a .safetensors, .pth or .bin file."
     if path.is_dir():
-        raise WeightsError(f"{path}: expected a weights file, got a folder.", remedy=remedy)
+        raise WeightsError(f"{path}: this is a folder, not a weights file.", remedy=remedy)
     if not path.exists():
-        raise WeightsError(f"{path}: expected a weights file, got nothing: there is no such file.", remedy=remedy)
+        raise WeightsError(f"{path}: there is no such file.", remedy=remedy)
     if not is_weights_file(path):
         if path.suffix in GRAPHS:
-            remedy = "A graph is run by its engine; here give the run or model folder it was made from, and --engine."
-        raise WeightsError(f"{path}: expected a weights file, got the ending {path.suffix!r}.", remedy=remedy)
+            remedy = (
+                "Exported graphs are not loaded here: give the run or model folder that was exported, and --engine."
+            )
+        raise WeightsError(f"{path}: not a weights file (suffix {path.suffix!r}).", remedy=remedy)
     if path.stat().st_size == 0:
-        raise WeightsError(f"{path}: expected a weights file, got an empty one.", remedy="Fetch or save it again.")
+        raise WeightsError(f"{path}: the file is empty.", remedy="Download or save it again.")
 
 
 def _require_plain(path: Path, tensors: StateDict) -> None:
-    """Raise unless every tensor has its numbers in the file: a few bytes must not become a terabyte when copied."""
+    """Raise unless all values are in the file: a few bytes must not become a terabyte when copied."""
     for key, tensor in tensors.items():
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not plain or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
-            kind = f"one of {tuple(tensor.shape)} whose numbers are not all there" if plain else "another kind"
+            kind = (
+                f"a tensor of shape {tuple(tensor.shape)} with missing values" if plain else "a tensor of another kind"
+            )
             raise WeightsError(
-                f"{path}: expected {key} as a dense tensor on the CPU, got {kind}.",
+                f"{path}: {key} must be a dense tensor on the CPU; it is {kind}.",
                 remedy="Save `{k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}`.",
             )
     size, total = path.stat().st_size, sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
     if total > MAX_SHARED * size:
         raise WeightsError(
-            f"{path}: expected tensors of {MAX_SHARED} times the file's {size:,} bytes at most, got {total:,}: "
-            "views of the same numbers.",
-            remedy="Save each tensor once.",
+            f"{path}: the tensors have {total:,} bytes, more than {MAX_SHARED} times the file's {size:,}: they are "
+            "views of the same memory.",
+            remedy="Save a copy of each tensor: `{k: v.clone() for k, v in model.state_dict().items()}`.",
         )
 
 
 def _own(tensor: Tensor) -> Tensor:
-    # Readers hand out views of the mapped file: whoever overwrites the file would change the model, or crash it.
+    # Readers return views of the mapped file: overwriting the file would change the model or crash it.
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
@@ -234,13 +239,13 @@ def _read_safetensors(path: Path, take: Callable[[Tensor], Tensor]) -> StateDict
             return {key: take(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 - it is no dict
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path}: expected a whole safetensors file, got one that can't be read ({_first_line(error)}).",
-            remedy="Fetch or save it again; its size tells whether it was cut short.",
+            f"{path}: the file is damaged or truncated; safetensors reports: {_first_line(error)}.",
+            remedy="Download or save it again, and compare its size with the original's.",
         ) from error
 
 
 class _Bounded(io.BufferedReader):
-    """A file that is never asked for more than it has: Python's own sets the memory aside that a length asks for."""
+    """A reader that caps reads at the file size: Python's own would allocate any requested length."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or size < 0:
@@ -255,11 +260,11 @@ def _read_pickle(path: Path) -> object:
             cut_short = not mapped and file.read(2) == b"PK"
         if cut_short:
             raise WeightsError(
-                f"{path}: expected a whole checkpoint, got one that was cut short (its index is missing).",
-                remedy="Fetch or save it again.",
+                f"{path}: the checkpoint is truncated (its index is missing).",
+                remedy="Download or save it again.",
             )
         with torch.serialization.safe_globals(_companions()), warnings.catch_warnings():
-            # torch warns of another pickle protocol before it refuses the file, or reads it all the same.
+            # torch warns of another pickle protocol before it rejects or reads the file.
             warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
             if mapped:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -272,15 +277,15 @@ def _read_pickle(path: Path) -> object:
     except MemoryError:
         raise
     except Exception as error:
-        # Whatever a broken file makes of the unpickler: EOFError, RuntimeError, KeyError, struct.error, ...
+        # Broken files raise anything in the unpickler: EOFError, RuntimeError, KeyError, struct.error, ...
         raise WeightsError(
-            f"{path}: expected a checkpoint of torch.save, got a file that can't be read ({_first_line(error)}).",
-            remedy="Fetch or save it again.",
+            f"{path}: not a readable checkpoint of torch.save ({_first_line(error)}).",
+            remedy="Download or save it again.",
         ) from error
 
 
 def _companions() -> list[Any]:
-    """What checkpoints hold beside weights and what runs no code: options, an accuracy as numpy's number, paths."""
+    """Harmless objects that checkpoints contain besides weights: options, NumPy scalars, paths."""
     scalar: Any = np.float64(0).__reduce__()[0]
     names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # before numpy 2, and since
     path = type(Path())
@@ -292,30 +297,30 @@ def _companions() -> list[Any]:
 
 
 def _refusal(path: Path, error: Exception) -> WeightsError:
-    """What to say of a pickle that the safe reader refused; torch's own text recommends to run it."""
+    """The error for a pickle that the safe reader rejected; torch's own text recommends to run it."""
     asked = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"Unsupported (?:class|global)\S* (\S+)", str(error))
     if asked or "Unsupported" in str(error):
         what = asked.group(1).strip("`'\"") if asked else _first_line(error)
         return WeightsError(
-            f"{path}: expected tensors only, got a pickle that asks for {what}, which could run code; "
-            "it was refused and nothing of it was executed.",
-            remedy="If you trust where it came from, load it there and save `model.state_dict()` alone. More in "
-            "`deepcait help refused-pickles`.",
+            f"{path}: refused: the file is a pickle that needs {what}, which could run code. Nothing of it was "
+            "executed.",
+            remedy="If you trust its origin, load it in the program that wrote it and save `model.state_dict()` alone. "
+            "More: `deepcait help refused-pickles`.",
         )
     return WeightsError(
-        f"{path}: expected a checkpoint of torch.save, got something else.",
+        f"{path}: not a checkpoint of torch.save.",
         remedy="Give a .safetensors, .pth or .bin file with a state dict.",
     )
 
 
 def _named(path: Path, error: WeightsError) -> WeightsError:
-    """The error with the file's name before it, once."""
+    """The error, prefixed once with the file's name."""
     problem = error.problem if error.problem.startswith(str(path)) else f"{path}: {error.problem}"
     return WeightsError(problem, remedy=error.remedy)
 
 
 def _require_cait(shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise unless the tensors that the sizes are read from are there, with as many dimensions as they need."""
+    """Raise unless the tensors from which sizes are inferred exist and have the right number of dimensions."""
     ndims = {
         "cls_token": 3,
         "pos_embed": 3,
@@ -328,9 +333,9 @@ def _require_cait(shapes: dict[str, tuple[int, ...]]) -> None:
     if missing:
         held = ", ".join(list(shapes)[:8])
         raise WeightsError(
-            f"expected the weights of a CaiT, got none of that form for {', '.join(missing)}; "
+            f"these are not the weights of a CaiT: {', '.join(missing)} missing or of another form; "
             f"the {len(shapes)} tensors begin with {held}.",
-            remedy="Give a CaiT's weights; another network can only be a teacher (`timm:NAME`).",
+            remedy="Give a CaiT's weights; other networks can only be teachers (--teacher timm:NAME).",
         )
 
 
@@ -342,29 +347,29 @@ def count_blocks(keys: Iterable[str], stage: str) -> int:
         stage: `blocks` or `blocks_token_only`.
 
     Raises:
-        WeightsError: they are not numbered 0, 1, 2, ...: a number alone must not make a model of millions of blocks.
+        WeightsError: they are not numbered 0, 1, 2, ... (a single number must not create millions of blocks).
     """
     found = {key.split(".", 2)[1] for key in keys if key.startswith(f"{stage}.") and key.count(".") > 1}
     surplus = found - set(map(str, range(len(found))))
     if surplus:
         raise WeightsError(
-            f"expected {stage} numbered from 0 to {len(found) - 1}, as many as there are, got {min(surplus)[:20]!r}.",
-            remedy="Save the whole state dict of one CaiT.",
+            f"{stage} must be numbered from 0 to {len(found) - 1}, but there is {min(surplus)[:20]!r}.",
+            remedy="Save the complete state dict of one CaiT.",
         )
     return len(found)
 
 
 def require_numbers(config: NetworkConfig, tensors: Iterable[Tensor]) -> None:
-    """Raise where a description promises far more than the weights hold, before memory is set aside for it.
+    """Raise if a description has far more parameters than the weights, before memory is allocated.
 
     Raises:
-        WeightsError: the network has several times as many parameters as there are numbers.
+        WeightsError: the network has several times as many parameters as there are values.
     """
     promised, held = config.num_params(), sum(tensor.numel() for tensor in tensors)
     if promised > MAX_SHARED * held:
         raise WeightsError(
-            f"expected weights of the {promised:,} parameters that their sizes promise, got {held:,} numbers.",
-            remedy="Fetch or save the model again.",
+            f"the weights have {held:,} values, but their shapes describe {promised:,} parameters.",
+            remedy="Download or save the model again.",
         )
 
 
@@ -374,16 +379,16 @@ def _stored_size(num_patches: int, patch_size: int, img_size: int | tuple[int, i
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         if (height // patch_size) * (width // patch_size) != num_patches:
             raise WeightsError(
-                f"img_size: expected one that gives the {num_patches} patches of these weights, "
-                f"got {height} x {width} with patches of {patch_size}.",
-                remedy="Give the height and width of the images that they were trained on.",
+                f"img_size {height} x {width} with patches of {patch_size} does not give the {num_patches} patches of "
+                "these weights.",
+                remedy="Set img_size to the height and width of the images that they were trained on.",
             )
         return height, width
     side = math.isqrt(num_patches)
     if side * side != num_patches:
         raise WeightsError(
-            f"pos_embed: expected a square number of patches, got {num_patches}.",
-            remedy="Give img_size, the height and width of the images that these weights were trained on.",
+            f"the {num_patches} patches of pos_embed do not form a square.",
+            remedy="Set img_size to the height and width of the images that these weights were trained on.",
         )
     return side * patch_size, side * patch_size
 

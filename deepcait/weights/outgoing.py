@@ -1,4 +1,4 @@
-"""A model in the forms that others read: timm's folder, and the authors' own checkpoint."""
+"""Export a model to the layouts of other programs: timm's folder, and the authors' checkpoint."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ MAX_DRIFT = 1e-5
 def write_timm(found: Resolved, folder: str | Path) -> Path:
     """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, and deepcait too.
 
-    It is our model folder: `architecture` is the nearest that timm knows, `model_args` holds every size.
+    It is a model folder: `architecture` is the most similar that timm has, `model_args` has every size.
 
     Args:
-        found: the model, with its classes, preprocessing and story.
-        folder: its place.
+        found: the model, with its classes, preprocessing and metadata.
+        folder: its path.
 
     Raises:
-        ConfigError: the folder holds something else, is the one that the model was read from, or belongs to a run.
+        ConfigError: the folder holds something else, is the model's own, or belongs to a run.
         WeightsError: it can't be written.
     """
     _require_another_place(found, Path(folder))
@@ -54,23 +54,23 @@ def write_official(found: Resolved, path: str | Path) -> Path:
     """Write a plain state dict in the authors' layout.
 
     Args:
-        found: the model; classes and preprocessing have no place in this layout.
+        found: the model; this layout has no classes and preprocessing.
         path: `.pth`: as the authors publish theirs, `torch.load(path)["model"]` with "module." before each key.
-            `.safetensors`: the same tensors, which can't be nested, under the plain keys of the released models.
+            `.safetensors`: the same tensors under the plain keys of the released models.
 
     Raises:
-        ConfigError: another ending, a folder, no folder to write in, or one that belongs to a run.
-        WeightsError: it can't be written; an older file is still there.
+        ConfigError: the suffix is wrong, the path is a folder, its folder does not exist or belongs to a run.
+        WeightsError: it can't be written; an existing file is not changed.
     """
     path = Path(path)
-    if path.suffix not in OFFICIAL_SUFFIXES:  # to the letter: readers know the form by it
+    if path.suffix not in OFFICIAL_SUFFIXES:  # exactly: readers recognise the format by it
         raise ConfigError(
-            f"{path}: expected a file that ends in {' or '.join(OFFICIAL_SUFFIXES)}, got the ending {path.suffix!r}.",
+            f"{path}: the file name must end in {' or '.join(OFFICIAL_SUFFIXES)} (got {path.suffix!r}).",
             remedy="The official layout is one file: .pth as the authors publish it, or .safetensors.",
         )
     require_file(path, (), "--out")
     _require_no_run(path)
-    # In the order and with the dtype of the model, each tensor with memory of its own.
+    # In the order and with the dtype of the model; each tensor owns its memory.
     tensors: StateDict = {key: t.detach().cpu().contiguous() for key, t in found.model.state_dict().items()}
     with replacing(path) as temporary:
         try:
@@ -78,7 +78,7 @@ def write_official(found: Resolved, path: str | Path) -> Path:
                 save_file(tensors, temporary, metadata={"format": "pt"})
             else:
                 torch.save(official_layout(tensors), temporary)
-        except (SafetensorError, RuntimeError) as error:  # both wrap what the system said
+        except (SafetensorError, RuntimeError) as error:  # both wrap the system's error
             full = any(said in str(error).lower() for said in ("os error 28", "no space", "unexpected pos"))
             raise OSError(errno.ENOSPC if full else errno.EIO, str(error).partition("\n")[0], str(path)) from error
     path.chmod(0o666 & ~_umask())
@@ -98,7 +98,7 @@ def verify_timm(found: Resolved, folder: str | Path) -> Verification:
     ours = found.model
     images = torch.randn(1, ours.config.in_chans, *image_size(ours.config), generator=torch.Generator().manual_seed(0))
     changed, dtype = changed_keys(ours.state_dict(), theirs.state_dict()), next(ours.parameters()).dtype
-    try:  # in float64: two classes may be so near each other that rounding in float32 is large beside their spread
+    try:  # in float64: two logits may be so close that float32 rounding is large compared with their deviation
         with evaluation_mode(ours), torch.inference_mode():
             expected_BK, got_BK = (model.double()(images.double()) for model in (ours, theirs))
     finally:
@@ -121,22 +121,20 @@ def verify_official(found: Resolved, path: str | Path) -> Verification:
 
 
 def _require_another_place(found: Resolved, folder: Path) -> None:
-    """Raise where writing would replace the model that was read, and what else lies beside it (averaged weights)."""
+    """Raise if writing would replace the source model and files next to it (averaged weights)."""
     source = str(found.provenance.get("source") or found.spec)
     if any(os.path.realpath(folder) == os.path.realpath(place) for place in (source, found.spec)):
-        raise ConfigError(
-            f"{folder}: expected another place, got that of the model itself.", remedy="Name a new folder."
-        )
+        raise ConfigError(f"{folder} is the folder of the source model.", remedy="Choose another folder for --out.")
 
 
 def _require_no_run(place: Path) -> None:
-    """Raise where writing would replace a part of a training run, whose model no export brings back."""
+    """Raise if writing would replace a part of a run, whose model could not be restored."""
     real = Path(os.path.realpath(place))
     for part in (real, *real.parents):
         if part.name in (*RUN_FOLDERS, "checkpoints") and (part.parent / "status.json").is_file():
             raise ConfigError(
-                f"{place}: expected a place of its own, got one inside {part}, which belongs to the run {part.parent}.",
-                remedy="Name a new place outside.",
+                f"{place} is inside {part}, which belongs to the run {part.parent}.",
+                remedy="Choose a path outside of runs for --out.",
             )
 
 

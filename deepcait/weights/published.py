@@ -1,8 +1,8 @@
-"""What the authors published, and what others measured on it: the figures a model is compared with.
+"""Published accuracies of CaiT models, each read in a source.
 
-Strength of the figures: `PAPER_TOP1`, `PAPER_GFLOPS` and `PAPER_REAL_V2` are reported by the paper (its tables of
-models and of the state of the art) and were written down from memory, unverified. `REEVALUATED` is measured, by
-others, on the released weights (timm, results/*.csv): these are the figures to reproduce.
+`REEVALUATED` holds timm's evaluation of the released weights: the values to reproduce. `PAPER_TOP1` and `PAPER_GFLOPS`
+are the authors' values as read in README_cait.md of facebookresearch/deit or in tables of other papers (CoAtNet, NViT,
+UniFormer, MViTv2, ResMLP). Values of the paper that were not read in such a source are left out.
 """
 
 from __future__ import annotations
@@ -12,64 +12,36 @@ from deepcait.model.variants import variant_names
 
 RELEASE_TAG = "fb_dist_in1k"
 
-# (size, resolution): the paper's FLOPs in 10^9, which are multiply-adds. Reported, unverified.
+# (size, resolution): the authors' FLOPs in 10^9, which are multiply-adds.
 PAPER_GFLOPS: dict[tuple[str, int], float] = {
-    ("xxs24", 224): 2.5,
-    ("xxs24", 384): 9.5,
-    ("xxs36", 224): 3.8,
-    ("xxs36", 384): 14.2,
-    ("xs24", 224): 5.4,
     ("xs24", 384): 19.3,
-    ("xs36", 224): 8.1,
-    ("xs36", 384): 28.8,
     ("s24", 224): 9.4,
     ("s24", 384): 32.2,
-    ("s36", 224): 13.9,
     ("s36", 384): 48.0,
-    ("s48", 224): 18.6,
     ("s48", 384): 63.8,
-    ("m24", 224): 36.0,
-    ("m24", 384): 116.1,
-    ("m36", 224): 53.7,
     ("m36", 384): 173.3,
     ("m36", 448): 247.8,
     ("m48", 448): 329.6,
 }
 
-# (size, resolution): top-1 on ImageNet val in percent, without and with distillation. Reported, unverified.
+# (size, resolution): the authors' top-1 on ImageNet val in percent, without and with distillation.
 PAPER_TOP1: dict[tuple[str, int], tuple[float | None, float | None]] = {
-    ("xxs24", 224): (77.6, 78.4),
-    ("xxs24", 384): (80.4, 80.9),
-    ("xxs36", 224): (79.1, 79.7),
-    ("xxs36", 384): (81.8, 82.2),
+    ("xxs24", 224): (77.6, None),
+    ("xxs36", 384): (None, 82.2),
     ("xs24", 224): (81.8, 82.0),
-    ("xs24", 384): (83.8, 84.1),
+    ("xs24", 384): (None, 84.1),
     ("xs36", 224): (82.6, 82.9),
-    ("xs36", 384): (84.3, 84.8),
+    ("xs36", 384): (None, 84.8),
     ("s24", 224): (82.7, 83.5),
     ("s24", 384): (84.3, 85.1),
-    ("s36", 224): (83.3, 84.0),
+    ("s36", 224): (83.3, None),
     ("s36", 384): (85.0, 85.4),
-    ("s48", 224): (83.5, 83.9),
-    ("s48", 384): (85.1, 85.3),
-    ("m24", 224): (83.4, 84.7),
-    ("m24", 384): (84.5, 85.8),
-    ("m36", 224): (83.8, 85.1),
-    ("m36", 384): (84.9, 86.1),
+    ("s48", 384): (85.1, None),
+    ("m24", 224): (83.4, None),
+    ("m24", 384): (84.5, None),
+    ("m36", 384): (None, 86.1),
     ("m36", 448): (None, 86.3),
     ("m48", 448): (None, 86.5),
-}
-
-# (size, resolution, distilled): top-1 on val, ReaL and V2 matched-frequency in percent. Reported, unverified.
-PAPER_REAL_V2: dict[tuple[str, int, bool], tuple[float, float, float]] = {
-    ("s36", 224, False): (83.3, 88.0, 72.5),
-    ("s36", 384, False): (85.0, 89.2, 75.0),
-    ("s48", 384, False): (85.1, 89.5, 75.5),
-    ("s36", 224, True): (84.0, 88.9, 74.1),
-    ("s36", 384, True): (85.4, 89.8, 76.2),
-    ("m36", 384, True): (86.1, 90.0, 76.3),
-    ("m36", 448, True): (86.3, 90.2, 76.7),
-    ("m48", 448, True): (86.5, 90.2, 76.9),
 }
 
 REEVALUATED_COLUMNS = (
@@ -85,7 +57,7 @@ REEVALUATED_COLUMNS = (
 )
 
 # The ten released models, all distilled, in percent; crop 1.0, bicubic. Source: timm, results/*.csv.
-# imagenet_a and imagenet_r count over those sets' 200 classes.
+# imagenet_a and imagenet_r are evaluated over those sets' 200 classes.
 REEVALUATED: dict[str, tuple[float, ...]] = {
     "cait_xxs24_224": (78.400, 94.326, 85.240, 96.714, 67.290, 87.510, 14.880, 41.430, 29.309),
     "cait_xxs36_224": (79.750, 94.866, 86.323, 97.113, 68.370, 88.600, 18.080, 43.800, 31.272),
@@ -109,28 +81,26 @@ def hub_id(name: str) -> str:
     if name not in REEVALUATED:
         size = name.split("_")[1] if name.count("_") == 2 else ""
         same_size = [known for known in REEVALUATED if known.split("_")[1] == size]
-        hint = f"The same size is released as {' and '.join(same_size)}; another img_size may be given with it. "
+        hint = f"The same size is released as {' and '.join(same_size)}; set img_size for another resolution. "
         raise ConfigError(
-            f"expected a model with released weights, got {name!r}, which has none.",
+            f"{name} has no released weights.",
             remedy=(hint if same_size else "")
-            + f"Released are {', '.join(REEVALUATED)}; any other starts from random weights.",
+            + f"Released models: {', '.join(REEVALUATED)}. For random weights, use start=random or pretrained=False.",
         )
     return f"timm/{name}.{RELEASE_TAG}"
 
 
-def published(name: str) -> dict[str, float | str | None]:
-    """Return the accuracies to compare a model with: fractions in [0, 1], None where nobody reports one.
+def published(name: str) -> dict[str, float | None]:
+    """Return published accuracies of a model as fractions in [0, 1], None if no source was read.
 
-    For the ten released models these are the independent re-evaluation of their weights. For the others they
-    are the paper's, of training without a teacher where the paper has it.
+    For the ten released models they are timm's evaluation of their weights. For other models top1 is the authors'
+    value, of training without a teacher if there is one.
 
     Returns:
-        top1, real, v2: on ImageNet val, ReaL, V2 matched-frequency. top1_plain, top1_distilled: the paper's,
-        without and with a teacher. strength: "source", or "reported, unverified", or None.
+        top1, real, v2: on ImageNet val, ReaL, V2 matched-frequency. top1_plain, top1_distilled: the authors' values
+        on ImageNet val, without and with a teacher.
     """
-    result: dict[str, float | str | None] = dict.fromkeys(
-        ("top1", "real", "v2", "top1_plain", "top1_distilled", "strength")
-    )
+    result: dict[str, float | None] = dict.fromkeys(("top1", "real", "v2", "top1_plain", "top1_distilled"))
     if name not in variant_names() or name == "cait_nano_32":
         return result
     _, size, side = name.split("_")
@@ -138,16 +108,10 @@ def published(name: str) -> dict[str, float | str | None]:
     result |= {"top1_plain": _fraction(plain), "top1_distilled": _fraction(distilled)}
     if name in REEVALUATED:
         measured = dict(zip(REEVALUATED_COLUMNS, REEVALUATED[name], strict=True))
-        result |= {key: _fraction(measured[key]) for key in ("top1", "real", "v2")}
-        return result | {"strength": "source"}
-    top1 = distilled if plain is None else plain
-    if top1 is not None:
-        _, real, v2 = PAPER_REAL_V2.get((size, int(side), plain is None), (None, None, None))
-        result |= {"top1": _fraction(top1), "real": _fraction(real), "v2": _fraction(v2)}
-        result["strength"] = "reported, unverified"
-    return result
+        return result | {key: _fraction(measured[key]) for key in ("top1", "real", "v2")}
+    return result | {"top1": _fraction(distilled if plain is None else plain)}
 
 
 def _fraction(percent: float | None) -> float | None:
-    # Five digits are all that the tables hold; the division alone would leave 0.7839999999999999.
+    # The tables have five digits; the division alone would return 0.7839999999999999.
     return None if percent is None else round(percent / 100, 5)

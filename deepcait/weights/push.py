@@ -1,4 +1,4 @@
-"""From a folder to a repository of the hub; the token is used, and never shown."""
+"""Push a folder to a repository of the hub; the token is never shown."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from deepcait.weights.hub import bare_url, is_of_client, reason_of, split_reposi
 from deepcait.weights.outgoing import write_timm
 from deepcait.weights.spec import Resolved
 
-# What stands for a path that has no last part.
+# Replacement for a path without a last part.
 LOCAL = "a local path"
-# SPECs whose slashes are no path's.
+# Prefixes of MODEL and DATA whose slashes are not those of a path.
 NOT_PATHS = ("hf-hub:", "timm:", "builtin:", "python:")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
 _KIND = re.compile(r"[A-Za-z][A-Za-z0-9-]+:")  # two letters at least: "C:" is a drive
 _ROOTED = re.compile(r"~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\")
-# Two parts at least, from the root, from home or from here: "and/or" is no path.
+# At least two parts, from the root, home or the current folder: "and/or" is not a path.
 _INNER = re.compile(
     r"(?<![\w/\\.~])(?:~[\w-]*|\.{1,2}|[A-Za-z]:)?[/\\][^\s/\\\"'<>|,;:()]+(?:[/\\]+[^\s/\\\"'<>|,;:()]+)+"
 )
@@ -31,16 +31,16 @@ def require_repository(repository: str) -> str:
     """Return owner/name, checked.
 
     Raises:
-        ConfigError: anything else, a revision too.
+        ConfigError: the name is not owner/name, or has a revision.
     """
     name, revision = split_repository(repository, form="owner/name")
     if revision is not None:
-        raise ConfigError(f"expected owner/name, got a revision too: {repository!r}.", remedy=f"Give {name}.")
+        raise ConfigError(f"a revision can't be pushed to: {repository!r}.", remedy=f"Use {name}.")
     return name
 
 
 def require_token() -> str:
-    """Return the hub's token: HF_TOKEN, or what `hf auth login` stored.
+    """Return the hub's token: HF_TOKEN, or the one stored by `hf auth login`.
 
     Raises:
         ConfigError: there is none.
@@ -50,15 +50,15 @@ def require_token() -> str:
     token = get_token()
     if not token:
         raise ConfigError(
-            "push: expected a token of the hub, got none in HF_TOKEN or from `hf auth login`.",
-            remedy="Make one that may write (https://huggingface.co/settings/tokens) and log in with `hf auth login`; "
-            "--dry-run writes the folder that would be pushed without one.",
+            "push: there is no token of the hub in HF_TOKEN or from `hf auth login`.",
+            remedy="Create a token with write access (https://huggingface.co/settings/tokens) and run `hf auth login`; "
+            "--dry-run writes the folder that would be pushed, without a token.",
         )
     return token
 
 
 def save_for_hub(folder: Path, found: Resolved) -> Path:
-    """Write a model folder that tells no path of this machine.
+    """Write a model folder without local paths.
 
     Raises:
         ConfigError: the folder holds something else.
@@ -77,9 +77,9 @@ def save_for_hub(folder: Path, found: Resolved) -> Path:
 
 
 def without_paths(value: Any) -> Any:
-    """Return JSON with each path of this machine cut down to its last part, and each URL without its secrets.
+    """Return JSON with each local path reduced to its last part, and each URL without secrets.
 
-    The path of a SPEC keeps its kind; paths within a sentence are cut as well as those that are the whole text.
+    A MODEL keeps its prefix; paths inside a sentence are reduced too.
 
     >>> without_paths({"started_from": "/home/me/pets/best", "source": "tar:https://h/x.tar?sig=abc"})
     {'started_from': 'best', 'source': 'tar:https://h/x.tar'}
@@ -104,7 +104,7 @@ def _without_paths(text: str) -> str:
     kind = _KIND.match(path)
     if kind and not path.startswith(NOT_PATHS):
         head, comma, path = head + comma, kind[0], path[kind.end() :]
-        # A SPEC may name what is on no machine today: without a blank its slashes still are those of a path.
+        # A MODEL or DATA may not exist any more: without a space, its slashes are still those of a path.
         if not re.search(r"\s", path):
             return f"{head}{comma}{_last_part(path)}" if path else text
     return f"{head}{comma}{_last_part(path)}" if _is_path(path) else _cut_inner(text)
@@ -117,7 +117,7 @@ def _is_path(text: str) -> bool:
 
 
 def _last_part(path: str) -> str:
-    """The name at the end of a path, whatever system wrote it."""
+    """The last part of a path of any operating system."""
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1].lstrip("~") or LOCAL
 
 
@@ -126,9 +126,9 @@ def _cut_inner(text: str) -> str:
 
 
 def push_folder(folder: Path, repository: str, *, private: bool = False, message: str = "Model of deepcait") -> str:
-    """Commit the files of a folder to a repository, which is made if it is not there.
+    """Commit the files of a folder to a repository, which is created if necessary.
 
-    Files in the repository that the folder does not have stay. Endpoint and token are those of the hub's client
+    Other files in the repository are kept. Endpoint and token are those of the hub's client
     (HF_ENDPOINT, HF_TOKEN).
 
     Args:
@@ -138,11 +138,11 @@ def push_folder(folder: Path, repository: str, *, private: bool = False, message
         message: of the commit.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        ConfigError: no token, or no owner/name.
-        WeightsError: the hub refused, or did not answer; the message never holds the token.
+        ConfigError: there is no token, or the name is not owner/name.
+        WeightsError: the hub refused or is not reachable; the message never contains the token.
     """
     from huggingface_hub import HfApi, constants
 
@@ -156,8 +156,8 @@ def push_folder(folder: Path, repository: str, *, private: bool = False, message
             raise
         reason = reason_of(error).replace(token, "***")
         raise WeightsError(
-            f"{repository}: expected {bare_url(constants.ENDPOINT)} to take the model, got {reason}.",
-            remedy="Check the name and that the token may write there (`hf auth whoami`); nothing was changed "
+            f"{repository}: {bare_url(constants.ENDPOINT)} did not accept the model: {reason}.",
+            remedy="Check the name and that the token has write access (`hf auth whoami`); nothing was changed "
             "unless the hub shows a commit.",
-        ) from None  # the client's own text may hold what was sent
+        ) from None  # the client's own text may contain secrets
     return bare_url(str(commit.commit_url))

@@ -1,4 +1,4 @@
-"""Every model by name, and the ten released ones with their sources."""
+"""All model names, and the sources of the ten released models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OFFICIAL_PREFIX = "https://dl.fbaipublicfiles.com/deit/"
 
 @dataclass(frozen=True, kw_only=True)
 class Released:
-    """Where released weights come from and what they are.
+    """The origin of released weights.
 
     Args:
         name: of the model. hub_id: repository on the Hugging Face hub. url: the authors' own file.
@@ -38,8 +38,8 @@ class Released:
     teacher: str = "RegNetY-16GF"
 
     @property
-    def story(self) -> dict[str, Any]:
-        """What provenance says of a model that starts from these weights."""
+    def metadata(self) -> dict[str, Any]:
+        """Provenance of a model that starts from these weights."""
         return {key: getattr(self, key) for key in ("hub_id", "url", "licence", "distilled", "teacher")}
 
     @property
@@ -63,7 +63,7 @@ RELEASED: dict[str, Released] = {name: _released(name) for name in variant_names
 
 
 def released_as(file: str, config: CaiTConfig) -> Released | None:
-    """Return the released model whose authors' file has this name and these sizes; None where there is none.
+    """Return the released model whose authors' file has this name and these sizes; None if there is none.
 
     >>> released_as("M48_448.pth", variant_config("cait_m48_448")).name
     'cait_m48_448'
@@ -72,7 +72,7 @@ def released_as(file: str, config: CaiTConfig) -> Released | None:
 
 
 def list_models() -> list[str]:
-    """Return the names that `create_model` knows.
+    """Return the names for `create_model`.
 
     >>> "cait_xxs24_224" in list_models()
     True
@@ -84,12 +84,12 @@ def require_nano() -> Path:
     """Return the model folder inside the package.
 
     Raises:
-        ConfigError: this copy of the package has none.
+        ConfigError: this installation has none.
     """
     if not is_artefact(BUILTIN_NANO):
         raise ConfigError(
-            "builtin:nano: expected its weights inside the package, which this copy does not hold.",
-            remedy="Train one with `deepcait demo`, or give a released model's name.",
+            "builtin:nano's weights are missing from this installation of deepcait.",
+            remedy="Reinstall deepcait, or use a released model such as cait_xxs24_224.",
         )
     return BUILTIN_NANO
 
@@ -104,7 +104,7 @@ def for_channels(cfg: dict[str, Any], in_chans: int) -> dict[str, Any]:
 
 
 def pretrained_cfg_of(config: NetworkConfig) -> dict[str, Any]:
-    """Return what timm calls a model's pretrained_cfg, for a model whose images are prepared as the paper's."""
+    """Return a pretrained_cfg (timm's term) with the paper's preprocessing."""
     return {
         "architecture": nearest_architecture(config),
         "input_size": (config.in_chans, *image_size(config)),
@@ -123,7 +123,7 @@ def pretrained_cfg_of(config: NetworkConfig) -> dict[str, Any]:
 
 
 def released_cfg(name: str, config: NetworkConfig) -> dict[str, Any]:
-    """Return the pretrained_cfg of a model that starts from released weights: source and licence beside the rest."""
+    """Return the pretrained_cfg of a model that starts from released weights: with source and licence."""
     source = RELEASED[name]
     origin = {
         "architecture": name,

@@ -1,4 +1,4 @@
-"""Tensors of one shape turned into those of another, so that the model starts as the function that it was."""
+"""Convert tensors to other shapes such that the model starts as the same function."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch.nn import functional as F
 
 from deepcait.weights.layouts import StateDict
 
-# LayerScale of a block that is added to trained ones: its branch is next to nothing, and still learns.
+# LayerScale of a block added to trained ones: its branch is almost zero, but can be trained.
 NEW_BLOCK_GAMMA = 1e-6
 
 Means = Sequence[float]
 
 
 def resize_patches(kernel_DCPP: Tensor, patch_size: int) -> Tensor:
-    """Turn the kernel of one patch side into that of another.
+    """Resample the kernel of the patch projection to another patch side.
 
-    A small patch that is enlarged bilinearly gives the same token through the large kernel as it gives itself
-    through the small one, exactly, in both directions: with U the enlargement, the small kernel is U^T w, the
-    large one the smallest that solves U^T w' = w.
+    A small patch that is enlarged bilinearly gives exactly the same token through the large kernel as through the small
+    one, in both directions: with U the enlargement, the small kernel is U^T w, and the large one is the smallest that
+    solves U^T w' = w.
 
     Args:
         kernel_DCPP: of the patch projection.
-        patch_size: side wanted.
+        patch_size: new patch side.
 
     Returns:
-        kernel_DCQQ in the same dtype, Q the side wanted.
+        kernel_DCQQ in the same dtype, Q the new side.
     """
     old = kernel_DCPP.shape[-1]
     if old == patch_size:
@@ -38,7 +38,7 @@ def resize_patches(kernel_DCPP: Tensor, patch_size: int) -> Tensor:
     small, large = min(old, patch_size), max(old, patch_size)
     enlarge_LS = _enlargement(small, large)
     side_QP = enlarge_LS.T if patch_size < old else torch.linalg.pinv(enlarge_LS).T
-    # Bilinear enlargement works on rows and columns one after the other, so its inverse does, too.
+    # Bilinear enlargement acts on rows and columns separately, so its inverse does too.
     return torch.einsum("qp,dcpr,sr->dcqs", side_QP, wide, side_QP).to(kernel_DCPP.dtype)
 
 
@@ -56,17 +56,17 @@ def change_channels(
     old_norm: tuple[Means, Means] | None = None,
     new_norm: tuple[Means, Means] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Turn the patch projection for some channels into one for others.
+    """Convert the patch projection to another number of channels.
 
-    To one channel: the channels' kernels are added up, so a grey picture gives what it gave as three equal
-    channels. From one channel: it is shared out evenly, with the same property. More channels: the new ones start
-    at 0, so what they hold changes nothing at first. Fewer (but more than one): the first ones are kept.
+    To one channel: the channels' kernels are added, so a grey image gives the same result as three equal channels. From
+    one channel: the kernel is divided evenly, with the same property. More channels: new ones start at 0, so they have
+    no effect at first. Fewer (but more than one): the first ones are kept.
 
     Args:
         kernel_DCPP, bias_D: of the patch projection.
-        in_chans: channels wanted.
+        in_chans: new number of channels.
         old_norm, new_norm: means and standard deviations, by channel, with which pixels are normalised before and
-            after. To one channel, with both given, the equality holds for pixels; else for normalised values.
+            after. With both given, the equality for one channel holds for pixels; else for normalised values.
 
     Returns:
         kernel and bias.
@@ -92,7 +92,7 @@ def change_channels(
 
 
 def norm_of(values: Means, in_chans: int) -> tuple[float, ...]:
-    """Return means (or deviations) for another number of channels: their average, or the average for new ones."""
+    """Return means (or deviations) for another number of channels; new channels get the average."""
     values = tuple(values)
     average = sum(values) / len(values)
     if in_chans == 1:
@@ -105,17 +105,17 @@ def norm_of(values: Means, in_chans: int) -> tuple[float, ...]:
 def new_blocks(
     state_dict: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], gamma: float = NEW_BLOCK_GAMMA
 ) -> StateDict:
-    """Return tensors for the blocks that follow the stored ones: freshly drawn, LayerScale next to 0.
+    """Return tensors for additional blocks: newly initialised, LayerScale almost 0.
 
-    Such a block passes its tokens on, so that the deeper model starts as the shallow one.
+    Such a block is almost the identity, so the deeper model starts as the shallow one.
 
     Args:
-        state_dict: the stored tensors. shapes: of the model wanted.
+        state_dict: the stored tensors. shapes: of the new model.
         gamma: of the new blocks' LayerScale.
     """
     fresh: StateDict = {}
     if not ("blocks.0.gamma_1" in state_dict and state_dict["blocks.0.gamma_1"].is_floating_point()):
-        return fresh  # what is wrong is told with the other tensors that do not fit
+        return fresh  # errors are reported with the other tensors that do not fit
     for stage in ("blocks", "blocks_token_only"):
         stored = {int(key.split(".")[1]) for key in state_dict if re.match(rf"{stage}\.\d+\.", key)}
         for key, shape in shapes.items():

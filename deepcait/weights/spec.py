@@ -1,4 +1,4 @@
-"""From a model SPEC, as a user writes it, to a model: names, hub, folders, files, what travels in the package."""
+"""Resolve a MODEL argument: names, hub repositories, folders, files, the model in the package."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deepcait.errors import ConfigError, DeepcaitWarning, WeightsError
-from deepcait.model.alternatives import lay_over
+from deepcait.model.alternatives import apply_overrides
 from deepcait.model.cait import CaiT
 from deepcait.model.convnet import ConvNet
 from deepcait.model.network import NetworkConfig
 from deepcait.model.networks import TEACHERS, build_model, is_model_name, named_config
 from deepcait.model.variants import CaiTConfig, variant_config, variant_names
 from deepcait.weights.adapt import AdaptReport, build_loaded
-from deepcait.weights.artefact import Kind, StoredModel, is_artefact, look_at, read_artefact
+from deepcait.weights.artefact import Kind, StoredModel, is_artefact, read_artefact, validate_config
 from deepcait.weights.hints import listing, nowhere
 from deepcait.weights.hub import HUB_PREFIX, fetch_released, fetch_repository, find_cached
 from deepcait.weights.imagenet import NUM_CLASSES, is_imagenet, wnids
@@ -41,23 +41,23 @@ from deepcait.weights.registry import (
 )
 
 BUILTIN_PREFIX = "builtin:"
-# What a run holds, the preferred first.
+# Model folders of a run, the preferred first.
 RUN_FOLDERS = ("best", "last")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """A model that a SPEC led to.
+    """A resolved MODEL.
 
     Args:
-        spec: as it was given. kind: what it turned out to be.
+        spec: the argument. kind: its kind.
         model: in evaluation mode, its pretrained_cfg set.
-        name: in our table, None where it has none.
-        classes: a name for each row of the head, None where unknown.
-        pretrained_cfg: preprocessing and the like, in timm's words.
-        provenance: where the weights come from.
-        section: an artefact's own section (recipe, metrics, ...), else empty.
-        report: what was kept, resized and drawn anew.
+        name: its model name, None if it has none.
+        classes: a name for each row of the head, None if unknown.
+        pretrained_cfg: preprocessing and more, with timm's keys.
+        provenance: the origin of the weights.
+        section: a model folder's section `deepcait` (recipe, metrics, ...), else empty.
+        report: what was kept, resized and newly initialised.
     """
 
     spec: str
@@ -82,25 +82,25 @@ def resolve(
     ablation: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> Resolved:
-    """Return the model behind a SPEC, fitted to other classes or another image size if asked.
+    """Resolve MODEL, and adapt it to other classes or another image size if requested.
 
     Args:
-        spec: a model name, `hf-hub:owner/name`, an artefact or run folder, a Keras SavedModel of cait-tf, a weights
-            file, or `builtin:nano`. A model name means the model even where a folder of that
-            name exists; `./name` means the folder.
+        spec: a model name, `hf-hub:owner/name`, a model or run folder, a Keras SavedModel of cait-tf, a weights
+            file, or `builtin:nano`. A model name has priority over a folder of the same name; `./name` means the
+            folder.
         start: for a model name: its released weights, or random ones.
-        num_classes, img_size: of the model wanted; None means as stored. For a weights file whose patches form no
+        num_classes, img_size: of the model; None means as stored. For a weights file whose patches do not form a
             square, img_size is that of its training.
-        classes: names behind the head's rows wanted; a head for other names than the stored is drawn anew. The
-            integers 0 to 999 are the classes of a model of ImageNet.
-        keep_rows: but rows of classes with equal names are kept.
-        ablation: alternatives of the paper, laid over the model; see `AblationConfig`.
-        overrides: other fields of `CaiTConfig`: those that weights do not fix, such as drop_path_rate, and those
-            that they can be fitted to: in_chans, patch_size, a larger depth.
+        classes: class names of the model; with other names than stored, the head is newly initialised. The
+            integers 0 to 999 mean the classes of an ImageNet model.
+        keep_rows: but copy the rows of classes with equal names.
+        ablation: ablation options to apply; see `AblationConfig`.
+        overrides: other fields of `CaiTConfig`: those independent of weights, such as drop_path_rate, and those
+            that weights can be adapted to: in_chans, patch_size, a larger depth.
 
     Raises:
-        ConfigError: the SPEC leads nowhere; the message suggests where it might have.
-        WeightsError: the weights there are broken, unsafe, not a CaiT's, or can't be fetched.
+        ConfigError: MODEL can't be resolved; the message has suggestions.
+        WeightsError: the weights are broken, unsafe, not a CaiT's, or can't be downloaded.
     """
     spec = str(spec)
     if classes is not None and num_classes is None:
@@ -108,12 +108,12 @@ def resolve(
     sizes = {"img_size": img_size, "num_classes": num_classes}
     wanted = {key: value for key, value in sizes.items() if value is not None} | overrides
     if start == "random" and is_model_name(spec):
-        return _resolve_random(spec, lay_over(named_config(spec).replace(**wanted), ablation or {}), classes)
+        return _resolve_random(spec, apply_overrides(named_config(spec).replace(**wanted), ablation or {}), classes)
     stored = _find(spec, img_size, shapes_only=False)
     if "notes" in stored.provenance:
         warnings.warn(f"{spec}: {stored.provenance['notes']}.", DeepcaitWarning, stacklevel=2)
-    config = lay_over(stored.config.replace(**wanted), ablation or {})
-    # Bare integers are indices of the released classes: the head stays, and so do the names.
+    config = apply_overrides(stored.config.replace(**wanted), ablation or {})
+    # Integers are indices of the released classes: the head and the names are kept.
     classes = stored.classes if _are_indices(classes, stored.classes) else classes
     renormalised = for_channels(stored.pretrained_cfg, config.in_chans)
     model, report = build_loaded(
@@ -147,14 +147,14 @@ def resolve(
 
 
 def describe(spec: str | Path) -> dict[str, Any]:
-    """Return the facts of a model, as JSON; reads descriptions and shapes only and never downloads.
+    """Return facts about a model as JSON; reads only descriptions and shapes, and never downloads.
 
     Returns:
         name, params, gmacs, img_size (an integer for a square), released, top1, real, v2 (published fractions;
-        None for weights of one's own), preprocessing, classes, provenance, kind, config, metrics, recipe.
+        None for your own weights), preprocessing, classes, provenance, kind, config, metrics, recipe.
 
     Raises:
-        ConfigError, WeightsError: as `resolve`; also a hub repository that is not in the cache.
+        ConfigError, WeightsError: as `resolve`; also for a hub repository that is not cached.
     """
     spec = str(spec)
     stored = _find(spec, None, shapes_only=True)
@@ -175,7 +175,7 @@ def describe(spec: str | Path) -> dict[str, Any]:
 
 
 def describe_config(config: NetworkConfig) -> dict[str, Any]:
-    """Return what the sizes of a model cost, with the keys of `describe`; nothing published is claimed."""
+    """Return parameters and multiply-adds of a configuration, with the keys of `describe`."""
     height, width = image_size(config)
     return {
         "name": variant_name(config),
@@ -190,7 +190,7 @@ def describe_config(config: NetworkConfig) -> dict[str, Any]:
 
 
 def describe_models() -> list[dict[str, Any]]:
-    """Return one object for each model name: name, params, gmacs, img_size, released, top1, real, v2."""
+    """Return one object per model name: name, params, gmacs, img_size, released, top1, real, v2."""
     return [
         describe_config(variant_config(name)) | {"released": name in RELEASED} | _accuracies(name)
         for name in variant_names()
@@ -227,7 +227,7 @@ def _resolve_random(name: str, config: NetworkConfig, classes: Sequence[str] | N
 
 
 def _find(spec: str, img_size: int | tuple[int, int] | None, *, shapes_only: bool) -> StoredModel:
-    """What kind of SPEC this is, decided here and nowhere else."""
+    """The kind of a MODEL is decided here only."""
     if spec.startswith(BUILTIN_PREFIX):
         return _find_builtin(spec, shapes_only)
     if spec.startswith(HUB_PREFIX):
@@ -252,15 +252,15 @@ def _find_name(name: str, shapes_only: bool) -> StoredModel:
         state_dict: StateDict = {}
     elif name in TEACHERS:
         raise ConfigError(
-            f"{name}: expected trained weights, got none: the package holds no teacher.",
+            f"{name} has no trained weights: the package contains no teacher.",
             remedy="Train one with `deepcait train --recipe teacher_32`, and give its run folder.",
         )
     elif name == NANO_NAME:
         return _find_builtin(f"{BUILTIN_PREFIX}nano", shapes_only)
     else:
-        folder = fetch_released(name)  # raises where there is no release
+        folder = fetch_released(name)  # raises if there is no release
         cfg, state_dict = released_cfg(name, config), read_artefact(folder).state_dict
-    provenance = {"source": f"{HUB_PREFIX}{released.hub_id}"} | released.story if released else {"source": "table"}
+    provenance = {"source": f"{HUB_PREFIX}{released.hub_id}"} | released.metadata if released else {"source": "table"}
     return StoredModel(
         kind="name",
         config=config,
@@ -280,7 +280,7 @@ def _find_hub(repository: str, shapes_only: bool) -> StoredModel:
     if shapes_only:
         folder = find_cached(repository)
     else:
-        folder = fetch_repository(repository, look=lambda path: look_at(path, f"{HUB_PREFIX}{repository}"))
+        folder = fetch_repository(repository, look=lambda path: validate_config(path, f"{HUB_PREFIX}{repository}"))
     known = next((name for name, one in RELEASED.items() if one.hub_id == provenance["hub_id"]), None)
     if folder is None and known is not None:
         return _find_name(known, shapes_only)
@@ -289,14 +289,14 @@ def _find_hub(repository: str, shapes_only: bool) -> StoredModel:
     if folder is not None and is_saved_model(folder):
         return _find_keras(folder, shapes_only, provenance)
     raise WeightsError(
-        f"{HUB_PREFIX}{repository}: expected it in the hub's cache, for `info` downloads nothing; got nothing.",
-        remedy="Any verb that needs the weights (`predict`, `eval`) fetches it; then ask again.",
+        f"{HUB_PREFIX}{repository}: not in the local cache; `info` never downloads.",
+        remedy="Download it with a command that needs the weights (`predict`, `eval`), then run `info` again.",
     )
 
 
 def _find_builtin(spec: str, shapes_only: bool) -> StoredModel:
     if spec != f"{BUILTIN_PREFIX}nano":
-        raise ConfigError(f"expected builtin:nano, got {spec!r}.", remedy="It is the only model in the package.")
+        raise ConfigError(f"there is no {spec!r}; the package contains builtin:nano only.", remedy="Use builtin:nano.")
     return _from_artefact("builtin", read_artefact(require_nano(), shapes_only=shapes_only), {"source": spec})
 
 
@@ -310,9 +310,9 @@ def _find_folder(path: Path, shapes_only: bool) -> StoredModel:
     if is_saved_model(path):
         return _find_keras(path, shapes_only, {"source": str(path)})
     raise ConfigError(
-        f"{path}: expected a model folder (config.json and model.safetensors) or a run folder (best/ or last/ in it), "
-        f"got a folder with {listing(path)}.",
-        remedy="Give the folder that `train` or `.save` wrote, or a weights file in it.",
+        f"{path}: this folder is neither a model folder (config.json and model.safetensors) nor a run folder (best/ or "
+        f"last/); it contains {listing(path)}.",
+        remedy="Give the folder written by `train` or `.save`, or a weights file in this folder.",
     )
 
 
@@ -337,7 +337,7 @@ def _find_file(path: Path, img_size: int | tuple[int, int] | None, shapes_only: 
         if img_size is None:
             raise
         config = infer_config(state_dict, img_size=img_size)
-    released = released_as(path.name, config)  # the authors' own file, as far as name and sizes tell
+    released = released_as(path.name, config)  # the authors' own file, judging by name and sizes
     return StoredModel(
         kind="file",
         config=config,
@@ -345,14 +345,14 @@ def _find_file(path: Path, img_size: int | tuple[int, int] | None, shapes_only: 
         classes=wnids() if released else None,
         pretrained_cfg=released_cfg(released.name, config) if released else pretrained_cfg_of(config),
         provenance={"source": str(path)}
-        | (released.story if released else {})
+        | (released.metadata if released else {})
         | ({"notes": "; ".join(notes)} if notes else {}),
     )
 
 
 def _from_artefact(kind: Kind, found: StoredModel, provenance: dict[str, Any]) -> StoredModel:
     metrics = found.section.get("metrics") or {}
-    # A folder saved from averaged weights holds nothing else; its metrics still say what they were measured of.
+    # A folder saved from averaged weights has no others; its metrics still say which were evaluated.
     weights = "ema" if found.section.get("averaged") else metrics.get("weights", found.weights)
     classes = found.classes
     if classes is None and provenance.get("hub_id") in {source.hub_id for source in RELEASED.values()}:
@@ -361,7 +361,7 @@ def _from_artefact(kind: Kind, found: StoredModel, provenance: dict[str, Any]) -
         found,
         kind=kind,
         classes=classes,
-        # A foreign description may be silent on some of it.
+        # timm's description may lack some keys.
         pretrained_cfg=pretrained_cfg_of(found.config) | found.pretrained_cfg,
         provenance=found.provenance | provenance | {"weights": weights},
     )

@@ -1,4 +1,4 @@
-"""What can teach: timm's classifiers with published weights, and what timm measured of them where its tables are."""
+"""List timm's classifiers with published weights as teachers, with timm's accuracies if available."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ TEACHER_PREFIX = "timm:"
 
 
 def find_table() -> Path | None:
-    """Return timm's table of accuracies on ImageNet val, None where it is not installed.
+    """Return timm's table of accuracies on ImageNet val, None if it is not installed.
 
-    The wheel has no tables; a checkout that is installed in place (`pip install -e`) keeps them beside the package.
+    The wheel has no tables; a checkout that is installed in place (`pip install -e`) has them next to the package.
     """
     import timm
 
@@ -34,13 +34,13 @@ def read_table(path: str | Path) -> dict[str, tuple[float, int]]:
         path: a `results-imagenet.csv` of timm, or a folder that holds one.
 
     Raises:
-        DataError: no such file, or one without the columns model, top1 and param_count.
+        DataError: the file does not exist or lacks the columns model, top1 and param_count.
     """
     path = Path(path)
     path = path / TABLE_FILE if path.is_dir() else path
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            # Millions of parameters, with a comma in thousands of them.
+            # Millions of parameters, with a thousands separator.
             found = {
                 row["model"]: (
                     round(float(row["top1"]) / 100, 5),
@@ -54,24 +54,24 @@ def read_table(path: str | Path) -> dict[str, tuple[float, int]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise DataError(
-            f"{path}: expected timm's {TABLE_FILE} with the columns model, top1 and param_count, got {reason!r}.",
-            remedy="It is in the folder results/ of timm's repository (huggingface/pytorch-image-models).",
+            f"{path}: not timm's {TABLE_FILE} with the columns model, top1 and param_count ({reason}).",
+            remedy="Get it from the folder results/ of timm's repository (huggingface/pytorch-image-models).",
         ) from error
 
 
 def list_teachers(filters: Sequence[str] = (), *, table: str | Path | None = None) -> list[dict[str, Any]]:
-    """Return timm's classifiers with published weights, the best first; nothing is built or fetched.
+    """Return timm's classifiers with published weights, the best first; nothing is built or downloaded.
 
     Args:
-        filters: parts of names, or patterns with `*`; a model is listed that any of them fits. None: all.
-        table: timm's results-imagenet.csv, or the folder that holds it; None takes it where timm is installed with it.
+        filters: parts of names, or patterns with `*`; models that match any of them are listed. None: all.
+        table: timm's results-imagenet.csv, or its folder; None uses the installed timm's, if it has one.
 
     Returns:
-        One object a model: name, spec (for `--teacher`), num_classes, img_size (a side in pixels), params and top1
-        (both None where nobody here knows them), licence, hub_id.
+        One object per model: name, spec (for `--teacher`), num_classes, img_size (a side in pixels), params and top1
+        (None if unknown), licence, hub_id.
 
     Raises:
-        ConfigError: no name fits. DataError: as `read_table`.
+        ConfigError: no name matches. DataError: as `read_table`.
     """
     import timm
     from timm.models import get_pretrained_cfg
@@ -81,7 +81,7 @@ def list_teachers(filters: Sequence[str] = (), *, table: str | Path | None = Non
     rows = []
     for name in timm.list_pretrained():
         cfg = get_pretrained_cfg(name)
-        # Without a head (features only, image-text models) there are no logits to learn from.
+        # Without a head (features only, image-text models) there are no logits to distil from.
         if cfg is None or not cfg.num_classes or not _fits(name, filters):
             continue
         top1, params = known.get(name, (_own_top1(name), None))
@@ -99,8 +99,8 @@ def list_teachers(filters: Sequence[str] = (), *, table: str | Path | None = Non
         )
     if not rows:
         raise ConfigError(
-            f"--teachers: expected a part of the name of a timm classifier with weights, got {' '.join(filters)!r}.",
-            remedy="`deepcait models --teachers` lists all of them.",
+            f"--teachers: no timm classifier with weights matches {' '.join(filters)!r}.",
+            remedy="Give a part of a name; for all of them, run `deepcait models --teachers`.",
         )
     return sorted(rows, key=lambda row: (-(row["top1"] or 0), row["name"]))
 
@@ -110,6 +110,6 @@ def _fits(name: str, filters: Sequence[str]) -> bool:
 
 
 def _own_top1(name: str) -> float | None:
-    """Released CaiTs are in a table of our own."""
+    """Released CaiTs have a table in this package."""
     model, _, tag = name.partition(".")
     return round(REEVALUATED[model][0] / 100, 5) if tag == RELEASE_TAG and model in REEVALUATED else None

@@ -1,8 +1,8 @@
-"""TensorFlow's checkpoint format, read without TensorFlow: an index of tensors and files with their bytes.
+"""Read TensorFlow's checkpoint format without TensorFlow: an index of tensors, and files with their bytes.
 
 `NAME.index` is a LevelDB table (key -> protocol buffer), `NAME.data-0000i-of-0000n` are the tensors back to back.
-Only what such files hold is read: little-endian numbers, one slice a tensor, blocks without compression. Every
-checksum in them is compared. Nothing here knows a model.
+Only the needed parts of the format are supported: little-endian numbers, one slice per tensor, uncompressed blocks. All
+checksums are verified. This module does not depend on the model.
 
 Sources: leveldb, doc/table_format.md; tensorflow, core/protobuf/tensor_bundle.proto and
 core/protobuf/trackable_object_graph.proto.
@@ -26,13 +26,13 @@ OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 _FOOTER_BYTES = 48
 _MAGIC = 0xDB4775248B80FB57
-_TRAILER_BYTES = 5  # of a block: kind of compression, checksum
+_TRAILER_BYTES = 5  # of a block: compression type, checksum
 _STRING = 7
-# tensorflow, core/framework/types.proto: number -> little-endian NumPy type. bfloat16 (14) comes as 16 bits.
+# tensorflow, core/framework/types.proto: number -> little-endian NumPy type. bfloat16 (14) is read as 16 bits.
 _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "|u1", 6: "|i1", 9: "<i8", 10: "|b1", 14: "<u2", 19: "<f2"}
 BFLOAT16 = 14
 
-# Number and value of each field: a whole number, or bytes.
+# Number and value of each field: an integer, or bytes.
 Fields = list[tuple[int, Any]]
 
 
@@ -41,7 +41,7 @@ class Entry:
     """One tensor in the index.
 
     Args:
-        dtype: TensorFlow's number of it. shape: of the tensor. shard: number of the data file.
+        dtype: TensorFlow's type number. shape: of the tensor. shard: number of the data file.
         offset, num_bytes: where its bytes are. crc: masked CRC-32C of them.
     """
 
@@ -58,8 +58,8 @@ class Node:
     """One object of the saved program.
 
     Args:
-        children: name of an attribute -> number of the object that it holds.
-        checkpoint_key: where the tensor of a variable is, None for any other object.
+        children: name of an attribute -> number of the object.
+        checkpoint_key: key of a variable's tensor, None for other objects.
     """
 
     children: dict[str, int] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class TensorBundle:
         prefix: path without `.index`.
 
     Raises:
-        WeightsError: no index, or one that is damaged, compressed, or of another byte order.
+        WeightsError: the index is missing, damaged, compressed, or has another byte order.
     """
 
     def __init__(self, prefix: str | Path) -> None:
@@ -87,10 +87,10 @@ class TensorBundle:
         self.entries = {key: _guarded(self._index, _read_entry, value) for key, value in items.items()}
 
     def read(self, key: str) -> np.ndarray:
-        """Return one tensor; bfloat16 comes as its 16 bits.
+        """Return one tensor; bfloat16 as 16 bits.
 
         Raises:
-            WeightsError: no such tensor, or bytes that are missing or changed.
+            WeightsError: the tensor does not exist, or bytes are missing or changed.
         """
         entry = self._entry(key)
         if entry.dtype not in _DTYPES:
@@ -104,17 +104,17 @@ class TensorBundle:
         return np.frombuffer(data, dtype=kind).reshape(entry.shape)
 
     def read_string(self, key: str) -> bytes:
-        """Return a tensor that is one string.
+        """Return a tensor that holds one string.
 
         Raises:
-            WeightsError: as `read`; or it is no single string.
+            WeightsError: as `read`; or it is not a single string.
         """
         entry = self._entry(key)
         if entry.dtype != _STRING or math.prod(entry.shape) != 1:
             raise _damaged(self._index, f"{key} as one string", f"type {entry.dtype}, shape {entry.shape}")
         data, path = self._bytes(key, entry), self._shard(entry)
         length, start = _guarded(path, _varint, data, 0)
-        # The checksum is of the length as a number of fixed width, the length's own checksum, and the text.
+        # The checksum covers the length as a fixed-width number, the length's own checksum, and the text.
         fixed = struct.pack("<I" if length < 2**32 else "<Q", length)
         checked, text = data[start : start + 4], data[start + 4 :]
         good = checked == struct.pack("<I", masked_crc32c(fixed)) and len(text) == length
@@ -123,10 +123,10 @@ class TensorBundle:
         return text
 
     def read_objects(self) -> list[Node]:
-        """Return the objects that were saved; the first is the root.
+        """Return the saved objects; the first is the root.
 
         Raises:
-            WeightsError: a checkpoint of TensorFlow 1, which has none, or a damaged one.
+            WeightsError: the checkpoint is damaged, or of TensorFlow 1, which has no objects.
         """
         return _guarded(self._index, _read_nodes, self.read_string(OBJECT_GRAPH_KEY))
 
@@ -164,7 +164,7 @@ def _read_table(path: Path, data: bytes) -> Iterator[tuple[str, bytes]]:
         raise _damaged(path, "the index of a checkpoint", "a file that does not end like one")
     footer = data[-_FOOTER_BYTES:]
     (offset, size), position = _guarded(path, _handle, footer, 0)
-    list(_read_block(path, data, offset, size))  # holds nothing that we need, but a change in it is a change
+    list(_read_block(path, data, offset, size))  # not needed, but its checksum is verified
     (offset, size), _ = _guarded(path, _handle, footer, position)
     for _, value in _read_block(path, data, offset, size):
         (offset, size), _ = _guarded(path, _handle, value, 0)
@@ -173,7 +173,7 @@ def _read_table(path: Path, data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _read_block(path: Path, data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """Entries of one block; each key says how much of the one before it begins with."""
+    """Entries of one block; each key stores the length of the prefix shared with the previous one."""
     block = data[offset : offset + size + _TRAILER_BYTES]
     if len(block) < size + _TRAILER_BYTES or size < 4:
         raise _damaged(path, f"a block of {size:,} bytes at byte {offset:,}", "fewer")
@@ -182,8 +182,8 @@ def _read_block(path: Path, data: bytes, offset: int, size: int) -> Iterator[tup
         raise _changed(path, f"the block at byte {offset:,}")
     if compression:
         raise WeightsError(
-            f"{path}: expected blocks without compression, as TensorFlow writes its indices, got compression of kind "
-            f"{compression}{' (Snappy)' if compression == 1 else ''}.",
+            f"{path}: the index is compressed (type {compression}{', Snappy' if compression == 1 else ''}), which is "
+            "not supported.",
             remedy="Load the model with TensorFlow and save it again.",
         )
     (num_restarts,) = struct.unpack("<I", block[size - 4 : size])
@@ -203,14 +203,14 @@ def _block_entries(block: bytes, end: int) -> list[tuple[bytes, bytes]]:
 
 
 def _handle(data: bytes, position: int) -> tuple[tuple[int, int], int]:
-    """Offset and size of a block, and where the next thing begins."""
+    """Offset and size of a block, and the position after it."""
     offset, position = _varint(data, position)
     size, position = _varint(data, position)
     return (offset, size), position
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the lowest first, and where the next thing begins."""
+    """A varint (seven bits per byte, lowest first), and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         byte = data[position]
@@ -278,19 +278,19 @@ def _read_nodes(message: bytes) -> list[Node]:
 
 
 def _guarded(path: Path, read, *args):
-    """Call a reader; what broken bytes make of it becomes our error."""
+    """Call a reader; errors from broken bytes become a WeightsError."""
     try:
         return read(*args)
     except (IndexError, KeyError, ValueError, TypeError, AttributeError, struct.error) as error:
-        raise _damaged(path, "a checkpoint of TensorFlow", f"bytes that make no sense ({error})") from error
+        raise _damaged(path, "a checkpoint of TensorFlow", f"invalid bytes ({error})") from error
 
 
 def _damaged(path: Path, expected: str, got: str) -> WeightsError:
-    return WeightsError(f"{path}: expected {expected}, got {got}.", remedy="Fetch the SavedModel again, all its files.")
+    return WeightsError(f"{path}: expected {expected}, got {got}.", remedy="Download the SavedModel again.")
 
 
 def _changed(path: Path, what: str) -> WeightsError:
     return WeightsError(
-        f"{path}: expected {what} as it was written, got other bytes (its checksum differs).",
-        remedy="The file was changed or cut short; fetch it again.",
+        f"{path}: the checksum of {what} does not match.",
+        remedy="The file was changed or truncated; download it again.",
     )

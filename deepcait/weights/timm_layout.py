@@ -1,4 +1,4 @@
-"""The words of timm: its config.json written for our models, and read from foreign ones."""
+"""timm's config.json: written for deepcait's models, and read from timm's."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from deepcait.model.variants import CaiTConfig, variant_config
 from deepcait.weights.layouts import StateDict, image_size, infer_config
 from deepcait.weights.published import REEVALUATED
 
-# The keys of timm's PretrainedCfg that may come from outside; timm refuses any other. Source: timm 1.0.31.
+# The keys of timm's PretrainedCfg that callers may set; timm refuses others. Source: timm 1.0.31.
 PREPROCESSING_KEYS = (
     "interpolation", "crop_pct", "test_crop_pct", "crop_mode", "mean", "std", "label_descriptions", "license",
     "description", "origin_url", "paper_name", "paper_ids", "notes",
 )  # fmt: skip
-# Those that follow from the model; and those that say which release of timm's this is and where: these weights
-# are a new one, and provenance tells where they came from.
+# Keys that follow from the model, and keys for the origin of a timm release: these weights are new ones, and provenance
+# has their origin.
 MODEL_KEYS = (
     "architecture", "input_size", "test_input_size", "min_input_size", "fixed_input_size", "num_classes", "first_conv",
     "classifier", "pool_size", "test_pool_size", "custom_load", "label_names", "label_offset", "tag", "url", "file",
     "hf_hub_id", "hf_hub_filename", "source", "state_dict",
 )  # fmt: skip
 
-# Of our own section.
+# Keys of the section `deepcait`.
 OWN_OBJECTS = ("ablation", "preprocessing", "recipe", "metrics", "provenance")
 
 DEEPCAIT_ONLY = "deepcait_only"
 
 
 def nearest_architecture(config: NetworkConfig) -> str:
-    """Return the model that timm knows and that is nearest in width, depth and image size.
+    """Return timm's model that is most similar in width, depth and image size.
 
-    For a network that timm does not have, a name that it answers "Unknown model" to, so that it never builds
-    another one around the weights.
+    For a network that timm does not have, return a name that it rejects as "Unknown model", so that it never builds
+    another network around the weights.
     """
     if not isinstance(config, CaiTConfig) or unknown_to_timm(config):
         return DEEPCAIT_ONLY
@@ -71,7 +71,7 @@ def model_args(config: CaiTConfig) -> dict[str, Any]:
 def describe_for_timm(
     config: NetworkConfig, preprocessing: Mapping[str, Any], classes: Sequence[str] | None
 ) -> dict[str, Any]:
-    """Return what timm reads of config.json: the nearest architecture, every size, preprocessing and classes."""
+    """Return timm's part of config.json: the most similar architecture, all sizes, preprocessing, classes."""
     pretrained_cfg = {key: preprocessing[key] for key in PREPROCESSING_KEYS if preprocessing.get(key) is not None}
     pretrained_cfg |= {
         "input_size": [config.in_chans, *image_size(config)],
@@ -99,7 +99,7 @@ def describe_for_timm(
 
 
 def unknown_to_timm(config: NetworkConfig) -> str:
-    """Return why timm has no such network, in a sentence; an empty text where it has one."""
+    """Return why timm has no such network, in a sentence; an empty string if it has one."""
     if not isinstance(config, CaiTConfig):
         return "timm does not have this network: it is deepcait's convolutional teacher."
     if not isinstance(config, AblationConfig) or config.same_at_inference:
@@ -116,28 +116,26 @@ def require_known_to_timm(config: NetworkConfig) -> CaiTConfig:
     """
     reason = unknown_to_timm(config)
     if reason or not isinstance(config, CaiTConfig):
-        raise ConfigError(
-            f"expected a CaiT as it was published. {reason}", remedy="Save it as a model folder of deepcait."
-        )
+        raise ConfigError(f"{reason}", remedy="Save it as a model folder of deepcait instead.")
     return config
 
 
 def beyond_timm(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what timm has no words for; it refuses a pretrained_cfg with unknown keys."""
+    """Return the keys that timm does not have; it rejects a pretrained_cfg with unknown keys."""
     known = {*PREPROCESSING_KEYS, *MODEL_KEYS}
     return {key: value for key, value in preprocessing.items() if key not in known}
 
 
 def require_forms(origin: str | Path, description: Mapping[str, Any], section: Mapping[str, Any]) -> None:
-    """Raise unless what is read of a config.json has the form in which it is read.
+    """Raise unless the fields of a config.json have the expected form.
 
     Args:
         origin: for messages.
-        description: the whole of it.
-        section: our own section, empty in a foreign one.
+        description: the content of config.json.
+        section: its section `deepcait`, empty if there is none.
 
     Raises:
-        WeightsError: names the first field that is something else.
+        WeightsError: a field has another form; the message names it.
     """
     own = {f"deepcait.{key}": section.get(key) for key in OWN_OBJECTS}
     objects = {"model_args": description.get("model_args"), "config": section.get("config", {})} | own
@@ -159,27 +157,27 @@ def require_forms(origin: str | Path, description: Mapping[str, Any], section: M
 def _other_form(origin: str | Path, field: str, expected: str, got: object) -> WeightsError:
     shown = repr(got) if len(repr(got)) <= 60 else f"{repr(got)[:60]}..."
     return WeightsError(
-        f"{origin}: expected {field} as {expected}, got {shown}.", remedy="Mend it there, or fetch the model again."
+        f"{origin}: {field} must be {expected}, got {shown}.", remedy="Correct the file, or download the model again."
     )
 
 
 def require_cait(origin: str | Path, description: Mapping[str, Any]) -> None:
-    """Raise unless a config.json without our section describes a CaiT.
+    """Raise unless a config.json without the section `deepcait` describes a CaiT.
 
     Raises:
-        WeightsError: another network.
+        WeightsError: it is another network.
     """
     architecture = str(description.get("architecture", ""))
     pool = description.get("global_pool", "token")
     if not architecture.startswith("cait_") or pool != "token":
         raise WeightsError(
-            f"{origin}: expected a CaiT that classifies its class token, got {architecture!r} with pooling {pool!r}.",
-            remedy="Another network can only be a teacher (`timm:NAME`).",
+            f"{origin}: not a CaiT that classifies its class token ({architecture!r} with pooling {pool!r}).",
+            remedy="Other networks can only be teachers (--teacher timm:NAME).",
         )
 
 
 def foreign_config(folder: Path, description: Mapping[str, Any], state_dict: StateDict) -> CaiTConfig:
-    """Return the sizes in a folder without our section: from the tensors; the description only settles the grid."""
+    """Return the sizes in timm's folder: inferred from the tensors; the description only decides the grid."""
     require_cait(folder, description)
     pretrained_cfg = description.get("pretrained_cfg", description)
     said: Any = (description.get("model_args") or {}).get("img_size")
@@ -197,22 +195,22 @@ def foreign_config(folder: Path, description: Mapping[str, Any], state_dict: Sta
 
 
 def read_pretrained_cfg(description: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the pretrained_cfg in a config.json, old form or new, with what only our section knows.
+    """Return the pretrained_cfg in a config.json, old form or new, with the keys of the section `deepcait`.
 
     Raises:
-        WeightsError: mean or std are no lists of numbers.
+        WeightsError: mean or std is not a list of numbers.
     """
     cfg = dict(description.get("pretrained_cfg", description)) | dict(section.get("preprocessing") or {})
     for key in ("mean", "std"):
         value = cfg.get(key, [0.5])
         if not (isinstance(value, list) and value and all(type(one) in (int, float) for one in value)):
-            raise _other_form("config.json", key, "a list of numbers, one a channel", value)
+            raise _other_form("config.json", key, "a list of numbers, one per channel", value)
     cfg["architecture"] = description.get("architecture")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in cfg.items()}
 
 
 def read_classes(description: Mapping[str, Any], num_classes: int) -> list[str] | None:
-    """Return a name for each row of the head, None where the description has not as many."""
+    """Return a name for each row of the head, None if their number differs."""
     pretrained_cfg = description.get("pretrained_cfg", {})
     names = description.get("label_names") or description.get("labels") or pretrained_cfg.get("label_names")
     if isinstance(names, dict):  # timm allows {index: name}

@@ -1,4 +1,4 @@
-"""Verification of an exported model: another program has read it back, and its tensors and logits are compared."""
+"""Verify an exported model: read it back with another program, and compare tensors and logits."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Verification:
     Args:
         reader: the program that read the export, and its version.
         max_drift: the largest drift that counts as equal.
-        tolerance: the share of images whose best class may differ.
+        tolerance: the fraction of images whose top-1 class may differ.
         num_tensors: tensors compared for equality; 0 if the export has no state dict.
         changed: their keys that are missing in the export, or hold other values.
         batches: numbers of images per call.
-        num_images: images whose logits were compared, all calls together; 0 if the reader only read.
+        num_images: number of images whose logits were compared, over all calls; 0 if none were computed.
         max_difference: the largest difference of a logit.
         drift: the same, divided by the standard deviation of the logits.
-        agreed: images with the same best class, equally good classes counted as the same.
+        agreed: images with the same top-1 class; equal logits count as the same.
     """
 
     reader: str
@@ -42,7 +42,7 @@ class Verification:
 
     @property
     def holds(self) -> bool:
-        """Whether the export computes what the original does."""
+        """Whether the export is equivalent to the original."""
         same = self.agreed >= (1 - self.tolerance) * self.num_images
         return not self.changed and self.drift <= self.max_drift and same
 
@@ -64,10 +64,10 @@ class Verification:
         parts = []
         if self.num_tensors:
             named = f"{len(self.changed)} of them changed ({', '.join(self.changed[:3])})"
-            parts.append(f"{self.num_tensors} tensors, {named if self.changed else 'bit-equal'}")
+            parts.append(f"{self.num_tensors} tensors, {named if self.changed else 'bit-identical'}")
         if self.num_images:
             parts.append(
-                f"{self.agreed} of {self.num_images} images with the same best class, in batches of "
+                f"{self.agreed} of {self.num_images} images with the same top-1 class, in batches of "
                 f"{', '.join(map(str, self.batches))}; logits differ by at most {self.max_difference:.1e}, "
                 f"{self.drift:.1e} of their standard deviation"
             )
@@ -94,7 +94,7 @@ def compare_logits(expected_BK: Tensor, got_BK: Tensor, max_drift: float) -> dic
 
 
 def changed_keys(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Return the keys that are in one state dict only, or hold other values (compared in the reader's dtype)."""
+    """Return the keys that are in one state dict only, or have other values (compared in the reader's dtype)."""
     keys = dict.fromkeys([*expected, *got])
     both = {key for key in keys if key in expected and key in got and expected[key].shape == got[key].shape}
     same = {key for key in both if torch.equal(expected[key].cpu().to(got[key].dtype), got[key].cpu())}

@@ -128,7 +128,7 @@ def _figure(title: str, place: dict[str, Any]) -> str:
     title = _title(title)
     if place["mean"] is None:
         return f"{title} {'failed' if place['failed'] else 'not done yet'}"
-    compared = place["compared"].replace("none seen (", "n.s., ").removesuffix(")")
+    compared = place["compared"].replace("n.s. (", "n.s., ").removesuffix(")")
     return f"{title} {100 * place['mean']:.2f}" + ("" if compared == "reference" else f" ({compared})")
 
 

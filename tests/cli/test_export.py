@@ -43,7 +43,7 @@ def test_the_folder_of_the_model_itself_is_no_place(run, tiny_with_average):
     before = sorted(path.name for path in tiny_with_average.rglob("*"))
     code, _, err = run("export", tiny_with_average, "--to", "timm", "--out", f"{tiny_with_average}/../averaged")
     assert code == 2
-    assert "got that of the model itself" in " ".join(err.split())
+    assert "is the folder of the source model" in " ".join(err.split())
     assert sorted(path.name for path in tiny_with_average.rglob("*")) == before
     assert (tiny_with_average / EMA_FOLDER).is_dir()
 
@@ -66,7 +66,7 @@ def test_a_graph_of_another_program_is_no_weights_file(run, tmp_path):
     (tmp_path / "pets.onnx").write_bytes(b"graph")
     code, _, err = run("info", tmp_path / "pets.onnx")
     assert code == 2
-    assert "give the run or model folder it was made from, and --engine" in " ".join(err.split())
+    assert "give the run or model folder that was exported, and --engine" in " ".join(err.split())
 
 
 @pytest.fixture
@@ -98,10 +98,10 @@ def test_what_was_evaluated_is_written(run_json, tiny_with_average, tmp_path):
         (["--to", "tflite", "--out", "x"], "tflite"),
         (["--to", "timm", "--out", "full"], "got something else"),
         (["--to", "official", "--out", "full"], ".pth or .safetensors"),
-        (["--to", "official", "--out", "missing/w.pth"], "in a folder that exists, got no folder missing"),
-        (["--to", "onnx", "--out", "missing/w.onnx"], "in a folder that exists, got no folder missing"),
-        (["--to", "openvino", "--out", "missing/w.xml"], "in a folder that exists, got no folder missing"),
-        (["--to", "pt2", "--out", "missing/w.pt2"], "in a folder that exists, got no folder missing"),
+        (["--to", "official", "--out", "missing/w.pth"], "the folder missing does not exist"),
+        (["--to", "onnx", "--out", "missing/w.onnx"], "the folder missing does not exist"),
+        (["--to", "openvino", "--out", "missing/w.xml"], "the folder missing does not exist"),
+        (["--to", "pt2", "--out", "missing/w.pt2"], "the folder missing does not exist"),
     ],
 )
 def test_mistakes(run, model_folder, tmp_path, monkeypatch, words, part):
@@ -117,11 +117,11 @@ def test_mistakes(run, model_folder, tmp_path, monkeypatch, words, part):
 
 @pytest.mark.parametrize(("to", "out"), [("timm", "x"), ("official", "x.pth")])
 def test_a_network_that_they_do_not_have_is_told_before_anything_is_written(run, tmp_path, to, out):
-    from deepcait.model.alternatives import lay_over
+    from deepcait.model.alternatives import apply_overrides
     from deepcait.model.networks import build_model
     from deepcait.model.variants import variant_config
 
-    config = lay_over(variant_config("cait_nano_32").replace(depth=1), {"residual": "rezero"})
+    config = apply_overrides(variant_config("cait_nano_32").replace(depth=1), {"residual": "rezero"})
     save_artefact(tmp_path / "other", build_model(config), preprocessing=pretrained_cfg_of(config), classes=None)
     code, _, err = run("export", tmp_path / "other", "--to", to, "--out", tmp_path / out)
     assert code == 2

@@ -213,20 +213,20 @@ def test_every_verb_can_be_called():
         assert "Examples:" in module.__doc__
 
 
-def test_peers_count_the_rivals_the_same_way():
-    from deepcait.bench.peers import RIVALS, build_rival, count_macs
+def test_peers_count_the_baselines_the_same_way():
+    from deepcait.bench.peers import BASELINES, build_baseline, count_macs
     from deepcait.weights.create import create_model
 
-    nfnet = build_rival(RIVALS[0])
+    nfnet = build_baseline(BASELINES[0])
     assert round(sum(p.numel() for p in nfnet.parameters()) / 1e6, 1) == 438.4
     assert round(count_macs(nfnet, 576) / 1e9, 1) == 377.3
     small = create_model("cait_nano_32")
     assert count_macs(small.to("meta"), 32) == small.config.macs()
 
 
-def test_attention_of_rivals_is_counted():
-    from deepcait.bench.peers import RIVALS, build_rival, count_macs
+def test_attention_of_baselines_is_counted():
+    from deepcait.bench.peers import BASELINES, build_baseline, count_macs
 
-    (deit,) = [rival for rival in RIVALS if rival.name.startswith("deit_base_patch16_384")]
+    (deit,) = [baseline for baseline in BASELINES if baseline.name.startswith("deit_base_patch16_384")]
     # timm publishes 55.5 G; without attention it would be 49.4 G.
-    assert round(count_macs(build_rival(deit), 384) / 1e9, 1) == 55.5
+    assert round(count_macs(build_baseline(deit), 384) / 1e9, 1) == 55.5

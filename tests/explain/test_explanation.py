@@ -406,5 +406,5 @@ def test_no_picture_and_a_broken_one(tmp_path, capsys):
         assert words in capsys.readouterr().err
         assert not (tmp_path / "o").exists()
     other = torch.nn.Linear(2, 2)
-    with pytest.raises(ConfigError, match="expected a CaiT, got Linear"):
+    with pytest.raises(ConfigError, match="Linear has no class attention"):
         require_cait(other)

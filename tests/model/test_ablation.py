@@ -20,7 +20,7 @@ from deepcait.model.alternatives import (
     RESIDUALS,
     TALKING_HEADS,
     AblationConfig,
-    lay_over,
+    apply_overrides,
 )
 from deepcait.model.attention import TalkingHeadsAttention
 from deepcait.model.networks import build_model, config_of, named_config
@@ -67,12 +67,12 @@ def test_with_the_papers_own_options_it_is_cait_bit_for_bit():
 
 def test_no_option_given_is_a_plain_cait():
     config = tiny_config()
-    assert lay_over(config, {}) is config
-    assert lay_over(config, dict.fromkeys(OTHERS)) is config
-    assert lay_over(config, {"residual": "layerscale", "talking_heads": "both"}) == config
-    changed = lay_over(config, {"residual": "none"})
+    assert apply_overrides(config, {}) is config
+    assert apply_overrides(config, dict.fromkeys(OTHERS)) is config
+    assert apply_overrides(config, {"residual": "layerscale", "talking_heads": "both"}) == config
+    changed = apply_overrides(config, {"residual": "none"})
     assert isinstance(changed, AblationConfig)
-    assert type(lay_over(changed, {"residual": "layerscale"})) is CaiTConfig
+    assert type(apply_overrides(changed, {"residual": "layerscale"})) is CaiTConfig
     assert type(build_model(config)) is CaiT
     assert type(build_model(changed)) is AblatedCaiT
     assert config_of(vars(changed)) == changed
@@ -87,7 +87,7 @@ def test_every_option_matters(name, value):
     torch.manual_seed(1)
     plain = CaiT(config)
     torch.manual_seed(1)
-    other = build_model(lay_over(config, options))
+    other = build_model(apply_overrides(config, options))
     same_tensors = {n: t.shape for n, t in plain.state_dict().items()} == {
         n: t.shape for n, t in other.state_dict().items()
     }
@@ -106,7 +106,8 @@ def test_every_combination_counts_its_parameters_and_trains_them_all(residual):
         if rule != residual:
             continue
         options = {"residual": rule, "pre_norm": pre_norm, "class_token": class_token}
-        config = lay_over(tiny_config(), options | {"class_mlp": class_mlp, "talking_heads": talking, "insert_at": 1})
+        wanted = options | {"class_mlp": class_mlp, "talking_heads": talking, "insert_at": 1}
+        config = apply_overrides(tiny_config(), wanted)
         model = build_model(config).train()
         assert config.num_params() == sum(p.numel() for p in model.parameters()), config
         logits = model(images)
@@ -271,7 +272,7 @@ def test_linear_drop_path_rises_to_the_rate_and_halves_it_on_average():
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 4, 6, 8, 12, 24])
 def test_any_number_of_heads_that_divides_the_width(heads):
-    model = build_model(lay_over(tiny_config(num_heads=heads), {"talking_heads": "none"}))
+    model = build_model(apply_overrides(tiny_config(num_heads=heads), {"talking_heads": "none"}))
     assert model(some_images(model.config, dtype=torch.float32)).shape == (2, 7)
 
 
@@ -282,13 +283,13 @@ def test_any_number_of_heads_that_divides_the_width(heads):
 )
 def test_what_no_model_can_be_built_from(name, value):
     with pytest.raises(ConfigError) as caught:
-        lay_over(tiny_config(depth=3), {name: value})
+        apply_overrides(tiny_config(depth=3), {name: value})
     assert caught.value.remedy
 
 
 def test_an_insertion_after_the_last_block_is_told_where_it_could_be():
     with pytest.raises(ConfigError, match="a block of the patch stage, 0 to 2, got 3"):
-        lay_over(tiny_config(depth=3), {"insert_at": 3})
+        apply_overrides(tiny_config(depth=3), {"insert_at": 3})
 
 
 @pytest.mark.parametrize(
@@ -306,5 +307,5 @@ def test_what_only_training_sees_leaves_a_plain_cait(options, same):
 
 
 def test_another_network_has_none_of_them():
-    with pytest.raises(ConfigError, match=r"ablation.residual: expected a CaiT"):
-        lay_over(named_config("convnet_32"), {"residual": "none"})
+    with pytest.raises(ConfigError, match=r"ablation.residual: only a CaiT"):
+        apply_overrides(named_config("convnet_32"), {"residual": "none"})

@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, step):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.os, step, full)
-    with pytest.raises(WriteError, match=r"f\.json.*No space left.*Make room"):
+    with pytest.raises(WriteError, match=r"f\.json.*No space left.*Free space"):
         files.write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["f.json"]

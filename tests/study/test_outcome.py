@@ -26,12 +26,12 @@ def test_mean_and_spread():
         ((0.60, 0.61), (0.50, 0.51), "+10.00"),
         ((0.50, 0.51), (0.60, 0.61), "-10.00"),
         # Inside the spread of one of them, of either.
-        ((0.50, 0.60), (0.50, 0.51), "none seen (+4.50)"),
-        ((0.50, 0.51), (0.50, 0.60), "none seen (-4.50)"),
+        ((0.50, 0.60), (0.50, 0.51), "n.s. (+4.50)"),
+        ((0.50, 0.51), (0.50, 0.60), "n.s. (-4.50)"),
         # Equal seeds by chance: the error of counting 10,000 images is left, 2 sqrt(2 * .25 / 20,000) = 1 point.
-        ((0.505, 0.505), (0.5, 0.5), "none seen (+0.50)"),
+        ((0.505, 0.505), (0.5, 0.5), "n.s. (+0.50)"),
         ((0.512, 0.512), (0.5, 0.5), "+1.20"),
-        ((0.6,), (0.5, 0.51), "+9.50, one seed: chance unknown"),
+        ((0.6,), (0.5, 0.51), "+9.50, one seed: spread unknown"),
     ],
 )
 def test_a_difference_inside_the_spread_is_none_seen(one, other, told):

@@ -356,9 +356,9 @@ def test_blanks_between_the_names_of_rows(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("speed.json", "[]", "speed.json: expected what was noted when the study began"),
-        ("speed.json", "", "speed.json: expected what was noted when the study began"),
-        ("cells/off--top1--seed0/metrics.jsonl", "", "off--top1--seed0: expected the figures of a finished cell"),
+        ("speed.json", "[]", "speed.json: the speeds measured at the start can't be read"),
+        ("speed.json", "", "speed.json: the speeds measured at the start can't be read"),
+        ("cells/off--top1--seed0/metrics.jsonl", "", "off--top1--seed0: the cell is finished, but"),
     ],
 )
 def test_a_damaged_file_of_a_study_is_named(name, content, problem, whole, tmp_path, capsys):

@@ -133,6 +133,6 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeyp
 
 def test_a_folder_that_cannot_be_written_is_one_paragraph(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(RunError, match="expected to write here") as caught:
+    with pytest.raises(RunError, match="cannot write") as caught:
         Journal(tmp_path).metrics("train", 1, loss=0.5)
     assert "--resume" in caught.value.remedy

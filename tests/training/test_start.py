@@ -22,4 +22,4 @@ def test_rows_of_classes_with_equal_names_are_kept_on_request(caplog):
             same = stored is not None and torch.equal(found.model.head.weight[row], nano.model.head.weight[stored])
             assert same == (wanted and name != "owl")
     lines = caplog.messages
-    assert [line for line in lines if "rows of 2 classes kept by name" in line] == [lines[-1]]
+    assert [line for line in lines if "rows of 2 classes copied by name" in line] == [lines[-1]]

@@ -79,7 +79,7 @@ def test_equal_counts_on_another_grid_are_no_equal_grid(tiny):
 
 def test_a_grid_that_does_not_fit_is_an_error(tiny):
     source = tiny()
-    with pytest.raises(WeightsError, match="3 x 5 = 15 rows, got 16"):
+    with pytest.raises(WeightsError, match="has 16 rows; a grid of 3 x 5 patches needs 15"):
         adapt_state_dict(source.state_dict(), source.config, stored_grid=(3, 5))
 
 
@@ -131,7 +131,7 @@ def test_as_many_classes_of_other_names_are_other_classes(tiny):
 
 def test_rows_by_name_need_the_names(tiny):
     source = tiny()
-    with pytest.raises(WeightsError, match="old_classes: expected 5 names"):
+    with pytest.raises(WeightsError, match="old_classes: .* needs 5 class names"):
         adapt_state_dict(source.state_dict(), source.config.replace(num_classes=7), keep_rows=True)
 
 
@@ -142,7 +142,7 @@ def test_every_other_mismatch_is_listed(tiny):
     del state_dict["norm.weight"]
     state_dict["cls_token"] = torch.ones(1, 1, 16)
     state_dict["norm.bias"] = torch.ones(32, dtype=torch.int64)
-    with pytest.raises(WeightsError, match="got 4 tensors") as caught:
+    with pytest.raises(WeightsError, match="in 4 tensors") as caught:
         load_into(source, state_dict)
     for part in (
         "norm.weight missing (32,)",

@@ -12,7 +12,7 @@ import deepcait
 from deepcait.data import Preprocessing
 from deepcait.errors import ConfigError, WeightsError
 from deepcait.model.ablation import AblatedCaiT
-from deepcait.model.alternatives import lay_over
+from deepcait.model.alternatives import apply_overrides
 from deepcait.model.convnet import ConvConfig, ConvNet
 from deepcait.model.networks import build_model
 from deepcait.weights import describe, resolve, save_artefact
@@ -28,7 +28,7 @@ OPTIONS = [
 
 
 def saved(folder, options):
-    model = build_model(lay_over(tiny_config(), options)).eval()
+    model = build_model(apply_overrides(tiny_config(), options)).eval()
     model.load_state_dict(wild_state(model, 0))
     save_artefact(folder, model, preprocessing={}, classes=list("abcdefg"))
     return model
@@ -56,7 +56,7 @@ def test_saved_and_loaded_with_its_options(tmp_path, options):
 def test_fitted_to_other_images_and_classes(tmp_path, options):
     saved(tmp_path / "m", options)
     found = resolve(tmp_path / "m", img_size=64, classes=["x", "y"])
-    assert found.model.config.options == lay_over(tiny_config(), options).options
+    assert found.model.config.options == apply_overrides(tiny_config(), options).options
     assert found.model(torch.randn(1, 3, 64, 64)).shape == (1, 2)
 
 

@@ -171,7 +171,7 @@ def flip(path, offset: int) -> None:
 def test_one_changed_bit_is_refused(tiny, tmp_path):
     save(tmp_path / "m", tiny())
     flip(tmp_path / "m" / "model.safetensors", -5)
-    with pytest.raises(WeightsError, match=r"model\.safetensors: expected sha256"):
+    with pytest.raises(WeightsError, match=r"model\.safetensors: the file's sha256 is"):
         read_artefact(tmp_path / "m")
 
 
@@ -211,7 +211,7 @@ def test_as_many_names_as_rows(tiny, tmp_path):
 
 def test_a_folder_with_other_things_is_not_replaced(tiny, tmp_path):
     (tmp_path / "photo.jpg").write_text("precious")
-    with pytest.raises(ConfigError, match="something else"):
+    with pytest.raises(ConfigError, match="not empty and not a model folder"):
         save(tmp_path, tiny())
     assert os.listdir(tmp_path) == ["photo.jpg"]
 
@@ -253,7 +253,7 @@ def test_a_full_disk_leaves_the_old_model(tiny, logits, tmp_path, monkeypatch):
         raise artefact_module.SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(artefact_module, "save_file", full)
-    with pytest.raises(WeightsError, match="No space left.*Make room"):
+    with pytest.raises(WeightsError, match="No space left.*Free space"):
         save(tmp_path / "m", tiny(1))
     assert torch.equal(logits(load(tmp_path / "m")), logits(tiny(0)))
     assert os.listdir(tmp_path) == ["m"]
@@ -343,7 +343,7 @@ def test_a_description_of_other_classes_is_refused_not_answered_by_a_random_head
     description["deepcait"]["config"]["num_classes"] = 7
     path.write_text(json.dumps(description))
     for shapes_only in (False, True):
-        with pytest.raises(WeightsError, match="expected 5 classes, as many as the weights have, got 7"):
+        with pytest.raises(WeightsError, match="the weights have 5 classes, but the file says 7"):
             read_artefact(tmp_path / "m", shapes_only=shapes_only)
 
 
@@ -353,7 +353,7 @@ def test_sizes_beyond_the_weights_build_nothing(tiny, tmp_path, change):
     description = json.loads((folder / "config.json").read_text())
     description["deepcait"]["config"] |= change
     (folder / "config.json").write_text(json.dumps(description))
-    with pytest.raises(WeightsError, match="as the weights have it|parameters that their sizes promise"):
+    with pytest.raises(WeightsError, match="the weights have .*, but (the file says|their shapes describe)"):
         resolve(folder)
 
 
@@ -387,14 +387,14 @@ def test_fields_of_another_form_are_named(tiny, tmp_path, own, field, value):
         del description["deepcait"]
     (description[place] if place else description)[key] = value
     (folder / "config.json").write_text(json.dumps(description))
-    with pytest.raises(WeightsError, match=f"expected {key if key == 'config' else field} as"):
+    with pytest.raises(WeightsError, match=f"{key if key == 'config' else field} must be"):
         resolve(folder)
 
 
 def test_json_of_a_hundred_thousand_brackets(tiny, tmp_path):
     folder = save(tmp_path / "m", tiny())
     (folder / "config.json").write_text("[" * 100_000)
-    with pytest.raises(WeightsError, match="expected JSON"):
+    with pytest.raises(WeightsError, match="not valid JSON"):
         read_artefact(folder)
 
 
@@ -405,5 +405,5 @@ def test_means_that_are_no_numbers(tiny, tmp_path, key, value):
     description = json.loads((folder / "config.json").read_text())
     description["pretrained_cfg"][key] = value
     (folder / "config.json").write_text(json.dumps(description))
-    with pytest.raises(WeightsError, match=f"expected {key} as a list of numbers"):
+    with pytest.raises(WeightsError, match=f"{key} must be a list of numbers"):
         resolve(folder)

@@ -184,7 +184,7 @@ def test_wrong_bytes_are_refused_and_removed(client, small, logits, monkeypatch)
     hub = Hub({"owner/small": folder}, faults={"model.safetensors": "wrong bytes"})
     with run_hub(hub):
         cache = client(hub.endpoint)
-        with pytest.raises(WeightsError, match="expected model.safetensors with sha256") as caught:
+        with pytest.raises(WeightsError, match="the sha256 of model.safetensors") as caught:
             resolve(SMALL)
         assert "removed from the cache" in caught.value.remedy
         assert not [path for path in cache.rglob("*") if path.is_file() and path.stat().st_size > 10_000]
@@ -216,7 +216,7 @@ def test_a_cached_file_that_was_damaged_is_noticed_and_fetched_again(client, sma
         (("config.json", 404), "no such file in the repository"),
         (("model.safetensors", 404), "no such file in the repository"),
         (("model.safetensors", 401), "no access .*HF_TOKEN"),
-        (("model.safetensors", 403), "asks for consent"),
+        (("model.safetensors", 403), "gated"),
         (("model.safetensors", 500), "500"),
         (None, "no such repository .or a private one"),
     ],

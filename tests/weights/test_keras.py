@@ -255,7 +255,7 @@ def test_another_keras_model_is_named(folder, monkeypatch):
         kept = [tensor_bundle.Node(children=dict(n.children), checkpoint_key=n.checkpoint_key) for n in nodes]
         del kept[0].children[missing]
         monkeypatch.setattr(TensorBundle, "read_objects", lambda _, kept=kept: kept)
-        with pytest.raises(WeightsError, match=f"cait-tf saves it, with {missing}"):
+        with pytest.raises(WeightsError, match=f"not a CaiT as saved by cait-tf: it has no {missing}"):
             resolve(folder)
 
 

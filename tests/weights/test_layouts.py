@@ -151,7 +151,7 @@ def test_a_malicious_pickle_is_refused_and_nothing_of_it_runs(tiny, tmp_path, zi
     sentinel, path = tmp_path / "ran", tmp_path / "evil.pth"
     content = {"model": tiny().state_dict(), "args": Evil(str(sentinel))} if hidden else Evil(str(sentinel))
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(WeightsError, match=r"evil\.pth: .*asks for (posix|nt)\.system.*nothing of it was executed"):
+    with pytest.raises(WeightsError, match=r"evil\.pth: .*needs (posix|nt)\.system.*Nothing of it was executed"):
         read_checkpoint(path)
     assert not sentinel.exists()
     # The sentinel can tell: the unsafe reader does run it.
@@ -181,7 +181,7 @@ def test_a_cut_file_names_its_path(tiny, tmp_path, ending, part):
     save_file(state_dict, path) if ending == ".safetensors" else torch.save(state_dict, path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * part)])
-    with pytest.raises(WeightsError, match=rf"cut\{ending}: expected") as caught:
+    with pytest.raises(WeightsError, match=rf"cut\{ending}: ") as caught:
         read_checkpoint(path)
     if ending == ".pth" and part:
         assert "its index is missing" in caught.value.problem
@@ -192,14 +192,14 @@ def test_a_cut_file_names_its_path(tiny, tmp_path, ending, part):
 def test_not_a_checkpoint_names_its_path(tmp_path, ending, content):
     path = tmp_path / f"other{ending}"
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match=rf"other\{ending}: expected"):
+    with pytest.raises(WeightsError, match=rf"other\{ending}: "):
         read_checkpoint(path)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"model": {"lr": 1}}, {"epoch": 1}, torch.ones(2)])
 def test_a_checkpoint_without_state_dict_is_an_error(tmp_path, content):
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match="got no tensors"):
+    with pytest.raises(WeightsError, match="no tensors of a state dict"):
         read_checkpoint(tmp_path / "w.pth")
 
 
@@ -274,7 +274,7 @@ def test_four_bytes_that_pretend_to_be_a_terabyte_are_refused(tiny, tmp_path, zi
     torch.save(state_dict, tmp_path / "bomb.pth", _use_new_zipfile_serialization=zipped)
     assert (tmp_path / "bomb.pth").stat().st_size < 500_000
     for shapes_only in (False, True):
-        with pytest.raises(WeightsError, match="pos_embed as a dense tensor"):
+        with pytest.raises(WeightsError, match="pos_embed must be a dense tensor"):
             read_checkpoint(tmp_path / "bomb.pth", shapes_only=shapes_only)
 
 
@@ -298,17 +298,17 @@ def test_views_and_shared_tensors_are_read(tiny, tmp_path):
 def test_a_far_block_builds_nothing(tiny, tmp_path):
     far = {"blocks.30000000.norm1.weight": torch.ones(1)}
     save_file(tiny().state_dict() | far, tmp_path / "w.safetensors")
-    with pytest.raises(WeightsError, match="blocks numbered from 0 to 2.*'30000000'"):
+    with pytest.raises(WeightsError, match="blocks must be numbered from 0 to 2.*'30000000'"):
         resolve(tmp_path / "w.safetensors")
-    with pytest.raises(WeightsError, match="blocks_token_only numbered"):
+    with pytest.raises(WeightsError, match="blocks_token_only must be numbered"):
         infer_config(tiny().state_dict() | {f"blocks_token_only.{'9' * 5000}.x": torch.ones(1)})
 
 
 def test_sizes_that_the_weights_do_not_have(tiny):
     state_dict = tiny().state_dict()
-    with pytest.raises(WeightsError, match="parameters that their sizes promise"):
+    with pytest.raises(WeightsError, match="their shapes describe"):
         infer_config(state_dict | {"pos_embed": torch.zeros(1, 16, 100_000)})
-    with pytest.raises(WeightsError, match="pos_embed: expected numbers"):
+    with pytest.raises(WeightsError, match="pos_embed: the tensor is empty"):
         infer_config(state_dict | {"pos_embed": torch.zeros(1, 16, 0)})
 
 
@@ -321,7 +321,7 @@ def test_dictionaries_within_themselves_and_shared_nests(tmp_path):
         shared = dict.fromkeys(("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema"), shared)
     for name, content in {"itself": itself, "shared": shared}.items():
         torch.save(content, tmp_path / f"{name}.pth")
-        with pytest.raises(WeightsError, match="expected a state dict"):
+        with pytest.raises(WeightsError, match="no tensors of a state dict"):
             read_checkpoint(tmp_path / f"{name}.pth")
 
 
@@ -330,7 +330,7 @@ def test_a_state_dict_deeper_than_eight_keys_is_not_looked_for(tiny, tmp_path):
     for _ in range(9):
         content = {"model": content}
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match="got no tensors there"):
+    with pytest.raises(WeightsError, match="no tensors of a state dict"):
         read_checkpoint(tmp_path / "w.pth")
 
 
@@ -338,18 +338,18 @@ def test_a_state_dict_deeper_than_eight_keys_is_not_looked_for(tiny, tmp_path):
     ("content", "notes"),
     [
         (lambda sd: {"model": wrapped(sd, "module.")}, []),
-        (lambda sd: {"state_dict": wrapped(sd, "net.")}, ["took 'net.' off the names of the tensors"]),
+        (lambda sd: {"state_dict": wrapped(sd, "net.")}, ["removed the prefix 'net.' from the names of tensors"]),
         (
             lambda sd: wrapped(sd, "backbone.") | {"fc.weight": torch.ones(2, 2)},
-            ["took 'backbone.' off the names of the tensors", "left out fc.weight, which are none of the model's"],
+            ["removed the prefix 'backbone.' from the names of tensors", "left out fc.weight, which are not part of the model"],
         ),
         (
             lambda sd: {"ema": dict(sd), "model": sd},
-            ["took the weights under model, not those under ema"],
+            ["used the weights under model, not those under ema"],
         ),
         (
             lambda sd: wrapped(sd, "student.") | wrapped(sd, "teacher."),
-            ["took 'student.' off the names of the tensors", "took the weights under student, not those under teacher"],
+            ["removed the prefix 'student.' from the names of tensors", "used the weights under student, not those under teacher"],
         ),
     ],
 )
@@ -373,7 +373,7 @@ def test_adapters_are_not_taken_for_a_prefix(tiny, tmp_path):
 def test_views_of_one_tensor_are_not_copied_by_the_thousand(tiny, tmp_path):
     shared = torch.zeros(50_000)
     torch.save({f"k{number}": shared[:] for number in range(100)}, tmp_path / "views.pth")
-    with pytest.raises(WeightsError, match="views of the same numbers"):
+    with pytest.raises(WeightsError, match="views of the same memory"):
         read_checkpoint(tmp_path / "views.pth")
     tied = torch.ones(50_000)
     torch.save({"a": tied, "b": tied}, tmp_path / "tied.pth")

@@ -115,7 +115,7 @@ def test_another_ending_is_an_error(tiny, tmp_path, name):
     torch.save(tiny().state_dict(), tmp_path / "w.pth")
     if name == "folder.pth":
         (tmp_path / name).mkdir()
-    with pytest.raises(ConfigError, match=r"a file that ends in \.pth or \.safetensors|a file, got the folder"):
+    with pytest.raises(ConfigError, match=r"must end in \.pth or \.safetensors|is a folder, not a file"):
         write_official(resolve(tmp_path / "w.pth"), tmp_path / name)
 
 
@@ -131,12 +131,12 @@ def test_a_full_disk_leaves_the_old_file(tiny, tmp_path, monkeypatch, suffix, sa
 
     monkeypatch.setattr(outgoing.torch, "save", full)
     monkeypatch.setattr(outgoing, "save_file", full)
-    with pytest.raises(WeightsError, match="Make room"):
+    with pytest.raises(WeightsError, match="Free space"):
         write_official(found, path)
     assert path.read_bytes() == b"old"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(["w.pth", path.name])
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match="in a folder that exists"):
+    with pytest.raises(ConfigError, match="does not exist"):
         write_official(found, tmp_path / "missing" / f"out{suffix}")
 
 

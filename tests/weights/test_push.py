@@ -116,9 +116,9 @@ def test_a_dry_run_needs_no_token_and_no_server(folder, tmp_path, monkeypatch, c
     ("words", "token", "part"),
     [
         (["owner/pets"], None, "hf auth login"),
-        (["owner/pets"], "hf_a_wrong_one", "owner/pets: expected http"),
-        (["pets"], "hf_x", "got 'pets'. remedy: Write owner/name."),
-        (["hf-hub:owner/pets"], "hf_x", "remedy: Write owner/name."),
+        (["owner/pets"], "hf_a_wrong_one", "did not accept the model"),
+        (["pets"], "hf_x", "'pets' is not a repository name (owner/name). remedy: Write it as owner/name."),
+        (["hf-hub:owner/pets"], "hf_x", "remedy: Write it as owner/name."),
         (["owner/pets@main"], "hf_x", "revision"),
         (["owner/pets", "--licence", "All rights reserved"], "hf_x", "--licence"),
         (["owner/pets", "--out", "x"], "hf_x", "--dry-run"),
@@ -142,7 +142,7 @@ def test_a_hub_that_is_not_there(folder, monkeypatch, capsys):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert main(["push", str(folder), "owner/pets"]) == 2
-    assert "no answer" in " ".join(capsys.readouterr().err.split())
+    assert "no connection" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_card_is_valid_metadata_and_tells_the_figures(folder):

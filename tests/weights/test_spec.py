@@ -147,7 +147,7 @@ def test_models_that_were_never_released_say_so(call, name, message):
         ("cait_xxs24", "Did you mean cait_xxs24_224 or"),
         ("zebra", "deepcait models"),
         ("someone/model", "hf-hub:someone/model"),
-        ("no/such/folder/w.pth", "no such path"),
+        ("no/such/folder/w.pth", "no such file or folder"),
         ("builtin:huge", "builtin:nano"),
         ("", "deepcait models"),
     ],
@@ -194,12 +194,12 @@ def test_offline_and_uncached_names_the_file_and_the_way_out(tmp_path, monkeypat
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
         pauses = []
         patch.setattr(time, "sleep", pauses.append)
-        with pytest.raises(WeightsError, match="no answer"):
+        with pytest.raises(WeightsError, match="no connection"):
             resolve("cait_s24_224")
         assert not pauses
     with pytest.raises(ConfigError, match="owner/name"):
         resolve("hf-hub:a/b/c")
-    with pytest.raises(WeightsError, match="downloads nothing"):
+    with pytest.raises(WeightsError, match="never downloads"):
         describe("hf-hub:someone/model")
 
 
@@ -250,7 +250,7 @@ def test_the_builtin_model_is_found_when_it_is_there(tiny, tmp_path, monkeypatch
     assert resolve("builtin:nano").kind == "builtin"
     shutil.rmtree(tmp_path / "nano")
     for call in (lambda: resolve("builtin:nano"), lambda: create_model("cait_nano_32", pretrained=True)):
-        with pytest.raises(ConfigError, match="does not hold"):
+        with pytest.raises(ConfigError, match="missing from this installation"):
             call()
 
 
@@ -318,14 +318,9 @@ def test_published_figures_are_fractions_and_name_models():
         for key in ("top1", "real", "v2", "top1_plain", "top1_distilled"):
             assert figures[key] is None or 0.5 < figures[key] < 1
     assert published("cait_xxs24_224")["top1"] == 0.784
-    assert published("cait_s36_224") | {"strength": None} == {
-        "top1": 0.833,
-        "real": 0.88,
-        "v2": 0.725,
-        "top1_plain": 0.833,
-        "top1_distilled": 0.84,
-        "strength": None,
-    }
+    unread = {"real": None, "v2": None, "top1_distilled": None}
+    assert published("cait_s36_224") == {"top1": 0.833, "top1_plain": 0.833} | unread
+    assert published("cait_xxs36_224")["top1_plain"] is None  # not read in a source
     assert published("cait_m36_448")["top1"] == 0.863  # only the distilled one is reported
     assert published("no_such_model")["top1"] is None
     assert set(REEVALUATED) <= set(variant_names())

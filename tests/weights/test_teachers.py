@@ -146,7 +146,7 @@ def test_a_teacher_out_of_reach_is_one_paragraph_at_once(client, monkeypatch):
     client("http://127.0.0.1:9")
     pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)
-    with pytest.raises(WeightsError, match="expected its weights, got: .*no answer") as caught:
+    with pytest.raises(WeightsError, match="no connection") as caught:
         load_teacher(Distillation(spec=f"timm:{NAME}"), SEEN, CLASSES)
     assert sum(pauses) < 5  # the client alone would try again and again, for half a minute
     assert f"/timm/{NAME}/resolve/main/model.safetensors" in caught.value.remedy
