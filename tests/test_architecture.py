@@ -69,7 +69,7 @@ ORDER = {
         "linear", "blocks", "native", "foldable", "fold", "graph", "precision", "engines", "flip", "export", "tuned",
     ],
     "explain": [
-        "colours", "canvas", "maps", "attribution", "faithfulness", "picture", "explanation", "markup", "gallery",
+        "colours", "canvas", "maps", "attribution", "faithfulness", "drawing", "explanation", "markup", "gallery",
         "layers", "figures", "folder", "writer",
     ],
     "report": ["intervals", "record", "results", "charts", "parts", "page", "compare"],

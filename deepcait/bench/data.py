@@ -301,7 +301,7 @@ def markdown(result: dict[str, Any], command: str) -> str:
         "",
         f"Pixels of the resampler torch compared with Pillow's, {pixels['num_images']} images: at most "
         f"{pixels['largest_difference']} of 255 levels, {pixels['mean_difference']:.5f} on average, "
-        f"{pixels['share_differing']:.2%} of the values differ.",
+        f"{100 * pixels['share_differing']:.2f} % of the values differ.",
         "",
         "Time per image by step, one process, milliseconds of processor time:",
         "",

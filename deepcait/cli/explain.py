@@ -80,7 +80,7 @@ def run(args: Args) -> int | None:
         console.say(f"figures: {figures}")
     for about in facts:
         console.say(
-            f"{about['file']}: {about['class']['label']} {about['class']['probability']:.1%}  {about['folder']}"
+            f"{about['file']}: {about['class']['label']} {100 * about['class']['probability']:.1f} %  {about['folder']}"
         )
     page = str(args.out / PAGE_FILE)
     console.say(f"page: {page}")

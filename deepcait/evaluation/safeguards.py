@@ -197,13 +197,15 @@ def _describe_order(records: Records, moved: dict[int, int], share: float) -> st
     cause = ""
     if len(shifts) == 1:
         (shift,) = shifts
-        cause = f" Every answer is the label {'+' if shift > 0 else '-'} {abs(shift)}: labels are off by {abs(shift)}."
+        cause = (
+            f" Every prediction is the label {'+' if shift > 0 else '-'} {abs(shift)}: labels are off by {abs(shift)}."
+        )
     elif is_text_order(moved):
-        cause = " It is the order of numbers sorted as text (0, 1, 10, 100, ...)."
+        cause = " The order is that of numbers sorted as text (0, 1, 10, 100, ...)."
     return (
-        f"class order: the confusion matrix is a permutation: over {share:.0%} of the images of {len(moved):,} classes "
-        f"are answered by another class, each by one of its own ({shown}).{cause} The classes of data and model stand "
-        "in another order; give the model's with classes=, or name the data's folders as the model names its classes."
+        f"class order: for {len(moved):,} classes, more than {100 * share:.0f} % of the images are predicted as one "
+        f"other class ({shown}).{cause} The classes of the data and of the model are probably in different orders; "
+        "pass the model's with classes=, or name the data's folders like the model's classes."
     )
 
 

@@ -1,4 +1,4 @@
-"""What a CaiT looks at: maps of one image, figures of one model, and pages that show them."""
+"""Explanations of a CaiT: attention maps of an image, plots of a model's layers, and HTML pages with them."""
 
 from deepcait.explain.explanation import DEFAULT_METHODS, METHODS, Explanation, Map, explain_image
 from deepcait.explain.faithfulness import Faithfulness, measure_faithfulness

@@ -1,4 +1,4 @@
-"""Checks from outside the attention: Integrated Gradients and occlusion, computed by captum."""
+"""Attribution methods independent of attention: Integrated Gradients and occlusion, computed by captum."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from deepcait.optional import require
 
 
 class Attribution(NamedTuple):
-    """What each pixel contributed to a class's logit, against an image of the data's mean colour.
+    """The attribution of a class's logit to pixels, relative to an image of the mean colour.
 
-    values: (H, W), signed, summed over the channels.
-    gap: for Integrated Gradients, how far the sum of all values is from the difference of the two logits, as a part
-        of that difference: 0 is exact, and it shrinks with more steps. None for occlusion.
+    values: (H, W), signed, summed over channels.
+    gap: for Integrated Gradients, the error of the sum of all values relative to the difference of the two logits: 0 is
+        exact; it shrinks with more steps. None for occlusion.
     """
 
     values: Tensor
@@ -51,7 +51,7 @@ def integrated_gradients(
 
 @torch.no_grad()
 def occlusion(model: CaiT, image_CHW: Tensor, target: int, *, batch_size: int = 8) -> Attribution:
-    """Return how far the target's logit falls when one patch at a time is covered by the mean colour.
+    """Return the decrease of the target's logit when a single patch is replaced by the mean colour.
 
     Source: Zeiler and Fergus 2014, arXiv:1311.2901; windows are the model's own patches, by captum.
 
@@ -70,7 +70,7 @@ def occlusion(model: CaiT, image_CHW: Tensor, target: int, *, batch_size: int = 
             target=target,
             perturbations_per_eval=batch_size,
         )
-    # Every element of a window has the whole fall, channels too.
+    # Every element of a window has the whole decrease, in every channel.
     return Attribution(values_1CHW[0].float().mean(0), None)
 
 

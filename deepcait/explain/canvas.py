@@ -1,4 +1,4 @@
-"""An empty figure of matplotlib, and a figure as a PNG: what every room that draws a plot needs."""
+"""Create a matplotlib figure, and write a figure as a PNG."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from deepcait.runtime.files import write_bytes
 
 
 def open_figure(width: float, height: float, *, asked: str = "plot") -> Any:
-    """Return an empty `matplotlib.figure.Figure`; pyplot and its global state stay out of it.
+    """Return an empty `matplotlib.figure.Figure`; pyplot and its global state are not used.
 
     Args:
         width, height: in inches.
-        asked: what needs it, the beginning of the error's sentence.
+        asked: what needs it: the subject of the error's sentence.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -26,12 +26,12 @@ def open_figure(width: float, height: float, *, asked: str = "plot") -> Any:
 
 
 def write_png(figure: Any, path: Path, *, dpi: int) -> None:
-    """Write a figure as a PNG that the same values make again, byte for byte; the old file is replaced in one step.
+    """Write a figure as a PNG, bit-identical for the same values; an existing file is replaced atomically.
 
     Raises:
-        WeightsError: the place can't be written to.
+        WeightsError: the file can't be written.
     """
     buffer = io.BytesIO()
-    # Without the name and version of matplotlib in it.
+    # Without metadata about matplotlib's version.
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     write_bytes(path, buffer.getvalue())

@@ -1,7 +1,7 @@
-"""One colour scale for every map: from dark blue by grey to light yellow, even to the eye, safe for the colour-blind.
+"""The colour scale of maps: dark blue, grey, light yellow; perceptually uniform, safe for colour blindness.
 
-A straight line in OKLab, the space in which equal steps look equal (Ottosson 2020): lightness grows all the way, so
-the order survives in grey; hue moves on the blue-yellow axis, which people who can't tell red from green see.
+A straight line in OKLab, a perceptually uniform colour space (Ottosson 2020): lightness increases monotonically, so the
+order is kept in greyscale; hue changes along the blue-yellow axis, which people with red-green blindness can see.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-# (L, a, b) of both ends; inside the sRGB gamut all along the line (a test holds it).
+# (L, a, b) of both ends; the whole line is inside the sRGB gamut (tested).
 _DARK, _LIGHT = (0.24, -0.01, -0.105), (0.93, -0.03, 0.15)
 _NUM = 256
 # OKLab to the cone responses' cube roots, and these to linear sRGB: Bjorn Ottosson, "A perceptual color space", 2020.
@@ -34,13 +34,13 @@ def scale() -> np.ndarray:
 
 
 def linear_rgb(lab: np.ndarray) -> np.ndarray:
-    """Return linear sRGB for OKLab colours, both (..., 3); outside [0, 1] where no screen can show the colour."""
+    """Return linear sRGB for OKLab colours, both (..., 3); outside [0, 1] if sRGB can't represent the colour."""
     cones = (lab @ np.array(_LAB_TO_CONES).T) ** 3
     return cones @ np.array(_CONES_TO_RGB).T
 
 
 def colourise(values: np.ndarray) -> np.ndarray:
-    """Return colours, (..., 3) uint8, for values in [0, 1]; what lies outside is clipped."""
+    """Return colours, (..., 3) uint8, for values in [0, 1]; values outside are clipped."""
     return scale()[np.round(values.clip(0, 1) * (_NUM - 1)).astype(np.intp)]
 
 

@@ -1,4 +1,4 @@
-"""One image explained by one forward pass: the maps asked for, what each shows in words, and their scores."""
+"""Explain one image with one forward pass: the requested maps, their captions and scores."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from deepcait.errors import ConfigError, WeightsError
-from deepcait.explain import attribution, maps, picture
-from deepcait.explain.faithfulness import Faithfulness, areas_by_lot, measure_faithfulness
+from deepcait.explain import attribution, drawing, maps
+from deepcait.explain.faithfulness import Faithfulness, areas_by_chance, measure_faithfulness
 from deepcait.model import CaiT
 from deepcait.model.networks import require_cait
 from deepcait.model.trace import Trace, trace
@@ -29,19 +29,20 @@ COLOUR_WORDS = "Colours run from 0 (dark blue) to the panel's largest value (lig
 
 @dataclass(frozen=True, kw_only=True)
 class Map:
-    """One map of one image.
+    """A map of one image.
 
-    method: one of METHODS. title, caption: what it is and exactly what is shown.
-    values: float32 (rows, columns) of the patch grid, or (H, W) pixels for Integrated Gradients; signed where the
-        method is.
-    grid: float32 (rows, columns), the same a patch.
-    lowest: the value that is shown in the darkest colour.
-    faithfulness: None where it was not measured.
+    method: one of METHODS. title, caption, details: its name, what is shown, and exactly how it is computed.
+    values: float32 (rows, columns) of the patch grid, or (H, W) pixels for Integrated Gradients; signed if the method
+        is.
+    grid: float32 (rows, columns), the same per patch.
+    lowest: the value shown in the darkest colour.
+    faithfulness: None if it was not measured.
     """
 
     method: str
     title: str
     caption: str
+    details: str
     values: np.ndarray
     grid: np.ndarray
     lowest: float = 0.0
@@ -49,19 +50,19 @@ class Map:
 
     @property
     def file_stem(self) -> str:
-        """Name of its files, without the ending."""
+        """Name of its files, without the suffix."""
         return self.method.replace("-", "_")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What a model attends to in one image, and what it predicts.
+    """A model's predictions for one image, and maps of what it attends to.
 
     frame: the part of the image that is the model's input, at its resolution.
-    target, label: the class asked about.
+    target, label: the target class.
     probabilities: float64 (K,), of every class. labels: name of every class.
     class_attention: float32 (class blocks, heads, 1 + N), softmax rows; position 0 is the class key.
-    gradient: the same times the gradient of the target's logit; None where not asked for.
+    gradient: the same times the gradient of the target's logit; None if not requested.
     maps: by method, in the order of METHODS.
     """
 
@@ -76,60 +77,65 @@ class Explanation:
 
     @property
     def label(self) -> str:
-        """Name of the class asked about."""
+        """Name of the target class."""
         return self.labels[self.target]
 
     @property
     def probability(self) -> float:
-        """The model's probability for the class asked about."""
+        """Probability of the target class."""
         return float(self.probabilities[self.target])
 
     def top(self, count: int) -> list[tuple[int, str, float]]:
-        """Return the most probable classes: (index, name, probability); of equal ones the lower index first."""
+        """Return the most probable classes, (index, name, probability); of ties, the lower index first."""
         order = np.argsort(-self.probabilities, kind="stable")[:count].tolist()
         return [(index, self.labels[index], float(self.probabilities[index])) for index in order]
 
     @property
     def heads(self) -> np.ndarray:
-        """Class attention to the patches, (class blocks, heads, rows, columns): class key dropped, not rescaled."""
+        """Class attention to the patches, (class blocks, heads, rows, columns); not renormalised."""
         L, A, _ = self.class_attention.shape
         return self.class_attention[:, :, 1:].reshape(L, A, *self.grid)
 
     @property
     def heads_caption(self) -> str:
-        """What the grid of heads shows."""
+        """Caption of the grid of heads."""
+        return "Attention weights of the class token, per class block and head; each panel has its own scale."
+
+    @property
+    def heads_details(self) -> str:
+        """How the grid of heads is computed."""
         own_L = self.class_attention[:, :, 0].mean(1)
-        kept = ", ".join(f"{share:.1%} in block {index}" for index, share in enumerate(own_L))
+        own = ", ".join(f"{100 * share:.1f} % in class block {number}" for number, share in enumerate(own_L, 1))
         return (
-            "Class attention of every head: softmax weights, the class stage mixes no heads. The class key is dropped "
-            f"and the rest not rescaled (the class token gave itself {kept}, mean over heads). Each panel has its own "
-            f"scale, from 0 to the maximum beside it. Bicubic from {self.grid[0]} x {self.grid[1]} patches."
+            f"The class token's attention to itself ({own}; mean over heads) is omitted; the rest is not renormalised. "
+            f"Colours run from 0 to each panel's maximum. Bicubic from {self.grid[0]} x {self.grid[1]} patches."
         )
 
     def head_grid(self) -> Image.Image:
-        """Return the panels of all heads, a row for each class block, as in the paper's figure."""
-        return picture.head_grid(self.frame, self.heads, self.heads_caption)
+        """Return the panels of all heads, one row per class block, as in the paper's figure."""
+        return drawing.head_grid(self.frame, self.heads, f"{self.heads_caption} {self.heads_details}")
 
     def overlay(self, method: str = "class-attention", *, opacity: float = 0.65) -> Image.Image:
-        """Return a map over the image in grey.
+        """Return a map on top of the greyscale image.
 
         Raises:
-            ConfigError: the method was not asked for.
+            ConfigError: the method was not requested.
         """
         if method not in self.maps:
-            raise ConfigError(f"method: expected one of {', '.join(self.maps)}, got {method!r}.", remedy="Ask for it.")
+            problem = f"no map {method!r} was computed, only {', '.join(self.maps)}."
+            raise ConfigError(problem, remedy=f"Call explain(..., methods={method!r}).")
         made = self.maps[method]
-        return picture.overlay(picture.enlarge(self.frame), made.values, opacity=opacity, lowest=made.lowest)
+        return drawing.overlay(drawing.enlarge(self.frame), made.values, opacity=opacity, lowest=made.lowest)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return every number, by name: what the `.npz` holds."""
+        """Return all arrays by name: the content of the `.npz`."""
         arrays = {"class_attention_rows": self.class_attention, "target": np.array(self.target)}
         if self.gradient is not None:
             arrays["gradient_products"] = self.gradient
         return arrays | {found.file_stem: found.values for found in self.maps.values()}
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write `heads.png`, a PNG for each map (image, overlay, map alone), and `maps.npz`.
+        """Write `heads.png`, a PNG per map (image, overlay, map alone), and `maps.npz`.
 
         Raises:
             WeightsError: it can't be written.
@@ -138,12 +144,12 @@ class Explanation:
         folder.mkdir(parents=True, exist_ok=True)
         files = {"heads.png": self.head_grid()}
         for found in self.maps.values():
-            caption = f"{found.title}. {found.caption}"
-            files[f"{found.file_stem}.png"] = picture.side_by_side(
+            caption = f"{found.title}. {found.caption} {found.details}"
+            files[f"{found.file_stem}.png"] = drawing.side_by_side(
                 self.frame, found.values, caption, lowest=found.lowest
             )
         for name, image in files.items():
-            write_bytes(folder / name, picture.to_bytes(image))
+            write_bytes(folder / name, drawing.to_bytes(image))
         arrays: Any = self.arrays()
         np.savez(folder / "maps.npz", **arrays)
         return [folder / name for name in (*files, "maps.npz")]
@@ -162,23 +168,23 @@ def explain_image(
 ) -> Explanation:
     """Explain one preprocessed image.
 
-    The network runs once. Only the gradient runs its class stage again, and what covers parts of the image (the scores,
-    occlusion) or integrates over images runs it as often as that takes.
+    The network runs once. Only the gradient runs its class stage a second time, and methods that change the image
+    (scores, occlusion, Integrated Gradients) run it several times.
 
     Args:
         model: in evaluation mode.
         image_CHW: on the model's device.
         frame: the same image before normalisation.
-        target: class asked about; None takes the most probable.
+        target: index of the target class; None means the most probable.
         labels: index -> class name.
-        methods: of METHODS, also as one text with commas between; class attention is always among the maps.
-        steps: parts of deletion and insertion, which score the maps; 0 leaves the scores out.
-        traced: the forward pass of this image alone, if it was made already.
+        methods: of METHODS, or one string with commas; class attention is always included.
+        steps: steps of deletion and insertion, which score the maps; 0 means no scores.
+        traced: the forward pass of this image, if it was already computed.
 
     Raises:
-        ConfigError: an unknown method or class, captum is not installed, or a network that has no class attention.
-        ShapeError: an image of another size than the model's.
-        WeightsError: logits that are no numbers.
+        ConfigError: a method or class is unknown, captum is not installed, or the network has no class attention.
+        ShapeError: the image's size is not the model's.
+        WeightsError: the logits contain NaN or infinite values.
     """
     methods = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else methods
     require_methods(methods)
@@ -189,13 +195,13 @@ def explain_image(
     probabilities_K = traced.logits[0].double().softmax(-1).cpu()
     if not probabilities_K.isfinite().all():
         raise WeightsError(
-            "logits: expected numbers, got infinite ones or none.",
-            remedy="The weights are damaged, or training diverged: take an earlier checkpoint.",
+            "the model returned NaN or infinite logits: its weights are damaged, or training diverged.",
+            remedy="Use an earlier checkpoint, or the original weights.",
         )
     target = int(probabilities_K.argmax()) if target is None else target
     if not 0 <= target < len(probabilities_K):
         problem = f"class: expected an index from 0 to {len(probabilities_K) - 1}, got {target}."
-        raise ConfigError(problem, remedy="`deepcait info SPEC` lists the classes.")
+        raise ConfigError(problem, remedy="`deepcait info MODEL` lists the classes.")
     labels = labels or [str(index) for index in range(len(probabilities_K))]
     gradient_LAT = None
     if "gradient" in methods:
@@ -217,14 +223,15 @@ def explain_image(
 
 
 def require_methods(methods: Sequence[str]) -> None:
-    """Pass for methods that can be had here.
+    """Raise unless all methods are known and installed.
 
     Raises:
-        ConfigError: an unknown one, or one whose package is not installed.
+        ConfigError: a method is unknown, or its package is not installed.
     """
     for method in methods:
         if method not in METHODS:
-            raise ConfigError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.", remedy="Choose some.")
+            problem = f"method: expected one of {', '.join(METHODS)}, got {method!r}."
+            raise ConfigError(problem, remedy="Use one or more of these, separated by commas.")
     if {"integrated-gradients", "occlusion"} & set(methods):
         require("captum.attr", asked="Integrated Gradients and occlusion", extra="explain")
 
@@ -232,53 +239,52 @@ def require_methods(methods: Sequence[str]) -> None:
 def _build(
     method: str, model: CaiT, image_CHW: Tensor, target: int, label: str, traced: Trace, gradient_LAT: Tensor | None
 ) -> Map:
-    """One map with its words."""
+    """One map with its captions."""
     grid, patch = model.config.grid, model.config.patch_size
     if method == "class-attention":
         attention_LAT = traced.class_attention[0]
-        return _map(method, attention_LAT.mean((0, 1))[1:].view(grid), _mean_words(attention_LAT))
+        return _map(method, attention_LAT.mean((0, 1))[1:].view(grid), *_mean_words(attention_LAT))
     if method == "rollout":
         row_T = maps.rollout(traced)[0]
-        words = (
-            "The mean over heads of the absolute maps after the second head mixing, rows divided by their sum, "
-            "multiplied through all patch blocks and all class blocks, with half the weight on the skip connection "
-            f"at each. The {row_T[0]:.1%} that never left the class token are dropped. MLPs, values and "
-            f"LayerScale are left out. Rollout is flat, so colours run from its smallest value, {row_T[1:].min():.4f} "
-            f"(dark blue), to its largest, {row_T[1:].max():.4f} (light yellow)."
+        low, high = row_T[1:].min(), row_T[1:].max()
+        details = (
+            "The mean over heads of the absolute weights after the second head mixing, rows divided by their sum, is "
+            "multiplied through all blocks, with half the weight on the skip connection. MLPs, values and LayerScale "
+            f"are ignored. The class token's own share ({100 * row_T[0]:.1f} %) is omitted. "
+            f"Colours run from the smallest value, {low:.4f} (dark blue), to the largest, {high:.4f} (light yellow)."
         )
-        return _map(method, row_T[1:].view(grid), words, lowest=float(row_T[1:].min()))
+        caption = "Attention accumulated over all blocks."
+        return _map(method, row_T[1:].view(grid), caption, details, lowest=float(low))
     if method == "gradient" and gradient_LAT is not None:
         row_T = maps.positive_mean(gradient_LAT[None])[0]
-        words = (
-            f'Class attention times the gradient of the logit of "{label}" by it, negative products set to 0, mean '
-            f"over class blocks and heads; no head mixing in the class stage; class key dropped. {COLOUR_WORDS}."
+        details = (
+            "Negative products are set to 0; mean over class blocks and heads. The class token's own position is "
+            f"omitted. {COLOUR_WORDS}."
         )
-        return _map(method, row_T[1:].view(grid), words)
+        caption = f'Class attention times the gradient of the logit of "{label}" with respect to it.'
+        return _map(method, row_T[1:].view(grid), caption, details)
     if method == "integrated-gradients":
         made = attribution.integrated_gradients(model, image_CHW, target)
-        words = (
-            f'Of the logit of "{label}" in 32 steps from the mean colour, summed over channels, a '
-            f"value a pixel; positive part shown, the signed values are in maps.npz. The sum misses the rise of the "
-            f"logit by {made.gap:.1%} of it. {COLOUR_WORDS}."
+        details = (
+            "32 steps from the mean colour, summed over channels. Positive values are shown; the signed values are in "
+            f"maps.npz. Their sum differs from the change of the logit by {100 * made.gap:.1f} % of it. {COLOUR_WORDS}."
         )
         pooled = attribution.pool_to_grid(made.values, patch)
-        return _map(method, made.values, words, grid=pooled)
+        return _map(method, made.values, f'Attribution of the logit of "{label}" to pixels.', details, grid=pooled)
     made = attribution.occlusion(model, image_CHW, target)
-    words = (
-        f'How far the logit of "{label}" falls when the mean colour covers one patch at a time; where it '
-        f"rises, 0 is shown, the signed values are in maps.npz. {COLOUR_WORDS}."
-    )
-    return _map(method, attribution.pool_to_grid(made.values, patch), words)
+    details = f"Positive values are shown; the signed values are in maps.npz. {COLOUR_WORDS}."
+    caption = f'Decrease of the logit of "{label}" when a single patch is replaced by the mean colour.'
+    return _map(method, attribution.pool_to_grid(made.values, patch), caption, details)
 
 
-def _mean_words(attention_LAT: Tensor) -> str:
+def _mean_words(attention_LAT: Tensor) -> tuple[str, str]:
     L, A, _ = attention_LAT.shape
     blocks, heads = f"{L} class block{'s' * (L > 1)}", f"{A} head{'s' * (A > 1)}"
-    return (
-        f"Mean of the softmax weights over {blocks} and {heads}; the class stage mixes no heads. The class key is "
-        f"dropped and the rest not rescaled (the class token gave itself {attention_LAT[:, :, 0].mean():.1%}). "
-        f"{COLOUR_WORDS}."
+    details = (
+        f"The class token's attention to itself ({100 * (attention_LAT[:, :, 0].mean()):.1f} %) is omitted; the rest "
+        f"is not renormalised. {COLOUR_WORDS}."
     )
+    return f"Attention weights of the class token, mean over {blocks} and {heads}.", details
 
 
 _TITLES = {
@@ -290,13 +296,15 @@ _TITLES = {
 }
 
 
-def _map(method: str, values: Tensor, words: str, *, grid: Tensor | None = None, lowest: float = 0.0) -> Map:
+def _map(
+    method: str, values: Tensor, caption: str, details: str, *, grid: Tensor | None = None, lowest: float = 0.0
+) -> Map:
     rows, columns = (values if grid is None else grid).shape
-    caption = f"{words} Bicubic from {rows} x {columns} patches." if grid is None else words
     return Map(
         method=method,
         title=_TITLES[method],
         caption=caption,
+        details=f"{details} Bicubic from {rows} x {columns} patches." if grid is None else details,
         values=_numpy(values),
         grid=_numpy(values if grid is None else grid),
         lowest=lowest,
@@ -306,15 +314,17 @@ def _map(method: str, values: Tensor, words: str, *, grid: Tensor | None = None,
 def _with_faithfulness(
     found: dict[str, Map], model: CaiT, image_CHW: Tensor, target: int, steps: int
 ) -> dict[str, Map]:
-    """Every map with its scores; all are compared with the same lots."""
+    """Every map with its scores; all are compared with the same random orders."""
 
     @torch.no_grad()
     def probability(images_BCHW: Tensor) -> Tensor:
         return model(images_BCHW).softmax(-1)[:, target]
 
-    by_lot = areas_by_lot(probability, image_CHW, model.config.grid, steps=steps)
+    by_chance = areas_by_chance(probability, image_CHW, model.config.grid, steps=steps)
     measured = {
-        method: measure_faithfulness(probability, image_CHW, torch.from_numpy(made.grid), steps=steps, by_lot=by_lot)
+        method: measure_faithfulness(
+            probability, image_CHW, torch.from_numpy(made.grid), steps=steps, by_chance=by_chance
+        )
         for method, made in found.items()
     }
     return {method: dataclasses.replace(made, faithfulness=measured[method]) for method, made in found.items()}

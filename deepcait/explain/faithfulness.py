@@ -1,4 +1,4 @@
-"""Is a map true to the model? Delete or insert patches in its order, and compare with orders drawn by lot."""
+"""Faithfulness of a map: delete or insert patches in its order, and compare with random orders."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Probability = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Faithfulness:
-    """Areas under the curves of the target's probability, from 0 to 1 in the share of patches changed.
+    """Areas under the curve of the target's probability over the fraction of changed patches, from 0 to 1.
 
-    deletion: the most important patches are covered first; a faithful map brings it low.
-    insertion: into a covered image, the most important first; a faithful map brings it high.
-    random_deletion, random_insertion: the same for orders drawn by lot, the mean of `num_random`.
+    deletion: the most important patches are covered first; low for a faithful map.
+    insertion: the most important patches are uncovered first; high for a faithful map.
+    random_deletion, random_insertion: the same for random orders, the mean of `num_random`.
     deletion_curve, insertion_curve: probabilities at `steps` + 1 points.
     """
 
@@ -46,49 +46,51 @@ def measure_faithfulness(
     num_random: int = 4,
     seed: int = 0,
     batch_size: int = 16,
-    by_lot: tuple[float, float] | None = None,
+    by_chance: tuple[float, float] | None = None,
 ) -> Faithfulness:
-    """Cover patches with the mean colour (zeros after normalisation), in order of importance and by lot.
+    """Cover patches with the mean colour (zeros after normalisation), in order of importance and at random.
 
     Args:
         probability: the target's probability, (B,), for images (B, C, H, W).
         image_CHW: normalised.
-        importance: (rows, columns) of the patch grid, larger is more important; ties keep reading order.
-        steps: how many parts the patches are covered in; never more than there are patches.
-        num_random: orders drawn by lot, from `seed`.
-        batch_size: images that pass through the network at once.
-        by_lot: what `areas_by_lot` returned for the same image and the same settings, so that several maps of it
-            need it once; None draws here.
+        importance: (rows, columns) of the patch grid, larger is more important; ties are in row-major order.
+        steps: number of steps in which patches are covered; at most the number of patches.
+        num_random: number of random orders, drawn from `seed`.
+        batch_size: images per forward pass.
+        by_chance: the result of `areas_by_chance` for the same image and settings, so that several maps share it; None
+            computes it here.
 
     Source: deletion and insertion, Petsiuk et al. 2018, arXiv:1806.07421.
-    Deviation: patches, not pixels, are covered, and the same mean colour stands in for both (there a blurred
-    image is the start of insertion): a CaiT reads patches.
+    Deviation: patches, not pixels, are covered, since a CaiT reads patches, and both use the mean colour (there,
+    insertion starts from a blurred image).
 
     Raises:
-        ConfigError: steps or num_random below 1, or values that are not numbers.
+        ConfigError: steps or num_random is below 1, or a value is NaN or infinite.
     """
     if steps < 1 or num_random < 1:
-        raise ConfigError(f"expected steps and num_random from 1 on, got {steps}, {num_random}.", remedy="Give more.")
+        raise ConfigError(
+            f"steps and num_random must be at least 1 (got {steps} and {num_random}).", remedy="Use at least 1."
+        )
     if not importance.isfinite().all():
-        raise ConfigError("importance: expected numbers, got infinite ones or none.", remedy="Check the model.")
+        raise ConfigError("importance: the map contains NaN or infinite values.", remedy="Check the model's weights.")
     rows, columns = importance.shape
     order_N = importance.flatten().argsort(descending=True, stable=True).cpu()
     deletion, insertion = _curves(probability, image_CHW, (rows, columns), order_N, steps, batch_size)
-    if by_lot is None:
+    if by_chance is None:
         drawing = {"steps": steps, "num_random": num_random, "seed": seed, "batch_size": batch_size}
-        by_lot = areas_by_lot(probability, image_CHW, (rows, columns), **drawing)
+        by_chance = areas_by_chance(probability, image_CHW, (rows, columns), **drawing)
     return Faithfulness(
         deletion=area(deletion, rows * columns),
         insertion=area(insertion, rows * columns),
-        random_deletion=by_lot[0],
-        random_insertion=by_lot[1],
+        random_deletion=by_chance[0],
+        random_insertion=by_chance[1],
         num_random=num_random,
         deletion_curve=tuple(deletion.tolist()),
         insertion_curve=tuple(insertion.tolist()),
     )
 
 
-def areas_by_lot(
+def areas_by_chance(
     probability: Probability,
     image_CHW: Tensor,
     grid: tuple[int, int],
@@ -98,7 +100,7 @@ def areas_by_lot(
     seed: int = 0,
     batch_size: int = 16,
 ) -> tuple[float, float]:
-    """Return the areas of deletion and insertion for orders drawn by lot, each the mean of `num_random`.
+    """Return the areas of deletion and insertion for random orders, each the mean of `num_random`.
 
     Args: as for `measure_faithfulness`; `grid` is (rows, columns) of the patches.
     """
@@ -112,23 +114,23 @@ def areas_by_lot(
 
 
 def area(curve: Tensor, num_patches: int) -> float:
-    """Return the area under a curve over the share of patches changed, by trapezoids.
+    """Return the area under a curve over the fraction of changed patches, by the trapezoidal rule.
 
-    Where the steps do not divide the patches, they are as equal as whole patches let them be.
+    If the number of patches is not divisible by the steps, they are as equal as possible.
     """
     counts_S = _counts(num_patches, len(curve) - 1)
     return float(torch.trapezoid(curve.double(), counts_S.double()) / num_patches)
 
 
 def _counts(num_patches: int, steps: int) -> Tensor:
-    """How many patches are changed at each of `steps` + 1 points."""
+    """Number of changed patches at each of `steps` + 1 points."""
     return torch.tensor([round(step * num_patches / steps) for step in range(steps + 1)])
 
 
 def _curves(
     probability: Probability, image_CHW: Tensor, grid: tuple[int, int], order_N: Tensor, steps: int, batch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Probabilities while patches are deleted, and while they are inserted."""
+    """Probabilities during deletion, and during insertion."""
     rows, columns = grid
     _, height, width = image_CHW.shape
     rank_N = torch.empty_like(order_N)

@@ -1,4 +1,4 @@
-"""The paper's figures for any model, by matplotlib: branch strength, LayerScale, head mixing, attention, accuracy."""
+"""Plots of a model: branch strength, LayerScale, head mixing, attention by layer, accuracy against cost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deepcait.explain.layers import LayerMeasures
 from deepcait.optional import require
 from deepcait.weights.spec import describe_models
 
-# Blue and orange, told apart by everyone; the first also stands for attention, the second for the MLP.
+# Blue and orange, safe for colour blindness; the first is also attention, the second the MLP.
 _BLUE, _ORANGE, _GREY = "#24509e", "#c26a00", "#7a8290"
 _STYLE = {
     "font.size": 10,
@@ -36,7 +36,7 @@ _STYLE = {
 
 
 def layer_plates(measures: LayerMeasures) -> list[Plate]:
-    """Return the figures of one model's layers.
+    """Return the plots of a model's layers.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -50,9 +50,9 @@ def layer_plates(measures: LayerMeasures) -> list[Plate]:
 
 
 def branch_ratio(measures: LayerMeasures) -> Plate:
-    """Return how strong the branches are against the main stream, by layer."""
+    """Return the strength of the branches relative to the residual stream, by layer."""
     with _canvas(1, 1, 6.4, 3.4) as (figure, (axes,)):
-        x = np.arange(len(measures.attention_ratio))
+        x = 1 + np.arange(len(measures.attention_ratio))
         axes.plot(x, measures.attention_ratio, "o-", color=_BLUE, markersize=3.5, label="attention")
         axes.plot(x, measures.mlp_ratio, "s--", color=_ORANGE, markersize=3.5, label="MLP")
         _mark_class_stage(axes, measures)
@@ -61,10 +61,9 @@ def branch_ratio(measures: LayerMeasures) -> Plate:
         axes.legend(frameon=False)
         image = _draw(figure)
     caption = (
-        f"Mean over {_images(measures)} and all tokens of the 2-norm of what a branch adds (LayerScale applied, "
-        "stochastic depth off) divided by the 2-norm of the stream it is added to; in the class stage (shaded) of the "
-        "class token alone. Logarithmic. After the paper's figure of this ratio; its averaging is not known to us, so "
-        "levels may differ from it."
+        f"2-norm of a branch's output (with LayerScale) divided by the 2-norm of the residual stream, mean over "
+        f"{_images(measures)} and all tokens; in the class stage (shaded), of the class token only. Logarithmic scale. "
+        "The paper has such a plot; its way of averaging is not published, so values may differ from it."
     )
     return Plate(title="Strength of the branches", caption=caption, image=image)
 
@@ -76,7 +75,7 @@ def layer_scale(measures: LayerMeasures) -> Plate:
             zip(all_axes, ("attention", "MLP"), (_BLUE, _ORANGE), strict=True)
         ):
             gammas_MD = measures.gammas[:, index].clip(1e-12)
-            x = np.arange(len(gammas_MD))
+            x = 1 + np.arange(len(gammas_MD))
             for low, high, alpha in ((0, 100, 0.15), (25, 75, 0.35)):
                 bounds = np.percentile(gammas_MD, (low, high), axis=1)
                 axes.fill_between(x, *bounds, color=colour, alpha=alpha, linewidth=0)
@@ -86,14 +85,14 @@ def layer_scale(measures: LayerMeasures) -> Plate:
         all_axes[0].set_ylabel("|gamma|")
         image = _draw(figure)
     caption = (
-        "Absolute LayerScale values over the width: median (line), middle half (dark band), smallest to largest "
-        "(light band). Shaded: the class stage. Our addition: the paper shows no such figure."
+        "Absolute LayerScale values over channels: median (line), middle half (dark band), minimum to maximum (light "
+        "band). Shaded: the class stage. The paper has no such plot."
     )
     return Plate(title="LayerScale by depth", caption=caption, image=image)
 
 
 def head_mixing(measures: LayerMeasures) -> Plate:
-    """Return the matrices of both head mixings, for up to eight blocks spread over the depth."""
+    """Return the matrices of both head mixings, for up to eight blocks evenly spaced over the depth."""
     chosen = np.unique(np.linspace(0, measures.depth - 1, min(8, measures.depth)).round().astype(int))
     with _canvas(2, len(chosen), 1.25 * len(chosen) + 1.2, 3.3) as (figure, all_axes):
         shown = None
@@ -108,28 +107,28 @@ def head_mixing(measures: LayerMeasures) -> Plate:
                 axes.set_xticks([])
                 axes.set_yticks([])
                 if row == 0:
-                    axes.set_title(f"block {block}", fontsize=9)
+                    axes.set_title(f"block {block + 1}", fontsize=9)
             axes_of_row[0].set_ylabel(name, fontsize=9)
             figure.colorbar(shown, ax=list(axes_of_row), shrink=0.85)
         image = _draw(figure)
     caption = (
-        "Weights of the two layers that mix the heads of a patch block (rows: heads out, columns: heads in), orange "
-        "below 0, purple above; one scale a row. The biases are left out: the first has no effect. Our addition."
+        "Weights of the two layers that mix the heads of a patch block (rows: output heads, columns: input heads), "
+        "orange below 0, purple above, one scale per row. Biases are not shown. The paper has no such plot."
     )
     return Plate(title="Talking heads", caption=caption, image=image)
 
 
 def attention_by_layer(measures: LayerMeasures) -> Plate:
-    """Return entropy and distance of attention by layer, a point a head."""
+    """Return entropy and distance of attention by layer, one point per head."""
     with _canvas(1, 2, 8.4, 3.4) as (figure, (left, right)):
         for axes, values_MA, even in (
             (left, measures.entropy, measures.uniform_entropy),
             (right, measures.distance, measures.uniform_distance),
         ):
-            x = np.arange(len(values_MA))
+            x = 1 + np.arange(len(values_MA))
             axes.plot(x, values_MA, "o", color=_BLUE, markersize=3, alpha=0.55)
             axes.plot(x, values_MA.mean(1), color=_BLUE, linewidth=2, label="mean of heads")
-            axes.axhline(even, color=_GREY, linestyle=":", label="even attention")
+            axes.axhline(even, color=_GREY, linestyle=":", label="uniform attention")
             axes.set(xlabel="block", ylim=(0, None))
             axes.xaxis.get_major_locator().set_params(integer=True)
         _mark_class_stage(left, measures)
@@ -138,11 +137,11 @@ def attention_by_layer(measures: LayerMeasures) -> Plate:
         right.legend(frameon=False, loc="lower right")
         image = _draw(figure)
     caption = (
-        f"Left: entropy of the attention rows, mean over {_images(measures)} and queries; shaded: the class stage. "
-        "Right: how far a patch looks, the attention-weighted distance between patch centres, patch stage only. A "
-        "point a head. Both from the softmax, before the second head mixing. Our addition."
+        f"Left: entropy of the attention weights, mean over {_images(measures)} and queries; shaded: the class stage. "
+        "Right: attention distance, the attention-weighted distance between patch centres, in the patch stage. One "
+        "point per head. Both after the softmax, before the second head mixing. The paper has no such plot."
     )
-    return Plate(title="How evenly and how far it looks", caption=caption, image=image)
+    return Plate(title="Attention entropy and distance", caption=caption, image=image)
 
 
 def accuracy_plate(rows: Sequence[dict[str, Any]], *, published: bool) -> Plate:
@@ -150,11 +149,11 @@ def accuracy_plate(rows: Sequence[dict[str, Any]], *, published: bool) -> Plate:
 
     Args:
         rows: with `name`, `gmacs`, `params`, `top1` (a fraction).
-        published: these are the published figures, which nobody measured here.
+        published: whether the rows are published values.
     """
     with _canvas(1, 2, 9.4, 4.0, sharey=True) as (figure, all_axes):
         for axes, key, factor, label in zip(
-            all_axes, ("gmacs", "params"), (1, 1e-6), ("GMACs an image", "parameters (M)"), strict=True
+            all_axes, ("gmacs", "params"), (1, 1e-6), ("GMACs per image", "parameters (M)"), strict=True
         ):
             x, y = [row[key] * factor for row in rows], [100 * row["top1"] for row in rows]
             axes.plot(x, y, "o", color=_BLUE, markersize=5)
@@ -162,24 +161,24 @@ def accuracy_plate(rows: Sequence[dict[str, Any]], *, published: bool) -> Plate:
             axes.margins(x=0.12, y=0.1)
             _plain_ticks(axes.xaxis)
         all_axes[0].set_ylabel("top-1 (%)")
-        figure.draw_without_rendering()  # places are known afterwards
+        figure.draw_without_rendering()  # positions are known afterwards
         for axes in all_axes:
             _name_points(axes, [str(row["name"]).removeprefix("cait_") for row in rows])
         image = _draw(figure)
-    source = "Published figures, not measured here." if published else "From the table that was given."
-    caption = f"{len(rows)} models. {source} GMACs are multiply-adds of one image, what the paper calls FLOPs."
+    source = "Published values, not measured here." if published else "Values from the given table."
+    caption = f"{len(rows)} models. {source} GMACs: billions of multiply-adds per image (the paper's FLOPs)."
     return Plate(title="Accuracy against cost", caption=caption, image=image)
 
 
 def read_results(path: str | Path | None) -> list[dict[str, Any]]:
-    """Return the rows of a results table: `name`, `gmacs`, `params`, `top1`; without a path the published ones.
+    """Return the rows of a results table: `name`, `gmacs`, `params`, `top1`; without a path, the published ones.
 
     Args:
-        path: a .csv, or a .json list of objects such as `deepcait models --json` prints; rows without an accuracy
+        path: a .csv, or a .json list of objects as printed by `deepcait models --json`; rows without an accuracy
             are left out.
 
     Raises:
-        ConfigError: another form, no row with all four, or numbers that can't be.
+        ConfigError: the format is wrong, no row has all four, or a value is impossible.
     """
     if path is None:
         rows: Any = describe_models()
@@ -197,22 +196,22 @@ def read_results(path: str | Path | None) -> list[dict[str, Any]]:
             continue
         if not (0 < gmacs < math.inf and 0 < params < math.inf and 0 <= top1 <= 1):
             raise ConfigError(
-                f"{path}: expected gmacs and params above 0 and top1 a fraction, got for {name!r}: "
-                f"gmacs {gmacs:g}, params {params:g}, top1 {top1:g}.",
-                remedy="An accuracy of 78.4 % is 0.784.",
+                f"{path}: gmacs and params must be above 0, and top1 between 0 and 1; {name!r} has gmacs {gmacs:g}, "
+                f"params {params:g}, top1 {top1:g}.",
+                remedy="Write an accuracy of 78.4 % as 0.784.",
             )
         found.append({"name": name, "gmacs": gmacs, "params": params, "top1": top1})
     if not found:
         raise ConfigError(
-            f"{path}: expected rows with name, gmacs, params and top1 (a fraction), got none.",
-            remedy="Give a .csv with these columns, or what `deepcait models --json` prints.",
+            f"{path}: no row has name, gmacs, params and top1 (a fraction).",
+            remedy="Give a .csv with these columns, or the output of `deepcait models --json`.",
         )
     return found
 
 
 @contextmanager
 def _canvas(rows: int, columns: int, width: float, height: float, **options: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield a matplotlib figure and its axes in reading order; nothing global stays changed."""
+    """Yield a matplotlib figure and its axes in reading order; global settings are restored."""
     matplotlib = require("matplotlib", asked="figures", extra="explain")
     figure_module = require("matplotlib.figure", asked="figures", extra="explain")
     with matplotlib.rc_context(_STYLE):
@@ -228,8 +227,8 @@ def _draw(figure: Any) -> Image.Image:
 
 
 def _mark_class_stage(axes: Any, measures: LayerMeasures) -> None:
-    end = len(measures.attention_ratio) - 0.5
-    axes.axvspan(measures.depth - 0.5, end, color=_GREY, alpha=0.16, linewidth=0)
+    end = len(measures.attention_ratio) + 0.5
+    axes.axvspan(measures.depth + 0.5, end, color=_GREY, alpha=0.16, linewidth=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
@@ -242,7 +241,7 @@ def _plain_ticks(axis: Any) -> None:
 
 
 def _name_points(axes: Any, names: Sequence[str]) -> None:
-    """Write a name beside each point of the only line of the axes, where it covers no point and no other name."""
+    """Write a name next to each point of the axes' line, without covering points or other names."""
     (line,) = axes.lines
     places = axes.transData.transform(line.get_xydata())
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
@@ -250,7 +249,7 @@ def _name_points(axes: Any, names: Sequence[str]) -> None:
         text = axes.annotate(name, data, fontsize=7, xytext=(0, 0), textcoords="offset points", parse_math=False)
         box = text.get_window_extent()
         px = axes.figure.dpi / 72
-        # Right, left, below, above, then ever farther out at the corners.
+        # Right, left, below, above, then farther out at the corners.
         sides = [(6, -box.height / 2), (-box.width - 6, -box.height / 2)]
         sides += [(-box.width / 2, -box.height - 6), (-box.width / 2, 6)]
         for far in (6, 14, 24):

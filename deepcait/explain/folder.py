@@ -1,4 +1,4 @@
-"""The folder of a page: where one may be written, and what of an earlier page is removed."""
+"""The folder of a page: check it, name its files, and remove those of an earlier page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _IMAGE_FILES = {"heads.png", "maps.npz", *(f"{method.replace('-', '_')}.png" for
 
 
 def image_folder(number: int, path: Path) -> str:
-    """Return the name of an image's folder. Numbered: two folders may hold images of one name."""
+    """Return the name of an image's folder. Numbered, since images of two folders may have equal names."""
     return f"{number:03d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', path.stem)[:80]}"
 
 
@@ -27,30 +27,30 @@ def figure_file(title: str) -> str:
 
 
 def require_place(out: Path) -> None:
-    """Raise unless a page may be written here: in a data set its images would be taken for one class more.
+    """Raise unless a page may be written here; inside a data set it would look like another class.
 
     Raises:
-        ConfigError: a file, or a folder with other contents than an earlier page.
+        ConfigError: it is a file, or a folder with other content than an earlier page.
     """
     if out.is_file():
-        raise ConfigError(f"--out: expected a folder, got the file {out}.", remedy="Give another folder.")
+        raise ConfigError(f"--out: {out} is a file, not a folder.", remedy="Choose a new folder.")
     others = [path.name for path in sorted(out.iterdir()) if not _is_ours(path)] if out.is_dir() else []
     if others and not is_page(out / PAGE_FILE):
         raise ConfigError(
-            f"--out: expected a new or empty folder or that of an earlier page, got {out}, which holds {others[0]}.",
-            remedy="Give another folder.",
+            f"--out: the folder {out} holds other files, such as {others[0]}.",
+            remedy="Choose a new or empty folder, or that of an earlier `deepcait explain`, which is replaced.",
         )
 
 
 def remove_earlier(out: Path, kept: Iterable[Path], *, figures: bool) -> None:
-    """Remove what an earlier call wrote into `out` and the page does not show any more.
+    """Remove files of an earlier call from `out` that the page does not show any more.
 
-    Only files by our names, and folders that are empty then: everything else stays.
+    Only files with the names used here, and folders that become empty; other files are kept.
 
     Args:
         out: folder of the page.
         kept: files of the images on the page.
-        figures: the page shows figures of the model.
+        figures: whether the page shows plots of the model.
     """
     kept = set(kept)
     for folder in out.iterdir():
@@ -58,14 +58,14 @@ def remove_earlier(out: Path, kept: Iterable[Path], *, figures: bool) -> None:
             _remove(folder, {folder / name for name in _IMAGE_FILES} - kept)
     numbers = out / FIGURES_FOLDER / FIGURES_FILE
     if not figures and numbers.is_file():
-        with suppress(OSError, ValueError, KeyError, TypeError):  # not written by us
+        with suppress(OSError, ValueError, KeyError, TypeError):  # not written by deepcait
             titles = json.loads(numbers.read_text(encoding="utf-8"))["captions"]
             drawn = {numbers.parent / Path(figure_file(title)).name for title in titles}
             _remove(numbers.parent, drawn | {numbers})
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether it may come from a call that was interrupted before there was a page."""
+    """Whether it may come from an interrupted call, before the page was written."""
     if not folder.is_dir() or not re.match(rf"\d{{3,}}_|{FIGURES_FOLDER}$", folder.name):
         return False
     return all(path.name in _IMAGE_FILES or folder.name == FIGURES_FOLDER for path in folder.iterdir())

@@ -1,4 +1,4 @@
-"""All explained images on one page that requests nothing."""
+"""An HTML page with all explained images, in one self-contained file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deepcait.explain import picture
+from deepcait.explain import drawing
 from deepcait.explain.explanation import Explanation, Map
 from deepcait.explain.markup import Bars, Table, render_page
 
@@ -20,7 +20,7 @@ _MAP_PX, _HEAD_PX = 320, 160
 class Entry:
     """One image of the gallery.
 
-    name: of its file, as it is shown. folder: where its PNGs lie, as it is shown.
+    name: the displayed name of its file. folder: the displayed folder of its PNGs.
     predictions: (class index, label, probability), the most probable first.
     """
 
@@ -32,7 +32,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Plate:
-    """A figure of the model itself: an image and the words below it."""
+    """A plot of the model: an image and its caption."""
 
     title: str
     caption: str
@@ -41,12 +41,13 @@ class Plate:
 
 @dataclass(frozen=True, kw_only=True)
 class _Panel:
-    """One image of the page with its words. class_: of the style sheet."""
+    """One image of the page with its captions. class_: its CSS class."""
 
     image: Image.Image
     alt: str
     title: str
     caption: str
+    details: str = ""
     class_: str | None = None
 
 
@@ -54,10 +55,10 @@ def gallery(model_name: str, facts: str, entries: Sequence[Entry], plates: Seque
     """Return the page.
 
     Args:
-        model_name: MODEL as it was given.
+        model_name: the MODEL argument.
         facts: one sentence about the model.
         entries: explained images.
-        plates: figures of the model, if any.
+        plates: plots of the model, if any.
     """
     articles = [_article(entry) for entry in entries]
     scored = any(article["scores"] for article in articles)
@@ -67,12 +68,12 @@ def gallery(model_name: str, facts: str, entries: Sequence[Entry], plates: Seque
 
 
 def _article(entry: Entry) -> dict[str, Any]:
-    """What the template shows of one image."""
+    """The template's values for one image."""
     found = entry.explanation
     seen = _Panel(
-        image=picture.enlarge(found.frame),
-        alt=f"{entry.name} as the model saw it",
-        title="What the model saw",
+        image=drawing.enlarge(found.frame),
+        alt=f"{entry.name} as the model's input",
+        title="Model input",
         caption=f"{found.frame.height} x {found.frame.width} px, after resizing and cropping.",
         class_="pixels",
     )
@@ -83,8 +84,9 @@ def _article(entry: Entry) -> dict[str, Any]:
         "panels": [_map_panel(found, made, entry.name) for made in found.maps.values()],
         "bars": Bars(entry.predictions, target=found.target),
         "label": found.label,
-        "probability": f"{found.probability:.1%}",
+        "probability": f"{100 * found.probability:.1f} %",
         "heads_caption": found.heads_caption,
+        "heads_details": found.heads_details,
         "num_columns": 1 + found.heads.shape[1],
         "heads": _head_panels(found, entry.name),
         "scores": _scores(list(found.maps.values())),
@@ -92,16 +94,16 @@ def _article(entry: Entry) -> dict[str, Any]:
 
 
 def _head_panels(found: Explanation, name: str) -> list[_Panel]:
-    """A row of panels for each class block: the mean of its heads, then every head."""
+    """One row of panels per class block: the mean of its heads, then every head."""
     panels = []
-    shown = picture.fit(found.frame, _HEAD_PX)
-    for block, heads in enumerate(found.heads):
-        maps = [("mean", heads.mean(0)), *((f"head {number}", values) for number, values in enumerate(heads))]
+    shown = drawing.fit(found.frame, _HEAD_PX)
+    for block, heads in enumerate(found.heads, 1):
+        maps = [("mean", heads.mean(0)), *((f"head {number}", values) for number, values in enumerate(heads, 1))]
         panels += [
             _Panel(
-                image=picture.overlay(shown, values),
-                alt=f"{name}: class attention, block {block}, {title}, {_peak(values)}",
-                title=f"block {block}, {title}",
+                image=drawing.overlay(shown, values),
+                alt=f"{name}: class attention, class block {block}, {title}, {_peak(values)}",
+                title=f"class block {block}, {title}",
                 caption=f"max {values.max():.3f}",
             )
             for title, values in maps
@@ -111,10 +113,11 @@ def _head_panels(found: Explanation, name: str) -> list[_Panel]:
 
 def _map_panel(found: Explanation, made: Map, name: str) -> _Panel:
     return _Panel(
-        image=picture.overlay(picture.enlarge(found.frame, _MAP_PX), made.values, lowest=made.lowest),
+        image=drawing.overlay(drawing.enlarge(found.frame, _MAP_PX), made.values, lowest=made.lowest),
         alt=f"{made.title} of {name}: {_peak(made.grid)}",
         title=made.title,
         caption=made.caption,
+        details=made.details,
     )
 
 
@@ -133,7 +136,7 @@ def _scores(maps: list[Map]) -> Table | None:
     random = [f"Random orders, mean of {first.num_random}", f"{first.random_deletion:.3f}"]
     rows.append([*random, f"{first.random_insertion:.3f}"])
     caption = (
-        f"Area under the target's probability, {len(first.deletion_curve) - 1} steps, patches covered by the mean "
-        "colour. One image says little: compare over many."
+        f"Area under the curve of the target's probability, {len(first.deletion_curve) - 1} steps, patches covered by "
+        "the mean colour. One image is not conclusive: compare over many."
     )
-    return Table("Scores", ["map", "deletion (low is good)", "insertion (high is good)"], rows, caption)
+    return Table("Scores", ["map", "deletion (lower is better)", "insertion (higher is better)"], rows, caption)

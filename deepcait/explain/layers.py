@@ -1,4 +1,4 @@
-"""A model's layers in numbers: how strong each branch is, what LayerScale learnt, how far and how evenly it looks."""
+"""Measure a model's layers: strength of the branches, LayerScale, attention entropy and distance."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from deepcait.model.trace import watch_attention
 
 @dataclass(frozen=True, kw_only=True)
 class LayerMeasures:
-    """Figures of every block; M is the patch blocks followed by the class blocks, L the patch blocks alone.
+    """Measurements of every block; M is the patch blocks followed by the class blocks, L the patch blocks alone.
 
     attention_ratio, mlp_ratio: (M,), mean over images and tokens of ||branch|| / ||main|| (2-norms over the width), the
-        branch after LayerScale; in the class stage the only token is the class token.
+        branch with LayerScale; in the class stage, of the class token.
     gammas: (M, 2, D), |LayerScale|, of attention and MLP.
     mixing, mixing_after: (L, A, A), weights of the two head mixings, before and after the softmax; rows are outputs.
     entropy: (M, A), of the softmax rows in nats, mean over images and queries; before the second mixing.
     distance: (L, A), mean over images and queries of the attention-weighted distance between patches, in patches.
-    uniform_entropy, uniform_distance: what even attention over all patches would give.
-    num_images: how many were averaged over.
+    uniform_entropy, uniform_distance: the values for uniform attention over all patches.
+    num_images: how many images were averaged.
     """
 
     attention_ratio: np.ndarray
@@ -45,11 +45,11 @@ class LayerMeasures:
 
     @property
     def depth(self) -> int:
-        """L, the patch blocks."""
+        """L, the number of patch blocks."""
         return len(self.mixing)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every number but the single gammas, for JSON."""
+        """Return all values except single gammas, for JSON."""
         plain = {
             name: value.tolist() if isinstance(value, np.ndarray) else value
             for name, value in vars(self).items()
@@ -59,20 +59,20 @@ class LayerMeasures:
 
 
 class LayerMeter:
-    """Measures every block in forward passes that the caller makes.
+    """Measure every block during forward passes of the caller.
 
     Args:
-        model: a CaiT as the paper has it, in evaluation mode.
+        model: a CaiT without ablation options, in evaluation mode.
 
     Raises:
-        ConfigError: another network.
+        ConfigError: it is another network.
     """
 
     def __init__(self, model: CaiT) -> None:
         if type(model) is not CaiT:
             raise ConfigError(
-                f"expected a CaiT as the paper has it, got {type(model).__name__}.",
-                remedy="Figures of the layers need blocks with LayerScale and talking heads.",
+                f"the layers of {type(model).__name__} can't be measured: a CaiT without ablation options is needed.",
+                remedy="Use a model whose blocks have LayerScale and talking heads.",
             )
         self.model = model
         self._blocks: list[Any] = [*model.blocks, *model.blocks_token_only]
@@ -80,11 +80,11 @@ class LayerMeter:
         self._distance_NN = patch_distances(model.config.grid).to(model.pos_embed.device)
         self._sums: list[dict[str, Tensor]] = [{} for _ in self._blocks]
         self._num_images = 0
-        self._main = torch.empty(0)  # what the running block, then its MLP, adds to
+        self._main = torch.empty(0)  # the residual stream that the current branch adds to
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """While it is open, passes of the model are measured; one image or several at once."""
+        """Context manager: forward passes inside are measured, of one image or several."""
         handles = []
         for number, block in enumerate(self._blocks):
             handles += [
@@ -108,7 +108,7 @@ class LayerMeter:
             ConfigError: no image was measured.
         """
         if not self._num_images:
-            raise ConfigError("figures: expected an image, got none.", remedy="Give one or more.")
+            raise ConfigError("no image was measured.", remedy="Give one or more images.")
         patch_blocks, config = self._blocks[: len(self.model.blocks)], self.model.config
         gammas = [torch.stack((block.gamma_1, block.gamma_2)).abs() for block in self._blocks]
         return LayerMeasures(
@@ -158,7 +158,7 @@ def measure_layers(model: CaiT, images: Iterable[Tensor]) -> LayerMeasures:
         images: each (C, H, W), preprocessed, on the model's device.
 
     Raises:
-        ConfigError: no image, or another network than a CaiT as the paper has it.
+        ConfigError: there is no image, or the network is not a CaiT without ablation options.
     """
     model = require_cait(model)
     meter = LayerMeter(model)
@@ -169,13 +169,13 @@ def measure_layers(model: CaiT, images: Iterable[Tensor]) -> LayerMeasures:
 
 
 def patch_distances(grid: tuple[int, int]) -> Tensor:
-    """Return the distance between the centres of every two patches, in patches, (N, N)."""
+    """Return the distances between the centres of all pairs of patches, in patches, (N, N)."""
     places_N2 = torch.cartesian_prod(*(torch.arange(side, dtype=torch.float64) for side in grid)).view(-1, 2)
     return torch.cdist(places_N2, places_N2)
 
 
 def entropy(weights_BAQJ: Tensor) -> Tensor:
-    """Return the entropy of attention rows in nats, mean over images and queries, (A,)."""
+    """Return the entropy of attention weights in nats, mean over images and queries, (A,)."""
     return torch.special.entr(weights_BAQJ.double()).sum(-1).mean((0, 2))
 
 

@@ -1,4 +1,4 @@
-"""Where a CaiT attends, as numbers: class attention, rollout through the talking heads, gradient-weighted attention."""
+"""Attention maps of a CaiT: class attention, rollout through the talking heads, gradient-weighted attention."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from deepcait.model.trace import Trace, watch_attention
 
 @torch.no_grad()
 def class_attention(model: CaiT, images_BCHW: Tensor) -> Tensor:
-    """Return what the class token attends to: (B, class blocks, A, 1 + N), every row a softmax that sums to 1.
+    """Return the class attention: (B, class blocks, A, 1 + N), every row a softmax that sums to 1.
 
-    Position 0 is the class token itself (the class key). The class stage mixes no heads, so this is what really
-    multiplies the values.
+    Position 0 is the class token itself. The class stage mixes no heads, so these weights multiply the values.
 
     Source: Touvron et al. 2021, arXiv:2103.17239, Sec. 3.
     """
@@ -24,25 +23,25 @@ def class_attention(model: CaiT, images_BCHW: Tensor) -> Tensor:
 
 @torch.no_grad()
 def rollout(traced: Trace) -> Tensor:
-    """Return how far each input patch reaches the class token if attention alone moved it: (B, 1 + N), sum 1.
+    """Return attention rollout: the contribution of each input patch to the class token, (B, 1 + N), sum 1.
 
         R_0 = I;  R_l = (R_(l-1) + A_l R_(l-1)) / 2                         patch stage, A_l a map of block l
         c_0 = class;  c_l = (c_(l-1) + a_l[0] c_(l-1) + a_l[1:] R) / 2      class stage, a_l its mean row
 
-    A_l is the mean over heads of the absolute weights after the second head mixing, rows divided by their sum: what
-    multiplies the values, but may be negative and does not sum to 1. Position 0 of the result is the share that never
-    left the class token. It is a model of the flow, not the flow: MLPs, values and LayerScale are left out.
+    A_l is the mean over heads of the absolute weights after the second head mixing, rows divided by their sum: these
+    weights multiply the values, but may be negative and do not sum to 1. Position 0 of the result is the share of the
+    class token itself. Rollout is an approximation: MLPs, values and LayerScale are ignored.
 
     Source: attention rollout, Abnar and Zuidema 2020, arXiv:2005.00928.
-    Deviation: that paper has one softmax a head and no second mixing; CaiT's class token enters late.
+    Deviation: that paper has one softmax per head and no second mixing, and its class token is an input.
 
     Raises:
-        ConfigError: a network whose patch blocks are not all talking heads.
+        ConfigError: not all patch blocks have talking heads.
     """
     if traced.patch_attention is None:
         raise ConfigError(
-            "rollout needs patch blocks with talking-heads attention, and this network has others.",
-            remedy="Ask for class-attention or gradient.",
+            "rollout needs talking-heads attention in all patch blocks, which this network does not have.",
+            remedy="Use the method class-attention or gradient.",
         )
     B, N, _ = traced.patches.shape
     rolled_BNN = torch.eye(N, device=traced.patches.device).expand(B, N, N)
@@ -61,24 +60,24 @@ def rollout(traced: Trace) -> Tensor:
 def gradient_attention(model: CaiT, patches_BND: Tensor, targets_B: Tensor) -> Tensor:
     """Return attention times the gradient of the target's logit by it: (B, class blocks, A, 1 + N), signed.
 
-    Positive where more attention would raise the class, to first order. Only the class stage runs and is
-    differentiated: the patches are held fixed, as they are no function of the class attention.
+    Positive if more attention would increase the class's logit, to first order. Only the class stage is run and
+    differentiated; the patches are constants, since they do not depend on the class attention.
 
     Args:
         patches_BND: patch tokens after the patch stage, `Trace.patches`.
-        targets_B: index of the class asked about, for each image.
+        targets_B: index of the target class of each image.
 
     Source: gradient times attention, Chefer et al. 2021, arXiv:2103.15679 (there averaged over heads after
     clipping at 0, as `positive_mean` does).
     """
     rows: list[Tensor] = []
     with torch.enable_grad(), watch_attention(model, lambda attention, weights, mixed: rows.append(weights)):
-        # A leaf of our own: the parameters may be frozen.
+        # A new leaf, since the parameters may be frozen.
         cls_B1D = model.cls_token.expand(len(patches_BND), -1, -1).detach().clone().requires_grad_()
         for block in model.blocks_token_only:
             cls_B1D = block(cls_B1D, patches_BND.detach())
         logits_BK = model.forward_head(model.norm(cls_B1D))
-        # Images do not touch each other, so the gradient of the sum is every image's own.
+        # Images are independent, so the gradient of the sum has each image's own gradient.
         score = logits_BK.gather(1, targets_B[:, None].to(logits_BK.device)).sum()
         gradients = torch.autograd.grad(score, rows)
     weighted = [row.detach() * gradient for row, gradient in zip(rows, gradients, strict=True)]

@@ -1,4 +1,4 @@
-"""HTML pages from Jinja2 templates: every text is escaped, and a page is one file that requests nothing."""
+"""HTML pages from Jinja2 templates: every text is escaped, and a page is one self-contained file."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from markupsafe import Markup
 from PIL import Image, features
 
 from deepcait.explain.colours import css_gradient
-from deepcait.explain.picture import to_bytes
+from deepcait.explain.drawing import to_bytes
 
 _TEMPLATES = Path(__file__).parent / "templates"
-# Nothing is fetched, run or sent, whatever text of the data might have slipped in.
+# Nothing is loaded, run or sent, even if text from the data were not escaped.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts, whose first column heads the rows.
+    """A table of strings; the first column has the row headers.
 
-    name: what it is, for screen readers.
+    name: description for screen readers.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Table:
 
     @property
     def numeric(self) -> list[bool]:
-        """Whether all cells of a column begin with a digit or sign: those are aligned to the right."""
+        """Whether all cells of a column begin with a digit or sign; such columns are right-aligned."""
         columns = range(1, len(self.columns))
         return [False, *(bool(self.rows) and all(_is_number(row[index]) for row in self.rows) for index in columns)]
 
@@ -47,7 +47,7 @@ class Bars:
     """Probabilities as bars; the target is bold, the true label is marked.
 
     rows: (class index, name, probability).
-    target, truth: class indices, for ImageNet has two classes called crane.
+    target, truth: class indices, since ImageNet has two classes named crane.
     """
 
     rows: Sequence[tuple[int, str, float]]
@@ -62,19 +62,19 @@ def render(template: str, folder: Path = _TEMPLATES, **values: Any) -> Markup:
         template: name of a file in `folder`; it may extend or import those of this package.
         folder: of the template.
     """
-    # Without the template's last line end: what is rendered may become part of a line.
+    # Without the template's final newline, since the result may become part of a line.
     return Markup(_environment(folder).get_template(template).render(values).rstrip("\n"))
 
 
 def render_page(template: str, folder: Path = _TEMPLATES, **values: Any) -> str:
     """Return a whole document: a template that extends `page.html`, with the style inside and no script."""
     whole = render(template, folder, style=Markup(_style()), policy=_POLICY, **values) + "\n"
-    # Names of files may hold bytes that are not UTF-8: each is shown as "?".
+    # File names may contain bytes that are not UTF-8: each is shown as "?".
     return whole.encode("utf-8", "replace").decode("utf-8")
 
 
 def is_page(path: Path) -> bool:
-    """Whether a file is a page that `render_page` made."""
+    """Whether a file was written by `render_page`."""
     with suppress(OSError), path.open("rb") as file:
         return b'<meta name="generator" content="deepcait">' in file.read(500)
     return False

@@ -1,4 +1,4 @@
-"""Images explained into a folder: PNGs, numbers, figures of the model, and the page that shows them."""
+"""Write explanations of images to a folder: PNGs, arrays, plots of the model, and an HTML page."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from PIL import Image
 
 from deepcait.data import Preprocessing
 from deepcait.data.resample import planes
+from deepcait.explain.drawing import to_bytes
 from deepcait.explain.explanation import DEFAULT_METHODS, Explanation, explain_image
 from deepcait.explain.figures import accuracy_plate, layer_plates
 from deepcait.explain.folder import FIGURES_FILE, FIGURES_FOLDER, PAGE_FILE, figure_file, image_folder, remove_earlier
 from deepcait.explain.gallery import Entry, Plate, gallery
 from deepcait.explain.layers import LayerMeasures, LayerMeter
-from deepcait.explain.picture import to_bytes
 from deepcait.model import CaiT
 from deepcait.model.convnet import ConvNet
 from deepcait.model.networks import require_cait
@@ -29,13 +29,13 @@ _NUM_PREDICTIONS = 5
 
 
 class Explainable(Protocol):
-    """What a page needs of a model; `deepcait.Classifier` has it."""
+    """The interface that a page needs; `deepcait.Classifier` has it."""
 
     model: CaiT | ConvNet
     preprocessing: Preprocessing
 
     def open(self, image: Path) -> Image.Image:
-        """Return the image of a file, upright, as the preprocessing takes it."""
+        """Return the image of a file, upright, as input of the preprocessing."""
         ...
 
     def label(self, index: int) -> str:
@@ -56,10 +56,10 @@ def write_gallery(
     published: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Explain images into a folder and return the facts of each image.
+    """Explain images, write the results to a folder, and return the facts about each image.
 
-    Each file is decoded once, all of them before anything is written, and passes through the network once; only what
-    `explain_image` names runs it again.
+    Each file is decoded once, all of them before anything is written, and passes through the network once, except for
+    the methods named in `explain_image`.
 
     Args:
         classifier: the model with its preprocessing and classes.
@@ -67,18 +67,18 @@ def write_gallery(
         out: folder of the page; see `folder.require_place`.
         name: heading of the page.
         target, methods, steps: as for `explain_image`.
-        results: also draw figures of the layers over these images, and accuracy against cost from these rows.
-        published: the rows are the published ones.
-        progress: called with images done and all images.
+        results: also plot the layers measured on these images, and accuracy against cost from these rows.
+        published: whether the rows are published values.
+        progress: called with the images done and the images in total.
 
     Raises:
-        ImageError: an image that can't be read; nothing was written.
-        ConfigError: as for `explain_image`; or figures of another network than a CaiT as the paper has it.
-        WeightsError: logits that are not numbers.
+        ImageError: an image can't be read; nothing was written.
+        ConfigError: as for `explain_image`; or plots of a network that is not a CaiT without ablation options.
+        WeightsError: the logits contain NaN or infinite values.
     """
     model = require_cait(classifier.model)
     labels = [classifier.label(index) for index in range(model.num_classes)]
-    # As small as the model sees them: all of them fit in memory.
+    # At the model's resolution, so that all of them fit in memory.
     frames = [classifier.preprocessing.frame(classifier.open(path)) for path in paths]
     meter = LayerMeter(model) if results is not None else None
     entries, facts = [], []
@@ -105,7 +105,7 @@ def write_gallery(
 
 
 def _facts(path: Path, folder: Path, found: Explanation, files: Sequence[Path]) -> dict[str, Any]:
-    """What `--json` prints of one image."""
+    """The facts about one image that `--json` prints."""
     return {
         "file": str(path),
         "folder": str(folder),
@@ -117,7 +117,7 @@ def _facts(path: Path, folder: Path, found: Explanation, files: Sequence[Path]) 
         "files": [file.name for file in files],
         "maps": {
             made.method: {
-                "caption": made.caption,
+                "caption": f"{made.caption} {made.details}",
                 "faithfulness": None if made.faithfulness is None else made.faithfulness.to_dict(),
             }
             for made in found.maps.values()
@@ -128,7 +128,7 @@ def _facts(path: Path, folder: Path, found: Explanation, files: Sequence[Path]) 
 def _write_figures(
     folder: Path, measures: LayerMeasures, results: Sequence[dict[str, Any]], published: bool
 ) -> list[Plate]:
-    """Write the figures of the model as PNG, and their numbers as JSON."""
+    """Write the plots of the model as PNG, and their values as JSON."""
     plates = [*layer_plates(measures), accuracy_plate(list(results), published=published)]
     folder.mkdir(parents=True, exist_ok=True)
     for plate in plates:

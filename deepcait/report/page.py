@@ -198,7 +198,7 @@ def _commonest(results: Results) -> Table | None:
     cells = counts_KK.flatten().argsort(descending=True, stable=True)[:_LISTED].tolist()
     rows = [
         [results.classes[cell // K], results.classes[cell % K], f"{int(counts_KK.flatten()[cell]):,}"]
-        + [f"{int(counts_KK.flatten()[cell]) / totals[cell // K]:.1%}"]
+        + [f"{100 * int(counts_KK.flatten()[cell]) / totals[cell // K]:.1f} %"]
         for cell in cells
         if counts_KK.flatten()[cell] > 0
     ]

@@ -19,7 +19,7 @@ from deepcait.evaluation import Records, confusion, map_classes
 from deepcait.evaluation.measure import Loading, Wanted, measure
 from deepcait.evaluation.protocols import plan_task
 from deepcait.explain import class_attention
-from deepcait.explain.picture import enlarge, overlay
+from deepcait.explain.drawing import enlarge, overlay
 from deepcait.model.networks import require_cait
 from deepcait.report.record import Record
 from deepcait.training.data import open_training_data

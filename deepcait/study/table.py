@@ -86,7 +86,9 @@ def markdown(found: dict[str, Any], grid: Grid) -> str:
     lines += _wide(found, grid) if len(grid.columns) > 1 else _long(found, grid)
     teacher = found["plan"]["teacher"]
     if teacher:
-        accuracy = f", top-1 {teacher['top1']:.2%} of {teacher['num_images']:,} images" if teacher.get("top1") else ""
+        accuracy = (
+            f", top-1 {100 * teacher['top1']:.2f} % of {teacher['num_images']:,} images" if teacher.get("top1") else ""
+        )
         lines += ["", f"Teacher: {teacher['name']}{accuracy}."]
     lines += ["", f"Paper: {' '.join(found['paper'].split())}", ""]
     seeds = "1 seed" if found["plan"]["seeds"] == 1 else f"{found['plan']['seeds']} seeds"

@@ -17,7 +17,7 @@ import deepcait
 from deepcait.cli.main import main
 from deepcait.data import Preprocessing, open_image
 from deepcait.errors import ConfigError, WeightsError
-from deepcait.explain import METHODS, picture, writer
+from deepcait.explain import METHODS, drawing, writer
 from deepcait.explain.colours import colourise, linear_rgb, scale
 from deepcait.explain.figures import read_results
 from deepcait.explain.gallery import Entry, gallery
@@ -52,21 +52,20 @@ def test_maps_are_what_their_words_say(found):
     assert (found.grid, rows_LAT.shape) == ((3, 6), (2, 4, 19))
     mean = found.maps["class-attention"]
     np.testing.assert_allclose(mean.values, rows_LAT.mean((0, 1))[1:].reshape(3, 6), rtol=1e-5)
-    assert "Mean of the softmax weights over 2 class blocks and 4 heads; the class stage mixes no heads" in mean.caption
-    own = f"(the class token gave itself {rows_LAT[:, :, 0].mean():.1%})"
-    assert f"The class key is dropped and the rest not rescaled {own}" in mean.caption
+    assert "mean over 2 class blocks and 4 heads" in mean.caption
+    assert f"({100 * rows_LAT[:, :, 0].mean():.1f} %) is omitted; the rest is not renormalised" in mean.details
     weighted = found.maps["gradient"]
     by_hand = found.gradient.clip(min=0).mean((0, 1))[1:].reshape(3, 6)
     np.testing.assert_allclose(weighted.values, by_hand, rtol=1e-5, atol=1e-7)
-    for word in ('the logit of "owl"', "negative products set to 0", "no head mixing", "class key dropped"):
-        assert word in weighted.caption
+    assert 'the logit of "owl"' in weighted.caption
+    assert "Negative products are set to 0" in weighted.details
     rolled = found.maps["rollout"]
-    for word in ("after the second head mixing", "half the weight on the skip connection", "are dropped"):
-        assert word in rolled.caption
+    for word in ("after the second head mixing", "half the weight on the skip connection", "is omitted"):
+        assert word in rolled.details
     assert rolled.lowest == pytest.approx(rolled.values.min())
-    assert "positive part shown" in found.maps["integrated-gradients"].caption
+    assert "Positive values are shown" in found.maps["integrated-gradients"].details
     assert found.maps["integrated-gradients"].values.shape == (24, 48)
-    assert "covers one patch at a time" in found.maps["occlusion"].caption
+    assert "a single patch is replaced" in found.maps["occlusion"].caption
     for made in found.maps.values():
         assert made.grid.shape == (3, 6)
         assert 0 <= made.faithfulness.deletion <= 1
@@ -75,8 +74,8 @@ def test_maps_are_what_their_words_say(found):
         assert made.faithfulness.deletion_curve[0] == made.faithfulness.insertion_curve[-1] == whole
         # All are compared with the same lots.
         assert made.faithfulness.random_deletion == mean.faithfulness.random_deletion
-    assert "The class key is dropped" in found.heads_caption
-    assert "Bicubic from 3 x 6 patches" in found.heads_caption
+    assert "attention to itself" in found.heads_details
+    assert "Bicubic from 3 x 6 patches" in found.heads_details
 
 
 def test_the_class_asked_about(found):
@@ -96,7 +95,7 @@ def test_the_class_asked_about(found):
             classifier.explain(SHIP, target=wrong)
     with pytest.raises(ConfigError, match="method: expected one of"):
         classifier.explain(SHIP, methods=["magic"])
-    with pytest.raises(ConfigError, match="method: expected one of"):
+    with pytest.raises(ConfigError, match="no map 'occlusion' was computed"):
         first.overlay("occlusion")
 
 
@@ -104,7 +103,7 @@ def test_weights_that_give_no_numbers_explain_nothing():
     classifier = classifier_of()
     with torch.no_grad():
         classifier.model.head.weight[1, 3] = torch.nan
-    with pytest.raises(WeightsError, match="logits: expected numbers"):
+    with pytest.raises(WeightsError, match="NaN or infinite logits"):
         classifier.explain(SHIP)
 
 
@@ -118,7 +117,7 @@ def test_words_fit_any_number_of_class_blocks():
         assert (
             f"over {number} class block{'s' if number > 1 else ''} and 2 heads" in made.maps["class-attention"].caption
         )
-        assert "through all patch blocks and all class blocks" in made.maps["rollout"].caption
+        assert "all blocks" in made.maps["rollout"].caption
 
 
 @pytest.mark.parametrize("img_size", [16, (40, 24), (8, 96), (128, 128)])
@@ -143,7 +142,7 @@ def test_titles_of_the_head_grid_do_not_run_into_each_other(size, monkeypatch):
         draw_text(self, place, words, font=font, fill=fill)
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
-    sheet = picture.head_grid(Image.new("RGB", size), np.ones((2, 16, 4, 4), np.float32), "A caption.")
+    sheet = drawing.head_grid(Image.new("RGB", size), np.ones((2, 16, 4, 4), np.float32), "A caption.")
     titles = [one for one in drawn if one[-1] != "A caption."]
     assert len(titles) == 2 * 18
     for (_, top, end, _), (begin, next_top, _, _) in pairwise(titles):
@@ -159,7 +158,7 @@ def test_a_caption_is_never_cut_off(name, monkeypatch):
         "text",
         lambda self, place, words, *, font, fill: drawn.append((place[0] + font.getlength(words), words)),
     )
-    sheet = picture.side_by_side(Image.new("RGB", (32, 32)), np.ones((4, 4), np.float32), f"Of {name}.")
+    sheet = drawing.side_by_side(Image.new("RGB", (32, 32)), np.ones((4, 4), np.float32), f"Of {name}.")
     assert "".join(words for _, words in drawn).replace(" ", "") == f"Of{name}.".replace(" ", "")
     assert max(end for end, _ in drawn) <= sheet.width
 
@@ -185,13 +184,13 @@ def test_the_brightest_place_is_the_largest_value():
     """A map with one large value, at the place where it must appear: rows are rows, columns are columns."""
     values = np.zeros((3, 6), np.float32)
     values[2, 1] = 1
-    shown = np.asarray(picture.heat(values, (60, 30))).astype(int)
+    shown = np.asarray(drawing.heat(values, (60, 30))).astype(int)
     light = shown.sum(-1)
     y, x = np.unravel_index(light.argmax(), light.shape)
     assert (y // 10, x // 10) == (2, 1)
     assert tuple(shown[y, x]) == tuple(scale()[-1])
     assert tuple(shown[0, -1]) == tuple(scale()[0])
-    flat = np.asarray(picture.heat(np.zeros((2, 2), np.float32), (8, 8)))
+    flat = np.asarray(drawing.heat(np.zeros((2, 2), np.float32), (8, 8)))
     assert (flat == scale()[0]).all()
 
 
@@ -199,16 +198,16 @@ def test_opacity():
     frame = Image.new("RGB", (16, 16), (200, 10, 10))
     values = np.eye(4, dtype=np.float32)
     grey = np.asarray(frame.convert("L").convert("RGB"))
-    assert np.array_equal(np.asarray(picture.overlay(frame, values, opacity=0)), grey)
-    whole = np.asarray(picture.overlay(frame, values, opacity=1))
-    assert np.array_equal(whole, np.asarray(picture.heat(values, (16, 16))))
+    assert np.array_equal(np.asarray(drawing.overlay(frame, values, opacity=0)), grey)
+    whole = np.asarray(drawing.overlay(frame, values, opacity=1))
+    assert np.array_equal(whole, np.asarray(drawing.heat(values, (16, 16))))
 
 
 def test_every_panel_of_the_head_grid_is_its_own(found):
     sheet = np.asarray(found.head_grid())
     _, A, _, _ = found.heads.shape
     panel_px, gap_px, title_px = 144, 8, 18
-    height = picture.fit(found.frame, panel_px).height
+    height = drawing.fit(found.frame, panel_px).height
     panels = [
         sheet[top + title_px : top + title_px + height, left : left + panel_px].tobytes()
         for top in (gap_px + y * (height + title_px + gap_px) for y in range(2))
@@ -255,7 +254,7 @@ def test_the_files_hold_what_was_shown(found, tmp_path):
     np.testing.assert_array_equal(arrays["gradient_products"], found.gradient)
     assert int(arrays["target"]) == 2
     assert (arrays["integrated_gradients"] < 0).any()  # signed values are kept
-    image = picture.to_bytes(found.head_grid())
+    image = drawing.to_bytes(found.head_grid())
     assert image == (tmp_path / "deep" / "folder" / "heads.png").read_bytes()
     assert Image.open(io.BytesIO(image)).format == "PNG"
 
@@ -348,7 +347,7 @@ def test_a_folder_of_other_things_stays_as_it_is(tmp_path, capsys, already):
     (out / already).parent.mkdir(parents=True)
     (out / already).write_text("<html>mine</html>")
     assert main(["explain", "builtin:nano", str(SHIP), "--out", str(out), "--steps", "0"]) == 2
-    assert f"which holds {already.partition('/')[0]}." in " ".join(capsys.readouterr().err.split())
+    assert f"such as {already.partition('/')[0]}." in " ".join(capsys.readouterr().err.split())
     assert [path for path in out.rglob("*") if path.is_file()] == [out / already]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from deepcait.errors import ConfigError
 from deepcait.explain import measure_faithfulness
 from deepcait.explain.attribution import integrated_gradients, occlusion, pool_to_grid
-from deepcait.explain.faithfulness import area, areas_by_lot
+from deepcait.explain.faithfulness import area, areas_by_chance
 from deepcait.model import CaiTConfig
 
 GRID = (2, 4)
@@ -37,7 +37,7 @@ def test_curves_by_hand(image_CHW):
     assert found.deletion == pytest.approx((0.5 + 0.6 + 0.3 + 0.1) / 8)
     assert found.insertion == pytest.approx(1 - found.deletion)
     # Of an order drawn by lot the curve is a straight line on average.
-    many = areas_by_lot(share_seen, image_CHW, GRID, steps=8, num_random=400)
+    many = areas_by_chance(share_seen, image_CHW, GRID, steps=8, num_random=400)
     assert many == pytest.approx((0.5, 0.5), abs=0.02)
     # The best order there is, and the worst.
     worst = measure_faithfulness(share_seen, image_CHW, -WEIGHTS_yx, steps=8)
@@ -46,11 +46,11 @@ def test_curves_by_hand(image_CHW):
 
 
 def test_lots_once_are_lots_for_all(image_CHW):
-    by_lot = areas_by_lot(share_seen, image_CHW, GRID, steps=4)
+    by_chance = areas_by_chance(share_seen, image_CHW, GRID, steps=4)
     alone = measure_faithfulness(share_seen, image_CHW, WEIGHTS_yx, steps=4)
-    assert (alone.random_deletion, alone.random_insertion) == by_lot
-    assert measure_faithfulness(share_seen, image_CHW, WEIGHTS_yx, steps=4, by_lot=by_lot) == alone
-    assert by_lot != areas_by_lot(share_seen, image_CHW, GRID, steps=4, seed=1)
+    assert (alone.random_deletion, alone.random_insertion) == by_chance
+    assert measure_faithfulness(share_seen, image_CHW, WEIGHTS_yx, steps=4, by_chance=by_chance) == alone
+    assert by_chance != areas_by_chance(share_seen, image_CHW, GRID, steps=4, seed=1)
 
 
 def test_more_steps_than_patches(image_CHW):
@@ -67,10 +67,10 @@ def test_steps_that_do_not_divide_the_patches(image_CHW):
     assert found.insertion == pytest.approx(1 - found.deletion)
     # Where all patches count alike every order has the same curve, that of lots too.
     even = torch.full(GRID, 1 / 8)
-    by_lot = areas_by_lot(lambda images: (images[:, 0, ::2, ::2] * even).sum((1, 2)) ** 2, image_CHW, GRID, steps=3)
+    by_chance = areas_by_chance(lambda images: (images[:, 0, ::2, ::2] * even).sum((1, 2)) ** 2, image_CHW, GRID, steps=3)
     squares = [1.0, (5 / 8) ** 2, (3 / 8) ** 2, 0.0]
     hand = sum(w * (a + b) / 2 for w, (a, b) in zip((3 / 8, 2 / 8, 3 / 8), pairwise(squares), strict=True))
-    assert by_lot == pytest.approx((hand, hand))
+    assert by_chance == pytest.approx((hand, hand))
 
 
 def test_ties_keep_reading_order(image_CHW):

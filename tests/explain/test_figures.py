@@ -81,7 +81,7 @@ def test_figures_are_drawn(found):
         "Strength of the branches",
         "LayerScale by depth",
         "Talking heads",
-        "How evenly and how far it looks",
+        "Attention entropy and distance",
         "Accuracy against cost",
     ]
     for plate in plates:
@@ -92,8 +92,8 @@ def test_figures_are_drawn(found):
         edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
         assert all((edge == 255).all() for edge in edges), plate.title
     words = {plate.title: plate.caption for plate in plates}
-    assert "Mean over 2 images and all tokens of the 2-norm" in words["Strength of the branches"]
-    assert "before the second head mixing" in words["How evenly and how far it looks"]
+    assert "mean over 2 images and all tokens" in words["Strength of the branches"]
+    assert "before the second head mixing" in words["Attention entropy and distance"]
     assert "not measured here" in words["Accuracy against cost"]
 
 
@@ -104,7 +104,7 @@ def test_a_table_of_results(tmp_path):
     ):
         (tmp_path / name).write_text(text, encoding="utf-8")
         assert read_results(tmp_path / name) == [ROW]
-    assert "From the table" in accuracy_plate([ROW], published=False).caption
+    assert "Values from the given table" in accuracy_plate([ROW], published=False).caption
     assert {row["name"] for row in read_results(None)} >= {"cait_s24_224", "cait_m48_448"}
 
 
@@ -121,7 +121,7 @@ def test_another_table_is_refused(tmp_path, text):
 def test_numbers_that_cannot_be_are_refused(tmp_path, wrong):
     """Percent in place of a fraction would be drawn as 7840 %."""
     (tmp_path / "t.json").write_text(json.dumps([ROW, ROW | wrong]), encoding="utf-8")
-    with pytest.raises(ConfigError, match="top1 a fraction, got for 'a'"):
+    with pytest.raises(ConfigError, match="'a' has gmacs"):
         read_results(tmp_path / "t.json")
 
 

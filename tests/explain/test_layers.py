@@ -52,4 +52,4 @@ def test_even_attention_has_the_entropy_and_distance_that_are_drawn_beside_it():
 def test_accuracy_against_cost_draws_every_published_model():
     rows = read_results(None)
     assert {row["name"] for row in rows} >= set(REEVALUATED)
-    assert f"{len(rows)} models. Published figures, not measured here." in accuracy_plate(rows, published=True).caption
+    assert f"{len(rows)} models. Published values, not measured here." in accuracy_plate(rows, published=True).caption

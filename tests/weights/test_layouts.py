@@ -341,7 +341,10 @@ def test_a_state_dict_deeper_than_eight_keys_is_not_looked_for(tiny, tmp_path):
         (lambda sd: {"state_dict": wrapped(sd, "net.")}, ["removed the prefix 'net.' from the names of tensors"]),
         (
             lambda sd: wrapped(sd, "backbone.") | {"fc.weight": torch.ones(2, 2)},
-            ["removed the prefix 'backbone.' from the names of tensors", "left out fc.weight, which are not part of the model"],
+            [
+                "removed the prefix 'backbone.' from the names of tensors",
+                "left out fc.weight, which are not part of the model",
+            ],
         ),
         (
             lambda sd: {"ema": dict(sd), "model": sd},
@@ -349,7 +352,10 @@ def test_a_state_dict_deeper_than_eight_keys_is_not_looked_for(tiny, tmp_path):
         ),
         (
             lambda sd: wrapped(sd, "student.") | wrapped(sd, "teacher."),
-            ["removed the prefix 'student.' from the names of tensors", "used the weights under student, not those under teacher"],
+            [
+                "removed the prefix 'student.' from the names of tensors",
+                "used the weights under student, not those under teacher",
+            ],
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Maps as images: over the image, beside it, and a panel for every head; Pillow only."""
+"""Draw maps as images: overlays, panels next to the image, and a grid of heads; Pillow only."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deepcait.explain.colours import colourise
 
-MIN_SIDE_PX = 224  # small images are shown larger, by whole factors
+MIN_SIDE_PX = 224  # small images are enlarged by integer factors
 _GAP_PX = 8
 _PAPER, _INK, _FAINT = (255, 255, 255), (28, 30, 34), (90, 94, 102)
 
 
 def enlarge(frame: Image.Image, min_side_px: int = MIN_SIDE_PX) -> Image.Image:
-    """Return the image as RGB, its pixels repeated until the shorter side is long enough to look at."""
+    """Return the image as RGB, its pixels repeated until the shorter side is large enough."""
     factor = max(1, -(-min_side_px // min(frame.size)))
     return frame.convert("RGB").resize((frame.width * factor, frame.height * factor), Image.Resampling.NEAREST)
 
@@ -27,14 +27,14 @@ def fit(frame: Image.Image, longest_px: int) -> Image.Image:
     """Return the image with its longer side at `longest_px`, for panels and thumbnails."""
     factor = longest_px / max(frame.size)
     size = (max(1, round(frame.width * factor)), max(1, round(frame.height * factor)))
-    # Enlarged pixels stay squares; reduced ones are averaged.
+    # Enlarged pixels stay squares; reduced images are averaged.
     return frame.convert("RGB").resize(size, Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BICUBIC)
 
 
 def stretch(values: np.ndarray, size: tuple[int, int], *, lowest: float = 0.0) -> np.ndarray:
     """Return a map (rows, columns) as (height, width) in [0, 1]: bicubic, `lowest` becomes 0, the largest value 1.
 
-    Smaller values are shown as 0. A map without a larger one is 0 everywhere.
+    Smaller values are shown as 0. A map without a larger value is 0 everywhere.
 
     Args:
         size: (width, height) in pixels.
@@ -45,34 +45,34 @@ def stretch(values: np.ndarray, size: tuple[int, int], *, lowest: float = 0.0) -
 
 
 def heat(values: np.ndarray, size: tuple[int, int], *, lowest: float = 0.0) -> Image.Image:
-    """Return the map alone in colours."""
+    """Return the map in colours."""
     return Image.fromarray(colourise(stretch(values, size, lowest=lowest)))
 
 
 def overlay(frame: Image.Image, values: np.ndarray, *, opacity: float = 0.65, lowest: float = 0.0) -> Image.Image:
-    """Return the map in colours over the image in grey.
+    """Return the coloured map on top of the greyscale image.
 
     Args:
-        frame: what the model saw.
+        frame: the model's input.
         values: (rows, columns) of the map.
         opacity: of the map, from 0 to 1.
-        lowest: the value that is shown as 0.
+        lowest: the value shown as 0.
     """
     return Image.blend(frame.convert("L").convert("RGB"), heat(values, frame.size, lowest=lowest), opacity)
 
 
 def side_by_side(frame: Image.Image, values: np.ndarray, caption: str, *, lowest: float = 0.0) -> Image.Image:
-    """Return the image, the map over it, and the map alone, the caption below."""
+    """Return the image, the overlay, and the map side by side, with the caption below."""
     shown = enlarge(frame)
     panels = [shown, overlay(shown, values, lowest=lowest), heat(values, shown.size, lowest=lowest)]
     return _sheet([panels], caption)
 
 
 def head_grid(frame: Image.Image, heads_LAyx: np.ndarray, caption: str, *, panel_px: int = 144) -> Image.Image:
-    """Return a row for each class block: the mean of its heads, then every head, each with its largest value.
+    """Return one row per class block: the mean of its heads, then every head, each with its maximum.
 
     Args:
-        frame: what the model saw.
+        frame: the model's input.
         heads_LAyx: (class blocks, heads, rows, columns).
         caption: below the grid.
         panel_px: longer side of a panel.
@@ -81,10 +81,10 @@ def head_grid(frame: Image.Image, heads_LAyx: np.ndarray, caption: str, *, panel
     rows, titles = [], []
     for number, heads_Ayx in enumerate(heads_LAyx):
         maps = [heads_Ayx.mean(0), *heads_Ayx]
-        names = ["mean", *(f"head {head}" for head in range(len(heads_Ayx)))]
+        names = ["mean", *(f"head {head + 1}" for head in range(len(heads_Ayx)))]
         rows.append([shown, *(overlay(shown, values) for values in maps)])
         largest = [f"{name}, max {values.max():.3f}" for name, values in zip(names, maps, strict=True)]
-        titles.append([f"class block {number}", *largest])
+        titles.append([f"class block {number + 1}", *largest])
     return _sheet(rows, caption, titles)
 
 
@@ -100,11 +100,11 @@ def to_bytes(image: Image.Image, kind: str = "PNG") -> bytes:
 def _sheet(
     rows: Sequence[Sequence[Image.Image]], caption: str, titles: Sequence[Sequence[str]] | None = None
 ) -> Image.Image:
-    """Panels on white, a title above each where there are titles, the caption below all."""
+    """Panels on white, with optional titles above and the caption below."""
     panel_width, panel_height = rows[0][0].size
     small, text = _font(12), _font(13)
     title_height = 18 if titles else 0
-    # A title may be wider than a narrow panel: panels stand apart then, so that none runs into the next.
+    # A title may be wider than a narrow panel: panels are then spaced so that titles do not overlap.
     longest_px = max((small.getlength(title) for line in titles or () for title in line), default=0)
     step = max(panel_width, math.ceil(longest_px)) + _GAP_PX
     width = max(_GAP_PX + step * len(rows[0]), 360)
@@ -130,11 +130,11 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _wrapped(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:
-    """The caption in lines; a word that is wider than a line (the name of a class may be) continues in the next."""
+    """The caption in lines; a word wider than a line (such as a class name) continues on the next."""
     lines, line, line_px = [], "", 0.0
     space_px = font.getlength(" ")
     for word in caption.split():
-        # Word by word: measuring whole lines again took longer than the network.
+        # Word by word: measuring whole lines took longer than the network.
         word_px = font.getlength(word)
         if line and line_px + space_px + word_px <= width_px:
             line, line_px = f"{line} {word}", line_px + space_px + word_px
