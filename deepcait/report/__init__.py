@@ -1,4 +1,4 @@
-"""A run as one page that needs no network: curves, figures with intervals, confusion, mistakes, how to repeat it."""
+"""Reports of runs as self-contained HTML pages: curves, metrics with intervals, confusion, errors, commands."""
 
 from deepcait.report.compare import write_comparison
 from deepcait.report.page import write_at_end, write_report

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no library, no script; colours follow the page, every point can be read."""
+"""Line charts as inline SVG, without libraries or scripts."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _MAX_DOTS = 40
 class Series:
     """One line of a chart.
 
-    points: (x, y); those that are no number are left out. band: (x, low, high) around it.
-    colour: 0 to 3, of the page's series. dashed: so that lines differ without colour, too.
+    points: (x, y); those that are not finite are left out. band: (x, low, high) around it.
+    colour: 0 to 3, a colour of the page. dashed: so that lines also differ without colour.
     """
 
     name: str
@@ -35,14 +35,14 @@ class Series:
 
     @property
     def known(self) -> list[tuple[float, float]]:
-        """The points that are numbers."""
+        """The finite points."""
         return [(x, y) for x, y in self.points if isinstance(y, int | float) and math.isfinite(y)]
 
 
 def line_chart(
     title: str, series: Sequence[Series], *, x_label: str, percent: bool = False, caption: str = ""
 ) -> Markup:
-    """Return a chart with its key and caption; a sentence where there is nothing to draw.
+    """Return a chart with its legend and caption; a sentence if there is nothing to draw.
 
     Args:
         title: heading above it, and the chart's accessible name.
@@ -76,7 +76,7 @@ def line_chart(
 
 
 class _Scale:
-    """From values to places along an axis, and the round values in between."""
+    """Return a function from values to positions on an axis, and the ticks."""
 
     def __init__(self, values: Sequence[float], start_px: float, end_px: float, *, nice: bool = False) -> None:
         self.low, self.high = min(values), max(values)
@@ -99,13 +99,13 @@ class _Scale:
 
 
 def _round_step(step: float) -> float:
-    """The nearest 1, 2 or 5 times a power of ten that is not smaller."""
+    """The smallest 1, 2 or 5 times a power of ten that is not smaller."""
     power = 10 ** math.floor(math.log10(step))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
 
 
 def _line(line: Series, x_scale: _Scale, y_scale: _Scale, percent: bool) -> dict[str, Any]:
-    """What the template draws of one line: points as SVG has them, and dots with a title each if they are few."""
+    """The template's values for one line: SVG points, and dots with titles if there are few."""
     points = _thinned(line.known)
     upper = [f"{x_scale(x)},{y_scale(high)}" for x, _, high in line.band]
     lower = [f"{x_scale(x)},{y_scale(low)}" for x, low, _ in reversed(line.band)]
@@ -124,7 +124,7 @@ def _line(line: Series, x_scale: _Scale, y_scale: _Scale, percent: bool) -> dict
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `_MAX_POINTS` of them: both ends, and of equal parts the lowest and the highest: no peak is lost."""
+    """At most `_MAX_POINTS` points: both ends, and the minimum and maximum of equal parts, so no peak is lost."""
     if len(points) <= _MAX_POINTS:
         return points
     num_parts = _MAX_POINTS // 2 - 1
@@ -147,5 +147,5 @@ def _text(value: float, percent: bool, *, exact: bool = False) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number for people: four digits, or all that stand before the point."""
+    """Return a printed number: four digits, or all integer digits."""
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"

@@ -1,4 +1,4 @@
-"""Two runs on one page: curves laid over each other, what differs in results and in settings."""
+"""Compare two runs on one page: curves in the same plots, and differences in results and settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deepcait.report.results import Results, measure_if_possible
 from deepcait.runtime.files import write_bytes
 
 FILE_NAME = "comparison.html"
-_FREE = ("about.",)  # words about a recipe, which change nothing
+_FREE = ("about.",)  # a recipe's metadata, which has no effect
 
 
 def write_comparison(first: str | Path, second: str | Path, out: str | Path, **measuring: Any) -> Path:
@@ -24,10 +24,10 @@ def write_comparison(first: str | Path, second: str | Path, out: str | Path, **m
     Args:
         first, second: run folders; differences are second minus first.
         out: the file.
-        measuring: passed on to `measure_run`: data, max_images, device, progress.
+        measuring: passed to `measure_run`: data, max_images, device, progress.
 
     Raises:
-        RunError: no run there.
+        RunError: the folder is not a run.
         WeightsError: the file can't be written.
     """
     records = read_run(first), read_run(second)
@@ -39,7 +39,7 @@ def write_comparison(first: str | Path, second: str | Path, out: str | Path, **m
 def render_comparison(
     first: Record, second: Record, first_answers: tuple[Results | None, str], second_answers: tuple[Results | None, str]
 ) -> str:
-    """Return the page; `answers` are results, or None with the reason."""
+    """Return the page; `answers`: results, or None and the reason."""
     both = first, second
     names = _names(first, second)
     paired, words = _paired(both, names, first_answers, second_answers)
@@ -65,10 +65,10 @@ _SECTIONS = [
     ("results", "Results"),
     ("images", "The same images"),
     ("curves", "Curves"),
-    ("classes", "Class by class"),
+    ("classes", "Per class"),
     ("settings", "Settings that differ"),
     ("environment", "Environment that differs"),
-    ("repeat", "Repeat them"),
+    ("repeat", "Reproduce"),
 ]
 
 
@@ -94,35 +94,35 @@ def _results(both: tuple[Record, Record], names: tuple[str, str]) -> Table:
     rows.append(["best epoch", *(str(run.get("epoch", "–")) for run in (one, other)), "", ""])
     rows.append(["training images per second", *(_number(run.images_per_s) for run in both), "", ""])
     caption = (
-        "The best model of each run. Differences in percentage points, second minus first; the interval is Newcombe's "
-        "for independent images, which is wide where both saw the same ones: see below."
+        "The best model of each run. Differences are second minus first, in percentage points. The interval is "
+        "Newcombe's for independent images; it is wide if both runs were evaluated on the same images, see below."
     )
     return Table("Results", ["", *names, "difference", "95 % interval"], rows, caption)
 
 
 def _paired(both, names: tuple[str, str], *answers: tuple[Results | None, str]) -> tuple[Table | None, str]:
-    """The same images in both runs, or None and the reason; with words about it."""
+    """The comparison on the same images with its description, or None and the reason."""
     (one, reason_one), (other, reason_other) = answers
     if one is None or other is None:
         return None, reason_one or reason_other
     if both[0].data.get("fingerprint") != both[1].data.get("fingerprint") or one.names != other.names:
-        return None, "The two runs have other data, so their images can't be compared one by one."
+        return None, "The two runs have different data, so their predictions can't be compared per image."
     right_one, right_other = one.right, other.right
     pairs = count_pairs(right_one, right_other)
     rows = [
-        ["both right", f"{int((right_one & right_other).sum()):,}"],
-        [f"only {names[0]} right", f"{pairs.only_first:,}"],
-        [f"only {names[1]} right", f"{pairs.only_second:,}"],
+        ["both correct", f"{int((right_one & right_other).sum()):,}"],
+        [f"only {names[0]} correct", f"{pairs.only_first:,}"],
+        [f"only {names[1]} correct", f"{pairs.only_second:,}"],
         ["both wrong", f"{int((~right_one & ~right_other).sum()):,}"],
     ]
     words = (
         f"McNemar's exact test: p = {pairs.p_value:.2g}. "
         + (
-            "The two differ by more than chance in drawing images would give."
+            "The difference is larger than expected from sampling images."
             if pairs.p_value < 0.05
-            else "Chance in drawing images alone may have made this difference."
+            else "The difference may be due to sampling images alone."
         )
-        + " Other seeds of training are not in this."
+        + " The variation between seeds is not included."
     )
     return Table("The same images", ["validation images", "number"], rows), words
 
@@ -140,8 +140,8 @@ def _classes(names: tuple[str, str], one: Results | None, other: Results | None)
         change = None if before is None or after is None else after - before
         rows.append((change or 0.0, [label, *map(parts.percent, shares), "–" if change is None else _points(change)]))
     rows.sort(key=lambda row: row[0])
-    caption = "Share of the label's images answered right; the greatest loss first."
-    return Table("Class by class", ["label", *names, "difference"], [row for _, row in rows], caption)
+    caption = "Recall per class; the largest decrease first."
+    return Table("Per class", ["label", *names, "difference"], [row for _, row in rows], caption)
 
 
 def _differing(

@@ -1,4 +1,4 @@
-"""How sure the difference of two accuracies is."""
+"""A confidence interval for the difference of two accuracies."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from deepcait.evaluation import wilson
 
 
 def difference(first: tuple[int, int], second: tuple[int, int]) -> tuple[float, float]:
-    """Return the 95 % interval of second minus first, two shares (hits, trials) of independent images.
+    """Return the 95 % interval of second minus first, two proportions (hits, trials) of independent images.
 
-    Source: Newcombe 1998, Stat. Med. 17, method 10: the two Wilson intervals joined.
+    Source: Newcombe 1998, Stat. Med. 17, method 10, from the two Wilson intervals.
     """
     (a, b), (low_a, high_a), (low_b, high_b) = (h / n for h, n in (first, second)), wilson(*first), wilson(*second)
     gap = b - a

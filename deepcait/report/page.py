@@ -1,4 +1,4 @@
-"""The report of one run: read it, let its best model answer once more, write one HTML file."""
+"""The report of a run: read it, evaluate its best model again, write an HTML file."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from deepcait.training.watch import duration
 
 _logger = logging.getLogger(__name__)
 FILE_NAME = "report.html"
-_MATRIX_CLASSES = 25  # with more, a matrix can't be read: the commonest confusions are listed
+_MATRIX_CLASSES = 25  # with more, a matrix is not readable, and the most frequent confusions are listed
 _LISTED = 20
 
 
 def write_report(folder: str | Path, out: str | Path | None = None, **measuring: Any) -> Path:
     """Write the report of a run, finished or not, and return its path.
 
-    Where the data or the model can't be read any more, the page says so and has the rest.
+    If the data or the model can't be read any more, the page says so and has the other parts.
 
     Args:
         folder: of the run.
         out: the file; None is `report.html` in the run.
-        measuring: passed on to `measure_run`: data, max_images, device, progress.
+        measuring: passed to `measure_run`: data, max_images, device, progress.
 
     Raises:
-        RunError: no run there.
+        RunError: the folder is not a run.
         WeightsError: the file can't be written.
     """
     record = read_run(folder)
@@ -45,22 +45,22 @@ def write_report(folder: str | Path, out: str | Path | None = None, **measuring:
 
 
 def write_at_end(folder: Path, *, device: str = "auto") -> Path | None:
-    """Write the report of a run that has just ended; what fails here is logged as a warning, for the run is safe.
+    """Write the report of a run that has just ended; errors are only logged, since the run is saved.
 
-    Under torchrun the main process writes it alone.
+    Under torchrun only the main process writes it.
 
     Returns:
-        The file, or None where it could not be written.
+        The file, or None if it could not be written.
     """
     if not is_main_process():
         return None
     try:
         with progress("report: evaluating the best model") as update:
             path = write_report(folder, progress=update, device=choose_device(device, 0))
-    # Whatever it is: hours of training must not end as a failure for the lack of a page.
+    # Any error: a missing page must not make a finished training fail.
     except (Exception, KeyboardInterrupt) as error:
         problem = f"{type(error).__name__} {error}".strip()
-        _logger.warning("no report was written (%s); `deepcait report %s` tries again", problem, folder)
+        _logger.warning("no report was written (%s); try again with `deepcait report %s`", problem, folder)
         return None
     _logger.info("report:    %s", path)
     return path
@@ -70,7 +70,7 @@ def render_report(record: Record, results: Results | None, reason: str) -> str:
     """Return the page.
 
     Args:
-        results: what the best model answered; None where it could not be asked.
+        results: predictions of the best model; None if it could not be evaluated.
         reason: why not.
     """
     return render_page(
@@ -104,12 +104,12 @@ _SECTIONS = [
     ("data", "Data"),
     ("recipe", "Recipe"),
     ("environment", "Environment"),
-    ("repeat", "Repeat it"),
+    ("repeat", "Reproduce"),
 ]
 
 
 def _tiles(record: Record) -> list[tuple[str, str, str]]:
-    """Large figures: name, value, note."""
+    """The tiles: name, value, note."""
     best = record.best
     count = best.get("num_images")
     sure = parts.interval(best.get("correct1"), count)
@@ -122,7 +122,7 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
         tiles.append(("Top-5", parts.percent(best.get("top5")), parts.interval(best.get("correct5"), count)))
     return [
         *tiles,
-        ("Validation loss", loss, "nats an image"),
+        ("Validation loss", loss, "nats per image"),
         ("Best epoch", str(best.get("epoch", "–")), f"of {record.recipe.epochs}"),
         (
             "Training time",
@@ -155,33 +155,35 @@ def _metrics(record: Record) -> Table | None:
     columns = ["model", "top-1", "95 % interval", *["top-5", "95 % interval"] * record.has_top5]
     columns += ["loss (nats)", "images"]
     caption = (
-        "Intervals are Wilson's: what chance in drawing these validation images leaves open; other seeds are not in."
+        "Wilson intervals: the uncertainty from sampling these validation images, not the variation between seeds."
     )
     return Table("Final metrics", columns, rows, caption)
 
 
 def _checked(record: Record, results: Results | None) -> str:
-    """Which weights were evaluated, and whether the saved model answers as it did during training."""
+    """Which weights were evaluated, and whether the saved model's predictions agree with training."""
     weights = {"ema": "averaged", "raw": "raw"}.get(str(record.best.get("weights")), "")
     note = f"The {weights} weights were evaluated. " if weights else ""
     if results is None:
         return note
-    share = f"{results.correct:,} of {results.num_images:,} right"
+    share = f"{results.correct:,} of {results.num_images:,} correct"
     if results.num_images < results.total:
-        return f"{note}Asked again for this report on every {results.total / results.num_images:.3g}th image: {share}."
+        return (
+            f"{note}Evaluated again for this report on every {results.total / results.num_images:.3g}th image: {share}."
+        )
     told, total = record.best.get("correct1"), record.best.get("num_images")
     if told is None:
-        return f"{note}Asked again for this report: {share}."
+        return f"{note}Evaluated again for this report: {share}."
     if (told, total) == (results.correct, results.num_images):
-        return f"{note}Asked again for this report: {share}, the same count as during training."
-    return f"{note}Asked again for this report: {share}, NOT what training counted: {told:,} of {total:,}."
+        return f"{note}Evaluated again for this report: {share}, the same as during training."
+    return f"{note}Evaluated again for this report: {share}, NOT the same as during training: {told:,} of {total:,}."
 
 
 def _confusion(results: Results) -> dict[str, Any]:
     wrong = results.num_images - results.correct
-    intro = f"{results.num_images:,} validation images, {wrong:,} answered wrong."
+    intro = f"{results.num_images:,} validation images, {wrong:,} misclassified."
     if results.num_images < results.total:
-        intro += f" They are {results.num_images:,} of {results.total:,}, at even distances."
+        intro += f" They are every {results.total / results.num_images:.3g}th of {results.total:,} images."
     return {
         "intro": intro,
         "is_small": len(results.classes) <= _MATRIX_CLASSES,
@@ -204,7 +206,7 @@ def _commonest(results: Results) -> Table | None:
     ]
     if not rows:
         return None
-    return Table("The commonest confusions", ["label", "answered", "images", "of the label"], rows)
+    return Table("Most frequent confusions", ["label", "prediction", "images", "of the label"], rows)
 
 
 def _mistakes(results: Results) -> dict[str, Any]:
@@ -241,8 +243,8 @@ def _classes(results: Results) -> Table:
         total, right = int(results.confusion[index].sum()), int(results.confusion[index, index])
         share = parts.percent(right / total) if total else "–"
         rows.append([name, f"{results.train_counts[index]:,}", f"{total:,}", share, parts.interval(right, total)])
-    caption = "Training images, and of the validation images asked the share answered right (recall)."
-    return Table("Class by class", ["class", "training", "asked", "right", "95 % interval"], rows, caption)
+    caption = "Training images, and recall on the evaluated validation images."
+    return Table("Per class", ["class", "training", "evaluated", "correct", "95 % interval"], rows, caption)
 
 
 _COUNTED = (("training", "num_train"), ("validation", "num_validation"))
@@ -255,7 +257,7 @@ def _recipe_facts(record: Record) -> list[tuple[str, str]]:
         ("length", f"{parts.counted(recipe.epochs, 'epoch')}, {recipe.global_batch_size:,} images per step"),
         (
             "learning rate",
-            f"{recipe.peak_lr:g} at its peak ({recipe.optimizer.name}, decay {recipe.optimizer.weight_decay})",
+            f"{recipe.peak_lr:g} peak ({recipe.optimizer.name}, decay {recipe.optimizer.weight_decay})",
         ),
         ("augmentation", f"crop {recipe.augment.crop}, mixup {recipe.mix.mixup:g}, cutmix {recipe.mix.cutmix:g}"),
         ("teacher", recipe.teacher.spec or "none"),

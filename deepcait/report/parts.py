@@ -1,4 +1,4 @@
-"""What both reports show: shares with intervals, curves, settings, how to repeat a run."""
+"""Parts of both reports: proportions with intervals, curves, settings, commands that reproduce a run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from deepcait.evaluation import wilson
 from deepcait.report.charts import Series, line_chart
 from deepcait.report.record import Record
 
-WORDS = {"running": "not finished", "stopped": "stopped, can continue", "failed": "failed", "finished": "finished"}
+WORDS = {"running": "not finished", "stopped": "stopped, can be resumed", "failed": "failed", "finished": "finished"}
 
 
 def percent(share: float | None) -> str:
-    """Return a share for people, or a dash."""
+    """Return a proportion in percent, or a dash."""
     return "–" if share is None else f"{100 * share:.2f} %"
 
 
 def interval(hits: int | None, trials: int | None) -> str:
-    """Return a share's 95 % interval for people, or nothing where the counts are not known."""
+    """Return the 95 % interval of a proportion, or "" if the counts are not known."""
     if not isinstance(hits, int) or not isinstance(trials, int) or not trials:
         return ""
     low, high = wilson(hits, trials)
@@ -30,12 +30,12 @@ def interval(hits: int | None, trials: int | None) -> str:
 
 
 def curves(records: Sequence[Record]) -> list[Markup]:
-    """Return the charts of one run, or of several laid over each other."""
+    """Return the charts of one run, or of several in the same charts."""
     many = len(records) > 1
     charts = [_losses(records, many), _accuracies(records, many)]
     for title, key, caption in (
-        ("Learning rate", "lr", "The rate of the highest group."),
-        ("Gradient norm", "grad_norm", "Of all gradients together, before clipping; of the last step of each row."),
+        ("Learning rate", "lr", "The rate of the parameter group with the highest rate."),
+        ("Gradient norm", "grad_norm", "Norm of all gradients before clipping, at the last step of each log row."),
     ):
         lines = [
             _line(record, "train_rows", key, _name(record, title.lower(), many), n, "epoch")
@@ -46,7 +46,7 @@ def curves(records: Sequence[Record]) -> list[Markup]:
         _line(record, "timing_rows", "images_per_s", _name(record, "images per second", many), number, "step")
         for number, record in enumerate(records)
     ]
-    caption = "Training images per second, all processes together."
+    caption = "Training images per second, over all processes."
     charts.append(line_chart("Speed", speed, x_label="step", caption=caption))
     return charts
 
@@ -59,7 +59,7 @@ def _losses(records: Sequence[Record], many: bool) -> Markup:
         validation = _line(record, "eval_rows", "loss", _name(record, "validation", many), colour + 1, "epoch")
         lines.append(dataclasses.replace(validation, dashed=True))
     caption = (
-        "Nats. Training: with augmentation, mixing and smoothing as the recipe says; so it may lie above validation."
+        "In nats. The training loss includes augmentation, mixing and label smoothing, so it may be above validation."
     )
     return line_chart("Loss", lines, x_label="epoch", caption=caption)
 
@@ -81,7 +81,7 @@ def _accuracies(records: Sequence[Record], many: bool) -> Markup:
         for key in sorted({key for row in record.eval_rows for key in row if key.endswith("_top1")}):
             name = f"top-1, {key.removesuffix('_top1')} weights"
             lines.append(dataclasses.replace(_line(record, "eval_rows", key, name, 2, "epoch"), dashed=True))
-    caption = "Of the validation images. The band is the 95 % interval of top-1 (Wilson)."
+    caption = "On the validation images. The band is the 95 % interval of top-1 (Wilson)."
     return line_chart("Accuracy", lines, x_label="epoch", percent=True, caption=caption)
 
 
@@ -122,9 +122,9 @@ def flat_environment(record: Record) -> dict[str, str]:
 
 
 def repeat_command(record: Record) -> str:
-    """Return what starts the same run again, in another folder."""
+    """Return the commands that start the same run in another folder."""
     commit = record.environment.get("commit")
-    # Of a folder given as "." or ".." the name is not in its path.
+    # A folder given as "." or ".." has no name in its path.
     folder = record.folder if record.folder.name not in ("", "..") else record.folder.resolve()
     again = f"{folder}-again"
     lines = [f"git checkout {shlex.quote(str(commit))}    # the code of this run"] if commit else []
@@ -134,7 +134,7 @@ def repeat_command(record: Record) -> str:
 
 
 def state_words(record: Record) -> str:
-    """Return how the run stands."""
+    """Return the state of the run."""
     state = str(record.state.get("state", "unknown"))
     text = WORDS.get(state, state)
     problem = record.state.get("error")
@@ -147,12 +147,12 @@ def model_words(record: Record) -> str:
     images = "its data"
     if _knows_data(data):
         images = f"{counted(data['num_train'], 'image')} of {counted(len(data['classes']), 'class', 'classes')}"
-    teacher = f", taught by {recipe.teacher.spec}" if recipe.teacher.spec else ""
+    teacher = f", distilled from {recipe.teacher.spec}" if recipe.teacher.spec else ""
     return f"{recipe.model} on {images} for {counted(recipe.epochs, 'epoch')}{teacher}: {state_words(record)}."
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:
-    """Return how many there are of something, in words."""
+    """Return a number with its noun."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 

@@ -1,4 +1,4 @@
-"""What a run wrote down, read back: recipe, rows, times, environment, data."""
+"""Read a run folder: recipe, metrics, times, environment, data."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from deepcait.training.recipe import Recipe, load_recipe
 class Record:
     """One run folder.
 
-    train_rows, eval_rows: of `metrics.jsonl`. timing_rows: of `timing.jsonl`. What a damaged disk made of a value is
-        left out: numbers are finite, shares and counts possible.
-    environment, data, state: as the run wrote them; empty where a file is missing or broken.
+    train_rows, eval_rows: of `metrics.jsonl`. timing_rows: of `timing.jsonl`. Invalid values are left out: numbers are
+        finite, proportions and counts possible.
+    environment, data, state: as the run wrote them; empty if a file is missing or damaged.
     """
 
     folder: Path
@@ -39,7 +39,7 @@ class Record:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The evaluation with the highest top-1, the first of equals, which made `best/`; empty without one."""
+        """The evaluation with the highest top-1, the first of ties, which is saved in `best/`; empty without one."""
         return max(self.eval_rows, key=lambda row: row["top1"], default={})
 
     @property
@@ -49,23 +49,23 @@ class Record:
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes the data has; None where the run did not write it down."""
+        """Number of classes of the data; None if the run did not store it."""
         classes = self.data.get("classes")
         return len(classes) if isinstance(classes, list) else None
 
     @property
     def has_top5(self) -> bool:
-        """Whether top-5 says anything: of five classes or fewer the right one is always among them."""
+        """Whether top-5 is meaningful: with five classes or fewer it is always 1."""
         return self.num_classes is None or self.num_classes > 5
 
     @property
     def seconds(self) -> float:
-        """Time that training steps took, evaluations left out."""
+        """Time of training steps in seconds, without evaluations."""
         return sum(row.get("seconds") or 0.0 for row in self.timing_rows)
 
     @property
     def images_per_s(self) -> float | None:
-        """Training images per second over the whole run; None where no time was written."""
+        """Training images per second over the whole run; None if no time was stored."""
         images = sum((row.get("images_per_s") or 0.0) * (row.get("seconds") or 0.0) for row in self.timing_rows)
         return images / self.seconds if self.seconds else None
 
@@ -74,15 +74,15 @@ def read_run(folder: str | Path) -> Record:
     """Read a run folder, finished or not.
 
     Raises:
-        RunError: it is no run.
+        RunError: it is not a run.
         ConfigError: its `config.yaml` is broken.
     """
     folder = Path(folder)
     config = folder / "config.yaml"
     if not config.is_file():
         raise RunError(
-            f"{folder}: expected a run folder (config.yaml in it), got {'none' if folder.is_dir() else 'no folder'}.",
-            remedy="Give the folder that `deepcait train --out` wrote.",
+            f"{folder}: {'the folder holds no run (config.yaml is missing)' if folder.is_dir() else 'no such folder'}.",
+            remedy="Give the folder of a run, written by `deepcait train --out`.",
         )
     rows = read_metrics(folder)
     return Record(
@@ -138,7 +138,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except ValueError:
-            continue  # a kill may have cut the last one
+            continue  # a kill may have truncated the last one
         if isinstance(row, dict):
             rows.append(row)
     return rows

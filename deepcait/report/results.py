@@ -1,4 +1,4 @@
-"""A run's best model on its validation images, one by one: confusion, and the mistakes worth looking at."""
+"""Predictions of a run's best model on its validation images: confusion, and selected errors."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _THUMB_PX = 160
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """One image that was answered wrong.
+    """A misclassified image.
 
     name: of the sample. label, truth: its class, name and index.
-    answers: (class index, name, probability), the three most probable, and the label's own where it is none of them.
-    frame, attention: what it saw, and its mean class attention; None for a network that has none.
+    answers: (class index, name, probability) of the three most probable classes, and of the label if not among them.
+    frame, attention: the model's input and its mean class attention; None for a network without one.
     """
 
     name: str
@@ -52,10 +52,10 @@ class Mistake:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What the best model answered.
+    """Predictions of the best model.
 
-    classes: readable names. records: of the images that were measured.
-    total: validation images there are; fewer may have been measured.
+    classes: readable names. records: of the evaluated images.
+    total: number of validation images, of which fewer may have been evaluated.
     worst: most confident errors. nearest: near misses. train_counts: training images per class.
     """
 
@@ -68,27 +68,27 @@ class Results:
 
     @property
     def confusion(self) -> Tensor:
-        """(K, K) counts, rows are labels, columns answers."""
+        """(K, K) counts; rows are labels, columns predictions."""
         return confusion(self.records)
 
     @property
     def right(self) -> Tensor:
-        """(N,), whether each image was classified correctly, in reading order."""
+        """(N,), whether each image was classified correctly, in the data's order."""
         return self.records.correct_N
 
     @property
     def names(self) -> Sequence[str]:
-        """Of the images, in reading order."""
+        """Names of the images, in the data's order."""
         return self.records.names
 
     @property
     def num_images(self) -> int:
-        """How many were measured."""
+        """Number of evaluated images."""
         return len(self.records)
 
     @property
     def correct(self) -> int:
-        """How many were answered right."""
+        """Number of correct predictions."""
         return int(self.right.sum())
 
 
@@ -100,18 +100,18 @@ def measure_run(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Results:
-    """Let the run's best model answer its validation images.
+    """Evaluate the run's best model on its validation images.
 
     Args:
         record: of the run.
-        data: DATA in place of the recipe's, where the images lie elsewhere now.
-        max_images: of more, as many are taken at even distances.
+        data: DATA in place of the recipe's, if the images have moved.
+        max_images: if there are more, evenly spaced ones are used.
         device: where the model computes.
-        progress: called with images done and to do.
+        progress: called with the images done and the images in total.
 
     Raises:
-        DeepcaitError: no model yet, data that is gone or has no such classes.
-        OSError: data that can't be read.
+        DeepcaitError: there is no model yet, or the data does not exist or has other classes.
+        OSError: the data can't be read.
     """
     recipe = record.recipe
     if data is not None:
@@ -122,12 +122,14 @@ def measure_run(
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
     part = thin_out(opened.validation, max_images)
     if not len(part):
-        raise RunError("report: expected validation images, got none.", remedy="Check the data of the run.")
+        raise RunError("report: the data has no validation images.", remedy="Give other data with --data.")
     wanted = Wanted(plan_task(part, "folder"), found.classes)
     loading = Loading(_BATCH_SIZE, 0, torch.device(device))
     ((_, records),) = measure([model], wanted, range(len(part)), preprocessing, loading, progress)
     if records.probabilities_NT.isnan().any():
-        raise RunError("best: logits contain NaN or inf.", remedy="Training diverged, or the weights are damaged.")
+        raise RunError(
+            "the best model returned NaN or infinite logits.", remedy="Training diverged: lower the learning rate."
+        )
     classes = name_classes(found.classes or list(map(str, range(model.num_classes))))
     train_mapping = map_classes(opened.train, found.classes, model.num_classes)
     train_labels = torch.tensor([train_mapping[label] for label in require_labels(opened.train)])
@@ -146,10 +148,10 @@ def measure_run(
 
 
 def measure_if_possible(record: Record, **options) -> tuple[Results | None, str]:
-    """Return the results, or None and the reason that there are none.
+    """Return the results, or None and the reason.
 
     Raises:
-        DeepcaitError: data that somebody named for this page is not to be used; of the run's own the page tells.
+        DeepcaitError: data given for this report can't be used; for the run's own data the page has a note.
     """
     if options.get("data"):
         return measure_run(record, **options), ""
@@ -167,14 +169,14 @@ def recipe_with_data(record: Record, data: str) -> Recipe:
 
 
 def name_classes(classes: Sequence[str]) -> list[str]:
-    """Return readable names; where classes share one (the two cranes of ImageNet), the stored names tell them apart."""
+    """Return readable names; if classes share one (the two cranes of ImageNet), the stored names are added."""
     names = [readable(name) for name in classes]
     shared = {name for name, count in Counter(names).items() if count > 1}
     return [f"{name} ({stored})" if name in shared else name for name, stored in zip(names, classes, strict=True)]
 
 
 def thin_out(source: Source, max_images: int) -> Source:
-    """Return the source, or `max_images` of its samples at even distances."""
+    """Return the source, or `max_images` evenly spaced samples of it."""
     total = len(source)
     if total <= max_images:
         return source
@@ -182,9 +184,9 @@ def thin_out(source: Source, max_images: int) -> Source:
 
 
 def choose_mistakes(records: Records, count: int = NUM_MISTAKES) -> tuple[list[int], list[int]]:
-    """Return the rows of the most confident errors and of the near misses; none is in both.
+    """Return the rows of the most confident errors and of the near misses; without duplicates.
 
-    A near miss: the answer's probability is above the label's by the least.
+    A near miss: the probability of the prediction is only slightly above the label's.
     """
     wrong = (~records.correct_N).nonzero()[:, 0]
     answer_N = records.probabilities_NT[:, 0]
@@ -217,6 +219,6 @@ def _mistake(
 def _attention(model, image_1CHW: Tensor, frame: Image.Image) -> Image.Image | None:
     try:
         weights_T = class_attention(require_cait(model), image_1CHW)[0].mean((0, 1)).float().cpu()
-    except ConfigError:  # a teacher, or an alternative without class stage
+    except ConfigError:  # a teacher, or a model without class stage
         return None
     return overlay(frame, weights_T[1:].view(model.config.grid).numpy())

@@ -49,4 +49,4 @@ def test_nothing_to_draw(tmp_path):
     )
     page = read_page(tmp_path / "chart.html")
     assert page.find("svg") == []
-    assert "Nothing was written down." in page.text
+    assert "No values were recorded." in page.text

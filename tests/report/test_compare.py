@@ -69,7 +69,7 @@ def test_the_same_images(page, right):
 def test_settings_that_differ_and_only_those(page):
     rows = {row[0]: row[1:] for row in section(page, "settings").find("table")[0].rows()[1:]}
     assert rows == {"epochs": ["5", "3"], "optimizer.lr": ["0.001", "0.003"], "seed": ["0", "3"]}
-    assert section(page, "environment").text == "Environment that differs Nothing."
+    assert section(page, "environment").text == "Environment that differs None."
 
 
 def test_curves_are_laid_over_each_other(page):

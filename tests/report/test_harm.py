@@ -83,9 +83,9 @@ def test_gone_pictures_leave_the_rest(run, bench, tmp_path):
     config.write_text(config.read_text().replace(str(bench.data), str(tmp_path / "gone")))
     assert main(["report", str(folder)]) == 0
     page = read_page(folder / "report.html")
-    assert "could not be asked again" in section(page, "confusion").text
+    assert "could not be evaluated again" in section(page, "confusion").text
     assert str(tmp_path / "gone") in section(page, "mistakes").text
-    assert "deepcait report RUN --data PLACE" in section(page, "mistakes").text
+    assert "deepcait report RUN --data DATA" in section(page, "mistakes").text
     assert section(page, "curves").find("svg")
     # Told where they are now, it has everything again.
     assert main(["report", str(folder), "--data", str(bench.data)]) == 0
@@ -166,7 +166,7 @@ def test_another_model_than_the_one_counted_is_told(run, tmp_path):
     results = measure_run(record)
     (tmp_path / "page.html").write_text(render_report(wrong, results, ""), encoding="utf-8")
     words = section(read_page(tmp_path / "page.html"), "metrics").text
-    assert f"{told} of 24 right, NOT what training counted: {told - 1} of 24." in words
+    assert f"{told} of 24 correct, NOT the same as during training: {told - 1} of 24." in words
     unknown = dataclasses.replace(record, eval_rows=[{"top1": 0.5, "epoch": 1}])
     (tmp_path / "page.html").write_text(render_report(unknown, results, ""), encoding="utf-8")
     assert section(read_page(tmp_path / "page.html"), "metrics").text.endswith(f"{told} of 24 right.")
@@ -201,7 +201,7 @@ def test_a_network_without_class_attention(run, tmp_path):
     (tmp_path / "page.html").write_text(render_report(record, results, ""), encoding="utf-8")
     mistakes = section(read_page(tmp_path / "page.html"), "mistakes")
     assert len(mistakes.find("img")) == len(found.worst) + len(found.nearest)
-    assert "It has no class attention" in mistakes.text
+    assert "This model has no class attention" in mistakes.text
     assert "Right:" not in mistakes.text
     assert mistakes.find("p", class_="legend") == []
 
@@ -216,9 +216,9 @@ def test_two_classes_of_one_name(run, tmp_path):
     (tmp_path / "page.html").write_text(render_report(record, results, ""), encoding="utf-8")
     (bars,) = section(read_page(tmp_path / "page.html"), "mistakes").find("ul", class_="bars")
     assert [(item.text, item.attributes.get("class")) for item in bars.find("li")] == [
-        ("crane 50.0%", "target"),
-        ("owl 30.0%", None),
-        ("crane 20.0%", "truth"),
+        ("crane 50.0 %", "target"),
+        ("owl 30.0 %", None),
+        ("crane 20.0 %", "truth"),
     ]
 
 
@@ -232,4 +232,4 @@ def test_a_best_model_that_gives_no_numbers(run, tmp_path, monkeypatch):
     monkeypatch.setattr("deepcait.report.results.resolve", diverged)
     out = tmp_path / "page.html"
     assert main(["report", str(run), "--out", str(out)]) == 0
-    assert "logits contain NaN or inf" in section(read_page(out), "confusion").text
+    assert "NaN or infinite logits" in section(read_page(out), "confusion").text

@@ -77,7 +77,7 @@ def test_figures_are_those_of_the_model(page, answers, run):
     # Of three classes the right one is always among five answers: nothing is said of that.
     assert "top-5" not in page.find("main")[0].text.lower()
     assert "Top-5" not in page.find("header")[0].text
-    assert "the same count as during training" in section(page, "metrics").text
+    assert "the same as during training" in section(page, "metrics").text
     matrix = section(page, "confusion").find("table")[0].rows()
     assert matrix[0][1:] == list(CLASSES)
     for label, *cells in matrix[1:]:
@@ -230,9 +230,9 @@ def test_thinned_out_at_even_distances(run):
     [
         ([], "expected one or two runs"),
         (["a", "b", "c"], "got 3"),
-        (["nowhere"], "expected a run folder"),
+        (["nowhere"], "no such folder"),
         (["RUN", "--images", "0"], "--images: expected 1 or more"),
-        (["RUN", "--out", "no/such/folder/x.html"], "no folder no/such/folder"),
+        (["RUN", "--out", "no/such/folder/x.html"], "the folder no/such/folder does not exist"),
         (["RUN", "--data", "no/such/data", "--device", "tpu"], "tpu"),
         (["RUN", "--data", "no/such/data"], "no/such/data"),
         (["RUN", "nowhere"], "nowhere"),
