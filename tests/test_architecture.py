@@ -80,8 +80,8 @@ ORDER = {
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
     "cli": [
-        "exits", "console", "options", "images", "places", "engine", "main", "models", "info", "recipes", "doctor",
-        "eval", "predict", "explain", "report", "train", "bench", "study", "serve", "export", "push", "help",
+        "exits", "console", "usage", "options", "images", "places", "engine", "main", "models", "info", "recipes",
+        "doctor", "eval", "predict", "explain", "report", "train", "bench", "study", "serve", "export", "push", "help",
         "demo",
     ],
 }  # fmt: skip

@@ -1,1 +1,1 @@
-"""The command: one small file a verb, which parses, calls and prints."""
+"""The command: one module per command, which parses options, calls the package and prints."""

@@ -1,15 +1,15 @@
-"""Ours against peers, on this machine.
+"""Benchmark inference, training and data loading against timm on this machine.
 
 Examples:
-    deepcait bench cait_xxs24_224 --json                 our engines against timm's network on the same engines
+    deepcait bench cait_xxs24_224 --json                 every engine, deepcait against timm
     deepcait bench cait_xxs24_224 --engine eager,openvino --batch 1,8 --out docs/results
-    deepcait bench cait_xxs24_224 --train --compiled    a training step of ours against timm's, and what it keeps
-    deepcait bench cait_xxs24_224 --cost --rounds 5     time and memory against batch, tokens and depth, with exponents
-    deepcait bench runs/pets --autotune                  the fastest engine, threads and batch here; kept with it
-    deepcait bench runs/pets --data pets --precision all  what each precision does to the answers on these images
-    deepcait bench --data photos                        how many images per second the loader delivers, against timm's
+    deepcait bench cait_xxs24_224 --train --compiled    a training step, with the memory of activations
+    deepcait bench cait_xxs24_224 --cost --rounds 5     time and memory by batch size, tokens and depth
+    deepcait bench runs/pets --autotune                  the fastest engine, threads and batch size; stored
+    deepcait bench runs/pets --data pets --precision all  predictions and speed in each precision
+    deepcait bench --data photos                        images per second of the data loaders
     deepcait bench --data photos --workers 8 --json
-    deepcait bench --data photos --out docs/results     data_loader.json and data_loader.md there
+    deepcait bench --data photos --out docs/results     also writes data_loader.json and .md
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from deepcait.cli.console import Console
 from deepcait.cli.options import whole_numbers
 from deepcait.errors import ConfigError
 
-# What is measured -> the options that it uses, beside --rounds, --out and --json, which are for all.
-_ENGINES = "a bench of engines"
+# Benchmark -> its options, apart from --rounds, --out and --json, which all have.
+_ENGINES = "the benchmark of engines"
 _USES = {
     "--data": {"workers", "batch_size"},
     _ENGINES: {"engine", "batch", "threads", "precision"},
@@ -43,54 +43,54 @@ class Args:
     """Options of `deepcait bench`."""
 
     specs: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SPEC ...", help_behavior_hint="(optional)")
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL ...]", help_behavior_hint="(optional)")
     ] = ()
-    """Models to time against timm's, on every engine; of a name alone the weights are random."""
+    """Models to benchmark; a model name gets random weights."""
     against: Literal["timm"] = "timm"
-    """The peer."""
+    """Baseline of the comparison."""
     engine: str = "eager,compile,onnx,openvino"
-    """Engines, with commas."""
+    """Engines, separated by commas."""
     autotune: bool = False
-    """Find what is the fastest for our model here; tuned.json goes into its folder, or to --out, for other commands."""
+    """Find the fastest engine and settings; other commands use them from tuned.json in the model's folder or --out."""
     train: bool = False
-    """Time a training step instead."""
+    """Benchmark a training step instead of inference."""
     compiled: bool = False
-    """Of training: timm's through torch.compile too."""
+    """For --train: include timm's model through torch.compile."""
     precision: str = "auto"
-    """Precisions, with commas (fp32,bf16), or all. auto: of engines fp32 and OpenVINO's own default; else fp32. Of
-    training one of fp32 and bf16 (autocast)."""
+    """Precisions, separated by commas (fp32,bf16), or all. auto is fp32, and for engines also OpenVINO's default. With
+    --train: one of fp32 and bf16 (autocast)."""
     tolerance: float | None = None
-    """Of --autotune: share of images whose best class may differ from the model's, for precisions below fp32."""
+    """For --autotune: fraction of images whose top-1 class may differ from the model's, for precisions below fp32."""
     cost: bool = False
-    """Measure how time and memory grow with batch, tokens and depth instead."""
+    """Measure how time and memory grow with batch size, tokens and depth instead."""
     batch: str = ""
-    """Images a call, with commas (default: 1,8; of a training step one number, 16)."""
+    """Images per call, separated by commas (default: 1,8); with --train one number (default: 16)."""
     threads: int | None = None
     """Threads of every engine (default: PyTorch's choice)."""
     data: str = ""
-    """Measure the data loader on these images: a folder of images, or a DATA."""
+    """Benchmark the data loader on these images: a folder of images, or another DATA."""
     out: Path | None = None
-    """Write the figures there too, as JSON and as a page."""
+    """Also write the results to this folder, as JSON and Markdown."""
     rounds: int = 20
-    """Counted rounds; the loaders take turns in each."""
+    """Timed rounds; all contestants take turns in each."""
     workers: int = 2
-    """Of --data: processes that decode, of each loader."""
+    """For --data: worker processes of each loader."""
     batch_size: int = 32
-    """Of --data: images per batch."""
+    """For --data: images per batch."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
 
 def run(args: Args) -> None:
-    """Measure what was asked for."""
+    """Run the benchmarks."""
     if not args.data and not args.specs:
         raise ConfigError(
-            "bench: expected something to measure, got nothing.",
-            remedy="deepcait bench cait_xxs24_224, or deepcait bench --data FOLDER",
+            "bench: neither a model nor --data was given.",
+            remedy="Try deepcait bench cait_xxs24_224, or deepcait bench --data FOLDER.",
         )
     _refuse_contradictions(args)
     if args.out is not None:
-        # Before the minutes of measuring: a place that can't be is told at once.
+        # Before the measurement, which takes minutes.
         args.out.mkdir(parents=True, exist_ok=True)
     console = Console(json=args.json)
     result = {}
@@ -109,15 +109,15 @@ def run(args: Args) -> None:
 
 
 def _refuse_contradictions(args: Args) -> None:
-    """Options that the measurement asked for would leave unused are mistakes, told before it takes its minutes."""
+    """Raise for options that the requested benchmark would not use."""
     ways = [f"--{name}" for name in ("autotune", "train", "cost") if getattr(args, name)]
     if len(ways) > 1:
         raise ConfigError(
-            f"bench: expected one of --autotune, --train and --cost, got {' and '.join(ways)}.",
-            remedy="Give one of them; then the other.",
+            f"{' and '.join(ways)} can't be combined.",
+            remedy="Run one of them, then the other.",
         )
     if ways and not args.specs:
-        raise ConfigError(f"{ways[0]}: expected a model to measure, got none.", remedy=f"deepcait bench SPEC {ways[0]}")
+        raise ConfigError(f"{ways[0]}: no model was given.", remedy=f"Use deepcait bench MODEL {ways[0]}.")
     asked = (ways or [_ENGINES] if args.specs else []) + (["--data"] if args.data else [])
     used = set().union(*(_USES[what] for what in asked))
     if _compares_precisions(args):
@@ -127,8 +127,8 @@ def _refuse_contradictions(args: Args) -> None:
             option, users = f"--{name.replace('_', '-')}", [what for what in _USES if name in _USES[what]]
             other = f", or add {users[0]}" if len(users) == 1 else "" if args.specs else ", or name a model"
             raise ConfigError(
-                f"{option}: expected what {' and '.join(asked)} uses, got an option that it does not use.",
-                remedy=f"Leave {option} out{other}.",
+                f"{option} is not used by {' and '.join(asked)}.",
+                remedy=f"Omit {option}{other}.",
             )
 
 
@@ -151,8 +151,8 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
         console.say(f"{spec}, batch {row['batch']}, {result['threads']} threads, {args.rounds} rounds")
         console.table(COLUMNS, table(row))
         console.say(
-            f"best: {row['best_ours']}, {row['best_ratio']:.2f} times {row['best_peer']}, {row['of_limit']:.2f} of the "
-            f"limit of the matrix products ({row['limit']['library']})"
+            f"best: {row['best_ours']}, {row['best_ratio']:.2f} times as fast as {row['best_peer']}; "
+            f"{row['of_limit']:.2f} of the speed of the matrix products alone ({row['limit']['library']})"
         )
     batch_names = "_".join(f"b{row['batch']}" for row in result["batches"])
     name = f"bench_{_file_name(spec)}_{batch_names}"
@@ -167,7 +167,7 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
 
 
 def _compares_precisions(args: Args) -> bool:
-    """A model on one's own images, in several precisions: what they are worth there."""
+    """Whether a model's precisions are compared on labelled images."""
     return bool(args.data and args.specs and args.precision != "auto" and not (args.train or args.autotune))
 
 
@@ -176,7 +176,7 @@ def _measure_precisions(spec: str, args: Args, console: Console) -> dict:
 
     (batch, *others) = whole_numbers(args.batch or "8", "--batch")
     if others:
-        raise ConfigError(f"--batch: expected one number with --data, got {args.batch!r}.", remedy="--batch 8")
+        raise ConfigError(f"--batch: expected one number with --data, got {args.batch!r}.", remedy="Use --batch 8.")
     with console.progress("measuring") as progress:
         result = compare_precisions(
             spec,
@@ -198,8 +198,8 @@ def _measure_precisions(spec: str, args: Args, console: Console) -> dict:
 
 
 def _precisions(args: Args) -> list[str]:
-    """What --precision names; empty for auto. Of all, each engine takes those that it offers."""
-    from deepcait.inference.precision import MEASURED, PRECISIONS
+    """The values of --precision; empty for auto. With `all`, each engine uses those that it offers."""
+    from deepcait.inference.precision import MEASURED
 
     if args.precision == "auto":
         return []
@@ -207,8 +207,8 @@ def _precisions(args: Args) -> list[str]:
     for name in names:
         if name not in MEASURED:
             raise ConfigError(
-                f"--precision: expected some of {', '.join(MEASURED)}, or all, got {name or 'none'}.",
-                remedy=f"--precision {','.join(MEASURED)}" if name not in PRECISIONS else "Leave it out.",
+                f"--precision: expected one or more of {', '.join(MEASURED)}, or all, got {name or 'none'}.",
+                remedy=f"For all of them: --precision {','.join(MEASURED)}.",
             )
     return names
 
@@ -233,12 +233,11 @@ def _tune(spec: str, args: Args, console: Console) -> dict:
     choice = result["choice"]
     console.say(
         f"fastest: {choice['engine']}, {choice['precision']}, {choice['threads']} threads, {choice['batch']} images "
-        "a call: "
-        f"{result['images_per_s']:.1f} images/s"
+        f"per call: {result['images_per_s']:.1f} images/s"
     )
     folder = args.out or (Path(spec) if Path(spec).is_dir() else None)
     if folder is None:
-        console.say(f"not kept: {spec} is no folder; --out FOLDER keeps it there")
+        console.say(f"not stored: {spec} is not a folder; use --out FOLDER")
         return result
     console.say(f"wrote  {keep(result, folder)}")
     return result
@@ -249,10 +248,13 @@ def _measure_training(spec: str, args: Args, console: Console) -> dict:
 
     (batch, *others) = whole_numbers(args.batch or "16", "--batch")
     if others:
-        raise ConfigError(f"--batch: expected one number with --train, got {args.batch!r}.", remedy="--batch 16")
+        raise ConfigError(f"--batch: expected one number with --train, got {args.batch!r}.", remedy="Use --batch 16.")
     precision = "fp32" if args.precision == "auto" else args.precision
     if precision not in ("fp32", "bf16"):
-        raise ConfigError(f"--precision: expected fp32 or bf16 with --train, got {precision}.", remedy="Give one.")
+        raise ConfigError(
+            f"--precision: expected fp32 or bf16 with --train, got {precision}.",
+            remedy="Use --precision fp32 or --precision bf16.",
+        )
     with console.progress("measuring") as progress:
         result = compare_training(
             spec,
@@ -263,7 +265,7 @@ def _measure_training(spec: str, args: Args, console: Console) -> dict:
             compiled=args.compiled,
             progress=progress,
         )
-    console.say(f"{spec}, a training step of {batch}, {precision}, {result['threads']} threads")
+    console.say(f"{spec}, a training step of {batch} images, {precision}, {result['threads']} threads")
     console.table(*table(result))
     command = f"deepcait bench {shlex.quote(spec)} --train{' --compiled' if args.compiled else ''} --batch {batch}"
     command += f" --rounds {args.rounds} --threads {result['threads']} --precision {precision}"
@@ -280,7 +282,7 @@ def _measure_cost(spec: str, args: Args, console: Console) -> dict:
         require_matplotlib()
     with console.progress("measuring") as progress:
         result = compare_cost(spec, rounds=args.rounds, threads=args.threads, progress=progress)
-    console.say(f"{spec}: exponents of what grows, {result['threads']} threads, {args.rounds} rounds")
+    console.say(f"{spec}: exponents of time and memory, {result['threads']} threads, {args.rounds} rounds")
     console.table(*table(result))
     name = f"cost_{_file_name(spec)}"
     command = f"deepcait bench {shlex.quote(spec)} --cost --rounds {args.rounds} --threads {result['threads']}"
@@ -291,7 +293,7 @@ def _measure_cost(spec: str, args: Args, console: Console) -> dict:
 
 
 def _write(out: Path | None, name: str, command: str, result: dict, page: str, console: Console) -> None:
-    """Figures and page into the folder, where one was given."""
+    """Write results as JSON and Markdown, if a folder was given."""
     from deepcait.runtime.files import write_bytes
 
     if out is None:
@@ -327,10 +329,10 @@ def _measure_data(args: Args, console: Console) -> dict:
         )
     ]
     console.say(f"data   {args.data}: {result['num_images']:,} images, {args.workers} workers, {args.rounds} rounds")
-    console.table(["loader", "ours, images/s", "timm, images/s", "ratio", "quartiles"], rows)
+    console.table(["loader", "deepcait, images/s", "timm, images/s", "ratio", "quartiles"], rows)
     command = f"deepcait bench --data DATA --rounds {args.rounds} --workers {args.workers}"
     command += f" --batch-size {args.batch_size} --out {shlex.quote(args.out.name)}" if args.out else ""
-    content = {"what": "our data loader against timm's", **result}
+    content = {"what": "deepcait's data loader against timm's", **result}
     _write(args.out, "data_loader", command, content, markdown(result, command), console)
     return result
 

@@ -1,4 +1,4 @@
-"""What goes where: results to stdout, everything else to stderr; one JSON value alone where --json is asked for."""
+"""Output of commands: results on stdout, everything else on stderr; with --json, one JSON value on stdout."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from deepcait.runtime.messages import is_main_process, print_nowhere, progress
 
 
 def is_under_torchrun() -> bool:
-    """Whether torchrun started this process: then rank 0 tells what all of them found."""
+    """Whether torchrun started this process; then only rank 0 prints."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def leave_for_torchrun(text: str) -> None:
-    """Leave what ended this process where torchrun looks for it: its summary shows it, whichever process it was."""
+    """Write this process's error to torchrun's error file, so that torchrun's summary shows it."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path and is_under_torchrun():
         told = {"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}}
@@ -30,18 +30,18 @@ def leave_for_torchrun(text: str) -> None:
 
 
 def print_any_character() -> None:
-    """Let stdout show what its encoding lacks (in names of files, classes) as \\u escapes; stderr does so already."""
+    """Let stdout print characters that its encoding lacks as \\u escapes, as stderr does."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 class Console:
-    """Where a verb prints. Every method prints in the main process only.
+    """Output of a command. Every method prints in the main process only.
 
     Args:
-        json: the verb was called with --json: stdout carries one JSON value and nothing else.
-        narrates: what counts is what the verb makes, not its lines: it goes on where nobody reads them any more
-            (`deepcait train ... | head`). Elsewhere that ends the command.
+        json: whether --json was given: stdout has one JSON value and nothing else.
+        narrates: whether the printed lines are only messages: the command continues if the reader of stdout exits
+            (`deepcait train ... | head`). Other commands end.
     """
 
     def __init__(self, *, json: bool = False, narrates: bool = False) -> None:
@@ -49,12 +49,12 @@ class Console:
         self.narrates = narrates
 
     def say(self, text: str = "") -> None:
-        """Print a line of the result: to stdout, or to stderr where stdout belongs to JSON."""
+        """Print a line of the result: to stdout, or to stderr with --json."""
         if is_main_process():
             self._print(text, sys.stderr if self.json else sys.stdout)
 
     def note(self, text: str) -> None:
-        """Print what is no result (progress, warnings) to stderr."""
+        """Print messages that are not results (progress, warnings) to stderr."""
         if is_main_process():
             self._print(text, sys.stderr)
 
@@ -70,13 +70,13 @@ class Console:
         """Print the JSON value; does nothing without --json.
 
         Raises:
-            ValueError: NaN or infinity in the value: they are not JSON.
+            ValueError: the value contains NaN or infinity, which JSON does not have.
         """
         if self.json and is_main_process():
             print(json.dumps(value, allow_nan=False), flush=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Print a table of plain text: columns of numbers to the right, None as a blank."""
+        """Print a plain-text table: columns of numbers right-aligned, None as a blank."""
         texts = [[_cell(value) for value in row] for row in rows]
         widths = [max(len(line[i]) for line in [list(columns), *texts]) for i in range(len(columns))]
         right = [all(line[i][:1].isdigit() or not line[i] for line in texts) for i in range(len(columns))]
@@ -88,12 +88,12 @@ class Console:
             self.say("  ".join(cells).rstrip())
 
     def progress(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """Return a context that gives a function to call with (done, total); shown on stderr."""
+        """Return a context with a function to call with (done, total); shown on stderr."""
         return progress(what)
 
 
 def percent(fraction: float | None) -> str:
-    """A fraction for people: 0.865 as "86.50 %"; None as a blank."""
+    """A fraction in percent: 0.865 as "86.50 %"; None as a blank."""
     return "" if fraction is None else f"{100 * fraction:.2f} %"
 
 

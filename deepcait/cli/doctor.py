@@ -1,8 +1,8 @@
-"""Check a data set before it costs anything: read every image once and report what is wrong. Changes nothing.
+"""Check a data set before training: read every image once and report problems. Changes nothing.
 
 Examples:
-    deepcait doctor --data photos                           every finding, with paths
-    deepcait doctor --data photos --strict                  exit code 3 where there are errors
+    deepcait doctor --data photos                           problems, with up to five paths per kind
+    deepcait doctor --data photos --strict                  exit code 3 if there are errors
     deepcait doctor --data photos --fix-list leave_out.txt  then: deepcait train ... --set data.exclude=leave_out.txt
 """
 
@@ -28,25 +28,27 @@ class Args(ImageArgs):
     """Options of `deepcait doctor`."""
 
     data: str
-    """Images: a folder of class folders (with train/val/test above them or not), or another DATA."""
+    """Images: a folder of class folders (optionally below train, val, test), or another DATA."""
     strict: bool = False
-    """Exit with 3 where there are errors."""
+    """Exit with code 3 if there are errors."""
     fix_list: Path | None = None
-    """Write the paths to leave out of a training, one per line; nothing is deleted."""
+    """Write the paths to exclude from training to this file, one per line; nothing is deleted."""
     workers: int | None = None
-    """Processes that read; without it one a core, none for a few images."""
+    """Worker processes that read images (default: one per core; none for a few images)."""
     json: bool = False
     """Print one JSON object, with every path, and nothing else."""
 
 
 def run(args: Args) -> int | None:
-    """Examine the data, print what was found."""
+    """Examine the data, and print the findings."""
     from deepcait.data.doctor import examine
     from deepcait.data.fix_list import write_fix_list
     from deepcait.runtime.files import require_file
 
     if args.workers is not None and args.workers < 0:
-        raise ConfigError(f"--workers: expected 0 or more, got {args.workers}.", remedy="Choose e.g. 2.")
+        raise ConfigError(
+            f"--workers: expected 0 or more, got {args.workers}.", remedy="Use --workers 0 for none, or 2."
+        )
     if args.fix_list is not None:
         require_file(args.fix_list, (), "--fix-list")
     console = Console(json=args.json)

@@ -1,4 +1,4 @@
-"""What computes the answers: the engine that was asked for, or the one that was measured to be the fastest here."""
+"""Choose the engine: the one of --engine, or the one that `bench --autotune` found fastest on this machine."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ def choose_engine(
     device: str | None = None,
     img_size: object = None,
 ) -> Choice:
-    """Return what `--engine` says; else what `bench --autotune` left beside the model, if it holds here; say which.
+    """Return the engine of `--engine`, else the stored choice of `bench --autotune` if it is valid here.
 
     Args:
-        spec: the model; a choice lies in its folder.
-        asked: what `--engine` was given.
-        console: is told in one line what was found and whether it is used.
-        precision: what `--precision` was given; a choice was measured with its own.
-        device: where the model shall compute; None takes a GPU where there is one. A choice is for a CPU, and for
-            one process that has it to itself.
-        img_size: another image size than the model's; a choice is for that one alone.
+        spec: the MODEL; a choice is stored in its folder.
+        asked: the value of `--engine`.
+        console: prints which choice was found and whether it is used.
+        precision: the value of `--precision`; a choice has its own.
+        device: the device; None means a GPU if there is one. A choice is for a CPU and a single process.
+        img_size: another image size than the model's; a choice is only valid for the model's.
     """
     import torch
 
@@ -46,7 +45,7 @@ def choose_engine(
     try:
         choice = read_choice(Path(spec), describe(spec))
     except ChoiceError as error:
-        console.note(f"not used: {error}")
+        console.note(f"the stored choice of an engine is not used: {error}")
         return Choice()
     console.note(
         f"engine {choice.engine}, {choice.precision}, {choice.threads} threads, {choice.batch} images per call: "

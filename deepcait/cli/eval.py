@@ -48,7 +48,7 @@ class Args(ImageArgs):
     """Options of `deepcait eval`."""
 
     specs: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SPEC ...", help_behavior_hint="(required)")
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL ...", help_behavior_hint="(required)")
     ]
     """One model or several: a name, hf-hub:owner/name, a model or run folder, a weights file."""
     data: str

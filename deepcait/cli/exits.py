@@ -1,13 +1,13 @@
-"""How the command ends: exit codes, and exceptions that mean one."""
+"""Exit codes of the command."""
 
 from __future__ import annotations
 
 DONE = 0
-DEFECT = 1  # ours: a traceback is shown
-MISTAKE = 2  # the user can mend it
-REFUSED = 3  # a check said no
-STOPPED = 75  # on request; the same command with --resume goes on
+DEFECT = 1  # a bug in deepcait: a traceback is shown
+MISTAKE = 2  # the user can fix it
+REFUSED = 3  # a check failed
+STOPPED = 75  # on request; the same command with --resume resumes
 
 
-class Refused(Exception):  # noqa: N818 - it is no error
-    """A check said no; the message says which."""
+class Refused(Exception):  # noqa: N818 - it is not an error
+    """A check failed; the message says which."""

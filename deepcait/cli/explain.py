@@ -1,12 +1,12 @@
-"""Show what a model attends to: class attention of every head, rollout, gradients, scores; PNG, HTML and .npz.
+"""Explain predictions by attention maps: class attention of every head, rollout, gradients; PNG, HTML and .npz.
 
 Examples:
-    deepcait explain runs/pets cat.jpg --out looks              maps, a page (looks/index.html), and the numbers
-    deepcait explain runs/pets photos/ --out looks --class dog  why, or why not, a dog
-    deepcait explain runs/pets cat.jpg --out looks --method all  Integrated Gradients and occlusion too
-    deepcait explain runs/pets photos/ --out looks --steps 16   scores too: does the model use what a map shows?
-    deepcait explain runs/pets photos/ --out looks --figures    what each layer of the model does
-    deepcait explain cait_s24_384 tall.jpg --out looks --img-size 512x256
+    deepcait explain runs/pets cat.jpg --out maps                maps, a page (maps/index.html), and arrays
+    deepcait explain runs/pets photos/ --out maps --class dog    the target class is dog
+    deepcait explain runs/pets cat.jpg --out maps --method all   also Integrated Gradients and occlusion
+    deepcait explain runs/pets photos/ --out maps --steps 16     also faithfulness scores of the maps
+    deepcait explain runs/pets photos/ --out maps --figures      also plots of the model's layers
+    deepcait explain cait_s24_384 tall.jpg --out maps --img-size 512x256
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from deepcait.errors import ConfigError
 class Args(ImageArgs):
     """Options of `deepcait explain`."""
 
-    spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
+    spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """The model: a name, hf-hub:owner/name, a model or run folder, a weights file."""
     images: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...", help_behavior_hint="(required)")
     ]
-    """Images, or folders with images below them."""
+    """Image files, or folders of images."""
     out: Path
-    """Folder for page (index.html), PNGs and numbers: new, empty, or that of an earlier page, which goes."""
+    """Output folder; must be new, empty, or that of an earlier `explain`, which is overwritten."""
     method: str = "class-attention,rollout,gradient"
-    """Maps with commas between: class-attention, rollout, gradient, integrated-gradients, occlusion; or all."""
+    """Maps, separated by commas: class-attention, rollout, gradient, integrated-gradients, occlusion; or all."""
     class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
-    """Name or index of the class asked about; without it the most probable of each image."""
+    """Name or index of the target class (default: the most probable of each image)."""
     steps: int = 0
-    """Score each map by deletion and insertion in so many steps, 16 for example; 0 measures no scores."""
+    """Number of deletion and insertion steps to score each map, such as 16; 0 means no scores."""
     figures: bool = False
-    """Also the layers: strength of the branches, LayerScale, head mixing, attention; and accuracy against cost."""
+    """Also plot the layers (branches, LayerScale, head mixing, attention) and accuracy against cost."""
     table: str | None = None
-    """Results for accuracy against cost: .csv or .json with name, gmacs, params, top1; else the published ones."""
+    """Results for accuracy against cost: .csv or .json with name, gmacs, params, top1 (default: published ones)."""
     img_size: str | None = None
-    """Another size of the model's input in pixels, HEIGHTxWIDTH or one number; positions are resized."""
+    """Another input size in pixels, HEIGHTxWIDTH or one number; position embeddings are resized."""
     device: str = "auto"
-    """Where the model computes: auto, cpu, cuda, cuda:1."""
+    """Device: auto, cpu, cuda, cuda:1."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
@@ -77,7 +77,7 @@ def run(args: Args) -> int | None:
         )
     figures = args.out / FIGURES_FOLDER
     if args.figures:
-        console.say(f"figures: {figures}")
+        console.say(f"plots: {figures}")
     for about in facts:
         console.say(
             f"{about['file']}: {about['class']['label']} {100 * about['class']['probability']:.1f} %  {about['folder']}"
@@ -89,17 +89,17 @@ def run(args: Args) -> int | None:
 
 
 def _require_sound(args: Args) -> tuple[str, ...]:
-    """Refuse what can't work before anything is read; return the methods."""
+    """Check the options before anything is read; return the methods."""
     from deepcait.explain.explanation import METHODS, require_methods
 
     if not args.images:
-        raise ConfigError("explain: no image was given.", remedy="deepcait explain MODEL image.jpg --out FOLDER")
+        raise ConfigError("explain: no image was given.", remedy="Use deepcait explain MODEL image.jpg --out FOLDER.")
     methods = METHODS if args.method == "all" else tuple(method.strip() for method in args.method.split(","))
     require_methods(methods)
     if args.steps < 0:
-        raise ConfigError(f"--steps: expected 0 or more, got {args.steps}.", remedy="Give 16, or 0 for no scores.")
+        raise ConfigError(f"--steps: expected 0 or more, got {args.steps}.", remedy="Use 16, or 0 for no scores.")
     if args.table is not None and not args.figures:
-        raise ConfigError("--table: expected --figures beside it, got none.", remedy="Give --figures too.")
+        raise ConfigError("--table is only used with --figures.", remedy="Add --figures, or omit --table.")
     return methods
 
 

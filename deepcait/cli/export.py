@@ -1,8 +1,8 @@
-"""Write a model in the form that others read, and prove it: it is read back there and compared.
+"""Export a model for other programs, and verify it: the export is read back and its logits are compared.
 
 Examples:
     deepcait export runs/pets --to timm --out pets          a folder that timm loads as local-dir:pets
-    deepcait export runs/pets --to official --out pets.pth  a plain state dict, as the authors publish theirs
+    deepcait export runs/pets --to official --out pets.pth  a plain state dict in the authors' layout
     deepcait export runs/pets --to onnx --out pets.onnx     a graph for ONNX Runtime (also: openvino, pt2)
 """
 
@@ -27,28 +27,28 @@ if TYPE_CHECKING:
 class Args:
     """Options of `deepcait export`."""
 
-    spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
+    spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """The model: a name, hf-hub:owner/name, a model or run folder, a weights file."""
     to: Literal["onnx", "openvino", "pt2", "timm", "official"]
-    """The form: graphs for an engine, timm's model folder, or the authors' checkpoint (.pth or .safetensors)."""
+    """Format: a graph for an engine, timm's model folder, or the authors' checkpoint (.pth or .safetensors)."""
     out: Path
-    """Where to; an older export there is replaced."""
+    """File or folder to write; an existing export is replaced."""
     precision: Literal["auto", "fp32", "fp32-strict", "bf16", "fp16", "int8"] = "auto"
-    """Number format of the weights in the file: fp32, or fp16 with --to openvino."""
+    """Precision of the weights in the file: fp32 (auto), or fp16 with --to openvino."""
     tolerance: float = 0.0
-    """With fp16: the share of images whose best class may differ from the model's."""
+    """For fp16: fraction of images whose top-1 class may differ from the model's."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
 
 def run(args: Args) -> int | None:
-    """Write, read back, and print what was found."""
+    """Export, verify, and print the verification."""
     from deepcait.inference.export import require_stored
     from deepcait.weights import resolve
 
     console = Console(json=args.json)
     if not 0 <= args.tolerance < 1:
-        raise ConfigError(f"--tolerance: expected 0 to 1, got {args.tolerance}.", remedy="--tolerance 0.01: 1 in 100.")
+        raise ConfigError(f"--tolerance: expected 0 to 1, got {args.tolerance}.", remedy="0.01 allows 1 image in 100.")
     require_stored(args.to, args.precision)
     found = resolve(args.spec)
     if args.to in ("timm", "official"):
@@ -72,11 +72,11 @@ def _export_weights(args: Args, found: Resolved, console: Console) -> None:
     if args.to == "timm":
         console.say(f'try:  timm.create_model("local-dir:{args.out}", pretrained=True)')
     else:
-        console.say("this form is tensors alone: names of classes and preprocessing stay behind (--to timm takes them)")
+        console.say("this format has only tensors, not class names and preprocessing (--to timm has all)")
     facts = {"holds": verification.holds, "proof": verification.facts()}
     console.result({"spec": args.spec, "to": args.to, "out": str(args.out), **facts})
     if not verification.holds:
-        raise Refused(f"{args.out}: what was written is not the model; do not use it ({verification}).")
+        raise Refused(f"{args.out}: verification failed, do not use this export ({verification}).")
 
 
 def _export_graph(args: Args, found: Resolved, console: Console) -> None:
@@ -107,6 +107,4 @@ def _export_graph(args: Args, found: Resolved, console: Console) -> None:
         }
     )
     if not verification.holds:
-        raise Refused(
-            f"{args.out}: the graph does not compute what the model does; nothing was written ({verification})."
-        )
+        raise Refused(f"{args.out}: verification failed, nothing was written ({verification}).")

@@ -1,4 +1,4 @@
-"""Explain an error, or an argument that many commands have.
+"""Explain an error, or what DATA and MODEL are.
 
 Examples:
     deepcait help                    the topics

@@ -1,4 +1,4 @@
-"""Options of every command that reads images: what is accepted, and the range of deep values."""
+"""Options of every command that reads images: limits, and the range of values above 8 bits."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ class ImageArgs:
     """Limits on images, the same in every command."""
 
     max_pixels: int | None = None
-    """An image of more pixels is refused, by its header (default: 89,478,485)."""
+    """Largest accepted number of pixels of an image (default: 89,478,485)."""
     max_bytes: int | None = None
-    """A larger file is refused before it is read (default: 100 MiB)."""
+    """Largest accepted size of a file in bytes (default: 100 MiB)."""
     max_value: int | None = None
-    """The value that is white in images deeper than 8 bits, e.g. 4095 (default: the model's; what the file says)."""
+    """White value of images with more than 8 bits per channel, such as 4095 (default: the model's, else the file's)."""
     accept_truncated: bool = False
-    """Take images whose end is missing where their last row was decoded."""
+    """Accept files with a missing end if the last row of the image can be decoded."""
 
 
 def image_options(args: ImageArgs, default: ImageOptions | None = None) -> ImageOptions:
     """Return the limits of a command line, over those of a model.
 
     Raises:
-        ConfigError: a limit that can't be.
+        ConfigError: a limit is not valid.
     """
     from deepcait.data import ImageOptions
 

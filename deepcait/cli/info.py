@@ -1,10 +1,10 @@
-"""Describe one model: sizes, cost, preprocessing, classes, where its weights come from. Never downloads.
+"""Describe one model: sizes, cost, preprocessing, classes, provenance. Never downloads.
 
 Examples:
     deepcait info cait_s24_224             a model of the paper
     deepcait info runs/pets                the best model of a run
-    deepcait info model.safetensors        a weights file: sizes are read off its tensors
-    deepcait info cait_s24_224 --img-size 224,384,448 --batch 1,64       what activations take, counted
+    deepcait info model.safetensors        a weights file; sizes are inferred from its tensors
+    deepcait info cait_s24_224 --img-size 224,384,448 --batch 1,64       activation memory
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _NUM_SHOWN = 10
 class Args:
     """Options of `deepcait info`."""
 
-    spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
-    """The model: a name, hf-hub:owner/name (if it is in the cache), a folder, a run or a weights file."""
+    spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """The model: a name, hf-hub:owner/name (if cached), a model or run folder, a weights file."""
     img_size: str = ""
-    """Count activations for square images of these sides in pixels, with commas; --batch alone takes the model's."""
+    """Print activation memory for these image sides in pixels, separated by commas (with --batch: the model's)."""
     batch: str = ""
-    """Count activations for these numbers of images a call, with commas; --img-size alone takes 1,8,64."""
+    """Print activation memory for these batch sizes, separated by commas (with --img-size: 1,8,64)."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
@@ -58,10 +58,13 @@ def run(args: Args) -> int | None:
     for label, text in _lines(facts):
         console.say(f"{label.ljust(14)}{text}")
     if "activations" not in facts:
-        console.say("activations   counted with --batch 1,8,64")
+        console.say("activations   printed with --batch 1,8,64")
         return
     console.say("")
-    console.say("MiB of activations in float32, weights excluded: alive at once, or saved for the backward pass")
+    console.say(
+        "Activation memory in MiB, float32, without weights: the peak in inference; in training, saved for the backward"
+    )
+    console.say("pass by default, with compute.memory=small, and with compute.grad_checkpointing=true.")
     console.table(["image", "batch", "inference", "training", "memory=small", "checkpointing"], _activations(facts))
 
 
@@ -71,9 +74,9 @@ def _lines(facts: dict) -> list[tuple[str, str]]:
     accuracies = {"top-1": facts["top1"], "ReaL": facts["real"], "V2": facts["v2"]}
     size = facts["img_size"]
     lines = [
-        ("model", facts["name"] or "not one of the paper's"),
+        ("model", facts["name"] or "none of the named models"),
         ("parameters", f"{facts['params']:,}"),
-        ("multiply-adds", f"{facts['gmacs']:.2f} G for one image"),
+        ("multiply-adds", f"{facts['gmacs']:.2f} G per image"),
         ("image", f"{size} x {size} px" if isinstance(size, int) else " x ".join(map(str, size)) + " px"),
         ("released", "yes" if facts["released"] else "no"),
         ("published", ", ".join(f"{key} {percent(value)}" for key, value in accuracies.items() if value is not None)),
@@ -88,7 +91,7 @@ def _lines(facts: dict) -> list[tuple[str, str]]:
 
 
 def _backend(config: NetworkConfig) -> str | None:
-    """What computes the patch blocks, by device; None for a network without them."""
+    """The backend of the patch blocks, by device; None for a network without them."""
     import torch
 
     from deepcait.model.cait import CaiT

@@ -1,4 +1,4 @@
-"""The command `deepcait`: find the verb, run it, turn what happened into an exit code."""
+"""The command line: find the command, run it, and turn errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from deepcait.cli.options import parse_options
 from deepcait.errors import ConfigError, DeepcaitError, DeepcaitWarning, Stopped
 from deepcait.runtime.messages import is_main_process, print_nowhere, shown
 
-# Verb -> one line for the list. The module deepcait.cli.<verb> holds its Args and run(args).
-VERBS = {
-    "models": "every variant: parameters, multiply-adds, published accuracy",
-    "info": "one model: the same, its preprocessing, classes and provenance",
-    "recipes": "recipes, and every key with its default, type and meaning",
-    "doctor": "check a data set: damaged, duplicate, stray and mislabelled images",
+# Command -> its line in `deepcait --help`. The module deepcait.cli.<command> has Args and run(args).
+COMMANDS = {
+    "models": "list models: parameters, multiply-adds, published accuracy",
+    "info": "describe one model: sizes, preprocessing, classes, provenance",
+    "recipes": "list recipes, and every key with its default, type and meaning",
+    "doctor": "check a data set: damaged, duplicate and mislabelled images",
     "train": "train, fine-tune or distil a model on your images",
-    "eval": "measure models on labelled images",
-    "predict": "classify pictures",
-    "explain": "where a model looked in your pictures, and what its layers do",
-    "report": "a run as one page: curves, figures, confusion, mistakes; or two runs compared",
-    "bench": "ours against peers: how fast models answer, how fast data is read",
-    "study": "run the paper's experiments again at a small scale, its figures beside ours",
-    "serve": "answer over HTTP, with a page that shows where the model looked",
-    "export": "write a model in the form that others read: onnx, openvino, pt2, timm, the authors' own",
-    "push": "put a model into a repository of the Hugging Face hub, with a card",
+    "eval": "evaluate models on labelled images",
+    "predict": "classify images",
+    "explain": "explain predictions by attention maps; plot a model's layers",
+    "report": "write a run's report as an HTML page, or compare two runs",
+    "bench": "benchmark inference, training and data loading against timm",
+    "study": "reproduce the paper's ablations at small scale",
+    "serve": "serve predictions and attention maps over HTTP",
+    "export": "export a model: ONNX, OpenVINO, torch.export, timm, official checkpoint",
+    "push": "upload a model to the Hugging Face hub, with a model card",
     "help": "explain an error, or what DATA and MODEL are",
-    "demo": "train, measure and use a small model on real photographs, in minutes",
+    "demo": "a tour in two minutes: predict, explain, fine-tune, evaluate, export",
 }
-# What these log is what they print: it goes to stdout, where results go.
+# Commands whose log is their output, on stdout.
 _NARRATING = ("train", "study", "demo")
 _LINE_WIDTH = 100
-# Turns that a thread of PyTorch (GNU OpenMP) waits for the others before it sleeps; GNU's own default is 300,000.
+# Spin iterations of an OpenMP thread before it sleeps; GNU's default is 300,000.
 _PATIENCE = "1000"
 
 
@@ -53,25 +53,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code.
 
     Args:
-        argv: what follows the word `deepcait`; None takes sys.argv.
+        argv: arguments after `deepcait`; None means sys.argv.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in argv
     print_any_character()
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # our errors say what is wrong with an image
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # deepcait's own errors describe bad images
         return _guarded(argv, as_json)
 
 
 def _guarded(argv: list[str], as_json: bool) -> int:
-    """Run the command; what it raises becomes lines and an exit code."""
+    """Run the command; exceptions become messages and an exit code."""
     try:
         return _run(argv)
     except DeepcaitError as error:
         return _mistake(error.problem, error.remedy, as_json)
     except BrokenPipeError:
-        # Whoever read our output has had enough (`deepcait models | head`): the rest goes nowhere, quietly.
+        # The reader of the output has exited (`deepcait models | head`): discard the rest.
         print_nowhere(sys.stdout)
         return exits.DONE
     except Stopped as stopped:
@@ -81,56 +81,56 @@ def _guarded(argv: list[str], as_json: bool) -> int:
     except KeyboardInterrupt:
         return _end("interrupted", 130)
     except Exception as error:
-        mistake = _mendable(error)
+        mistake = _user_error(error)
         return _defect() if mistake is None else _mistake(*mistake, as_json)
 
 
 def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        _print_verbs()
+        _print_commands()
         return exits.DONE
-    if argv[0] == "help" and argv[1:2] and argv[1] in VERBS:
+    if argv[0] == "help" and argv[1:2] and argv[1] in COMMANDS:
         argv = [argv[1], "--help"]
     if argv[0] in ("-V", "--version"):
-        # The package itself: importing it by name would be an import upwards.
+        # Not imported by name, which would be an import from a higher layer.
         print(f"deepcait {sys.modules['deepcait'].__version__}")
         return exits.DONE
-    verb, rest = argv[0], argv[1:]
-    if verb != "bench":  # which measures PyTorch as it comes
+    command, rest = argv[0], argv[1:]
+    if command != "bench":  # it measures PyTorch with default settings
         _share_cores()
-    module = _import_verb(verb)
-    args = parse_options(module.Args, rest, verb=verb, description=module.__doc__ or "")
-    if args is None:  # --help was asked for and shown
+    module = _import_command(command)
+    args = parse_options(module.Args, rest, command=command, description=module.__doc__ or "")
+    if args is None:  # --help was shown
         return exits.DONE
-    with shown(on_stdout=verb in _NARRATING and "--json" not in argv):
+    with shown(on_stdout=command in _NARRATING and "--json" not in argv):
         return module.run(args) or exits.DONE
 
 
 def _share_cores() -> None:
-    """Let threads that wait for each other sleep soon: on cores that others use too, waiting awake takes their turn.
+    """Let waiting threads sleep soon, since spinning takes time from other processes on shared cores.
 
-    The choice of whoever set one of these variables stands. It has to be made before PyTorch is imported.
+    Values set by the user are kept. This must run before PyTorch is imported.
     """
     if "torch" not in sys.modules and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
         os.environ["GOMP_SPINCOUNT"] = _PATIENCE
 
 
-def _import_verb(verb: str) -> ModuleType:
-    if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
+def _import_command(command: str) -> ModuleType:
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
         raise ConfigError(
-            f"expected a verb ({', '.join(VERBS)}), got {verb!r}.",
-            remedy=f"Did you mean `deepcait {near[0]}`?" if near else "`deepcait --help` lists them.",
+            f"unknown command {command!r}.",
+            remedy=f"Did you mean `deepcait {near[0]}`?" if near else "`deepcait --help` lists the commands.",
         )
-    return importlib.import_module(f"deepcait.cli.{verb}")
+    return importlib.import_module(f"deepcait.cli.{command}")
 
 
-def _print_verbs() -> None:
-    width = max(map(len, VERBS))
-    print("usage: deepcait VERB ...\n\nDeep image transformers with LayerScale and class attention (CaiT).\n")
-    for verb, line in VERBS.items():
-        print(f"  {verb.ljust(width)}  {line}")
-    print("\n`deepcait VERB --help` shows options and examples; `deepcait --version` the version.")
+def _print_commands() -> None:
+    width = max(map(len, COMMANDS))
+    print("usage: deepcait COMMAND ...\n\nDeep image transformers with LayerScale and class attention (CaiT).\n")
+    for command, line in COMMANDS.items():
+        print(f"  {command.ljust(width)}  {line}")
+    print("\n`deepcait COMMAND --help` shows examples and options; `deepcait --version` the version.")
 
 
 def _show_warning(
@@ -141,7 +141,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print our own warnings as one line, without the place in our code; those of libraries as Python does."""
+    """Print deepcait's warnings as one line, and those of libraries as Python does."""
     if not issubclass(category, DeepcaitWarning):
         _tell(warnings.formatwarning(message, category, filename, lineno, line).rstrip(), file or sys.stderr)
     elif is_main_process():
@@ -149,10 +149,10 @@ def _show_warning(
 
 
 def _mistake(problem: str, remedy: str, as_json: bool) -> int:
-    """What the user can mend: one paragraph on stderr, or one JSON object on stdout."""
-    # An error of one process alone (a folder that its machine lacks) is told by nobody else.
+    """Print an error that the user can fix: one paragraph on stderr, or one JSON object on stdout."""
+    # No other process prints an error of a single process (a folder missing on one machine).
     leave_for_torchrun(f"error: {problem}\nremedy: {remedy}")
-    # Outside torchrun a rank may be left over, with no process 0 that would tell; stdout stays that one's all the same.
+    # Outside torchrun, RANK may be a leftover, without a rank 0 that prints; stdout is still rank 0's only.
     if is_main_process() or not is_under_torchrun():
         told = as_json and is_main_process() and _tell(json.dumps({"error": problem, "remedy": remedy}), sys.stdout)
         if not told:
@@ -163,9 +163,9 @@ def _mistake(problem: str, remedy: str, as_json: bool) -> int:
 
 
 def _defect() -> int:
-    """What we have to mend: the traceback, from every process."""
+    """Print the traceback of a bug, in every process."""
     traceback.print_exc()
-    print("\nThis is a defect of deepcait, not of yours. Please report it with the lines above.", file=sys.stderr)
+    print("\nThis is a bug in deepcait. Please report it with the lines above.", file=sys.stderr)
     return exits.DEFECT
 
 
@@ -176,7 +176,7 @@ def _end(text: str, code: int) -> int:
 
 
 def _tell(text: str, stream: TextIO) -> bool:
-    """Print what ended the command; False where that can't be (a full disk, nobody who reads)."""
+    """Print why the command ended; False if that fails (a full disk, or the reader has exited)."""
     try:
         print(text, file=stream, flush=True)
     except OSError:
@@ -185,67 +185,68 @@ def _tell(text: str, stream: TextIO) -> bool:
     return True
 
 
-def _mendable(error: Exception) -> tuple[str, str] | None:
-    """Problem and remedy of an exception of Python's own that the user can mend; None where it is our defect."""
+def _user_error(error: Exception) -> tuple[str, str] | None:
+    """Problem and remedy of a Python exception that the user can fix; None if it is a bug."""
     if isinstance(error, OSError):
         return _file_mistake(error)
     if isinstance(error, ImportError):
         return _missing_package(error)
     if isinstance(error, UnicodeEncodeError) and "\udc80" <= error.object[error.start] <= "\udcff":
-        # So Python writes the bytes of a file name that are no UTF-8.
+        # Python represents bytes of file names that are not UTF-8 like this.
         around = error.object[max(0, error.start - 20) : error.end + 20]
-        return f"expected names of files and folders in UTF-8, got {ascii(around)}.", "Rename it."
-    return _want_of_memory(error)
+        return f"a file or folder name is not UTF-8: {ascii(around)}.", "Rename the file or folder."
+    return _out_of_memory(error)
 
 
-def _want_of_memory(error: Exception) -> tuple[str, str] | None:
-    """Problem and remedy of memory that was asked for and not there; None where the error is about something else."""
+def _out_of_memory(error: Exception) -> tuple[str, str] | None:
+    """Problem and remedy if memory ran out; None for other errors."""
     said = " ".join(str(error).split())
-    # PyTorch has an error of its own for accelerators' memory (not imported here) and none for the machine's.
+    # PyTorch has an error class for accelerators' memory (not imported here), but none for main memory.
     told = ("can't allocate memory", "not enough memory")
     ours = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if not ours and not (isinstance(error, RuntimeError) and any(words in said for words in told)):
         return None
     return (
-        f"expected memory for what was asked, got none left ({said[:200] or type(error).__name__}).",
-        "Let it do less at once, a smaller batch first of all: `deepcait help out-of-memory`.",
+        f"out of memory: {said[:200] or type(error).__name__}",
+        "Reduce the batch size, or set compute.memory=small or compute.grad_checkpointing=true. More: `deepcait help "
+        "out-of-memory`.",
     )
 
 
 def _file_mistake(error: OSError) -> tuple[str, str] | None:
-    """Problem and remedy of a file that is not as it should be; None where the system failed otherwise."""
+    """Problem and remedy of a file error; None for other system errors."""
     path = error.filename or "a file"
     if isinstance(error, FileNotFoundError):
-        return f"{path}: expected it to exist, got no such file or folder.", "Check the path, or create its folder."
+        return f"{path}: no such file or folder.", "Check the spelling of the path, or create its folder."
     if isinstance(error, IsADirectoryError):
-        return f"{path}: expected a file, got a folder.", "Give the path of a file."
+        return f"{path} is a folder, not a file.", "Give the path of a file."
     if isinstance(error, NotADirectoryError):
-        return f"{path}: expected a folder on the way, got a file.", "Give another path."
+        return f"{path}: a part of this path is a file, not a folder.", "Choose a path whose parts are folders."
     if isinstance(error, FileExistsError):
-        return f"{path}: expected nothing there, got a file.", "Give another path, or remove it."
+        return f"{path} already exists.", "Choose another path, or remove this file."
     if isinstance(error, PermissionError):
-        return f"{path}: expected access, got none.", "Check its permissions, or give another path."
+        return f"{path}: permission denied.", "Change its permissions, or choose another path."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{path}: expected room on the disk, got a full one.", "Free some space, or give another path."
+        return f"{path}: the disk is full.", "Free space, or choose a path on another disk."
     if error.errno == errno.ENAMETOOLONG:
-        return f"{str(path)[:80]}...: expected a path, got a name that is too long.", "Check the path."
+        return f"{str(path)[:80]}...: the name is too long.", "Use a shorter name."
     if error.errno == errno.EROFS:
-        return f"{path}: expected a disk to write on, got a read-only one.", "Give another path."
+        return f"{path}: the file system is read-only.", "Choose a path on another disk."
     return None
 
 
 def _missing_package(error: ImportError) -> tuple[str, str] | None:
-    """Problem and remedy of a package that is not installed; None where the missing one is our own."""
+    """Problem and remedy of a package that is not installed; None if it is a module of deepcait."""
     if not isinstance(error, ModuleNotFoundError) or (error.name or "deepcait").startswith("deepcait"):
         return None
     name = (error.name or "").partition(".")[0]
     extra = _extra_of(name)
     wanted = f'"deepcait[{extra}]"' if extra else name
-    return f"expected the package {name}, which is not installed.", f"pip install {wanted}"
+    return f"the package {name} is not installed.", f"Install it: pip install {wanted}"
 
 
 def _extra_of(package: str) -> str | None:
-    """The extra of deepcait that brings a package, as its metadata has it."""
+    """The extra of deepcait with a package, by deepcait's metadata."""
     try:
         requirements = importlib.metadata.requires("deepcait") or ()
     except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed

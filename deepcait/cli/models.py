@@ -3,8 +3,8 @@
 Examples:
     deepcait models                  all of them
     deepcait models --json           the same for programs
-    deepcait models --peers          CaiT and its baselines, counted the same way
-    deepcait models --teachers regnet    timm's classifiers that can teach, by a part of their name; alone: all
+    deepcait models --peers          CaiT and the models that the paper compares with
+    deepcait models --teachers regnet    timm's classifiers, as teachers, by a part of their name
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Args:
     """Options of `deepcait models`."""
 
     peers: bool = False
-    """Also count baselines of other families (through timm, nothing is downloaded), with reported accuracies."""
+    """Add the models that the paper compares with, with reported accuracies (uses timm; nothing is downloaded)."""
     teachers: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[FILTER]")] = None
-    """List what can teach instead: timm's classifiers with weights, by a part of their name or a pattern with *."""
+    """List teachers instead: timm's classifiers with weights; filter by a part of the name or a pattern with *."""
     table: Path | None = None
-    """With --teachers: timm's results-imagenet.csv, for accuracies; without it the one that timm is installed with."""
+    """For --teachers: path of timm's results-imagenet.csv with accuracies (default: the installed timm's)."""
     json: bool = False
     """Print one JSON list and nothing else."""
 
@@ -42,7 +42,7 @@ def run(args: Args) -> int | None:
         _list_teachers(console, args.teachers, args.table)
         return
     if args.table is not None:
-        raise ConfigError("--table: expected it with --teachers, got it alone.", remedy="Add --teachers.")
+        raise ConfigError("--table is only used with --teachers.", remedy="Add --teachers, or omit --table.")
     models = describe_models()
     peers = _count_peers() if args.peers else []
     if args.json:
@@ -80,14 +80,14 @@ def _list_teachers(console: Console, filters: tuple[str, ...], table: Path | Non
         for row in teachers
     ]
     console.table(columns, rows)
-    console.say(f"\n{len(teachers):,} classifiers. Use one: deepcait train ... --teacher {teachers[0]['spec']}")
+    console.say(f"\n{len(teachers):,} classifiers. To use one: deepcait train ... --teacher {teachers[0]['spec']}")
     if table is None and find_table() is None:
-        console.say("Accuracies are in timm's results-imagenet.csv, which its package does not hold: --table FILE.")
-    console.say("A teacher needs the student's classes: most know the 1000 of ImageNet.")
+        console.say("For accuracies, download results/results-imagenet.csv of timm's repository and add --table FILE.")
+    console.say("A teacher needs the classes of the student; most have the 1000 classes of ImageNet.")
 
 
 def _as_model(row: dict) -> dict:
-    """A baseline with the keys of a model; whether others released it is not ours to say."""
+    """A baseline with the keys of a model."""
     return {**row, "released": None, "real": None, "v2": None}
 
 
@@ -105,8 +105,10 @@ def _print_models(console: Console, models: list[dict]) -> None:
         for model in models
     ]
     console.table(columns, rows)
-    console.say("\nAccuracy: released weights as re-evaluated by timm; the others as the paper reports them, without")
-    console.say("a teacher where it has that. Blank: nobody reports one.")
+    console.say(
+        "\nAccuracy: timm's evaluation of the released weights; of other models, the authors' reported value, without"
+    )
+    console.say("a teacher if there is one. Blank: no value was read in a source.")
 
 
 def _print_peers(console: Console, peers: list[dict]) -> None:
@@ -124,10 +126,8 @@ def _print_peers(console: Console, peers: list[dict]) -> None:
         for row in peers
     ]
     console.table(columns, rows)
-    console.say(
-        "\nOne counter for all: matrix products and convolutions that run, on the meta device. Re-evaluated: by"
-    )
-    console.say("timm (results/results-imagenet.csv), same weights, same image size. Blank: no source that we know.")
+    console.say("\nGMACs of all models are counted alike: matrix products and convolutions. Re-evaluated: by timm")
+    console.say("(results/results-imagenet.csv), same weights and image size. Blank: no value was read in a source.")
 
 
 def _number(value: float, digits: int) -> str:

@@ -44,7 +44,7 @@ _NAMED_ERRORS = 5
 class Args(ImageArgs):
     """Options of `deepcait predict`."""
 
-    spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
+    spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """The model: a name, hf-hub:owner/name, a model or run folder, a weights file."""
     paths: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH ...", help_behavior_hint="(required)")

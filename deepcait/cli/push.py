@@ -3,9 +3,9 @@
 Examples:
     deepcait push runs/pets owner/pets --data "photos of pets" --licence cc-by-4.0
     deepcait push runs/pets owner/pets --private
-    deepcait push runs/pets owner/pets --dry-run --out look-at-it     writes the folder and sends nothing
+    deepcait push runs/pets owner/pets --dry-run --out pets-card      writes the folder and sends nothing
 
-The token is that of `hf auth login` or HF_TOKEN; HF_ENDPOINT is honoured.
+The token comes from `hf auth login` or HF_TOKEN; HF_ENDPOINT is supported.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ if TYPE_CHECKING:
     from deepcait.weights import Resolved
 
 _SIDE_PX = 224
-_DEMO_PICTURE = Path(__file__).parent.parent / "assets" / "demo" / "test" / "horse"
+_DEMO_IMAGES = Path(__file__).parent.parent / "assets" / "demo" / "test" / "horse"
 
 
 @dataclass(frozen=True)
 class Args:
     """Options of `deepcait push`."""
 
-    spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
+    spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """The model: a run folder (its best model), a model folder, a weights file, a name."""
     repository: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")]
-    """Where to; made if it is not there."""
-    licence: str | None = None
-    """The hub's identifier of the licence, such as apache-2.0; without it the model's own, else unknown."""
+    """Repository on the hub; created if it does not exist."""
+    licence: Annotated[str | None, tyro.conf.arg(aliases=("--license",))] = None
+    """Licence identifier of the hub, such as apache-2.0 (default: the model's own); also --license."""
     data: str | None = None
-    """What the model was trained on, in words for the card."""
-    picture: Path | None = None
-    """Image for the class-attention figure; without it one of the package."""
+    """Description of the training data for the card."""
+    image: Annotated[Path | None, tyro.conf.arg(aliases=("--picture",))] = None
+    """Image for the class-attention example on the card (default: an image of the package)."""
     private: bool = False
-    """Make a new repository private."""
+    """Create a new repository as private."""
     dry_run: bool = False
     """Write the folder that would be pushed; needs no token and sends nothing."""
     out: Path | None = None
-    """Folder of --dry-run; without it the repository's name, in the current folder."""
+    """Folder for --dry-run (default: the repository's name, in the current folder)."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
@@ -60,7 +60,7 @@ def run(args: Args) -> int | None:
     console = Console(json=args.json)
     name = require_repository(args.repository)
     if args.out is not None and not args.dry_run:
-        raise ConfigError("--out: expected it with --dry-run, got it alone.", remedy="Add --dry-run, or leave it out.")
+        raise ConfigError("--out is only used with --dry-run.", remedy="Add --dry-run, or omit --out.")
     if args.dry_run:
         folder = args.out or Path(name.partition("/")[2])
         _write(args, name, folder, console)
@@ -75,23 +75,23 @@ def run(args: Args) -> int | None:
         files = _list(folder, console)
         url = push_folder(folder, name, private=args.private, message=f"deepcait push {Path(args.spec).name}")
     console.say(f"pushed: {url}")
-    console.say(f"try:    deepcait predict hf-hub:{name} PICTURE")
+    console.say(f"try:    deepcait predict hf-hub:{name} IMAGE")
     console.result({"repository": name, "folder": None, "files": files, "url": url})
 
 
 def _write(args: Args, name: str, folder: Path, console: Console) -> None:
-    """Model, card and image, as the repository shall hold them."""
+    """Write the content of the repository: model, card and image."""
     from deepcait.runtime.files import write_bytes
     from deepcait.weights import resolve
-    from deepcait.weights.card import PICTURE_FILE, model_card
+    from deepcait.weights.card import IMAGE_FILE, model_card
     from deepcait.weights.push import save_for_hub
 
     found = resolve(args.spec)
-    picture = _draw(found, args.picture, console)
-    card = model_card(name, found, licence=args.licence, data=args.data, picture=picture is not None)
+    image = _draw(found, args.image, console)
+    card = model_card(name, found, licence=args.licence, data=args.data, image=image is not None)
     save_for_hub(folder, found)
-    if picture is not None:
-        picture.save(folder / PICTURE_FILE, optimize=True)
+    if image is not None:
+        image.save(folder / IMAGE_FILE, optimize=True)
     write_bytes(folder / "README.md", card.encode())
 
 
@@ -103,7 +103,7 @@ def _list(folder: Path, console: Console) -> list[str]:
 
 
 def _draw(found: Resolved, path: Path | None, console: Console) -> Image.Image | None:
-    """What the model sees, and beside it where its class token looks; None where it sees no ordinary images."""
+    """The model's input and its class attention side by side; None if its inputs are not RGB or greyscale."""
     import torch
     from PIL import Image
 
@@ -112,10 +112,10 @@ def _draw(found: Resolved, path: Path | None, console: Console) -> Image.Image |
 
     model = require_cait(found.model)
     if found.model.config.in_chans not in (1, 3):
-        console.note(f"no class-attention image: the model sees {found.model.config.in_chans} channels")
+        console.note(f"no class-attention image: the model's inputs have {found.model.config.in_chans} channels")
         return None
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
-    image = open_image(path or min(_DEMO_PICTURE.glob("*.png")))
+    image = open_image(path or min(_DEMO_IMAGES.glob("*.png")))
     with torch.no_grad():
         weights_T = model.class_attention(preprocessing(image)[None])[0, -1].mean(0)
     map_RC = weights_T[1:].reshape(model.config.grid)

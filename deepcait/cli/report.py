@@ -1,10 +1,10 @@
-"""One page about a run, or two runs compared; a single HTML file that needs no network.
+"""Write the report of a run, or a comparison of two runs, as a self-contained HTML page.
 
 Examples:
     deepcait report runs/pets                        writes runs/pets/report.html
     deepcait report runs/pets --out pets.html
     deepcait report runs/a runs/b                    writes comparison.html: curves, results, settings that differ
-    deepcait report runs/pets --data moved/photos    where the images lie elsewhere now
+    deepcait report runs/pets --data moved/photos    if the images have moved
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Args:
     ]
     """One run folder, or two to compare."""
     out: Path | None = None
-    """The file; without it report.html in the run, or comparison.html here."""
+    """File to write (default: report.html in the run, or comparison.html in the current folder)."""
     data: str | None = None
-    """Data SPEC in place of the run's own, where the images lie elsewhere now."""
+    """DATA in place of the run's own, if the images have moved."""
     images: int = 10_000
-    """Most validation images that the best model is asked about; of more, as many are taken at even distances."""
+    """Largest number of validation images to evaluate; if there are more, evenly spaced ones are used."""
     device: str = "auto"
-    """Where the model computes: auto, cpu, cuda, cuda:1."""
+    """Device: auto, cpu, cuda, cuda:1."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
@@ -47,14 +47,14 @@ def run(args: Args) -> int | None:
     from deepcait.runtime.files import require_file
 
     if not 1 <= len(args.runs) <= 2:
-        raise ConfigError(f"report: expected one or two runs, got {len(args.runs)}.", remedy="deepcait report RUN")
+        raise ConfigError(f"report: expected one or two runs, got {len(args.runs)}.", remedy="Use deepcait report RUN.")
     if args.images < 1:
-        raise ConfigError(f"--images: expected 1 or more, got {args.images}.", remedy="Leave it out for 10,000.")
+        raise ConfigError(f"--images: expected 1 or more, got {args.images}.", remedy="Omit it for 10,000.")
     if args.out is not None:
         require_file(args.out, (), "--out")
     console = Console(json=args.json)
     device = choose_device(args.device, 0)
-    with console.progress("asking the best model") as progress:
+    with console.progress("evaluating the best model") as progress:
         options = {"data": args.data, "max_images": args.images, "device": device, "progress": progress}
         if len(args.runs) == 1:
             path = write_report(args.runs[0], args.out, **options)

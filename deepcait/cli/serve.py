@@ -24,7 +24,7 @@ from deepcait.errors import ConfigError
 class Args:
     """Options of `deepcait serve`."""
 
-    spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
+    spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """The model: a name, hf-hub:owner/name, a model or run folder, a weights file, builtin:nano."""
     host: str = "127.0.0.1"
     """Address to listen on; the default is reached from this machine only."""

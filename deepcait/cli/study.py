@@ -1,14 +1,14 @@
-"""Run one of the paper's experiments again at a small scale: a grid of trainings, counted, the paper's figures beside.
+"""Reproduce one of the paper's ablations at small scale: a grid of trainings, compared with the paper's results.
 
 Examples:
     deepcait study layerscale --data folder:cifar10 --out studies/layerscale --budget 2
     deepcait study layerscale --data folder:cifar10 --out studies/rezero --only rezero,layerscale --budget 1
     deepcait study distillation --data folder:cifar10 --out studies/distil --teacher runs/teacher --budget 1
-    deepcait study heads --data folder:cifar10 --out studies/heads --budget 1 --dry-run     what it would do
-    deepcait study drop-path --out studies/try --epochs 1   on the 1,000 photographs of the package, to see how it goes
+    deepcait study heads --data folder:cifar10 --out studies/heads --budget 1 --dry-run     print the plan
+    deepcait study drop-path --out studies/try --epochs 1   a quick try, on the images of the package
 
-Stopped by Ctrl-C or SIGTERM it saves the run at hand and exits with 75; the same command continues to the same table.
-Several machines that share --out take different cells: give each the same command.
+Ctrl-C or SIGTERM saves the current run and exits with code 75; the same command resumes the study, with the same
+result. Several machines that share --out train different cells: start the same command on each.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ class Args:
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """layerscale, class-token, heads, talking-heads, drop-path, resolution, distillation or augmentation."""
     out: Path
-    """Folder of the study; what is trained, counted and drawn goes there."""
+    """Folder of the study, for runs, results and plots."""
     data: str = "builtin:demo"
-    """Labelled images, small ones: folder:cifar10, parquet:ROOT, ...; without it the photographs of the package."""
+    """Labelled images, small ones: folder:cifar10, parquet:ROOT, ...; by default the images of the package."""
     budget: float | None = None
-    """Hours of this machine for all cells: epochs and images are scaled so that it fits."""
+    """Compute budget in hours on this machine for all cells; epochs and images are scaled to fit."""
     seeds: int = 2
-    """Trainings of each cell that differ by their seed alone."""
+    """Number of seeds per cell."""
     epochs: int | None = None
-    """Epochs of a cell, instead of --budget."""
+    """Epochs per cell, instead of --budget."""
     images: int | None = None
-    """Training images, drawn class by class and always the same; 0 takes all."""
+    """Number of training images, a fixed stratified sample (default: the recipe's); 0 means all."""
     data_name: str = ""
-    """What the data is called in tables; without it the last part of its SPEC."""
+    """Name of the data in tables (default: the last part of --data)."""
     val_images: int = 0
-    """Validation images, drawn in the same way; 0 takes all."""
+    """Number of validation images, sampled in the same way; 0 means all."""
     only: str = ""
-    """Some rows or columns, by name, with commas between; the reference stays."""
+    """Rows or columns to train, by name, separated by commas; the reference is always included."""
     teacher: str = ""
-    """Teacher of `distillation`: a run folder, any model SPEC, timm:NAME, python:package.module:factory."""
+    """Teacher for `distillation`: any MODEL such as a run folder, timm:NAME, python:package.module:factory."""
     set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
-    """Settings of every cell that win over the study's, as key=value; what has an option of its own is left out."""
+    """Settings of every cell as key=value, which override the study's; not those with an option of their own."""
     results: Path | None = None
-    """Write page, JSON and plot to this folder too, as study_NAME.*, when the study is done."""
+    """Also write the page, JSON and plot to this folder, as study_NAME.*, when the study is done."""
     dry_run: bool = False
-    """Print the cells and, with --budget, what fits; touch nothing."""
+    """Print the cells and, with --budget, the scaled epochs and images; write nothing."""
     json: bool = False
     """Print one JSON object at the end and nothing else."""
 
@@ -92,34 +92,35 @@ def run(args: Args) -> int | None:
 
 
 def _wished(args: Args, grid: Grid, only: tuple[str, ...]) -> StudyPlan:
-    """The plan that was asked for, with the recipe's own epochs and images where none were."""
+    """The plan of the options, with the recipe's epochs and images by default."""
     from deepcait.study.plan import StudyPlan
     from deepcait.training.recipe import load_recipe
 
-    if args.seeds < 1 or (args.epochs is not None and args.epochs < 1) or (args.images or 0) < 0 or args.val_images < 0:
-        raise ConfigError(
-            f"expected --seeds and --epochs of 1 or more and --images and --val-images of 0 or more, got {args.seeds}, "
-            f"{args.epochs}, {args.images} and {args.val_images}.",
-            remedy="Mend the options.",
-        )
+    least = {"seeds": 1, "epochs": 1, "images": 0, "val_images": 0}
+    for name, smallest in least.items():
+        given = getattr(args, name)
+        if given is not None and given < smallest:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"{option} must be at least {smallest} (got {given}).", remedy=f"Use {option} {smallest}."
+            )
     if args.budget is not None and (args.epochs is not None or not 0 < args.budget < math.inf):
         raise ConfigError(
-            f"--budget: expected hours above 0 and no --epochs beside, got {args.budget:g} and {args.epochs}.",
-            remedy="Give one of the two: hours to fit into, or epochs.",
+            f"--budget must be hours above 0, without --epochs (got {args.budget:g} and {args.epochs}).",
+            remedy="Use either --budget or --epochs.",
         )
     if grid.needs_teacher and not args.teacher:
         raise ConfigError(
-            f"study {grid.name}: expected --teacher, got none.",
-            remedy="Train one with `deepcait train --recipe teacher_32 --data DATA --out RUN`, and give RUN.",
+            f"study {grid.name} needs a teacher: --teacher is missing.",
+            remedy="Train one with `deepcait train --recipe teacher_32 --data DATA --out RUN`, then add --teacher RUN.",
         )
     if args.teacher and not grid.needs_teacher:
         raise ConfigError(
-            f"study {grid.name}: expected no --teacher, since no cell that was asked for learns from one, got "
-            f"{args.teacher!r}.",
-            remedy="Leave it out.",
+            f"--teacher: no cell of study {grid.name} uses a teacher.",
+            remedy="Omit --teacher, or choose other cells with --only.",
         )
     if args.results is not None and args.results.exists() and not args.results.is_dir():
-        raise ConfigError(f"--results: expected a folder, got the file {args.results}.", remedy="Give another place.")
+        raise ConfigError(f"--results: {args.results} is a file, not a folder.", remedy="Choose a folder.")
     recipe = load_recipe(grid.recipe)
     return StudyPlan(
         study=args.name,

@@ -183,7 +183,7 @@ def _confusion(results: Results) -> dict[str, Any]:
     wrong = results.num_images - results.correct
     intro = f"{results.num_images:,} validation images, {wrong:,} misclassified."
     if results.num_images < results.total:
-        intro += f" They are every {results.total / results.num_images:.3g}th of {results.total:,} images."
+        intro += f" They are {results.num_images:,} of {results.total:,}, evenly spaced."
     return {
         "intro": intro,
         "is_small": len(results.classes) <= _MATRIX_CLASSES,

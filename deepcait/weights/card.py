@@ -18,7 +18,7 @@ from deepcait.weights.spec import Resolved, describe_config
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-PICTURE_FILE = "class_attention.png"
+IMAGE_FILE = "class_attention.png"
 TEMPLATE = Path(__file__).parent.parent / "assets" / "card.md.j2"
 UNKNOWN = "unknown"
 
@@ -38,7 +38,7 @@ NAMED_DATA = {
 
 
 def model_card(
-    repository: str, found: Resolved, *, licence: str | None = None, data: str | None = None, picture: bool = False
+    repository: str, found: Resolved, *, licence: str | None = None, data: str | None = None, image: bool = False
 ) -> str:
     """Return the README.md of a model's repository: metadata in the hub's format, then text.
 
@@ -47,7 +47,7 @@ def model_card(
         found: the model.
         licence: the hub's identifier of one, such as apache-2.0; None means the model's own, else "unknown".
         data: what the model was trained on; None means as stored in the model.
-        picture: show `class_attention.png`, which is in the same folder.
+        image: show `class_attention.png`, which is in the same folder.
 
     Raises:
         ConfigError: the licence is not a valid identifier.
@@ -80,7 +80,7 @@ def model_card(
         repository=repository,
         facts=[(name, value.replace("|", "\\|")) for name, value in _facts(found, licence, data).items()],
         accuracies=_accuracies(found),
-        picture_file=PICTURE_FILE if picture else None,
+        image_file=IMAGE_FILE if image else None,
     )
     return str(card)
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import deepcait
-from deepcait.cli.main import VERBS, main
+from deepcait.cli.main import COMMANDS, main
 from deepcait.data import ImageOptions
 from deepcait.data.source import options_of, with_options
 from deepcait.training.keys import recipe_keys
@@ -24,7 +24,7 @@ LIMITS = {field.name for field in dataclasses.fields(ImageOptions)}
 
 def options() -> set[str]:
     """Every option of every command."""
-    modules = [importlib.import_module(f"deepcait.cli.{verb}") for verb in VERBS]
+    modules = [importlib.import_module(f"deepcait.cli.{verb}") for verb in COMMANDS]
     names = {field.name for module in modules if hasattr(module, "Args") for field in dataclasses.fields(module.Args)}
     return {f"--{name.rstrip('_').replace('_', '-')}" for name in names} | {"--help", "--version"}
 

@@ -27,7 +27,7 @@ import torch
 import yaml
 
 import deepcait
-from deepcait.cli.main import VERBS, main
+from deepcait.cli.main import COMMANDS, main
 from deepcait.cli.options import parse_options
 from deepcait.data import Preprocessing
 from deepcait.weights.imagenet import wnids
@@ -118,9 +118,9 @@ def run_verb(argv: list[str], place: Path) -> None:
         assert main(argv) == 0
         return
     verb, *rest = argv
-    assert verb in VERBS, verb
+    assert verb in COMMANDS, verb
     module = __import__(f"deepcait.cli.{verb}", fromlist=["Args"])
-    assert parse_options(module.Args, rest, verb=verb, description="") is not None
+    assert parse_options(module.Args, rest, command=verb, description="") is not None
     ours = adapted(verb, rest)
     if ours is None:
         return
@@ -229,14 +229,14 @@ def test_what_is_not_run_is_cluster_launch_files():
 
 
 def test_examples_of_help_can_be_typed():
-    for verb in VERBS:
+    for verb in COMMANDS:
         module = __import__(f"deepcait.cli.{verb}", fromlist=["Args"])
         shown = Block("", re.sub(r"^    ", "", module.__doc__, flags=re.MULTILINE), verb).commands
         assert shown, f"{verb}: no example"
         for command in shown:
             program, *argv = words(command)
             if program == "deepcait":
-                parse_options(module.Args, argv[1:], verb=verb, description="")
+                parse_options(module.Args, argv[1:], command=verb, description="")
 
 
 def test_commands_are_found_and_wrong_ones_fail(place):

@@ -378,9 +378,9 @@ def test_two_classes_of_one_name(found):
         (["--img-size", "33"], "33"),
         (["--class", "99"], "class: expected"),
         (["--figures", "--table", "no.csv"], "no.csv"),
-        (["--table", "no.csv"], "--table: expected --figures beside it"),
+        (["--table", "no.csv"], "--table is only used with --figures"),
         (["--method", ""], "method"),
-        (["--out", str(SHIP)], "--out: expected a folder"),
+        (["--out", str(SHIP)], "not a folder"),
         (["--device", "tpu"], "tpu"),
     ],
 )

@@ -154,7 +154,7 @@ def test_fewer_images(run, tmp_path):
     assert main(["report", str(run), "--images", "12", "--out", str(out)]) == 0
     text = section(read_page(out), "confusion").text
     assert text.startswith("Confusion 12 validation images")
-    assert "12 of 24, at even distances" in text
+    assert "12 of 24, evenly spaced" in text
 
 
 def test_another_model_than_the_one_counted_is_told(run, tmp_path):

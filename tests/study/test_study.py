@@ -345,7 +345,7 @@ def test_mistakes_are_one_paragraph(more, problem, tmp_path, capsys):
 def test_hours_that_are_none(hours, tmp_path, capsys):
     words = ["study", "heads", "--data", "builtin:demo", "--out", str(tmp_path / "study"), "--budget", hours]
     assert run(*words, "--dry-run") == 2
-    assert "--budget: expected hours above 0" in capsys.readouterr().err
+    assert "--budget must be hours above 0" in capsys.readouterr().err
 
 
 def test_blanks_between_the_names_of_rows(tmp_path, capsys):

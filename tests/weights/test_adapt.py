@@ -114,7 +114,7 @@ def test_equal_names_keep_their_rows_on_request(tiny):
     assert model.head.bias[0] == 0
     assert 0 < model.head.weight[0].abs().max() < 0.1
     assert report.num_kept_rows == 2
-    assert "rows of 2 classes kept" in str(report)
+    assert "rows of 2 classes copied" in str(report)
     model, report = build_loaded(config, source.state_dict(), old_classes=old, new_classes=new)
     assert report.num_kept_rows == 0
     assert not torch.equal(model.head.weight[1], source.head.weight[3])

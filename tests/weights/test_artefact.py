@@ -178,8 +178,8 @@ def test_one_changed_bit_is_refused(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected JSON"),
-        ("[1]", "no object"),
+        ("", "not valid JSON"),
+        ("[1]", "not a JSON object"),
         ('{"deepcait": {"format": 99}}', "newer deepcait"),
         ('{"deepcait": {"format": 1, "sha256": "0"}}', "sha256"),
         (None, "No such file"),

@@ -129,7 +129,7 @@ def test_create_model_has_the_table_s_classes_by_default():
     ("name", "message"),
     [
         ("cait_xs24_224", "cait_xs24_384"),
-        ("cait_xs36_224", "Released are"),
+        ("cait_xs36_224", "Released models"),
     ],
 )
 def test_models_that_were_never_released_say_so(call, name, message):
