@@ -267,7 +267,8 @@ def _build(
         made = attribution.integrated_gradients(model, image_CHW, target)
         details = (
             "32 steps from the mean colour, summed over channels. Positive values are shown; the signed values are in "
-            f"maps.npz. Their sum differs from the change of the logit by {100 * made.gap:.1f} % of it. {COLOUR_WORDS}."
+            f"maps.npz. Their sum differs from the change of the logit by {100 * (made.gap or 0):.1f} % of it. "
+            f"{COLOUR_WORDS}."
         )
         pooled = attribution.pool_to_grid(made.values, patch)
         return _map(method, made.values, f'Attribution of the logit of "{label}" to pixels.', details, grid=pooled)
