@@ -1,6 +1,6 @@
-"""Deep image transformers with LayerScale and class attention: build, load, train, measure and use CaiT.
+"""Deep image transformers with LayerScale and class attention: build, load, train, evaluate and use CaiT.
 
-Importing this package is light: what a name needs (PyTorch, for example) is imported when it is first used.
+Importing this package is fast: dependencies such as PyTorch are imported when a name is first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training from Python: the command's code path, the same run folder, the same bytes for the same settings."""
+"""Training from Python: the same code path and run folder as the command, bit-identical for equal settings."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def train(
     """Train a model and return its run, as `deepcait train` does.
 
     Args:
-        data: labelled images, what the command takes as --data; None with `resume` takes the run's own.
+        data: labelled images, the DATA of the command; None with `resume` means the run's own.
         out: folder of the run; must not hold one yet, unless `resume`.
-        model: to start from: a name, a model or run folder, a weights file, `builtin:nano`; None takes the recipe's
+        model: to start from: a name, a model or run folder, a weights file, `builtin:nano`; None means the recipe's
             (`cait_xxs24_224` for finetune).
         recipe: name of a recipe, or path of a .yaml file.
         teacher: for distillation: any model, or `timm:NAME`.
@@ -82,11 +82,14 @@ def open_run(folder: str | os.PathLike[str]) -> Run:
     """Return a run, finished or not.
 
     Raises:
-        RunError: the folder holds no run.
+        RunError: the folder is not a run.
     """
     path = Path(folder)
     if not (path / "config.yaml").is_file():
-        raise RunError(f"{path} is not a run: it has no config.yaml.", remedy="Give the --out of a training.")
+        raise RunError(
+            f"{path} is not a run: it has no config.yaml.",
+            remedy="Give the folder of a run (--out of `deepcait train`).",
+        )
     return Run(path)
 
 
@@ -94,7 +97,7 @@ class Rows(list[dict[str, Any]]):
     """Rows of metrics; a list of dictionaries."""
 
     def to_pandas(self) -> Any:
-        """Return them as a pandas.DataFrame.
+        """Return the rows as a pandas.DataFrame.
 
         Raises:
             ConfigError: pandas is not installed.
@@ -102,7 +105,7 @@ class Rows(list[dict[str, Any]]):
         try:
             return importlib.import_module("pandas").DataFrame(self)
         except ImportError as error:
-            raise ConfigError("to_pandas needs the package pandas.", remedy="pip install pandas") from error
+            raise ConfigError("to_pandas needs the package pandas.", remedy="Install it: pip install pandas") from error
 
 
 class Run:
@@ -152,13 +155,14 @@ class Run:
         return max((row for row in self.metrics if row["kind"] == "eval"), key=lambda row: row["top1"], default={})
 
     def __repr__(self) -> str:
-        best = f", best top-1 {self.best['top1']:.2%}" if self.best else ""
+        best = f", best top-1 {100 * self.best['top1']:.2f} %" if self.best else ""
         return f"Run({self.folder}: {self.state or 'not started'}{best})"
 
     def _repr_html_(self) -> str:
         rows = [row for row in self.metrics if row["kind"] == "eval"]
         cells = "".join(
-            f"<tr><td>{row['epoch']}</td><td>{row['top1']:.2%}</td><td>{_number(row['loss'])}</td></tr>" for row in rows
+            f"<tr><td>{row['epoch']}</td><td>{100 * row['top1']:.2f} %</td><td>{_number(row['loss'])}</td></tr>"
+            for row in rows
         )
         head = "<tr><th>epoch</th><th>validation top-1</th><th>loss</th></tr>"
         return f"<div><b>{html.escape(repr(self))}</b><table>{head}{cells}</table></div>"
@@ -174,10 +178,10 @@ def choose_recipe(
     teacher: str | None = None,
     resume: bool = False,
 ) -> Recipe:
-    """Return the recipe of a new run, or of one that is resumed: its own, with what is given laid over it.
+    """Return the recipe of a new run, or a resumed run's own recipe with the given settings applied.
 
     Raises:
-        ConfigError: a key or value that does not fit, or one that a resumed run can't change.
+        ConfigError: a key or value is not valid, or can't be changed on resume.
     """
     own = folder / "config.yaml"
     if not (resume and own.exists()):
@@ -190,14 +194,14 @@ def choose_recipe(
 
 
 def run_recipe(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequence[Callback] = ()) -> Run:
-    """Train as a recipe says and write the report; a finished run that is resumed is returned as it is.
+    """Train by a recipe and write the report; a finished run that is resumed is returned unchanged.
 
     Raises:
         DeepcaitError, Stopped: as `deepcait.training.run.train`.
     """
     run = Run(folder)
     if resume and run.state == "finished":
-        _logger.info("%s: finished already; its best model is %s", folder, folder / "best")
+        _logger.info("%s is already finished; its best model is %s", folder, folder / "best")
         if run.report is not None:
             return run
     else:
@@ -207,7 +211,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks:
 
 
 def assignments_of(settings: Mapping[str, Any], path: str = "") -> list[str]:
-    """Return nested or dotted settings as the command takes them: key=value, the value as YAML.
+    """Return nested or dotted settings in the command's form: key=value, the value as YAML.
 
     >>> assignments_of({"epochs": 3, "optimizer": {"lr": 1e-4}, "keep.tracker": ""})
     ['epochs=3', 'optimizer.lr=0.0001', 'keep.tracker=""']

@@ -1,4 +1,4 @@
-"""A model that is ready to use: network, classes and preprocessing in one."""
+"""A ready-to-use model: network, classes and preprocessing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from deepcait.weights.imagenet import readable
 
 
 class Prediction(NamedTuple):
-    """One answer: class index, class name, and the model's probability for it."""
+    """A prediction: class index, class name, and probability."""
 
     index: int
     label: str
@@ -47,7 +47,7 @@ def load(
     tta: str | None = None,
     image_options: ImageOptions | None = None,
 ) -> Classifier:
-    """Load the model behind a SPEC with its classes and its preprocessing.
+    """Load a model with its classes and preprocessing.
 
     >>> nano = load("builtin:nano")
     >>> nano
@@ -56,21 +56,21 @@ def load(
     (['airplane', 'automobile', 'bird'], (32, 32))
 
     Args:
-        spec: a model name (its released weights), `hf-hub:owner/name`, a model or run folder, a weights file, or
+        spec: MODEL: a model name (its released weights), `hf-hub:owner/name`, a model or run folder, a weights file, or
             `builtin:nano`.
         img_size: another image size than the stored one; the position embedding is resized.
-        device: where it computes; None takes a GPU where there is one.
-        engine: what computes logits, of `deepcait.inference.ENGINES`; None takes the network as it is.
-        precision: in which the engine computes products, of `deepcait.inference.PRECISIONS`; auto is fp32. bf16, fp16
-            and int8 without an engine take the engine eager.
-        threads: of the engine.
+        device: None means a GPU if there is one.
+        engine: computes the logits, one of `deepcait.inference.ENGINES`; None means the network itself.
+        precision: precision of the engine, one of `deepcait.inference.PRECISIONS`; auto is fp32. Without an engine,
+            bf16, fp16 and int8 use the engine eager.
+        threads: number of threads of the engine.
         tta: test-time augmentation: "flip" predicts the mean for an image and its mirror image; None predicts once.
-        image_options: limits on the images that it opens; None takes the usual ones, and the range that the model was
-            trained with.
+        image_options: limits on images; None means the defaults, and the range of values that the model was trained
+            with.
 
     Raises:
-        ConfigError: the SPEC leads nowhere, or the engine can't run here.
-        WeightsError: broken, unsafe or unreachable weights.
+        ConfigError: MODEL can't be resolved, or the engine can't run here.
+        WeightsError: the weights are damaged, unsafe or not available.
     """
     found = resolve(os.fspath(spec) if isinstance(spec, os.PathLike) else spec, img_size=img_size)
     return Classifier(
@@ -82,39 +82,39 @@ def load(
         precision=precision,
         threads=threads,
         tta=tta,
-        story={**found.section, "provenance": found.provenance},
+        metadata={**found.section, "provenance": found.provenance},
         spec=found.spec,
         image_options=image_options or trained_options(found.section),
     )
 
 
 def trained_options(section: dict[str, Any]) -> ImageOptions:
-    """Return the limits on images for a model whose recipe set the range of deep ones; `section` is its own."""
+    """Return limits on images with the value range of the model's recipe; `section` is its section `deepcait`."""
     data = (section.get("recipe") or {}).get("data") or {}
     value = data.get("max_value", 0) if isinstance(data, dict) else 0
     return ImageOptions(max_value=value if isinstance(value, int) else 0)
 
 
 class Classifier:
-    """A model that predicts, explains itself, and saves itself whole.
+    """A model with its classes and preprocessing, which predicts, explains, and can be saved.
 
     Args:
         model: put into evaluation mode and moved to the device.
-        classes: index -> class name; None where the model has no names.
-        preprocessing: picture -> image_CHW.
-        device: None takes a GPU where there is one.
-        engine: what computes logits, of `deepcait.inference.ENGINES`; None takes the network as it is. Features,
-            explanations and class attention come from the network itself.
-        precision: of the engine's products; see `load`.
-        threads: of the engine.
+        classes: index -> class name; None if the model has no names.
+        preprocessing: image -> image_CHW.
+        device: None means a GPU if there is one.
+        engine: computes the logits, one of `deepcait.inference.ENGINES`; None means the network itself, which always
+            computes features and explanations.
+        precision: precision of the engine; see `load`.
+        threads: number of threads of the engine.
         tta: test-time augmentation of predictions and logits; see `load`.
-        story: recipe, metrics and provenance that travel with the model when it is saved.
-        spec: what it was loaded from, for who prints it.
-        image_options: limits on the images that it opens, and the range of deep ones.
+        metadata: recipe, metrics and provenance, which are saved with the model.
+        spec: the MODEL that it was loaded from, for printing.
+        image_options: limits on images, and the value range of images above 8 bits.
 
     Raises:
-        ConfigError: a model without a head, classes that are not as many as its rows, a device that is not here,
-            or an engine that can't run.
+        ConfigError: the model has no head, the number of classes is not that of its rows, the device is not available,
+            or the engine can't run.
     """
 
     def __init__(
@@ -128,12 +128,12 @@ class Classifier:
         precision: str = "auto",
         threads: int | None = None,
         tta: str | None = None,
-        story: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
         spec: str | None = None,
         image_options: ImageOptions = DEFAULT,
     ) -> None:
         if not model.num_classes:
-            raise ConfigError("model: expected a classifier, got one without a head.", remedy="Give it num_classes.")
+            raise ConfigError("the model has no classifier (num_classes is 0).", remedy="Load it with num_classes.")
         if classes is not None and len(classes) != model.num_classes:
             raise ConfigError(
                 f"classes: expected {model.num_classes} names, got {len(classes)}.",
@@ -148,7 +148,7 @@ class Classifier:
         self.network = augmented(self.network, tta)
         self.classes = list(classes) if classes is not None else None
         self.preprocessing = preprocessing
-        self.story = story or {}
+        self.metadata = metadata or {}
         self.spec = spec
         self.image_options = image_options
 
@@ -202,7 +202,8 @@ class Classifier:
         """
         if images_BCHW.ndim != 4:
             raise ShapeError(
-                f"images: expected (B, C, H, W), got {tuple(images_BCHW.shape)}.", remedy="Stack the images first."
+                f"images: expected (B, C, H, W), got {tuple(images_BCHW.shape)}.",
+                remedy="Stack the images with torch.stack.",
             )
         with torch.no_grad():
             return self.network(images_BCHW.to(self.device)).cpu()
@@ -218,8 +219,8 @@ class Classifier:
             raise ConfigError(f"min_probability: expected 0 to 1, got {min_probability}.", remedy="0 keeps all.")
         if not logits_BK.isfinite().all():
             raise WeightsError(
-                "logits: expected numbers, got infinite ones or none.",
-                remedy="The weights are damaged, or training diverged: take an earlier checkpoint.",
+                "the model returned NaN or infinite logits: its weights are damaged, or training diverged.",
+                remedy="Use an earlier checkpoint, or the original weights.",
             )
         probabilities_BK = logits_BK.double().softmax(-1)
         order_BK = logits_BK.argsort(dim=-1, descending=True, stable=True)[:, :topk]
@@ -292,19 +293,19 @@ class Classifier:
         methods: str | Sequence[str] = DEFAULT_METHODS,
         steps: int = 0,
     ) -> Explanation:
-        """Return what the model attends to in one image: maps, and on request scores of how well they fit the model.
+        """Explain a prediction: attention maps of one image and, on request, their faithfulness scores.
 
         Args:
             image: as in `predict`.
-            target: index or name of the class asked about; None takes the most probable.
-            methods: of `deepcait.explain.METHODS`, also as one text with commas between ("rollout,gradient"); class
-                attention is always among the maps.
-            steps: parts of deletion and insertion, which score the maps; 0 leaves them out.
+            target: index or name of the target class; None means the most probable.
+            methods: some of `deepcait.explain.METHODS`, or one string with commas ("rollout,gradient"); class attention
+                is always included.
+            steps: steps of deletion and insertion, which score the maps; 0 means no scores.
 
         Raises:
-            ConfigError: an unknown class or method, or a package of deepcait[explain] is missing.
-            ImageError: a picture that can't be read.
-            WeightsError: logits that are no numbers.
+            ConfigError: a class or method is unknown, or a package of deepcait[explain] is missing.
+            ImageError: the image can't be read.
+            WeightsError: the logits contain NaN or infinity.
         """
         picture = self.open(image)
         return explain_image(
@@ -328,23 +329,23 @@ class Classifier:
             found = [index for index, other in enumerate(known) if other == name]
             if len(found) > 1:
                 raise ConfigError(
-                    f"class: expected the name of one class, got {name!r}, that of {', '.join(map(str, found))}.",
-                    remedy="Give the index of the one that is meant.",
+                    f"class: several classes are named {name!r}: {', '.join(map(str, found))}.",
+                    remedy="Use the index of one of them.",
                 )
             if found:
                 return found[0]
         near = difflib.get_close_matches(name, names, n=3)
         raise ConfigError(
-            f"class: expected one of the model's {len(names)}, got {name!r}.",
-            remedy=f"Did you mean {' or '.join(near)}?" if near else "`deepcait info SPEC` lists them.",
+            f"class: the model has no class {name!r} among its {len(names)}.",
+            remedy=f"Did you mean {' or '.join(near)}?" if near else "`deepcait info MODEL` lists the classes.",
         )
 
     def label(self, index: int) -> str:
-        """Return the name of a class, read out where it is a wnid; the index as text where the model has no names."""
+        """Return the name of a class, readable if it is a wnid; the index as text if the model has no names."""
         return readable(self.classes[index]) if self.classes is not None else str(index)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write model, classes and preprocessing to a folder that `load`, timm and the hub read.
+        """Write model, classes and preprocessing to a model folder, which `load`, timm and the hub read.
 
         Raises:
             ConfigError: the folder holds something else.
@@ -355,12 +356,12 @@ class Classifier:
             self.model,
             preprocessing=self.model.pretrained_cfg | self.preprocessing.to_pretrained_cfg(),
             classes=self.classes,
-            recipe=self.story.get("recipe"),
-            metrics=self.story.get("metrics"),
-            provenance=self.story.get("provenance"),
+            recipe=self.metadata.get("recipe"),
+            metrics=self.metadata.get("metrics"),
+            provenance=self.metadata.get("provenance"),
         )
 
 
 def _require_positive(name: str, value: int) -> None:
     if value < 1:
-        raise ConfigError(f"{name}: expected 1 or more, got {value}.", remedy=f"Give a positive {name}.")
+        raise ConfigError(f"{name}: expected 1 or more, got {value}.", remedy=f"Use {name}=1 or more.")

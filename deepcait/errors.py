@@ -1,4 +1,4 @@
-"""What a user can mend: every such error says what was expected, what came, and the remedy."""
+"""Errors that a user can fix: each states the problem and a remedy."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 class DeepcaitError(ValueError):
-    """An error of the user's to mend; the command prints it as one paragraph and exits with 2.
+    """An error that the user can fix; the command prints it as one paragraph and exits with code 2.
 
     Args:
-        problem: what was expected and what came instead, one or two sentences.
+        problem: what is wrong, in one or two sentences.
         remedy: what to do now, one sentence.
     """
 
@@ -19,7 +19,7 @@ class DeepcaitError(ValueError):
         self.remedy = remedy
 
     def __reduce__(self):
-        # Loader workers send exceptions as pickles; the keyword must survive the trip.
+        # Loader workers send exceptions as pickles; the keyword argument must be kept.
         return _rebuild, (type(self), self.problem, self.remedy)
 
 
@@ -28,50 +28,50 @@ def _rebuild(kind: type[DeepcaitError], problem: str, remedy: str) -> DeepcaitEr
 
 
 class ConfigError(DeepcaitError):
-    """A setting, a name or an option that does not fit."""
+    """A setting, a name or an option is not valid."""
 
 
 class ShapeError(DeepcaitError):
-    """A tensor of another shape than the model was built for."""
+    """A tensor's shape is not the one that the model was built for."""
 
 
 class WeightsError(DeepcaitError):
-    """A weights file that is broken, unsafe or made for another model."""
+    """A weights file is damaged, unsafe or belongs to another model."""
 
 
 class DataError(DeepcaitError):
-    """A data set whose folders, classes or labels do not fit."""
+    """A data set's folders, classes or labels are not valid."""
 
 
 class ImageError(DataError):
-    """One image that can't be read; the message names the file."""
+    """An image can't be read; the message names the file."""
 
 
 class RunError(DeepcaitError):
-    """A run folder that can't be started, resumed or read."""
+    """A run can't be started, resumed or read."""
 
 
 class WriteError(WeightsError, RunError):
-    """A file or folder that can't be written, of a model, a run or a result; what was there before is untouched."""
+    """A file or folder can't be written; existing files are not changed."""
 
 
 class DivergedError(RunError):
-    """A run whose weights are not finite, or its losses or gradients more often in a row than its recipe allows."""
+    """A run diverged: its weights, or losses and gradients for too many steps in a row, are not finite."""
 
 
 class DeepcaitWarning(UserWarning):
-    """What a user should know although the work can be done; the command prints it as one line."""
+    """Something the user should know; the command prints it as one line and continues."""
 
 
 class EvaluationWarning(DeepcaitWarning):
-    """A sign that an evaluation does not measure what was meant: its preprocessing, class order, labels or weights."""
+    """An evaluation may be wrong: a sign of a wrong preprocessing, class order, labels or weights."""
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """Write a list into a message, cut short after `most` names."""
+    """Return a list for a message, truncated after `most` names."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
-    """A run stopped on request after saving itself; the command exits with 75 and `--resume` continues."""
+    """A run was stopped on request and saved; the command exits with code 75, and `--resume` resumes it."""
