@@ -89,9 +89,9 @@ def test_a_missing_extra_is_one_line(model, monkeypatch, engine, package, extra)
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr("importlib.import_module", lambda name, *args: without(name))
-    with pytest.raises(ConfigError, match=f"{engine}: expected the package {package}") as caught:
+    with pytest.raises(ConfigError, match=f"{engine}: the package {package} can't be imported") as caught:
         build_engine(engine, model)
-    assert caught.value.remedy == f'pip install "deepcait[{extra}]"'
+    assert caught.value.remedy == f'Install it: pip install "deepcait[{extra}]"'
 
 
 def test_no_compiler_is_one_paragraph(model, capsys, tmp_path):
