@@ -1,4 +1,4 @@
-"""From counts to metrics: how good a model is on labelled images, exactly."""
+"""Evaluate models on labelled images: exact counts, metrics, protocols."""
 
 from deepcait.evaluation.classes import class_names, describe_mapping, map_classes, model_classes
 from deepcait.evaluation.compare import Paired, compare, mcnemar

@@ -1,4 +1,4 @@
-"""Which class of the data is which class of the model: by name, or by index."""
+"""Map the classes of the data to those of the model, by name or by index."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deepcait.weights.imagenet import NUM_CLASSES, wnids
 
 
 def pretrained_cfg(model: Any) -> dict:
-    """Return the model's own description in timm's words; empty where it has none.
+    """Return the model's own description with timm's keys; empty if it has none.
 
     Read from `pretrained_cfg` (older timm: `default_cfg`), or from a `Preprocessing` in an attribute `preprocessing`.
     """
@@ -27,16 +27,16 @@ def pretrained_cfg(model: Any) -> dict:
 
 
 def model_classes(model: nn.Module) -> list[str] | None:
-    """Return index -> class name as the model's `pretrained_cfg` has it, or None."""
+    """Return index -> class name from the model's `pretrained_cfg`, or None."""
     names = pretrained_cfg(model).get("label_names")
     return list(names) if names else None
 
 
 def class_names(source: Source, classes: Sequence[str] | None, num_classes: int) -> list[str] | None:
-    """Return index -> class name of the model, also where it has none, or only integers, and they can be known.
+    """Return index -> class name of the model, inferred for ImageNet models without names.
 
-    They can where it has 1,000 classes and the data has wnids: every published ImageNet model has its classes in the
-    order of the sorted wnids, and so have the integers of ImageNet as shards.
+    They are inferred if the model has 1,000 classes and the data has wnids: published ImageNet models have their
+    classes in the order of the sorted wnids, and so do the integers of ImageNet in shards.
 
     Args:
         source: the data.
@@ -51,23 +51,23 @@ def class_names(source: Source, classes: Sequence[str] | None, num_classes: int)
 
 
 def map_classes(source: Source, classes: Sequence[str] | None, num_classes: int) -> list[int]:
-    """Return, for each class of the source, its index in the model; -1 where no image needs it.
+    """Return the model's index of each class of the source; -1 for classes without images.
 
-    By name where the model's classes have names, else as `map_labels` reads integers. Where the model has no names,
-    integers in range are indices; else the data's order counts, and there must be as many classes.
+    Matched by name if the model has class names, else as `map_labels` reads integers. If the model has no names,
+    integers in range are indices; otherwise the order of the data is used, and the numbers of classes must be equal.
 
     Args:
-        source: its classes, and the labels in use.
+        source: its classes and labels.
         classes: names of the model's classes, or None.
         num_classes: K, the width of the model's logits.
 
     Raises:
-        ConfigError: more names, or fewer, than logits.
-        DataError: a class that the model does not have, or has twice, or another number of classes.
+        ConfigError: the number of names is not the number of logits.
+        DataError: the model does not have a class, or has it twice, or the numbers of classes differ.
     """
     if classes is not None and len(classes) != num_classes:
         raise ConfigError(
-            f"classes: expected {num_classes} names, one a logit, got {len(classes)}.",
+            f"classes: expected {num_classes} names, one per logit, got {len(classes)}.",
             remedy="Give the names of all classes of the model, in its order.",
         )
     used = [source.classes[label] for label in sorted({label for label in source.labels if label is not None})]
@@ -81,7 +81,7 @@ def map_classes(source: Source, classes: Sequence[str] | None, num_classes: int)
 
 
 def describe_mapping(source: Source, classes: Sequence[str] | None) -> str:
-    """Return one sentence for the user: how the data's classes find the model's."""
+    """Return one sentence about how the data's classes were mapped to the model's."""
     used = {source.classes[label] for label in source.labels if label is not None}
     if not used <= set(classes or ()) and all(map(is_integer, used)):
         return f"{len(used):,} of the model's classes, the integers of the data are class indices"
@@ -92,7 +92,6 @@ def describe_mapping(source: Source, classes: Sequence[str] | None) -> str:
 
 def _other_number(source: Source, num_classes: int) -> DataError:
     return DataError(
-        f"classes: expected {num_classes} in the data, as many as the model has, got {len(source.classes)} "
-        f"({some(source.classes)}).",
-        remedy="Use a model trained on this data, or pass the names of the model's classes.",
+        f"classes: the model has {num_classes} classes, the data {len(source.classes)} ({some(source.classes)}).",
+        remedy="Use a model trained on this data, or pass the model's class names with classes=.",
     )

@@ -1,4 +1,4 @@
-"""Whether one model is better than another on the same images, or only luckier."""
+"""Compare two models on the same images, with a significance test."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from deepcait.evaluation.records import Records
 
 @dataclass(frozen=True)
 class Paired:
-    """Two models on the same images: what only one of them has right, and how likely luck explains it.
+    """Two models on the same images: images that only one predicts correctly, and the p-value.
 
     Args:
-        only_first, only_second: images that only this one answers right.
-        p_value: McNemar's exact test, two-sided: how often two equally good models would differ this much.
+        only_first, only_second: numbers of images that only this model predicts correctly.
+        p_value: of McNemar's exact test, two-sided.
     """
 
     only_first: int
@@ -26,33 +26,33 @@ class Paired:
 
 
 def compare(first: Records, second: Records) -> Paired:
-    """Compare the first answers of two models, image by image.
+    """Compare the top-1 predictions of two models, image by image.
 
     Raises:
-        ConfigError: they were measured on other images.
+        ConfigError: they were evaluated on different images.
     """
     if list(first.names) != list(second.names):
         raise ConfigError(
-            "compare: expected two measurements of the same images, got others.",
+            "compare: the two evaluations are not of the same images.",
             remedy="Evaluate both models on the same data, split and protocol.",
         )
     return count_pairs(first.correct_N, second.correct_N)
 
 
 def count_pairs(first_N: Tensor, second_N: Tensor) -> Paired:
-    """Compare two rows of right and wrong answers."""
+    """Compare two arrays of correct and incorrect predictions."""
     only_first, only_second = int((first_N & ~second_N).sum()), int((second_N & ~first_N).sum())
     return Paired(only_first, only_second, mcnemar(only_first, only_second))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the two-sided p-value of McNemar's exact test: the images on which both agree say nothing.
+    """Return the two-sided p-value of McNemar's exact test: images on which both agree do not matter.
 
     >>> mcnemar(1, 9)
     0.021484375
 
     Args:
-        only_first, only_second: images that only one of the two has right; under equality a fair coin each.
+        only_first, only_second: numbers of images that only one of the two predicts correctly.
     """
     num, fewer = only_first + only_second, min(only_first, only_second)
     # Exact integers: 2^num overflows a float from 1,024 images on.

@@ -1,4 +1,4 @@
-"""Integer sums over images, divided once: the same numbers for any batch size, order and number of processes."""
+"""Integer sums over images, divided once: exact for any batch size, order and number of processes."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from torch import Tensor
 
 from deepcait.errors import DataError, ShapeError
 
-# A loss is counted in ticks of 2^-32 nat: integers, so that any order of adding gives the same sum.
+# A loss is counted in ticks of 2^-32 nat: integers, whose sum does not depend on the order.
 _TICKS_PER_NAT = 2**32
 _LOW_BITS = 31
-# No classifier's loss is larger; what is (or is not a number) makes the mean undefined.
+# No classifier's loss is larger; larger or non-finite losses make the mean undefined.
 _MAX_LOSS = 2.0**30
-# Fills the row of an image that has fewer labels than another.
+# Padding for images with fewer labels than others.
 NO_CLASS = -1
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What was measured; accuracies are fractions in [0, 1].
+    """The result of an evaluation; accuracies are fractions in [0, 1].
 
     Args:
-        num_images: how many images were counted.
-        correct1: of these, how many have the label first.
-        correct5: how many have it among the first five (all, where there are fewer classes).
-        loss: mean cross-entropy in nats; NaN where the loss of some image is not finite.
-        num_skipped: images of the data that the protocol leaves out (`real`: those without labels).
-        records: what was answered for each image, see `Records`; None where nobody asked.
-        warnings: what the safeguards found, one sentence or two each; empty where all is well.
-        proposed_order: model class -> the class that its answers look like, where the class order looks wrong.
+        num_images: number of evaluated images.
+        correct1: number of images whose label has the highest logit.
+        correct5: number of images whose label is in the top 5 (all images with five classes or fewer).
+        loss: mean cross-entropy in nats; NaN if the loss of an image is not finite.
+        num_skipped: number of images that the protocol leaves out (`real`: those without labels).
+        records: the predictions for each image, see `Records`; None if not requested.
+        warnings: signs of a wrong evaluation, one or two sentences each; usually empty.
+        proposed_order: model class -> the class that its predictions correspond to, if the class order seems wrong.
     """
 
     num_images: int
@@ -47,16 +47,16 @@ class Metrics:
 
     @property
     def top1(self) -> float:
-        """Accuracy of the first answer."""
+        """Top-1 accuracy."""
         return self.correct1 / self.num_images
 
     @property
     def top5(self) -> float:
-        """How often the label is among the first min(5, K) answers."""
+        """Top-5 accuracy (top-K with fewer than five classes)."""
         return self.correct5 / self.num_images
 
     def to_dict(self) -> dict[str, int | float | None]:
-        """The same for JSON; a loss that is not finite is None."""
+        """Return the metrics for JSON; a loss that is not finite is None."""
         return {
             "num_images": self.num_images,
             "correct1": self.correct1,
@@ -69,15 +69,15 @@ class Metrics:
 
 @dataclass
 class Counts:
-    """Counters that batches add to and processes merge.
+    """Counters to which batches are added, and which are summed over processes.
 
-    Ties: of equal logits the lower class index comes first (as torch.argmax has it; torch.topk promises no
-    order). A row that holds NaN is never correct.
+    Ties: of equal logits the lower class index comes first (as in torch.argmax; torch.topk does not specify an order).
+    A row with NaN is never correct.
 
     Args:
         num_images, correct1, correct5: as in `Metrics`.
         loss_ticks: sum of the losses, each rounded to a multiple of 2^-32 nat.
-        num_unbounded: images whose loss is not finite; they are not in `loss_ticks`.
+        num_unbounded: number of images whose loss is not finite; they are not in `loss_ticks`.
     """
 
     num_images: int = 0
@@ -91,7 +91,7 @@ class Counts:
         self.add(*score(logits_BK, labels))
 
     def add(self, ranks_B: Tensor, losses_B: Tensor) -> None:
-        """Add what `score` found for a batch."""
+        """Add the result of `score` for a batch."""
         self.num_images += len(ranks_B)
         self.correct1 += int((ranks_B < 1).sum())
         self.correct5 += int((ranks_B < 5).sum())
@@ -100,10 +100,10 @@ class Counts:
         self.loss_ticks += sum((losses_B[bounded_B] * _TICKS_PER_NAT).round().long().tolist())
 
     def merge(self, device: torch.device | str = "cpu") -> Counts:
-        """Return the sum over all processes; a copy where there is one process.
+        """Return the sum over all processes; with one process, a copy.
 
         Args:
-            device: where the process group exchanges tensors (cuda for nccl).
+            device: of tensors in collectives (cuda for nccl).
         """
         high, low = divmod(self.loss_ticks, 2**_LOW_BITS)
         counters = torch.tensor(
@@ -118,35 +118,35 @@ class Counts:
         """Divide, once.
 
         Raises:
-            DataError: no image was counted.
+            DataError: no image was evaluated.
         """
         if not self.num_images:
-            raise DataError("evaluation: expected images, got none.", remedy="Give data that holds labelled images.")
+            raise DataError("evaluation: the data has no images.", remedy="Give data with labelled images.")
         mean = self.loss_ticks / (_TICKS_PER_NAT * self.num_images)
         loss = math.nan if self.num_unbounded else mean
         return Metrics(self.num_images, self.correct1, self.correct5, loss)
 
 
 def score(logits_BK: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for each image how many classes come before its label, (B,), and its loss in nats, (B,) float64.
+    """Return the rank of each image's label from 0, (B,), and its loss in nats, (B,) float64.
 
-    An image may have several labels, any of which is right: its rank is that of the best of them, its loss
-    -log of the probability that the model gives to all of them together.
+    An image may have several labels, any of which is correct: its rank is that of the best of them, its loss -log of
+    the sum of their probabilities.
 
     Args:
         logits_BK: of the batch.
         labels: class indices (B,), or (B, L) with -1 where an image has fewer than L.
 
     Raises:
-        ShapeError: logits that are not (B, K) for B labels.
-        DataError: a label outside 0..K-1, or an image without a label.
+        ShapeError: the logits are not (B, K) for B labels.
+        DataError: a label is outside 0..K-1, or an image has no label.
     """
     logits_BK, labels = logits_BK.detach().cpu().double(), labels.detach().cpu().long()
     labels_BL = labels[:, None] if labels.ndim == 1 else labels
     if logits_BK.ndim != 2 or labels_BL.shape[:1] != logits_BK.shape[:1] or logits_BK.shape[1] < 1:
         raise ShapeError(
             f"logits: expected (B, K) and B labels, got {tuple(logits_BK.shape)} and {tuple(labels.shape)}.",
-            remedy="Evaluate a classifier that returns one row of logits an image.",
+            remedy="Evaluate a classifier that returns one row of logits per image.",
         )
     num_classes = logits_BK.shape[1]
     outside_BL = (labels_BL < 0) | (labels_BL >= num_classes)
@@ -167,7 +167,7 @@ def score(logits_BK: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def label_ranks(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """Return how many classes come before the label, (B,); K for a row that holds NaN.
+    """Return the number of classes ranked before the label, (B,); K for a row with NaN.
 
     A class comes before when its logit is higher, or equal with a lower index.
     """
@@ -175,5 +175,5 @@ def label_ranks(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
     label_logits_B1 = logits_BK.gather(1, labels_B[:, None])
     lower_index_BK = torch.arange(K, device=logits_BK.device) < labels_B[:, None]
     before_BK = (logits_BK > label_logits_B1) | ((logits_BK == label_logits_B1) & lower_index_BK)
-    # At least 5, so that fewer classes than five do not make a NaN row correct.
+    # At least 5, so that with fewer than five classes a row with NaN is not correct.
     return before_BK.sum(1).masked_fill(logits_BK.isnan().any(1), max(K, 5))

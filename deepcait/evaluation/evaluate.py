@@ -1,4 +1,4 @@
-"""Measure any classifier on labelled images."""
+"""Evaluate a classifier on labelled images."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from deepcait.evaluation.safeguards import (
 
 
 class Ready(Protocol):
-    """A model with what it takes to use it, as a `deepcait.Classifier`.
+    """A model with classes and preprocessing, such as a `deepcait.Classifier`.
 
-    network: what computes logits, a torch module.
-    classes: index -> class name; None where it has no names.
-    preprocessing: picture -> image_CHW.
+    network: the torch module that computes logits.
+    classes: index -> class name; None if it has no names.
+    preprocessing: image -> image_CHW.
     """
 
     network: nn.Module
@@ -58,10 +58,10 @@ def evaluate(
     device: str | torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Metrics:
-    """Count right answers and add up the loss over every image once, then divide.
+    """Evaluate a model: correct predictions and loss are summed over every image once, then divided.
 
-    Under torch.distributed each process takes every world-size-th image, without padding, and all of them
-    return the same metrics. The model is in evaluation mode meanwhile; its own modes are restored.
+    Under torch.distributed each process evaluates every world-size-th image, without padding, and all of them return
+    the same metrics. The model is put into evaluation mode; its own modes are restored.
 
     >>> from deepcait import load
     >>> metrics = evaluate(load("builtin:nano", device="cpu"), "builtin:demo", split="test")
@@ -70,20 +70,20 @@ def evaluate(
 
     Args:
         model: returns logits (B, K) for images (B, C, H, W); or a `deepcait.Classifier`, whose own preprocessing and
-            classes are taken where none are given.
-        data: a data SPEC, or an open source.
-        protocol: "folder", labels as they lie; "imagenet", "real" or "v2", see `protocols`.
-        preprocessing: picture -> image_CHW; None takes what the model's `pretrained_cfg` says.
-        batch_size: images a step; changes no count.
-        num_workers: processes that decode; changes nothing measured.
-        split: train, val, test or all; None takes test, else val, else all.
-        classes: index -> class name of the model; None takes `label_names` of its `pretrained_cfg`, else the wnids for
-            1,000 outputs and data of wnids, else the classes of the data in their order, which must then be as many.
-        class_mask: the only classes that may be answered: "data" for those of the data (as is usual for ImageNet-A and
-            -R), or their names or indices; None lets all through.
-        real_labels: for "real": the file of labels; None takes the copy in timm's package.
-        device: the model is moved there and stays; None leaves it where it is.
-        progress: called after each step with the images done and to do, of this process.
+            classes are the defaults.
+        data: a DATA, or an open source.
+        protocol: "folder" (the data's labels), "imagenet", "real" or "v2", see `protocols`.
+        preprocessing: image -> image_CHW; None means that of the model's `pretrained_cfg`.
+        batch_size: images per step; does not change the result.
+        num_workers: worker processes; does not change the result.
+        split: train, val, test or all; None means test, else val, else all.
+        classes: index -> class name of the model; None means `label_names` of its `pretrained_cfg`, else the wnids for
+            1,000 outputs and data with wnids, else the classes of the data, whose number must then be equal.
+        class_mask: the classes that may be predicted: "data" for those of the data (as is usual for ImageNet-A and
+            -R), or names or indices; None means all.
+        real_labels: for "real": the file of labels; None means the copy in timm's package.
+        device: the model is moved to it; None keeps the model's device.
+        progress: called after each step with this process's images done and in total.
 
     Returns:
         The metrics, with `records` of every image and the `warnings`.
@@ -92,10 +92,10 @@ def evaluate(
         EvaluationWarning: for each of the metrics' `warnings`; under torch.distributed in process 0 only.
 
     Raises:
-        ConfigError: no torch module, an unknown protocol or split, no preprocessing known, a class mask that does not
-            fit.
-        DataError: a class or label that the model does not have, an image that can't be read, data that is not what
-            the protocol is about.
+        ConfigError: the model is not a torch module, a protocol or split is unknown, there is no preprocessing, or a
+            class mask is not valid.
+        DataError: the model does not have a class or label, an image can't be read, or the data is not that of
+            the protocol.
     """
     options = getattr(model, "image_options", None)
     model, preprocessing, classes = _taken_apart(model, preprocessing, classes)
@@ -140,29 +140,29 @@ def evaluate(
 def _taken_apart(
     model: nn.Module | Ready, preprocessing: Preprocessing | None, classes: Sequence[str] | None
 ) -> tuple[nn.Module, Preprocessing | None, Sequence[str] | None]:
-    """The torch module, and preprocessing and classes: as given, else as a Classifier has them."""
+    """The torch module, the preprocessing and the classes, as given or from a Classifier."""
     if isinstance(model, nn.Module):
         return model, preprocessing, classes
-    # Known by its parts: the class itself stands a storey higher.
+    # Recognised by its attributes, since the class itself is in a higher layer.
     network, own = getattr(model, "network", None), getattr(model, "preprocessing", None)
     if not isinstance(network, nn.Module) or not isinstance(own, Preprocessing):
         raise ConfigError(
             f"model: expected a torch module or a deepcait.Classifier, got {type(model).__name__}.",
-            remedy="deepcait.load(SPEC) makes a Classifier of a name, a folder or a file.",
+            remedy="Load a name, a folder or a file with deepcait.load(MODEL).",
         )
     return network, preprocessing or own, getattr(model, "classes", None) if classes is None else classes
 
 
 def model_preprocessing(model: nn.Module) -> Preprocessing:
-    """Return the preprocessing that the model's `pretrained_cfg` asks for.
+    """Return the preprocessing of the model's `pretrained_cfg`.
 
     Raises:
-        ConfigError: the model says nothing.
+        ConfigError: the model has none.
     """
     cfg = pretrained_cfg(model)
     if not cfg.get("input_size"):
         raise ConfigError(
-            "preprocessing: expected it as an argument or in the model's pretrained_cfg, got neither.",
+            "preprocessing: not given, and the model has no pretrained_cfg.",
             remedy="Pass preprocessing=deepcait.data.Preprocessing(img_size=(224, 224)), for example.",
         )
     return Preprocessing.from_pretrained_cfg(cfg)

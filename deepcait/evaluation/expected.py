@@ -1,4 +1,4 @@
-"""The accuracy that a released model is known to reach, to be printed beside the measured one."""
+"""The published accuracy of a released model, printed next to the measured one."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from deepcait.weights.registry import RELEASED
 from deepcait.weights.spec import Resolved
 
 ORIGIN = "others' re-evaluation of the released weights (timm, results/*.csv)"
-# In points: decoders and rounding of resized pixels move an accuracy by hundredths.
+# In percentage points: decoders and rounding of resized pixels change an accuracy by hundredths.
 TOLERANCE = 0.005
 _COLUMNS = {"imagenet": ("top1", "top5"), "real": ("real", "real_top5"), "v2": ("v2", "v2_top5")}
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Accuracies as fractions in [0, 1]; top5 None where nobody reports one."""
+    """Accuracies as fractions in [0, 1]; top5 is None if it was not reported."""
 
     top1: float
     top5: float | None
 
 
 def expected_accuracy(found: Resolved, protocol: str, source: Source, class_mask: object = None) -> Expected | None:
-    """Return what others measured for this model under this protocol; None where it is no released model.
+    """Return the published accuracy of this model and protocol; None if it is not a released model.
 
     Args:
         found: the model, at the image size of its release.
         protocol: imagenet, real or v2; under folder ImageNet-A and -R are recognised by their classes.
         source: the data.
-        class_mask: as given to `evaluate`; ImageNet-A's and -R's figures count among their own classes.
+        class_mask: as given to `evaluate`; the accuracies of ImageNet-A and -R are over their own classes.
     """
     name = found.name if found.name in REEVALUATED else None
     of_release = found.kind == "name" or found.provenance.get("hub_id") == RELEASED[name].hub_id if name else False
@@ -47,10 +47,10 @@ def expected_accuracy(found: Resolved, protocol: str, source: Source, class_mask
 
 
 def differs(expected: Expected, top1: float) -> str | None:
-    """Return a warning where the measured accuracy is another; None where it is the same but for rounding."""
+    """Return a warning if the measured accuracy differs by more than rounding, else None."""
     if abs(top1 - expected.top1) <= TOLERANCE:
         return None
     return (
-        f"top-1: expected {100 * expected.top1:.2f} % ({ORIGIN}), got {100 * top1:.2f} %: other images, another "
-        "preprocessing, or other weights than those of the release."
+        f"top-1: expected {100 * expected.top1:.2f} % ({ORIGIN}), got {100 * top1:.2f} %: the images, the "
+        "preprocessing or the weights are not those of the release."
     )

@@ -1,4 +1,4 @@
-"""How far a measured figure may be from that of endlessly many such images."""
+"""Confidence intervals of measured metrics."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _NUM_RESAMPLES = 1000
 
 
 def wilson(correct: int, num: int, level: float = LEVEL) -> tuple[float, float]:
-    """Return Wilson's score interval of a fraction: sound for few images and near 0 and 1 too.
+    """Return Wilson's score interval of a fraction: valid for few images and near 0 and 1 too.
 
     >>> [round(end, 4) for end in wilson(8, 10)]
     [0.4902, 0.9433]
 
     Args:
         correct, num: the counts; num at least 1.
-        level: how often such an interval holds the true fraction.
+        level: confidence level.
     """
     z = NormalDist().inv_cdf((1 + level) / 2)
     share = correct / num
@@ -30,7 +30,7 @@ def wilson(correct: int, num: int, level: float = LEVEL) -> tuple[float, float]:
 
 
 def bootstrap_mean(values_N: Tensor, level: float = LEVEL, *, seed: int = 0) -> tuple[float, float]:
-    """Return the percentile interval of a mean, from 1,000 resamples of the images; the same for the same seed."""
+    """Return the percentile interval of a mean, from 1,000 resamples of the images; deterministic for a seed."""
     generator = torch.Generator().manual_seed(seed)
     num = len(values_N)
     draws = (torch.randint(num, (num,), generator=generator) for _ in range(_NUM_RESAMPLES))

@@ -1,4 +1,4 @@
-"""The one evaluation loop: models on the images of a task, each image once, whatever batch or process it falls to."""
+"""The evaluation loop: each image once, for any batch size and number of processes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from deepcait.model.mode import evaluation_mode
 
 @dataclass(frozen=True)
 class Wanted:
-    """What counts as a right answer.
+    """What counts as a correct prediction.
 
     Args:
         task: images and labels of the protocol.
-        classes: names of the model's classes, or None.
+        classes: the model's class names, or None.
         class_mask: as given to `evaluate`.
     """
 
@@ -38,7 +38,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Loading:
-    """How images come to the model; changes nothing measured."""
+    """How images are loaded; does not change the result."""
 
     batch_size: int
     num_workers: int
@@ -47,12 +47,12 @@ class Loading:
 
 @dataclass(frozen=True)
 class _Answers:
-    """What is known once the number of the model's classes is: K.
+    """The labels and mask for a model with K classes.
 
     Args:
-        labels_NL: of every image of the task, as indices of the model; -1 fills.
-        mask_K: classes that may be answered; None for all.
-        num_possible: how many these are.
+        labels_NL: of every image of the task, as indices of the model; padded with -1.
+        mask_K: classes that may be predicted; None for all.
+        num_possible: the number of these classes.
     """
 
     labels_NL: Tensor
@@ -68,17 +68,17 @@ def measure(
     how: Loading,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[tuple[Counts, Records]]:
-    """Return counts and records of each model over some images of the task, the same in every process.
+    """Return counts and records of each model over some images of the task, equal in every process.
 
-    Each image is read once, whatever the number of models.
+    Each image is read once for all models.
 
     Args:
         models: each returns logits (B, K) for images (B, C, H, W).
         positions: of the images in the task's source.
-        progress: called after each step with the images done and to do, of this process.
+        progress: called after each step with this process's images done and in total.
 
     Raises:
-        DataError, ConfigError, ShapeError: as `evaluate`; what one process raises, all of them raise.
+        DataError, ConfigError, ShapeError: as `evaluate`; an error of one process is raised by all.
     """
     tallies = [_Tally(model, wanted) for model in models]
     error = None
@@ -93,19 +93,19 @@ def measure(
         counts = tally.counts.merge(device)
         parts = [part for own in everyone for part in own[number]]
         if not parts:
-            counts.metrics()  # raises: no image
+            counts.metrics()  # raises if there is no image
         classes = _class_names(wanted, parts[0].num_classes)
         measured.append((counts, join(parts, wanted.task.source.names, classes)))
     return measured
 
 
 def is_shared() -> bool:
-    """Whether several processes measure together."""
+    """Whether several processes evaluate together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 class _Tally:
-    """Counts and records of one model over the images of this process."""
+    """Counts and records of one model over this process's images."""
 
     def __init__(self, model: nn.Module, wanted: Wanted) -> None:
         self.model = model
@@ -115,7 +115,7 @@ class _Tally:
         self.answers: _Answers | None = None
 
     def add(self, images_BCHW: Tensor, positions_B: Tensor) -> None:
-        """Run the model on a batch and count."""
+        """Run the model on a batch and add the counts."""
         logits_BK = _logits(self.model, images_BCHW)
         self.answers = self.answers or _answers(self.wanted, logits_BK.shape[1])
         if self.answers.mask_K is not None:
@@ -134,7 +134,7 @@ def _count(
     how: Loading,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Count over the images of this process."""
+    """Evaluate this process's images."""
     own_N, done = torch.tensor(own), 0
     with ExitStack() as modes:
         for tally in tallies:
@@ -162,7 +162,7 @@ def _loader(source: Source, own: Sequence[int], preprocessing: Preprocessing, ho
 
 
 def _answers(wanted: Wanted, num_classes: int) -> _Answers:
-    """Translate the labels of the whole task into the model's classes."""
+    """Map the labels of the whole task to the model's classes."""
     task, classes = wanted.task, _class_names(wanted, num_classes)
     if task.labels is None:
         mapping = map_classes(task.source, classes, num_classes)
@@ -181,11 +181,11 @@ def _class_names(wanted: Wanted, num_classes: int) -> list[str] | None:
 
 
 def _gather_or_raise(error: DeepcaitError | None, own: list[list[Records]]) -> list[list[list[Records]]]:
-    """Return what each process has, or raise the first error of any in all of them: none waits for another."""
+    """Gather a value from all processes, or raise the first error in all of them, so that none waits."""
     everyone: list[Any] = [(error, own)]
     if is_shared():
         everyone = [None] * dist.get_world_size()
-        gather: Any = dist.all_gather_object  # its annotation is narrower than what it takes
+        gather: Any = dist.all_gather_object  # its annotation is narrower than what it accepts
         gather(everyone, (error, own))
     for raised, _ in everyone:
         if raised is not None:
@@ -194,7 +194,7 @@ def _gather_or_raise(error: DeepcaitError | None, own: list[list[Records]]) -> l
 
 
 def _share(positions: Sequence[int]) -> Sequence[int]:
-    """The images of this process: every world-size-th, from its rank on; no image twice."""
+    """This process's images: every world-size-th from its rank, without duplicates."""
     return positions[dist.get_rank() :: dist.get_world_size()] if is_shared() else positions
 
 
@@ -204,17 +204,17 @@ def _logits(model: nn.Module, images_BCHW: Tensor) -> Tensor:
         got = tuple(logits_BK.shape) if isinstance(logits_BK, Tensor) else type(logits_BK).__name__
         raise ShapeError(
             f"model: expected logits (B={images_BCHW.shape[0]}, K), got {got}.",
-            remedy="Give a module that returns one row of logits an image.",
+            remedy="Use a module that returns one row of logits per image.",
         )
     return logits_BK
 
 
 def _require_labels(labels_B: Tensor, positions_B: Tensor, task: Task) -> None:
-    """Pass where the protocol has a label for every image of the batch."""
+    """Raise unless every image of the batch has a label in the protocol."""
     missing_B = labels_B == NO_LABEL
     if task.labels is None and missing_B.any():
         where = task.source.locate(int(positions_B[missing_B][0]))
         raise DataError(
-            f"{where}: expected an image with a label, got one without.",
+            f"{where}: this image has no label.",
             remedy="Evaluate labelled data; `deepcait predict` takes images without labels.",
         )

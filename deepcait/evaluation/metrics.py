@@ -1,4 +1,4 @@
-"""More than counts: per class, balanced, calibrated. All from the records of the images, in float64."""
+"""Metrics per class, balanced accuracy and calibration, from the records of the images, in float64."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ NUM_BINS = 15
 
 @dataclass(frozen=True)
 class PerClass:
-    """One value a class of the model, K in all; 0 where a denominator is 0.
+    """One value per class of the model, K in all; 0 if a denominator is 0.
 
     Args:
-        support_K: images with this label. answered_K: images with this first answer. hits_K: both.
+        support_K: images with this label. answered_K: images with this prediction. hits_K: both.
     """
 
     support_K: Tensor
@@ -35,7 +35,7 @@ class PerClass:
 
     @property
     def precision_K(self) -> Tensor:  # noqa: N802
-        """How many of the answers with this class are right."""
+        """Fraction of predictions of this class that are correct."""
         return _divide(self.hits_K, self.answered_K)
 
     @property
@@ -44,7 +44,7 @@ class PerClass:
         return _divide(2 * self.hits_K, self.support_K + self.answered_K)
 
     def macro(self, values_K: Tensor) -> float:
-        """Mean over the classes that occur, as label or as answer."""
+        """Mean over the classes that occur, as label or prediction."""
         return values_K[(self.support_K + self.answered_K) > 0].mean().item()
 
     @property
@@ -54,16 +54,16 @@ class PerClass:
 
 
 def confusion(records: Records) -> Tensor:
-    """Return how often each first answer was given for each label, (K labels, K answers), integers.
+    """Return the confusion matrix, (K labels, K predictions), integers.
 
-    An image with several labels counts for the answered one where it is among them, else for its first.
+    An image with several labels counts for the predicted one if it is among them, else for its first.
     """
     K = records.num_classes
     return torch.bincount(records.label_N * K + records.first_N, minlength=K * K).reshape(K, K)
 
 
 def per_class(records: Records) -> PerClass:
-    """Count labels, first answers and hits of each class."""
+    """Count labels, predictions and correct predictions of each class."""
     K = records.num_classes
     return PerClass(
         support_K=torch.bincount(records.label_N, minlength=K),
@@ -74,10 +74,10 @@ def per_class(records: Records) -> PerClass:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far confidence is to be believed, in M bins of equal width: [0, 1/M), ..., [(M-1)/M, 1].
+    """Reliability diagram in M bins of equal width: [0, 1/M), ..., [(M-1)/M, 1].
 
     Args:
-        num_M: images whose highest probability lies in the bin.
+        num_M: images whose highest probability is in the bin.
         confidence_M, accuracy_M: their means; 0 in an empty bin.
     """
 
@@ -93,7 +93,7 @@ class Calibration:
 
 
 def calibration(records: Records, num_bins: int = NUM_BINS) -> Calibration:
-    """Sort the images into bins by the probability of their first answer; an image with NaN is left out."""
+    """Sort the images into bins by their highest probability; an image with NaN is left out."""
     confidences_N = records.probabilities_NT[:, 0]
     finite_N = confidences_N.isfinite()
     confidences_N, correct_N = confidences_N[finite_N], records.correct_N[finite_N].double()
@@ -105,7 +105,7 @@ def calibration(records: Records, num_bins: int = NUM_BINS) -> Calibration:
 
 
 def summarise(metrics: Metrics) -> dict[str, Any]:
-    """Return the figures beyond the counts, for JSON: balanced, macro, calibration, and 95 % intervals."""
+    """Return further metrics for JSON: balanced, macro, calibration, and 95 % intervals."""
     records: Records = metrics.records
     classes = per_class(records)
     finite = bool(records.losses_N.isfinite().all())
@@ -126,7 +126,7 @@ def summarise(metrics: Metrics) -> dict[str, Any]:
 
 
 def list_classes(records: Records) -> list[dict[str, Any]]:
-    """Return one object for each class that occurs, for JSON and CSV; `accuracy` is its recall."""
+    """Return one object per class that occurs, for JSON and CSV; `accuracy` is its recall."""
     classes = per_class(records)
     columns = (classes.support_K, classes.answered_K, classes.hits_K)
     rates = (classes.recall_K, classes.precision_K, classes.f1_K)
@@ -163,5 +163,5 @@ def list_reliability(records: Records) -> list[dict[str, float | int]]:
 
 
 def _divide(numerators: Tensor, denominators: Tensor) -> Tensor:
-    """The quotients in float64; 0 where a denominator is 0."""
+    """The quotients in float64; 0 if a denominator is 0."""
     return numerators.double() / denominators.clamp(min=1).double()

@@ -1,4 +1,4 @@
-"""Pictures of a measurement: reliability, classes, confusion; each as PNG and SVG with its values as JSON beside."""
+"""Plots of an evaluation: reliability, classes, confusion; as PNG and SVG, with their values as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COLOUR, _SECOND = "#2b6cb0", "#b7791f"
 
 
 def require_matplotlib() -> None:
-    """Pass where plots can be drawn, before any work is done.
+    """Raise if plots can't be drawn, before any work is done.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -29,9 +29,9 @@ def write_plots(folder: Path, records: Records, title: str) -> list[Path]:
     """Write reliability, per_class and confusion, each as .png, .svg and .json.
 
     Args:
-        folder: created where it is missing; files of these names in it are replaced.
-        records: of one measurement.
-        title: above each picture.
+        folder: created if it does not exist; existing files are replaced.
+        records: of one evaluation.
+        title: title of each plot.
 
     Returns:
         The files.
@@ -49,7 +49,7 @@ def write_plots(folder: Path, records: Records, title: str) -> list[Path]:
         draw(axes, records)
         axes.set_title(title)
         for suffix in FORMATS:
-            # Without a date in it, the same values make the same file.
+            # Without a date, so that equal values give equal files.
             metadata = {"Date": None} if suffix == "svg" else {}
             files.append(folder / f"{name}.{suffix}")
             figure.savefig(files[-1], dpi=150, metadata=metadata)
@@ -59,7 +59,7 @@ def write_plots(folder: Path, records: Records, title: str) -> list[Path]:
 
 
 def _figure_class() -> Any:
-    # The class itself: pyplot would look for a screen and keep every figure alive.
+    # Not pyplot, which would look for a display and keep every figure.
     return require("matplotlib.figure", asked="plots", extra="explain").Figure
 
 
@@ -70,10 +70,10 @@ def _draw_reliability(axes: Any, records: Records) -> None:
     shares = [one["num_images"] / num for one in filled]
     means = [[one[key] for one in filled] for key in ("confidence", "accuracy")]
     left = [one["from"] for one in filled]
-    axes.bar(left, shares, width, align="edge", color=_SECOND, alpha=0.35, label="share of the images")
+    axes.bar(left, shares, width, align="edge", color=_SECOND, alpha=0.35, label="fraction of images")
     axes.plot([0, 1], [0, 1], "--", color="grey", linewidth=1, label="perfectly calibrated")
     axes.plot(*means, "o-", color=_COLOUR, label="accuracy in the bin")
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the first answer", ylabel="how often it is right")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the prediction", ylabel="accuracy")
     axes.legend()
 
 
@@ -82,21 +82,21 @@ def _draw_classes(axes: Any, records: Records) -> None:
     classes = [one for one in classes if one["num_images"]]
     places = range(len(classes))
     axes.barh(places, [100 * one["accuracy"] for one in classes], color=_COLOUR)
-    axes.set(xlabel="accuracy on the images of the class, %", xlim=(0, 100), ylim=(-0.5, len(classes) - 0.5))
+    axes.set(xlabel="recall (%)", xlim=(0, 100), ylim=(-0.5, len(classes) - 0.5))
     if len(classes) <= _MAX_NAMES:
         axes.set_yticks(places, [f"{one['class']} ({one['num_images']})" for one in classes])
     else:
-        axes.set_ylabel(f"{len(classes):,} classes, the worst below")
+        axes.set_ylabel(f"{len(classes):,} classes, sorted by recall")
 
 
 def _draw_confusion(axes: Any, records: Records) -> None:
-    """Only classes that occur; each row as shares of the images with that label."""
+    """Only classes that occur; rows are fractions of the images with that label."""
     cells_KK = confusion(records).double()
     used = (cells_KK.sum(0) + cells_KK.sum(1)).nonzero().flatten()
     cells_UU = cells_KK[used][:, used]
     shares_UU = cells_UU / cells_UU.sum(1, keepdim=True).clamp(min=1)
     image = axes.imshow(shares_UU.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    axes.figure.colorbar(image, ax=axes, label="share of the images with this label")
+    axes.figure.colorbar(image, ax=axes, label="fraction of the images with this label")
     axes.set(xlabel="answer", ylabel="label")
     if len(used) <= _MAX_NAMES:
         names = [records.class_name(index) for index in used.tolist()]

@@ -1,9 +1,9 @@
-"""The protocols of the paper's figures: which images count, and which labels are right.
+"""Evaluation protocols of the paper: which images are evaluated, and which labels are correct.
 
-folder      every image, the label that the data gives it
+folder      every image, with the data's label
 imagenet    the 50,000 of ImageNet's validation, the label of its wnid
-real        the same images, the reassessed labels (ReaL): any of an image's labels is right, images
-            without one are left out; 46,837 count
+real        the same images, the reassessed labels (ReaL): any of an image's labels is correct, images
+            without one are left out; 46,837 remain
 v2          ImageNet-V2: folders 0 to 999, ten images each, the folder's number is the class
 """
 
@@ -80,7 +80,7 @@ def open_for(
     manifest: str | os.PathLike[str] | None = None,
     options: ImageOptions | None = None,
 ) -> Source:
-    """Open what is to be evaluated: a data SPEC's test, else val, else all; an open source as it is.
+    """Open what is to be evaluated: a DATA's test, else val, else all; an open source as it is.
 
     For `imagenet` and `real` a bare path is a root with `val` in it, or that folder itself; for `v2` it is the folder
     above 0 to 999. Where the data has neither val nor test, the split `val` is what the manifest of a run
@@ -97,7 +97,7 @@ def open_for(
     if split not in (None, data.split):
         raise ConfigError(
             f"split: expected none, since the source is open already, got {split!r}.",
-            remedy="Open that split of it, or give the data as a SPEC.",
+            remedy="Open that split of it, or give the data as MODEL.",
         )
     return data
 

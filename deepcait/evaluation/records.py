@@ -1,4 +1,4 @@
-"""What a model answered for each image: the table behind every metric that is more than a count."""
+"""The predictions for each image, from which metrics are computed."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ NUM_ANSWERS = 5
 
 @dataclass(frozen=True)
 class Records:
-    """One row an image, N in all, in the order of the source; class indices are the model's.
+    """One row per image, N in total, in the order of the source; class indices are the model's.
 
     Args:
-        positions_N: where the image stands in the source.
-        labels_NL: its labels, any of which is right; -1 where it has fewer than L.
-        ranks_N: how many classes come before the best of its labels; 0 is a right answer.
+        positions_N: position of the image in the source.
+        labels_NL: its labels, any of which is correct; padded with -1.
+        ranks_N: rank of the best of its labels, from 0; 0 is a correct prediction.
         losses_N: in nats, float64.
-        answers_NT: the T = min(5, classes) most probable classes, the best first; of equal logits the lower index.
-        probabilities_NT: theirs, float64; NaN where a logit is.
+        answers_NT: the T = min(5, classes) most probable classes, the best first; of ties the lower index.
+        probabilities_NT: their probabilities, float64; NaN if a logit is.
         num_classes: K.
-        num_possible: how many of them the class mask lets through; K without a mask.
+        num_possible: number of classes that the class mask allows; K without a mask.
         names: of the images, as the source has them.
-        classes: of the model, None where it has no names.
+        classes: of the model, None if it has no names.
     """
 
     positions_N: Tensor
@@ -48,21 +48,21 @@ class Records:
 
     @property
     def correct_N(self) -> Tensor:  # noqa: N802 - the shape
-        """Whether the first answer is right."""
+        """Whether the prediction is correct."""
         return self.ranks_N < 1
 
     @property
     def first_N(self) -> Tensor:  # noqa: N802
-        """The first answer."""
+        """The predicted class."""
         return self.answers_NT[:, 0]
 
     @property
     def label_N(self) -> Tensor:  # noqa: N802
-        """One label an image: the answered one where that is right, else the first of its labels."""
+        """One label per image: the predicted one if correct, else the first of its labels."""
         return torch.where(self.correct_N, self.first_N, self.labels_NL[:, 0])
 
     def class_name(self, index: int) -> str:
-        """The name of a class of the model; its index as text where the model has no names."""
+        """The name of a class of the model; its index as text if the model has no names."""
         return self.classes[index] if self.classes is not None else str(index)
 
     def row_labels(self, row: int) -> list[int]:
@@ -73,14 +73,14 @@ class Records:
 def record(
     positions_B: Tensor, logits_BK: Tensor, labels_BL: Tensor, scores: tuple[Tensor, Tensor], num_possible: int
 ) -> Records:
-    """Note a batch.
+    """Return the records of a batch.
 
     Args:
         positions_B: of its images in the source.
-        logits_BK: -inf at classes that the mask does not let through.
-        labels_BL: filled with -1.
-        scores: ranks and losses, as `score` returns them.
-        num_possible: classes that the mask lets through.
+        logits_BK: -inf for classes that the mask excludes.
+        labels_BL: padded with -1.
+        scores: ranks and losses, as returned by `score`.
+        num_possible: number of classes that the mask allows.
     """
     logits_BK = logits_BK.detach().cpu().double()
     answers_BT = logits_BK.argsort(dim=1, descending=True, stable=True)[:, : min(NUM_ANSWERS, num_possible)]
@@ -97,7 +97,7 @@ def record(
 
 
 def join(parts: Sequence[Records], names: Sequence[str], classes: Sequence[str] | None) -> Records:
-    """Return all rows in the order of the source, whatever batch or process they come from.
+    """Return all rows in the order of the source, from all batches and processes.
 
     Args:
         parts: at least one, of the same model and mask.

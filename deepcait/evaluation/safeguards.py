@@ -1,4 +1,4 @@
-"""Signs that a figure is wrong although nothing failed: guessing, a wrong class order, another preprocessing."""
+"""Warnings about evaluations that may be wrong: chance level, wrong class order, wrong preprocessing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deepcait.evaluation.counts import Metrics
 from deepcait.evaluation.intervals import wilson
 from deepcait.evaluation.records import Records
 
-# What is said of fewer images is luck.
+# With fewer images, nothing can be concluded.
 _FEWEST_IMAGES = 30
 _NEAR_CHANCE = 0.02
 _SURE = 0.999
@@ -32,33 +32,33 @@ _NORMALISATIONS = (
 
 
 def no_numbers(records: Records) -> str | None:
-    """Warn where the model answers with logits that are infinite or no numbers."""
+    """Warn if logits are NaN or infinite."""
     num = int(records.probabilities_NT.isnan().any(1).sum())
     if not num:
         return None
     return (
-        f"logits: expected numbers, got infinite ones or none for {num:,} of {len(records):,} images: the weights are "
-        "damaged, or the training diverged."
+        f"the model returned NaN or infinite logits for {num:,} of {len(records):,} images: its weights are damaged, "
+        "or training diverged."
     )
 
 
 def near_chance(metrics: Metrics, num_possible: int) -> str | None:
-    """Warn where the accuracy, by the interval that is printed with it, can't be told from guessing among classes."""
+    """Warn if the accuracy is not significantly above chance."""
     chance = 1 / num_possible
     low, high = wilson(metrics.correct1, metrics.num_images)
     if metrics.num_images < _FEWEST_IMAGES or num_possible < 2 or low > chance + _NEAR_CHANCE * (1 - chance):
         return None
-    said = "less than" if high < chance else "about" if low <= chance else "hardly more than"
+    said = "below" if high < chance else "about" if low <= chance else "only slightly above"
     return (
-        f"top-1 {100 * metrics.top1:.2f} % is {said} what guessing gives ({100 * chance:.2f} %): the class order of "
-        "data and model may differ, the weights may be random ones, or the preprocessing another."
+        f"top-1 {100 * metrics.top1:.2f} % is {said} chance ({100 * chance:.2f} %): the class order of data and model "
+        "may differ, the weights may be random, or the preprocessing may be wrong."
     )
 
 
 def near_constant(metrics: Metrics, records: Records) -> str | None:
-    """Warn where the accuracy can't be told from that of one answer for all: the class with the most images.
+    """Warn if the accuracy is not significantly above always predicting the largest class.
 
-    Data with images of a part of the model's classes is left out: whoever answers all of them knows more than that.
+    Not for data with only a part of the model's classes.
     """
     numbers = records.label_N.unique(return_counts=True)[1].tolist()
     if metrics.num_images < _FEWEST_IMAGES or not 1 < len(numbers) == records.num_possible:
@@ -67,22 +67,23 @@ def near_constant(metrics: Metrics, records: Records) -> str | None:
     share = max(numbers) / metrics.num_images
     if low > share:
         return None
-    said = "less than" if high < share else "not surely more than"
+    said = "below" if high < share else "not significantly above"
     return (
-        f"top-1 {100 * metrics.top1:.2f} % is {said} what the largest class as the only answer gives "
-        f"({100 * share:.2f} %, {max(numbers):,} of {metrics.num_images:,} images): the balanced accuracy says more."
+        f"top-1 {100 * metrics.top1:.2f} % is {said} always predicting the largest class ({100 * share:.2f} %, "
+        f"{max(numbers):,} of {metrics.num_images:,} images): see the balanced accuracy."
     )
 
 
 def wrong_order(records: Records) -> tuple[str, dict[int, int]] | None:
-    """Warn where the answers are right but for the order of the classes, and propose the order.
+    """Warn if the predictions are correct except for a permutation of the classes, and propose it.
 
-    A permutation is read off the confusion matrix of every second image and tested on the others, so that it can't
-    be found in noise: over the classes that it moves, it must be surely more than twice as often right.
+    A permutation is estimated from the confusion matrix of every second image and tested on the others, so that it
+    can't
+    be found in noise: over the classes that it moves, it must be correct significantly more than twice as often.
 
     Returns:
-        The warning, and for each class of the data that has images the class that its answers mean; None where the
-        order is right, or nothing sure can be said.
+        The warning, and for each class of the data that has images the class that its predictions mean; None if the
+        order is right, or nothing can be concluded.
     """
     labels_N, answers_N = records.label_N, records.first_N
     half_N = _every_second_of_its_class(labels_N)
@@ -91,21 +92,21 @@ def wrong_order(records: Records) -> tuple[str, dict[int, int]] | None:
     others = zip(labels_N[~half_N].tolist(), answers_N[~half_N].tolist(), strict=True)
     tested = [(label, answer) for label, answer in others if label in moved]
     num, num_within = len(tested), len(set(moved.values()) & set(order))
-    # Answers that are no classes of the data are no other order of them.
+    # Predictions of classes that the data does not have are not a permutation.
     if num < _FEWEST_IMAGES or len(moved) < 2 or 2 * num_within < len(moved):
         return None
     low, _ = wilson(sum(moved[label] == answer for label, answer in tested), num, _SURE)
     _, high = wilson(sum(label == answer for label, answer in tested), num, _SURE)
     if low <= 2 * high:
         return None
-    # Sure that there is one: the proposal may use all images.
+    # There is one: the proposal may use all images.
     order = _match(labels_N, answers_N)
     moved = {label: answer for label, answer in order.items() if label != answer}
     return _describe_order(records, moved, low), order
 
 
 def other_preprocessing(model: nn.Module, used: Preprocessing) -> str | None:
-    """Warn where the preprocessing is another than the model declares in its `pretrained_cfg`."""
+    """Warn if the preprocessing differs from the model's `pretrained_cfg`."""
     cfg = pretrained_cfg(model)
     facts: list[tuple[str, Any, Any]] = []
     for key, name, got in (
@@ -121,22 +122,22 @@ def other_preprocessing(model: nn.Module, used: Preprocessing) -> str | None:
             facts.append((name, declared, got))
     if not facts:
         return None
-    told = "; ".join(f"{name} {_text(declared)}, got {_text(got)}" for name, declared, got in facts)
-    return f"preprocessing: expected the model's own {told}. The accuracy is not that of the model as it was trained."
+    told = "; ".join(f"{name} {_text(got)} instead of {_text(declared)}" for name, declared, got in facts)
+    return f"preprocessing: {told}, as the model declares. The accuracy is not that of the model as it was trained."
 
 
 def declares_normalisation(model: nn.Module) -> bool:
-    """Whether the model says how its images are normalised."""
+    """Whether the model declares its mean and std."""
     return pretrained_cfg(model).get("mean") is not None
 
 
 def better_normalisation(
     records: Records, used: Preprocessing, measure: Callable[[Preprocessing, Sequence[int]], Records]
 ) -> str | None:
-    """Warn where a model that declares nothing answers surely better with another common mean and std.
+    """Warn if a model that declares no mean and std is significantly better with another common one.
 
-    The model is asked about at most 256 of the images again, under each of the common normalisations; McNemar's
-    test on these images must exclude luck.
+    The model is evaluated again on at most 256 of the images with each of the common normalisations; McNemar's test on
+    these images must be significant.
 
     Args:
         records: of all images, under `used`.
@@ -159,8 +160,8 @@ def better_normalisation(
         return None
     num_correct, other = max(better, key=lambda one: one[0])
     return (
-        f"preprocessing: with mean {_text(other.mean)} and std {_text(other.std)} the model has {num_correct:,} of "
-        f"{len(rows):,} images right, with mean {_text(used.mean)} and std {_text(used.std)} as used "
+        f"preprocessing: with mean {_text(other.mean)} and std {_text(other.std)} the model predicts {num_correct:,} "
+        f"of {len(rows):,} images correctly; with mean {_text(used.mean)} and std {_text(used.std)} as used "
         f"{int(own_N.sum()):,}: it was probably trained with the former."
     )
 
@@ -174,7 +175,7 @@ def _every_second_of_its_class(labels_N: Tensor) -> Tensor:
 
 
 def _match(labels_N: Tensor, answers_N: Tensor) -> dict[int, int]:
-    """Give each label an answer of its own: the largest share of its images first; equals stay as they are."""
+    """Assign each label a different prediction, by the largest fraction of its images; ties are unchanged."""
     num_of = dict(zip(*(column.tolist() for column in labels_N.unique(return_counts=True)), strict=True))
     cells_C2, numbers_C = torch.stack([labels_N, answers_N], 1).unique(dim=0, return_counts=True)
     cells = [
@@ -210,7 +211,7 @@ def _describe_order(records: Records, moved: dict[int, int], share: float) -> st
 
 
 def is_text_order(moved: dict[int, int]) -> bool:
-    """Whether classes moved as numbers do that are sorted as text."""
+    """Whether the permutation is that of numbers sorted as text."""
     for num_classes in {max(*moved, *moved.values()) + 1, 10, 100, 1000}:
         as_text = sorted(range(num_classes), key=str)
         inverse = {number: place for place, number in enumerate(as_text)}

@@ -1,4 +1,4 @@
-"""What was measured as files: a row a model (Markdown, CSV, JSON), and a row an image (CSV)."""
+"""Write results to files: one row per model (Markdown, CSV, JSON), one row per image (CSV)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _ACCURACY = {"folder": "top-1", "imagenet": "ImNet top-1", "real": "ReaL top-1",
 def write_table(
     path: Path, rows: Sequence[Mapping[str, Any]], records: Sequence[Records], stamp: Mapping[str, Any]
 ) -> None:
-    """Write the rows of several measurements as the file's ending says; JSON has everything, per class too.
+    """Write the rows of several evaluations in the format of the file's suffix; JSON includes all classes.
 
     Args:
         path: ends in .md, .csv or .json.
-        rows: as `eval --json` prints them.
-        records: of the same measurements.
-        stamp: where the figures come from: command, date, commit, versions, hardware.
+        rows: as printed by `eval --json`.
+        records: of the same evaluations.
+        stamp: provenance: command, date, commit, versions, hardware.
     """
     if path.suffix.lower() == ".json":
         full = [dict(row) | detail(own) for row, own in zip(rows, records, strict=True)]
@@ -43,7 +43,7 @@ def write_table(
 
 
 def detail(records: Records) -> dict[str, Any]:
-    """Return what has more than one value: each class, the confusion matrix, the reliability curve."""
+    """Return the tables: per class, the confusion matrix, the reliability curve."""
     return {
         "per_class": list_classes(records),
         "confusion": list_confusion(records),
@@ -80,12 +80,12 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def top5_of(row: Mapping[str, Any]) -> float | None:
-    """Return the top-5 accuracy of a row; None of five or fewer classes, where the right one is always among them."""
+    """Return the top-5 accuracy of a row; None with five classes or fewer, where it is always 1."""
     return row["top5"] if row["num_possible"] > 5 else None
 
 
 def write_images(path: Path, measured: Sequence[tuple[Mapping[str, Any], Records]]) -> None:
-    """Write one row an image: its name, labels, best answers and their probabilities; parted by blanks.
+    """Write one row per image: its name, labels, top predictions and their probabilities, separated by spaces.
 
     Args:
         path: the CSV file.
@@ -110,7 +110,7 @@ def write_images(path: Path, measured: Sequence[tuple[Mapping[str, Any], Records
                 records.class_name(answers[i][0]),
             )
             writer.writerow((*cells, *tail))
-    # A file name that is no UTF-8 is shown by escapes, as on stdout.
+    # A file name that is not UTF-8 is written with escapes, as on stdout.
     write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
@@ -120,12 +120,12 @@ def _against_first(row: Mapping[str, Any]) -> str:
 
 
 def pixels(img_size: int | Sequence[int]) -> str:
-    """Write an image size for people: 224 for a square, else "224 x 320", height first."""
+    """Return an image size as text: 224 for a square, else "224 x 320", height first."""
     return str(img_size) if isinstance(img_size, int) else " x ".join(map(str, img_size))
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a row that fit a cell; intervals as two columns, the expected accuracy as one."""
+    """The values of a row that fit into a cell; intervals as two columns, the expected accuracy as one."""
     flat = {key: value for key, value in row.items() if not isinstance(value, list | dict)}
     flat["img_size"] = pixels(row["img_size"])
     for key, ends in row["intervals"].items():

@@ -105,7 +105,7 @@ def has_bfloat16() -> bool:
 
 
 def compiled() -> Path:
-    """Return the shared library, made anew where sources, compiler, flags or processor are others than before.
+    """Return the shared library, made again where sources, compiler, flags or processor are others than before.
 
     Raises:
         OSError: no compiler, or no place to write to.

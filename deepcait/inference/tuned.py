@@ -27,7 +27,7 @@ class Choice:
         engine: of `ENGINES`; None is the network as it is.
         precision: of the engine's products, of `PRECISIONS`.
         threads: of one call; None leaves it to the engine.
-        batch: images a call; None leaves it to the verb.
+        batch: images per call; None leaves it to the command.
     """
 
     engine: str | None = None

@@ -66,7 +66,7 @@ MISTAKES = {
     "real without val": (["eval", MODEL, "--data", PHOTOS, "--protocol", "real"], "train and val of ImageNet"),
     "real labels without real": (["eval", MODEL, "--data", PHOTOS, "--real-labels", "notes.txt"], "--protocol real"),
     "v2 of other folders": (["eval", MODEL, "--data", PHOTOS, "--protocol", "v2"], "folders 0 to 999"),
-    "no class mask": (["eval", MODEL, "--data", PHOTOS, "--class-mask", "gone.txt"], "one class a line"),
+    "no class mask": (["eval", MODEL, "--data", PHOTOS, "--class-mask", "gone.txt"], "one class per line"),
     "size in words": (["eval", MODEL, "--data", PHOTOS, "--img-size", "224,large"], "224x320"),
     "table of unknown form": (["eval", MODEL, "--data", PHOTOS, "--out", "table.xls"], "table.xls"),
     "images of unknown form": (["eval", MODEL, "--data", PHOTOS, "--per-image", "images.json"], "images.json"),

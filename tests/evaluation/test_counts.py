@@ -100,7 +100,7 @@ def test_logits_of_another_shape_are_refused():
 
 
 def test_no_image_gives_no_metrics():
-    with pytest.raises(DataError, match="got none"):
+    with pytest.raises(DataError, match="no images"):
         Counts().metrics()
 
 

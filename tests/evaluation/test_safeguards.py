@@ -181,23 +181,23 @@ def test_near_chance(correct, num, num_classes, warned):
 
 @pytest.mark.parametrize(
     ("correct", "num", "num_classes", "said"),
-    [(13, 66, 3, "less than"), (22, 66, 3, "about"), (600, 50_000, 1000, "hardly more than")],
+    [(13, 66, 3, "below"), (22, 66, 3, "about"), (600, 50_000, 1000, "only slightly above")],
 )
 def test_the_warning_of_guessing_agrees_with_the_printed_interval(correct, num, num_classes, said):
-    assert f"% is {said} what guessing gives" in str(near_chance(counted(correct, num), num_classes))
+    assert f"% is {said} chance" in str(near_chance(counted(correct, num), num_classes))
 
 
 @pytest.mark.parametrize(
     ("numbers", "correct", "num_classes", "said"),
     [
-        ((40, 16, 10), 35, 3, "top-1 53.03 % is not surely more than"),
+        ((40, 16, 10), 35, 3, "top-1 53.03 % is not significantly above"),
         (
             (40, 16, 10),
             40,
             3,
-            "the largest class as the only answer gives (60.61 %, 40 of 66 images)",
+            "predicting the largest class (60.61 %, 40 of 66 images)",
         ),
-        ((900, 50, 50), 500, 3, "is less than"),
+        ((900, 50, 50), 500, 3, "is below"),
         ((40, 16, 10), 60, 3, None),
         ((40, 16, 10), 35, 10, None),  # a part of the model's classes
         ((66,), 33, 1, None),
@@ -220,7 +220,7 @@ def test_an_evaluation_names_the_largest_class_where_guessing_is_far(tmp_path):
     blind = GreyModel(num_classes=3, step=16)
     blind.greys_K = blind.greys_K + torch.tensor([0.0, 1000.0, 1000.0])  # the first class always wins
     told = evaluate(blind, tmp_path, preprocessing=PLAIN).warnings
-    assert [text for text in told if "guessing" in text] == []
+    assert [text for text in told if "% is about chance" in text] == []
     assert [text for text in told if "60.61 %, 40 of 66 images" in text]
 
 
@@ -228,11 +228,11 @@ def test_evaluate_warns_of_guessing(tmp_path, monkeypatch):
     build_v2(tmp_path, 12)
     blind = GreyModel(**V2_MODEL)
     blind.greys_K = blind.greys_K + 1000  # the last class always wins
-    with pytest.warns(EvaluationWarning, match=r"8\.33 % is about what guessing gives \(8\.33 %\)") as caught:
+    with pytest.warns(EvaluationWarning, match=r"8\.33 % is about chance \(8\.33 %\)") as caught:
         evaluate(blind, tmp_path, preprocessing=PLAIN)
     assert caught[0].filename == __file__
     monkeypatch.setattr(evaluate_module, "near_chance", lambda metrics, num_possible: None)
-    assert not any("guessing" in t for t in evaluate(blind, tmp_path, preprocessing=PLAIN).warnings)
+    assert not any("% is about chance" in t for t in evaluate(blind, tmp_path, preprocessing=PLAIN).warnings)
 
 
 # -- preprocessing ----------------------------------------------------------------------------------------------------
@@ -332,7 +332,7 @@ def test_a_normalisation_that_shares_its_mean_or_its_deviation_with_the_right_on
 
     for mean, std in ((IMAGENET_MEAN, (0.5, 0.5, 0.5)), ((0.5, 0.5, 0.5), IMAGENET_STD)):
         told = safeguards.better_normalisation(wrong, Preprocessing((8, 8), mean, std), measure)
-        assert "256 of 256 images right, with mean" in told
+        assert "256 of 256 images correctly; with mean" in told
     assert {(len(set(rows)), rows[0], rows[-1]) for rows in asked} == {(256, 0, 599)}
 
 

@@ -119,4 +119,4 @@ def test_without_captum(check, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(ConfigError, match="captum") as caught:
         check(Linear(), torch.randn(3, 8, 16), 0)
-    assert caught.value.remedy == 'pip install "deepcait[explain]"'
+    assert caught.value.remedy == 'Install it: pip install "deepcait[explain]"'
