@@ -82,7 +82,7 @@ def test_a_class_that_the_model_does_not_have_is_refused(colours):
 
 def test_another_number_of_classes_is_refused(colours):
     (colours / "red").rename(colours.parent / "elsewhere")
-    with pytest.raises(DataError, match="expected 3"):
+    with pytest.raises(DataError, match="the model has 3 classes"):
         evaluate(ColourModel(), colours, preprocessing=TO_4_PX)
 
 
