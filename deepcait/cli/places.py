@@ -79,7 +79,7 @@ class Places:
             self._add_pattern(place)
         else:
             raise DataError(
-                f"{place}: expected an image, a folder, a pattern, a list or a URL, got no such path.",
+                f"{place}: no such file or folder, and not a pattern, list or URL.",
                 remedy="Check the path.",
             )
 

@@ -133,7 +133,7 @@ def _require_sound(args: Args) -> None:
     from deepcait.runtime.files import require_file
 
     if not args.paths:
-        raise ConfigError("predict: expected an image, got none.", remedy="deepcait predict SPEC image.jpg")
+        raise ConfigError("predict: no image was given.", remedy="Use deepcait predict MODEL image.jpg.")
     for option, value in (("--topk", args.topk), ("--batch-size", args.batch_size)):
         if value is not None and value < 1:
             raise ConfigError(f"{option}: expected 1 or more, got {value}.", remedy="Give 1, or more.")

@@ -42,7 +42,7 @@ def _entry(action: Action) -> str:
     value = re.sub(r"\bSTR\b", "TEXT", re.sub(r"\{None\}\||None,", "", str(action.metavar or "")))
     option = f"--{action.dest.rstrip('_')}" if action.option_strings else ""  # without aliases
     name = f"{option} {value}".strip()
-    text = re.sub(r"\s*\((?:default: (?:None|False|''|\"\")|optional)\)$", "", " ".join((action.help or "").split()))
+    text = re.sub(r"\s*\((?:default: (?:None|False|''|\"\"|)|optional)\)$", "", " ".join((action.help or "").split()))
     return "\n".join(_lines(name, text))
 
 

@@ -1,4 +1,4 @@
-"""Fast and elsewhere: the folded model, the engines that run it, export with proof."""
+"""Inference: the folded model, engines that run it, and verified export."""
 
 from deepcait.inference.engines import ENGINES, Engine, build_engine
 from deepcait.inference.flip import augmented

@@ -1,6 +1,6 @@
-"""Talking-heads attention without gradients, a block of rows of all heads at a time, in buffers that are used again.
+"""Talking-heads attention without gradients, computed in blocks of rows, in reused buffers.
 
-One buffer of maps goes through product, mixing, softmax and mixing while it is in the cache. `fold.py` has folded the
+A buffer of maps passes through product, mixing, softmax and mixing while it is in the cache. `fold.py` has folded the
 q-scale into the queries.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Maps of a block on a CPU; two such buffers live at a time.
+# Maps of a block on a CPU; two such buffers exist at a time.
 BLOCK_BYTES = 384 << 10
 
 
 def attend_blocks(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) -> Tensor:
-    """Return what every patch reads, heads side by side, (B, N, D).
+    """Return the attention output of every patch, heads concatenated, (B, N, D).
 
     Args:
         qkv_BND3: (B, N, 3 D), queries (scaled already), keys and values of all heads; contiguous.

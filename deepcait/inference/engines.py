@@ -1,4 +1,4 @@
-"""Engines: the same folded model, run by PyTorch, by code that torch.compile writes, by ONNX Runtime, by OpenVINO.
+"""Engines run the folded model by PyTorch, torch.compile, ONNX Runtime or OpenVINO.
 
 An engine is a module in evaluation mode: images (B, C, H, W) in, logits (B, K) out. Any B works on every engine.
 """
@@ -29,25 +29,27 @@ ENGINES = ("eager", "compile", "onnx", "openvino")
 
 
 def build_engine(name: str, model: nn.Module, *, threads: int | None = None, precision: str = "auto") -> Engine:
-    """Return an engine for a model; the model itself stays as it is.
+    """Return an engine for a model; the model itself is not changed.
 
     Args:
         name: one of `ENGINES`.
-        model: a CaiT, or one folded already.
-        threads: of one call; None leaves it to the engine. PyTorch's threads ("eager", "compile") are those of the
-            whole process.
+        model: a CaiT, or a folded one.
+        threads: threads per call; None means the engine's default. PyTorch's threads ("eager", "compile") are those of
+            the whole process.
         precision: of the products; see `choose_precision`.
 
     Raises:
-        ConfigError: an unknown engine, one whose packages are missing, another network than a CaiT, or no compiler
-            for "compile"; fewer than one thread; a precision that the engine does not offer.
+        ConfigError: the engine is unknown, its packages or compiler are missing, the network is not a CaiT, threads is
+            below 1, or the engine does not offer the precision.
     """
     if threads is not None and threads < 1:
         raise ConfigError(
-            f"threads: expected 1 or more, got {threads}.", remedy="Give 1, or more; None is the default."
+            f"threads: expected 1 or more, got {threads}.", remedy="Use threads=1 or more, or None for the default."
         )
     if name not in ENGINES:
-        raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {name!r}.", remedy="Choose one.")
+        raise ConfigError(
+            f"engine: expected one of {', '.join(ENGINES)}, got {name!r}.", remedy="Use eager if in doubt."
+        )
     require_packages(name)
     precision = choose_precision(precision, name, _device_type(model))
     # On a CPU the folded model itself has the format of its products; graphs are written from float32.
@@ -56,11 +58,11 @@ def build_engine(name: str, model: nn.Module, *, threads: int | None = None, pre
 
 
 class Engine(nn.Module):
-    """What every engine has in common.
+    """Base class of engines.
 
     Args:
-        model: what is run, with a `config`: a folded CaiT (a benchmark gives others).
-        threads: of one call; None leaves it to the engine.
+        model: the network with a `config`: a folded CaiT (benchmarks pass others).
+        threads: threads per call; None means the engine's default.
         precision: of the products: fp32, bf16 or fp16.
     """
 
@@ -79,7 +81,7 @@ class Engine(nn.Module):
         """Stay in evaluation mode.
 
         Raises:
-            ConfigError: asked to train.
+            ConfigError: `mode` is True.
         """
         if mode:
             refuse_training()
@@ -87,15 +89,15 @@ class Engine(nn.Module):
 
 
 def _as_array(images_BCHW: Tensor, config: CaiTConfig) -> Any:
-    """Images for a program outside of PyTorch.
+    """Convert images for a program outside PyTorch.
 
     Raises:
-        ShapeError: images of another size or number of channels than the model's.
-        ConfigError: another type than float32.
+        ShapeError: the images' size or number of channels is not the model's.
+        ConfigError: the images are not float32.
     """
     require_images(images_BCHW, config.in_chans, config.img_size)
     if images_BCHW.dtype != torch.float32:
-        raise ConfigError(f"images: expected float32, got {images_BCHW.dtype}.", remedy="Give images.float().")
+        raise ConfigError(f"images: expected float32, got {images_BCHW.dtype}.", remedy="Pass images.float().")
     return images_BCHW.detach().cpu().contiguous().numpy()
 
 
@@ -117,10 +119,10 @@ class Eager(Engine):
 
 
 class Compiled(Eager):
-    """PyTorch through torch.compile: one program for any number of images, made at the first call, in a minute or so.
+    """PyTorch through torch.compile: one program for any batch size, compiled at the first call (about a minute).
 
     Raises:
-        ConfigError: no C++ compiler on this machine (a GPU needs none).
+        ConfigError: there is no C++ compiler (not needed for a GPU).
     """
 
     name = "compile"
@@ -130,7 +132,7 @@ class Compiled(Eager):
         if _device_type(model) == "cpu":
             require_compiler()
         if isinstance(model, FoldedCaiT):
-            model.pack()  # its patch stage becomes one operator of the program
+            model.pack()  # its patch stage is one operator of the program
         self._run = torch.compile(model, dynamic=True)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -142,8 +144,8 @@ class Compiled(Eager):
                 return self._run(images_BCHW).float()
         except TorchDynamoException as error:
             raise ConfigError(
-                f"compile: expected code that this machine's compiler takes, got: {_first_line(error)}",
-                remedy="Mend the compiler (its headers and Python's), or choose another engine.",
+                f"compile: the C++ compiler failed: {_first_line(error)}",
+                remedy="Check the compiler and its headers and Python's, or choose another engine.",
             ) from error
 
 
@@ -162,7 +164,7 @@ class OnnxRuntime(Engine):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return logits (B, K), on the CPU."""
         array = _as_array(images_BCHW, self.config)
-        if not len(array):  # ONNX Runtime 1.31 divides by the number of images, which ends the process
+        if not len(array):  # ONNX Runtime 1.31 divides by the number of images, which crashes the process
             return torch.zeros(0, self.num_classes)
         (logits_BK,) = self._session.run([OUTPUT], {INPUT: array})
         return torch.from_numpy(logits_BK)
@@ -201,8 +203,8 @@ def open_openvino(graph: Any, threads: int | None, precision: str | None = "fp32
 
     Args:
         graph: the model, or its file.
-        threads: of one call; None leaves it to OpenVINO.
-        precision: fp32 or bf16; None leaves it to OpenVINO, which takes bf16 where the processor has it.
+        threads: threads per call; None means OpenVINO's default.
+        precision: fp32 or bf16; None means OpenVINO's default: bf16 if the processor has it.
 
     Raises:
         ConfigError: the package is missing.
@@ -221,23 +223,23 @@ def open_openvino(graph: Any, threads: int | None, precision: str | None = "fp32
 
 
 def openvino_default() -> str:
-    """Return the precision that OpenVINO takes on this processor unless it is told: bf16 or fp32."""
+    """Return OpenVINO's default precision on this processor: bf16 or fp32."""
     openvino = require("openvino", asked="openvino", extra="openvino")
     return "bf16" if "BF16" in _openvino_core(openvino).get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
 
 
 @functools.cache
 def _openvino_core(openvino: Any) -> Any:
-    """The one core of the process, kept to its end.
+    """The single OpenVINO core of the process, kept until its end.
 
-    OpenVINO's CPU plugin gives the thread a signal stack of its own and puts the former one back when the core goes.
-    Of two cores the second puts back the first one's, which is unmapped by then: the next signal ends the process.
+    OpenVINO's CPU plugin installs a signal stack and restores the former one when the core is deleted. With two cores,
+    the second one restores the first one's, which is unmapped by then: the next signal crashes the process.
     """
     return openvino.Core()
 
 
 def require_compiler() -> None:
-    """Tell of a missing C++ compiler before torch.compile looks for it.
+    """Raise if there is no C++ compiler, before torch.compile looks for it.
 
     Raises:
         ConfigError: there is none.
@@ -249,13 +251,13 @@ def require_compiler() -> None:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
         raise ConfigError(
-            "compile: expected a C++ compiler, got none (CXX, then g++, were tried).",
+            "compile: no C++ compiler was found (tried CXX, then g++).",
             remedy="Install one (Debian: apt install g++), or choose the engine eager, onnx or openvino.",
         ) from error
 
 
 def _autocast(device_type: str, precision: str) -> contextlib.AbstractContextManager:
-    """PyTorch's own lower precisions, for GPUs; on a CPU the folded model has its precision itself."""
+    """PyTorch's own lower precisions, for GPUs; on a CPU the folded model implements its precision."""
     if device_type == "cpu" or precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device_type, torch.bfloat16 if precision == "bf16" else torch.float16)

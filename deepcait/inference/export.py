@@ -1,4 +1,4 @@
-"""A model as a file for an engine, verified: the engine reads it back and computes the logits of real images."""
+"""Export a model for an engine, and verify that the engine computes the same logits for real images."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def export_file(
     precision: str = "auto",
     tolerance: float = 0.0,
 ) -> tuple[Verification, list[Path]]:
-    """Write a model for an engine, and what a program must know of it as JSON, if the verification holds.
+    """Write a model for an engine, with a JSON description, if the verification succeeds.
 
-    The files appear under their names once they have been read back and hold; otherwise older files stay.
+    The files get their names after the verification; if it fails, existing files are kept.
 
     Args:
         model: a CaiT.
@@ -92,25 +92,25 @@ def export_file(
         return verification, [out.parent / path.name for path in files]
     except OSError as error:
         raise WeightsError(
-            f"{out}: expected to write here, got {error.strerror or error}.",
-            remedy="Give a place with room that can be written to; what was there before is untouched.",
+            f"{out}: cannot write: {error.strerror or error}.",
+            remedy="Choose a path that can be written to, with free space; existing files were not changed.",
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def sample_images(preprocessing: Preprocessing, count: int = max(BATCHES)) -> Tensor:
-    """Real photographs that travel in the package, preprocessed: (count, C, H, W)."""
+    """Real images of the package, preprocessed: (count, C, H, W)."""
     source = open_source("builtin:demo", "test")
     indices = range(0, len(source), len(source) // count)[:count]
     return torch.stack([preprocessing(open_image(source.read(index).data)) for index in indices])
 
 
 def require_stored(form: str, precision: str) -> str:
-    """Return the format in which a file stores weights: fp32, or fp16.
+    """Return the precision of the weights in a file: fp32 or fp16.
 
     Raises:
-        ConfigError: a format that these files do not store.
+        ConfigError: the format of the file does not support this precision.
     """
     if precision in ("auto", "fp32", "fp32-strict"):
         return "fp32"
@@ -165,7 +165,7 @@ def verify_graph(
     max_drift: float = MAX_DRIFT,
     tolerance: float = 0.0,
 ) -> Verification:
-    """Compare the logits of an exported file with those of the model it was made from, for the same images.
+    """Compare the logits of an exported file with those of its model, for the same images.
 
     Args:
         model: the model, not folded, so that the fold is verified too. It computes in evaluation mode and keeps its
@@ -189,13 +189,13 @@ def verify_graph(
     with evaluation_mode(model):
         expected_BK = torch.cat([model(part.to(_device(model))).cpu() for part in parts])
         got_BK = torch.cat([run(part.contiguous()) for part in parts])
-    # Classes count as equally good within what rounding in float32 makes.
+    # Logits within float32 rounding count as equal.
     compared = compare_logits(expected_BK, got_BK, MAX_DRIFT)
     return Verification(reader=engine, max_drift=max_drift, tolerance=tolerance, batches=tuple(batches), **compared)
 
 
 def describe(model: FoldedCaiT, form: Form, out: Path, verification: Verification) -> dict[str, Any]:
-    """What a program must know to use the file."""
+    """The description that a program needs to use the file."""
     return {
         "file": out.name,
         "form": form,
@@ -206,15 +206,15 @@ def describe(model: FoldedCaiT, form: Form, out: Path, verification: Verificatio
 
 
 def require_out(form: Form, out: Path) -> None:
-    """Tell of a wrong place before any work is done.
+    """Check the path before any work is done.
 
     Raises:
         ConfigError: another suffix than the form's, a folder, or no folder to write in.
     """
     if out.suffix != SUFFIXES[form]:
         raise ConfigError(
-            f"--out: expected a file {SUFFIXES[form]} for {form}, got {out}.",
-            remedy=f"Give {out.with_suffix(SUFFIXES[form])}." if out.name else "Give a file.",
+            f"--out: a file for {form} must end in {SUFFIXES[form]} (got {out}).",
+            remedy=f"Use {out.with_suffix(SUFFIXES[form]) if out.name else f'model{SUFFIXES[form]}'}.",
         )
     require_file(out, (), "--out")
 

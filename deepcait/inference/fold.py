@@ -38,10 +38,10 @@ _log = logging.getLogger(__name__)
 
 
 def fold(model: nn.Module, precision: str = "fp32") -> FoldedCaiT:
-    """Return the same function of the images, rewritten for inference; the model itself is left as it is.
+    """Return the same function of the images, rewritten for inference; the model itself is not changed.
 
-    Logits agree within rounding (1e-5 of their spread in float32). Weights are copies: training the model afterwards
-    does not reach them.
+    Logits agree within rounding (1e-5 of their standard deviation in float32). Weights are copies: training the model
+    afterwards does not change them.
 
     >>> from deepcait import create_model
     >>> model, images_BCHW = create_model("cait_nano_32").eval(), torch.randn(2, 3, 32, 32)
@@ -49,32 +49,32 @@ def fold(model: nn.Module, precision: str = "fp32") -> FoldedCaiT:
     True
 
     Args:
-        model: a CaiT, wrapped by torch.compile or DistributedDataParallel or not.
+        model: a CaiT, possibly wrapped by torch.compile or DistributedDataParallel.
         precision: fp32, or bf16: on a CPU with AVX512_BF16 the products of the patch stage are computed in bfloat16,
             with float32 sums; everything else stays as it is. On others it is fp32, and a warning is logged.
 
     Raises:
-        ConfigError: another network than a CaiT, another precision, or a part that is not as it was built (an
-            adapter, a hook, a replaced layer), by its name.
+        ConfigError: the network is not a CaiT, the precision is unknown, or a part was modified (an adapter, a hook, a
+            replaced layer); the message names it.
     """
     if precision not in _DTYPES:
         raise ConfigError(
             f"precision: expected {' or '.join(_DTYPES)}, got {precision!r}.",
-            remedy="Other precisions are those of engines: deepcait.load(..., precision=...).",
+            remedy="Other precisions need an engine: deepcait.load(..., precision=...).",
         )
     core = unwrap(model)
     if isinstance(core, FoldedCaiT):
         return core if core.precision == precision else core.with_precision(precision)
     if type(core) is not CaiT:
         raise ConfigError(
-            f"fold: expected a CaiT, got {type(core).__name__}.",
-            remedy="Only the network of the paper can be folded; run this one as it is.",
+            f"fold: {type(core).__name__} can't be folded; only a CaiT can.",
+            remedy="Run this network as it is.",
         )
     return FoldedCaiT(core, precision)
 
 
 class _Constants(nn.Module):
-    """A module whose tensors are constants, put there by `_keep`."""
+    """A module whose tensors are constants, registered by `_keep`."""
 
     if TYPE_CHECKING:
 
@@ -84,14 +84,15 @@ class _Constants(nn.Module):
 class FoldedCaiT(_Constants):
     """A CaiT for inference, made by `fold`.
 
-    Eager on a CPU, the patch stage is one call of our own machine code where there is a compiler, and else runs in
-    blocks of rows: no N x N map of all heads is ever whole. Exported, traced, asked for gradients of the images, or on
-    another device, whole maps of all images are used, in operators that every engine knows: on a GPU few large kernels
-    are faster than many small ones. torch.compile takes the machine code once `pack` was called.
+    On a CPU, the eager patch stage is one call of compiled machine code if there is a compiler; otherwise it is
+    computed in blocks of rows, without whole N x N maps. If exported, traced, differentiated by the images, or on
+    another device,
+    whole maps are computed with operators that every engine has: on a GPU few large kernels are faster than many small
+    ones. torch.compile uses the machine code after a call of `pack`.
 
     Args:
-        model: what is folded.
-        precision: fp32 or bf16, of the products in our own machine code.
+        model: the CaiT to fold.
+        precision: fp32 or bf16, of the products in the machine code.
     """
 
     def __init__(self, model: CaiT, precision: str = "fp32") -> None:
@@ -114,7 +115,7 @@ class FoldedCaiT(_Constants):
             if self.num_classes:
                 weight, bias = _after_norm(cast("nn.Linear", model.head), model.norm)
             else:
-                # No layer follows the last norm: its affine stays, as a product with a diagonal matrix would be one.
+                # No layer follows the last norm: its affine is kept.
                 weight, bias = model.norm.weight, model.norm.bias
             _keep(self, model.cls_token, head_weight=weight, head_bias=bias)
         self._packed: Tensor | None = None
@@ -125,17 +126,17 @@ class FoldedCaiT(_Constants):
         """Stay in evaluation mode.
 
         Raises:
-            ConfigError: asked to train.
+            ConfigError: `mode` is True.
         """
         if mode:
             refuse_training()
         return super().train(False)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Return logits (B, K); features (B, D) where the model has no classes.
+        """Return logits (B, K); features (B, D) if `num_classes` is 0.
 
         Raises:
-            ShapeError: images of another size or number of channels than the model's.
+            ShapeError: the images' size or number of channels is not the model's.
         """
         cls_BD = self._read(self._patches(images_BCHW))[0]
         if not self.num_classes:
@@ -143,11 +144,11 @@ class FoldedCaiT(_Constants):
         return F.linear(normalize(cls_BD), self.head_weight, self.head_bias)
 
     def class_attention(self, images_BCHW: Tensor) -> Tensor:
-        """Return where the class token looked: (B, class blocks, A, 1 + N), as `CaiT.class_attention`."""
+        """Return the attention of the class token: (B, class blocks, A, 1 + N), as `CaiT.class_attention`."""
         return torch.stack(self._read(self._patches(images_BCHW))[1], dim=1)
 
     def get_classifier(self) -> NoReturn:
-        """Refuse: the head holds the last norm too."""
+        """Raise: the head contains the last norm."""
         refuse_training()
 
     def _patches(self, images_BCHW: Tensor) -> Tensor:
@@ -174,7 +175,7 @@ class FoldedCaiT(_Constants):
         return tokens_BND
 
     def pack(self) -> bool:
-        """Return whether our machine code can run the patch stage; at the first call weights are laid out for it."""
+        """Return whether machine code can run the patch stage; the first call prepares its weights."""
         if not self._is_packed:
             self._packed, self._is_packed = self._pack_as(_DTYPES[self.precision]), True
         return self._packed is not None
@@ -193,7 +194,7 @@ class FoldedCaiT(_Constants):
         other.precision = precision
         return other
 
-    # Moved, cast or loaded, alone or as a part: what was packed is no longer the model's.
+    # After moving, casting or loading, the packed weights are outdated.
     def _apply(self, *args: Any, **kwargs: Any) -> FoldedCaiT:
         self._packed, self._is_packed = None, False
         return super()._apply(*args, **kwargs)
@@ -203,7 +204,7 @@ class FoldedCaiT(_Constants):
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        # What was packed has the order of this machine's vectors: on another one it would be another network.
+        # Packed weights are ordered for this machine's vector width and are invalid on another machine.
         return self.__dict__ | {"_packed": None, "_is_packed": False}
 
     def _whole_maps(self, tokens_BND: Tensor) -> Tensor:
@@ -222,10 +223,10 @@ class FoldedCaiT(_Constants):
 
 
 class FoldedBlock(_Constants):
-    """A block of the patch stage with everything folded in.
+    """A block of the patch stage with everything folded.
 
     Args:
-        block: what is folded.
+        block: the block to fold.
         num_patches: N; the value bias that the attention collects depends on it.
     """
 
@@ -241,7 +242,7 @@ class FoldedBlock(_Constants):
         bias[D:] = 0
         proj, proj_bias = _before_scale(attn.proj, block.gamma_1)
         mix_w, bias_w = attn.proj_w.weight.double(), cast("Tensor", attn.proj_w.bias).double()
-        # A row of the mixed maps sums to this, so a value's bias arrives that often.
+        # Rows of the mixed maps sum to this factor, which multiplies the value bias.
         row_sums = mix_w.sum(1) + num_patches * bias_w
         proj_bias += proj @ (_per_channel(row_sums, D) * value_bias)
         like = block.gamma_1
@@ -250,7 +251,7 @@ class FoldedBlock(_Constants):
         _keep_mlp(self, block)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
-        """Return patch tokens (B, N, D), through whole maps and operators that every engine knows."""
+        """Return patch tokens (B, N, D), by whole maps and operators that every engine has."""
         tokens_BND = tokens_BND + self._attend(normalize(tokens_BND))
         return tokens_BND + _mlp(self, normalize(tokens_BND))
 
@@ -264,7 +265,7 @@ class FoldedBlock(_Constants):
         return self.fc2.plus(self.fc1.gelu(normalize(tokens_BND)), tokens_BND)
 
     def tensors(self) -> list[Tensor]:
-        """Return what `native.pack_blocks` takes."""
+        """Return the arguments of `native.pack_blocks`."""
         layers = (self.qkv, self.proj, self.fc1, self.fc2)
         return [*(t for layer in layers for t in (layer.weight, layer.bias)), self.mix_l, self.mix_w, self.bias_w]
 
@@ -273,7 +274,7 @@ class FoldedBlock(_Constants):
         A = self.num_heads
         qkv = self.qkv(tokens_BND)
         q, k, v = qkv.reshape(B, N, 3, A, D // A).permute(2, 0, 3, 1, 4).reshape(3, B * A, N, D // A).unbind(0)
-        # `bmm` alone: a product that broadcasts would become a graph in which whole maps are multiplied by 1.
+        # `bmm` alone: a broadcast product would be exported as a multiplication of whole maps by 1.
         scores_BANM = torch.bmm(q, k.transpose(1, 2)).reshape(B, A, N * N)
         weights_BANN = torch.bmm(self.mix_l.expand(B, A, A), scores_BANM).reshape(B, A, N, N).softmax(-1)
         mixed_BANM = torch.bmm(self.mix_w.expand(B, A, A), weights_BANN.reshape(B, A, N * N)) + self.bias_w[:, None]
@@ -282,10 +283,10 @@ class FoldedBlock(_Constants):
 
 
 class FoldedClassBlock(_Constants):
-    """A block of the class stage: the class token's question is turned into the tokens' own space, and asked there.
+    """A block of the class stage with key and value projections folded into query and output.
 
     Args:
-        block: what is folded.
+        block: the block to fold.
     """
 
     def __init__(self, block: ClassAttentionBlock) -> None:
@@ -330,26 +331,26 @@ def normalize(tokens: Tensor) -> Tensor:
 
 
 def refuse_training() -> NoReturn:
-    """Say that a folded model is for inference only.
+    """Raise: a folded model is for inference only.
 
     Raises:
         ConfigError: always.
     """
     raise ConfigError(
-        "fold: expected inference, got a request to train a folded model.",
-        remedy="Train the model that it was folded from, and fold that again.",
+        "a folded model can't be trained.",
+        remedy="Train the model that it was folded from, then fold it again.",
     )
 
 
 def _after_norm(layer: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a linear layer that takes in the affine of the norm before it, in float64."""
+    """Weight and bias of a linear layer with the affine of the preceding norm folded in, in float64."""
     weight = layer.weight.double()
     bias = cast("Tensor", layer.bias).double() + weight @ norm.bias.double()
     return weight * norm.weight.double(), bias
 
 
 def _before_scale(layer: nn.Linear, gamma: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a linear layer that takes in the LayerScale after it, in float64."""
+    """Weight and bias of a linear layer with the following LayerScale folded in, in float64."""
     return layer.weight.double() * gamma.double()[:, None], cast("Tensor", layer.bias).double() * gamma.double()
 
 
@@ -371,7 +372,7 @@ def _wants_gradient(tensor: Tensor) -> bool:
 
 
 def _keep(module: nn.Module, like: Tensor, **tensors: Tensor) -> None:
-    """Register constants of the module, in the dtype and on the device of `like`, as memory of their own."""
+    """Register constants of the module, in the dtype and on the device of `like`, as copies."""
     for name, tensor in tensors.items():
         kept = tensor.detach().to(like.device, like.dtype)
         module.register_buffer(name, kept.clone(memory_format=torch.contiguous_format))

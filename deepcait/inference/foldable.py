@@ -1,4 +1,4 @@
-"""What can be folded: a CaiT whose every part computes what its class computes from its weights."""
+"""Check whether a CaiT can be folded: every part must be unmodified."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ _WITHOUT_HEAD = list_parts(_REST | {"head": (nn.Identity, "")})
 
 
 def foldable_config(model: CaiT) -> CaiTConfig:
-    """Return the configuration of a model as it is now, with the number of classes of its head.
+    """Return the current configuration of a model, with the number of classes of its head.
 
     Raises:
-        ConfigError: a part that folding would drop or compute otherwise (an adapter, a hook, a parametrization, a
-            replaced layer); it is named.
+        ConfigError: a part is modified such that folding would change the function (an adapter, a hook, a
+            parametrization, a replaced layer); the message names it.
     """
     path = ""
     try:
@@ -65,9 +65,9 @@ def foldable_config(model: CaiT) -> CaiTConfig:
     except Changed as change:
         part = ".".join(name for name in (path, change.path) if name) or "it"
         raise ConfigError(
-            f"fold: expected a CaiT as it was built, but {part} {change.what}.",
-            remedy="Merge or remove that (peft: merge_and_unload; torch: remove_parametrizations, prune.remove, remove "
-            "of a hook's handle), or call the model itself.",
+            f"fold: the model was modified: {part} {change.what}.",
+            remedy="Merge or remove the modification (peft: merge_and_unload; torch: remove_parametrizations, "
+            "prune.remove, remove of a hook's handle), or run the model without folding.",
         ) from None
     return model.config.replace(num_classes=num_classes)
 
@@ -85,7 +85,7 @@ def _check_outside_of_blocks(model: CaiT) -> int:
 
 
 def _check_block(block: nn.Module, parts: tuple[Part, ...], model: CaiT) -> None:
-    """Raise `Changed` if a block is not one of the configuration's, part by part."""
+    """Raise `Changed` if a block does not match the configuration, part by part."""
     modules, _ = read_parts(block, parts, model.cls_token.dtype)
     require_own_attend(modules["attn"])
     require_exact_gelu(modules["mlp.act"])

@@ -22,28 +22,28 @@ if TYPE_CHECKING:
     from deepcait.model import CaiTConfig
 
 INPUT, OUTPUT = "images", "logits"
-# One file of protocol buffers holds no more than 2 GiB; larger weights lie beside the graph.
+# A protocol buffer file is limited to 2 GiB; larger weights are stored in a second file.
 _MAX_ONNX_BYTES = 1_900_000_000
 
 
 def to_program(model: nn.Module) -> ExportedProgram:
-    """Return the graph of a model with a `config`, in PyTorch's own operators, for any number of images.
+    """Return the graph of a model with a `config`, in PyTorch's operators, for any batch size.
 
     Raises:
-        ConfigError: weights of another type than float32.
+        ConfigError: the weights are not float32.
     """
     config = cast("CaiTConfig", model.config)
     for tensor in model.state_dict().values():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            raise ConfigError(f"graph: expected weights in float32, got {tensor.dtype}.", remedy="Give model.float().")
-    # Two images: with one, the batch would be a constant of the graph.
+            raise ConfigError(f"graph: expected weights in float32, got {tensor.dtype}.", remedy="Pass model.float().")
+    # Two images: with one, the batch size would be a constant of the graph.
     images_BCHW = torch.zeros(2, config.in_chans, *config.img_size)
     with torch.no_grad(), _quiet():
         return torch.export.export(model, (images_BCHW,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
 
 
 def write_onnx(model: nn.Module, path: Path) -> None:
-    """Write the graph as ONNX; weights of gigabytes lie beside it, in `path` + ".data".
+    """Write the graph as ONNX; weights above 2 GiB are stored in `path` + ".data".
 
     Raises:
         ConfigError: a package of deepcait[export] is missing.
@@ -79,7 +79,7 @@ def to_openvino(model: nn.Module) -> Any:
 
 
 def require_packages(form: str) -> None:
-    """Tell of a missing package before any work is done.
+    """Raise if a package is missing, before any work is done.
 
     Raises:
         ConfigError: a package that this form ("onnx", "openvino", "pt2") needs is missing.
@@ -91,7 +91,7 @@ def require_packages(form: str) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the converters' own talk away from our output; what goes wrong is an exception."""
+    """Suppress the converters' output; errors are exceptions."""
     level = logging.root.manager.disable
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

@@ -1,7 +1,7 @@
-"""A linear layer for inference: in the operators that every engine knows, or at once with what follows it.
+"""A linear layer for inference: in operators that every engine has, or fused with the next operation.
 
-PyTorch's own linear layers call MKL, which uses half the vector width of a processor that Intel did not make. oneDNN,
-in the same PyTorch, uses all of it, and adds GELU or the residual on its way out.
+PyTorch's linear layers call MKL, which uses only half the vector width on processors not made by Intel. oneDNN, also in
+PyTorch, uses all of it, and fuses GELU or the residual.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class FoldedLinear(nn.Module):
 
     Args:
         weight: (out, in). bias: (out).
-        like: W and b are kept in its dtype, on its device, as memory of their own.
+        like: W and b are stored as copies with its dtype and device.
     """
 
     weight: Tensor
@@ -60,7 +60,7 @@ def _suits_onednn(x: Tensor) -> bool:
 
 @functools.cache
 def has_onednn() -> bool:
-    """Whether PyTorch was built with oneDNN and it computes what it should."""
+    """Whether PyTorch was built with oneDNN, and oneDNN's results are correct."""
     if not torch.backends.mkldnn.is_available():
         return False
     generator = torch.Generator().manual_seed(0)

@@ -1,7 +1,7 @@
-"""The patch stage as machine code: compiled by this machine's own compiler at first use, never needed.
+"""The patch stage as machine code, compiled by this machine's compiler at first use; optional.
 
-Without a compiler, for sizes that the code is not for, or where it does not give what PyTorch gives, `fold.py` does
-the same in PyTorch. DEEPCAIT_NATIVE=0 asks for that too; DEEPCAIT_NATIVE=fp32 for code without bfloat16.
+Without a compiler, for sizes that the code does not support, or if its results differ from PyTorch's, `fold.py`
+computes the same in PyTorch. DEEPCAIT_NATIVE=0 disables it; DEEPCAIT_NATIVE=fp32 disables bfloat16.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ FILES = ("patch_stage.cpp", "products.h", "mixing.h", "arithmetic.h", "vectors.h
 SOURCES = tuple(Path(__file__).with_name(name) for name in FILES)
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-fPIC", "-fopenmp", "-shared")
 _COMPILE_TIMEOUT_S = 120
-# Number formats of the products, and how many numbers of it are in 4 bytes.
+# Number formats of the products, and numbers per 4 bytes.
 _CELLS = {torch.float32: 1, torch.bfloat16: 2}
-# Largest difference from PyTorch's own answer, in units of its standard deviation, for the code to be trusted. In
-# bfloat16 it is that of two small blocks; rounding makes 1.6e-2 of it.
+# Largest accepted difference from PyTorch's result, in units of its standard deviation. In bfloat16 it is that of two
+# small blocks, where rounding causes 1.6e-2.
 _TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
 def pack_blocks(
     blocks: Sequence[Sequence[Tensor]], num_heads: int, dtype: torch.dtype = torch.float32
 ) -> Tensor | None:
-    """Return the weights of all blocks in the order in which the code reads them, (L, floats).
+    """Return the weights of all blocks in the order of the machine code, (L, floats).
 
     Args:
         blocks: of each block weight and bias of qkv, proj, fc1 and fc2; then the mixing before the softmax, the mixing
@@ -48,9 +48,9 @@ def pack_blocks(
             everything else, are float32.
 
     Returns:
-        A tensor of that dtype; None where the code is not for such a model, or there is none to trust: float32 on a
-        CPU, at most 16 heads, head and hidden layer multiples of 16 (of 8 without AVX512) channels wide. In bfloat16
-        the processor has AVX512_BF16, and the width is a multiple of 32.
+        A tensor of that dtype; None if the code does not support the model or is not available. It supports float32 on
+        a CPU, at most 16 heads, and widths of heads and hidden layer that are multiples of 16 (of 8 without AVX512).
+        bfloat16 needs AVX512_BF16 and a width that is a multiple of 32.
     """
     tensors = [tensor for block in blocks for tensor in block]
     if any(tensor.dtype != torch.float32 or tensor.device.type != "cpu" for tensor in tensors):
@@ -62,18 +62,18 @@ def pack_blocks(
 
 
 def run_blocks(tokens_BND: Tensor, packed: Tensor, num_heads: int, hidden_dim: int, eps: float) -> Tensor:
-    """Return patch tokens (B, N, D) after all blocks, without gradients. A row's bits depend on its image alone.
+    """Return patch tokens (B, N, D) after all blocks, without gradients. A result depends only on its image.
 
     Args:
         tokens_BND: float32, on the CPU.
-        packed: what `pack_blocks` returned.
+        packed: the result of `pack_blocks`.
         num_heads, hidden_dim: A, and the width of the MLP's hidden layer.
         eps: of LayerNorm.
     """
     return _run(_required(), tokens_BND, packed, num_heads, hidden_dim, eps)
 
 
-# For graphs: one opaque node. Eager calls go to the function itself, so that memory it asks for can be counted.
+# For graphs: one opaque node. Eager calls use the function itself, so that its memory is counted.
 @torch.library.custom_op("deepcait::patch_stage", mutates_args=(), device_types="cpu")
 def patch_stage(tokens_BND: Tensor, packed: Tensor, num_heads: int, hidden_dim: int, eps: float) -> Tensor:
     """`run_blocks` as an operator of PyTorch."""
@@ -87,7 +87,7 @@ def _(tokens_BND: Tensor, packed: Tensor, num_heads: int, hidden_dim: int, eps: 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the code; None where there is none to trust."""
+    """Return the machine code; None if it is not available."""
     if os.environ.get("DEEPCAIT_NATIVE", "1") == "0":
         return None
     try:
@@ -99,18 +99,18 @@ def library() -> ctypes.CDLL | None:
 
 @functools.cache
 def has_bfloat16() -> bool:
-    """Whether the code multiplies in bfloat16: the processor has AVX512_BF16, and the results are what they should."""
+    """Whether the code multiplies in bfloat16: the processor has AVX512_BF16, and its results are correct."""
     code = library()
     return code is not None and os.environ.get("DEEPCAIT_NATIVE") != "fp32" and _agrees(code, torch.bfloat16)
 
 
 def compiled() -> Path:
-    """Return the shared library, made again where sources, compiler, flags or processor are others than before.
+    """Return the shared library, compiled again if sources, compiler, flags or processor changed.
 
     Raises:
-        OSError: no compiler, or no place to write to.
-        RuntimeError: a user without a home folder.
-        subprocess.SubprocessError: it does not compile.
+        OSError: there is no compiler, or no writable cache folder.
+        RuntimeError: the user has no home folder.
+        subprocess.SubprocessError: compilation fails.
     """
     asked, *options = (os.environ.get("CXX") or "g++").split()  # such as "ccache g++"
     compiler = shutil.which(asked)
@@ -138,7 +138,7 @@ def compiled() -> Path:
 def _required() -> ctypes.CDLL:
     code = library()
     if code is None:
-        raise RuntimeError("patch stage: expected the code that packed these weights, got none")
+        raise RuntimeError("patch stage: the machine code that packed these weights is not available")
     return code
 
 
@@ -178,7 +178,7 @@ def _run(code: ctypes.CDLL, tokens_BND: Tensor, packed: Tensor, num_heads: int, 
 
 
 def _agrees(code: ctypes.CDLL, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether the code gives what PyTorch gives: a compiler, too, can be wrong."""
+    """Whether the code's results equal PyTorch's, since compilers may have bugs."""
     generator = torch.Generator().manual_seed(0)
     A, E, H, eps = 4, 48, 208, 1e-6
     D = A * E

@@ -5,7 +5,7 @@ from __future__ import annotations
 from deepcait.errors import ConfigError
 
 PRECISIONS = ("auto", "fp32", "fp32-strict", "bf16", "fp16", "int8")
-# What each engine offers on a CPU, beside auto and fp32-strict, which are fp32 there.
+# Precisions of each engine on a CPU, in addition to auto and fp32-strict, which are fp32 there.
 ON_CPU = {
     "eager": ("fp32", "bf16"),
     "compile": ("fp32", "bf16"),
@@ -15,7 +15,7 @@ ON_CPU = {
 # PyTorch's engines on a GPU: autocast.
 ON_GPU = ("fp32", "bf16", "fp16")
 
-# What is measured where all are asked for.
+# Precisions that `all` means in benchmarks.
 MEASURED = tuple(dict.fromkeys(name for formats in ON_CPU.values() for name in formats))
 
 
@@ -23,18 +23,20 @@ def choose_precision(asked: str, engine: str, device_type: str = "cpu") -> str:
     """Return the precision that an engine computes in: fp32, bf16 or fp16.
 
     Args:
-        asked: of `PRECISIONS`. auto is fp32. fp32-strict is fp32 on a CPU, where products have no shorter form of it.
-        engine: of `ENGINES`.
+        asked: one of `PRECISIONS`. auto is fp32. fp32-strict is fp32 on a CPU.
+        engine: one of `ENGINES`.
         device_type: cpu, or cuda.
 
     Raises:
-        ConfigError: an unknown precision, or one that the engine does not offer.
+        ConfigError: the precision is unknown, or the engine does not offer it.
 
     >>> choose_precision("auto", "eager"), choose_precision("bf16", "openvino")
     ('fp32', 'bf16')
     """
     if asked not in PRECISIONS:
-        raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}, got {asked!r}.", remedy="Choose one.")
+        raise ConfigError(
+            f"precision: expected one of {', '.join(PRECISIONS)}, got {asked!r}.", remedy="Use auto if in doubt."
+        )
     if asked == "auto":
         return "fp32"
     offered = ON_CPU[engine] if device_type == "cpu" else ON_GPU
@@ -52,5 +54,5 @@ def choose_precision(asked: str, engine: str, device_type: str = "cpu") -> str:
 
 
 def engine_for(engine: str | None, precision: str) -> str | None:
-    """Return the engine that was asked for; eager if only a precision was, which the network itself does not have."""
+    """Return the given engine; eager if only a precision below fp32 was given."""
     return "eager" if engine is None and precision in ("bf16", "fp16", "int8") else engine

@@ -1,4 +1,4 @@
-"""The engine that was the fastest on this machine: measured once, kept beside the model, used where it still holds."""
+"""The fastest engine on this machine, measured once and stored with the model; used while it is valid."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _MODEL_FACTS = ("params", "img_size")
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What computes, and how.
+    """An engine with its settings.
 
     Args:
-        engine: of `ENGINES`; None is the network as it is.
-        precision: of the engine's products, of `PRECISIONS`.
-        threads: of one call; None leaves it to the engine.
-        batch: images per call; None leaves it to the command.
+        engine: one of `ENGINES`; None means the network itself.
+        precision: one of `PRECISIONS`.
+        threads: threads per call; None means the engine's default.
+        batch: images per call; None means the command's default.
     """
 
     engine: str | None = None
@@ -37,17 +37,17 @@ class Choice:
 
 
 class ChoiceError(DeepcaitError):
-    """A choice that does not hold on this machine, or for this model."""
+    """A choice is not valid on this machine, or for this model."""
 
 
 def write_choice(folder: Path, choice: Choice, model: Mapping[str, Any], figures: Mapping[str, Any]) -> Path:
-    """Keep a choice in a folder, with the machine and the model that it holds for.
+    """Store a choice in a folder, with the machine and the model for which it is valid.
 
     Args:
         folder: a model folder, a run folder, or any other.
-        choice: what was the fastest.
-        model: facts of the model, as `describe` gives them.
-        figures: how fast everything was; plain JSON, for people.
+        choice: the fastest engine and settings.
+        model: facts about the model, as returned by `describe`.
+        figures: the speeds of all engines, plain JSON, for information.
 
     Raises:
         WeightsError: the folder can't be written to.
@@ -58,17 +58,17 @@ def write_choice(folder: Path, choice: Choice, model: Mapping[str, Any], figures
 
 
 def read_choice(folder: Path, model: Mapping[str, Any]) -> Choice:
-    """Return the choice that lies in a folder.
+    """Return the choice stored in a folder.
 
     Args:
-        folder: where `write_choice` put it.
-        model: facts of the model that shall run.
+        folder: the folder of `write_choice`.
+        model: facts about the model to run.
 
     Raises:
-        ChoiceError: measured on another machine, with other versions or another model, or not readable.
+        ChoiceError: it was measured on another machine, with other versions or another model, or is not readable.
     """
     path = folder / FILE
-    again = "Measure here: deepcait bench SPEC --autotune."
+    again = "Measure again on this machine: deepcait bench MODEL --autotune."
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         content.setdefault("precision", "fp32")  # written by 0.1
@@ -76,20 +76,22 @@ def read_choice(folder: Path, model: Mapping[str, Any]) -> Choice:
         found = {**content["model"], **content["machine"]}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ChoiceError(
-            f"{path}: expected an engine's name, threads and batch, got: {error!r}.", remedy=again
+            f"{path}: the file has no valid engine, threads and batch: {error!r}.", remedy=again
         ) from error
     for key, wanted in {**_model(model), **machine()}.items():
         if found.get(key) != wanted:
-            raise ChoiceError(f"{path}: measured with {key} {found.get(key)}, here it is {wanted}.", remedy=again)
+            raise ChoiceError(
+                f"{path}: measured with {key} {found.get(key)}, but this machine has {wanted}.", remedy=again
+            )
     counts = (choice.threads, choice.batch)
     known = choice.engine in ENGINES and choice.precision in PRECISIONS
     if not known or not all(type(count) is int and count > 0 for count in counts):
-        raise ChoiceError(f"{path}: expected one of {', '.join(ENGINES)}, got {choice}.", remedy=again)
+        raise ChoiceError(f"{path}: unknown engine or precision in {choice}.", remedy=again)
     return choice
 
 
 def machine() -> dict[str, Any]:
-    """What speed depends on besides the model."""
+    """Facts on which the speed depends, apart from the model."""
     return {"cpu": processor(), "num_cpus": num_cpus(), **{name: version(name) for name in _PACKAGES}}
 
 

@@ -68,7 +68,7 @@ def _wnids() -> tuple[str, ...]:
     if len(found) != NUM_CLASSES or list(found) != sorted(found):
         raise WeightsError(
             f"timm's table of ImageNet classes is damaged: expected {NUM_CLASSES} sorted wnids, got {len(found)}.",
-            remedy="Reinstall timm: pip install --force-reinstall --no-deps timm.",
+            remedy="Reinstall timm: pip uninstall timm, then pip install timm.",
         )
     return found
 

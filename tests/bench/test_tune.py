@@ -157,7 +157,7 @@ def test_a_choice_that_does_not_hold_is_told_and_not_used(model, changes, told, 
     assert main(["predict", str(model), PHOTO]) == 0
     error = capsys.readouterr().err
     assert "not used: " in error
-    assert "bench SPEC --autotune" in error
+    assert "bench MODEL --autotune" in error
 
 
 def test_a_broken_file(model):

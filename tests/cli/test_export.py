@@ -30,7 +30,7 @@ def test_to_timm(run_json, model_folder, tmp_path):
 def test_to_the_authors_layout(run, model_folder, tmp_path, name):
     code, out, err = run("export", model_folder, "--to", "official", "--out", tmp_path / name)
     assert code == 0, err
-    assert "bit-equal" in out
+    assert "bit-identical" in out
     assert "only tensors" in out
     ours = deepcait.load(model_folder).model.state_dict()
     again = deepcait.load(tmp_path / name).model.state_dict()
@@ -96,7 +96,7 @@ def test_what_was_evaluated_is_written(run_json, tiny_with_average, tmp_path):
         (["--to", "timm"], "--out"),
         (["--out", "x"], "--to"),
         (["--to", "tflite", "--out", "x"], "tflite"),
-        (["--to", "timm", "--out", "full"], "got something else"),
+        (["--to", "timm", "--out", "full"], "not a model folder"),
         (["--to", "official", "--out", "full"], ".pth or .safetensors"),
         (["--to", "official", "--out", "missing/w.pth"], "the folder missing does not exist"),
         (["--to", "onnx", "--out", "missing/w.onnx"], "the folder missing does not exist"),

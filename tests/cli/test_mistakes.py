@@ -96,7 +96,7 @@ MISTAKES = {
     "weights of another model": (["info", "other_model.pth"], "weights of a CaiT"),
     "no weights file": (["info", "notes.txt"], "notes.txt"),
     "hub model that is not cached": (["info", "hf-hub:owner/name"], "cache"),
-    "no picture given": (["predict", MODEL], "picture"),
+    "no image given": (["predict", MODEL], "no image"),
     "no such picture": (["predict", MODEL, "cta.png"], "cta.png"),
     "truncated picture": (["predict", MODEL, "truncated.png"], "truncated.png"),
     "not a picture": (["predict", MODEL, "text.png"], "text.png"),

@@ -27,7 +27,9 @@ def test_efficientnet_lite0_on_photographs():
         own = script.measure(Path(PHOTOS), script.HALF, script.HALF)
     assert own.num_images == 250
     assert own.top1 >= 0.85
-    with pytest.warns(UserWarning, match=r"with mean 0\.5 0\.5 0\.5 and std 0\.5 0\.5 0\.5 the model predicts") as caught:
+    with pytest.warns(
+        UserWarning, match=r"with mean 0\.5 0\.5 0\.5 and std 0\.5 0\.5 0\.5 the model predicts"
+    ) as caught:
         wrong = script.measure(Path(PHOTOS), IMAGENET_MEAN, IMAGENET_STD)
     assert len(caught) == 1
     assert wrong.correct1 < own.correct1

@@ -203,7 +203,7 @@ def test_the_graph_is_written_last_and_only_if_the_verification_holds(tmp_path, 
 
 @pytest.mark.parametrize(
     ("out", "told"),
-    [("pets.xml", "expected a file .onnx"), ("pets", "expected a file .onnx"), (".", "expected a file")],
+    [("pets.xml", "must end in .onnx"), ("pets", "must end in .onnx"), (".", "must end in .onnx")],
 )
 def test_a_wrong_place(folder, out, told, capsys):
     assert main(["export", str(folder / "model"), "--to", "onnx", "--out", out]) == 2

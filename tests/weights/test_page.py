@@ -103,7 +103,7 @@ def test_the_page_runs(hub, place, monkeypatch, capsys):
     assert num_run >= 20
     assert len(hub.commits) == 1  # the dry run sent nothing
     told = capsys.readouterr().out
-    for part in ("changed channels 3 -> 1", "resampled patches 16 px -> 8 px", "added 1 blocks", "bit-equal"):
+    for part in ("changed channels 3 -> 1", "resampled patches 16 px -> 8 px", "added 1 blocks", "bit-identical"):
         assert part in told
 
 

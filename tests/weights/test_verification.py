@@ -34,7 +34,7 @@ def test_every_part_can_fail(changes, holds):
 
 
 def test_the_text_names_what_was_compared():
-    assert str(Verification(**WHOLE)).startswith("x 1.0: 2 tensors, bit-equal; 3 of 3 images")
+    assert str(Verification(**WHOLE)).startswith("x 1.0: 2 tensors, bit-identical; 3 of 3 images")
     changed = str(Verification(reader="x", max_drift=1e-5, num_tensors=9, changed=("a", "b", "c", "d")))
     assert changed == "x: 9 tensors, 4 of them changed (a, b, c)"
 
