@@ -80,7 +80,7 @@ class Places:
         else:
             raise DataError(
                 f"{place}: no such file or folder, and not a pattern, list or URL.",
-                remedy="Check the path.",
+                remedy="Check the spelling of the path.",
             )
 
     def _add_folder(self, folder: str) -> None:

@@ -90,7 +90,7 @@ def test_urls(run, run_json, model_folder, photos, server):
 @pytest.mark.parametrize(
     ("paths", "said"),
     [
-        (["gone.png"], "got no such path"),
+        (["gone.png"], "no such file or folder"),
         (["gone*.png"], "a pattern that matches images, got none"),
         (["*.md"], "got none, with 1 file (.md 1)"),
         (["empty.txt"], "expected one path per line, got none"),
