@@ -180,7 +180,7 @@ def test_a_name_has_no_folder(tmp_path, capsys):
     options = ["--autotune", "--json", *QUICK]
     assert main(["bench", file, *options]) == 0
     told = capsys.readouterr()
-    assert "not kept" in told.err
+    assert "not stored" in told.err
     (result,) = json.loads(told.out)["tuned"]
     assert set(result["choice"]) == {"engine", "precision", "threads", "batch"}
     assert main(["bench", file, *options, "--out", str(tmp_path / "kept")]) == 0

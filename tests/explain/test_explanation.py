@@ -91,7 +91,7 @@ def test_the_class_asked_about(found):
     other = classifier.explain(SHIP, target=0, methods=["gradient"])
     assert np.abs(other.gradient - found.gradient).max() > 1e-4
     for wrong in ("owll", 7, -1):
-        with pytest.raises(ConfigError, match="class: expected"):
+        with pytest.raises(ConfigError, match="class: the model has no class"):
             classifier.explain(SHIP, target=wrong)
     with pytest.raises(ConfigError, match="method: expected one of"):
         classifier.explain(SHIP, methods=["magic"])
@@ -376,7 +376,7 @@ def test_two_classes_of_one_name(found):
         (["--steps", "-1"], "--steps: expected 0 or more"),
         (["--img-size", "32x"], "--img-size"),
         (["--img-size", "33"], "33"),
-        (["--class", "99"], "class: expected"),
+        (["--class", "99"], "no class '99'"),
         (["--figures", "--table", "no.csv"], "no.csv"),
         (["--table", "no.csv"], "--table is only used with --figures"),
         (["--method", ""], "method"),

@@ -81,7 +81,7 @@ def test_ties_keep_reading_order(image_CHW):
 
 def test_it_says_no(image_CHW):
     for wrong in ({"steps": 0}, {"num_random": 0}):
-        with pytest.raises(ConfigError, match="from 1 on"):
+        with pytest.raises(ConfigError, match="must be at least 1"):
             measure_faithfulness(share_seen, image_CHW, WEIGHTS_yx, **wrong)
     with pytest.raises(ConfigError, match="numbers"):
         measure_faithfulness(share_seen, image_CHW, torch.full(GRID, torch.nan))

@@ -70,7 +70,7 @@ def test_even_attention_is_even():
 
 
 def test_no_picture_is_refused():
-    with pytest.raises(ConfigError, match="expected an image, got none"):
+    with pytest.raises(ConfigError, match="no image was measured"):
         measure_layers(model_and_images()[0], iter([]))
 
 
@@ -143,4 +143,4 @@ def test_without_the_extra_one_line_says_how(tmp_path, capsys, monkeypatch, opti
     assert main(command) == 2
     told = json.loads(capsys.readouterr().out)
     assert word in told["error"]
-    assert told["remedy"] == 'pip install "deepcait[explain]"'
+    assert told["remedy"] == 'Install it: pip install "deepcait[explain]"'

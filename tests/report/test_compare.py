@@ -97,7 +97,7 @@ def test_other_data_is_not_compared_image_by_image(run, other_run, bench, tmp_pa
     out = tmp_path / "both.html"
     assert main(["report", str(run), str(moved), "--out", str(out)]) == 0
     page = read_page(out)
-    assert "other data" in section(page, "images").text
+    assert "different data" in section(page, "images").text
     assert section(page, "results").find("table")
 
 

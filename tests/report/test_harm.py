@@ -36,7 +36,10 @@ def test_a_training_does_not_fail_for_want_of_a_page(bench, tmp_path, capsys, mo
     assert main(bench.train(folder, "--set", "epochs=1", "--json")) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["report"] is None
-    assert f"note: no report was written (MemoryError no room for a page); `deepcait report {folder}`" in said.err
+    assert (
+        f"note: no report was written (MemoryError no room for a page); try again with `deepcait report {folder}`"
+        in said.err
+    )
     monkeypatch.undo()
     # Gone on with, the finished run gets its page.
     assert main(bench.train(folder, "--set", "epochs=1", "--resume")) == 0
@@ -169,7 +172,7 @@ def test_another_model_than_the_one_counted_is_told(run, tmp_path):
     assert f"{told} of 24 correct, NOT the same as during training: {told - 1} of 24." in words
     unknown = dataclasses.replace(record, eval_rows=[{"top1": 0.5, "epoch": 1}])
     (tmp_path / "page.html").write_text(render_report(unknown, results, ""), encoding="utf-8")
-    assert section(read_page(tmp_path / "page.html"), "metrics").text.endswith(f"{told} of 24 right.")
+    assert section(read_page(tmp_path / "page.html"), "metrics").text.endswith(f"{told} of 24 correct.")
 
 
 def test_top5_of_six_classes(run, tmp_path):

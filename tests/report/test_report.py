@@ -100,7 +100,7 @@ def test_mistakes_are_the_worst_and_the_nearest(page, answers):
         # Names that are read from right to left stay on their sides of the arrow.
         assert [name.text for name in card.find("bdi")] == [label, answer]
         frame, attention = card.find("img")
-        assert "where the class token looked" in attention.attributes["alt"]
+        assert "class attention" in attention.attributes["alt"]
         assert frame.attributes["src"] != attention.attributes["src"]
         (truth,) = [bar for bar in card.find("li") if "truth" in (bar.attributes.get("class") or "")]
         assert truth.text.startswith(label)
@@ -137,7 +137,7 @@ def test_data_recipe_environment_and_how_to_repeat(page, run, bench):
     facts = dict(section(page, "recipe").find("table")[0].rows())
     # The bench starts from a model's weights: the recipe's `start`, which speaks of names, is not what happened.
     assert facts["start"] == f"the weights of {bench.model}"
-    assert facts["length"] == "5 epochs, 8 images a step"
+    assert facts["length"] == "5 epochs, 8 images per step"
     assert section(page, "recipe").find("pre")[0].text == " ".join((run / "config.yaml").read_text().split())
     environment = section(page, "environment").text
     for word in ("python", f"torch {torch.__version__.partition('+')[0]}", "threads", "commit"):
