@@ -143,7 +143,7 @@ def test_another_image_size(tmp_path, pictures):
     classifier = deepcait.load(tmp_path / "model", img_size=48)
     assert classifier.preprocessing.img_size == (48, 48)
     assert len(classifier.predict(pictures)) == 3
-    with pytest.raises(ConfigError, match="multiples of the patch side"):
+    with pytest.raises(ConfigError, match="multiples of the patch size"):
         deepcait.load(tmp_path / "model", img_size=33)
     with pytest.raises(ConfigError, match="expected a model name"):
         deepcait.load(None)

@@ -61,7 +61,7 @@ def test_an_evaluation_warns_of_a_model_whose_weights_are_damaged():
     model = deepcait.load("builtin:nano", device="cpu").model
     model.head.bias.data[3] = float("nan")
     source = Subset(open_source("builtin:demo"), range(3), split="test")
-    with pytest.warns(EvaluationWarning, match="the weights are damaged"):
+    with pytest.warns(EvaluationWarning, match="weights are damaged"):
         metrics = evaluate(model, source)
     assert (metrics.correct1, metrics.correct5) == (0, 0)
 
@@ -259,11 +259,11 @@ class Declared(nn.Module):
 def test_another_preprocessing_than_the_model_s_own_is_told(model):
     assert other_preprocessing(model, OWN) is None
     text = other_preprocessing(model, Preprocessing((8, 8), crop_ratio=1.0))
-    assert "mean 0.5 0.5 0.5, got 0.485 0.456 0.406" in text
+    assert "mean 0.485 0.456 0.406 instead of 0.5 0.5 0.5" in text
     assert "std" in text
-    assert "crop ratio 0.875, got 1" in text
+    assert "crop ratio 1 instead of 0.875" in text
     assert "interpolation" not in text
-    assert "image size 3 8 8, got 3 9 9" in other_preprocessing(model, Preprocessing((9, 9), OWN.mean, OWN.std))
+    assert "image size 3 9 9 instead of 3 8 8" in other_preprocessing(model, Preprocessing((9, 9), OWN.mean, OWN.std))
     assert other_preprocessing(Declared(), OWN) is None
 
 
@@ -314,7 +314,7 @@ def test_a_model_that_declares_nothing_is_asked(tmp_path, monkeypatch, mean, std
     assert bad.correct1 < 60
     (text,) = [text for text in bad.warnings if text.startswith("preprocessing")]
     own_text = f"mean {mean:g} {mean:g} {mean:g} and std {std:g} {std:g} {std:g}"
-    assert f"with {own_text} the model has 60 of 60 images right" in text
+    assert f"with {own_text} the model predicts 60 of 60 images correctly" in text
     monkeypatch.setattr(evaluate_module, "better_normalisation", lambda *_: None)
     assert not any(t.startswith("preprocessing") for t in evaluate(
         model, tmp_path, preprocessing=wrong).warnings)  # fmt: skip

@@ -83,7 +83,7 @@ def test_it_says_no(image_CHW):
     for wrong in ({"steps": 0}, {"num_random": 0}):
         with pytest.raises(ConfigError, match="must be at least 1"):
             measure_faithfulness(share_seen, image_CHW, WEIGHTS_yx, **wrong)
-    with pytest.raises(ConfigError, match="numbers"):
+    with pytest.raises(ConfigError, match="NaN or infinite"):
         measure_faithfulness(share_seen, image_CHW, torch.full(GRID, torch.nan))
 
 

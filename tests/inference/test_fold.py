@@ -32,5 +32,5 @@ def test_the_same_logits_and_maps(sizes):
 
 
 def test_training_is_refused():
-    with pytest.raises(ConfigError, match="inference"):
+    with pytest.raises(ConfigError, match="can't be trained"):
         fold(scrambled(**SIZES[0])).train()
