@@ -307,11 +307,11 @@ class Classifier:
             ImageError: the image can't be read.
             WeightsError: the logits contain NaN or infinity.
         """
-        picture = self.open(image)
+        opened = self.open(image)
         return explain_image(
             self.cait,
-            self.preprocessing(picture).to(self.device),
-            self.preprocessing.frame(picture),
+            self.preprocessing(opened).to(self.device),
+            self.preprocessing.frame(opened),
             target=self.index(target) if isinstance(target, str) else target,
             labels=[self.label(index) for index in range(self.model.num_classes)],
             methods=methods,

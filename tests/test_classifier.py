@@ -145,7 +145,7 @@ def test_another_image_size(tmp_path, pictures):
     assert len(classifier.predict(pictures)) == 3
     with pytest.raises(ConfigError, match="multiples of the patch size"):
         deepcait.load(tmp_path / "model", img_size=33)
-    with pytest.raises(ConfigError, match="expected a model name"):
+    with pytest.raises(ConfigError, match="is not a model name"):
         deepcait.load(None)
 
 

@@ -180,7 +180,7 @@ def name_of(figure: str) -> str:
     return figure.replace("_s", ", time").replace("_bytes", ", memory")
 
 
-def markdown(result: dict[str, Any], command: str, picture: str) -> str:
+def markdown(result: dict[str, Any], command: str, plot: str) -> str:
     """The results as a page."""
     names = ["grows", "x", *(f"{name_of(key)}, {side}" for key in FIGURES for side in SIDES)]
     points = markdown_table(names, [_cells(row) for row in result["points"]])
@@ -194,7 +194,7 @@ def markdown(result: dict[str, Any], command: str, picture: str) -> str:
             f"{_BATCH} per call unless the batch grows. Inference is eager, with deepcait's model folded. Memory is "
             "counted without weights: peak activation memory in inference, activations saved for the backward pass in "
             "training.",
-            f"![Time and memory against batch, tokens and depth]({picture})",
+            f"![Time and memory against batch, tokens and depth]({plot})",
             "Exponents are slopes of least-squares lines through the logarithms.",
             "\n".join(markdown_table(*table(result))),
             "Times are in milliseconds, memory in MiB.",

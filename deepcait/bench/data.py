@@ -62,8 +62,8 @@ def compare_loaders(
     require_count("--rounds", rounds, least=2)
     require_count("--batch-size", batch_size)
     require_count("--workers", num_workers, least=0)
-    pictures = Pictures(open_pictures(data), batch_size)
-    lanes = build_lanes(pictures, batch_size, num_workers)
+    images = RepeatedImages(open_images(data), batch_size)
+    lanes = build_lanes(images, batch_size, num_workers)
     take_turns(list(lanes.values()), rounds, progress, warm=False)
     pairs = {
         "data_ratio": ("train", "timm_train"),
@@ -73,21 +73,21 @@ def compare_loaders(
     ratios = {name: ratio(lanes[ours], lanes[peer]) for name, (ours, peer) in pairs.items()}
     return {
         **{name: found["ratio"] for name, found in ratios.items()},
-        "images_per_s": {name: len(pictures) / lane.median_s for name, lane in lanes.items()},
+        "images_per_s": {name: len(images) / lane.median_s for name, lane in lanes.items()},
         "quartiles": {name: found["quartiles"] for name, found in ratios.items()},
         "rounds": rounds,
-        "num_images": len(pictures.source),
-        "images_per_round": len(pictures),
+        "num_images": len(images.source),
+        "images_per_round": len(images),
         "workers": num_workers,
         "batch_size": batch_size,
         "img_size": list(IMG_SIZE),
-        "resampler": compare_resamplers(pictures.source),
-        "stages_ms": measure_stages(pictures.source),
+        "resampler": compare_resamplers(images.source),
+        "stages_ms": measure_stages(images.source),
         **conditions(),
     }
 
 
-def open_pictures(data: str) -> Source:
+def open_images(data: str) -> Source:
     """Return the images of a flat folder, or of all splits of another DATA."""
     path = Path(data)
     if path.is_dir() and any(is_image_file(entry) for entry in path.iterdir()):
@@ -104,7 +104,7 @@ class FlatFolder:
         self.paths = [str(path) for path in list_images(folder)]
         self.names = [os.path.basename(path) for path in self.paths]
         self.labels: Sequence[int | None] = [0] * len(self.paths)
-        self.classes = ["picture"]
+        self.classes = ["image"]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -118,10 +118,10 @@ class FlatFolder:
         return self.paths[index]
 
 
-class Pictures:
+class RepeatedImages:
     """A source repeated to fill whole batches, for both loaders; every label is 0."""
 
-    kind, split, classes = "bench", "all", ["picture"]
+    kind, split, classes = "bench", "all", ["image"]
 
     def __init__(self, source: Source, batch_size: int) -> None:
         self.source = source
@@ -161,21 +161,21 @@ class _Epochs:
         return self.num_images // self.batch_size
 
 
-def build_lanes(pictures: Pictures, batch_size: int, num_workers: int) -> dict[str, Lane]:
+def build_lanes(images: RepeatedImages, batch_size: int, num_workers: int) -> dict[str, Lane]:
     """Return the loaders to compare by name, deepcait's and timm's; each run delivers all images once."""
     preprocessing = Preprocessing(IMG_SIZE)
-    samples = TrainingSet(pictures, build_augmentation(Augment(repeats=1), preprocessing), SEED)
-    train = training_loader(SlotReader(samples), _Epochs(len(pictures), batch_size), num_workers=num_workers)
+    samples = TrainingSet(images, build_augmentation(Augment(repeats=1), preprocessing), SEED)
+    train = training_loader(SlotReader(samples), _Epochs(len(images), batch_size), num_workers=num_workers)
     plain = {"batch_size": batch_size, "num_workers": num_workers}
     fast = Preprocessing(IMG_SIZE, resampler="torch")
     loaders = {
         "train": train,
-        "timm_train": _timm_loader(pictures, batch_size, num_workers, training=True),
-        "eval": evaluation_loader(pictures, preprocessing, **plain),
-        "eval_fast": evaluation_loader(pictures, fast, **plain),
-        "timm_eval": _timm_loader(pictures, batch_size, num_workers, training=False),
+        "timm_train": _timm_loader(images, batch_size, num_workers, training=True),
+        "eval": evaluation_loader(images, preprocessing, **plain),
+        "eval_fast": evaluation_loader(images, fast, **plain),
+        "timm_eval": _timm_loader(images, batch_size, num_workers, training=False),
     }
-    return {name: Lane(name, lambda loader=loader: _deliver(loader, len(pictures))) for name, loader in loaders.items()}
+    return {name: Lane(name, lambda loader=loader: _deliver(loader, len(images))) for name, loader in loaders.items()}
 
 
 def _deliver(loader: Iterable, num_images: int) -> None:
@@ -184,7 +184,7 @@ def _deliver(loader: Iterable, num_images: int) -> None:
         raise RuntimeError(f"loader: expected {num_images} images, got {delivered}")
 
 
-def _timm_loader(pictures: Pictures, batch_size: int, num_workers: int, *, training: bool) -> Any:
+def _timm_loader(images: RepeatedImages, batch_size: int, num_workers: int, *, training: bool) -> Any:
     from timm.data import ImageDataset, create_loader
     from timm.data.auto_augment import RandAugment
 
@@ -198,7 +198,7 @@ def _timm_loader(pictures: Pictures, batch_size: int, num_workers: int, *, train
         "scale": paper.scale,
         "ratio": paper.ratio,
     }
-    dataset = ImageDataset("", reader=pictures)
+    dataset = ImageDataset("", reader=images)
     loader = create_loader(
         dataset,
         input_size=(3, *IMG_SIZE),
@@ -248,13 +248,13 @@ def measure_stages(source: Source) -> dict[str, float]:
         if step.__class__.__name__ == "RandAugment":
             guard_posterize(step)
     files = [source.read(index).data for index in range(min(len(source), _NUM_COMPARED // 2))]
-    decoded = [decode_image(data, name="picture") for data in files]
-    arrays = [decode_pixels(data, name="picture") for data in files]
+    decoded = [decode_image(data, name="image") for data in files]
+    arrays = [decode_pixels(data, name="image") for data in files]
     cut = [ours._cut(image, ours._box(*image.size)) for image in decoded]
     pixels = [ours._color(image).pixels for image in cut]
     stages: dict[str, tuple[Callable, Sequence]] = {
-        "decode": (lambda data: decode_pixels(data, name="picture"), files),
-        "decode with Pillow alone": (lambda data: decode_image(data, name="picture"), files),
+        "decode": (lambda data: decode_pixels(data, name="image"), files),
+        "decode with Pillow alone": (lambda data: decode_image(data, name="image"), files),
         "crop and resize": (lambda pixels: ours._cut_pixels(pixels, ours._box(*pixels.shape[1::-1])), arrays),
         "crop and resize, timm": (theirs.transforms[0], decoded),
         "flip, RandAugment, erasing": (ours._color, cut),
@@ -262,7 +262,7 @@ def measure_stages(source: Source) -> dict[str, float]:
         "resize and crop of evaluation": (preprocessing.pixels, decoded),
         "the same, resampler torch": (Preprocessing(IMG_SIZE, resampler="torch").pixels, decoded),
         "normalise": (preprocessing.normalise, pixels),
-        "training, all but normalise": (lambda data: ours.read(data, "picture"), files),
+        "training, all but normalise": (lambda data: ours.read(data, "image"), files),
         "training, timm, all but normalise": (lambda data: theirs(open_image(data)), files),
     }
     times: dict[str, list[float]] = {name: [] for name in stages}

@@ -1,4 +1,4 @@
-"""See it work: use the model in the package, look into it, teach it something else, prove it, ship it; offline.
+"""A tour in two minutes, offline: predict, explain, fine-tune and compare with training from scratch, export.
 
 Examples:
     deepcait demo
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from deepcait.data.source import Source
 
 _SHOWN = 6
-# Another grouping of the same photographs: what the fine-tuning learns.
+# The task of the fine-tuning: another grouping of the same images.
 _VEHICLES = ("airplane", "automobile", "ship", "truck")
-_HELD_OUT_EVERY = 10  # of the training photographs, to validate on: the test ones are for the end
+_HELD_OUT_EVERY = 10  # of the training images, for validation; test images are only evaluated at the end
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Args:
     """Options of `deepcait demo`."""
 
     out: Path | None = None
-    """Folder for everything that it makes; without it deepcait-demo, or the next free deepcait-demo-N."""
+    """Folder for all results (default: deepcait-demo, or the next free deepcait-demo-N)."""
     json: bool = False
     """Print one JSON object at the end and nothing else."""
 
 
 def run(args: Args) -> int | None:
-    """Classify, explain, fine-tune, evaluate before and after, export with proof, report."""
+    """Predict, explain, fine-tune, compare with training from scratch, export."""
     from deepcait.classifier import load
     from deepcait.data import open_source
     from deepcait.training.run_folder import require_startable
@@ -46,76 +46,75 @@ def run(args: Args) -> int | None:
     folder = args.out or _free_folder()
     require_startable(folder, resume=False)
     nano, test = load("builtin:nano", device="cpu"), open_source("builtin:demo", "test")
-    console.say(f"1. The model in the package, {nano.model.config.num_params():,} parameters, on real photographs")
+    console.say(f"1. Predict with the model in the package ({nano.model.config.num_params():,} parameters)")
     measured = _measure(nano, test)
-    console.say(f"measured       top-1 {percent(measured['top1'])} of {len(test)} test photographs (chance: 10.00 %)")
-    pictures = _classify(nano, test, console)
-    page = _explain(nano, pictures, folder / "looks", console)
-    before, after, run_folder = _fine_tune(nano, test, folder, console)
+    console.say(f"evaluated      top-1 {percent(measured['top1'])} on {len(test)} test images (chance: 10.00 %)")
+    shown = _classify(nano, test, console)
+    page = _explain(nano, shown, folder / "explanation", console)
+    run_folder = folder / "run"
+    found = _fine_tune(nano, test, folder, console)
     proof = _export(run_folder, folder / "model.pt2", console)
     report = run_folder / "report.html"
     places = {"run": str(run_folder), "model": str(run_folder / "best"), "page": str(page)}
     places |= {"report": str(report) if report.is_file() else None}
     _say_where(run_folder, folder, page, time.monotonic() - began, console)
-    facts = {"top1": after["top1"], "before": before, "after": after, "nano": measured, "proof": proof}
-    console.result({**places, **facts, "chance": 0.5, "pictures": pictures})
+    facts = {"top1": found["after"]["top1"], **found, "nano": measured, "proof": proof}
+    console.result({**places, **facts, "chance": 0.5, "pictures": shown})
 
 
 def _classify(classifier: Classifier, test: Source, console: Console) -> list[dict[str, Any]]:
-    """Let the model name a few test photographs."""
-    # Every class once, as far as they are shown: files are in order of class.
+    """Predict a few test images."""
+    # Files are in order of class: show different classes.
     paths = [Path(test.locate(round(i * len(test) / _SHOWN))) for i in range(_SHOWN)]
     shown = []
     for path, (best, *_) in zip(paths, classifier.predict(paths, topk=1), strict=True):
-        console.say(f"  {path.parent.name:<12} -> {best.label:<12} {best.probability:6.1%}   {path}")
+        console.say(f"  {path.parent.name:<12} -> {best.label:<12} {100 * best.probability:5.1f} %   {path}")
         shown.append(
             {"file": str(path), "class": path.parent.name, "label": best.label, "probability": best.probability}
         )
     return shown
 
 
-def _explain(classifier: Classifier, pictures: Sequence[dict[str, Any]], out: Path, console: Console) -> Path:
-    """Write where the class token looked in these photographs."""
+def _explain(classifier: Classifier, shown: Sequence[dict[str, Any]], out: Path, console: Console) -> Path:
+    """Write a page with the attention maps of these images."""
     from deepcait.explain.writer import write_gallery
 
-    console.say("\n2. Where its class token looks")
-    paths = [Path(picture["file"]) for picture in pictures]
+    console.say("\n2. Explain these predictions by attention maps")
+    paths = [Path(one["file"]) for one in shown]
     with console.progress("explaining") as progress:
         write_gallery(classifier, paths, out, name="builtin:nano", steps=8, progress=progress)
     console.say(f"page           {out / 'index.html'}")
     return out / "index.html"
 
 
-def _fine_tune(
-    nano: Classifier, test: Source, folder: Path, console: Console
-) -> tuple[dict[str, Any], dict[str, Any], Path]:
-    """Teach it animal or vehicle; return what it answered before and after, and the run."""
+def _fine_tune(nano: Classifier, test: Source, folder: Path, console: Console) -> dict[str, dict[str, Any]]:
+    """Fine-tune to animal or vehicle, train the same from scratch, and evaluate both on the test images."""
     from deepcait.classifier import load
     from deepcait.data import open_source
     from deepcait.report import write_at_end
     from deepcait.training.recipe import load_recipe
     from deepcait.training.run import train
 
-    console.say("\n3. Fine-tuned to another grouping of the same photographs: animal or vehicle")
+    console.say("\n3. Fine-tune to another task, animal or vehicle, and train the same from scratch")
     groups = folder / "animal-or-vehicle.csv"
-    run_folder = folder / "run"
     _write_groups(groups)
-    recipe = load_recipe("demo", [f"data.source=csv:{groups}"])
-    console.say(f"recipe         demo: {recipe.epochs} epochs; the list of photographs: {groups}")
-    before = _grouped(nano, test)
-    train(recipe, run_folder)
-    after = _measure(load(run_folder, device="cpu"), open_source(f"csv:{groups}", "test"))
-    for when, found in (("before", before), ("after", after)):
-        console.say(
-            f"{when:<15}{percent(found['top1'])} ({found['correct1']} of {found['num_images']} test photographs)"
-        )
-    console.say("(before: the ten answers of the model in the package, added up to the two groups; chance: 60.00 %)")
-    write_at_end(run_folder)
-    return before, after, run_folder
+    found = {"before": _grouped(nano, test)}
+    for key, name, start in (("after", "run", []), ("scratch", "scratch", ["start=random", "model=cait_nano_32"])):
+        recipe = load_recipe("demo", [f"data.source=csv:{groups}", *start])
+        console.say(f"training       {recipe.epochs} epochs {'from random' if start else 'from the trained'} weights")
+        train(recipe, folder / name)
+        found[key] = _measure(load(folder / name, device="cpu"), open_source(f"csv:{groups}", "test"))
+    write_at_end(folder / "run")
+    console.say(f"\ntop-1 on {len(test)} test images, which no training used (chance: 50.00 %, always animal: 60.00 %)")
+    for name, key in (("fine-tuned", "after"), ("from scratch", "scratch")):
+        console.say(f"{name:<15}{percent(found[key]['top1'])}")
+    reference = "the ten-class model, trained on 50,000 images, its probabilities summed per group"
+    console.say(f"for reference  {percent(found['before']['top1'])} ({reference})")
+    return found
 
 
 def _write_groups(path: Path) -> None:
-    """Write the demo's photographs with their group as a CSV: train, val and test."""
+    """Write the demo's images with their group as a CSV: train, val and test."""
     import csv
     import io
 
@@ -144,14 +143,14 @@ def _measure(classifier: Classifier, source: Source) -> dict[str, Any]:
     from deepcait.errors import EvaluationWarning
     from deepcait.evaluation import evaluate
 
-    with warnings.catch_warnings(action="ignore", category=EvaluationWarning):  # chance is printed with each figure
+    with warnings.catch_warnings(action="ignore", category=EvaluationWarning):  # chance is printed with each accuracy
         metrics = evaluate(classifier, source, batch_size=50, device="cpu")
     facts = metrics.to_dict()
     return {key: facts[key] for key in ("num_images", "correct1", "top1")}
 
 
 def _grouped(nano: Classifier, test: Source) -> dict[str, Any]:
-    """What the ten-class model knows of the groups: the larger of its two sums of probabilities."""
+    """Evaluate the ten-class model on the groups, by its probabilities summed per group."""
     import torch
 
     from deepcait.data import open_image
@@ -174,27 +173,28 @@ def _export(run_folder: Path, out: Path, console: Console) -> dict[str, Any]:
     from deepcait.inference.export import export_file, sample_images
     from deepcait.weights import resolve
 
-    console.say("\n4. Exported for a program without deepcait, and proven")
+    console.say("\n4. Export for programs without deepcait (torch.export)")
     found = resolve(str(run_folder))
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
     about = {"model": found.name, "classes": found.classes, "preprocessing": preprocessing.to_pretrained_cfg()}
     verification, _ = export_file(found.model, "pt2", out, sample_images(preprocessing), about)
     console.say(f"verified by    {verification}")
     if not verification.holds:
-        raise Refused(f"{out}: the exported program does not compute what the model does; nothing was written.")
+        raise Refused(f"{out}: verification of the export failed; nothing was written.")
     return verification.facts()
 
 
 def _say_where(run_folder: Path, folder: Path, page: Path, seconds: float, console: Console) -> None:
-    console.say("\n5. Where everything is")
+    console.say("\n5. Results, and what to try next")
     for what, where in (
-        ("what it sees", page),
+        ("attention maps", page),
         ("the model", run_folder / "best"),
         ("its report", run_folder / "report.html"),
         ("its curves", run_folder / "metrics.csv"),
-        ("the program", folder / "model.pt2"),
-        ("try", f"deepcait predict {run_folder} PICTURE"),
-        ("or", f"deepcait serve {run_folder}"),
+        ("the export", folder / "model.pt2"),
+        ("try next", f"deepcait predict {run_folder} IMAGE"),
+        ("", f"deepcait serve {run_folder}"),
+        ("", "deepcait train --data FOLDER --out runs/mine      your images, one folder per class"),
     ):
         console.say(f"{what:<15}{where}")
     console.say(f"took           {seconds:.0f} s")

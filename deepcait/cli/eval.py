@@ -76,7 +76,7 @@ class Args(ImageArgs):
     device: str = "auto"
     """Where the model computes: auto, cpu, cuda, cuda:1."""
     per_image: Path | None = None
-    """Write one row an image to this .csv: labels, best answers, their probabilities."""
+    """Write one row per image to this .csv: labels, best answers, their probabilities."""
     plots: Path | None = None
     """Draw reliability, classes and confusion into this folder, as PNG and SVG, values as JSON beside (matplotlib)."""
     out: Path | None = None
@@ -121,7 +121,7 @@ def _require_sound(args: Args) -> None:
     from deepcait.runtime.files import require_file
 
     if not args.specs:
-        raise ConfigError("eval: expected a model, got none.", remedy="deepcait eval SPEC --data FOLDER")
+        raise ConfigError("eval: no model was given.", remedy="Use deepcait eval MODEL --data FOLDER.")
     require_protocol(args.protocol)
     _sizes(args.img_size)
     for option, count, least in (("--batch-size", args.batch_size, 1), ("--workers", args.workers, 0)):

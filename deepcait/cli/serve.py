@@ -48,7 +48,7 @@ class Args:
     max_queue: int = 128
     """Images that wait for the network; more are told 503."""
     max_images: int = 32
-    """Pictures in one request."""
+    """Images in one request."""
     max_megabytes: float = 20.0
     """A request body."""
     max_pixels: int | None = None

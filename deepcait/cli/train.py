@@ -3,7 +3,7 @@
 Examples:
     deepcait train --data photos --out runs/photos                    fine-tune released weights on a folder
     deepcait train --data photos --out runs/photos --model builtin:nano
-    deepcait train --data photos --out runs/photos --resume           go on where it stopped
+    deepcait train --data photos --out runs/photos --resume           continue where it stopped
     deepcait train --data photos --out runs/photos --dry-run          what it would do; touches nothing
     deepcait train --data imagenet:ROOT --out runs/s24 --recipe distill --model cait_s24_224
     deepcait train --data photos --out runs/t --teacher runs/photos --set epochs=10 mix.mixup=0.2
@@ -40,7 +40,7 @@ class Args:
     model: str | None = None
     """Model to start from: a name, a model or run folder, a weights file, builtin:nano; without it the recipe's."""
     teacher: str | None = None
-    """Teacher for distillation: any model SPEC, timm:NAME[,weights=PATH], python:package.module:factory."""
+    """Teacher for distillation: any MODEL, timm:NAME[,weights=PATH], python:package.module:factory."""
     engine: Literal["eager", "compile"] | None = None
     """How steps are computed; compile needs a C++ compiler."""
     resume: bool = False

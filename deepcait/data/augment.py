@@ -1,4 +1,4 @@
-"""What training does to one picture: crop, flip, RandAugment, erasing. The operations are timm's, the recipe ours."""
+"""What training does to one image: crop, flip, RandAugment, erasing. The operations are timm's, the recipe ours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deepcait.data.resample import FAST_FILTERS, planes, resize_pixels
 from deepcait.data.slide import SLIDES, Slide
 from deepcait.errors import ConfigError
 
-# What timm reads, number by number; it skips in silence what it does not know (`mstd` without a number, `tx`).
+# What timm reads, number by number; it skips silently what it does not know (`mstd` without a number, `tx`).
 _RAND_AUGMENT = re.compile(
     r"rand(-(m\d+|n[1-9]\d?|p(0?\.\d+|0|1|1\.0)|mstd(\d+|\d*\.\d+)|mmax\d+|inc[01]|t(weights|3a|3aw)))*"
 )
@@ -29,10 +29,10 @@ _PAD_MODES = ("constant", "reflect", "edge", "symmetric")
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """How a training picture is changed, each time anew. The defaults are the paper's."""
+    """How a training image is changed, each time again. The defaults are the paper's."""
 
     crop: str = "random_resized"
-    """random_resized: a random part, resized (the paper). pad: padded and cut, for pictures of the model's
+    """random_resized: a random part, resized (the paper). pad: padded and cut, for images of the model's
     own size. none: as in evaluation."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Part of the area that random_resized keeps, from and to."""
@@ -51,11 +51,11 @@ class Augment:
     erase: float = 0.25
     """Probability of erasing a rectangle, filled with one normal draw a pixel."""
     repeats: int = 3
-    """Copies of a picture in one epoch's row, each augmented differently (repeated augmentation)."""
+    """Copies of an image in one epoch's row, each augmented differently (repeated augmentation)."""
     resampler: str = "torch"
     """What random_resized resizes with, and RandAugment shears and shifts. torch: fast, up to 2 of 255 levels from
     Pillow, and a JPEG decoded at a fraction of its size where the crop stays at least as large as the model's
-    picture. pillow: bitwise timm's."""
+    image. pillow: bitwise timm's."""
 
     def __post_init__(self) -> None:
         if self.crop not in ("random_resized", "pad", "none"):
@@ -88,7 +88,7 @@ class Augment:
 
 
 class Changed(NamedTuple):
-    """Augmented pictures before they are normalised, and what will be erased of each.
+    """Augmented images before they are normalised, and what will be erased of each.
 
     One: pixels_CHW uint8 and one list of patches; a batch of them: pixels_BCHW and B lists. What patches are filled
     with is one tensor for all, float32: (C, height, width) of each, one after another. A tensor is sent from a worker
@@ -121,11 +121,11 @@ class Augmentation:
                 op.aug_fn = Slide(op.name, op.aug_fn)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Return the changed picture, normalised: image_CHW float32."""
+        """Return the changed image, normalised: image_CHW float32."""
         return self.finish(self.change(image))
 
     def read(self, data: bytes, name: str, options: ImageOptions = DEFAULT) -> Changed:
-        """Decode a picture and change it, decoding no more than the crop needs. Raises ImageError, naming it."""
+        """Decode an image and change it, decoding no more than the crop needs. Raises ImageError, naming it."""
         if self.augment.crop != "random_resized" or self.preprocessing.channels != 3:
             return self.change(decode_image(data, name=name, options=options))
         box, divisor = None, 1
@@ -144,7 +144,7 @@ class Augmentation:
         return self._color(self._cut(image, box or self._box(*image.size)))
 
     def change(self, image: Image.Image) -> Changed:
-        """Change a decoded picture."""
+        """Change a decoded image."""
         if self.augment.crop == "random_resized":
             image = image.convert("L" if self.preprocessing.channels == 1 else "RGB")
             return self._color(self._cut(image, self._box(*image.size)))
@@ -157,7 +157,7 @@ class Augmentation:
         return self._color(image)
 
     def finish(self, changed: Changed) -> Tensor:
-        """Normalise a picture, (C, H, W), or a batch, (B, C, H, W), and erase."""
+        """Normalise an image, (C, H, W), or a batch, (B, C, H, W), and erase."""
         images = self.preprocessing.normalise(changed.pixels)
         images_BCHW = images if images.ndim == 4 else images[None]
         filling = changed.filling.to(images.device, non_blocking=True)
@@ -169,15 +169,15 @@ class Augmentation:
         return images
 
     def _box(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Draw (top, left, height, width) of the part of a picture that is kept."""
+        """Draw (top, left, height, width) of the part of an image that is kept."""
         from timm.data.transforms import RandomResizedCropAndInterpolation
 
         # Only its size is read.
-        picture_HW = torch.empty((height, width), device="meta")
-        return RandomResizedCropAndInterpolation.get_params(picture_HW, self.augment.scale, self.augment.ratio)
+        image_HW = torch.empty((height, width), device="meta")
+        return RandomResizedCropAndInterpolation.get_params(image_HW, self.augment.scale, self.augment.ratio)
 
     def _divisor(self, box: tuple[int, int, int, int]) -> int:
-        """By how much a JPEG may be decoded smaller: its crop stays at least as large as the model's picture."""
+        """By how much a JPEG may be decoded smaller: its crop stays at least as large as the model's image."""
         (_, _, height, width), (out_height, out_width) = box, self.preprocessing.img_size
         fitting = [n for n in (2, 4, 8) if height // n >= out_height and width // n >= out_width]
         return max(fitting, default=1)
@@ -194,7 +194,7 @@ class Augmentation:
         return cut.resize(size, getattr(Image.Resampling, self.preprocessing.interpolation.upper()))
 
     def _cut_pixels(self, pixels: np.ndarray, box: tuple[int, int, int, int], divisor: int = 1) -> Image.Image:
-        """The same with torch, of pixels_HWC or pixels_HW; the box is given in those of the undivided picture."""
+        """The same with torch, of pixels_HWC or pixels_HW; the box is given in those of the undivided image."""
         top, left, height, width = (side // divisor for side in box)
         cut = pixels[top : top + height, left : left + width].copy()
         size = self.preprocessing.img_size
@@ -220,7 +220,7 @@ class Augmentation:
 
 
 def build_augmentation(augment: Augment, preprocessing: Preprocessing) -> Augmentation:
-    """Return the training transform: a PIL picture in, a normalised tensor (C, H, W) out.
+    """Return the training transform: a PIL image in, a normalised tensor (C, H, W) out.
 
     It draws from the global generators of Python, NumPy and torch: seed them first.
 
@@ -249,7 +249,7 @@ def rand_augment(text: str, preprocessing: Preprocessing):
     if not _RAND_AUGMENT.fullmatch(text):
         raise ConfigError(
             f"augment.rand_augment: expected a string such as 'rand-m9-mstd0.5-inc1', got {text!r}.",
-            remedy="Mend it, or leave it empty for none.",
+            remedy="Write it like rand-m9-mstd0.5-inc1, or leave it empty for none.",
         )
     # Box, hamming and lanczos only resize; Pillow refuses to shear or rotate with them.
     warps = preprocessing.interpolation in ("nearest", "bilinear", "bicubic")
@@ -275,7 +275,7 @@ def guard_posterize(transform: Any) -> Any:
 
 
 class _Posterize:
-    """Posterize that keeps 0 bits: a black picture.
+    """Posterize that keeps 0 bits: a black image.
 
     Pillow 13 refuses 0 bits, which magnitude 10 asks for; Pillow had always returned black before, and that is
     what the released models were trained with. A class, so that it can travel to a worker process.

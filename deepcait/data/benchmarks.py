@@ -40,7 +40,7 @@ def load_flowers(root: str) -> tuple[Table, FileReader]:
             number = whole_number(entry, path / "setid.mat")
             if not 1 <= number <= len(labels):
                 raise DataError(
-                    f"{path / 'setid.mat'}: expected pictures 1 to {len(labels)}, got {number}.",
+                    f"{path / 'setid.mat'}: expected images 1 to {len(labels)}, got {number}.",
                     remedy="Take setid.mat and imagelabels.mat of the same data set.",
                 )
             rows.append((f"jpg/image_{number:05d}.jpg", labels[number - 1], split))

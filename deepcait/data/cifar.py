@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 from their official archives: the Python pickles, read without running them, or the binaries.
 
-Both keep 3,072 bytes a picture (red, green, blue planes of 32 x 32) in one piece; a picture is read from there and
-handed on as BMP. Names are <class>/<number in its split>.png, as in a folder of the same pictures.
+Both keep 3,072 bytes per image (red, green, blue planes of 32 x 32) in one piece; an image is read from there and
+handed on as BMP. Names are <class>/<number in its split>.png, as in a folder of the same images.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ ARCHIVES = {
 
 
 class CifarReader:
-    """Fetches pictures by their place in a batch file."""
+    """Fetches images by their place in a batch file."""
 
     def __init__(self, files: Sequence[str], places: Sequence[tuple[int, int]]) -> None:
         self.files = list(files)
         self.places = list(places)  # (file, offset) of each row
 
     def read(self, row: int) -> bytes:
-        """Return the picture as BMP, losslessly; ImageError when the file can't be read."""
+        """Return the image as BMP, losslessly; ImageError when the file can't be read."""
         file, offset = self.places[row]
         planes = np.frombuffer(read_range(self.files[file], offset, _NUM_BYTES), np.uint8).reshape(3, _SIDE, _SIDE)
         buffer = io.BytesIO()
@@ -98,7 +98,7 @@ class CifarReader:
 
 
 def load_cifar(kind: str, root: str) -> tuple[Table, CifarReader]:
-    """List the pictures of cifar10 or cifar100.
+    """List the images of cifar10 or cifar100.
 
     Args:
         root: the unpacked archive's folder, or the folder above it.
@@ -230,7 +230,7 @@ def _class_names(folder: Path, archive: _Archive) -> list[str]:
 
 
 def _read_batch(file: str, archive: _Archive) -> tuple[list[int], list[int]]:
-    """The labels of a batch, and where in the file each of its pictures begins."""
+    """The labels of a batch, and where in the file each of its images begins."""
     data = _read_file(Path(file))
     if archive.label_bytes:
         record = archive.label_bytes + _NUM_BYTES
@@ -246,10 +246,10 @@ def _read_batch(file: str, archive: _Archive) -> tuple[list[int], list[int]]:
     if not isinstance(labels, list) or not isinstance(array, _Array) or not all(type(x) is int for x in labels):
         raise _other(file, f"no lists {archive.labels_key} and data")
     if array.shape != (len(labels), _NUM_BYTES) or len(array.data) != len(labels) * _NUM_BYTES:
-        raise _other(file, f"{len(labels):,} labels and pictures of shape {array.shape}")
+        raise _other(file, f"{len(labels):,} labels and images of shape {array.shape}")
     first = data.find(array.data)
     if first < 0:
-        raise _other(file, "pictures that do not lie there byte by byte")
+        raise _other(file, "images that do not lie there byte by byte")
     return labels, [first + number * _NUM_BYTES for number in range(len(labels))]
 
 

@@ -25,11 +25,11 @@ _WAIT_FOR_DEATH_S = 1.0
 
 
 class ImageDataset(Dataset):
-    """Decode and transform the pictures of a source; indices are those of the source.
+    """Decode and transform the images of a source; indices are those of the source.
 
     Args:
         source: where the bytes come from.
-        transform: RGB picture -> image_CHW, a `Preprocessing` for example.
+        transform: RGB image -> image_CHW, a `Preprocessing` for example.
     """
 
     def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor]) -> None:
@@ -47,7 +47,7 @@ class ImageDataset(Dataset):
 
 
 class _PixelDataset(ImageDataset):
-    """The same with the pictures still in 8-bit pixels where a `Preprocessing` makes them."""
+    """The same with the images still in 8-bit pixels where a `Preprocessing` makes them."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         if not isinstance(self.transform, Preprocessing):
@@ -100,8 +100,8 @@ class RaisingLoader(DataLoader):
                 raise
             reading = f" while it read {', '.join(places)}" if places else ""
             raise DataError(
-                f"expected the worker processes to go on, got the end of one{reading}.",
-                remedy="Mostly the system ended it for want of memory: use fewer workers or smaller pictures; "
+                f"expected the worker processes to continue, got the end of one{reading}.",
+                remedy="Mostly the system ended it for lack of memory: use fewer workers or smaller images; "
                 "`deepcait doctor` tells whether the file does it. More: `deepcait help out-of-memory`.",
             ) from error
 
@@ -115,14 +115,14 @@ def evaluation_loader(
     pin_memory: bool = False,
     device: torch.device | str = "cpu",
 ) -> RaisingLoader:
-    """Every picture once, in the order of the source, the last batch as small as it comes.
+    """Every image once, in the order of the source, the last batch as small as it comes.
 
     Yields (images_BCHW float32, labels_B int64, indices_B int64); label NO_LABEL where there is none. Where the
-    transform is a `Preprocessing`, pictures travel to the device as 8-bit pixels and are normalised there.
+    transform is a `Preprocessing`, images travel to the device as 8-bit pixels and are normalised there.
 
     Raises:
         ConfigError: batch_size < 1 or num_workers < 0.
-        ImageError: while iterating, names the first picture that can't be read; nothing is substituted.
+        ImageError: while iterating, names the first image that can't be read; nothing is substituted.
     """
     if batch_size < 1 or num_workers < 0:
         raise ConfigError(
@@ -185,7 +185,7 @@ class _BatchReader(Dataset):
         named = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
         if named:
             pids = [int(pid) for pid in named[1].split(",")]
-            return [source.locate(index) for pid, index in rows if pid in pids] or ["its first picture"]
+            return [source.locate(index) for pid, index in rows if pid in pids] or ["its first image"]
         end = time.monotonic() + _WAIT_FOR_DEATH_S
         while rows and os.name == "posix" and time.monotonic() < end:
             places = [source.locate(index) for pid, index in rows if not _runs(pid)]

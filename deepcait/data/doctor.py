@@ -1,4 +1,4 @@
-"""The doctor: reads every picture of a data source once, before a training does, and says what is wrong with it."""
+"""The doctor: reads every image of a data source once, before a training does, and says what is wrong with it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deepcait.data.source import Source, require_labels, with_options
 from deepcait.data.spec import list_splits, open_source, open_split, parse_spec
 from deepcait.errors import DataError, DeepcaitError
 
-# Starting workers costs seconds: so many pictures are read here faster.
+# Starting workers costs seconds: so many images are read here faster.
 _FEW_IMAGES = 300
 _MAX_WORKERS = 8
 _TINY_PX = 8
@@ -35,7 +35,7 @@ _ENDS_A_TRAINING = ("unusable_split", "empty_class", "unknown_class")
 
 @dataclass(frozen=True)
 class _Seen:
-    """A picture that was looked at: its split, the name of its class, where it lies, and what it is like."""
+    """An image that was looked at: its split, the name of its class, where it lies, and what it is like."""
 
     split: str
     label: str | None
@@ -50,16 +50,16 @@ def examine(
     options: ImageOptions = DEFAULT,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Diagnosis:
-    """Read every picture of every split once, and return what is wrong or worth knowing; changes nothing.
+    """Read every image of every split once, and return what is wrong or worth knowing; changes nothing.
 
     Args:
-        spec: a data SPEC.
-        num_workers: processes that read; None takes one a core, and none for a few pictures; 0 reads here.
+        spec: a DATA.
+        num_workers: processes that read; None takes one a core, and none for a few images; 0 reads here.
         options: limits on images, as a training would set them.
-        progress: called with (done, total) pictures.
+        progress: called with (done, total) images.
 
     Raises:
-        ConfigError: a SPEC of no known kind.
+        ConfigError: MODEL of no known kind.
         DataError: nothing is there, or no split can be opened.
     """
     kind, place = parse_spec(spec)
@@ -94,7 +94,7 @@ def examine(
 
 def _open_splits(spec: str | os.PathLike[str], root: Path | None) -> tuple[dict[str, Source], list[Finding]]:
     """Open each split by itself: one that can't be opened is a finding, unless it is the only one."""
-    # In folders a split whose pictures lie flat is told among the rest that lies around.
+    # In folders a split whose images lie flat is told among the rest that lies around.
     names = list(find_splits(root)) if root else list_splits(spec)
     classes = class_names(root) if root else None
     if not names:
@@ -138,7 +138,7 @@ def _after_place(text: str, place: str) -> str:
 
 
 def _oddities(sound: list[_Seen]) -> list[Finding]:
-    """What single pictures are like: one finding each where a person has to look, else one for all."""
+    """What single images are like: one finding each where a person has to look, else one for all."""
     findings = []
     for one in sound:
         look, paths = one.look, (one.place,)
@@ -161,14 +161,14 @@ def _oddities(sound: list[_Seen]) -> list[Finding]:
     if brightest < FEW_LEVELS:  # of all of them: one image may well be dark
         findings += together("few_levels", [one.place for one in deep], few_levels(brightest))
     animated = [one.place for one in sound if one.look.animated]
-    findings += together("exif_turn", turned, f"{len(turned):,} pictures are turned when read, as their EXIF says")
-    findings += together("not_rgb", [one.place for one in others], f"{len(others):,} pictures become RGB: {modes}")
+    findings += together("exif_turn", turned, f"{len(turned):,} images are turned when read, as their EXIF says")
+    findings += together("not_rgb", [one.place for one in others], f"{len(others):,} images become RGB: {modes}")
     findings += together("animated", animated, f"{len(animated):,} files of several frames: the first is read")
     return findings
 
 
 def _equal(sound: list[_Seen]) -> list[Finding]:
-    """Pictures of equal pixels: under two labels, in two splits, or simply twice."""
+    """Images of equal pixels: under two labels, in two splits, or simply twice."""
     findings = []
     for group in equal_groups([one.look.pixels for one in sound]):
         ones = [sound[index] for index in group]
@@ -189,7 +189,7 @@ def _equal(sound: list[_Seen]) -> list[Finding]:
 
 
 def _alike(sound: list[_Seen]) -> list[Finding]:
-    """Pictures that look alike without being equal; whether they are the same is for a person to see."""
+    """Images that look alike without being equal; whether they are the same is for a person to see."""
     different = list({one.look.pixels: one for one in reversed(sound)}.values())[::-1]
     thumbs = np.frombuffer(b"".join(one.look.thumb for one in different), np.uint8).reshape(-1, *THUMB_SHAPE)
     findings = []
@@ -197,7 +197,7 @@ def _alike(sound: list[_Seen]) -> list[Finding]:
         ones = [different[index] for index in group]
         splits = list(dict.fromkeys(one.split for one in ones))
         labels = list(dict.fromkeys(str(one.label) for one in ones))
-        text = f"{len(ones)} pictures look alike" + (f", under the labels {', '.join(labels)}" * (len(labels) > 1))
+        text = f"{len(ones)} images look alike" + (f", under the labels {', '.join(labels)}" * (len(labels) > 1))
         kind = "near_leak" if len(splits) > 1 else "near_duplicate"
         text += f", in {', '.join(splits)}" * (len(splits) > 1)
         findings.append(Finding(kind, tuple(one.place for one in ones), text))
@@ -218,10 +218,10 @@ def _class_findings(sources: dict[str, Source]) -> list[Finding]:
         if not found:
             continue  # without labels
         paths = [f"{split}/{name}" for name in missing]
-        findings += together("class_missing", paths, f"{len(missing)} classes of {first} have no picture in {split}")
+        findings += together("class_missing", paths, f"{len(missing)} classes of {first} have no image in {split}")
         paths = [f"{split}/{name}" for name in unknown]
         findings += together("unknown_class", paths, f"{len(unknown)} classes of {split} are not in {first}")
     largest, most = max(counts[first].items(), key=lambda pair: pair[1], default=("", 0))
     small = [f"{first}/{name}" for name, num in counts[first].items() if num * _IMBALANCE < most]
-    text = f"{len(small)} classes are less than a tenth of {largest} ({most:,} pictures): consider data.balanced"
+    text = f"{len(small)} classes are less than a tenth of {largest} ({most:,} images): consider data.balanced"
     return findings + together("imbalance", small, text)

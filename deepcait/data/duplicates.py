@@ -1,4 +1,4 @@
-"""The same picture twice: equal pixels by hash, and nearly equal ones by a 64-bit difference hash."""
+"""The same image twice: equal pixels by hash, and nearly equal ones by a 64-bit difference hash."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from PIL import Image
 # A thumbnail is 8 rows of 9 pixels: 8 differences a row make the 64 bits of the hash.
 THUMB_SHAPE = (8, 9, 3)
 MAX_DISTANCE = 3
-# Of 255, on average: the hash knows edges only, so flat pictures of any colour would be the same to it.
+# Of 255, on average: the hash knows edges only, so flat images of any colour would be the same to it.
 _MAX_DIFFERENCE = 8.0
 _BLOCK = 1024
 
 
 def pixel_hash(image: Image.Image) -> bytes:
-    """Return 16 bytes that follow from the size and the decoded pixels of an RGB picture, whatever its file format."""
+    """Return 16 bytes that follow from the size and the decoded pixels of an RGB image, whatever its file format."""
     return hashlib.blake2b(image.tobytes(), digest_size=16, salt=b"%dx%d" % image.size).digest()
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """Return the RGB picture averaged to THUMB_SHAPE, row by row."""
+    """Return the RGB image averaged to THUMB_SHAPE, row by row."""
     return image.resize((THUMB_SHAPE[1], THUMB_SHAPE[0]), Image.Resampling.BOX).tobytes()
 
 
@@ -47,12 +47,12 @@ def equal_groups(keys: Sequence[Hashable]) -> list[list[int]]:
 
 
 def near_groups(thumbs: np.ndarray) -> list[list[int]]:
-    """Return groups of pictures that look alike: hashes at most MAX_DISTANCE bits apart, colours close.
+    """Return groups of images that look alike: hashes at most MAX_DISTANCE bits apart, colours close.
 
-    A picture belongs to a group when it is near to any of it.
+    An image belongs to a group when it is near to any of it.
 
     Args:
-        thumbs: (num, 8, 9, 3) uint8, of pictures with different pixels.
+        thumbs: (num, 8, 9, 3) uint8, of images with different pixels.
     """
     leader = list(range(len(thumbs)))
 
@@ -71,7 +71,7 @@ def near_groups(thumbs: np.ndarray) -> list[list[int]]:
 def _near_pairs(hashes: np.ndarray, thumbs: np.ndarray) -> Iterator[tuple[int, int]]:
     """Pairs of positions, some more than once.
 
-    Hashes at most 3 bits apart agree in one of four bands of 16 bits, so only pictures that share a band meet.
+    Hashes at most 3 bits apart agree in one of four bands of 16 bits, so only images that share a band meet.
     """
     num_bands = MAX_DISTANCE + 1
     width = 64 // num_bands

@@ -11,37 +11,37 @@ ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
 KINDS = {
     "unreadable": (ERROR, "files that can't be opened"),
     "empty_file": (ERROR, "files of zero bytes"),
-    "not_an_image": (ERROR, "files that hold no picture of an allowed format"),
-    "undecodable": (ERROR, "pictures that are damaged, truncated or of values without a known range"),
+    "not_an_image": (ERROR, "files that hold no image of an allowed format"),
+    "undecodable": (ERROR, "images that are damaged, truncated or of values without a known range"),
     "bomb": (ERROR, "decompression bombs: more pixels than are ever decoded"),
     "ends_its_reader": (ERROR, "files that end the process that reads them"),
     "refused": (ERROR, "what a training refuses"),
     "unusable_split": (ERROR, "splits that can't be opened"),
-    "empty_class": (ERROR, "class folders without a picture in training"),
+    "empty_class": (ERROR, "class folders without an image in training"),
     "unknown_class": (ERROR, "classes that training lacks"),
-    "two_labels": (ERROR, "the same picture under two labels"),
-    "leak": (ERROR, "the same picture in two splits"),
-    "duplicate": (WARNING, "the same picture twice"),
-    "near_duplicate": (WARNING, "pictures that look alike"),
-    "near_leak": (WARNING, "pictures that look alike in two splits"),
+    "two_labels": (ERROR, "the same image under two labels"),
+    "leak": (ERROR, "the same image in two splits"),
+    "duplicate": (WARNING, "the same image twice"),
+    "near_duplicate": (WARNING, "images that look alike"),
+    "near_leak": (WARNING, "images that look alike in two splits"),
     "doubtful": (WARNING, "data that is hardly what was meant"),
-    "class_missing": (WARNING, "classes without a picture in a split"),
+    "class_missing": (WARNING, "classes without an image in a split"),
     "imbalance": (WARNING, "classes of very different size"),
     "class_names_alike": (WARNING, "class names that differ in case, blanks, dashes or accents' coding only"),
     "wrong_extension": (WARNING, "files whose suffix belies their format"),
-    "tiny": (WARNING, "pictures of a few pixels"),
+    "tiny": (WARNING, "images of a few pixels"),
     "few_levels": (WARNING, "images of 16 bits a value that use a small part of the range"),
-    "huge": (WARNING, "pictures that cost much to decode"),
-    "extreme_aspect": (WARNING, "pictures that are a narrow strip"),
+    "huge": (WARNING, "images that cost much to decode"),
+    "extreme_aspect": (WARNING, "images that are a narrow strip"),
     "hidden_folder": (WARNING, "hidden folders, never read"),
-    "empty_folder": (WARNING, "folders without a picture"),
+    "empty_folder": (WARNING, "folders without an image"),
     "stray_folder": (WARNING, "folders beside the splits, never read"),
-    "stray_image": (WARNING, "pictures beside class folders, never read"),
-    "unsupported_format": (WARNING, "pictures of a format that is never read"),
-    "stray_file": (NOTE, "files that are no pictures, never read"),
+    "stray_image": (WARNING, "images beside class folders, never read"),
+    "unsupported_format": (WARNING, "images of a format that is never read"),
+    "stray_file": (NOTE, "files that are no images, never read"),
     "hidden_file": (NOTE, "hidden files, never read"),
-    "exif_turn": (NOTE, "pictures that are turned as their EXIF says"),
-    "not_rgb": (NOTE, "pictures of another mode, read as RGB"),
+    "exif_turn": (NOTE, "images that are turned as their EXIF says"),
+    "not_rgb": (NOTE, "images of another mode, read as RGB"),
     "animated": (NOTE, "files of several frames or pages, read as the first"),
 }
 
@@ -79,7 +79,7 @@ class Finding:
 class Diagnosis:
     """All that the doctor found in one data source.
 
-    kind: of the source. num_images: split -> pictures. classes: names, of all splits.
+    kind: of the source. num_images: split -> images. classes: names, of all splits.
     findings: by gravity, then in the order of KINDS.
     """
 

@@ -1,4 +1,4 @@
-"""A fix list: a text file of pictures to leave out of a training, one path a line."""
+"""A fix list: a text file of images to leave out of a training, one path a line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deepcait.runtime.files import write_bytes
 
 
 def write_fix_list(path: str | os.PathLike[str], places: Sequence[str]) -> None:
-    """Write where the pictures lie, absolute, whole or not at all.
+    """Write where the images lie, absolute, whole or not at all.
 
     Raises:
         DataError: a path with a line break in it.
@@ -46,17 +46,17 @@ def read_fix_list(path: str | os.PathLike[str]) -> list[str]:
 
 
 def leave_out(source: Source, path: str | os.PathLike[str]) -> Source:
-    """Return the source without the pictures that a fix list names; classes and their indices stay.
+    """Return the source without the images that a fix list names; classes and their indices stay.
 
     Raises:
-        DataError: the list can't be read, or leaves no picture.
+        DataError: the list can't be read, or leaves no image.
     """
     unwanted = set(read_fix_list(path))
     kept = [index for index in range(len(source)) if _absolute(source.locate(index)) not in unwanted]
     if not kept:
         raise DataError(
-            f"{os.fspath(path)}: expected a list that leaves pictures, got one that names all {len(source)}.",
-            remedy="Mend the data instead.",
+            f"{os.fspath(path)}: expected a list that leaves images, got one that names all {len(source)}.",
+            remedy="Correct the data instead.",
         )
     return source if len(kept) == len(source) else Subset(source, kept, split=source.split)
 

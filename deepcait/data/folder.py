@@ -27,13 +27,13 @@ _LABEL_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "labels.cs
 
 
 class FolderSource:
-    """Pictures sorted into one folder a class; a class folder may hold sub-folders of its own.
+    """Images sorted into one folder a class; a class folder may hold sub-folders of its own.
 
     Args:
         base: folder that `names` are relative to.
         split: train, val, test or all.
         classes: index -> class name.
-        names, labels: of each picture, in reading order.
+        names, labels: of each image, in reading order.
         note: what was left out, printed by `describe`.
     """
 
@@ -68,24 +68,24 @@ class FolderSource:
         )
 
     def locate(self, index: int) -> str:
-        """Path of the picture, for messages."""
+        """Path of the image, for messages."""
         return str(self.base / self.names[index])
 
 
 def open_folder(
     root: str | os.PathLike[str], split: str | None, classes: Sequence[str] | None = None, labels: str = "auto"
 ) -> FolderSource:
-    """Open class folders; the names of files are listed, no picture is read.
+    """Open class folders; the names of files are listed, no image is read.
 
     Without `classes` the mapping is that of the training split, where there is one, else of the
     folders themselves (sorted as text; by number when all are integers). With `classes` (fixed by
     training) folders are mapped to them, see `map_labels`. Order: class by class, files in natural order.
     An empty class folder is an error where it would define a class (train, or no splits, and
-    `classes` not given); elsewhere that class just has no picture here.
+    `classes` not given); elsewhere that class just has no image here.
 
     Args:
         root: the folder; hidden files and folders in it are ignored.
-        split: train, val or test; None takes all pictures, of all splits.
+        split: train, val or test; None takes all images, of all splits.
         classes: index -> class name.
         labels: what integers mean, see `RULES`.
 
@@ -166,7 +166,7 @@ def _unnested(folder: Path) -> Path:
 
 
 def require_sorted(root: Path, splits: Mapping[str, Path], wanted: Sequence[str]) -> None:
-    """Raise where pictures of a split lie flat beside splits of class folders: other pictures would stand for them.
+    """Raise where images of a split lie flat beside splits of class folders: other images would stand for them.
 
     Args:
         root: the folder above the splits.

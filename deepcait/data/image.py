@@ -26,7 +26,7 @@ from deepcait.data.depth import (
 )
 from deepcait.data.formats import format_of, open_header
 from deepcait.data.jpeg import close_jpeg, jpeg_pixels
-from deepcait.data.png import mend_end, only_pixels, png_misses_pixels
+from deepcait.data.png import complete_end, only_pixels, png_misses_pixels
 from deepcait.errors import ConfigError, DeepcaitWarning, ImageError
 
 Decoded = TypeVar("Decoded")
@@ -64,7 +64,7 @@ class ImageOptions:
 
 DEFAULT = ImageOptions()
 
-# EXIF orientation -> the turn that makes the picture upright; 1 is upright already.
+# EXIF orientation -> the turn that makes the image upright; 1 is upright already.
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -197,7 +197,7 @@ def _open(data: bytes, name: str, options: ImageOptions, decode: Callable[..., D
             try:
                 return decode(data, name, image, options)
             except Exception:
-                whole = _mended(data) if options.accept_truncated else None
+                whole = _completed(data) if options.accept_truncated else None
                 if whole is None:
                     raise
         with open_header(whole, name=name) as image:
@@ -218,11 +218,11 @@ def _open(data: bytes, name: str, options: ImageOptions, decode: Callable[..., D
         ) from error
 
 
-def _mended(data: bytes) -> bytes | None:
+def _completed(data: bytes) -> bytes | None:
     """A file whose end is missing as a whole one, if its last row is there; None where it is not."""
     kind = format_of(data)
     if kind == "PNG":
-        return mend_end(data)
+        return complete_end(data)
     return close_jpeg(data) if kind == "JPEG" else None
 
 
@@ -312,7 +312,7 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) where there is none or where its block can't be read."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # the pixels are whole; viewers show such a picture as it lies, and so do we
+    except Exception:  # the pixels are whole; viewers show such an image as it lies, and so do we
         return 1
 
 

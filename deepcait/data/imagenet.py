@@ -85,10 +85,10 @@ def open_imagenet(root: str, split: str | None, classes: Sequence[str] | None) -
 
 
 def open_imagenet_v2(root: str, split: str | None, classes: Sequence[str] | None) -> TableSource:
-    """Open ImageNet-V2: folders 0 to 999, ten pictures in each; a folder's name is the class index.
+    """Open ImageNet-V2: folders 0 to 999, ten images in each; a folder's name is the class index.
 
     Raises:
-        DataError: other folders, or more pictures: the faulty archive of December 2020 has wnids or 20 in each.
+        DataError: other folders, or more images: the faulty archive of December 2020 has wnids or 20 in each.
     """
     path = Path(os.path.expanduser(root))
     inner = subfolders(path) if path.is_dir() else []
@@ -208,7 +208,7 @@ def _from_label_file(path: Path, files: list[str]) -> dict[str, Label]:
 
 
 def _by_number(path: Path, files: list[str], lines: list[str]) -> dict[str, Label]:
-    """Line i belongs to the picture whose name holds the number i, wherever that stands in a listing."""
+    """Line i belongs to the image whose name holds the number i, wherever that stands in a listing."""
     labels: dict[str, Label] = {}
     for file in files:
         numbered = _VAL_NAME.fullmatch(file)

@@ -25,14 +25,14 @@ def jpeg_pixels(data: bytes, header: Image.Image) -> np.ndarray | None:
     """Decode a JPEG, or leave it to Pillow.
 
     Both decode with libjpeg-turbo, whose exact transforms give equal pixels. Whatever it so much as warns about is
-    Pillow's to judge, so that there is one opinion of what a damaged picture is.
+    Pillow's to judge, so that there is one opinion of what a damaged image is.
 
     Args:
         data: the file's bytes.
         header: the same, opened by Pillow and not yet decoded.
 
     Returns:
-        pixels_HWC, uint8, not turned; None where Pillow has to decode it: no JPEG, grey, CMYK, several pictures in
+        pixels_HWC, uint8, not turned; None where Pillow has to decode it: no JPEG, grey, CMYK, several images in
         one file, anything wrong with it.
     """
     if header.format != "JPEG" or header.mode != "RGB":

@@ -1,4 +1,4 @@
-"""What lies in class folders beside the pictures that are read: hidden, stray, empty, misnamed."""
+"""What lies in class folders beside the images that are read: hidden, stray, empty, misnamed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def class_names(root: Path) -> list[str]:
 
 
 def look_around(root: Path) -> list[Finding]:
-    """Find what the folder of a data set holds beside its pictures; reads names only.
+    """Find what the folder of a data set holds beside its images; reads names only.
 
     Raises:
         DataError: a folder can't be listed.
@@ -57,13 +57,13 @@ def _kind_beside_splits(path: Path) -> str:
 
 _TEXTS = {
     "unusable_split": "{num} split without class folders, its images lie flat: sort them, or take the folder away",
-    "empty_class": "{num} class folders without a picture: training refuses a class that nothing teaches",
+    "empty_class": "{num} class folders without an image: training refuses a class that nothing teaches",
     "hidden_folder": "{num} hidden folders: never read, no class",
-    "empty_folder": "{num} folders without a picture",
+    "empty_folder": "{num} folders without an image",
     "stray_folder": "{num} folders beside the splits: never read",
-    "stray_image": "{num} pictures beside the class folders: without a class, never read",
-    "unsupported_format": "{num} pictures of a format that is never read: convert them to JPEG or PNG",
-    "stray_file": "{num} files that are no pictures: never read",
+    "stray_image": "{num} images beside the class folders: without a class, never read",
+    "unsupported_format": "{num} images of a format that is never read: convert them to JPEG or PNG",
+    "stray_file": "{num} files that are no images: never read",
     "hidden_file": "{num} hidden files: never read",
 }
 
@@ -76,12 +76,12 @@ def _look_into_class(folder: Path, found: dict[str, list[str]], empty: str) -> N
         _sort_files(here, found, image=None)
         found["hidden_folder"] += [str(path) for path in _hidden_folders(here)]
         subs[:] = sorted(name for name in subs if not name.startswith("."))
-        # A sub-folder is told where it is empty itself, its class folder where no picture is below.
+        # A sub-folder is told where it is empty itself, its class folder where no image is below.
         found["empty_folder"] += [str(here / name) for name in subs if not any((here / name).iterdir())]
 
 
 def _sort_files(folder: Path, found: dict[str, list[str]], *, image: str | None) -> None:
-    """Put the files of one folder under the kind of finding that they are; pictures under `image`."""
+    """Put the files of one folder under the kind of finding that they are; images under `image`."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             continue

@@ -88,11 +88,11 @@ class SlotReader(Dataset[tuple[Changed, int, list[Unreadable]]]):
 
 
 def too_many_unreadable(paths: Sequence[str], max_errors: int) -> RunError:
-    """The error of a run whose budget of unreadable pictures is used up; it names them."""
+    """The error of a run whose budget of unreadable images is used up; it names them."""
     named = ", ".join(paths[:16]) + (" ..." if len(paths) > 16 else "")
     return RunError(
         f"data.max_errors: expected at most {max_errors} unreadable training images, got {len(paths)}: {named}.",
-        remedy="`deepcait doctor --data D --fix-list FILE` lists them; start anew with data.exclude=FILE, or "
+        remedy="`deepcait doctor --data D --fix-list FILE` lists them; start again with data.exclude=FILE, or "
         "--resume with a larger data.max_errors.",
     )
 

@@ -1,4 +1,4 @@
-"""Look at every picture of a source once, in worker processes that a picture may end without ending the rest."""
+"""Look at every image of a source once, in worker processes that an image may end without ending the rest."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _CHUNK = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What one picture is like.
+    """What one image is like.
 
-    fault: a kind of finding and what exactly, where the picture can't be read; the rest is empty then.
+    fault: a kind of finding and what exactly, where the image can't be read; the rest is empty then.
     format, mode: as Pillow calls them, of the file. size: width, height as shown. pixels, thumb: see duplicates.
     levels: of 256, that an image of 16 bits in an unknown range can have used; 0 for others.
     """
@@ -45,7 +45,7 @@ class Look:
 
 
 def look_at(source: Source, index: int) -> Look:
-    """Read and decode one picture, and say what it is like; whatever is wrong with it becomes a fault."""
+    """Read and decode one image, and say what it is like; whatever is wrong with it becomes a fault."""
     place = source.locate(index)
     try:
         sample = source.read(index)
@@ -74,7 +74,7 @@ def look_at(source: Source, index: int) -> Look:
 
 
 def look_at_all(source: Source, num_workers: int, done: Callable[[int], None]) -> list[Look]:
-    """Return a look at every picture, in the order of the source.
+    """Return a look at every image, in the order of the source.
 
     A file that ends the process which reads it (too little memory, a crash in a decoder) is found by reading the
     files in question again, each alone.
@@ -82,7 +82,7 @@ def look_at_all(source: Source, num_workers: int, done: Callable[[int], None]) -
     Args:
         source: must travel to other processes where num_workers > 0.
         num_workers: processes that read; 0 reads here.
-        done: called with the number of pictures just looked at.
+        done: called with the number of images just looked at.
     """
     if num_workers == 0:
         looks = []
@@ -124,7 +124,7 @@ def _in_pool(source: Source, waiting: list[range], num_workers: int) -> Iterator
 
 
 def _one_by_one(source: Source, indices: list[int]) -> Iterator[tuple[int, Look]]:
-    """Look at pictures each alone: the one that ends its worker is known by that."""
+    """Look at images each alone: the one that ends its worker is known by that."""
     waiting = indices[::-1]
     while waiting:
         with _pool(source, 1) as pool:
@@ -134,7 +134,7 @@ def _one_by_one(source: Source, indices: list[int]) -> Iterator[tuple[int, Look]
                     (look,) = pool.submit(_look_in_worker, range(index, index + 1)).result()
                     yield index, look
                 except BrokenProcessPool:
-                    text = f"{source.locate(index)}: expected a picture, got the end of the process that read it."
+                    text = f"{source.locate(index)}: expected an image, got the end of the process that read it."
                     yield index, Look(fault=("ends_its_reader", text))
                     break
 

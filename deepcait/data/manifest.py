@@ -1,4 +1,4 @@
-"""CSV and parquet manifests: one row a picture, with its path, its label and, if there are splits, its split."""
+"""CSV and parquet manifests: one row per image, with its path, its label and, if there are splits, its split."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLUMNS = {
 _MAX_DIGITS = 18  # of a label that is taken for a number
 _UNLABELLED = -1  # as the hub writes it where a test set keeps its labels to itself
 _WHOLE = re.compile("-?[0-9]+")
-_NO_FILE = "Manifests list files; parquet that holds the pictures themselves has a column image {bytes, path}."
+_NO_FILE = "Manifests list files; parquet that holds the images themselves has a column image {bytes, path}."
 
 
 class FileReader:
@@ -45,7 +45,7 @@ class FileReader:
         return read_image_bytes(self.locate(row), max_bytes=self.max_bytes)
 
     def locate(self, row: int) -> str:
-        """Path of the picture."""
+        """Path of the image."""
         return str(Path(self.base) / self.paths[row])
 
 
@@ -68,7 +68,7 @@ def load_csv(place: str) -> tuple[Table, FileReader]:
         raise DataError(f"{place}, line {line}: expected UTF-8, got {error}.", remedy="Save it as UTF-8.") from error
     rows = _csv_rows(place, text)
     if not rows:
-        raise DataError(f"{place}: expected a row a picture, got an empty file.", remedy="Check the path.")
+        raise DataError(f"{place}: expected a row per image, got an empty file.", remedy="Check the path.")
     columns, ignored = _columns(place, rows[0][1])
     if columns is None:
         columns = {name: number for number, name in enumerate(COLUMNS) if number < len(rows[0][1])}
@@ -147,13 +147,14 @@ def _csv_rows(place: str, text: str) -> list[tuple[int, list[str]]]:
                 rows.append((reader.line_num, cells))
     except csv.Error as error:
         raise DataError(
-            f"{place}, line {reader.line_num}: expected cells of text, got {error}.", remedy="Mend that line."
+            f"{place}, line {reader.line_num}: expected cells of text, got {error}.",
+            remedy="Correct that line.",
         ) from error
     return rows
 
 
 def _columns(place: str, header: Sequence[str]) -> tuple[dict[str, int] | None, list[str]]:
-    """Which column is what, None where the row is no header but a picture; and the columns nobody asked for."""
+    """Which column is what, None if the row is not a header but an image; and the unused columns."""
     words = [cell.strip().lower() for cell in header]
     columns = {}
     for name, synonyms in COLUMNS.items():
@@ -186,14 +187,14 @@ def _manifest(
     what = "row" if kind == "parquet" else "line"
     for line, path in zip(lines, paths, strict=True):
         if not isinstance(path, str) or not path or "\0" in path:
-            remedy = "Write the column as text (string)." if isinstance(path, bytes) else "Mend that row."
+            remedy = "Write the column as text (string)." if isinstance(path, bytes) else "Correct that row."
             raise DataError(f"{place}, {what} {line}: expected a path, got {str(path)[:60]!r}.", remedy=remedy)
     words: list[str | None] = [word or None for word in splits] if splits is not None else [None] * len(paths)
     for line, word in zip(lines, words, strict=True):
         if splits is not None and (not isinstance(word, str) or split_of(word) is None):
             raise DataError(
                 f"{place}, {what} {line}: expected the split train, val or test, got {word!r}.",
-                remedy="Mend that row, or leave the column out.",
+                remedy="Correct that row, or remove the column.",
             )
     table = Table(
         kind=kind,
@@ -218,7 +219,7 @@ def _labels(place: str, what: str, cells: Iterable[object], lines: Sequence[int]
         if isinstance(cell, bool) or not isinstance(cell, str | int | None):
             raise DataError(
                 f"{place}, {what} {line}: expected a class name or a whole number, got {cell!r}.",
-                remedy="Mend that row.",
+                remedy="Correct that row.",
             )
         labels.append(cell if cell != "" else None)
     texts = [label for label in labels if isinstance(label, str)]

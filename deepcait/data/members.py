@@ -24,7 +24,7 @@ def safe_name(archive: str, name: str) -> str:
     if plain.startswith("/") or re.match(r"[A-Za-z]:/", plain) or ".." in plain.split("/") or "\0" in plain:
         raise DataError(
             f"{archive}: expected names inside the archive, got {name!r}, which leads out of it.",
-            remedy="Do not unpack this archive; pack the pictures anew.",
+            remedy="Do not unpack this archive; pack the images again.",
         )
     return "/".join(part for part in plain.split("/") if part not in ("", "."))
 
@@ -35,7 +35,7 @@ def is_hidden(name: str) -> bool:
 
 
 def is_image(name: str) -> bool:
-    """Whether the suffix is that of a picture."""
+    """Whether the suffix is that of an image."""
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
@@ -50,10 +50,10 @@ class Tree:
 
 
 def class_folders(where: str, paths: Sequence[str]) -> Tree:
-    """Read <class>/<picture> or <split>/<class>/<picture> out of paths; one folder around it all is left out.
+    """Read <class>/<image> or <split>/<class>/<image> out of paths; one folder around it all is left out.
 
     Raises:
-        DataError: pictures that lie in no class folder.
+        DataError: images that lie in no class folder.
     """
     parts = [path.split("/") for path in paths]
     while (
@@ -77,7 +77,7 @@ def class_folders(where: str, paths: Sequence[str]) -> Tree:
         if len(parts[row]) < (3 if with_splits else 2):
             raise DataError(
                 f"{where}: expected one folder a class, got {paths[row]!r} lying flat.",
-                remedy="Sort the pictures into class folders, e.g. cat/1.jpg: the folder's name is the label.",
+                remedy="Sort the images into class folders, e.g. cat/1.jpg: the folder's name is the label.",
             )
     words = {word: split_of(word) for word in with_splits}
     if len(set(words.values())) < len(words):

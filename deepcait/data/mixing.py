@@ -13,7 +13,7 @@ from deepcait.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """How the pictures of a batch are mixed, and how soft their targets are. The defaults are the paper's."""
+    """How the images of a batch are mixed, and how soft their targets are. The defaults are the paper's."""
 
     mixup: float = 0.8
     """Parameter of mixup's Beta distribution; 0 is off."""
@@ -36,7 +36,7 @@ class Mix:
 
     @property
     def active(self) -> bool:
-        """Whether pictures are mixed."""
+        """Whether images are mixed."""
         return self.probability > 0 and (self.mixup > 0 or self.cutmix > 0)
 
 
@@ -49,7 +49,7 @@ class Mixer:
     Args:
         mix: what to do.
         num_classes: K.
-        replica_batch_size: B; must be even where pictures are mixed.
+        replica_batch_size: B; must be even where images are mixed.
 
     Raises:
         ConfigError: an odd batch can't be paired.
@@ -58,7 +58,7 @@ class Mixer:
     def __init__(self, mix: Mix, num_classes: int, replica_batch_size: int) -> None:
         if mix.active and replica_batch_size % 2:
             raise ConfigError(
-                f"mix: expected an even number of images a replica, got {replica_batch_size}.",
+                f"mix: expected an even number of images per replica, got {replica_batch_size}.",
                 remedy="Choose global_batch_size / replicas even, or set mix.mixup and mix.cutmix to 0.",
             )
         self.mix = mix

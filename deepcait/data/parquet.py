@@ -1,7 +1,7 @@
-"""Parquet files that hold the pictures themselves, as on the hub: a column image {bytes, path} and a label.
+"""Parquet files that hold the images themselves, as on the hub: a column image {bytes, path} and a label.
 
 Opening reads labels and paths only. Bytes are fetched a row group at a time; the groups used last stay in memory, up
-to KEPT_BYTES in each process. Read in order this costs nothing; in a random order a picture costs its group unless
+to KEPT_BYTES in each process. Read in order this costs nothing; in a random order an image costs its group unless
 that is kept, so that files larger than that are better trained on as tar, zip or folders.
 """
 
@@ -31,7 +31,7 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
 
 @dataclass(frozen=True)
 class _Layout:
-    """The columns of a file: `path` is None where pictures are bare bytes, `label` where there are none."""
+    """The columns of a file: `path` is None where images are bare bytes, `label` where there are none."""
 
     image: str
     path: str | None
@@ -54,19 +54,19 @@ class ParquetReader:
         self.firsts = [first for _, _, first in groups]
         self.first_of_file = {file: first for file, _, first in reversed(self.groups)}
         self._open: tuple[tuple[int, int], Any] | None = None  # (process, file), its ParquetFile
-        self._kept: dict[int, Any] = {}  # group -> its column of pictures, the one used last at the end
+        self._kept: dict[int, Any] = {}  # group -> its column of images, the one used last at the end
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": None, "_kept": {}}
 
     def read(self, row: int) -> bytes:
-        """Return the bytes of the picture; ImageError when the file can't be read or the cell is empty."""
+        """Return the bytes of the image; ImageError when the file can't be read or the cell is empty."""
         number = bisect.bisect_right(self.firsts, row) - 1
         cell = self._group(number, row)[row - self.firsts[number]].as_py()
         data = cell["bytes"] if isinstance(cell, dict) else cell
         if not isinstance(data, bytes):
             raise ImageError(
-                f"{self.locate(row)}: expected a picture, got an empty cell.",
+                f"{self.locate(row)}: expected an image, got an empty cell.",
                 remedy="Parquet with paths only is a manifest: give it a column path.",
             )
         return data
@@ -110,11 +110,11 @@ class ParquetReader:
 
 
 def load_parquet(place: str) -> tuple[Table, Reader]:
-    """List the pictures of one parquet file, a pattern or a folder; a manifest is recognised by its columns.
+    """List the images of one parquet file, a pattern or a folder; a manifest is recognised by its columns.
 
     Raises:
         ConfigError: pyarrow is not installed.
-        DataError: no parquet, no pictures in it, or files that do not fit together.
+        DataError: no parquet, no images in it, or files that do not fit together.
     """
     files = find_shards(place, ".parquet")
     words = splits_of_shards(files, place)
@@ -168,7 +168,7 @@ def _no_labels(file: str) -> str:
 
 
 def _read_rows(file: str, layout: _Layout) -> tuple[list[str], list[Label], list[int]]:
-    """Paths and labels of the rows of a file, and the size of each row group; no picture is read."""
+    """Paths and labels of the rows of a file, and the size of each row group; no image is read."""
     parquet = require("pyarrow.parquet", asked="parquet", extra="data")
     wanted = [column for column in (layout.path, layout.label) if column]
     with open_binary(file) as opened:
@@ -194,14 +194,14 @@ def _read_rows(file: str, layout: _Layout) -> tuple[list[str], list[Label], list
     if odd is not None:
         raise DataError(
             f"{file}: expected integers or class names in the column {layout.label}, got {odd!r}.",
-            remedy="One label a picture.",
+            remedy="One label an image.",
         )
     # The hub writes -1 where a test set keeps its labels to itself.
     return [path.replace("\\", "/") for path in paths], [None if label == -1 else label for label in labels], sizes
 
 
 def _layout(file: str) -> _Layout | None:
-    """The columns of a file with pictures in it, None where it holds none."""
+    """The columns of a file with images in it, None where it holds none."""
     parquet = require("pyarrow.parquet", asked="parquet", extra="data")
     types = require("pyarrow", asked="parquet", extra="data").types
     with open_binary(file) as opened:
@@ -212,7 +212,7 @@ def _layout(file: str) -> _Layout | None:
     fields = {field.name: field.type for field in schema}
     structs = [name for name, kind in fields.items() if types.is_struct(kind) and kind.get_field_index("bytes") >= 0]
     binary = [name for name, kind in fields.items() if types.is_binary(kind) or types.is_large_binary(kind)]
-    # Some programs write texts as bytes: what is called a path or a name is no picture.
+    # Some programs write texts as bytes: what is called a path or a name is no image.
     images = structs or [name for name in binary if "path" not in name.lower() and "name" not in name.lower()]
     image = next((name for name in IMAGE_COLUMNS if name in images), images[0] if images else None)
     if image is None:

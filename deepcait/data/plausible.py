@@ -37,7 +37,7 @@ def require_classes(spec: str | os.PathLike[str], samples: Source) -> None:
     """Raise unless there are two classes to tell apart.
 
     Args:
-        spec: the data SPEC.
+        spec: the DATA.
         samples: what is trained on, labelled.
 
     Raises:
@@ -57,7 +57,7 @@ def doubts(spec: str | os.PathLike[str], samples: Source) -> list[Doubt]:
     """Return what makes the data of a training doubtful, none of which ends it.
 
     Args:
-        spec: the data SPEC.
+        spec: the DATA.
         samples: what is trained on, labelled, before a part of it is chosen or shrunk.
     """
     counts = Counter(samples.classes[label] for label in samples.labels if label is not None)

@@ -60,7 +60,7 @@ def significant_bits(data: bytes) -> int:
     return 0
 
 
-def mend_end(data: bytes) -> bytes | None:
+def complete_end(data: bytes) -> bytes | None:
     """Return a PNG whose end is missing as a whole one, if all its pixels are there; else None."""
     if len(data) < 33 or data[12:16] != b"IHDR" or data[28] or data[24] not in (1, 2, 4, 8, 16):
         return None

@@ -1,4 +1,4 @@
-"""From a picture to the tensor a model was trained to see: one path for every verb."""
+"""From an image to the tensor a model was trained to see: one path for every command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PIL_MODES = {1: "L", 3: "RGB"}
 # timm's meaning of a configuration that does not say.
 _TIMM_CROP_PCT = 0.875
 _MAX_ASPECT = 32
-# The picture is resized to the model's size divided by this: a thousandth would fill all memory.
+# The image is resized to the model's size divided by this: a thousandth would fill all memory.
 _MIN_CROP_RATIO = 0.1
 
 
@@ -38,14 +38,14 @@ class Preprocessing:
     """Resize, centre crop, scale to [0, 1], subtract mean, divide by std.
 
         square size S    the shorter side becomes floor(S / crop_ratio), then the centre S x S
-        size H x W       the picture is scaled until it just covers floor(H / crop_ratio) x
+        size H x W       the image is scaled until it just covers floor(H / crop_ratio) x
                          floor(W / crop_ratio), then the centre H x W
 
     Bitwise what timm's evaluation transform computes (crop mode "center").
-    Deviation: a picture so long and thin that a side would be resized to more than 32 times the
+    Deviation: an image so long and thin that a side would be resized to more than 32 times the
     target's longer side loses its outer parts first; whole, 50 KB on disk could fill all memory.
 
-    One path for every verb: pixels as integers, then numbers, a picture or a batch at a time, with the same bits.
+    One path for every command: pixels as integers, then numbers, an image or a batch at a time, with the same bits.
 
     Args:
         img_size: (H, W) in pixels.
@@ -73,7 +73,7 @@ class Preprocessing:
         object.__setattr__(self, "mean", _tuple_of(float, self.mean, "mean"))
         object.__setattr__(self, "std", _tuple_of(float, self.std, "std"))
         _require(len(self.img_size) == 2 and min(self.img_size) > 0, "img_size", "(H, W), positive", self.img_size)
-        _require(len(self.mean) > 0 and all(map(math.isfinite, self.mean)), "mean", "a number a channel", self.mean)
+        _require(len(self.mean) > 0 and all(map(math.isfinite, self.mean)), "mean", "a number per channel", self.mean)
         _require(len(self.std) == len(self.mean), "std", f"{len(self.mean)} numbers like mean", self.std)
         _require(all(0 < value < math.inf for value in self.std), "std", "positive numbers", self.std)
         known = isinstance(self.interpolation, str) and self.interpolation in _INTERPOLATIONS
@@ -88,7 +88,7 @@ class Preprocessing:
         return len(self.mean)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Turn one picture into the model's input.
+        """Turn one image into the model's input.
 
         Returns:
             image_CHW: float32, normalised.
@@ -99,7 +99,7 @@ class Preprocessing:
         return self.normalise(self.pixels(image))
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """The part of the picture that the model sees, as pixels_CHW, uint8: a quarter of the tensor's bytes.
+        """The part of the image that the model sees, as pixels_CHW, uint8: a quarter of the tensor's bytes.
 
         Raises:
             ConfigError: C is neither 1 (grey) nor 3 (RGB).
@@ -113,21 +113,21 @@ class Preprocessing:
             pixels: uint8, (C, H, W) or (B, C, H, W).
 
         Returns:
-            The same shape in float32, on the same device; the same bits for a picture alone and in a batch.
+            The same shape in float32, on the same device; the same bits for an image alone and in a batch.
         """
         mean_C11, std_C11 = (_per_channel(values, pixels.device) for values in (self.mean, self.std))
         if pixels.ndim == 3 or pixels.device.type != "cpu":
             return pixels.to(torch.float32).div_(255).sub_(mean_C11).div_(std_C11)
         images_BCHW = torch.empty(pixels.shape, dtype=torch.float32)
-        # Picture by picture: each stays in the processor's cache from the first operation to the last.
+        # Image by image: each stays in the processor's cache from the first operation to the last.
         for image_CHW, pixels_CHW in zip(images_BCHW, pixels, strict=True):
             torch.div(pixels_CHW, 255, out=image_CHW).sub_(mean_C11).div_(std_C11)
         return images_BCHW
 
     def frame(self, image: Image.Image) -> Image.Image:
-        """The part of the picture that the model sees, as a picture of W x H pixels with C channels."""
+        """The part of the image that the model sees, as an image of W x H pixels with C channels."""
         mode = _PIL_MODES.get(self.channels)
-        _require(mode is not None, "channels", "1 (grey) or 3 (RGB) to read a picture", self.channels)
+        _require(mode is not None, "channels", "1 (grey) or 3 (RGB) to read an image", self.channels)
         if image.mode != mode:
             image = image.convert(mode)
         image = self._limit_aspect(image)
@@ -143,7 +143,7 @@ class Preprocessing:
         return image.crop((left, top, left + crop_width, top + crop_height))
 
     def seen_box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Where `frame` lies in a picture of this size: (left, top, right, bottom) in its pixels."""
+        """Where `frame` lies in an image of this size: (left, top, right, bottom) in its pixels."""
         (x0, x1), (y0, y1) = self._kept_sides(width, height)
         resized_width, resized_height = self._covering_size(x1 - x0, y1 - y0)
         crop_height, crop_width = self.img_size
@@ -186,7 +186,7 @@ class Preprocessing:
             interpolation=cfg.get("interpolation") or "bicubic",
             crop_ratio=cfg.get("crop_pct") or _TIMM_CROP_PCT,
         )
-        _require(preprocessing.channels == size[0], "mean", f"{size[0]} numbers, one a channel", preprocessing.mean)
+        _require(preprocessing.channels == size[0], "mean", f"{size[0]} numbers, one per channel", preprocessing.mean)
         return preprocessing
 
     def __str__(self) -> str:
@@ -211,7 +211,7 @@ class Preprocessing:
         return image if box == (0, 0, *image.size) else image.crop(box)
 
     def _kept_sides(self, width: int, height: int) -> list[tuple[int, int]]:
-        """From where to where the picture is used: of its width, then of its height."""
+        """From where to where the image is used: of its width, then of its height."""
         longest = _MAX_ASPECT * max(math.floor(side / self.crop_ratio) for side in self.img_size)
         kept_sides = []
         for side, resized in zip((width, height), self._covering_size(width, height), strict=True):

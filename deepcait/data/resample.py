@@ -34,7 +34,7 @@ def resize_pixels(pixels_HWC: np.ndarray, size: tuple[int, int], interpolation: 
 
 
 def planes(image: Image.Image) -> Tensor:
-    """The pixels of a grey or RGB picture as pixels_CHW, uint8: band by band, which is faster than to permute."""
+    """The pixels of a grey or RGB image as pixels_CHW, uint8: band by band, which is faster than to permute."""
     bands = image.split()
     pixels_CHW = torch.empty((len(bands), image.height, image.width), dtype=torch.uint8)
     for pixels_HW, band in zip(pixels_CHW.numpy(), bands, strict=True):

@@ -31,7 +31,7 @@ def seed_everything(seed: int) -> None:
 def seed_sample(seed: int) -> None:
     """Seed the generators that augmentation draws from, to the same state as `seed_everything`, without accelerators'.
 
-    It is called for every picture, and looking for accelerators takes longer than seeding.
+    It is called for every image, and looking for accelerators takes longer than seeding.
     """
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)

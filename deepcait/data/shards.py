@@ -1,4 +1,4 @@
-"""Files that hold many pictures, here or behind a URL: named by a pattern, read in part.
+"""Files that hold many images, here or behind a URL: named by a pattern, read in part.
 
 Nothing stays open between two reads, so that a source can travel to worker processes and be read by threads.
 """

@@ -1,4 +1,4 @@
-"""Training pictures made smaller once, and kept: large photographs cost mostly their decoding, each time anew."""
+"""Training images made smaller once, and kept: large photographs cost mostly their decoding, each time again."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _CHECKSUM_BYTES = 4
 
 
 class Shrunk:
-    """A source whose larger pictures come with their shorter side at `side_px`, uncompressed.
+    """A source whose larger images come with their shorter side at `side_px`, uncompressed.
 
     With a folder they are kept there, under a hash of the original file's bytes and of the size: a file that changes
     is another key, so that nothing kept can go stale, and equal files share one. A kept file that is damaged is made
-    anew. The original is read each time, for its hash; it is not decoded.
+    again. The original is read each time, for its hash; it is not decoded.
 
     Args:
-        source: where pictures come from.
-        side_px: smaller pictures stay as they are.
+        source: where images come from.
+        side_px: smaller images stay as they are.
         folder: where to keep them; None keeps nothing. The pixels are the same.
     """
 
@@ -74,7 +74,7 @@ class Shrunk:
 
 
 def shrunk(source: Source, side_px: int, folder: str) -> Source:
-    """Return the source with its pictures shrunk to `side_px`, kept in `folder` where one is named; 0 px is off.
+    """Return the source with its images shrunk to `side_px`, kept in `folder` where one is named; 0 px is off.
 
     Raises:
         ConfigError: a negative size, or a folder without a size.
@@ -88,7 +88,7 @@ def shrunk(source: Source, side_px: int, folder: str) -> Source:
 
 
 def shrink(data: bytes, side_px: int, *, name: str, options: ImageOptions = DEFAULT) -> bytes:
-    """Return a BMP file of the picture, upright, its shorter side `side_px`. Raises ImageError."""
+    """Return a BMP file of the image, upright, its shorter side `side_px`. Raises ImageError."""
     image = decode_image(data, name=name, options=options)
     share = side_px / min(image.size)
     width, height = (max(side_px, round(side * share)) for side in image.size)

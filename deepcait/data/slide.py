@@ -1,4 +1,4 @@
-"""Shearing and shifting a picture: rows that slide along themselves, several times as fast as a general warp."""
+"""Shearing and shifting an image: rows that slide along themselves, several times as fast as a general warp."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from PIL import Image
 
 
 class Slide:
-    """timm's shears and translations of an RGB picture, bicubic, up to one of 255 levels from Pillow's.
+    """timm's shears and translations of an RGB image, bicubic, up to one of 255 levels from Pillow's.
 
     Pillow computes them as any warp, from 4 x 4 neighbours of each pixel; a row that slides needs 4.
 
     Args:
         name: of timm's operation, a key of SLIDES.
-        original: that operation, for pictures and filters that are not meant.
+        original: that operation, for images and filters that are not meant.
     """
 
     def __init__(self, name: str, original: Any) -> None:
@@ -24,7 +24,7 @@ class Slide:
         self.original = original
 
     def __call__(self, image: Image.Image, amount: float, **kwargs: Any) -> Image.Image:
-        """Return the picture sheared by the factor, or shifted by the part of its side, `amount`."""
+        """Return the image sheared by the factor, or shifted by the part of its side, `amount`."""
         if image.mode != "RGB" or kwargs.get("resample") != Image.Resampling.BICUBIC:
             return self.original(image, amount, **kwargs)
         shears, columns = self.name.startswith("Shear"), self.name.endswith(("Y", "YRel"))

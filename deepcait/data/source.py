@@ -10,7 +10,7 @@ from deepcait.errors import DataError
 
 
 class Sample(NamedTuple):
-    """One picture as it lies on disk.
+    """One image as it lies on disk.
 
     data: the undecoded file. label: class index, None where the source has no labels.
     name: relative, "/" between parts, the same whatever machine or order reads it.
@@ -23,7 +23,7 @@ class Sample(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """An indexed collection of labelled pictures; opening it reads no picture."""
+    """An indexed collection of labelled images; opening it reads no image."""
 
     kind: str  # folder, ...
     split: str  # train, val, test or all

@@ -1,4 +1,4 @@
-"""A data SPEC resolved: the kind of the source, and which split serves which role."""
+"""A DATA resolved: the kind of the source, and which split serves which role."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _builtin_path(place: str) -> Path:
 
 
 def _listed(load: Callable[[str], tuple[Table, Reader]]) -> Kind:
-    """A kind whose every picture is listed in one table."""
+    """A kind whose every image is listed in one table."""
     return Kind(
         open=lambda place, split, classes, labels: open_table(*load(place), split, classes, labels),
         splits=lambda place: table_splits(load(place)[0]),
@@ -112,7 +112,7 @@ KINDS = {
 
 
 def parse_spec(spec: str | os.PathLike[str]) -> tuple[str, str]:
-    """Split a data SPEC into (kind, place); the kind of a bare path is recognised.
+    """Split a DATA into (kind, place); the kind of a bare path is recognised.
 
     Raises:
         ConfigError: an unknown kind.
@@ -172,7 +172,7 @@ def open_source(
     classes: Sequence[str] | None = None,
     labels: str = "auto",
 ) -> Source:
-    """Open a data SPEC as it lies; nothing is held out here, see `open_split`.
+    """Open a DATA as it lies; nothing is held out here, see `open_split`.
 
     Args:
         spec: a path, a kind and a path (tar:PATH), a benchmark and its root (cifar10:ROOT), or builtin:demo.

@@ -120,7 +120,7 @@ def read_manifest(path: str | os.PathLike[str], names: Sequence[str]) -> tuple[l
 
 
 def _not_a_manifest(path: str | os.PathLike[str], got: str) -> DataError:
-    return DataError(f"{path}: expected a split manifest ({_FORMAT}), got {got}.", remedy="Delete it to split anew.")
+    return DataError(f"{path}: expected a split manifest ({_FORMAT}), got {got}.", remedy="Delete it to split again.")
 
 
 def _rank(seed: int | str, name: str) -> bytes:

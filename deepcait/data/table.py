@@ -1,4 +1,4 @@
-"""Every picture of a collection as one row of a table; from the table, a source for one split."""
+"""Every image of a collection as one row of a table; from the table, a source for one split."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from deepcait.errors import DataError, some
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """What is known of every picture before one is read.
+    """What is known of every image before one is read.
 
     Args:
         kind: csv, parquet, tar, ...
         where: what errors call the collection.
-        paths: of each picture, with "/" between parts.
+        paths: of each image, with "/" between parts.
         labels: class name, class index, or None where there is none.
         splits: word for the split as it stands there ("validation"), None where there are no splits.
-        parts: the file that holds the picture; tells apart equal paths of several files.
+        parts: the file that holds the image; tells apart equal paths of several files.
         class_names: index -> name, where the collection fixes it: its labels are then indices or these names.
         note: what was assumed, for the user.
         unlabelled: why images have no label, where none has: what was looked for and what was there.
@@ -44,7 +44,7 @@ class Reader(Protocol):
     """Fetches the bytes of a row; it is pickled to worker processes and opens files there when it needs them."""
 
     def read(self, row: int) -> bytes:
-        """The undecoded picture; ImageError when it can't be read."""
+        """The undecoded image; ImageError when it can't be read."""
         ...
 
     def locate(self, row: int) -> str:
@@ -94,7 +94,7 @@ class TableSource:
         return Sample(self.reader.read(self.rows[index]), self.labels[index], self.names[index])
 
     def locate(self, index: int) -> str:
-        """Where the picture lies, for messages."""
+        """Where the image lies, for messages."""
         return self.reader.locate(self.rows[index])
 
 
@@ -223,7 +223,7 @@ def _names(table: Table, rows: list[int], split: str | None) -> list[str]:
     if len(set(names)) < len(names):
         twice = [name for name, count in Counter(names).items() if count > 1]
         raise DataError(
-            f"{table.where}: expected every picture once, got {some(twice)} more than once.",
+            f"{table.where}: expected every image once, got {some(twice)} more than once.",
             remedy="Remove the repetitions.",
         )
     return names

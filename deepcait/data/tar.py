@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files of pictures and labels, read in place by an index of offsets.
+"""WebDataset shards: tar files of images and labels, read in place by an index of offsets.
 
 Members whose names agree up to the first dot of the last part are one sample: `000012.jpg` and `000012.cls` (an
 integer or a class name) or `000012.json` (its key `label`). Where names have dots in them (`scan.v1.000.png`), those
@@ -30,7 +30,7 @@ _MAX_DIGITS = 18
 
 
 class Entry(NamedTuple):
-    """Where a picture lies in its shard, and its label."""
+    """Where an image lies in its shard, and its label."""
 
     name: str
     offset: int
@@ -54,7 +54,7 @@ class TarReader:
         if num_bytes > self.max_bytes:
             raise ImageError(
                 f"{self.locate(row)}: expected at most {self.max_bytes:,} bytes, got {num_bytes:,}.",
-                remedy="Leave it out, or make the picture smaller.",
+                remedy="Leave it out, or make the image smaller.",
             )
         return read_range(self.shards[shard], offset, num_bytes)
 
@@ -67,7 +67,7 @@ def load_tar(place: str) -> tuple[Table, TarReader]:
     """List the samples of shards: a file, a pattern, a folder, here or behind a URL.
 
     Raises:
-        DataError: a shard that is no tar, damaged, compressed or unsafe, or without pictures.
+        DataError: a shard that is no tar, damaged, compressed or unsafe, or without images.
     """
     shards = find_shards(place, ".tar")
     words = splits_of_shards(shards, place)
@@ -123,7 +123,7 @@ def _parse_index(rows: Any, size: int) -> list[Entry] | None:
 
 
 def _scan(shard: str, size: int) -> list[Entry]:
-    pictures: dict[str, list[tuple[str, int, int]]] = {}
+    images: dict[str, list[tuple[str, int, int]]] = {}
     labels: dict[str, dict[str, Label]] = {}
     dotted: dict[str, dict[str, Label]] = {}  # of names with dots in them, by all but the last
     try:
@@ -136,11 +136,11 @@ def _scan(shard: str, size: int) -> list[Entry]:
                     got = "a member cut short" if info.isreg() and not info.issparse() else "a link, device or hole"
                     raise DataError(
                         f"{shard}: expected plain files, got {got}: {name}.",
-                        remedy="Pack the pictures themselves (tar --dereference), or fetch the shard again.",
+                        remedy="Pack the images themselves (tar --dereference), or fetch the shard again.",
                     )
                 key, suffix = _key_and_suffix(name)
                 if is_image(name):
-                    pictures.setdefault(key, []).append((name, info.offset_data, info.size))
+                    images.setdefault(key, []).append((name, info.offset_data, info.size))
                 elif suffix not in _LABELS and name.lower().endswith(tuple(f".{one}" for one in _LABELS)):
                     stem, _, last = name.rpartition(".")
                     dotted.setdefault(stem, {})[last.lower()] = _read_label(archive, info, shard, last.lower())
@@ -161,14 +161,14 @@ def _scan(shard: str, size: int) -> list[Entry]:
             remedy="Fetch it again; unpack .tar.gz to .tar, which can be read from the middle.",
         ) from error
     entries = []
-    for key, members in pictures.items():
+    for key, members in images.items():
         own = labels.get(key)
         if own is None:  # nothing ties them together
             for member in members:
                 own = dotted.get(member[0].rpartition(".")[0], {})
                 entries.append(Entry(*member, own.get("cls", own.get("json"))))
         else:
-            entries.append(Entry(*_one_picture(shard, key, members), own.get("cls", own.get("json"))))
+            entries.append(Entry(*_one_image(shard, key, members), own.get("cls", own.get("json"))))
     return entries
 
 
@@ -178,14 +178,14 @@ def _key_and_suffix(name: str) -> tuple[str, str]:
     return folder + slash + stem, suffix.lower()
 
 
-def _one_picture(shard: str, key: str, members: list[tuple[str, int, int]]) -> tuple[str, int, int]:
-    """The picture of a sample: its only one, or the only one with nothing between the first dot and the suffix."""
+def _one_image(shard: str, key: str, members: list[tuple[str, int, int]]) -> tuple[str, int, int]:
+    """The image of a sample: its only one, or the only one with nothing between the first dot and the suffix."""
     plain = [member for member in members if f".{_key_and_suffix(member[0])[1]}" in IMAGE_SUFFIXES]
     chosen = members if len(members) == 1 else plain
     if len(chosen) != 1:
         names = ", ".join(member[0] for member in members[:4])
         raise DataError(
-            f"{shard}: expected one picture for the sample {key!r}, got {names}.",
+            f"{shard}: expected one image for the sample {key!r}, got {names}.",
             remedy="Names of one sample differ only after the first dot; rename the others.",
         )
     return chosen[0]

@@ -1,6 +1,6 @@
 """A zip of class folders, with or without splits, read in place.
 
-The list of members is read once, when the source is opened; a picture is then fetched by its offset, and never
+The list of members is read once, when the source is opened; an image is then fetched by its offset, and never
 more of it than the list declares.
 """
 
@@ -24,7 +24,7 @@ _METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 
 
 class Entry(NamedTuple):
-    """Where a picture lies in the archive."""
+    """Where an image lies in the archive."""
 
     name: str
     offset: int
@@ -44,12 +44,12 @@ class ZipReader:
         self.entries = list(entries)
 
     def read(self, row: int) -> bytes:
-        """Return the unpacked member; ImageError when it is damaged or larger than any picture may be."""
+        """Return the unpacked member; ImageError when it is damaged or larger than any image may be."""
         entry = self.entries[row]
         if max(entry.num_bytes, entry.num_packed) > self.max_bytes:
             raise ImageError(
                 f"{self.locate(row)}: expected at most {self.max_bytes:,} bytes, got {entry.num_bytes:,} declared.",
-                remedy="A decompression bomb, or no picture: leave it out.",
+                remedy="A decompression bomb, or no image: leave it out.",
             )
         header = read_range(self.place, entry.offset, _LOCAL_HEADER.size)
         signature, *_, num_name, num_extra = _LOCAL_HEADER.unpack(header)
@@ -78,15 +78,15 @@ class ZipReader:
 
 
 def load_zip(place: str) -> tuple[Table, ZipReader]:
-    """List the pictures of a zip of class folders.
+    """List the images of a zip of class folders.
 
     Raises:
-        DataError: no zip, unsafe names, links, encryption, or pictures outside class folders.
+        DataError: no zip, unsafe names, links, encryption, or images outside class folders.
     """
     place = find_one(place, ".zip")
     entries = _list(place)
     if not entries:
-        raise DataError(f"{place}: expected images, got none.", remedy="Pack class folders with pictures.")
+        raise DataError(f"{place}: expected images, got none.", remedy="Pack class folders with images.")
     tree = class_folders(place, [entry.name for entry in entries])
     table = Table(kind="zip", where=place, paths=tree.paths, labels=tree.labels, splits=tree.splits)
     return table, ZipReader(place, [entries[row] for row in tree.rows])
@@ -98,7 +98,7 @@ def _list(place: str) -> list[Entry]:
             infos = archive.infolist()
     except (zipfile.BadZipFile, OSError, NotImplementedError, OverflowError, struct.error, UnicodeDecodeError) as error:
         raise DataError(
-            f"{place}: expected a zip archive, got {error}.", remedy="Fetch it again, or pack it anew."
+            f"{place}: expected a zip archive, got {error}.", remedy="Fetch it again, or pack it again."
         ) from error
     entries = []
     for info in infos:

@@ -161,7 +161,7 @@ def check_complete(task: Task, num_classes: int) -> list[str]:
 
 
 def read_real_labels(path: str | os.PathLike[str] | None = None) -> list[list[int]]:
-    """Return the ReaL labels: entry i belongs to the image number i + 1; an empty list where nobody agreed on any.
+    """Return the ReaL labels: entry i belongs to the image number i + 1; an empty list if it has none.
 
     Args:
         path: a JSON list of lists of class indices; None takes timm's packaged copy, whose sha256 is checked.

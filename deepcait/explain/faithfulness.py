@@ -143,6 +143,6 @@ def _curves(
         .repeat_interleave(width // columns, dim=3)
         .to(image_CHW.device)
     )
-    pictures = torch.cat((image_CHW * ~changed_S1HW, image_CHW * changed_S1HW))
-    values = torch.cat([probability(part).float().cpu() for part in pictures.split(batch_size)])
+    both_BCHW = torch.cat((image_CHW * ~changed_S1HW, image_CHW * changed_S1HW))
+    values = torch.cat([probability(part).float().cpu() for part in both_BCHW.split(batch_size)])
     return values[: steps + 1], values[steps + 1 :]

@@ -22,7 +22,7 @@ from deepcait.serve.limits import Limits
 from deepcait.serve.pages import read_assets, sample_names
 from deepcait.serve.pipeline import Pipeline, Seen, Timing
 from deepcait.serve.refusal import BODY_READ, SECURITY_HEADERS, Answer, Refusal, RequestError, overloaded
-from deepcait.serve.upload import Picture, read_form, require_form
+from deepcait.serve.upload import Upload, read_form, require_form
 
 if TYPE_CHECKING:
     from deepcait.classifier import Classifier
@@ -187,15 +187,15 @@ class Service:
     async def _ask(self, request: Request, *, explain: bool, topk: int) -> tuple[list[Seen], Timing]:
         self.pipeline.expect()
         try:
-            pictures = await self._read(request)
-            if explain and len(pictures) != 1:
+            uploads = await self._read(request)
+            if explain and len(uploads) != 1:
                 raise RequestError(
-                    400, f"form: expected one picture to explain, got {len(pictures)}.", remedy="Send them one by one."
+                    400, f"form: expected one image to explain, got {len(uploads)}.", remedy="Send them one by one."
                 )
         except BaseException:
             self.pipeline.forget()
             raise
-        job = self.pipeline.submit(pictures, explain=explain, topk=topk)
+        job = self.pipeline.submit(uploads, explain=explain, topk=topk)
         leaving = asyncio.ensure_future(request.receive())  # the body is read: only the client's going is left to come
         try:
             await asyncio.wait((job.done, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -208,7 +208,7 @@ class Service:
             job.done.cancel()
             leaving.cancel()
 
-    async def _read(self, request: Request) -> list[Picture]:
+    async def _read(self, request: Request) -> list[Upload]:
         """The images of the body."""
         require_form(request.headers.get("content-type", ""))
         if encoding := request.headers.get("content-encoding"):
@@ -235,7 +235,7 @@ class Service:
                 self._num_buffered_bytes += len(chunk)
                 if num_bytes > self.limits.max_body_bytes:
                     raise self._too_large()
-                # A body that has been read stays in memory until its pictures are decoded.
+                # A body that has been read stays in memory until its images are decoded.
                 if self._num_buffered_bytes + self.pipeline.num_bytes > self.limits.max_buffered_bytes:
                     raise overloaded("bodies: expected less at once, got more than the service keeps in memory.")
                 yield chunk
@@ -247,7 +247,7 @@ class Service:
         return RequestError(
             413,
             f"body: expected at most {self.limits.max_body_bytes:,} bytes, got more.",
-            remedy="Make the pictures smaller, or send them in several requests.",
+            remedy="Make the images smaller, or send them in several requests.",
         )
 
     async def _healthz(self, request: Request) -> Response:
@@ -302,7 +302,7 @@ def _topk(request: Request) -> int:
 
 
 def _as_result(seen: Seen) -> dict[str, Any]:
-    """The object that `predict --json` has for a picture."""
+    """The object that `predict --json` has for an image."""
     return {"file": seen.name, "predictions": [prediction._asdict() for prediction in seen.predictions]}
 
 

@@ -12,7 +12,7 @@ _HELP = {
     "batches_total": "Batches they passed in.",
     "body_bytes_total": "Bytes of request bodies.",
     "request_seconds_total": "Time from the headers to the answer, summed over requests.",
-    "decode_seconds_total": "Time in decoding and preprocessing, summed over pictures.",
+    "decode_seconds_total": "Time in decoding and preprocessing, summed over images.",
     "queue_seconds_total": "Time images waited for the network, summed over images.",
     "network_seconds_total": "Time in the network, summed over batches.",
 }
@@ -37,7 +37,7 @@ class Counters:
             return sum(value for (known, _), value in self._sums.items() if known == name)
 
     def text(self, gauges: dict[str, tuple[str, float]]) -> str:
-        """Return every counter, and values of the moment (name -> help and value), one a line."""
+        """Return every counter, and values of the moment (name -> help and value), one per line."""
         with self._lock:
             sums = sorted(self._sums.items())
         lines = []

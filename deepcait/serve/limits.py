@@ -17,13 +17,13 @@ class Limits:
         max_wait_s: how long a batch that is not full waits for requests that are on their way.
         max_queue: images that wait for the network; more get 503.
         max_requests: predict and explain requests at once, from their first body byte to their answer; more get 503.
-        max_images: pictures in one request.
+        max_images: images in one request.
         max_body_bytes: a request body, checked by Content-Length and while it streams in.
-        max_buffered_bytes: the bodies of all requests together, until their pictures are decoded; more get 503.
-        max_pixels: a picture, by its header, before it is decoded.
+        max_buffered_bytes: the bodies of all requests together, until their images are decoded; more get 503.
+        max_pixels: an image, by its header, before it is decoded.
         max_header_bytes: request line and headers.
         max_connections: open connections; further ones are told 503.
-        num_decoders: threads that decode pictures.
+        num_decoders: threads that decode images.
         header_timeout_s: from connecting, or from the first byte of a further request, to the end of its headers.
         deadline_s: from the end of the headers to the answer.
         body_timeout_s: from the end of the headers to the end of the body.
@@ -61,6 +61,6 @@ class Limits:
                 )
         if self.max_images > self.max_queue:
             raise ConfigError(
-                f"max_queue: expected room for the {self.max_images} pictures of one request, got {self.max_queue}.",
+                f"max_queue: expected room for the {self.max_images} images of one request, got {self.max_queue}.",
                 remedy="Raise --max-queue, or lower --max-images.",
             )

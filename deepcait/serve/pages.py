@@ -45,7 +45,7 @@ def read_assets() -> dict[str, Asset]:
 
 
 def sample_names() -> list[dict[str, str]]:
-    """Return path and class name of the bundled pictures: the first of each class, nothing chosen by content."""
+    """Return path and class name of the bundled images: the first of each class, nothing chosen by content."""
     return [{"path": path, "label": label} for path, (label, _) in _samples().items()]
 
 

@@ -17,7 +17,7 @@ from deepcait.data import open_image
 from deepcait.serve.counters import Counters
 from deepcait.serve.limits import Limits
 from deepcait.serve.refusal import overloaded
-from deepcait.serve.upload import Picture
+from deepcait.serve.upload import Upload
 
 if TYPE_CHECKING:
     from deepcait.classifier import Classifier, Prediction
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Seen:
-    """One picture on its way: what the model sees of it, then what it says.
+    """One image on its way: what the model sees of it, then what it says.
 
     Args:
-        name: what the client calls the picture.
-        size: (width, height) of the upright picture in pixels.
+        name: what the client calls the image.
+        size: (width, height) of the upright image in pixels.
         box: the part that the model sees, (left, top, right, bottom) in those pixels.
-        image: the preprocessed picture, (C, H, W).
+        image: the preprocessed image, (C, H, W).
         placed_s: when it joined the queue.
         predictions: filled in by the network.
         attention: class attention, (class blocks, A, 1 + N), where it was asked for.
@@ -58,9 +58,9 @@ class Timing:
 
 @dataclass(eq=False)
 class Job:
-    """The pictures of one request, of `num_bytes` together; `done` gets the list of `Seen`, or what went wrong."""
+    """The images of one request, of `num_bytes` together; `done` gets the list of `Seen`, or what went wrong."""
 
-    pictures: list[Picture]
+    uploads: list[Upload]
     num_bytes: int
     explain: bool
     topk: int
@@ -74,11 +74,11 @@ class Pipeline:
     """Decodes and answers; every method but `close` belongs to the thread of the event loop.
 
     An answer does not depend on its batch but for the rounding of float32: images pass through the network side by
-    side. A batch goes as soon as it is full or nobody is on the way; else after `max_wait_s`.
+    side. A batch is dispatched when it is full, when no request is pending, or after `max_wait_s`.
 
     Args:
         classifier: the model; its `logits` and `class_attention` are called from one thread only.
-        limits: sizes of queue and batch, pixels of a picture.
+        limits: sizes of queue and batch, pixels of an image.
         counters: where images, batches and times are counted.
     """
 
@@ -93,7 +93,7 @@ class Pipeline:
         self._closing = False
         self._num_coming = 0
         self._num_waiting = 0  # images that were let in and have not been taken by the network
-        self._num_bytes = 0  # of the pictures that have not been decoded
+        self._num_bytes = 0  # of the images that have not been decoded
         self._image_s = 0.0  # network time of an image, a moving average
         self._threads = [
             threading.Thread(target=self._decode_jobs, name=f"decoder-{i}") for i in range(limits.num_decoders)
@@ -110,7 +110,7 @@ class Pipeline:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the pictures that wait to be decoded, or are being decoded."""
+        """Bytes of the images that wait to be decoded, or are being decoded."""
         return self._num_bytes
 
     def is_alive(self) -> bool:
@@ -128,30 +128,30 @@ class Pipeline:
             self._num_coming -= 1
             self._changed.notify_all()
 
-    def submit(self, pictures: list[Picture], *, explain: bool, topk: int) -> Job:
-        """Place the pictures of a request that was expected; cancelling its `done` takes them out again.
+    def submit(self, uploads: list[Upload], *, explain: bool, topk: int) -> Job:
+        """Place the images of a request that was expected; cancelling its `done` takes them out again.
 
-        What `done` may raise: ImageError where a picture can't be read, WeightsError where the model gives no numbers.
+        What `done` may raise: ImageError where an image can't be read, WeightsError where the model gives no numbers.
 
         Raises:
             RequestError: the queue is full.
         """
         self._loop = asyncio.get_running_loop()
-        num_bytes = sum(len(picture.data) for picture in pictures)
+        num_bytes = sum(len(upload.data) for upload in uploads)
         with self._changed:
-            full = self._closing or self._num_waiting + len(pictures) > self.limits.max_queue
+            full = self._closing or self._num_waiting + len(uploads) > self.limits.max_queue
             if full:
                 self._num_coming -= 1
             else:
-                self._num_waiting += len(pictures)
+                self._num_waiting += len(uploads)
                 self._num_bytes += num_bytes
         if full:
             raise overloaded(
-                f"queue: expected room for {len(pictures)} images, got {self._num_waiting} waiting of at most "
+                f"queue: expected room for {len(uploads)} images, got {self._num_waiting} waiting of at most "
                 f"{self.limits.max_queue}.",
                 retry_after_s=min(max(1, round(self._num_waiting * self._image_s)), 60),
             )
-        job = Job(pictures, num_bytes, explain, topk, self._loop.create_future())
+        job = Job(uploads, num_bytes, explain, topk, self._loop.create_future())
         self._to_decode.put(job)
         return job
 
@@ -170,11 +170,11 @@ class Pipeline:
 
     def _decode_jobs(self) -> None:
         while (job := self._to_decode.get()) is not None:
-            began_s, num_images, error = time.perf_counter(), len(job.pictures), None
+            began_s, num_images, error = time.perf_counter(), len(job.uploads), None
             try:
-                while job.pictures and not job.done.done():  # a deadline may have passed, or the client gone
-                    job.seen.append(self._decode(job.pictures[0]))
-                    del job.pictures[0]
+                while job.uploads and not job.done.done():  # a deadline may have passed, or the client gone
+                    job.seen.append(self._decode(job.uploads[0]))
+                    del job.uploads[0]
             except Exception as caught:
                 error = caught
             job.timing.decode_s = time.perf_counter() - began_s
@@ -183,25 +183,25 @@ class Pipeline:
             with self._changed:
                 self._num_coming -= 1
                 self._num_bytes -= job.num_bytes
-                if job.pictures:
+                if job.uploads:
                     self._num_waiting -= num_images
-                    job.pictures.clear()
+                    job.uploads.clear()
                 else:
                     self._placed.extend((job, seen) for seen in job.seen)
                 self._changed.notify_all()
             if error is not None:
                 self._tell([(job, error)])
 
-    def _decode(self, picture: Picture) -> Seen:
+    def _decode(self, upload: Upload) -> Seen:
         limits, preprocessing = self.limits, self.classifier.preprocessing
         image = open_image(
-            bytes(picture.data),
-            name=picture.name,
+            bytes(upload.data),
+            name=upload.name,
             options=self.classifier.image_options,
             max_bytes=limits.max_body_bytes,
             max_pixels=limits.max_pixels,
         )
-        seen = Seen(picture.name, image.size, preprocessing.seen_box(*image.size), preprocessing(image))
+        seen = Seen(upload.name, image.size, preprocessing.seen_box(*image.size), preprocessing(image))
         seen.placed_s = time.perf_counter()
         return seen
 
@@ -272,7 +272,7 @@ class Pipeline:
         if told and self._loop is not None:
             try:
                 self._loop.call_soon_threadsafe(_resolve, told)
-            except RuntimeError:  # the loop has ended: nobody waits any more
+            except RuntimeError:  # the loop has ended: nothing waits any more
                 return
 
 

@@ -58,7 +58,7 @@ def serve(
     """
     _require_host_names(allow_hosts)
     limits = limits or Limits()
-    # Pillow warns of odd metadata; whoever sends such pictures shall not fill our log.
+    # Pillow warns of odd metadata; whoever sends such images shall not fill our log.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if threads is not None:
         torch.set_num_threads(threads)

@@ -18,11 +18,11 @@ PART_TYPES = frozenset(
     b"image/jpeg image/jpg image/png image/webp image/gif image/bmp image/x-ms-bmp image/tiff "
     b"application/octet-stream".split()
 )
-_EXAMPLE = 'Send multipart/form-data with the field "image", for example: curl -F "image=@picture.jpg" URL'
+_EXAMPLE = 'Send multipart/form-data with the field "image", for example: curl -F "image=@image.jpg" URL'
 
 
 @dataclass(frozen=True)
-class Picture:
+class Upload:
     """One file of a request: the name that the client gave it, which only comes back in the answer, and its bytes."""
 
     name: str
@@ -54,7 +54,7 @@ def require_form(content_type: str) -> None:
         raise _broken(f"a boundary of 1 to 70 characters, got {len(boundary)}")
 
 
-async def read_form(headers: Headers, stream: AsyncGenerator[bytes, None], limits: Limits) -> list[Picture]:
+async def read_form(headers: Headers, stream: AsyncGenerator[bytes, None], limits: Limits) -> list[Upload]:
     """Return the images of a form.
 
     Args:
@@ -71,21 +71,21 @@ async def read_form(headers: Headers, stream: AsyncGenerator[bytes, None], limit
         form = await parser.parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
-            problem = f"form: expected at most {limits.max_images} pictures, got more."
+            problem = f"form: expected at most {limits.max_images} images, got more."
             raise RequestError(413, problem, remedy="Send them in several requests.") from error
         raise _broken(f"a whole multipart form, got a broken one ({error.__cause__ or error.message})") from error
     try:
         if not parser.ended:
             raise _broken("a multipart form with its closing boundary, got one that ends before it")
         if not form:
-            raise _broken("at least one picture, got none")
+            raise _broken("at least one image, got none")
         items = enumerate(form.multi_items(), start=1)
         return [_read_part(name, content, number) for number, (name, content) in items]
     finally:
         await form.close()
 
 
-def _read_part(name: str, content: UploadFile | str, number: int) -> Picture:
+def _read_part(name: str, content: UploadFile | str, number: int) -> Upload:
     if name != FIELD:
         raise _broken(f'only the field "{FIELD}", got {name[:60]!r}')
     if isinstance(content, str):
@@ -104,7 +104,7 @@ def _read_part(name: str, content: UploadFile | str, number: int) -> Picture:
             f"Content-Type of a part: expected an image type, got {got!r}.",
             remedy="Send JPEG, PNG, WEBP, GIF, BMP or TIFF under its own type, or application/octet-stream.",
         )
-    return Picture(content.filename or f"image {number}", content.file.read())
+    return Upload(content.filename or f"image {number}", content.file.read())
 
 
 def _broken(expected_and_got: str) -> RequestError:

@@ -222,9 +222,9 @@ def measure(grid: Grid, plan: StudyPlan, samples: Source, steps: int = 3) -> dic
         config = cell_config(grid, plan, cell, Path(), len(samples.classes))
         preprocessing = Preprocessing(config.img_size)
         order = build_order(recipe, limited(samples, plan.images))
-        pictures = TrainingSet(samples, build_augmentation(recipe.augment, preprocessing), recipe.seed)
+        training_set = TrainingSet(samples, build_augmentation(recipe.augment, preprocessing), recipe.seed)
         slots = order.slots(0, 0)[:32]
-        read_s = _seconds(lambda slots=slots, pictures=pictures: [pictures[slot] for slot in slots], 1) / len(slots)
+        read_s = _seconds(lambda slots=slots, readers=training_set: [readers[slot] for slot in slots], 1) / len(slots)
         images = torch.randn(order.replica_batch_size, config.in_chans, *config.img_size)
         net = build_model(config).train()
         optimizer = torch.optim.AdamW(net.parameters(), fused=True)

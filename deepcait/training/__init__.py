@@ -1,1 +1,1 @@
-"""Training: a recipe, a loss, one loop, and runs that can stop anywhere and go on to the same bits."""
+"""Training: a recipe, a loss, one loop, and runs that can stop anywhere and continue bit-identical."""

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on to the same bits, in one file whose name proves its content.
+"""Checkpoints: everything a run needs to continue bit-identical, in one file whose name proves its content.
 
 `step_00001200-<digest>.safetensors` holds the weights, their average, the optimizer's state and, in its header,
 the few numbers of `Progress` and the settings that decide results. It holds no random state: all that is random
@@ -53,7 +53,7 @@ class Progress:
     """In a row, up to now."""
     skipped_total: int = 0
     unreadable: list[str] = field(default_factory=list)
-    """Paths of the training pictures that were passed over."""
+    """Paths of the training images that were passed over."""
     stopped_early: bool = False
     scaler: dict = field(default_factory=dict)
     """State of the fp16 gradient scaler."""
@@ -71,7 +71,7 @@ def save_checkpoint(
 
     Args:
         folder: of the checkpoints.
-        progress, tensors: what the run needs to go on.
+        progress, tensors: what the run needs to continue.
         keep: how many checkpoints stay.
         settings: what the run was begun with, as plain JSON, for `read_settings`.
 
@@ -128,7 +128,7 @@ def read_checkpoint(path: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
         if header.get("format") != FORMAT:
             raise RunError(
                 f"{path}: expected checkpoint format {FORMAT}, got {header.get('format')!r}.",
-                remedy="Resume with the version of deepcait that wrote it, or start anew in another folder.",
+                remedy="Resume with the version of deepcait that wrote it, or start again in another folder.",
             )
         # Copies, so that no tensor stays tied to a file that will be deleted.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118

@@ -39,7 +39,7 @@ def open_training_data(recipe: Recipe) -> TrainingData:
             without a label.
     """
     if not recipe.data.source:
-        raise ConfigError("--data: expected a data SPEC, got none.", remedy="Give --data, for example a folder.")
+        raise ConfigError("--data: expected a DATA, got none.", remedy="Give --data, for example a folder.")
     messages = []
     train, validation = open_parts(recipe)
     if recipe.data.exclude:

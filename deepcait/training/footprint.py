@@ -1,4 +1,4 @@
-"""What a training step costs before it costs anything: bytes kept for the backward pass, and arithmetic, counted."""
+"""What a training step costs before it costs anything: bytes saved for the backward pass, and arithmetic, counted."""
 
 from __future__ import annotations
 

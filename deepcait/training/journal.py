@@ -1,7 +1,7 @@
 """What a run writes down while it goes: numbers that follow from its seed, and apart from them its times.
 
 `metrics.jsonl` holds only what seed and step decide, so an interrupted run ends with the same bytes.
-`errors.jsonl` names the pictures that were passed over because they could not be read.
+`errors.jsonl` names the images that were passed over because they could not be read.
 `timing.jsonl` holds whatever depends on the clock or the host. `metrics.csv` is the first as a table.
 """
 
@@ -59,7 +59,7 @@ class Journal:
             listener(row)
 
     def unreadable(self, step: int, path: str, problem: str) -> None:
-        """Write one row of `errors.jsonl`: a training picture that could not be read, when it first came."""
+        """Write one row of `errors.jsonl`: a training image that could not be read, when it first came."""
         self._append("errors.jsonl", {"kind": "unreadable", "step": step, "path": path, "problem": problem})
 
     def timing(self, **values: float | int | str) -> None:
@@ -72,7 +72,7 @@ class Journal:
             self._replace("status.json", json.dumps({"state": state, "step": step, **values}, indent=1) + "\n")
 
     def write_table(self) -> None:
-        """Write `metrics.csv` anew from `metrics.jsonl`."""
+        """Write `metrics.csv` again from `metrics.jsonl`."""
         if not self.active:
             return
         rows = [row for row in map(_row, self._lines("metrics.jsonl")) if row]

@@ -25,7 +25,7 @@ def describe_plan(recipe: Recipe, order: Order, world_size: int, computed: str) 
     split = "" if recipe.replicas == 1 else f" = {recipe.replicas} replicas of {order.replica_batch_size}"
     shared = "" if world_size == 1 else f", {each} on each of {world_size} processes"
     return (
-        f"plan: {recipe.epochs} epochs of {order.steps_per_epoch} steps, {recipe.global_batch_size} images a step"
+        f"plan: {recipe.epochs} epochs of {order.steps_per_epoch} steps, {recipe.global_batch_size} images per step"
         f"{split}{shared}; learning rate {recipe.peak_lr:g} at its peak; {computed}"
     )
 

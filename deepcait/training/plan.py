@@ -96,12 +96,13 @@ def _lines(facts: dict, recipe: Recipe, replica_batch: int, rates: list[float]) 
         f"px, {facts['params']:,} parameters, {facts['gmacs']:.3g} GMACs an image",
         f"data           {facts['train_images']:,} training images, {facts['classes']:,} classes",
         f"steps          {facts['steps']:,} = {facts['epochs']} epochs of {facts['steps_per_epoch']:,}",
-        f"batch          {facts['global_batch_size']} images a step = {facts['replicas']} replicas of {replica_batch}",
+        f"batch          {facts['global_batch_size']} images per step = {facts['replicas']} replicas of "
+        f"{replica_batch}",
         f"learning rate  {recipe.peak_lr:g} at its peak (lr {recipe.optimizer.lr:g}"
         + (f" x {facts['global_batch_size']} / {recipe.optimizer.lr_batch})" if recipe.optimizer.lr_batch else ")"),
         f"               [{curve}]",
         f"memory         {_size(resident)} weights, gradients, optimizer and average",
-        f"               {_size(facts['activation_bytes'])} kept for the backward pass of a replica of {replica_batch}"
+        f"               {_size(facts['activation_bytes'])} saved for the backward pass of a replica of {replica_batch}"
         f" ({recipe.compute.precision})",
         "               " + ", ".join(f"{_size(size)} {name}" for name, size in facts["activation_bytes_of"].items()),
         f"arithmetic     {facts['train_flops']:.3g} floating-point operations for {facts['images']:,} images; "

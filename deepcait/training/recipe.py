@@ -34,7 +34,7 @@ class Recipe:
     """Of the settings: what a setting that is missing means. 1 is deepcait 0.1, whose runs have no version."""
     about: About = field(default_factory=About)
     model: str = "cait_xxs24_224"
-    """Model name, or any model SPEC to start from."""
+    """Model name, or any MODEL, to start from."""
     start: str = "random"
     """random or released: what a model name stands for."""
     keep_rows: bool = False
@@ -110,7 +110,7 @@ class Recipe:
             raise ConfigError(problem, remedy="The paper starts at 0.1 or less; norms square more to infinity.")
         if self.shape.in_chans not in (None, 1, 3):
             problem = f"shape.in_chans: expected 3, or 1 for grey images, got {self.shape.in_chans}."
-            raise ConfigError(problem, remedy="Choose one; pictures are read as one of the two.")
+            raise ConfigError(problem, remedy="Choose one; images are read as one of the two.")
         for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(o, name) < 1:
                 problem = f"optimizer.{name}: expected a number in [0, 1), got {getattr(o, name)}."

@@ -1,4 +1,4 @@
-"""What a run that goes on must have in common with its beginning: every setting that decides a result."""
+"""What a run that continues must have in common with its beginning: every setting that decides a result."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MORE = "More: `deepcait help existing-run`."
 
 
 def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:
-    """Return the recipe of a run that goes on: its own, with the given settings that decide no result.
+    """Return the recipe of a run that continues: its own, with the given settings that decide no result.
 
     Raises:
         ConfigError: the given recipe would change results.
@@ -58,7 +58,7 @@ def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:
         names = ", ".join(differing)
         raise ConfigError(
             f"--resume: expected the settings that {folder} was started with, got others for {names}.",
-            remedy=f"Leave them out to go on as it was, or start a new run in another --out. {_MORE}",
+            remedy=f"Leave them out to continue as it was, or start a new run in another --out. {_MORE}",
         )
     return given
 
@@ -71,7 +71,7 @@ def deciding_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def require_same_settings(folder: Path, before: Mapping[str, Any], recipe: Recipe) -> None:
-    """Pass where a run goes on with the settings that its checkpoint remembers; what is in one of them only, passes.
+    """Pass where a run continues with the settings that its checkpoint remembers; what is in one of them only, passes.
 
     Raises:
         RunError: somebody changed config.yaml; the message has both values.
@@ -82,7 +82,7 @@ def require_same_settings(folder: Path, before: Mapping[str, Any], recipe: Recip
         expected, got = (some([f"{name}: {_said(of[name])}" for name in differing]) for of in (before, now))
         raise RunError(
             f"{folder / 'config.yaml'}: expected the settings that the run began with ({expected}), got {got}.",
-            remedy=f"Bring them back to go on as it was, or start a new run in another --out. {_MORE}",
+            remedy=f"Bring them back to continue as it was, or start a new run in another --out. {_MORE}",
         )
 
 

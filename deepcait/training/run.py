@@ -61,7 +61,8 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequ
     except RuntimeError as error:
         if processes.world_size > 1 and is_lost_process(error):
             raise RunError(
-                f"expected all {processes.world_size} processes to go on together, got: {str(error).splitlines()[0]}",
+                f"expected all {processes.world_size} processes to continue together, got: "
+                f"{str(error).splitlines()[0]}",
                 remedy="Look for the error of the process that ended first; then --resume.",
             ) from error
         raise

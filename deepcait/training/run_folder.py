@@ -150,7 +150,7 @@ def _require_same_data(folder: Path, facts: dict) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{folder / 'data.json'}: expected what was noted of the run's data, got something else.",
-            remedy="Remove it to go on without comparing the data, or start a new run in another --out.",
+            remedy="Remove it to continue without comparing the data, or start a new run in another --out.",
         ) from error
     if not same:
         raise RunError(

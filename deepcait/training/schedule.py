@@ -31,7 +31,7 @@ class LearningRate:
     code uses, taken at fractions of an epoch instead of once an epoch.
 
     Deviation: the released code advances its scheduler after each epoch, so its epochs 0 and 1 both run at
-    `warmup_lr` and every later one an epoch late (deit issue 145). We do not repeat that.
+    `warmup_lr` and every later one per epoch late (deit issue 145). We do not repeat that.
 
     Args:
         schedule: warm-up and end.

@@ -65,10 +65,10 @@ class Ablation:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Where pictures come from."""
+    """Where images come from."""
 
     source: str = ""
-    """Data SPEC; `--data` fills it."""
+    """DATA of the run; set by `--data`."""
     labels: str = "auto"
     """What integers are as labels: names of classes (auto, names) or their indices from 0 (indices)."""
     validate_on: str = "auto"
@@ -80,7 +80,7 @@ class Data:
     balanced: bool = False
     """Draw classes equally often."""
     exclude: str = ""
-    """File of paths to leave out, one a line: what `deepcait doctor --fix-list` writes."""
+    """File of paths to leave out, one per line: what `deepcait doctor --fix-list` writes."""
     on_error: str = "raise"
     """An unreadable training image stops the run (raise), or the next readable one takes its place (skip)."""
     max_errors: int = 100
@@ -119,7 +119,7 @@ class Optimizer:
     name: str = "adamw"
     """adamw or sgd (Nesterov)."""
     lr: float = 5e-4
-    """Learning rate for `lr_batch` images a step."""
+    """Learning rate for `lr_batch` images per step."""
     lr_batch: int = 512
     """The rate is scaled by global_batch_size / lr_batch; 0 takes lr as it is."""
     weight_decay: float = 0.05
@@ -157,7 +157,7 @@ class Distillation:
     """Settings of distillation; without a teacher there is none."""
 
     spec: str = ""
-    """Teacher SPEC; `--teacher` fills it."""
+    """The teacher: any MODEL or timm:NAME; set by `--teacher`."""
     kind: str = "hard"
     """hard: the teacher's first choice as a label. soft: its distribution."""
     alpha: float = 0.5

@@ -1,4 +1,4 @@
-"""What training starts from: a model found through its SPEC, and what a run keeps of it so as to go on alone."""
+"""The initial model of a run, resolved from MODEL, and its copy in the run folder for resuming."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def keep_start(folder: Path, found: Resolved) -> None:
 def kept_start(folder: Path, recipe: Recipe) -> Resolved | None:
     """Return a run's own model, its weights to be read from a checkpoint; None where there is no checkpoint yet.
 
-    So a run goes on where the model that it started from was moved, deleted, or can't be fetched any more.
+    So a run continues where the model that it started from was moved, deleted, or can't be fetched any more.
     """
     kept = folder / START_FILE
     if not kept.is_file() or newest_checkpoint(folder / "checkpoints")[0] is None:

@@ -33,7 +33,9 @@ def read_yaml(text: str, origin: str) -> yaml.MappingNode:
         # SafeLoader builds no objects: `!!python/...` tags stay text, and text is refused where a number is due.
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{origin}: expected YAML, got: {' '.join(str(error).split())}.", remedy="Mend it.") from None
+        raise ConfigError(
+            f"{origin}: expected YAML, got: {' '.join(str(error).split())}.", remedy="Correct the file."
+        ) from None
     if root is None:
         return yaml.MappingNode("tag:yaml.org,2002:map", [])
     if not isinstance(root, yaml.MappingNode):
@@ -173,7 +175,7 @@ def _convert(node: yaml.Node, wanted: Any, here: str) -> Any:
     if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
         names = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
         got = f"a {getattr(node, 'id', 'value')}" if value is node else repr(value)
-        remedy = "Put it in quotes." if wanted is str else "Mend the value."
+        remedy = "Put it in quotes." if wanted is str else "Correct the value."
         raise ConfigError(f"{here}: expected {names.get(wanted, 'a section')}, got {got}.", remedy=remedy)
     return value
 
@@ -201,7 +203,7 @@ def _convert_tuple(node: yaml.Node, items: tuple, here: str) -> tuple:
         raise ConfigError(f"{here}: expected a list, got {_scalar(node)!r}.", remedy="Write it as [a, b].")
     kinds = [items[0]] * len(node.value) if items[-1] is Ellipsis else list(items)
     if len(kinds) != len(node.value):
-        raise ConfigError(f"{here}: expected {len(kinds)} values, got {len(node.value)}.", remedy="Mend the list.")
+        raise ConfigError(f"{here}: expected {len(kinds)} values, got {len(node.value)}.", remedy="Correct the list.")
     return tuple(_convert(item, kind, here) for item, kind in zip(node.value, kinds, strict=True))
 
 

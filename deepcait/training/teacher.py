@@ -120,7 +120,10 @@ def _build_timm(text: str, num_classes: int) -> nn.Module:
 
     name, _, option = text.partition(",")
     if option and not option.startswith("weights="):
-        raise ConfigError(f"teacher: expected timm:NAME,weights=PATH, got 'timm:{text}'.", remedy="Mend it.")
+        raise ConfigError(
+            f"teacher: expected timm:NAME,weights=PATH, got 'timm:{text}'.",
+            remedy="Write timm:NAME or timm:NAME,weights=PATH.",
+        )
     path = option.removeprefix("weights=")
     if not timm.is_model(name.partition(".")[0]):
         near = timm.list_models(f"*{name.partition('.')[0]}*")[:3]
@@ -142,7 +145,7 @@ def _build_timm(text: str, num_classes: int) -> nn.Module:
 
 
 def _fetch(name: str) -> dict[str, str]:
-    """Say to timm where the weights of one of its models lie, fetched as those of a SPEC are: asked once, checked.
+    """Say to timm where the weights of one of its models lie, fetched as those of MODEL are: asked once, checked.
 
     The few that are on no hub, or in a form of their own, are left to timm.
     """
@@ -182,14 +185,15 @@ def _build_python(text: str) -> nn.Module:
         ) from error
     except Exception as error:  # the user's own code may raise anything
         raise ConfigError(
-            f"teacher python:{text}: expected a module, got {type(error).__name__}: {error}.", remedy="Mend the module."
+            f"teacher python:{text}: expected a module, got {type(error).__name__}: {error}.",
+            remedy="Correct the error in that module.",
         ) from error
     try:
         model = factory()
     except Exception as error:  # the user's own code may raise anything
         raise ConfigError(
             f"teacher python:{text}: expected a model, got {type(error).__name__}: {error}.",
-            remedy="Mend the factory; it is called without arguments.",
+            remedy="Correct the factory, which is called without arguments.",
         ) from error
     if not isinstance(model, nn.Module):
         raise ConfigError(
@@ -203,7 +207,7 @@ def _require_normalisation(mean: Sequence[float], std: Sequence[float], num_chan
     # One value stands for all channels, and a grey student's image for three.
     if len({len(mean), len(std), num_channels} - {1}) > 1 or min(std) <= 0:
         raise ConfigError(
-            f"teacher.mean, teacher.std: expected one value a channel ({num_channels}) and std above 0, got "
+            f"teacher.mean, teacher.std: expected one value per channel ({num_channels}) and std above 0, got "
             f"{list(mean)} and {list(std)}.",
             remedy="Set both; null takes the teacher's own.",
         )

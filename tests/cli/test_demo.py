@@ -35,11 +35,12 @@ def test_the_demo_runs_through(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "load_recipe", lambda name, texts=(): real(name, [*texts, *FEW]))
     assert main(["demo", "--out", str(tmp_path / "demo"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    for part in ("looks/index.html", "run/best/model.safetensors", "run/report.html", "model.pt2", "model.pt2.json"):
+    run = ("run/best/model.safetensors", "run/report.html", "scratch/best/model.safetensors")
+    for part in (*run, "explanation/index.html", "model.pt2", "model.pt2.json"):
         assert (tmp_path / "demo" / part).is_file(), part
     assert facts["proof"]["agreed"] == facts["proof"]["num_images"] > 0
     assert facts["before"]["num_images"] == facts["after"]["num_images"] == 500
-    for measured in (facts["before"], facts["after"], facts["nano"]):
+    for measured in (facts["before"], facts["after"], facts["scratch"], facts["nano"]):
         assert measured["top1"] == measured["correct1"] / measured["num_images"]
     assert facts["before"]["top1"] > 0.8  # of two groups, from ten answers
     assert len(facts["pictures"]) == 6

@@ -282,7 +282,7 @@ def test_two_labels_of_one_kind_for_a_sample(tmp_path, first, second):
 
 
 def test_two_pictures_under_one_label(tmp_path):
-    with pytest.raises(DataError, match="one picture for the sample"):
+    with pytest.raises(DataError, match="one image for the sample"):
         open_source(write_tar(tmp_path / "x.tar", {"1.jpg": b"", "1.png": b"", "1.cls": b"4"}))
 
 

@@ -199,7 +199,7 @@ def test_flowers(tmp_path):
     assert (test.classes[0], test.classes[101]) == ("pink primrose", "blackberry lily")
     assert test.read(0).data == b"jpg/image_00001.jpg"
     savemat(tmp_path / "setid.mat", trnid=np.array([[7]]), valid=np.array([[3]]), tstid=np.array([[1]]))
-    with pytest.raises(DataError, match="expected pictures 1 to 6, got 7"):
+    with pytest.raises(DataError, match="expected images 1 to 6, got 7"):
         open_source(spec)
     (tmp_path / "imagelabels.mat").write_bytes(b"no mat file")
     with pytest.raises(DataError, match=r"imagelabels\.mat: expected the official annotations"):

@@ -198,9 +198,9 @@ def test_fix_list_errors(root, tmp_path):
     for name in ("a\nb.png", "a\rb.png"):
         with pytest.raises(DataError, match="one line"):
             write_fix_list(tmp_path / "list.txt", [name])
-    with pytest.raises(WriteError, match="expected to write"):
+    with pytest.raises(WriteError, match="cannot write"):
         write_fix_list(root / "train" / "cat" / "0.jpg" / "list.txt", [])
-    with pytest.raises(WriteError, match="expected to write"):
+    with pytest.raises(WriteError, match="cannot write"):
         write_fix_list(tmp_path / ("x" * 254), [])
     with pytest.raises(DataError, match="expected a fix list"):
         read_fix_list(tmp_path / "list.txt")

@@ -170,7 +170,7 @@ def test_parquet_without_names_or_paths(tmp_path):
     assert (source.classes, source.labels[:3]) == (["0", "4"], [1, 0, 0])
     assert "integers, taken as class names" in describe(source)
     assert source.read(4).data == b"two"
-    with pytest.raises(ImageError, match="row 2: expected a picture, got an empty cell"):
+    with pytest.raises(ImageError, match="row 2: expected an image, got an empty cell"):
         source.read(2)
     parquet.write_table(table.rename_columns(["file", "fine_label", "name"]), tmp_path / "2.parquet")
     with pytest.raises(DataError, match=r"2\.parquet: expected the columns and classes of"):

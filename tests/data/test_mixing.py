@@ -80,7 +80,7 @@ def test_smoothing_equals_timm(smoothing):
 
 
 def test_an_odd_batch_cannot_be_paired():
-    with pytest.raises(ConfigError, match="even number of images a replica, got 5") as caught:
+    with pytest.raises(ConfigError, match="even number of images per replica, got 5") as caught:
         Mixer(Mix(), K, 5)
     assert "global_batch_size" in caught.value.remedy
     Mixer(Mix(probability=0.0), K, 5)

@@ -14,7 +14,7 @@ from deepcait.serve.counters import Counters
 from deepcait.serve.limits import Limits
 from deepcait.serve.pipeline import Pipeline
 from deepcait.serve.refusal import RequestError
-from deepcait.serve.upload import Picture
+from deepcait.serve.upload import Upload
 from tests.serve.harness import BOUNDARY, command, form, live, part, picture_bytes, request, wait_until
 
 GOOD = request(body=form(part(picture_bytes())))
@@ -206,7 +206,7 @@ def test_a_model_that_fails(classifier, monkeypatch):
             patch.setattr(classifier, "logits", lambda images: classifier.model(images) * float("nan"))
             reply = running.ask(GOOD)
             assert (reply.status, set(reply.json)) == (500, {"error", "remedy"})
-            assert "damaged" in reply.json["remedy"]
+            assert "checkpoint" in reply.json["remedy"]
             patch.setattr(classifier, "logits", lambda images: 1 / 0)
             assert running.ask(GOOD).status == 500
         assert running.ask(GOOD).status == 200
@@ -319,7 +319,7 @@ def test_after_its_end_it_takes_nothing(classifier):
 
     async def come_late():
         pipeline.expect()
-        pipeline.submit([Picture("a.png", bytearray(picture_bytes()))], explain=False, topk=1)
+        pipeline.submit([Upload("a.png", bytearray(picture_bytes()))], explain=False, topk=1)
 
     with pytest.raises(RequestError, match="503"):
         asyncio.run(come_late())

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from deepcait.serve import app, protocol, refusal
 from deepcait.serve.limits import Limits
 from deepcait.serve.run import listen_on
-from deepcait.serve.upload import Picture, read_form
+from deepcait.serve.upload import Upload, read_form
 from tests.serve import harness
 from tests.serve.harness import BOUNDARY, form, live, part, picture_bytes, request, wait_until
 
@@ -89,7 +89,7 @@ REFUSED = {
     "another boundary": (
         request(body=form(part(PICTURE)), headers={TYPE: "multipart/form-data; boundary=other"}), 400, "broken"),
     "a form cut short": (request(body=form(part(PICTURE))[:-40]), 400, "closing boundary"),
-    "an empty form": (request(body=form()), 400, "at least one picture"),
+    "an empty form": (request(body=form()), 400, "at least one image"),
     "an empty body": (request(), 400, "closing boundary"),
     "rubbish": (request(body=bytes(range(256)) * 9), 400, "broken"),
     "a field of another name": (ask_form(part(PICTURE, name="file")), 400, "'file'"),
@@ -100,14 +100,14 @@ REFUSED = {
     "a huge header of a part": (ask_form(part(PICTURE, filename="a" * 9000)), 400, "header size"),
     "many headers of a part": (
         request(body=form(b"".join(b"A%d: b\r\n" % i for i in range(7)) + part(PICTURE))), 400, "header count"),
-    "five pictures of at most four": (ask_form(*[part(PICTURE)] * 5), 413, "at most 4 pictures"),
+    "five pictures of at most four": (ask_form(*[part(PICTURE)] * 5), 413, "at most 4 images"),
     "a body over the limit": (ask_form(part(bytes(200_000))), 413, "100,000 bytes"),
     "a topk of nothing": (request("/predict?topk=0", form(part(PICTURE))), 400, "topk"),
     "a topk of a word": (request("/predict?topk=many", form(part(PICTURE))), 400, "topk"),
     "a topk of digits that are none": (request("/predict?topk=%C2%B2", form(part(PICTURE))), 400, "topk"),
     "an enormous topk": (request(f"/predict?topk={10**30}", form(part(PICTURE))), 400, "topk"),
     "an unknown parameter": (request("/predict?topk=1&path=/etc/passwd", form(part(PICTURE))), 400, "path"),
-    "two pictures to explain": (request("/explain", form(part(PICTURE), part(PICTURE))), 400, "one picture"),
+    "two pictures to explain": (request("/explain", form(part(PICTURE), part(PICTURE))), 400, "one image"),
     "GET of predict": (request("/predict", method="GET"), 405, "POST"),
     "PUT of a picture": (request("/predict", PICTURE, method="PUT"), 405, "PUT"),
     "DELETE of the page": (request("/", method="DELETE"), 405, "DELETE"),
@@ -422,7 +422,7 @@ def test_without_draining_the_answer_is_lost(classifier, monkeypatch):
             connection.send(request(body=body))
 
 
-def read_in_steps(data: bytes, step: int) -> list[Picture]:
+def read_in_steps(data: bytes, step: int) -> list[Upload]:
     async def stream():
         for start in range(0, len(data), step):
             yield data[start : start + step]

@@ -123,7 +123,7 @@ def test_a_size_that_is_none(factory, size):
     "settings", [{"mean": (0.5, 0.5)}, {"std": (1.0, 1.0)}, {"std": (0.2, 0.0, 0.2)}, {"std": (-1.0,)}]
 )
 def test_a_normalisation_that_cannot_be(factory, settings):
-    with pytest.raises(ConfigError, match=r"one value a channel \(3\) and std above 0"):
+    with pytest.raises(ConfigError, match=r"one value per channel \(3\) and std above 0"):
         load_teacher(Distillation(spec=factory(Remembers), **settings), SEEN, CLASSES)
 
 
@@ -278,7 +278,7 @@ def test_a_module_that_fails_while_it_is_imported(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match="got RuntimeError: no licence") as caught:
         load_teacher(Distillation(spec="python:broken_teacher:build"), SEEN, CLASSES)
-    assert caught.value.remedy == "Mend the module."
+    assert caught.value.remedy == "Correct the error in that module."
 
 
 def test_a_factory_that_builds_no_module(factory):

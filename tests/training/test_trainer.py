@@ -290,7 +290,7 @@ def test_workers_that_a_signal_ended_are_a_stop(tmp_path, asked, world_size):
         trainer.job = dataclasses.replace(trainer.job, processes=Processes(world_size=world_size))
         if asked:
             signal.raise_signal(signal.SIGTERM)
-        raise DataError("expected the worker processes to go on, got the end of one.", remedy="")
+        raise DataError("expected the worker processes to continue, got the end of one.", remedy="")
 
     dies.replicas = wrapped.replicas
     trainer.stepper = dies

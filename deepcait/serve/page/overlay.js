@@ -1,4 +1,4 @@
-// Maps of weights as pictures: the colours, and how a map lies over its picture.
+// Maps of weights as images: the colours, and how a map lies over its image.
 
 // viridis at 17 equal steps: perceptually uniform, and read alike with every kind of colour vision.
 const STEPS = [
@@ -54,10 +54,10 @@ export function drawLegend(canvas, look) {
 }
 
 /**
- * Draw a picture and the map over the part of it that the model sees.
+ * Draw an image and the map over the part of it that the model sees.
  *
- * scene: { picture (or null), size: [width, height], box: [left, top, right, bottom], weights, grid, opacity, look,
- * smooth, patch (index of the patch to mark, or null) }, lengths in pixels of the picture.
+ * scene: { image (or null), size: [width, height], box: [left, top, right, bottom], weights, grid, opacity, look,
+ * smooth, patch (index of the patch to mark, or null) }, lengths in pixels of the image.
  */
 export function drawScene(canvas, scene) {
   const context = canvas.getContext("2d");
@@ -67,8 +67,8 @@ export function drawScene(canvas, scene) {
   context.imageSmoothingQuality = "high";
   context.globalAlpha = 1;
   context.clearRect(0, 0, canvas.width, canvas.height);
-  if (scene.picture) {
-    context.drawImage(scene.picture, 0, 0, canvas.width, canvas.height);
+  if (scene.image) {
+    context.drawImage(scene.image, 0, 0, canvas.width, canvas.height);
   } else {
     context.fillStyle = "#808080";
     context.fillRect(0, 0, canvas.width, canvas.height);
@@ -80,17 +80,17 @@ export function drawScene(canvas, scene) {
   }
 }
 
-/** Draw a small picture of what the model sees and the map over it; the canvas gets the form of that part. */
+/** Draw a small image of what the model sees and the map over it; the canvas gets the form of that part. */
 export function drawTile(canvas, scene, width) {
   const [left, top, right, bottom] = scene.box;
   canvas.width = width;
   canvas.height = Math.max(1, Math.round((width * (bottom - top)) / (right - left)));
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
-  if (scene.picture) {
-    const scale = scene.picture.naturalWidth / scene.size[0];
+  if (scene.image) {
+    const scale = scene.image.naturalWidth / scene.size[0];
     const [x, y, w, h] = [left, top, right - left, bottom - top].map((side) => side * scale);
-    context.drawImage(scene.picture, x, y, w, h, 0, 0, canvas.width, canvas.height);
+    context.drawImage(scene.image, x, y, w, h, 0, 0, canvas.width, canvas.height);
   }
   layMap(context, scene, [0, 0, canvas.width, canvas.height]);
 }

@@ -1,4 +1,4 @@
-// The page: take a picture, ask the service, show the answer and where the class token looked.
+// The page: take an image, ask the service, show the answer and where the class token looked.
 
 import { drawLegend, drawScene, drawTile, mean, patchAt, range } from "./overlay.js";
 
@@ -12,12 +12,12 @@ const $ = (id) => document.getElementById(id);
 const controls = { block: $("block"), head: $("head"), opacity: $("opacity"), smooth: $("smooth") };
 
 let model = null;
-let answer = null; // what /explain said of the picture
-let picture = null; // the picture itself, null where the browser can't show it
+let answer = null; // what /explain said of the image
+let image = null; // the image itself, null where the browser can't show it
 let patch = null; // the patch that is being read
 let asking = null; // ends the request under way
 let sweeping = 0;
-let choices = 0; // pictures chosen so far: a photograph that comes late is not shown over a later choice
+let choices = 0; // images chosen so far: a photograph that comes late is not shown over a later choice
 
 // -- asking ------------------------------------------------------------------------------------------------------
 
@@ -32,7 +32,7 @@ async function ask(file, sample = "") {
   const began = performance.now();
   try {
     const form = new FormData();
-    form.append("image", file, file.name || "pasted picture");
+    form.append("image", file, file.name || "pasted image");
     const [reply, shown] = await Promise.all([
       fetch("explain?topk=5", { method: "POST", body: form, signal: own.signal }),
       decode(file),
@@ -43,7 +43,7 @@ async function ask(file, sample = "") {
       showError(body.error, body.remedy);
       return;
     }
-    [answer, picture, patch] = [body, shown, null];
+    [answer, image, patch] = [body, shown, null];
     showTop5();
     showTiming(reply.headers.get("server-timing"), performance.now() - began);
     sizeCanvas();
@@ -59,7 +59,7 @@ async function ask(file, sample = "") {
   }
 }
 
-/** The picture as the browser sees it, upright; null where it can't read the format. */
+/** The image as the browser sees it, upright; null where it can't read the format. */
 async function decode(file) {
   const image = new Image();
   const url = URL.createObjectURL(file);
@@ -129,7 +129,7 @@ function classTokenOf(block, head) {
 
 function scene(block = Number(controls.block.value), head = Number(controls.head.value)) {
   return {
-    picture,
+    image,
     size: answer.size,
     box: answer.box,
     grid: answer.grid,
@@ -174,7 +174,7 @@ function draw() {
     `Class attention, ${which}: the softmax weights with which the class token reads ${now.weights.length} patches, ` +
     `coloured from the lowest to the highest of this map. ` +
     `The class token keeps ${percent(classTokenOf(block, head))} for itself, which is not drawn.` +
-    (picture ? "" : " This browser can't show the picture's format: the map lies on grey.");
+    (image ? "" : " This browser can't show the image's format: the map lies on grey.");
   for (const button of $("maps").querySelectorAll("button")) {
     const chosen = Number(button.dataset.block) === block && Number(button.dataset.head) === head;
     button.setAttribute("aria-pressed", String(chosen));
@@ -194,7 +194,7 @@ function showValues() {
 
 function showReading(now) {
   if (patch === null) {
-    $("reading").textContent = "Point at the picture to read a patch.";
+    $("reading").textContent = "Point at the image to read a patch.";
     return;
   }
   const [row, column] = [Math.floor(patch / now.grid[1]) + 1, (patch % now.grid[1]) + 1];
@@ -283,7 +283,7 @@ function choose(block, head) {
   draw();
 }
 
-// -- where pictures come from ------------------------------------------------------------------------------------
+// -- where images come from ------------------------------------------------------------------------------------
 
 $("file").addEventListener("change", () => {
   if ($("file").files.length) ask($("file").files[0]);
