@@ -86,7 +86,7 @@ def read_choice(folder: Path, model: Mapping[str, Any]) -> Choice:
     counts = (choice.threads, choice.batch)
     known = choice.engine in ENGINES and choice.precision in PRECISIONS
     if not known or not all(type(count) is int and count > 0 for count in counts):
-        raise ChoiceError(f"{path}: unknown engine or precision in {choice}.", remedy=again)
+        raise ChoiceError(f"{path}: the stored choice is not valid: {choice}.", remedy=again)
     return choice
 
 
