@@ -218,14 +218,14 @@ def test_what_a_run_leaves_is_what_the_page_says(things):
     assert len(told) == len(set(told))
 
 
-def test_what_is_not_run_is_cluster_launch_files():
+def test_what_is_not_run_is_cluster_launch_files_and_docker():
     not_run = {
         (page.name, block.section)
         for page in PAGES
         for block in blocks(page.read_text(encoding="utf-8"))
         if NOT_RUN in section_text(page.read_text(encoding="utf-8"), block.section)
     }
-    assert not_run == {("distributed.md", "SLURM"), ("distributed.md", "Kubernetes")}
+    assert not_run == {("distributed.md", "SLURM"), ("distributed.md", "Kubernetes"), ("serve.md", "Docker")}
 
 
 def test_examples_of_help_can_be_typed():
