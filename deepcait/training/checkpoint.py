@@ -93,7 +93,7 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         raise RunError(
             f"{folder}: expected to write a checkpoint of step {progress.step}, got: {error}.",
-            remedy="Make room or give write access, then --resume; the previous checkpoint is untouched.",
+            remedy="Free space or give write access, then --resume; the previous checkpoint was not changed.",
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

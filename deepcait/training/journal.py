@@ -18,7 +18,7 @@ from pathlib import Path
 from deepcait.errors import RunError, WriteError
 from deepcait.runtime.files import write_bytes
 
-REMEDY = "Make room or give write access, then --resume; the last checkpoint is untouched."
+REMEDY = "Free space or give write access, then --resume; the last checkpoint was not changed."
 _CUT_FILES = ("metrics.jsonl", "errors.jsonl")  # what a resumed run writes again from its step on
 
 
@@ -144,6 +144,6 @@ def _row(line: str) -> dict | None:
 
 def _write_error(path: Path, error: OSError) -> RunError:
     return RunError(
-        f"{path}: expected to write here, got: {error.strerror or error}.",
+        f"{path}: cannot write: {error.strerror or error}.",
         remedy=REMEDY,
     )
