@@ -96,7 +96,8 @@ class ClassAttention(nn.Module):
         On a GPU the three lines in the middle of the equations are one kernel of PyTorch, which keeps no weights. It
         has first derivatives only; `attend` has all, and is what computes wherever somebody replaced it.
         """
-        if not tokens_BTD.is_cuda or "attend" in self.__dict__ or type(self).attend is not _ATTEND:
+        traced = isinstance(tokens_BTD, torch.fx.Proxy)  # its device is known only when it runs
+        if traced or not tokens_BTD.is_cuda or "attend" in self.__dict__ or type(self).attend is not _ATTEND:
             return self.attend(tokens_BTD)[0]
         read_BA1E = F.scaled_dot_product_attention(*self._queries_keys_values(tokens_BTD), scale=self.scale)
         return self.proj(merge_heads(read_BA1E))

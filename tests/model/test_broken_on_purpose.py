@@ -99,8 +99,8 @@ BROKEN = {
     "query and key exchanged": ("attention", "q_BANE, k_BANE, v_BANE =", "k_BANE, q_BANE, v_BANE ="),
     "class token missing among the keys": (
         "attention",
-        *("self._heads(self.k(tokens_BTD))", "self._heads(self.k(tokens_BTD[:, 1:]))"),
-        *("self._heads(self.v(tokens_BTD))", "self._heads(self.v(tokens_BTD[:, 1:]))"),
+        *("self.k(tokens_BTD), ", "self.k(tokens_BTD[:, 1:]), "),
+        *("self.v(tokens_BTD)", "self.v(tokens_BTD[:, 1:])"),
     ),
     "class-only residual: patches pass through it too": (
         "cait",
@@ -205,8 +205,8 @@ INVISIBLE = {
     ),
     "key bias of class attention dropped": (
         "attention",
-        "self._heads(self.k(tokens_BTD))",
-        "self._heads(self.k(tokens_BTD) - self.k.bias)",
+        "self.k(tokens_BTD), ",
+        "self.k(tokens_BTD) - self.k.bias, ",
     ),
     "gamma exchanged with drop-path": (
         "block",
