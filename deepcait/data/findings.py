@@ -1,4 +1,4 @@
-"""What the doctor can find: every kind with how grave it is and what it means."""
+"""Kinds of findings of the doctor, each with its severity and meaning."""
 
 from __future__ import annotations
 
@@ -7,51 +7,51 @@ from dataclasses import dataclass
 
 ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
 
-# Errors stop a training or make its figures wrong; warnings may be meant so; notes are dealt with when reading.
+# Errors stop a training or make its results wrong; warnings may be intentional; notes are handled when reading.
 KINDS = {
     "unreadable": (ERROR, "files that can't be opened"),
     "empty_file": (ERROR, "files of zero bytes"),
     "not_an_image": (ERROR, "files that hold no image of an allowed format"),
-    "undecodable": (ERROR, "images that are damaged, truncated or of values without a known range"),
-    "bomb": (ERROR, "decompression bombs: more pixels than are ever decoded"),
-    "ends_its_reader": (ERROR, "files that end the process that reads them"),
-    "refused": (ERROR, "what a training refuses"),
+    "undecodable": (ERROR, "images that are damaged, truncated or with values of an unknown range"),
+    "bomb": (ERROR, "decompression bombs: more pixels than the limit"),
+    "ends_its_reader": (ERROR, "files that crash the process that reads them"),
+    "refused": (ERROR, "data that training does not accept"),
     "unusable_split": (ERROR, "splits that can't be opened"),
     "empty_class": (ERROR, "class folders without an image in training"),
-    "unknown_class": (ERROR, "classes that training lacks"),
+    "unknown_class": (ERROR, "classes that the training split does not have"),
     "two_labels": (ERROR, "the same image under two labels"),
     "leak": (ERROR, "the same image in two splits"),
     "duplicate": (WARNING, "the same image twice"),
     "near_duplicate": (WARNING, "images that look alike"),
     "near_leak": (WARNING, "images that look alike in two splits"),
-    "doubtful": (WARNING, "data that is hardly what was meant"),
+    "doubtful": (WARNING, "data that may not be what you meant"),
     "class_missing": (WARNING, "classes without an image in a split"),
     "imbalance": (WARNING, "classes of very different size"),
-    "class_names_alike": (WARNING, "class names that differ in case, blanks, dashes or accents' coding only"),
-    "wrong_extension": (WARNING, "files whose suffix belies their format"),
+    "class_names_alike": (WARNING, "class names that differ in case, spaces, dashes or the coding of accents only"),
+    "wrong_extension": (WARNING, "files whose suffix contradicts their format"),
     "tiny": (WARNING, "images of a few pixels"),
-    "few_levels": (WARNING, "images of 16 bits a value that use a small part of the range"),
-    "huge": (WARNING, "images that cost much to decode"),
-    "extreme_aspect": (WARNING, "images that are a narrow strip"),
-    "hidden_folder": (WARNING, "hidden folders, never read"),
+    "few_levels": (WARNING, "16-bit images that use a small part of the range"),
+    "huge": (WARNING, "images that are slow to decode"),
+    "extreme_aspect": (WARNING, "images with an extreme aspect ratio"),
+    "hidden_folder": (WARNING, "hidden folders, which are not read"),
     "empty_folder": (WARNING, "folders without an image"),
-    "stray_folder": (WARNING, "folders beside the splits, never read"),
-    "stray_image": (WARNING, "images beside class folders, never read"),
-    "unsupported_format": (WARNING, "images of a format that is never read"),
-    "stray_file": (NOTE, "files that are no images, never read"),
-    "hidden_file": (NOTE, "hidden files, never read"),
-    "exif_turn": (NOTE, "images that are turned as their EXIF says"),
-    "not_rgb": (NOTE, "images of another mode, read as RGB"),
-    "animated": (NOTE, "files of several frames or pages, read as the first"),
+    "stray_folder": (WARNING, "folders next to the splits, which are not read"),
+    "stray_image": (WARNING, "images next to class folders, which are not read"),
+    "unsupported_format": (WARNING, "images of an unsupported format"),
+    "stray_file": (NOTE, "files that are not images"),
+    "hidden_file": (NOTE, "hidden files, which are not read"),
+    "exif_turn": (NOTE, "images that are rotated according to their EXIF data"),
+    "not_rgb": (NOTE, "images of another mode, converted to RGB"),
+    "animated": (NOTE, "files with several frames or pages, of which the first is read"),
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that the doctor found.
+    """A finding of the doctor.
 
-    kind: a key of KINDS. paths: where; for classes SPLIT/CLASS. text: what exactly.
-    leave_out: those of the paths that a training is better off without.
+    kind: a key of KINDS. paths: files; for classes SPLIT/CLASS. text: details.
+    leave_out: the paths to exclude from training.
     """
 
     kind: str
