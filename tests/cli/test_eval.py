@@ -269,7 +269,7 @@ def test_embeddings(run, run_json, model_folder, photos, tmp_path):
     out = tmp_path / "features.npz"
     code, text, _ = run("predict", model_folder, photos, "--embeddings", out, "--batch-size", 5)
     assert code == 0
-    assert "12 pictures embedded" in text
+    assert "12 images embedded" in text
     with np.load(out, allow_pickle=False) as content:
         files, embeddings = content["files"].tolist(), torch.from_numpy(content["embeddings"])
     classifier = deepcait.load(model_folder)

@@ -63,7 +63,7 @@ def test_a_full_stdout_is_told_on_stderr_with_json_too():
     with open("/dev/full", "w") as full:
         done = start("models", "--json", stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 2
-    assert b"room on the disk" in done.stderr
+    assert b"the disk is full" in done.stderr
     assert b"Traceback" not in done.stderr
 
 
