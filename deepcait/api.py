@@ -17,8 +17,10 @@ import yaml
 
 from deepcait.classifier import Classifier, load
 from deepcait.errors import ConfigError, RunError, Stopped
+from deepcait.parts import Part, is_part, is_plain, part_of
 from deepcait.report import write_at_end
 from deepcait.training.journal import read_metrics, read_state
+from deepcait.training.own import with_parts
 from deepcait.training.recipe import Recipe, load_recipe
 from deepcait.training.resume import resumed_recipe
 from deepcait.training.run import train as train_recipe
@@ -30,12 +32,12 @@ _logger = logging.getLogger(__name__)
 
 
 def train(
-    data: str | os.PathLike[str] | None,
+    data: Any,
     out: str | os.PathLike[str],
     *,
-    model: str | os.PathLike[str] | None = None,
+    model: Any = None,
     recipe: str | os.PathLike[str] = "finetune",
-    teacher: str | None = None,
+    teacher: Any = None,
     resume: bool = False,
     settings: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
@@ -43,15 +45,17 @@ def train(
     """Train a model and return its run, as `deepcait train` does.
 
     Args:
-        data: labelled images, the DATA of the command; None with `resume` means the run's own.
+        data: labelled images, the DATA of the command; or a dataset of one's own, or a dictionary of them by split.
+            None with `resume` means the run's own.
         out: folder of the run; must not hold one yet, unless `resume`.
         model: to start from: a name, a model or run folder, a weights file, `builtin:nano`; None means the recipe's
-            (`cait_xxs24_224` for finetune).
+            (`cait_xxs24_224` for finetune). Or a network of one's own.
         recipe: name of a recipe, or path of a .yaml file.
         teacher: for distillation: any model, or `timm:NAME`.
         resume: resume the run in `out`, or start it if there is none; a finished one is returned as it is.
         settings: values that override the recipe, by dotted name (`{"optimizer.lr": 1e-4}`) or nested
-            (`{"optimizer": {"lr": 1e-4}}`); `deepcait.recipe_keys()` lists them.
+            (`{"optimizer": {"lr": 1e-4}}`); `deepcait.recipe_keys()` lists them. `loss` and `augment.transform` take
+            parts of one's own: an object, a class, or (factory, keyword arguments), as do the arguments above.
         callbacks: called as `callback(event)` in the main process; see `deepcait.training.events.Event`. An exception
             in one ends the training.
 
@@ -59,22 +63,27 @@ def train(
         DeepcaitError: what the user can correct, before anything is written where possible.
         Stopped: SIGTERM or Ctrl-C; the run is saved. If a callback stopped it, the run is returned instead.
     """
-    folder, assignments = Path(out), assignments_of(settings or {})
+    folder = Path(out)
+    plain, parts = split_parts(settings or {})
+    assignments = assignments_of(plain)
+    data, model, teacher = (_named(value) for value in (data, model, teacher))
     chosen = choose_recipe(
         folder,
         recipe=os.fspath(recipe) if not resume or recipe != "finetune" else None,
         assignments=assignments,
-        data=os.fspath(data) if data is not None else None,
-        model=os.fspath(model) if model is not None else None,
+        data=data,
+        model=model,
         teacher=teacher,
         resume=resume,
     )
+    given = {"data.source": data, "model": model, "teacher.spec": teacher}
+    chosen = with_parts(chosen, parts | {key: part for key, part in given.items() if isinstance(part, Part)})
     stopping = _Stopping()
     try:
         return run_recipe(chosen, folder, resume=resume, callbacks=[stopping.watch(one) for one in callbacks])
     except Stopped:
         if stopping.asked:
-            return Run(folder)
+            return Run(folder, model=chosen.model)
         raise
 
 
@@ -113,20 +122,27 @@ class Run:
 
     Args:
         folder: of the run.
+        model: what it was trained from, where that is a network of one's own, whose code a folder does not hold.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, model: str = "") -> None:
         self.folder = Path(folder)
+        self._model = model
 
     @cached_property
     def classifier(self) -> Classifier:
         """The best model."""
-        return load(self.folder / "best")
+        return self._load("best")
 
     @cached_property
     def last(self) -> Classifier:
         """The model of the last evaluation."""
-        return load(self.folder / "last")
+        return self._load("last")
+
+    def _load(self, name: str) -> Classifier:
+        if is_part(self._model):
+            return load(self._model, weights=self.folder / name)
+        return load(self.folder / name)
 
     @property
     def metrics(self) -> Rows:
@@ -199,14 +215,14 @@ def run_recipe(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks:
     Raises:
         DeepcaitError, Stopped: as `deepcait.training.run.train`.
     """
-    run = Run(folder)
+    run = Run(folder, model=recipe.model)
     if resume and run.state == "finished":
         _logger.info("%s is already finished; its best model is %s", folder, folder / "best")
         if run.report is not None:
             return run
     else:
         train_recipe(recipe, folder, resume=resume, callbacks=callbacks)
-    write_at_end(folder, device=recipe.compute.device)
+    write_at_end(folder, device=recipe.compute.device, recipe=recipe)
     return run
 
 
@@ -223,6 +239,32 @@ def assignments_of(settings: Mapping[str, Any], path: str = "") -> list[str]:
         else:
             found.append(f"{path}{key}={json.dumps(value)}")
     return found
+
+
+def split_parts(settings: Mapping[str, Any], path: str = "") -> tuple[dict[str, Any], dict[str, Part]]:
+    """Return settings with the names of parts in place of objects, and the parts by dotted name.
+
+    >>> split_parts({"epochs": 3, "loss": (dict, {"gamma": 2.0})})
+    ({'epochs': 3, 'loss': 'python:builtins:dict(gamma=2.0)'}, {'loss': 'python:builtins:dict(gamma=2.0)'})
+    """
+    plain: dict[str, Any] = {}
+    parts: dict[str, Part] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            plain[key], inner = split_parts(value, f"{path}{key}.")
+            parts |= inner
+        else:
+            if not is_plain(value) or isinstance(value, Part):
+                value = parts[f"{path}{key}"] = part_of(value)
+            plain[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return plain, parts
+
+
+def _named(value: Any) -> str | None:
+    """An argument as a recipe names it: a text or path as it is, anything else as a part."""
+    if value is None or isinstance(value, str | os.PathLike):
+        return None if value is None else os.fspath(value)
+    return part_of(value, factory=True)
 
 
 def _with_arguments(recipe: Recipe, data: str | None, model: str | None, teacher: str | None) -> Recipe:

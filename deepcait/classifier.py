@@ -23,6 +23,7 @@ from deepcait.inference.precision import engine_for
 from deepcait.model import CaiT
 from deepcait.model.convnet import ConvNet
 from deepcait.model.networks import require_cait
+from deepcait.parts import part_of
 from deepcait.runtime.device import choose_device
 from deepcait.weights import resolve, save_artefact
 from deepcait.weights.imagenet import readable
@@ -37,7 +38,7 @@ class Prediction(NamedTuple):
 
 
 def load(
-    spec: str | os.PathLike[str],
+    spec: Any,
     *,
     img_size: int | tuple[int, int] | None = None,
     device: str | torch.device | None = None,
@@ -45,6 +46,7 @@ def load(
     precision: str = "auto",
     threads: int | None = None,
     tta: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
     image_options: ImageOptions | None = None,
 ) -> Classifier:
     """Load a model with its classes and preprocessing.
@@ -56,8 +58,8 @@ def load(
     (['airplane', 'automobile', 'bird'], (32, 32))
 
     Args:
-        spec: MODEL: a model name (its released weights), `hf-hub:owner/name`, a model or run folder, a weights file, or
-            `builtin:nano`.
+        spec: MODEL: a model name (its released weights), `hf-hub:owner/name`, a model or run folder, a weights file,
+            `builtin:nano`, or a network of one's own: `python:package.module:factory[,weights=FOLDER]`, or the factory.
         img_size: another image size than the stored one; the position embedding is resized.
         device: None means a GPU if there is one.
         engine: computes the logits, one of `deepcait.inference.ENGINES`; None means the network itself.
@@ -65,6 +67,7 @@ def load(
             bf16, fp16 and int8 use the engine eager.
         threads: number of threads of the engine.
         tta: test-time augmentation: "flip" predicts the mean for an image and its mirror image; None predicts once.
+        weights: of a network of one's own: the model or run folder that it was saved to.
         image_options: limits on images; None means the defaults, and the range of values that the model was trained
             with.
 
@@ -72,7 +75,10 @@ def load(
         ConfigError: MODEL can't be resolved, or the engine can't run here.
         WeightsError: the weights are damaged, unsafe or not available.
     """
-    found = resolve(os.fspath(spec) if isinstance(spec, os.PathLike) else spec, img_size=img_size)
+    if callable(spec) or isinstance(spec, tuple):
+        spec = part_of(spec, factory=True)
+    spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
+    found = resolve(spec, img_size=img_size, weights=None if weights is None else Path(weights))
     return Classifier(
         found.model,
         classes=found.classes,

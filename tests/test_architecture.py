@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "deepcait"
 LAYER = {
     "errors": 0,
     "optional": 1,
+    "parts": 1,
     "runtime": 1,
     "model": 2,
     "backends": 3,
@@ -45,19 +46,20 @@ ORDER = {
     "runtime": ["messages", "signals", "environment", "device", "processes", "files"],
     "weights": [
         "published", "nests", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "reshape", "adapt",
-        "timm_layout", "artefact", "registry", "hints", "imagenet", "spec", "create", "verification", "outgoing",
-        "push", "card", "teachers",
+        "timm_layout", "foreign", "artefact", "registry", "own", "hints", "imagenet", "spec", "create", "verification",
+        "outgoing", "push", "card", "teachers",
     ],
     "data": [
         "png", "jpeg", "formats", "depth", "image", "inputs", "fetch", "listing", "labels", "source", "folder",
         "resample", "preprocessing",
-        "shards", "members", "table", "stored", "split", "manifest", "parquet", "zipped", "tar", "cifar",
+        "shards", "members", "table", "own", "stored", "split", "manifest", "parquet", "zipped", "tar", "cifar",
         "matlab", "imagenet", "benchmarks", "spec", "plausible", "workers", "dataset",
         "seeding", "order", "slide", "erasing", "policies", "augment", "mixing", "shrunk", "loader",
         "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
     ],
     "training": [
-        "schedule", "losses", "strict", "aliases", "settings", "recipe", "keys", "resume", "compute", "footprint",
+        "schedule", "losses", "strict", "aliases", "settings", "recipe", "keys", "own", "resume", "compute",
+        "footprint",
         "optimizer", "average", "checkpoint", "journal", "data", "start", "notes", "plan", "teacher", "step", "guard",
         "events", "validation", "watch", "skips", "trackers", "run_folder", "job", "trainer", "run",
     ],

@@ -19,6 +19,7 @@ from deepcait.data.preprocessing import Preprocessing
 from deepcait.data.resample import FAST_FILTERS, planes, resize_pixels
 from deepcait.data.slide import SLIDES, Slide
 from deepcait.errors import ConfigError
+from deepcait.parts import blamed, build
 
 # What timm reads, number by number; it skips silently what it does not know (`mstd` without a number, `tx`).
 _RAND_AUGMENT = re.compile(
@@ -48,6 +49,8 @@ class Augment:
     """timm's RandAugment string; empty for none."""
     policy: str = "none"
     """Another augmentation instead: 3-augment (DeiT III's), trivial-augment (torchvision's), or none."""
+    transform: str = ""
+    """One's own in place of crop, flip, RandAugment, policy and erasing: python:package.module:factory."""
     erase: float = 0.25
     """Probability of erasing a rectangle, filled with one normal draw a pixel."""
     repeats: int = 3
@@ -219,15 +222,55 @@ class Augmentation:
         return Changed(pixels, [patches], filling)
 
 
+class OwnAugmentation(Augmentation):
+    """A transform of one's own: an upright RGB image in; an image of the model's size out, PIL or tensor.
+
+    A tensor (C, H, W) of uint8 is normalised as usual; one of floats is passed on as it is, normalised already.
+    """
+
+    def __init__(self, augment: Augment, preprocessing: Preprocessing) -> None:
+        super().__init__(augment, preprocessing)
+        self.transform = build(augment.transform, "augment.transform")
+        if not callable(self.transform):
+            problem = f"augment.transform: expected a callable, got {type(self.transform).__name__}."
+            raise ConfigError(problem, remedy="It takes a PIL image and returns one, or a tensor (C, H, W).")
+
+    def read(self, data: bytes, name: str, options: ImageOptions = DEFAULT) -> Changed:
+        """Decode an image and change it. Raises ImageError, naming it, and ConfigError where the transform fails."""
+        return self.change(decode_image(data, name=name, options=options))
+
+    def change(self, image: Image.Image) -> Changed:
+        """Change a decoded image. Raises ConfigError where the transform fails or returns another size."""
+        with blamed("augment.transform"):
+            changed = self.transform(image.convert("L" if self.preprocessing.channels == 1 else "RGB"))
+        if isinstance(changed, Image.Image):
+            changed = planes(changed)
+        expected = (self.preprocessing.channels, *self.preprocessing.img_size)
+        if not isinstance(changed, Tensor) or changed.shape != expected:
+            got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+            raise ConfigError(
+                f"augment.transform: expected a PIL image of {expected[2]} x {expected[1]} px, or a tensor "
+                f"{expected}, got {got}.",
+                remedy=f"Crop or resize in it, for example v2.RandomResizedCrop({expected[1:]}).",
+            )
+        if changed.dtype != torch.uint8:
+            changed = changed.float()
+        return Changed(torch.as_tensor(changed).as_subclass(Tensor).contiguous(), [[]], torch.empty(0))
+
+    def finish(self, changed: Changed) -> Tensor:
+        """Normalise 8-bit images, (C, H, W) or a batch of them."""
+        return changed.pixels if changed.pixels.is_floating_point() else super().finish(changed)
+
+
 def build_augmentation(augment: Augment, preprocessing: Preprocessing) -> Augmentation:
     """Return the training transform: a PIL image in, a normalised tensor (C, H, W) out.
 
     It draws from the global generators of Python, NumPy and torch: seed them first.
 
     Raises:
-        ConfigError: a RandAugment string that timm can't read.
+        ConfigError: a RandAugment string that timm can't read, or a transform of one's own that can't be built.
     """
-    return Augmentation(augment, preprocessing)
+    return OwnAugmentation(augment, preprocessing) if augment.transform else Augmentation(augment, preprocessing)
 
 
 def collate(items: Sequence[Changed]) -> Changed:

@@ -17,6 +17,7 @@ from deepcait.data.imagenet import imagenet_splits, open_imagenet, open_imagenet
 from deepcait.data.labels import RULES
 from deepcait.data.manifest import load_csv, load_jsonl
 from deepcait.data.members import is_image
+from deepcait.data.own import load_own
 from deepcait.data.parquet import load_parquet
 from deepcait.data.shards import is_url
 from deepcait.data.source import Source, Subset
@@ -25,6 +26,7 @@ from deepcait.data.table import Reader, Table, open_table, table_splits
 from deepcait.data.tar import load_tar
 from deepcait.data.zipped import load_zip
 from deepcait.errors import ConfigError, DataError
+from deepcait.parts import is_part
 
 ROLES = ("train", "val", "eval")
 SPLITS = ("train", "val", "test", "all")
@@ -94,6 +96,7 @@ KINDS = {
     "parquet": _listed(load_parquet),
     "tar": _listed(load_tar),
     "zip": _listed(load_zip),
+    "python": _listed(load_own),
     "imagenet": Kind(open=_named(open_imagenet), splits=imagenet_splits),
     "imagenet-v2": Kind(open=_named(open_imagenet_v2), splits=lambda place: ["test"]),
     "cifar10": _listed(functools.partial(load_cifar, "cifar10")),
@@ -119,6 +122,8 @@ def parse_spec(spec: str | os.PathLike[str]) -> tuple[str, str]:
         DataError: a path that does not exist, or a file of no known kind.
     """
     spec = os.fspath(spec)
+    if is_part(spec):
+        return "python", spec
     if not spec:
         raise DataError("Data: expected a path, got an empty text.", remedy="Give a path; a dot is this folder.")
     # Two letters at least: "C:" is a drive.

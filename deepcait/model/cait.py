@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from deepcait.errors import ConfigError
@@ -110,7 +111,12 @@ class CaiT(nn.Module):
 
     def forward_head(self, tokens_BTD: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits (B, K) of normalised tokens; with `pre_logits` the class token itself, (B, D)."""
-        return tokens_BTD[:, 0] if pre_logits else self.head(tokens_BTD[:, 0])
+        cls_BD = tokens_BTD[:, 0]
+        if pre_logits:
+            return cls_BD
+        if self.config.drop_rate:
+            cls_BD = F.dropout(cls_BD, self.config.drop_rate, self.training)
+        return self.head(cls_BD)
 
     def class_attention(self, images_BCHW: Tensor) -> Tensor:
         """Return the attention of the class token: (B, class blocks, A, 1 + N).

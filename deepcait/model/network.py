@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from torch import Tensor, nn
@@ -42,6 +44,34 @@ class NetworkConfig(Protocol):
     def macs(self) -> int:
         """Return the multiply-adds of one image."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnConfig:
+    """What is known of a network that its factory builds.
+
+    factory: its name, as a recipe writes it. params, multiply_adds: counted, of one image.
+    """
+
+    factory: str
+    img_size: tuple[int, int]
+    in_chans: int
+    num_classes: int
+    depth: int
+    params: int
+    multiply_adds: int
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def num_params(self) -> int:
+        """Return the number of parameters."""
+        return self.params
+
+    def macs(self) -> int:
+        """Return the multiply-adds of one image."""
+        return self.multiply_adds
 
 
 class Network(Protocol):

@@ -13,7 +13,7 @@ from deepcait.model.ablation import AblatedCaiT
 from deepcait.model.alternatives import AblationConfig
 from deepcait.model.cait import CaiT
 from deepcait.model.convnet import ConvConfig, ConvNet
-from deepcait.model.network import NetworkConfig
+from deepcait.model.network import NetworkConfig, OwnConfig
 from deepcait.model.variants import CaiTConfig, variant_config, variant_names
 from deepcait.model.wrappers import unwrap
 
@@ -52,13 +52,17 @@ def require_cait(model: object) -> CaiT:
     return core
 
 
-def config_of(fields: Mapping[str, Any]) -> CaiTConfig | ConvConfig:
-    """Return the configuration with these fields: a teacher's, or a CaiT's with or without alternatives.
+def config_of(fields: Mapping[str, Any]) -> CaiTConfig | ConvConfig | OwnConfig:
+    """Return the configuration with these fields: a network of one's own, a teacher's, or a CaiT's.
 
     Raises:
         TypeError: no network has these fields.
         ConfigError: a value is not valid.
     """
+    if "factory" in fields:
+        height, width = fields["img_size"]
+        sized: dict[str, Any] = dict(fields, img_size=(height, width))
+        return OwnConfig(**sized)
     if "widths" in fields:
         return ConvConfig(**fields)
     own = {field.name for field in dataclasses.fields(CaiTConfig)}

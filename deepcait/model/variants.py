@@ -34,6 +34,7 @@ class CaiTConfig:
         layer_scale_init: initial value of every LayerScale vector, in both stages; None means the
             paper's value for this depth.
         drop_path_rate: probability of dropping a branch, the same in every block of the patch stage.
+        drop_rate: dropout of the token that the head reads.
 
     Raises:
         ConfigError: a value is not valid.
@@ -50,6 +51,7 @@ class CaiTConfig:
     mlp_ratio: float = 4.0
     layer_scale_init: float | None = None
     drop_path_rate: float = 0.0
+    drop_rate: float = 0.0
 
     def __post_init__(self) -> None:
         size = self.img_size
@@ -60,8 +62,9 @@ class CaiTConfig:
         _require(_is_int(self.num_classes, least=0), "num_classes", "an integer, 0 for features", self.num_classes)
         wide = _is_number(self.mlp_ratio) and _is_int(self.hidden_dim, least=1)
         _require(wide, "mlp_ratio", "a positive number", self.mlp_ratio)
-        rate = self.drop_path_rate
-        _require(_is_number(rate) and 0 <= rate < 1, "drop_path_rate", "a probability in [0, 1)", rate)
+        for field in ("drop_path_rate", "drop_rate"):
+            rate = getattr(self, field)
+            _require(_is_number(rate) and 0 <= rate < 1, field, "a probability in [0, 1)", rate)
         if self.layer_scale_init is None:
             object.__setattr__(self, "layer_scale_init", layer_scale_init(self.depth))
         _require(_is_number(self.layer_scale_init), "layer_scale_init", "a number of float32", self.layer_scale_init)

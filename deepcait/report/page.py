@@ -14,6 +14,7 @@ from deepcait.report.results import Mistake, Results, measure_if_possible
 from deepcait.runtime.device import choose_device
 from deepcait.runtime.files import write_bytes
 from deepcait.runtime.messages import is_main_process, progress
+from deepcait.training.recipe import Recipe
 from deepcait.training.start import start_of
 from deepcait.training.watch import duration
 
@@ -31,7 +32,7 @@ def write_report(folder: str | Path, out: str | Path | None = None, **measuring:
     Args:
         folder: of the run.
         out: the file; None is `report.html` in the run.
-        measuring: passed to `measure_run`: data, max_images, device, progress.
+        measuring: passed to `measure_run`: data, recipe, max_images, device, progress.
 
     Raises:
         RunError: the folder is not a run.
@@ -44,7 +45,7 @@ def write_report(folder: str | Path, out: str | Path | None = None, **measuring:
     return path
 
 
-def write_at_end(folder: Path, *, device: str = "auto") -> Path | None:
+def write_at_end(folder: Path, *, device: str = "auto", recipe: Recipe | None = None) -> Path | None:
     """Write the report of a run that has just ended; errors are only logged, since the run is saved.
 
     Under torchrun only the main process writes it.
@@ -56,7 +57,7 @@ def write_at_end(folder: Path, *, device: str = "auto") -> Path | None:
         return None
     try:
         with progress("report: evaluating the best model") as update:
-            path = write_report(folder, progress=update, device=choose_device(device, 0))
+            path = write_report(folder, progress=update, device=choose_device(device, 0), recipe=recipe)
     # Any error: a missing page must not make a finished training fail.
     except (Exception, KeyboardInterrupt) as error:
         problem = f"{type(error).__name__} {error}".strip()

@@ -21,6 +21,7 @@ from deepcait.evaluation.protocols import plan_task
 from deepcait.explain import class_attention
 from deepcait.explain.drawing import enlarge, overlay
 from deepcait.model.networks import require_cait
+from deepcait.parts import is_part
 from deepcait.report.record import Record
 from deepcait.training.data import open_training_data
 from deepcait.training.recipe import Recipe
@@ -96,6 +97,7 @@ def measure_run(
     record: Record,
     *,
     data: str | None = None,
+    recipe: Recipe | None = None,
     max_images: int = MAX_IMAGES,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
@@ -105,6 +107,7 @@ def measure_run(
     Args:
         record: of the run.
         data: DATA in place of the recipe's, if the images have moved.
+        recipe: of the training that has just ended, with its own parts; those of a folder are never imported.
         max_images: if there are more, evenly spaced ones are used.
         device: where the model computes.
         progress: called with the images done and the images in total.
@@ -113,11 +116,16 @@ def measure_run(
         DeepcaitError: there is no model yet, or the data does not exist or has other classes.
         OSError: the data can't be read.
     """
-    recipe = record.recipe
+    trained_by = recipe
+    recipe = recipe or record.recipe
     if data is not None:
         recipe = recipe_with_data(record, data)
+    if trained_by is None and is_part(recipe.data.source) and data is None:
+        problem = f"The data of the run is {recipe.data.source}; code that a folder names is not imported."
+        raise RunError(problem, remedy="Read that code, then give it as --data.")
     opened = open_training_data(recipe)
-    found = resolve(record.folder)
+    own = trained_by is not None and is_part(recipe.model)
+    found = resolve(recipe.model, weights=record.folder) if own else resolve(record.folder)
     model = found.model.to(device)
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
     part = thin_out(opened.validation, max_images)

@@ -1,10 +1,94 @@
-"""What training minimises: cross entropy with soft targets, and distillation of a one-head model."""
+"""What training minimises: cross-entropy and others, with soft targets, and distillation of a one-head model."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from deepcait.errors import ConfigError
+from deepcait.parts import blamed, build, is_part, split_call
+
+LOSSES = ("ce", "bce", "focal")
+# Of logits (B, K), targets (B, K) and the teacher's logits (B, K), where there is a teacher.
+Loss: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class OwnLoss:
+    """A loss of one's own, which is responsible for the teacher's logits too.
+
+    Args:
+        part: a callable of (logits, targets, teacher's logits or None) that returns a scalar; a torch module is moved
+            to the device of the logits.
+        name: of the part, for messages.
+    """
+
+    def __init__(self, part: Callable[..., Tensor], name: str) -> None:
+        if not callable(part):
+            problem = f"loss {name}: expected a callable of (logits, targets, teacher), got {type(part).__name__}."
+            raise ConfigError(problem, remedy="Let the factory return one, for example a torch module.")
+        self.part = part
+        self.name = name
+
+    def __call__(self, logits_BK: Tensor, targets_BK: Tensor, teacher_BK: Tensor | None) -> Tensor:
+        """Return the loss, a scalar; logits come in at least float32.
+
+        Raises:
+            ConfigError: the part fails, or returns something else.
+        """
+        logits_BK = _float(logits_BK)
+        if isinstance(self.part, nn.Module):
+            self.part.to(logits_BK.device)
+        with blamed(f"loss {self.name}"):
+            loss = self.part(logits_BK, targets_BK.to(logits_BK.dtype), teacher_BK)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            got = f"a tensor of {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ConfigError(f"loss {self.name}: expected a scalar tensor, got {got}.", remedy="Return its mean.")
+        return loss
+
+
+def build_loss(
+    name: str, class_weights_K: Tensor | None = None, *, label_smoothing: float = 0.0, **settings: Any
+) -> Loss:
+    """Return a loss by its name.
+
+    Args:
+        name: ce, bce, focal or focal(gamma=2.0), or a part of one's own.
+        class_weights_K: weight of each class in the label's term.
+        label_smoothing: of the targets, which bce does without.
+        settings: kind, alpha and tau of `distillation`, which adds a teacher's term to a loss of ours.
+
+    Raises:
+        ConfigError: no such loss, or arguments that it does not take.
+    """
+    if is_part(name):
+        if class_weights_K is not None:
+            problem = f"optimizer.class_weights: expected false with the loss {name}, got true."
+            raise ConfigError(problem, remedy="A loss of one's own weighs classes itself.")
+        return OwnLoss(build(name, "loss"), name)
+    kind, arguments = split_call(name, "loss")
+    functions = {"ce": cross_entropy, "bce": binary_cross_entropy, "focal": focal}
+    if kind not in functions or arguments.keys() - ({"gamma"} if kind == "focal" else set()):
+        raise ConfigError(
+            f"loss: expected {', '.join(LOSSES)}, focal(gamma=2.0) or python:package.module:factory, got {name!r}.",
+            remedy="Choose one.",
+        )
+    if kind == "bce" and label_smoothing:
+        problem = f"loss: bce takes every target above 0 as 1, got mix.label_smoothing={label_smoothing:g}."
+        raise ConfigError(problem, remedy="Set mix.label_smoothing=0.")
+    label_loss = functools.partial(functions[kind], **arguments)
+
+    def loss(logits_BK: Tensor, targets_BK: Tensor, teacher_BK: Tensor | None) -> Tensor:
+        if teacher_BK is None:
+            return label_loss(logits_BK, targets_BK, class_weights_K)
+        how = settings | {"class_weights_K": class_weights_K, "label_loss": label_loss}
+        return distillation(logits_BK, targets_BK, teacher_BK, **how)
+
+    return loss
 
 
 def cross_entropy(logits_BK: Tensor, targets_BK: Tensor, class_weights_K: Tensor | None = None) -> Tensor:
@@ -12,8 +96,32 @@ def cross_entropy(logits_BK: Tensor, targets_BK: Tensor, class_weights_K: Tensor
 
     Computed in at least float32, whatever precision the logits came in.
     """
-    logits_BK = logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
+    logits_BK = _float(logits_BK)
     return F.cross_entropy(logits_BK, targets_BK.to(logits_BK.dtype), weight=class_weights_K)
+
+
+def binary_cross_entropy(logits_BK: Tensor, targets_BK: Tensor, class_weights_K: Tensor | None = None) -> Tensor:
+    """Return the mean over images and classes of the binary cross-entropy, every mixed class a full target.
+
+    Source: Touvron et al. 2022 (DeiT III), arXiv:2204.07118, section 3.2, and its code: targets above 0 count as 1,
+        so there is no label smoothing beside it.
+    """
+    logits_BK = _float(logits_BK)
+    return F.binary_cross_entropy_with_logits(logits_BK, (targets_BK > 0).to(logits_BK.dtype), weight=class_weights_K)
+
+
+def focal(
+    logits_BK: Tensor, targets_BK: Tensor, class_weights_K: Tensor | None = None, *, gamma: float = 2.0
+) -> Tensor:
+    """Return the mean over images of - sum over classes of target * (1 - p)^gamma * log p, p the softmax of the logits.
+
+    Source: Lin et al. 2017, arXiv:1708.02002, there with a sigmoid for each class; gamma 0 is cross-entropy.
+    """
+    log_p_BK = _float(logits_BK).log_softmax(-1)
+    terms_BK = targets_BK.to(log_p_BK.dtype) * (1 - log_p_BK.exp()) ** gamma * log_p_BK
+    if class_weights_K is not None:
+        terms_BK = terms_BK * class_weights_K
+    return -terms_BK.sum(-1).mean()
 
 
 def distillation(
@@ -25,12 +133,14 @@ def distillation(
     alpha: float,
     tau: float,
     class_weights_K: Tensor | None = None,
+    label_loss: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """Return the loss of a student that listens to its labels and to a teacher with the same head.
 
         hard:  (1 - alpha) CE(logits, targets) + alpha CE(logits, argmax teacher)
         soft:  (1 - alpha) CE(logits, targets) + alpha tau^2 KL(softmax(teacher / tau) || softmax(logits / tau))
 
+    CE of the labels may be another `label_loss` of (logits, targets, class_weights_K), None is `cross_entropy`.
     Both terms use the same logits, since CaiT has one class token and one head.
 
     Source: hard distillation: Touvron et al. 2020 (DeiT), arXiv:2012.12877, two heads there. That CaiT put
@@ -47,8 +157,8 @@ def distillation(
         tau: temperature, used by "soft".
         class_weights_K: weight of each class in the label's term.
     """
-    label_term = cross_entropy(logits_BK, targets_BK, class_weights_K)
-    logits_BK = logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
+    label_term = (label_loss or cross_entropy)(logits_BK, targets_BK, class_weights_K)
+    logits_BK = _float(logits_BK)
     if kind == "hard":
         teacher_term = F.cross_entropy(logits_BK, teacher_BK.argmax(dim=-1))
     else:
@@ -56,3 +166,8 @@ def distillation(
         student_log_BK = (logits_BK / tau).log_softmax(-1)
         teacher_term = tau**2 * F.kl_div(student_log_BK, teacher_log_BK, log_target=True, reduction="batchmean")
     return (1.0 - alpha) * label_term + alpha * teacher_term
+
+
+def _float(logits_BK: Tensor) -> Tensor:
+    """Logits in at least float32, whatever precision they came in."""
+    return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))

@@ -37,7 +37,7 @@ def notes_of(recipe: Recipe, order: Order, num_validation: int) -> list[str]:
     too few validation images to compare epochs.
     """
     notes = [*_notes_of_layer_scale(recipe), *_notes_of_epoch(order)]
-    if recipe.data.balanced and recipe.optimizer.class_weights:
+    if recipe.data.balanced and recipe.optimizer.class_weights is True:
         notes.append(
             "data.balanced and optimizer.class_weights both even out the classes: together they favour the small ones"
         )

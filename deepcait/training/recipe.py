@@ -16,7 +16,18 @@ from deepcait.data.spec import VALIDATE_ON
 from deepcait.errors import ConfigError
 from deepcait.training.aliases import rename_nodes
 from deepcait.training.schedule import Schedule
-from deepcait.training.settings import Ablation, About, Average, Compute, Data, Distillation, Keep, Optimizer, Shape
+from deepcait.training.settings import (
+    Ablation,
+    About,
+    Average,
+    Compute,
+    Data,
+    Digests,
+    Distillation,
+    Keep,
+    Optimizer,
+    Shape,
+)
 from deepcait.training.strict import overlay, read_assignment, read_text, read_yaml, to_yaml
 
 RUN_CONFIG = "config.yaml"
@@ -34,7 +45,7 @@ class Recipe:
     """Of the settings: what a setting that is missing means. 1 is deepcait 0.1, whose runs have no version."""
     about: About = field(default_factory=About)
     model: str = "cait_xxs24_224"
-    """Model name, or any MODEL, to start from."""
+    """Model name, or any MODEL, to start from; or one's own network, python:package.module:factory."""
     start: str = "random"
     """random or released: what a model name stands for."""
     keep_rows: bool = False
@@ -45,12 +56,20 @@ class Recipe:
     """First value of LayerScale; null is the model table's."""
     drop_path_rate: float | None = None
     """Chance that a branch is left out of a training step (stochastic depth); null is the model table's."""
+    drop_rate: float | None = None
+    """Dropout of the token that the head reads; null is the model's own, none."""
     shape: Shape = field(default_factory=Shape)
     ablation: Ablation = field(default_factory=Ablation)
     train: str = "all"
     """Which parameters move: all, head, or attention."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of names of parameters that do not move, such as blocks.0.* or *.gamma_1."""
+    freeze_blocks: int = 0
+    """The embedding and this many first patch blocks do not move; 0 is off."""
     head_warmup_epochs: float = 0.0
     """Epochs at the start in which only the head moves."""
+    loss: str = "ce"
+    """ce (cross-entropy), bce (binary, as DeiT III), focal or focal(gamma=2.0), or python:package.module:factory."""
     seed: int = 0
     """Of the order of data, of augmentation, and of random weights."""
     epochs: int = 400
@@ -68,6 +87,7 @@ class Recipe:
     teacher: Distillation = field(default_factory=Distillation)
     compute: Compute = field(default_factory=Compute)
     keep: Keep = field(default_factory=Keep)
+    digests: Digests = field(default_factory=Digests)
 
     def __post_init__(self) -> None:
         one_of = {
@@ -77,7 +97,7 @@ class Recipe:
             "data.labels": (self.data.labels, RULES),
             "data.validate_on": (self.data.validate_on, VALIDATE_ON),
             "data.on_error": (self.data.on_error, ("raise", "skip")),
-            "optimizer.name": (self.optimizer.name, ("adamw", "sgd")),
+            "optimizer.name": (self.optimizer.name.partition(":")[0], ("adamw", "sgd", "timm")),
             "teacher.kind": (self.teacher.kind, ("hard", "soft")),
             "compute.precision": (self.compute.precision, ("fp32", "bf16", "fp16")),
             "compute.backend": (self.compute.backend, BACKENDS),
@@ -100,6 +120,7 @@ class Recipe:
         not_negative |= {"data.max_errors": self.data.max_errors, "data.shrink_px": self.data.shrink_px}
         not_negative |= {"data.limit": self.data.limit, "data.val_limit": self.data.val_limit}
         not_negative |= {"keep.max_skipped_steps": k.max_skipped_steps, "keep.patience_epochs": k.patience_epochs}
+        not_negative |= {"freeze_blocks": self.freeze_blocks, "drop_rate": self.drop_rate or 0.0}
         not_negative |= {"keep.checkpoint_every_steps": k.checkpoint_every_steps}
         not_negative |= {"keep.checkpoint_every_s": k.checkpoint_every_s, "optimizer.clip_norm": o.clip_norm}
         for name, value in not_negative.items():

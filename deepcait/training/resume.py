@@ -15,6 +15,7 @@ from deepcait.training.recipe import Recipe, load_recipe
 # What may differ between a run and its resumption. Nothing here decides a row of metrics.jsonl but by rounding.
 _FREE_ON_RESUME = (
     "about.",
+    "digests.",  # `with_digests` compares them
     "compute.device",
     "compute.compile",
     "compute.grad_checkpointing",

@@ -18,6 +18,7 @@ from deepcait.training.data import build_order, open_training_data
 from deepcait.training.events import Callback
 from deepcait.training.job import Job
 from deepcait.training.notes import describe_plan, notes_of
+from deepcait.training.own import with_digests
 from deepcait.training.recipe import Recipe
 from deepcait.training.run_folder import ModelFolders, require_startable, write_run_files
 from deepcait.training.start import keep_start, kept_start, start_model, start_of
@@ -55,6 +56,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequ
     """
     # Before the processes meet: afterwards the first may have written what another looks for.
     require_startable(folder, resume)
+    recipe = with_digests(recipe, folder)
     processes = join_processes()
     try:
         return _train(recipe, folder, processes, callbacks)

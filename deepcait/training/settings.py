@@ -117,7 +117,7 @@ class Optimizer:
     """How weights are updated."""
 
     name: str = "adamw"
-    """adamw or sgd (Nesterov)."""
+    """adamw, sgd (Nesterov), or one of timm's: timm:lamb, timm:lion(betas=(0.9, 0.95)), ..."""
     lr: float = 5e-4
     """Learning rate for `lr_batch` images per step."""
     lr_batch: int = 512
@@ -136,8 +136,10 @@ class Optimizer:
     """Largest norm of all gradients together; 0 is off."""
     layer_decay: float = 1.0
     """Factor of the learning rate from one patch block to the one before; 1 is off."""
-    class_weights: bool = False
-    """Weigh classes by the inverse of their size."""
+    lr_factors: tuple[str, ...] = ()
+    """Factors of the learning rate by parameter name, PATTERN=FACTOR, such as blocks.*=0.1; the first match counts."""
+    class_weights: bool | tuple[float, ...] = False
+    """true: weigh classes by the inverse of their size. A list: a weight for each class, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,3 +218,19 @@ class Keep:
     """Write TensorBoard files into the run; needs deepcait[track]."""
     tracker: str = ""
     """wandb or trackio, to hear every row too; empty for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digests:
+    """Of the run's own parts: sha256 of their source, written by training; --resume compares them."""
+
+    data: str = ""
+    """Of data.source."""
+    model: str = ""
+    """Of model."""
+    loss: str = ""
+    """Of loss."""
+    transform: str = ""
+    """Of augment.transform."""
+    teacher: str = ""
+    """Of teacher.spec."""

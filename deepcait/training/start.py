@@ -13,10 +13,12 @@ from deepcait.data.seeding import derive_seed, seed_everything
 from deepcait.model.alternatives import AblationConfig
 from deepcait.model.networks import build_model, config_of, is_model_name
 from deepcait.model.variants import CaiTConfig
+from deepcait.parts import is_part
 from deepcait.training.checkpoint import newest_checkpoint
 from deepcait.training.compute import note_of
 from deepcait.training.journal import replace_text
 from deepcait.training.recipe import Recipe
+from deepcait.weights.own import split_weights
 from deepcait.weights.spec import Resolved, resolve
 
 _logger = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ _HIGH_LR = 5e-4
 
 def start_of(recipe: Recipe) -> str:
     """Return in words what training starts from: a model name means random or released weights, as the recipe says."""
+    if is_part(recipe.model):
+        return f"the network of {recipe.model}"
     if not is_model_name(recipe.model):
         return f"the weights of {recipe.model}"
     if recipe.start == "released":
@@ -52,7 +56,7 @@ def start_model(recipe: Recipe, classes: Sequence[str]) -> Resolved:
     _describe(found, recipe)
     if found.report and str(found.report):
         _logger.info("weights: %s", found.report)
-    random = is_model_name(recipe.model) and recipe.start == "random"
+    random = is_part(recipe.model) or (is_model_name(recipe.model) and recipe.start == "random")
     if not random and recipe.train == "all" and recipe.optimizer.name == "adamw" and recipe.peak_lr > _HIGH_LR:
         _logger.warning("a learning rate of %g is one for random weights; trained ones may be lost", recipe.peak_lr)
     return found
@@ -60,7 +64,7 @@ def start_model(recipe: Recipe, classes: Sequence[str]) -> Resolved:
 
 def shape_of(recipe: Recipe) -> dict[str, Any]:
     """Return the fields of the model that a recipe sets to other values than the model's own."""
-    fields = {"img_size": recipe.img_size, "drop_path_rate": recipe.drop_path_rate}
+    fields = {"img_size": recipe.img_size, "drop_path_rate": recipe.drop_path_rate, "drop_rate": recipe.drop_rate}
     fields |= {"layer_scale_init": recipe.layer_scale_init} | dataclasses.asdict(recipe.shape)
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -87,6 +91,8 @@ def kept_start(folder: Path, recipe: Recipe) -> Resolved | None:
     seed_everything(derive_seed("init", recipe.seed))
     try:
         facts = json.loads(kept.read_text(encoding="utf-8"))
+        if is_part(recipe.model):
+            return _own_start(recipe, facts)
         model = build_model(config_of(facts.pop("config")))
         model.pretrained_cfg = facts["pretrained_cfg"]
         found = Resolved(model=model, **facts)
@@ -97,9 +103,20 @@ def kept_start(folder: Path, recipe: Recipe) -> Resolved | None:
     return found
 
 
+def _own_start(recipe: Recipe, facts: dict[str, Any]) -> Resolved:
+    """The network of a run's own part as its factory makes it, wherever the weights are that it started from."""
+    part, path = split_weights(recipe.model)
+    found = resolve(part if path else recipe.model, classes=facts["classes"], **shape_of(recipe))
+    found.model.pretrained_cfg = facts["pretrained_cfg"]
+    found = dataclasses.replace(found, spec=facts["spec"], pretrained_cfg=facts["pretrained_cfg"])
+    _describe(found, recipe)
+    return found
+
+
 def _describe(found: Resolved, recipe: Recipe) -> None:
     config = found.model.config
     kind = "a CaiT" if isinstance(config, CaiTConfig) else "a convolutional teacher"
+    kind = str(found.spec) if found.kind == "own" else kind
     facts = f"{config.num_params():,} parameters, {config.macs() / 1e9:.3g} GMACs an image"
     _logger.info("model: %s, %s", found.name or kind, facts)
     if isinstance(config, AblationConfig) and config.options:

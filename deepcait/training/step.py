@@ -15,7 +15,7 @@ from deepcait.data.mixing import Mixer
 from deepcait.data.seeding import derive_seed
 from deepcait.runtime.processes import Processes
 from deepcait.training.compute import autocast
-from deepcait.training.losses import cross_entropy, distillation
+from deepcait.training.losses import build_loss
 from deepcait.training.optimizer import grad_norm, set_lr
 from deepcait.training.recipe import Recipe
 from deepcait.training.teacher import Teacher
@@ -69,7 +69,9 @@ class Stepper:
         self.recipe = recipe
         self.processes = processes
         self.teacher = teacher
-        self.class_weights_K = class_weights_K
+        t = recipe.teacher
+        how = {"kind": t.kind, "alpha": t.alpha, "tau": t.tau, "label_smoothing": recipe.mix.label_smoothing}
+        self.loss = build_loss(recipe.loss, class_weights_K, **how)
         self.replicas = processes.share_of(recipe.replicas)
         self.parameters = [p for p in net.parameters() if p.requires_grad]
         self.device, self.dtype = self.parameters[0].device, self.parameters[0].dtype
@@ -128,21 +130,12 @@ class Stepper:
             with autocast(self.recipe.compute.precision, self.device.type):
                 teacher_BK = self.teacher(images_BCHW) if self.teacher else None
                 logits_BK = self.net(images_BCHW)
-                loss = self._loss(logits_BK, targets_BK, teacher_BK)
+                loss = self.loss(logits_BK, targets_BK, teacher_BK)
             # DistributedDataParallel takes the mean over processes; we want the mean over replicas.
             share = self.processes.world_size / self.recipe.replicas
             self.scaler.scale(loss * share).backward()
         correct = targets_BK.gather(1, logits_BK.detach().argmax(1, keepdim=True)).mean()
         return torch.stack([loss.detach().double(), correct.double()])
-
-    def _loss(self, logits_BK: Tensor, targets_BK: Tensor, teacher_BK: Tensor | None) -> Tensor:
-        if teacher_BK is None:
-            return cross_entropy(logits_BK, targets_BK, self.class_weights_K)
-        t = self.recipe.teacher
-        weights = self.class_weights_K
-        return distillation(
-            logits_BK, targets_BK, teacher_BK, kind=t.kind, alpha=t.alpha, tau=t.tau, class_weights_K=weights
-        )
 
     def _synchronised(self, replica: int) -> contextlib.AbstractContextManager:
         # Gradients are exchanged once a step, with the last replica.

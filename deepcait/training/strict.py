@@ -128,7 +128,9 @@ def _text_node(kind: str, value: str) -> yaml.ScalarNode:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, str) else value  # a part of one's own is its name
 
 
 def _place(node: yaml.Node) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from torch.nn import functional as F
 
 from deepcait.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deepcait.errors import ConfigError, WeightsError
+from deepcait.parts import build, is_part
 from deepcait.training.settings import Distillation
 from deepcait.weights.hub import WEIGHTS_FILES, fetch_repository
 from deepcait.weights.spec import resolve
@@ -109,8 +107,8 @@ def load_teacher(settings: Distillation, seen: Preprocessing, classes: Sequence[
 def _build(spec: str, num_classes: int) -> tuple[nn.Module, list[str] | None]:
     if spec.startswith("timm:"):
         return _build_timm(spec.removeprefix("timm:"), num_classes), None
-    if spec.startswith("python:"):
-        return _build_python(spec.removeprefix("python:")), None
+    if is_part(spec):
+        return _build_own(spec), None
     found = resolve(spec)
     return found.model, found.classes
 
@@ -172,32 +170,11 @@ def _address(name: str) -> str:
     return hf_hub_url(cfg.hf_hub_id, cfg.hf_hub_filename or WEIGHTS_FILES[0]) if cfg.hf_hub_id else str(cfg.url)
 
 
-def _build_python(text: str) -> nn.Module:
-    module_name, _, factory_name = text.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"teacher: expected python:package.module:factory, got 'python:{text}' ({error}).",
-            remedy="The module must be importable from the current folder or PYTHONPATH.",
-        ) from error
-    except Exception as error:  # the user's own code may raise anything
-        raise ConfigError(
-            f"teacher python:{text}: expected a module, got {type(error).__name__}: {error}.",
-            remedy="Correct the error in that module.",
-        ) from error
-    try:
-        model = factory()
-    except Exception as error:  # the user's own code may raise anything
-        raise ConfigError(
-            f"teacher python:{text}: expected a model, got {type(error).__name__}: {error}.",
-            remedy="Correct the factory, which is called without arguments.",
-        ) from error
+def _build_own(spec: str) -> nn.Module:
+    model = build(spec, "teacher")
     if not isinstance(model, nn.Module):
         raise ConfigError(
-            f"teacher: expected python:{text} to return a torch module, got {type(model).__name__}.",
+            f"teacher: expected {spec} to return a torch module, got {type(model).__name__}.",
             remedy="Let the factory, called without arguments, return the model with its weights.",
         )
     return model

@@ -32,7 +32,7 @@ from deepcait.training.events import Event
 from deepcait.training.guard import Guard
 from deepcait.training.job import Job
 from deepcait.training.journal import Journal, read_state
-from deepcait.training.optimizer import build_optimizer, class_weights, freeze, parameter_groups
+from deepcait.training.optimizer import build_optimizer, chosen_class_weights, freeze, parameter_groups
 from deepcait.training.resume import deciding_settings, require_same_settings
 from deepcait.training.schedule import LearningRate
 from deepcait.training.skips import Skips
@@ -55,20 +55,21 @@ class Trainer:
         self.job = job
         recipe = self.recipe = job.recipe
         model = self.model = as_module(job.model)
-        freeze(job.model, recipe.train)
+        freeze(job.model, recipe.train, recipe.freeze, recipe.freeze_blocks)
         set_compute(job.model, recipe.compute)
         if recipe.compute.channels_last:
             model.to(memory_format=torch.channels_last)
         self.average = WeightAverage(model, recipe.ema) if recipe.ema.decay else None
-        self.optimizer = build_optimizer(parameter_groups(job.model, recipe.optimizer), recipe.optimizer)
+        self.optimizer = build_optimizer(
+            parameter_groups(job.model, recipe.optimizer), recipe.optimizer, peak_lr=recipe.peak_lr
+        )
         fp16 = recipe.compute.precision == "fp16"
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=fp16)
         self.lr = LearningRate(recipe.schedule, recipe.peak_lr, recipe.epochs, job.order.steps_per_epoch)
         self.last_step = recipe.epochs * job.order.steps_per_epoch
         self.progress = Progress()
-        num_classes, weights_K = job.model.num_classes, None
-        if recipe.optimizer.class_weights:
-            weights_K = class_weights(require_labels(job.samples.source), num_classes).to(job.device)
+        num_classes, source = job.model.num_classes, job.samples.source
+        weights_K = chosen_class_weights(recipe.optimizer.class_weights, lambda: require_labels(source), num_classes)
         self.stepper = Stepper(
             wrap(model, recipe.compute, job.processes),
             self.optimizer,
@@ -77,7 +78,7 @@ class Trainer:
             recipe,
             job.processes,
             teacher=job.teacher,
-            class_weights_K=weights_K,
+            class_weights_K=None if weights_K is None else weights_K.to(job.device),
         )
         shape = job.model.config
         self.stepper.warm_up_ddp(torch.zeros(job.order.replica_batch_size, shape.in_chans, *shape.img_size))

@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -28,12 +28,14 @@ from torch import Tensor, nn
 from deepcait.errors import ConfigError, WeightsError
 from deepcait.model.alternatives import AblationConfig
 from deepcait.model.cait import CaiT
-from deepcait.model.convnet import ConvConfig, ConvNet
+from deepcait.model.convnet import ConvNet
+from deepcait.model.network import NetworkConfig, OwnConfig
 from deepcait.model.networks import config_of
 from deepcait.model.variants import CaiTConfig
 from deepcait.model.wrappers import unwrap
 from deepcait.runtime.device import to_host
 from deepcait.runtime.files import current, replace_folder
+from deepcait.weights.foreign import foreign_class, require_code
 from deepcait.weights.layouts import (
     StateDict,
     canonical_keys,
@@ -61,7 +63,7 @@ OWN_ENTRIES = frozenset({WEIGHTS_FILE, CONFIG_FILE, EMA_FOLDER})
 NUM_LOOKS = 5
 
 Which = Literal["raw", "ema"]
-Kind = Literal["name", "hub", "artefact", "run", "file", "keras", "builtin"]
+Kind = Literal["name", "hub", "artefact", "run", "file", "keras", "builtin", "own"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ class StoredModel:
     """Weights as stored, with their description, before they are adapted to other sizes.
 
     Args:
-        config: the model's, with the stored image size and number of classes.
+        config: the model's, with the stored image size and number of classes; a `NetworkConfig`.
         state_dict: tensors that own their memory; on the meta device, or empty, if only facts were asked for.
         classes: a name for each row of the head, None if unknown.
         pretrained_cfg: preprocessing and more, with timm's keys.
@@ -80,7 +82,7 @@ class StoredModel:
         weights: which weights of a folder these are.
     """
 
-    config: CaiTConfig | ConvConfig
+    config: Any
     state_dict: StateDict
     classes: list[str] | None
     pretrained_cfg: dict[str, Any]
@@ -112,7 +114,8 @@ def save_artefact(
 
     Args:
         folder: its path.
-        model: a CaiT, possibly wrapped by torch.compile or DistributedDataParallel.
+        model: a CaiT, or a network of one's own, whose class is recorded; possibly wrapped by torch.compile or
+            DistributedDataParallel.
         preprocessing: with timm's keys (mean, std, crop_pct, interpolation, crop_mode, ...), a `pretrained_cfg`.
             What follows from the model, such as input_size, is taken from the model.
         classes: a name for each row of the head, or None (or empty) if there are none.
@@ -131,6 +134,8 @@ def save_artefact(
     if evaluated == "ema" and ema_state is None:
         raise ConfigError("evaluated='ema' needs ema_state, which is missing.", remedy="Pass the averaged weights.")
     story = {"recipe": recipe, "metrics": metrics, "provenance": provenance, "evaluated": evaluated}
+    if foreign := foreign_class(core):
+        story["foreign"] = {"class": foreign, "factory": getattr(core, "part", None)}
 
     def fill(place: Path) -> None:
         _write_model(place, core.config, core.state_dict(), preprocessing, classes, story)
@@ -147,7 +152,11 @@ def save_artefact(
 
 
 def read_artefact(
-    folder: str | Path, *, weights: Which | Literal["evaluated"] = "evaluated", shapes_only: bool = False
+    folder: str | Path,
+    *,
+    weights: Which | Literal["evaluated"] = "evaluated",
+    shapes_only: bool = False,
+    foreign_code: bool = False,
 ) -> StoredModel:
     """Read a model folder of deepcait, or one in the layout of timm's models on the hub.
 
@@ -155,10 +164,11 @@ def read_artefact(
         folder: with config.json and model.safetensors (timm's may have pytorch_model.bin instead).
         weights: "raw", "ema", or those that were evaluated, by the folder's description.
         shapes_only: read only the description: no tensors, no checksum.
+        foreign_code: the caller has the code of a network that is not deepcait's.
 
     Raises:
-        WeightsError: a file is missing or broken, or the weights do not match the checksum (sha256) in the
-            description.
+        WeightsError: a file is missing or broken, the weights do not match the checksum (sha256) in the
+            description, or they need code that is not deepcait's.
     """
     folder = Path(folder)
     for _ in range(NUM_LOOKS):
@@ -166,6 +176,7 @@ def read_artefact(
         description = _read_description(place)
         found, failure = None, None
         try:
+            require_code(folder, description, foreign_code or shapes_only)
             found = _read_described(place, description, weights, shapes_only)
         except WeightsError as error:
             failure = error
@@ -195,7 +206,7 @@ def validate_config(path: Path, origin: str) -> None:
 
 def _write_model(
     place: Path,
-    config: CaiTConfig | ConvConfig,
+    config: NetworkConfig,
     state_dict: Mapping[str, Tensor],
     preprocessing: Mapping[str, Any],
     classes: Sequence[str] | None,
@@ -209,7 +220,7 @@ def _write_model(
         # The writer wraps the system's error; the caller handles an OSError.
         full = "os error 28" in str(error).lower() or "no space" in str(error).lower()
         raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(weights_path)) from error
-    description = describe_for_timm(config, preprocessing, classes)
+    description = describe_for_timm(config, preprocessing, classes, foreign=(story.get("foreign") or {}).get("class"))
     description["deepcait"] = {
         "format": FORMAT,
         "model": variant_name(config),
@@ -235,7 +246,7 @@ def _read_described(
         inner = folder / EMA_FOLDER
         if not inner.is_dir():
             raise WeightsError(f"{folder}: no averaged weights in {EMA_FOLDER}/.", remedy="Use weights=raw.")
-        found = read_artefact(inner, weights="raw", shapes_only=shapes_only)
+        found = read_artefact(inner, weights="raw", shapes_only=shapes_only, foreign_code=True)
         return dataclasses.replace(found, folder=folder, section=section, weights="ema")
     path = next((folder / name for name in FOREIGN_WEIGHTS if (folder / name).is_file()), folder / WEIGHTS_FILE)
     if section and not shapes_only:
@@ -244,8 +255,9 @@ def _read_described(
     pretrained_cfg = read_pretrained_cfg(description, section)
     if section:
         config = _own_config(folder, section)
-        _require_head(folder, config, state_dict)
-        _require_sizes(folder, config, state_dict)
+        if not section.get("foreign"):
+            _require_head(folder, config, state_dict)
+            _require_sizes(folder, config, state_dict)
     else:
         config = foreign_config(folder, description, state_dict)
     return StoredModel(
@@ -281,15 +293,15 @@ def _read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def _own_description(config: CaiTConfig | ConvConfig) -> dict[str, Any]:
+def _own_description(config: NetworkConfig) -> dict[str, Any]:
     """The description of the network: its configuration and its ablation options."""
     if not isinstance(config, AblationConfig):
-        return {"config": dataclasses.asdict(config)}
+        return {"config": dataclasses.asdict(cast("Any", config))}
     own = {field.name: getattr(config, field.name) for field in dataclasses.fields(CaiTConfig)}
     return {"config": own, "ablation": config.options}
 
 
-def _own_config(folder: Path, section: Mapping[str, Any]) -> CaiTConfig | ConvConfig:
+def _own_config(folder: Path, section: Mapping[str, Any]) -> NetworkConfig:
     try:
         return config_of({**section["config"], **(section.get("ablation") or {})})
     except (KeyError, TypeError) as error:
@@ -299,7 +311,7 @@ def _own_config(folder: Path, section: Mapping[str, Any]) -> CaiTConfig | ConvCo
         ) from error
 
 
-def _require_head(folder: Path, config: CaiTConfig | ConvConfig, state_dict: StateDict) -> None:
+def _require_head(folder: Path, config: Any, state_dict: StateDict) -> None:
     """Raise if the number of classes was edited: else a randomly initialised head would be used."""
     rows = len(state_dict["head.weight"]) if "head.weight" in state_dict else 0
     if rows != config.num_classes:
@@ -309,7 +321,7 @@ def _require_head(folder: Path, config: CaiTConfig | ConvConfig, state_dict: Sta
         )
 
 
-def _require_sizes(folder: Path, config: CaiTConfig | ConvConfig, state_dict: StateDict) -> None:
+def _require_sizes(folder: Path, config: Any, state_dict: StateDict) -> None:
     """Raise if the description has other blocks than the weights, or far more parameters, before building."""
     class_blocks = getattr(config, "class_blocks", getattr(config, "cls_depth", 0))
     fields = (("depth", "blocks", config.depth), ("cls_depth", "blocks_token_only", class_blocks))
@@ -365,9 +377,9 @@ def _foreign_entries(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name not in OWN_ENTRIES) if folder.is_dir() else []
 
 
-def _require_network(model: nn.Module) -> CaiT | ConvNet:
-    core = unwrap(model)
-    if not isinstance(core, CaiT | ConvNet):
+def _require_network(model: nn.Module) -> Any:
+    core: Any = unwrap(model)
+    if not isinstance(core, CaiT | ConvNet) and not isinstance(getattr(core, "config", None), OwnConfig):
         raise ConfigError(
             f"{type(core).__name__} can't be saved as a model folder; only a CaiT can.", remedy="Save the trained CaiT."
         )

@@ -16,6 +16,7 @@ from deepcait.model.convnet import ConvNet
 from deepcait.model.network import NetworkConfig
 from deepcait.model.networks import TEACHERS, build_model, is_model_name, named_config
 from deepcait.model.variants import CaiTConfig, variant_config, variant_names
+from deepcait.parts import is_part
 from deepcait.weights.adapt import AdaptReport, build_loaded
 from deepcait.weights.artefact import Kind, StoredModel, is_artefact, read_artefact, validate_config
 from deepcait.weights.hints import listing, nowhere
@@ -29,6 +30,7 @@ from deepcait.weights.layouts import (
     read_weights,
     variant_name,
 )
+from deepcait.weights.own import build_own, describe_own, split_weights
 from deepcait.weights.published import published
 from deepcait.weights.registry import (
     NANO_NAME,
@@ -51,7 +53,7 @@ class Resolved:
 
     Args:
         spec: the argument. kind: its kind.
-        model: in evaluation mode, its pretrained_cfg set.
+        model: in evaluation mode, its pretrained_cfg set; or another `Network`, of a `python:` MODEL.
         name: its model name, None if it has none.
         classes: a name for each row of the head, None if unknown.
         pretrained_cfg: preprocessing and more, with timm's keys.
@@ -80,14 +82,15 @@ def resolve(
     classes: Sequence[str] | None = None,
     keep_rows: bool = False,
     ablation: Mapping[str, Any] | None = None,
+    weights: str | Path | None = None,
     **overrides: Any,
 ) -> Resolved:
     """Resolve MODEL, and adapt it to other classes or another image size if requested.
 
     Args:
         spec: a model name, `hf-hub:owner/name`, a model or run folder, a Keras SavedModel of cait-tf, a weights
-            file, or `builtin:nano`. A model name has priority over a folder of the same name; `./name` means the
-            folder.
+            file, `builtin:nano`, or a network of one's own, `python:package.module:factory[,weights=FOLDER]` or a
+            `Part`. A model name has priority over a folder of the same name; `./name` means the folder.
         start: for a model name: its released weights, or random ones.
         num_classes, img_size: of the model; None means as stored. For a weights file whose patches do not form a
             square, img_size is that of its training.
@@ -95,6 +98,7 @@ def resolve(
             integers 0 to 999 mean the classes of an ImageNet model.
         keep_rows: but copy the rows of classes with equal names.
         ablation: ablation options to apply; see `AblationConfig`.
+        weights: of a network of one's own, a model or run folder.
         overrides: other fields of `CaiTConfig`: those independent of weights, such as drop_path_rate, and those
             that weights can be adapted to: in_chans, patch_size, a larger depth.
 
@@ -102,9 +106,12 @@ def resolve(
         ConfigError: MODEL can't be resolved; the message has suggestions.
         WeightsError: the weights are broken, unsafe, not a CaiT's, or can't be downloaded.
     """
-    spec = str(spec)
+    spec = spec if isinstance(spec, str) else str(spec)
     if classes is not None and num_classes is None:
         num_classes = len(classes)
+    if is_part(spec):
+        changes = overrides | {key: value for key, value in (ablation or {}).items() if value is not None}
+        return _resolve_own(spec, weights, classes, num_classes=num_classes, img_size=img_size, changes=changes)
     sizes = {"img_size": img_size, "num_classes": num_classes}
     wanted = {key: value for key, value in sizes.items() if value is not None} | overrides
     if start == "random" and is_model_name(spec):
@@ -226,8 +233,27 @@ def _resolve_random(name: str, config: NetworkConfig, classes: Sequence[str] | N
     )
 
 
+def _resolve_own(spec: str, weights: str | Path | None, classes: Sequence[str] | None, **how: Any) -> Resolved:
+    part, path = (spec, None) if weights is not None else split_weights(spec)
+    model, stored = build_own(spec if path is None else part, weights or path, **how)
+    names = classes if classes is not None else stored.classes if stored else getattr(model, "classes", None)
+    known = stored.provenance if stored else {}
+    return Resolved(
+        spec=spec,
+        kind="own",
+        model=model.eval(),
+        name=None,
+        classes=None if names is None else list(names),
+        pretrained_cfg=model.pretrained_cfg | (stored.pretrained_cfg if stored else {}),
+        provenance=known | {"source": str(spec)},
+        section=stored.section if stored else {},
+    )
+
+
 def _find(spec: str, img_size: int | tuple[int, int] | None, *, shapes_only: bool) -> StoredModel:
     """The kind of a MODEL is decided here only."""
+    if is_part(spec):
+        return describe_own(spec)
     if spec.startswith(BUILTIN_PREFIX):
         return _find_builtin(spec, shapes_only)
     if spec.startswith(HUB_PREFIX):

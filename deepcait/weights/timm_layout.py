@@ -10,7 +10,7 @@ from typing import Any
 
 from deepcait.errors import ConfigError, WeightsError
 from deepcait.model.alternatives import AblationConfig
-from deepcait.model.network import NetworkConfig
+from deepcait.model.network import NetworkConfig, OwnConfig
 from deepcait.model.variants import CaiTConfig, variant_config
 from deepcait.weights.layouts import StateDict, image_size, infer_config
 from deepcait.weights.published import REEVALUATED
@@ -29,7 +29,7 @@ MODEL_KEYS = (
 )  # fmt: skip
 
 # Keys of the section `deepcait`.
-OWN_OBJECTS = ("ablation", "preprocessing", "recipe", "metrics", "provenance")
+OWN_OBJECTS = ("ablation", "foreign", "preprocessing", "recipe", "metrics", "provenance")
 
 DEEPCAIT_ONLY = "deepcait_only"
 
@@ -69,9 +69,18 @@ def model_args(config: CaiTConfig) -> dict[str, Any]:
 
 
 def describe_for_timm(
-    config: NetworkConfig, preprocessing: Mapping[str, Any], classes: Sequence[str] | None
+    config: NetworkConfig,
+    preprocessing: Mapping[str, Any],
+    classes: Sequence[str] | None,
+    *,
+    foreign: str | None = None,
 ) -> dict[str, Any]:
-    """Return timm's part of config.json: the most similar architecture, all sizes, preprocessing, classes."""
+    """Return timm's part of config.json: the most similar architecture, all sizes, preprocessing, classes.
+
+    Args:
+        config, preprocessing, classes: of the model.
+        foreign: class of a network that neither deepcait nor timm has.
+    """
     pretrained_cfg = {key: preprocessing[key] for key in PREPROCESSING_KEYS if preprocessing.get(key) is not None}
     pretrained_cfg |= {
         "input_size": [config.in_chans, *image_size(config)],
@@ -82,9 +91,9 @@ def describe_for_timm(
         "pool_size": None,
         "custom_load": False,
     }
-    reason = unknown_to_timm(config)
+    reason = f"timm does not have this network: it is {foreign}." if foreign else unknown_to_timm(config)
     description: dict[str, Any] = {
-        "architecture": nearest_architecture(config),
+        "architecture": DEEPCAIT_ONLY if foreign else nearest_architecture(config),
         "num_classes": config.num_classes,
         "global_pool": "token",
         "pretrained_cfg": pretrained_cfg,
@@ -100,6 +109,8 @@ def describe_for_timm(
 
 def unknown_to_timm(config: NetworkConfig) -> str:
     """Return why timm has no such network, in a sentence; an empty string if it has one."""
+    if isinstance(config, OwnConfig):
+        return f"timm does not have this network: {config.factory} builds it."
     if not isinstance(config, CaiTConfig):
         return "timm does not have this network: it is deepcait's convolutional teacher."
     if not isinstance(config, AblationConfig) or config.same_at_inference:

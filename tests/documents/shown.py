@@ -9,13 +9,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 # Pages whose commands a reader types. docs/results/ and docs/dev/ record how values were measured.
-# Two pages have a test of their own: weights.md needs a hub to fetch from (tests/weights/test_page.py), explain.md
-# a run (tests/explain/test_document.py).
+# Three pages have a test of their own: weights.md needs a hub to fetch from (tests/weights/test_page.py), explain.md
+# a run (tests/explain/test_document.py), own_parts.md its files (tests/training/test_own_parts.py).
 PAGES = [
     path
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
     if not {"results", "dev", "api"} & set(path.relative_to(ROOT).parts)
-    and path.name not in ("weights.md", "explain.md")
+    and path.name not in ("weights.md", "explain.md", "own_parts.md")
 ]
 # A section with this sentence shows what can't be tried on one machine.
 NOT_RUN = "Not run here"

@@ -276,9 +276,9 @@ def test_factories_that_are_not_there(spec):
 def test_a_module_that_fails_while_it_is_imported(tmp_path, monkeypatch):
     (tmp_path / "broken_teacher.py").write_text("raise RuntimeError('no licence')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match="got RuntimeError: no licence") as caught:
+    with pytest.raises(ConfigError, match="failed with RuntimeError: no licence") as caught:
         load_teacher(Distillation(spec="python:broken_teacher:build"), SEEN, CLASSES)
-    assert caught.value.remedy == "Correct the error in that module."
+    assert "broken_teacher.py:1" in caught.value.problem
 
 
 def test_a_factory_that_builds_no_module(factory):

@@ -1,0 +1,156 @@
+"""One's own data: a map-style dataset of (image, label) with `classes`, as torch and torchvision have them."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from deepcait.data.inputs import to_image
+from deepcait.data.table import Table
+from deepcait.errors import DataError, DeepcaitError, ImageError
+from deepcait.parts import Part, build
+
+_SPLITS = ("train", "val", "test")
+_REMEDY = "A dataset has __len__, __getitem__(index) -> (image, label) and classes, a list of names."
+
+
+class DatasetReader:
+    """Reads rows of datasets as the bytes of an image file, which every other kind of data has too.
+
+    Args:
+        datasets: one for each split, in the order of the rows.
+        where: what messages call them.
+    """
+
+    def __init__(self, datasets: Mapping[str, Any], where: str) -> None:
+        self.datasets = dict(datasets)
+        self.where = where
+
+    def read(self, row: int) -> bytes:
+        """Return the image as an uncompressed file, whatever form it has in the dataset.
+
+        Raises:
+            ImageError: the dataset fails, or what it returns is not an image.
+        """
+        split, index = self._find(row)
+        try:
+            image = _image_of(self.datasets[split][index])
+        except DeepcaitError as error:
+            raise ImageError(f"{self.locate(row)}: {error.problem}", remedy=error.remedy) from error
+        except Exception as error:  # one's own code may raise anything
+            problem = f"{self.locate(row)}: expected an image, got {type(error).__name__}: {error}."
+            raise ImageError(problem, remedy="Correct the dataset's __getitem__.") from error
+        held = io.BytesIO()
+        image.save(held, "BMP")
+        return held.getvalue()
+
+    def locate(self, row: int) -> str:
+        """Return which item of which dataset it is."""
+        split, index = self._find(row)
+        return f"{self.where}[{split!r}][{index}]" if len(self.datasets) > 1 else f"{self.where}[{index}]"
+
+    def _find(self, row: int) -> tuple[str, int]:
+        for split, dataset in self.datasets.items():
+            if row < len(dataset):
+                return split, row
+            row -= len(dataset)
+        raise IndexError(row)
+
+
+def load_own(place: str) -> tuple[Table, DatasetReader]:
+    """Open a dataset, or a dictionary of datasets by split (train, val, test).
+
+    Labels are indices of `classes`, or names in it. They are read from `targets`, a list as torchvision's datasets have
+    it; without that every item is read once.
+
+    Args:
+        place: the part's name, python:package.module:factory, or a `Part`.
+
+    Raises:
+        DataError: something else, such as an iterable.
+        ConfigError: no such factory, or one that fails.
+    """
+    made = build(place, "data") if isinstance(place, Part) else _build_once(place)
+    datasets = dict(made) if isinstance(made, Mapping) else {"train": made}
+    unknown = [name for name in datasets if name not in _SPLITS]
+    if unknown or not datasets:
+        raise DataError(
+            f"{place}: expected a dataset, or datasets by the names {', '.join(_SPLITS)}, got {unknown or 'none'}.",
+            remedy=_REMEDY,
+        )
+    for dataset in datasets.values():
+        _require_dataset(place, dataset)
+    classes = [str(name) for name in next(iter(datasets.values())).classes]
+    split_names = list(datasets) if isinstance(made, Mapping) else [None]
+    paths, labels, splits = [], [], []
+    for split, dataset in zip(split_names, datasets.values(), strict=True):
+        if [str(name) for name in dataset.classes] != classes:
+            raise DataError(f"{place}: expected the same classes in every split, got others in {split}.", remedy="")
+        paths += [f"{split}/{index:08d}" if split else f"{index:08d}" for index in range(len(dataset))]
+        labels += _labels(place, dataset, len(classes))
+        splits += [split] * len(dataset)
+    table = Table(kind="python", where=place, paths=paths, labels=labels, splits=splits, class_names=classes)
+    return table, DatasetReader(datasets, place)
+
+
+@functools.lru_cache(maxsize=4)
+def _build_once(place: str) -> Any:
+    """A run opens its data several times."""
+    return build(place, "data")
+
+
+def _require_dataset(place: str, dataset: Any) -> None:
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        iterable = hasattr(dataset, "__iter__")
+        reason = "neither" if not iterable else "an iterable has no order to repeat, so no run on it resumes exactly"
+        raise DataError(
+            f"{place}: expected a map-style dataset, got {type(dataset).__name__} ({reason}).", remedy=_REMEDY
+        )
+    if not isinstance(getattr(dataset, "classes", None), Sequence) or not dataset.classes:
+        raise DataError(f"{place}: expected a dataset with classes, got none.", remedy=_REMEDY)
+
+
+def _labels(place: str, dataset: Any, num_classes: int) -> list[int | str]:
+    """The label of every item; tensors and NumPy's integers become Python's."""
+    found = getattr(dataset, "targets", None)
+    if found is None or len(found) != len(dataset):
+        try:
+            found = [dataset[index][1] for index in range(len(dataset))]
+        except Exception as error:  # one's own code may raise anything
+            problem = f"{place}: expected (image, label) of each item, got {type(error).__name__}: {error}."
+            raise DataError(problem, remedy=_REMEDY) from error
+    labels = [label if isinstance(label, str) else int(label) for label in found]
+    for label in labels:
+        if isinstance(label, int) and not 0 <= label < num_classes:
+            raise DataError(
+                f"{place}: expected labels 0 to {num_classes - 1}, indices of its classes, got {label}.",
+                remedy="Labels count from 0; or give names, which `classes` contains.",
+            )
+    return labels
+
+
+def _image_of(item: Any) -> Image.Image:
+    image = item[0]
+    if isinstance(image, Tensor | np.ndarray) and str(image.dtype).removeprefix("torch.").startswith("float"):
+        image = _eight_bits(image)
+    return to_image(image)
+
+
+def _eight_bits(pixels: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    """Floats in [0, 1], as torchvision's ToTensor makes them of 8-bit pixels, as these pixels."""
+    low, high = float(pixels.min()), float(pixels.max())
+    if low < 0 or high > 1:
+        raise DataError(
+            f"expected floats from 0 to 1, got {low:.3g} to {high:.3g}.",
+            remedy="Take Normalize out of the dataset's transform: training normalises as the model needs it.",
+        )
+    scaled = pixels * 255
+    if isinstance(scaled, Tensor):
+        return scaled.round().byte()
+    return scaled.round().astype(np.uint8)
