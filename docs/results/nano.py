@@ -62,10 +62,10 @@ def main() -> None:
     args = parser.parse_args()
     model = deepcait.load(args.runs[-1])
     made = {"started_from": "cait_nano_32", "start": "random", "teacher": "convnet_32"}
-    model.story["provenance"] = made | {"trained_on": "CIFAR-10", "licence": "apache-2.0"}
-    model.story["recipe"]["teacher"]["spec"] = "TEACHER"
+    model.metadata["provenance"] = made | {"trained_on": "CIFAR-10", "licence": "apache-2.0"}
+    model.metadata["recipe"]["teacher"]["spec"] = "TEACHER"
     if len(args.runs) > 1:
-        model.story["recipe"]["model"] = "RUN_BEFORE"
+        model.metadata["recipe"]["model"] = "RUN_BEFORE"
     model.save(BUILTIN_NANO)
     shipped = deepcait.load("builtin:nano")
     metrics = deepcait.evaluate(shipped.model, args.data, preprocessing=shipped.preprocessing, classes=shipped.classes)

@@ -30,7 +30,7 @@ COMMAND = "deepcait train --recipe teacher_32 --data folder:ROOT/train --out TEA
 def keep(run: Path) -> None:
     """Write the run's best model with weights of half the size; what it was made from goes without paths."""
     model = deepcait.load(run)
-    model.story["provenance"] = {"start": "random", "trained_on": "CIFAR-10", "licence": "apache-2.0"}
+    model.metadata["provenance"] = {"start": "random", "trained_on": "CIFAR-10", "licence": "apache-2.0"}
     model.model.to(torch.float16)
     model.save(PLACE)
 
