@@ -224,7 +224,7 @@ def chosen_class_weights(
         return class_weights(labels(), num_classes) if wanted else None
     if len(wanted) != num_classes or min(wanted) < 0 or not max(wanted):
         problem = f"optimizer.class_weights: expected {num_classes} weights of 0 or more, got {list(wanted)}."
-        raise ConfigError(problem, remedy="Give one for each class, in the order of data.json, or true.")
+        raise ConfigError(problem, remedy="Give one for each class, in the order of the class names, or true.")
     return torch.tensor(wanted)
 
 
