@@ -48,5 +48,5 @@ def test_commands(folder):
 def test_python(folder, capsys):
     (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     exec(compile(code, "docs/guides/explain.md", "exec"), {})
-    assert "softmax weights" in capsys.readouterr().out
+    assert "Attention weights of the class token" in capsys.readouterr().out
     assert Path("overlay.png").exists()
