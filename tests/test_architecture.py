@@ -53,7 +53,7 @@ ORDER = {
         "png", "jpeg", "formats", "depth", "image", "inputs", "fetch", "listing", "labels", "source", "folder",
         "resample", "preprocessing",
         "shards", "members", "table", "own", "stored", "split", "manifest", "parquet", "zipped", "tar", "cifar",
-        "matlab", "imagenet", "benchmarks", "spec", "plausible", "workers", "dataset",
+        "matlab", "imagenet", "benchmarks", "spec", "plausible", "faults", "workers", "dataset",
         "seeding", "order", "slide", "erasing", "policies", "augment", "mixing", "shrunk", "loader",
         "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
     ],

@@ -228,6 +228,8 @@ def _file_mistake(error: OSError) -> tuple[str, str] | None:
         return f"{path}: permission denied.", "Change its permissions, or choose another path."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{path}: the disk is full.", "Free space, or choose a path on another disk."
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "Too many open files.", "Raise the limit with `ulimit -n 4096`, or use fewer worker processes."
     if error.errno == errno.ENAMETOOLONG:
         return f"{str(path)[:80]}...: the name is too long.", "Use a shorter name."
     if error.errno == errno.EROFS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,11 +14,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
+from deepcait.data.faults import fault, killed, lack, require_means, too_many_files
 from deepcait.data.image import decode_image
 from deepcait.data.preprocessing import Preprocessing
 from deepcait.data.source import Sample, Source, options_of
 from deepcait.data.workers import start_worker, worker_context
-from deepcait.errors import ConfigError, DataError, DeepcaitError
+from deepcait.errors import ConfigError, DeepcaitError
+from deepcait.runtime.signals import waiting
 
 NO_LABEL = -1
 # A worker that broke off is gone as a process a moment later.
@@ -65,7 +68,8 @@ class RaisingLoader(DataLoader):
     """A DataLoader that raises our errors as they are, from worker processes too.
 
     torch rebuilds a worker's exception from its text, which loses type and remedy; here the first
-    error of a batch travels as a value. When a worker dies, the error names the image it was reading.
+    error of a batch travels as a value. When a worker dies, the error names the image it was reading. What fails
+    between reading and this process (assembling a batch, shared memory, file handles) is a DataError too.
 
     Args:
         dataset: over a `source`; an index leads to one item.
@@ -87,23 +91,31 @@ class RaisingLoader(DataLoader):
         super().__init__(self._reader, collate_fn=_as_it_is, **options)
 
     def __iter__(self) -> Iterator[Any]:  # pyrefly: ignore[bad-override]
+        batches = super().__iter__() if self.num_workers == 0 else self._from_workers()
+        for batch in batches:
+            if isinstance(batch, DeepcaitError):
+                raise batch
+            yield self._finish(batch)
+
+    def _from_workers(self) -> Iterator[Any]:
+        """Yield the batches of workers; what ends them is raised as our error."""
+        require_means(self.num_workers)
         try:
-            for batch in super().__iter__():
-                if isinstance(batch, DeepcaitError):
-                    raise batch
-                yield self._finish(batch)
+            batches = super().__iter__()
+            while True:
+                with waiting():
+                    batch = next(batches)
+                yield batch
+        except StopIteration:
+            return
         except (RuntimeError, EOFError, OSError) as error:
+            if exhausted := self._reader.ended_by or lack(error):
+                raise exhausted from error
             # torch says so, or a batch that the worker had sent can't be fetched from it any more.
             places = self._reader.places_of_dead(error)
-            unreachable = self.num_workers > 0 and isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
-            if not places and not unreachable:
+            if not places and not isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
                 raise
-            reading = f" while it read {', '.join(places)}" if places else ""
-            raise DataError(
-                f"expected the worker processes to continue, got the end of one{reading}.",
-                remedy="Mostly the system ended it for lack of memory: use fewer workers or smaller images; "
-                "`deepcait doctor` tells whether the file does it. More: `deepcait help out-of-memory`.",
-            ) from error
+            raise killed(places) from error
 
 
 def evaluation_loader(
@@ -150,7 +162,7 @@ def _normalise(batch: list[Tensor], transform: Callable, device: torch.device) -
 
 
 class _BatchReader(Dataset):
-    """Reads whole batches, in a worker: the collated items, or the first of our errors as a value.
+    """Reads whole batches, in a worker: the collated items, or the first error as a value.
 
     It also notes for the main process which item each worker reads.
     """
@@ -158,8 +170,9 @@ class _BatchReader(Dataset):
     def __init__(self, dataset: Dataset, collate: Callable[[list], Any], num_workers: int) -> None:
         self.dataset = dataset
         self.collate = collate
-        # Shared by all processes. Per worker: its process id, and the index of the item that it read last.
-        self.reading = torch.full((num_workers, 2), -1).share_memory_() if num_workers else None
+        # Shared by all processes. Per worker: its process id, the index of the item that it read last, and 1 where it
+        # ended itself because it could open no file.
+        self.reading = torch.full((num_workers, 3), -1).share_memory_() if num_workers else None
 
     def __len__(self) -> int:
         return len(self.dataset)  # pyrefly: ignore[bad-argument-type]
@@ -167,20 +180,45 @@ class _BatchReader(Dataset):
     def __getitems__(self, indices: list) -> Any:
         """Return a batch or an error; torch's loader calls this with the indices of a batch."""
         try:
-            return self.collate([self._read(index) for index in indices])
+            items = [self._read(index) for index in indices]
         except DeepcaitError as error:
             return error
+        except Exception as error:  # what is no lack of anything is raised again
+            if get_worker_info() is None or (exhausted := lack(error)) is None:
+                raise
+            return exhausted
+        try:
+            return self.collate(items)
+        except Exception as error:  # of any kind: own collate functions, shared memory
+            if get_worker_info() is None:
+                raise
+            return fault(error, "assembled a batch")
 
     def _read(self, index: Any) -> Any:
         worker = get_worker_info()
         if self.reading is not None and worker is not None:
             # A slot of the training order has an index; elsewhere it is the number itself.
-            self.reading[worker.id] = torch.tensor([os.getpid(), getattr(index, "index", index)])
+            self.reading[worker.id, :2] = torch.tensor([os.getpid(), getattr(index, "index", index)])
+            sys.excepthook = self._end_without_handles
         return self.dataset[index]
+
+    def _end_without_handles(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        """Called for an exception in a thread of multiprocessing that hands batches over: it would retry forever."""
+        worker = get_worker_info()
+        if lack(error) is None or self.reading is None or worker is None:
+            sys.__excepthook__(kind, error, trace)
+            return
+        self.reading[worker.id, 2] = 1
+        os._exit(1)
+
+    @property
+    def ended_by(self) -> DeepcaitError | None:
+        """What a worker ended itself for; None where none did."""
+        return too_many_files() if self.reading is not None and (self.reading[:, 2] == 1).any() else None
 
     def places_of_dead(self, error: Exception) -> list[str]:
         """What workers were reading when they died; empty where the error is about something else."""
-        rows = [] if self.reading is None else [(pid, index) for pid, index in self.reading.tolist() if pid > 0]
+        rows = [] if self.reading is None else [(pid, index) for pid, index, _ in self.reading.tolist() if pid > 0]
         source: Source = self.dataset.source  # pyrefly: ignore[missing-attribute]
         named = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
         if named:

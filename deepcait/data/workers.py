@@ -8,15 +8,17 @@ import pickle
 import signal
 import sys
 import threading
-from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing import connection, forkserver, queues, resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
+from deepcait.data.faults import fault
 from deepcait.errors import ConfigError
+from deepcait.runtime.signals import STOP_SIGNALS
 
-# Both reach the whole process group, from a terminal, `timeout`, torchrun or a cluster.
-_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+# They reach the whole process group, from a terminal, `timeout`, torchrun or a cluster.
+_SIGNALS = set(STOP_SIGNALS)
 _SERVED = sys.platform.startswith("linux")
 _BASE: Any = multiprocessing.get_context("forkserver" if _SERVED else "spawn")
 
@@ -73,11 +75,26 @@ def _arrive() -> Worker:
     return Worker.__new__(Worker)
 
 
+class _Queue(queues.Queue):
+    """A queue whose sender reports what it can't send, instead of dropping it: the receiver would wait for it."""
+
+    def _on_queue_feeder_error(self, error: Exception, item: Any) -> None:
+        if multiprocessing.parent_process() is None:  # it sends indices, which nothing but a broken interpreter refuses
+            sys.excepthook(type(error), error, error.__traceback__)
+            return
+        number, _ = item  # as torch's workers send batches
+        self.put((number, fault(error, "sent a batch")))
+
+
 class _Context(type(_BASE)):  # pyrefly: ignore[invalid-inheritance]
     Process = Worker
 
+    def Queue(self, maxsize: int = 0) -> _Queue:  # noqa: N802 - the name that multiprocessing asks for
+        """Return a queue between processes."""
+        return _Queue(maxsize, ctx=self.get_context())
 
-class _ContextWithoutMain(type(_BASE)):  # pyrefly: ignore[invalid-inheritance]
+
+class _ContextWithoutMain(_Context):
     Process = _WithoutMain
 
 
@@ -140,16 +157,17 @@ def _require_guard(dataset: Any) -> None:
 
 def _start_server() -> None:
     """Start the server, unless it runs, with signals blocked: it inherits that, and imports for a second or two."""
-    resource_tracker.ensure_running()  # which unblocks them
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
+        resource_tracker.ensure_running()  # which ignores Ctrl-C and SIGTERM, and unblocks them
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def start_worker(_: int = 0) -> None:
-    """Leave Ctrl-C and SIGTERM to the main process.
+    """Leave Ctrl-C, SIGTERM and their like to the main process.
 
     The main process decides when to stop, and the step that it finishes then needs its workers. A process does it as it
     arrives; those of torch's loader again before they read, since torch's own handlers come in between.

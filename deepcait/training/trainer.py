@@ -16,7 +16,8 @@ from deepcait.data.mixing import Mixer
 from deepcait.data.source import require_labels
 from deepcait.errors import DataError, DeepcaitError, ImageError, Stopped
 from deepcait.model.network import as_module
-from deepcait.runtime.signals import StopRequest
+from deepcait.runtime.processes import is_lost_process
+from deepcait.runtime.signals import StopRequest, WaitedTooLongError
 from deepcait.training.average import WeightAverage
 from deepcait.training.checkpoint import (
     Progress,
@@ -94,7 +95,7 @@ class Trainer:
         """Train to the end of the recipe.
 
         Raises:
-            Stopped: SIGTERM or SIGINT came; the run is saved and resumable.
+            Stopped: a signal asked for an end (`STOP_SIGNALS`); the run is saved and resumable.
             DivergedError: losses or weights stopped being finite; the last checkpoint is named.
             RunError: too many images are unreadable, or the disk is full.
             ImageError: an image is unreadable, and the recipe's data.on_error is raise.
@@ -126,10 +127,16 @@ class Trainer:
     def _run(self, request: StopRequest) -> None:
         try:
             self._steps(request)
-        except DataError:
+        except WaitedTooLongError:
+            _logger.warning("the data-loading workers sent nothing since the stop was requested; not waiting for them")
+            self._stop()
+        except (DataError, RuntimeError) as error:
             # Workers leave signals to this process, but for two instants of their start. A signal that ended them then
-            # was meant for this process too; what they were to read has changed nothing yet.
-            if not request.asked or self.job.processes.world_size > 1:
+            # was meant for this process too; what they were to read has changed nothing yet. With several processes,
+            # one that waits for its workers ends without the others, in the middle of a step that changes nothing.
+            several = self.job.processes.world_size > 1
+            lost = is_lost_process(error) if isinstance(error, RuntimeError) else not several
+            if not (request.asked and lost):
                 raise
             self._stop()
 
@@ -211,8 +218,9 @@ class Trainer:
         """Measure the model where something validates; save models and a checkpoint."""
         p, job = self.progress, self.job
         self.guard.require_finite_weights(self.model, p.step)
-        p.evaluated_step, epoch = p.step, p.step // job.order.steps_per_epoch
+        epoch = p.step // job.order.steps_per_epoch
         row, better = self._validate(job.validation, epoch) if job.validation else ({}, True)
+        p.evaluated_step = p.step
         if better:
             p.best_step = p.step
         patience = self.recipe.keep.patience_epochs * job.order.steps_per_epoch

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 import signal
+import threading
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 from deepcait.data.mixing import Mix
 from deepcait.data.order import Order
 from deepcait.errors import ConfigError, DataError, DivergedError, RunError, Stopped
+from deepcait.runtime import signals
 from deepcait.runtime.processes import Processes
 from deepcait.runtime.signals import StopRequest
 from deepcait.training import trainer as loop
@@ -299,6 +301,36 @@ def test_workers_that_a_signal_ended_are_a_stop(tmp_path, asked, world_size):
         trainer.fit()
     assert read_state(tmp_path)["state"] == ("stopped" if stops else "failed")
     assert newest_checkpoint(tmp_path / "checkpoints")[0].name.startswith("step_00000002-")
+
+
+@pytest.mark.parametrize("waits_in", ["a step", "an evaluation"])
+def test_a_run_that_waits_for_its_workers_stops(tmp_path, uninterrupted, monkeypatch, waits_in):
+    """The step, or the evaluation, that never ends is left to the resumed run, which ends as if nothing had been."""
+    monkeypatch.setattr(signals, "_PATIENCE_S", 0.0)
+    recipe = section(full_recipe(), "keep", checkpoint_every_steps=0)
+    trainer = Trainer(tiny_job(tmp_path, recipe, model=deep_model()))
+    wrapped, validate = trainer.stepper, trainer._validate
+
+    def wait_for_ever():
+        signal.raise_signal(signal.SIGTERM)
+        with signals.waiting():
+            threading.Event().wait(60)
+
+    def steps(step, *args, **how):
+        if step == 2 and waits_in == "a step":
+            wait_for_ever()
+        return wrapped(step, *args, **how)
+
+    steps.replicas = wrapped.replicas
+    trainer.stepper = steps
+    if waits_in == "an evaluation":
+        trainer._validate = lambda *args: (wait_for_ever(), validate(*args))[1]
+    with pytest.raises(Stopped):
+        trainer.fit()
+    assert read_state(tmp_path)["state"] == "stopped"
+    assert newest_checkpoint(tmp_path / "checkpoints")[0] is not None
+    train(tmp_path, recipe, model=deep_model())
+    assert outcome(tmp_path) == uninterrupted
 
 
 def test_a_wish_that_came_too_late_goes_on_to_who_listened_before():

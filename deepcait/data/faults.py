@@ -1,0 +1,127 @@
+"""What goes wrong in data-loading workers beside the images, as one of our errors: the cause, and what helps."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from deepcait.errors import DataError
+
+_SHARED_MEMORY = Path("/dev/shm")
+_FEWER = "use fewer worker processes (data.num_workers, --workers; 0 needs none)"
+# What PyTorch and Python say of the same lack in different places.
+_TOO_MANY_FILES = ("Too many open files", "ancdata")
+_NO_SHARED_MEMORY = ("shared memory", "</torch_", "Bus error")
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+# For the semaphores of a few queues.
+_LEAST_SHARED_BYTES = 2**18
+# Handles that a process opens beside those of its workers, and for each worker.
+_SPARE_HANDLES, _HANDLES_OF_WORKER = 16, 8
+
+
+def fault(error: BaseException, doing: str) -> DataError:
+    """Return what a worker raised while it did something else than reading an image.
+
+    Args:
+        error: any exception.
+        doing: for the message, "collated a batch".
+    """
+    said = " ".join(str(error).split())[:300]
+    problem = f"A data-loading worker failed while it {doing}: {type(error).__name__}: {said.rstrip('.')}."
+    return lack(error) or DataError(problem, remedy="data.num_workers=0 (--workers 0) shows where it comes from.")
+
+
+def lack(error: BaseException) -> DataError | None:
+    """Return which resource an error says was exhausted, as an error with a remedy; None if it is about another."""
+    text, number = str(error), getattr(error, "errno", None)
+    if number in (errno.EMFILE, errno.ENFILE) or any(words in text for words in _TOO_MANY_FILES):
+        return too_many_files()
+    # Semaphores are files there too; an image that can't be stored has a name.
+    unnamed = number == errno.ENOSPC and not getattr(error, "filename", None)
+    if unnamed or any(words in text for words in _NO_SHARED_MEMORY):
+        return _no_shared_memory()
+    if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
+        return DataError(
+            "A data-loading worker found no memory left.",
+            remedy=f"Use smaller batches, or {_FEWER}. More: `deepcait help out-of-memory`.",
+        )
+    if isinstance(error, BlockingIOError):
+        return DataError(
+            "The system starts no more processes for this user.",
+            remedy=f"Raise the limit (`ulimit -u`), or {_FEWER}.",
+        )
+    return None
+
+
+def too_many_files() -> DataError:
+    """Return the error of a process that may open no further file."""
+    return DataError(
+        f"Too many open files: a process may open {_handles() or 'no more'} here.",
+        remedy=f"Raise the limit with `ulimit -n 4096`, or {_FEWER}.",
+    )
+
+
+def require_means(num_workers: int) -> None:
+    """Pass where workers can be started: there is some shared memory, and this process may open their files.
+
+    Raises:
+        DataError: one of them is lacking; the processes that start the workers would end without a word.
+    """
+    free = shared_memory()
+    if free is not None and free < _LEAST_SHARED_BYTES:
+        raise _no_shared_memory()
+    limit = _handles()
+    if not limit or not sys.platform.startswith("linux"):
+        return
+    if len(os.listdir("/proc/self/fd")) + _SPARE_HANDLES + _HANDLES_OF_WORKER * num_workers > limit:
+        raise too_many_files()
+
+
+def killed(places: list[str]) -> DataError:
+    """Return the error of a worker that ended without an exception of its own.
+
+    Args:
+        places: what it, or they, were reading; empty if that is not known.
+    """
+    reading = f" while it read {', '.join(places)}" if places else ""
+    return DataError(
+        f"A data-loading worker was killed{reading}.",
+        remedy="Mostly the system ends it for lack of memory: use fewer workers or smaller images; "
+        "`deepcait doctor` says whether the file causes it. More: `deepcait help out-of-memory`.",
+    )
+
+
+def shared_memory() -> int | None:
+    """Return how many bytes of shared memory are free; None where the system does not tell."""
+    try:
+        return shutil.disk_usage(_SHARED_MEMORY).free
+    except OSError:
+        return None
+
+
+def _no_shared_memory() -> DataError:
+    return DataError(
+        f"The data-loading workers need more shared memory than there is ({_SHARED_MEMORY}{_size()}).",
+        remedy=f"In Docker start the container with --shm-size=2g; else use smaller batches, or {_FEWER}.",
+    )
+
+
+def _handles() -> int:
+    """How many files a process may open; 0 if there is no limit."""
+    if os.name != "posix":
+        return 0
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 0 if soft == resource.RLIM_INFINITY else soft
+
+
+def _size() -> str:
+    try:
+        total = shutil.disk_usage(_SHARED_MEMORY).total
+    except OSError:
+        return ""
+    return f", {total / 2**20:,.1f} MiB in all"
