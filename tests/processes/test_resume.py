@@ -171,7 +171,7 @@ def test_a_stop_where_an_evaluation_is_due_leaves_it_to_the_resumed_run(bench, t
 def test_resume_of_a_finished_run_changes_nothing(bench, straight_run, capsys):
     before = everything(straight_run)
     assert main(bench.train(straight_run, "--resume")) == 0
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     assert everything(straight_run) == before
 
 
