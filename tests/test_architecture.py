@@ -65,7 +65,7 @@ ORDER = {
     ],
     "evaluation": [
         "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",
-        "expected", "safeguards", "evaluate", "plots", "tables",
+        "batches", "expected", "safeguards", "evaluate", "plots", "tables",
     ],
     "inference": [
         "linear", "blocks", "native", "foldable", "fold", "graph", "precision", "engines", "flip", "export", "tuned",

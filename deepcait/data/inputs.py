@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import BinaryIO, TypeAlias, cast
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -18,7 +19,10 @@ ImageInput: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray | Tensor
 )
 _WHOLE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
-_PIXELS = "uint8 pixels, red first: an array (H, W), (H, W, 3) or (H, W, 4), or a tensor (3, H, W)"
+_PIXELS = (
+    "pixels, red first, as uint8 or as floats from 0 to 1: an array (H, W), (H, W, 3) or (H, W, 4), or a tensor "
+    "(3, H, W)"
+)
 
 
 def image_list(images: ImageInput | Iterable[ImageInput]) -> list[ImageInput]:
@@ -34,9 +38,9 @@ def to_image(source: ImageInput, *, options: ImageOptions = DEFAULT) -> Image.Im
     """Return an image as `open_image` does, upright RGB, from whatever form it has.
 
     Args:
-        source: a path; the content of a file as bytes, or a file opened in binary mode; a PIL image; uint8 pixels with
-            red first (OpenCV's arrays have blue first): an array (H, W), (H, W, 3) or (H, W, 4), uint16 if grey, or a
-            tensor (C, H, W).
+        source: a path; the content of a file as bytes, or a file opened in binary mode; a PIL image; pixels with
+            red first (OpenCV's arrays have blue first), as uint8 or as floats from 0 to 1: an array (H, W), (H, W, 3)
+            or (H, W, 4), uint16 if grey, or a tensor (C, H, W).
         options: limits and range.
 
     Raises:
@@ -70,16 +74,31 @@ def _from_pixels(pixels: np.ndarray | Tensor) -> Image.Image:
     shape, dtype = tuple(pixels.shape), str(pixels.dtype).removeprefix("torch.")
     if isinstance(pixels, Tensor):
         pixels = pixels.detach().cpu()
+        pixels = pixels.float() if pixels.dtype == torch.bfloat16 else pixels  # which NumPy does not have
         pixels = (pixels.movedim(0, -1) if pixels.ndim == 3 else pixels).numpy()
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
     colours = pixels.shape[-1] if pixels.ndim == 3 else 1
-    if pixels.ndim not in (2, 3) or not pixels.size or (dtype, colours) not in _PIXEL_FORMS:
+    is_float = pixels.dtype.kind == "f"
+    form = ("uint8" if is_float else dtype, colours)
+    if pixels.ndim not in (2, 3) or not pixels.size or form not in _PIXEL_FORMS:
         raise ConfigError(
             f"image: expected {_PIXELS}; got {dtype} of {shape}.",
             remedy="Convert it; `Classifier.logits` takes tensors that are preprocessed already.",
         )
-    return Image.fromarray(np.ascontiguousarray(pixels))
+    return Image.fromarray(np.ascontiguousarray(_eight_bits(pixels) if is_float else pixels))
+
+
+def _eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """Floats in [0, 1], as torchvision's ToTensor makes them of 8-bit pixels, as these pixels."""
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= 0 and high <= 1):  # NaN too
+        raise ConfigError(
+            f"image: expected floats from 0 to 1, got {low:.3g} to {high:.3g}.",
+            remedy="Divide pixels up to 255 by 255. For images that are normalised already, `Classifier.logits` takes "
+            "a batch as it is, and so does `evaluate` a DataLoader.",
+        )
+    return (pixels.astype(np.float32) * 255).round().astype(np.uint8)
 
 
 _PIXEL_FORMS = {("uint8", 1), ("uint8", 3), ("uint8", 4), ("uint16", 1)}

@@ -7,9 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from PIL import Image
-from torch import Tensor
+from torch.utils.data import Subset
 
 from deepcait.data.inputs import to_image
 from deepcait.data.table import Table
@@ -40,7 +38,7 @@ class DatasetReader:
         """
         split, index = self._find(row)
         try:
-            image = _image_of(self.datasets[split][index])
+            image = to_image(self.datasets[split][index][0])
         except DeepcaitError as error:
             raise ImageError(f"{self.locate(row)}: {error.problem}", remedy=error.remedy) from error
         except Exception as error:  # one's own code may raise anything
@@ -86,17 +84,64 @@ def load_own(place: str) -> tuple[Table, DatasetReader]:
         )
     for dataset in datasets.values():
         _require_dataset(place, dataset)
-    classes = [str(name) for name in next(iter(datasets.values())).classes]
+    classes = dataset_classes(next(iter(datasets.values()))) or []
     split_names = list(datasets) if isinstance(made, Mapping) else [None]
     paths, labels, splits = [], [], []
     for split, dataset in zip(split_names, datasets.values(), strict=True):
-        if [str(name) for name in dataset.classes] != classes:
-            raise DataError(f"{place}: expected the same classes in every split, got others in {split}.", remedy="")
+        if dataset_classes(dataset) != classes:
+            raise DataError(
+                f"{place}: expected the same classes in every split, got others in {split}.",
+                remedy="Give every split the same list `classes`.",
+            )
         paths += [f"{split}/{index:08d}" if split else f"{index:08d}" for index in range(len(dataset))]
         labels += _labels(place, dataset, len(classes))
         splits += [split] * len(dataset)
     table = Table(kind="python", where=place, paths=paths, labels=labels, splits=splits, class_names=classes)
     return table, DatasetReader(datasets, place)
+
+
+def dataset_classes(dataset: Any) -> list[str] | None:
+    """Return the class names of a dataset, also of a part of one (`torch.utils.data.Subset`); None if it has none."""
+    names = getattr(_whole(dataset), "classes", None)
+    return [str(name) for name in names] if isinstance(names, Sequence) and names else None
+
+
+class WithClasses:
+    """A dataset that has no class names, with some.
+
+    Args:
+        dataset: map-style, of (image, label).
+        classes: what its labels are indices of; None means numbers up to the largest label.
+
+    Raises:
+        DataError: an item fails, or its label is none.
+    """
+
+    def __init__(self, dataset: Any, classes: Sequence[str] | None) -> None:
+        self.dataset = dataset
+        self.targets = _read_labels(type(dataset).__name__, dataset)
+        highest = max((label for label in self.targets if isinstance(label, int)), default=-1)
+        self.classes = [str(index) for index in range(highest + 1)] if classes is None else list(classes)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
+
+
+def _whole(dataset: Any) -> Any:
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return dataset
+
+
+def _targets(dataset: Any) -> Any:
+    """The labels as torchvision's datasets list them; None where reading the items is the only way."""
+    if not isinstance(dataset, Subset):
+        return getattr(dataset, "targets", None)
+    labels = _targets(dataset.dataset)
+    return None if labels is None else [labels[index] for index in dataset.indices]
 
 
 @functools.lru_cache(maxsize=4)
@@ -112,20 +157,13 @@ def _require_dataset(place: str, dataset: Any) -> None:
         raise DataError(
             f"{place}: expected a map-style dataset, got {type(dataset).__name__} ({reason}).", remedy=_REMEDY
         )
-    if not isinstance(getattr(dataset, "classes", None), Sequence) or not dataset.classes:
+    if dataset_classes(dataset) is None:
         raise DataError(f"{place}: expected a dataset with classes, got none.", remedy=_REMEDY)
 
 
 def _labels(place: str, dataset: Any, num_classes: int) -> list[int | str]:
-    """The label of every item; tensors and NumPy's integers become Python's."""
-    found = getattr(dataset, "targets", None)
-    if found is None or len(found) != len(dataset):
-        try:
-            found = [dataset[index][1] for index in range(len(dataset))]
-        except Exception as error:  # one's own code may raise anything
-            problem = f"{place}: expected (image, label) of each item, got {type(error).__name__}: {error}."
-            raise DataError(problem, remedy=_REMEDY) from error
-    labels = [label if isinstance(label, str) else int(label) for label in found]
+    """The label of every item."""
+    labels = _read_labels(place, dataset)
     for label in labels:
         if isinstance(label, int) and not 0 <= label < num_classes:
             raise DataError(
@@ -135,22 +173,17 @@ def _labels(place: str, dataset: Any, num_classes: int) -> list[int | str]:
     return labels
 
 
-def _image_of(item: Any) -> Image.Image:
-    image = item[0]
-    if isinstance(image, Tensor | np.ndarray) and str(image.dtype).removeprefix("torch.").startswith("float"):
-        image = _eight_bits(image)
-    return to_image(image)
-
-
-def _eight_bits(pixels: Tensor | np.ndarray) -> Tensor | np.ndarray:
-    """Floats in [0, 1], as torchvision's ToTensor makes them of 8-bit pixels, as these pixels."""
-    low, high = float(pixels.min()), float(pixels.max())
-    if low < 0 or high > 1:
-        raise DataError(
-            f"expected floats from 0 to 1, got {low:.3g} to {high:.3g}.",
-            remedy="Take Normalize out of the dataset's transform: training normalises as the model needs it.",
-        )
-    scaled = pixels * 255
-    if isinstance(scaled, Tensor):
-        return scaled.round().byte()
-    return scaled.round().astype(np.uint8)
+def _read_labels(place: str, dataset: Any) -> list[int | str]:
+    """The label of every item; tensors and NumPy's integers become Python's."""
+    found = _targets(dataset)
+    if found is None or len(found) != len(dataset):
+        try:
+            found = [dataset[index][1] for index in range(len(dataset))]
+        except Exception as error:  # one's own code may raise anything
+            problem = f"{place}: expected (image, label) of each item, got {type(error).__name__}: {error}."
+            raise DataError(problem, remedy=_REMEDY) from error
+    try:
+        return [label if isinstance(label, str) else int(label) for label in found]
+    except (TypeError, ValueError, RuntimeError) as error:
+        problem = f"{place}: expected a class index or name as the label of each item, got something else ({error})."
+        raise DataError(problem, remedy=_REMEDY) from error

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings as python_warnings
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from deepcait.data import Preprocessing, Source
 from deepcait.errors import ConfigError, EvaluationWarning
+from deepcait.evaluation.batches import Batches, as_data, looks_raw, measure_batches
 from deepcait.evaluation.classes import model_classes, pretrained_cfg
 from deepcait.evaluation.counts import Metrics
 from deepcait.evaluation.measure import Loading, Wanted, is_shared, measure
@@ -45,7 +47,7 @@ class Ready(Protocol):
 
 def evaluate(
     model: nn.Module | Ready,
-    data: str | os.PathLike[str] | Source,
+    data: str | os.PathLike[str] | Source | Dataset | DataLoader | Mapping[str, Dataset],
     *,
     protocol: str = "folder",
     preprocessing: Preprocessing | None = None,
@@ -71,11 +73,14 @@ def evaluate(
     Args:
         model: returns logits (B, K) for images (B, C, H, W); or a `deepcait.Classifier`, whose own preprocessing and
             classes are the defaults.
-        data: a DATA, or an open source.
+        data: a DATA; an open source; a torch `Dataset` of (image, label), or several by split, whose images get the
+            preprocessing; or a `DataLoader` of (images (B, C, H, W), labels (B,)), whose batches go to the model as
+            they are. Their labels are indices of the dataset's `classes`, which are found in the model's by name; without
+            `classes` they are the model's own.
         protocol: "folder" (the data's labels), "imagenet", "real" or "v2", see `protocols`.
-        preprocessing: image -> image_CHW; None means that of the model's `pretrained_cfg`.
-        batch_size: images per step; does not change the result.
-        num_workers: worker processes; does not change the result.
+        preprocessing: image -> image_CHW; None means that of the model's `pretrained_cfg`. Not used for a DataLoader.
+        batch_size: images per step; does not change the result. A DataLoader has its own.
+        num_workers: worker processes; does not change the result. A DataLoader has its own.
         split: train, val, test or all; None means test, else val, else all.
         classes: index -> class name of the model; None means `label_names` of its `pretrained_cfg`, else the wnids for
             1,000 outputs and data with wnids, else the classes of the data, whose number must then be equal.
@@ -99,42 +104,63 @@ def evaluate(
     """
     options = getattr(model, "image_options", None)
     model, preprocessing, classes = _taken_apart(model, preprocessing, classes)
-    task = plan_task(open_for(data, split=split, protocol=protocol, options=options), protocol, real_labels)
-    wanted = Wanted(task, model_classes(model) if classes is None else list(classes), class_mask)
-    given, preprocessing = preprocessing, preprocessing or model_preprocessing(model)
+    classes = model_classes(model) if classes is None else list(classes)
     if device is not None:
         model.to(device)
     device = next((tensor.device for tensor in model.parameters()), torch.device(device or "cpu"))
+    if isinstance(data, DataLoader):
+        _require_no_options(protocol=protocol, split=split, real_labels=real_labels)
+        how = Batches(data, classes, class_mask, device)
+        counts, records, doubts = measure_batches(model, how, progress)
+        doubts += [doubt for doubt in [looks_raw(model, how)] if doubt]
+        return _finished(counts.metrics(), records, doubts)
+    source = open_for(as_data(data, classes), split=split, protocol=protocol, options=options)
+    task = plan_task(source, protocol, real_labels)
+    wanted = Wanted(task, classes, class_mask)
+    given, preprocessing = preprocessing, preprocessing or model_preprocessing(model)
     how = Loading(batch_size, num_workers, device)
     ((counts, records),) = measure([model], wanted, range(len(task.source)), preprocessing, how, progress)
-    metrics = counts.metrics()
 
     def ask_again(other: Preprocessing, rows: Sequence[int]) -> Records:
         positions = records.positions_N[list(rows)].tolist()
         ((_, again),) = measure([model], wanted, positions, other, how)
         return again
 
-    found = wrong_order(records)
     unknown = given is not None and not declares_normalisation(model)
-    warnings = [
+    doubts = [
         *task.warnings,
         *check_complete(task, records.num_classes),
         other_preprocessing(model, preprocessing),
         better_normalisation(records, preprocessing, ask_again) if unknown else None,
+    ]
+    metrics = dataclasses.replace(counts.metrics(), num_skipped=task.num_skipped)
+    return _finished(metrics, records, [doubt for doubt in doubts if doubt])
+
+
+def _finished(metrics: Metrics, records: Records, doubts: Sequence[str]) -> Metrics:
+    """The metrics with records and warnings, which the main process also raises as Python's warnings."""
+    found = wrong_order(records)
+    doubts = [
+        *doubts,
         no_numbers(records),
         near_chance(metrics, records.num_possible) or near_constant(metrics, records),
         found[0] if found else None,
     ]
-    warnings = tuple(warning for warning in warnings if warning is not None)
+    warnings = tuple(doubt for doubt in doubts if doubt is not None)
     for text in warnings if not is_shared() or dist.get_rank() == 0 else ():
-        python_warnings.warn(text, EvaluationWarning, stacklevel=2)
-    return dataclasses.replace(
-        metrics,
-        num_skipped=task.num_skipped,
-        records=records,
-        warnings=warnings,
-        proposed_order=found[1] if found else None,
-    )
+        python_warnings.warn(text, EvaluationWarning, stacklevel=3)
+    proposed = found[1] if found else None
+    return dataclasses.replace(metrics, records=records, warnings=warnings, proposed_order=proposed)
+
+
+def _require_no_options(**given: Any) -> None:
+    """Raise if an option was given that a DataLoader, which yields batches, makes meaningless."""
+    for name, value in given.items():
+        if value not in (None, "folder"):
+            raise ConfigError(
+                f"{name}: expected none for a DataLoader, got {str(value)!r}.",
+                remedy="Leave it out, or give DATA or a Dataset.",
+            )
 
 
 def _taken_apart(

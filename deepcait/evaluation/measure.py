@@ -116,7 +116,7 @@ class _Tally:
 
     def add(self, images_BCHW: Tensor, positions_B: Tensor) -> None:
         """Run the model on a batch and add the counts."""
-        logits_BK = _logits(self.model, images_BCHW)
+        logits_BK = compute_logits(self.model, images_BCHW)
         self.answers = self.answers or _answers(self.wanted, logits_BK.shape[1])
         if self.answers.mask_K is not None:
             logits_BK = logits_BK.masked_fill(~self.answers.mask_K.to(logits_BK.device), -torch.inf)
@@ -198,7 +198,8 @@ def _share(positions: Sequence[int]) -> Sequence[int]:
     return positions[dist.get_rank() :: dist.get_world_size()] if is_shared() else positions
 
 
-def _logits(model: nn.Module, images_BCHW: Tensor) -> Tensor:
+def compute_logits(model: nn.Module, images_BCHW: Tensor) -> Tensor:
+    """Return the logits (B, K). Raises ShapeError if the model returns something else."""
     logits_BK = model(images_BCHW)
     if not isinstance(logits_BK, Tensor) or logits_BK.ndim != 2 or logits_BK.shape[0] != images_BCHW.shape[0]:
         got = tuple(logits_BK.shape) if isinstance(logits_BK, Tensor) else type(logits_BK).__name__

@@ -57,19 +57,36 @@ def test_batches_and_lists_are_several(pixels_HWC):
     "form",
     [
         np.zeros((3, 8, 8), np.uint8),  # channels first
-        np.zeros((8, 8, 3), np.float32),  # of which range?
         np.zeros((8, 8, 3), np.uint16),
         np.zeros((8, 8, 2), np.uint8),
         np.zeros((0, 8, 3), np.uint8),
         np.zeros(8, np.uint8),
-        torch.zeros(3, 8, 8),
+        np.zeros((3, 8, 8), np.float32),
+        torch.zeros(8, 8, 3),
         torch.zeros(8, 8, 3, dtype=torch.uint8),  # channels last
     ],
     ids=lambda form: f"{form.dtype} {tuple(form.shape)}",
 )
 def test_pixels_that_could_mean_something_else_are_refused(form):
-    with pytest.raises(ConfigError, match=r"expected uint8 pixels, red first.*; got \w+ of \("):
+    with pytest.raises(ConfigError, match=r"expected pixels, red first.*; got \w+ of \("):
         to_image(form)
+
+
+def test_floats_from_0_to_1_are_the_same_pixels(pixels_HWC):
+    for kind in (np.float16, np.float32, np.float64):
+        assert np.array_equal(np.asarray(to_image((pixels_HWC / 255).astype(kind))), pixels_HWC), kind
+    tensor_CHW = torch.from_numpy(pixels_HWC).movedim(-1, 0) / 255
+    assert np.array_equal(np.asarray(to_image(tensor_CHW)), pixels_HWC)
+    assert np.array_equal(
+        np.asarray(to_image(tensor_CHW.bfloat16().float())), np.asarray(to_image(tensor_CHW.bfloat16()))
+    )
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, 255.0, float("nan"), float("inf")])
+def test_floats_of_another_range_are_refused(value):
+    with pytest.raises(ConfigError, match="expected floats from 0 to 1, got") as caught:
+        to_image(np.full((8, 8, 3), value, np.float32))
+    assert "255" in caught.value.remedy
 
 
 def test_limits_and_mistakes(tmp_path, pixels_HWC):
