@@ -104,8 +104,8 @@ def count_errors(name: str, folder: str) -> dict[str, Any]:
 
 
 def speed_table() -> list[str]:
-    """The lines of the table on docs/speed.md, from the results beside this file."""
-    head = "model, batch | threads | ours, bf16 | ours, fp32 | OpenVINO, bf16 | OpenVINO, fp32 | ratio in bf16"
+    """The lines of the table in docs/concepts/speed.md, from the results beside this file."""
+    head = "model, batch | threads | deepcait, bf16 | deepcait, fp32 | OpenVINO, bf16 | OpenVINO, fp32 | ratio in bf16"
     head += " | ratio in fp32 | of the limit"
     lines = [f"| {head} |", "|" + " --- |" * 9]
     for path in sorted(Path(__file__).parent.glob("bf16_cait_*_t*.json"), key=_order):

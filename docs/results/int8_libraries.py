@@ -142,7 +142,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(path: Path) -> list[str]:
-    """The lines of a table on docs/speed.md, from a results file."""
+    """The lines of a table in docs/dev/speed.md, from a results file."""
     facts = json.loads(path.read_text(encoding="utf-8"))
     counts = "correct" in facts["rows"]["network"]
     head = ["engine", "images/s, batch 1", "batch 8", "rms error", "largest", "same best class"]
