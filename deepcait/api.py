@@ -19,6 +19,7 @@ from deepcait.classifier import Classifier, load
 from deepcait.errors import ConfigError, RunError, Stopped
 from deepcait.parts import Part, is_part, is_plain, part_of
 from deepcait.report import write_at_end
+from deepcait.training.best import best_row
 from deepcait.training.journal import read_metrics, read_state
 from deepcait.training.own import with_parts
 from deepcait.training.recipe import Recipe, load_recipe
@@ -167,11 +168,14 @@ class Run:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The best evaluation's row of metrics, by top-1; empty before the first."""
-        return max((row for row in self.metrics if row["kind"] == "eval"), key=lambda row: row["top1"], default={})
+        """The best evaluation's row of metrics, by the run's `keep.best_by`; empty before the first."""
+        rows = [row for row in self.metrics if row["kind"] == "eval"]
+        if not rows:
+            return {}
+        return best_row(rows, load_recipe(str((self.folder / "config.yaml").resolve())).keep.best_by)
 
     def __repr__(self) -> str:
-        best = f", best top-1 {100 * self.best['top1']:.2f} %" if self.best else ""
+        best = f", top-1 {100 * self.best['top1']:.2f} % in its best epoch" if self.best else ""
         return f"Run({self.folder}: {self.state or 'not started'}{best})"
 
     def _repr_html_(self) -> str:

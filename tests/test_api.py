@@ -92,7 +92,7 @@ def test_what_a_run_offers(run):
     assert again.report == run.folder / "report.html"
     assert again.best["top1"] == max(row["top1"] for row in again.metrics if row["kind"] == "eval")
     assert again.classifier.classes == again.last.classes
-    assert repr(again).startswith(f"Run({run.folder}: finished, best top-1 ")
+    assert repr(again).startswith(f"Run({run.folder}: finished, top-1 ")
     assert again._repr_html_().count("<tr>") == 3
     assert "&lt;" in deepcait.Run(Path("<b>"))._repr_html_()
 

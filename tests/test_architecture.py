@@ -58,7 +58,7 @@ ORDER = {
         "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
     ],
     "training": [
-        "schedule", "losses", "strict", "aliases", "settings", "recipe", "keys", "own", "resume", "compute",
+        "schedule", "losses", "strict", "aliases", "best", "settings", "recipe", "keys", "own", "resume", "compute",
         "footprint",
         "optimizer", "average", "checkpoint", "journal", "data", "start", "notes", "plan", "teacher", "step", "guard",
         "events", "validation", "watch", "skips", "trackers", "run_folder", "job", "trainer", "run",

@@ -217,6 +217,16 @@ def _split_of_run(spec: str) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
+def _chosen_by(spec: str) -> str:
+    """What chose the best epoch of a run; "" for any other model."""
+    from deepcait.training.best import MEASURES
+    from deepcait.training.journal import read_state
+
+    folder = Path(spec).expanduser()
+    run = folder.parent if folder.name == "best" else folder
+    return MEASURES.get(str(read_state(run).get("best_by")), "")
+
+
 def _more_warnings(metrics: Metrics, expected: Expected | None, source: Source, args: Args) -> list[str]:
     from deepcait.evaluation.expected import differs
     from deepcait.weights.imagenet import subset_name
@@ -337,6 +347,8 @@ def _print_setup(
     names = class_names(source, found.classes, found.model.num_classes)
     classes = "class indices of the ReaL labels" if of_file else describe_mapping(source, names)
     console.say(f"model          {spec}")
+    if measure := _chosen_by(spec):
+        console.say(f"best epoch     chosen by {measure}")
     console.say(f"data           {describe(source)}")
     console.say(f"protocol       {args.protocol}")
     console.say(f"classes        {classes}")

@@ -17,14 +17,18 @@ The same from Python: deepcait.train(data, out, ...).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from deepcait.cli.console import Console
 from deepcait.cli.options import settings
+
+if TYPE_CHECKING:
+    from deepcait.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,7 @@ def run(args: Args) -> int | None:
         return
     trained = run_recipe(recipe, args.out, resume=args.resume)
     best = trained.best
-    measured = f"best top-1 {best['top1']:.2%} in epoch {best['epoch']}" if best else "the model is the last epoch's"
-    console.say(f"done: {measured}")
+    console.say(f"done: {_describe_best(best, recipe)}")
     console.say(f"model:     {args.out / 'best'}")
     console.say(f"next:      deepcait predict {args.out} IMAGE")
     console.result(
@@ -90,3 +93,14 @@ def run(args: Args) -> int | None:
             "evaluations": sum(row["kind"] == "eval" for row in trained.metrics),
         }
     )
+
+
+def _describe_best(best: Mapping[str, Any], recipe: Recipe) -> str:
+    from deepcait.training.best import MEASURES, chosen_measure
+
+    if not best:
+        return "the model is the last epoch's"
+    measure = chosen_measure(recipe.keep.best_by, best["num_images"])
+    value = "not finite" if best[measure] is None else f"{best[measure]:.4f}"
+    reason = "" if measure == "top1" else f" by {MEASURES[measure]} ({value})"
+    return f"epoch {best['epoch']} is the best{reason}: top-1 {best['top1']:.2%}"

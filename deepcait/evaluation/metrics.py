@@ -52,6 +52,11 @@ class PerClass:
         """Mean recall over the classes that have images."""
         return self.recall_K[self.support_K > 0].mean().item()
 
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 over the classes that occur, as label or prediction."""
+        return self.macro(self.f1_K)
+
 
 def confusion(records: Records) -> Tensor:
     """Return the confusion matrix, (K labels, K predictions), integers.
@@ -119,7 +124,7 @@ def summarise(metrics: Metrics) -> dict[str, Any]:
         "balanced_accuracy": classes.balanced_accuracy,
         "macro_precision": classes.macro(classes.precision_K),
         "macro_recall": classes.macro(classes.recall_K),
-        "macro_f1": classes.macro(classes.f1_K),
+        "macro_f1": classes.macro_f1,
         "ece": None if math.isnan(ece) else ece,
         "intervals": intervals,
     }

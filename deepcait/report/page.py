@@ -118,13 +118,13 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
     notes += [f"chance {parts.percent(1 / record.num_classes)}"] if record.num_classes else []
     speed = record.images_per_s
     loss = f"{best['loss']:.4f}" if best.get("loss") is not None else "–"
-    tiles = [("Top-1, best", parts.percent(best.get("top1")), "; ".join(notes))]
+    tiles = [("Top-1, best epoch", parts.percent(best.get("top1")), "; ".join(notes))]
     if record.has_top5:
         tiles.append(("Top-5", parts.percent(best.get("top5")), parts.interval(best.get("correct5"), count)))
     return [
         *tiles,
         ("Validation loss", loss, "nats per image"),
-        ("Best epoch", str(best.get("epoch", "–")), f"of {record.recipe.epochs}"),
+        ("Best epoch", str(best.get("epoch", "–")), f"of {record.recipe.epochs}; by {record.best_by}"),
         (
             "Training time",
             duration(record.seconds) if record.seconds else "–",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.errors import RunError
+from deepcait.training.best import MEASURES, best_row, chosen_measure
 from deepcait.training.journal import read_metrics, read_state
 from deepcait.training.recipe import Recipe, load_recipe
 
@@ -39,8 +40,13 @@ class Record:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The evaluation with the highest top-1, the first of ties, which is saved in `best/`; empty without one."""
-        return max(self.eval_rows, key=lambda row: row["top1"], default={})
+        """The best evaluation by the measure of the run, the one whose model is in `best/`; empty without one."""
+        return best_row(self.eval_rows, self.recipe.keep.best_by)
+
+    @property
+    def best_by(self) -> str:
+        """The words of that measure, such as "validation loss"."""
+        return MEASURES[chosen_measure(self.recipe.keep.best_by, self.best.get("num_images") or 0)]
 
     @property
     def last(self) -> dict[str, Any]:

@@ -44,6 +44,9 @@ class Progress:
     """The step after which the model was last evaluated; 0 before the first time."""
     best_step: int = 0
     best_top1: float = -1.0
+    """Of the best evaluation."""
+    best_score: float | None = None
+    """Its value of the measure that chooses it, more is better; None where that was not a number."""
     loss_sum: float = 0.0
     """Of the steps since the last row of the log."""
     loss_steps: int = 0
@@ -132,7 +135,10 @@ def read_checkpoint(path: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
             )
         # Copies, so that no tensor stays tied to a file that will be deleted.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    return Progress(**header["progress"]), tensors
+    progress = header["progress"]
+    # Before `keep.best_by` top-1 chose the best evaluation.
+    progress.setdefault("best_score", progress["best_top1"] if progress["best_step"] else None)
+    return Progress(**progress), tensors
 
 
 def state_tensors(

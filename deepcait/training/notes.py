@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deepcait.data.order import Order
 from deepcait.model.networks import is_model_name
+from deepcait.training.best import chosen_measure
 from deepcait.training.recipe import Recipe
 from deepcait.training.start import start_of
 
@@ -41,11 +42,13 @@ def notes_of(recipe: Recipe, order: Order, num_validation: int) -> list[str]:
         notes.append(
             "data.balanced and optimizer.class_weights both even out the classes: together they favour the small ones"
         )
-    if 0 < num_validation < _FEW_VALIDATION_IMAGES:
+    by_loss = chosen_measure(recipe.keep.best_by, num_validation) == "loss"
+    if 0 < num_validation < _FEW_VALIDATION_IMAGES and not by_loss:
         stopping = " and early stopping rest" if recipe.keep.patience_epochs else " rests"
         notes.append(
             f"the best epoch{stopping} on {num_validation} validation image{'s' * (num_validation > 1)}: one more "
-            f"that is right moves the accuracy by {100 / num_validation:.1f} points"
+            f"that is right moves the accuracy by {100 / num_validation:.1f} points; keep.best_by=loss "
+            "takes the loss, which moves less"
         )
     if recipe.schedule.warmup_epochs >= recipe.epochs:
         notes.append(

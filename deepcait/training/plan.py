@@ -11,6 +11,7 @@ from deepcait.data.mixing import Mixer
 from deepcait.model.alternatives import apply_overrides
 from deepcait.model.network import NetworkConfig
 from deepcait.model.networks import config_of, is_model_name, named_config
+from deepcait.training.best import chosen_measure, describe_choice
 from deepcait.training.compute import expected_backend, note_of
 from deepcait.training.data import build_order, open_training_data
 from deepcait.training.footprint import CHOICES, training_bytes, training_flops
@@ -31,7 +32,7 @@ def plan(recipe: Recipe) -> dict:
         DeepcaitError: whatever would stop the real run before its first step, as far as it can be seen here.
     """
     data = open_training_data(recipe)
-    samples = data.train
+    samples, num_validation = data.train, len(data.validation)
     order = build_order(recipe, samples)
     config = planned_config(recipe, len(samples.classes))
     # Built for their errors alone.
@@ -55,6 +56,8 @@ def plan(recipe: Recipe) -> dict:
         "gmacs": config.macs() / 1e9,
         "classes": len(samples.classes),
         "train_images": len(samples),
+        "val_images": num_validation,
+        "best_by": chosen_measure(recipe.keep.best_by, num_validation) if num_validation else None,
         "epochs": recipe.epochs,
         "steps_per_epoch": order.steps_per_epoch,
         "steps": steps,
@@ -69,13 +72,15 @@ def plan(recipe: Recipe) -> dict:
         "step_flops": computed,
         "computed_flops": computed * steps,
     }
+    if num_validation:
+        _logger.info(describe_choice(recipe.keep.best_by, num_validation))
     for line in _lines(facts, recipe, batch, [lr(round(steps * i / 60)) for i in range(60)]):
         _logger.info(line)
     for doubt in data.doubts:
         _logger.warning(doubt)
     if note := note_of(config, recipe.compute):
         _logger.warning(note)
-    for note in notes_of(recipe, order, len(data.validation)):
+    for note in notes_of(recipe, order, num_validation):
         _logger.warning(note)
     return facts
 

@@ -15,6 +15,7 @@ from deepcait.data.mixing import Mix
 from deepcait.data.spec import VALIDATE_ON
 from deepcait.errors import ConfigError
 from deepcait.training.aliases import rename_nodes
+from deepcait.training.best import MEASURES
 from deepcait.training.schedule import Schedule
 from deepcait.training.settings import (
     Ablation,
@@ -99,6 +100,7 @@ class Recipe:
             "data.on_error": (self.data.on_error, ("raise", "skip")),
             "optimizer.name": (self.optimizer.name.partition(":")[0], ("adamw", "sgd", "timm")),
             "teacher.kind": (self.teacher.kind, ("hard", "soft")),
+            "keep.best_by": (self.keep.best_by, ("auto", *MEASURES)),
             "compute.precision": (self.compute.precision, ("fp32", "bf16", "fp16")),
             "compute.backend": (self.compute.backend, BACKENDS),
             "compute.memory": (self.compute.memory, ("normal", "small")),
@@ -207,4 +209,4 @@ def _read(path: Path, readers: tuple[Path, ...], version: int) -> Recipe:
 def _defaults(version: int) -> Recipe:
     """What a setting that is missing means."""
     data, compute = Data(labels="0.1", validate_on="0.1"), Compute(backend="lean", precision="fp32")
-    return Recipe() if version > 1 else Recipe(version=1, data=data, compute=compute)
+    return Recipe() if version > 1 else Recipe(version=1, data=data, compute=compute, keep=Keep(best_by="top1"))

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepcait.data import Preprocessing
+import torch
+
+from deepcait.data import Preprocessing, Source
 from deepcait.data.augment import build_augmentation
 from deepcait.data.loader import TrainingSet
 from deepcait.errors import RunError
 from deepcait.runtime.device import choose_device
 from deepcait.runtime.processes import Processes, is_lost_process, join_processes, leave_processes
+from deepcait.training.best import describe_choice
 from deepcait.training.compute import describe_compute
 from deepcait.training.data import build_order, open_training_data
 from deepcait.training.events import Callback
@@ -80,6 +83,8 @@ def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequen
         _logger.info(message)
     for doubt in data.doubts:
         _logger.warning(doubt)
+    if num_validation := len(data.validation):
+        _logger.info(describe_choice(recipe.keep.best_by, num_validation))
     classes = list(data.train.classes)
     start = kept_start(folder, recipe) or start_model(recipe, classes)
     preprocessing = Preprocessing.from_pretrained_cfg(start.pretrained_cfg)
@@ -88,16 +93,13 @@ def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequen
     if teacher:
         _logger.info("teacher %s", teacher.origin)
     order = build_order(recipe, data.train)
-    num_workers = recipe.data.num_workers
     job = Job(
         recipe=recipe,
         folder=folder,
         model=start.model.to(device),
         samples=TrainingSet(data.train, build_augmentation(recipe.augment, preprocessing), recipe.seed),
         order=order,
-        validation=Validation(data.validation, classes, preprocessing, num_workers=num_workers, device=device)
-        if len(data.validation)
-        else None,
+        validation=_validation(recipe, data.validation, classes, preprocessing, device),
         models=ModelFolders(folder, recipe, start, preprocessing),
         processes=processes,
         device=device,
@@ -111,7 +113,7 @@ def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequen
     processes.barrier()
     computed = describe_compute(job.model, recipe.compute, device)
     _logger.info(describe_plan(recipe, order, processes.world_size, computed))
-    for note in notes_of(recipe, order, len(data.validation)):
+    for note in notes_of(recipe, order, num_validation):
         _logger.warning(note)
     progress = trainer.fit()
     return Outcome(
@@ -121,3 +123,13 @@ def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequen
         best_epoch=progress.best_step // order.steps_per_epoch,
         classes=classes,
     )
+
+
+def _validation(
+    recipe: Recipe, source: Source, classes: Sequence[str], preprocessing: Preprocessing, device: torch.device
+) -> Validation | None:
+    """What measures the models of a run; None where no image validates."""
+    if not len(source):
+        return None
+    how: dict = {"best_by": recipe.keep.best_by, "num_workers": recipe.data.num_workers}
+    return Validation(source, classes, preprocessing, **how, device=device)

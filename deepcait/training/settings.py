@@ -210,8 +210,11 @@ class Keep:
     """How many are kept."""
     log_every_steps: int = 20
     """Steps from one row of the journal to the next."""
+    best_by: str = "auto"
+    """What chooses the best epoch and stops early: loss, top1, balanced_accuracy or macro_f1, of the validation images.
+    auto: loss where they are fewer than 500, else top1."""
     patience_epochs: int = 0
-    """Stop when the best accuracy is this old; 0 is off."""
+    """Stop when the best epoch is this old; 0 is off."""
     max_skipped_steps: int = 5
     """Steps with a loss or gradient that is not finite; one more stops the run."""
     tensorboard: bool = False

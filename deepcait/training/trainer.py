@@ -19,6 +19,7 @@ from deepcait.model.network import as_module
 from deepcait.runtime.processes import is_lost_process
 from deepcait.runtime.signals import StopRequest, WaitedTooLongError
 from deepcait.training.average import WeightAverage
+from deepcait.training.best import is_better, score_of
 from deepcait.training.checkpoint import (
     Progress,
     load_tensors,
@@ -101,7 +102,7 @@ class Trainer:
             ImageError: an image is unreadable, and the recipe's data.on_error is raise.
         """
         self._restore()
-        self.journal.state("running", self.progress.step)
+        self._state("running")
         self.watch = Watch(self.last_step, self.recipe.global_batch_size)
         with contextlib.closing(self.watch), StopRequest() as request:
             self.request = request
@@ -109,18 +110,18 @@ class Trainer:
                 self._run(request)
             except Stopped:
                 self.journal.write_table()
-                self.journal.state("stopped", self.progress.step)
+                self._state("stopped")
                 raise
             except DeepcaitError as error:
                 # A full disk may have no room for this either; the first error is the one to report.
                 with contextlib.suppress(DeepcaitError):
-                    self.journal.state("failed", self.progress.step, error=error.problem)
+                    self._state("failed", error=error.problem)
                 if isinstance(error, ImageError):
                     more = "`deepcait doctor` finds all of them; more: `deepcait help unreadable-images`."
                     raise ImageError(error.problem, remedy=f"{error.remedy} {more}") from error
                 raise
         self.journal.write_table()
-        self.journal.state("finished", self.progress.step)
+        self._state("finished")
         self._emit("end")
         return self.progress
 
@@ -243,9 +244,10 @@ class Trainer:
         if self.average:
             models["ema"] = self.average.module
         row = validation.row(models, "ema" if self.average and self.recipe.ema.evaluated else "raw")
-        better = row["top1"] > p.best_top1
+        score = score_of(row, validation.best_by)
+        better = is_better(score, p.best_score)
         if better:
-            p.best_top1 = row["top1"]
+            p.best_top1, p.best_score = row["top1"], score
         self.journal.metrics("eval", p.step, epoch=epoch, **row)
         self.watch.evaluated(epoch, row, better)
         return row, better
@@ -267,6 +269,11 @@ class Trainer:
         how = {"keep": self.recipe.keep.checkpoints, "settings": deciding_settings(self.recipe)}
         save_checkpoint(self.job.folder / "checkpoints", self.progress, tensors, **how)
         self._emit("checkpoint")
+
+    def _state(self, state: str, **values: str) -> None:
+        """Write status.json."""
+        chosen = {"best_by": self.job.validation.best_by} if self.job.validation else {}
+        self.journal.state(state, self.progress.step, **chosen, **values)
 
     def _emit(self, kind: Literal["step", "evaluation", "checkpoint", "end"], **values: Any) -> None:
         """Call the callbacks with an event."""

@@ -10,7 +10,9 @@ from torch import nn
 from deepcait.data import Preprocessing, Source
 from deepcait.data.source import require_labels
 from deepcait.evaluation.measure import Loading, Wanted, measure
+from deepcait.evaluation.metrics import per_class
 from deepcait.evaluation.protocols import Task
+from deepcait.training.best import chosen_measure
 
 _BATCH_SIZE = 64
 # Starting workers costs seconds; a small validation set is read faster than they start.
@@ -24,7 +26,11 @@ class Validation:
         source: the images, their labels indices of `classes`.
         classes: index -> class name of the models.
         preprocessing: image -> image_CHW.
+        best_by: the recipe's `keep.best_by`.
         num_workers: processes that decode, where there are many images.
+
+    Attributes:
+        best_by: the measure that it chooses; the metrics have it.
         device: of the models.
     """
 
@@ -34,10 +40,12 @@ class Validation:
         classes: Sequence[str],
         preprocessing: Preprocessing,
         *,
+        best_by: str,
         num_workers: int,
         device: torch.device,
     ) -> None:
         self.source = source
+        self.best_by = chosen_measure(best_by, len(source))
         # The labels are the model's already: training opened these images by its classes.
         task = Task("folder", source, [[label] for label in require_labels(source)])
         self.preprocessing = preprocessing
@@ -48,7 +56,12 @@ class Validation:
         """Return the metrics of each model by its name (`top1`, `top5`, `loss`, counts), the same on every process."""
         positions = range(len(self.source))
         found = measure(list(models.values()), self.wanted, positions, self.preprocessing, self.loading)
-        return {name: counts.metrics().to_dict() for name, (counts, _) in zip(models, found, strict=True)}
+        metrics: dict[str, dict] = {}
+        for name, (counts, records) in zip(models, found, strict=True):
+            metrics[name] = counts.metrics().to_dict()
+            if self.best_by not in metrics[name]:
+                metrics[name][self.best_by] = getattr(per_class(records), self.best_by)
+        return metrics
 
     def row(self, models: Mapping[str, nn.Module], which: str) -> dict:
         """Return a row of `metrics.jsonl`: the metrics of `which`, those of the others by prefix."""

@@ -75,7 +75,10 @@ class Watch:
     def evaluated(self, epoch: int, row: dict, better: bool) -> None:
         """Log the metrics of an evaluation; a loss that is not finite comes as None."""
         loss = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
-        text = f"epoch {epoch}: top-1 {row['top1']:.2%}, loss {loss} ({row['weights']} weights"
+        text = f"epoch {epoch}: top-1 {row['top1']:.2%}, loss {loss}"
+        for key in ("balanced_accuracy", "macro_f1"):
+            text += f", {key.replace('_', ' ')} {row[key]:.2%}" if key in row else ""
+        text += f" ({row['weights']} weights"
         others = [f"{key.removesuffix('_top1')} {value:.2%}" for key, value in row.items() if key.endswith("_top1")]
         _logger.info(text + "".join(f"; {other}" for other in others) + ")" + ("  best so far" if better else ""))
         self._restart_clock()

@@ -182,8 +182,8 @@ def test_top5_of_six_classes(run, tmp_path):
     row = record.best | {"top5": 0.75, "correct5": 18}
     for rows, words in (
         ([row], (f"Top-5 75.00 % {interval(18, 24)}", f"95 %: {interval(row['correct1'], 24)}; chance 16.67 %")),
-        ([{"top1": 0.5, "epoch": 1}], ("Top-1, best 50.00 % chance 16.67 %",)),
-        ([], ("Top-1, best – not evaluated; chance 16.67 %",)),
+        ([{"top1": 0.5, "epoch": 1}], ("Top-1, best epoch 50.00 % chance 16.67 %",)),
+        ([], ("Top-1, best epoch – not evaluated; chance 16.67 %",)),
     ):
         text = render_report(dataclasses.replace(six, eval_rows=rows), None, "gone")
         (tmp_path / "page.html").write_text(text, encoding="utf-8")

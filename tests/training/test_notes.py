@@ -12,6 +12,7 @@ from deepcait.training.notes import notes_of
 from deepcait.training.plan import plan
 from deepcait.training.recipe import load_recipe
 from deepcait.training.run import train
+from deepcait.training.settings import Keep
 from tests.training.tiny import tiny_recipe
 
 
@@ -50,11 +51,13 @@ def test_classes_drawn_equally_often_leave_out_others_anyway():
 
 @pytest.mark.parametrize(("num", "said"), [(6, "on 6 validation images"), (1, "on 1 validation image:"), (100, None)])
 def test_notes_of_few_validation_images(num, said):
-    notes = notes_of(tiny_recipe(), Order(64, 32), num)
+    """Of a measure that one image moves much; by default so few choose by their loss."""
+    assert notes_of(tiny_recipe(), Order(64, 32), num) == []
+    notes = notes_of(tiny_recipe(keep=Keep(best_by="top1")), Order(64, 32), num)
     assert [said in told for told in notes] == ([True] if said else [])
     if num == 6:
         assert "moves the accuracy by 16.7 points" in notes[0]
-    early = load_recipe("finetune")
+    early = load_recipe("finetune", ["keep.best_by=top1"])
     assert any("best epoch and early stopping rest on 6" in told for told in notes_of(early, Order(64, 32), 6))
 
 
@@ -64,6 +67,7 @@ def test_a_dry_run_and_a_run_say_both(tmp_path, caplog):
         for i in range(10):
             Image.new("RGB", (8, 8), (value, 20 * i, 0)).save(tmp_path / "data" / name / f"{i}.png")
     settings = [f"data.source={tmp_path / 'data'}", "epochs=1", "global_batch_size=10", "compute.device=cpu"]
+    settings += ["keep.best_by=top1"]
     recipe = load_recipe("demo", settings)
     plan(recipe)
     planned = list(caplog.records)

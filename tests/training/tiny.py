@@ -80,8 +80,9 @@ class Pixels:
 class Scores(Validation):
     """Stands where a Validation does: metrics that a function gives for each model."""
 
-    def __init__(self, score) -> None:
+    def __init__(self, score, best_by: str = "top1") -> None:
         self.score = score
+        self.best_by = best_by
 
     def measure(self, models) -> dict[str, dict]:
         return {name: self.score(model) for name, model in models.items()}
