@@ -10,7 +10,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ecosystem docs bench soak check clean
+.PHONY: help demo test test-ecosystem docs screenshots bench soak check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,10 +37,13 @@ docs: $(VENV)/.docs  ## the documentation site, build/docs/index.html; a warning
 	$(PY) -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "The site: build/docs/index.html"
 
-bench: $(VENV)/.core  ## how fast pictures are read here, against timm, in a minute (core dependencies only)
+screenshots: $(VENV)/.dev  ## the screenshots of the documentation, from a run of the demo; needs Chromium
+	$(PY) docs/pictures/screenshots.py
+
+bench: $(VENV)/.core  ## images per second of the data loader, compared with timm, in a minute (core dependencies only)
 	$(VENV)/bin/deepcait bench --data deepcait/assets/demo/test --rounds 3 --batch-size 16
 
-soak: $(VENV)/.dev  ## the tests that take minutes to hours, one after another; goes on where it stopped
+soak: $(VENV)/.dev  ## the tests that take minutes to hours, one after another; resumes where it stopped
 	$(PYTEST) -p tests.soak --soak docs/results/soak.json -m soak --timeout 7200 $(ARGS)
 
 clean:  ## remove the environment and what the tools left behind

@@ -1,4 +1,4 @@
-"""Measure models on labelled images: top-1, top-5 and loss, exact for any batch size and number of processes.
+"""Evaluate models on labelled images: top-1, top-5 and loss, exact for any batch size and number of processes.
 
 Examples:
     deepcait eval runs/pets --data photos             test, else val, else all of class folders
@@ -6,7 +6,7 @@ Examples:
     deepcait eval runs/a runs/b --data builtin:demo --out table.md    two models on the same images
     deepcait eval cait_s24_224 --data imagenet --protocol imagenet    ImageNet's validation below imagenet/
     deepcait eval cait_s24_224 --data imagenet --protocol real        the reassessed labels; v2: ImageNet-V2
-    deepcait eval cait_s24_224 --data imagenet-a --class-mask data    only its 200 classes may be answered
+    deepcait eval cait_s24_224 --data imagenet-a --class-mask data    only its 200 classes can be predicted
     deepcait eval cait_s24_224 --data photos --img-size 224,288,320   several resolutions
     deepcait eval runs/pets --data photos --per-image answers.csv --plots figures
     torchrun --nproc-per-node 2 -m deepcait eval cait_s24_224 --data imagenet --protocol imagenet
@@ -54,31 +54,31 @@ class Args(ImageArgs):
     data: str
     """Labelled images: a folder of class folders, a .csv, .parquet, .tar or .zip, imagenet:ROOT, builtin:demo, ..."""
     split: Literal["train", "val", "test", "all"] | None = None
-    """Which part of the data; without it test, else val, else all."""
+    """Part of the data to evaluate (default: test, else val, else all)."""
     protocol: Literal["folder", "imagenet", "real", "v2"] = "folder"
-    """Which images count and which labels are right: as they lie, or as the published figures have it."""
+    """Images and labels that are evaluated: those of the folders, or those of a published benchmark."""
     real_labels: Path | None = None
-    """For --protocol real: the file of labels; without it the published one, from timm's package."""
+    """For --protocol real: file of labels (default: the published one, from timm's package)."""
     class_mask: str | None = None
-    """The only classes that may be answered: `data` for those of the data (ImageNet-A, -R), or a file of them."""
+    """Restrict predictions to these classes: `data` for those of the data (ImageNet-A, -R), or a file of classes."""
     img_size: str | None = None
-    """Image side in pixels, several with commas (224,288,320), height x width as 224x320; without it the model's."""
+    """Input sizes in pixels, separated by commas: 224,288 or HEIGHTxWIDTH as 224x320 (default: the model's)."""
     batch_size: int | None = None
-    """Images a step; changes no result (default: 32, or what was measured with the engine)."""
+    """Images per forward pass; does not change the result (default: 32, or what `bench --autotune` stored)."""
     workers: int = 0
-    """Processes that decode images; changes no result."""
+    """Worker processes that decode images; does not change the result."""
     engine: Literal["eager", "compile", "onnx", "openvino"] | None = None
-    """What computes; without it what `bench --autotune` left beside the model, else the network itself."""
+    """Inference engine (default: the one that `bench --autotune` stored in the model's folder, else PyTorch)."""
     precision: Literal["auto", "fp32", "fp32-strict", "bf16", "fp16", "int8"] = "auto"
-    """In which the engine computes products; auto is fp32. bf16 without an engine takes the engine eager."""
+    """Number format of matrix products; auto is fp32. bf16 without --engine uses the engine eager."""
     tta: Literal["flip"] | None = None
-    """Test-time augmentation: flip takes the mean for the image and its mirror image."""
+    """Test-time augmentation: flip averages the probabilities of the image and its mirror image."""
     device: str = "auto"
-    """Where the model computes: auto, cpu, cuda, cuda:1."""
+    """Device: auto, cpu, cuda, cuda:1."""
     per_image: Path | None = None
-    """Write one row per image to this .csv: labels, best answers, their probabilities."""
+    """Write one row per image to this .csv: labels, most probable classes, probabilities."""
     plots: Path | None = None
-    """Draw reliability, classes and confusion into this folder, as PNG and SVG, values as JSON beside (matplotlib)."""
+    """Plot reliability, accuracy per class and confusion into this folder, as PNG, SVG and JSON (needs matplotlib)."""
     out: Path | None = None
     """Write the table of results to this file: .md, .csv, or .json (with every class and the confusion matrix)."""
     json: bool = False
@@ -86,7 +86,7 @@ class Args(ImageArgs):
 
 
 def run(args: Args) -> int | None:
-    """Measure each model and print its figures."""
+    """Evaluate each model and print its metrics."""
     from deepcait.runtime.device import choose_device
     from deepcait.runtime.processes import join_processes, leave_processes
 
@@ -114,7 +114,7 @@ def run(args: Args) -> int | None:
 
 
 def _require_sound(args: Args) -> None:
-    """Tell what can't work before anything is read."""
+    """Raise for options that cannot work, before anything is read."""
     from deepcait.evaluation import require_protocol
     from deepcait.evaluation.plots import require_matplotlib
     from deepcait.evaluation.tables import TABLE_SUFFIXES

@@ -5,9 +5,9 @@ Examples:
     deepcait predict runs/pets photos/ --topk 1           every image below a folder
     deepcait predict runs/pets "photos/**/*.jpg" names.txt https://example.org/cat.jpg     patterns, lists, URLs
     find photos -name "*.jpg" | deepcait predict runs/pets -      paths, or one image, from standard input
-    deepcait predict runs/pets photos/ --out answers.csv  one row per prediction; .jsonl: one line per image
+    deepcait predict runs/pets photos/ --out predictions.csv  one row per prediction; .jsonl: one line per image
     deepcait predict runs/pets photos/ --min-probability 0.5      images below have no prediction
-    deepcait predict runs/pets photos/ --engine openvino  the same predictions, sooner for many images
+    deepcait predict runs/pets photos/ --engine openvino  the same predictions, faster for many images
     deepcait predict runs/pets photos/ --embeddings features.npz    one row per image
 """
 
@@ -53,9 +53,9 @@ class Args(ImageArgs):
     topk: int = 5
     """Predictions per image (as many as there are classes if they are fewer)."""
     min_probability: float = 0.0
-    """Leave out less probable classes; an image may then have no prediction."""
+    """Omit classes with a lower probability; an image may then have no prediction."""
     tta: Literal["flip"] | None = None
-    """Test-time augmentation: flip takes the mean for the image and its mirror image."""
+    """Test-time augmentation: flip averages the probabilities of the image and its mirror image."""
     on_error: Literal["skip", "stop"] | None = None
     """Images that can't be read: skip reports the error in their place and exits with 3 at the end, stop ends there
     (default: skip for folders, patterns and lists, stop for images that are named)."""
@@ -64,13 +64,13 @@ class Args(ImageArgs):
     embeddings: Path | None = None
     """Write the features that the classifier's head reads to this .npz: arrays `files` (N) and `embeddings` (N, D)."""
     batch_size: int | None = None
-    """Images per forward pass (default: 32, or what was measured with the engine)."""
+    """Images per forward pass (default: 32, or what `bench --autotune` stored)."""
     engine: Literal["eager", "compile", "onnx", "openvino"] | None = None
-    """What computes; without it what `bench --autotune` left beside the model, else the network itself."""
+    """Inference engine (default: the one that `bench --autotune` stored in the model's folder, else PyTorch)."""
     precision: Literal["auto", "fp32", "fp32-strict", "bf16", "fp16", "int8"] = "auto"
-    """In which the engine computes products; auto is fp32. bf16 without an engine takes the engine eager."""
+    """Number format of matrix products; auto is fp32. bf16 without --engine uses the engine eager."""
     device: str | None = None
-    """Where it computes, for example cpu or cuda:0 (default: a GPU if there is one)."""
+    """Device, for example cpu or cuda:0 (default: a GPU if there is one)."""
     json: bool = False
     """Print one JSON list and nothing else."""
 

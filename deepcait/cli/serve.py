@@ -1,4 +1,4 @@
-"""Answer over HTTP: predictions, class attention, and a page to try both with.
+"""Serve predictions and class attention over HTTP, with a web page.
 
 Examples:
     deepcait serve builtin:nano                          then open http://127.0.0.1:8000/
@@ -31,34 +31,33 @@ class Args:
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
     allow_host: tuple[str, ...] = ()
-    """Names that requests may call the service by, for a proxy in front of it."""
+    """Accepted Host names, for a proxy in front of the service."""
     engine: Literal["eager", "compile", "onnx", "openvino"] | None = None
-    """What computes the answers; without it what `bench --autotune` left beside the model, else the network itself."""
+    """Inference engine (default: the one that `bench --autotune` stored in the model's folder, else PyTorch)."""
     precision: Literal["auto", "fp32", "fp32-strict", "bf16", "fp16", "int8"] = "auto"
-    """In which the engine computes products; auto is fp32. bf16 without an engine takes the engine eager."""
+    """Number format of matrix products; auto is fp32. bf16 without --engine uses the engine eager."""
     threads: int | None = None
     """Threads of the network (default: the engine's choice)."""
     device: str | None = None
-    """Where it computes, for example cpu or cuda:0 (default: a GPU where there is one)."""
+    """Device, for example cpu or cuda:0 (default: a GPU if there is one)."""
     max_batch: int | None = None
-    """Images that pass through the network at once; without it what `bench --autotune` left beside the model, else 16.
-    """
+    """Largest batch (default: what `bench --autotune` stored, else 16)."""
     max_wait_ms: float = 2.0
-    """How long a batch that is not full waits for requests on their way."""
+    """Longest time in milliseconds that an incomplete batch waits for pending requests."""
     max_queue: int = 128
-    """Images that wait for the network; more are told 503."""
+    """Largest number of waiting images; further requests get status 503."""
     max_images: int = 32
-    """Images in one request."""
+    """Largest number of images per request."""
     max_megabytes: float = 20.0
-    """A request body."""
+    """Largest size of a request body in megabytes."""
     max_pixels: int | None = None
-    """An image, by its header, before it is decoded (default: 40,000,000)."""
+    """Largest accepted number of pixels of an image, checked before decoding (default: 40,000,000)."""
     max_bytes: int | None = None
-    """A request body; instead of --max-megabytes."""
+    """Largest size of a request body in bytes; replaces --max-megabytes."""
     max_megapixels: float = 40.0
     """The same as --max-pixels, in millions."""
     deadline_s: float = 30.0
-    """From the headers of a request to its answer."""
+    """Time limit in seconds from the headers of a request to its response."""
     json: bool = False
     """Print the address as one JSON object and nothing else."""
 

@@ -4,14 +4,14 @@ Examples:
     deepcait train --data photos --out runs/photos                    fine-tune released weights on a folder
     deepcait train --data photos --out runs/photos --model builtin:nano
     deepcait train --data photos --out runs/photos --resume           continue where it stopped
-    deepcait train --data photos --out runs/photos --dry-run          what it would do; touches nothing
+    deepcait train --data photos --out runs/photos --dry-run          print the plan; write nothing
     deepcait train --data imagenet:ROOT --out runs/s24 --recipe distill --model cait_s24_224
     deepcait train --data photos --out runs/t --teacher runs/photos --set epochs=10 mix.mixup=0.2
     torchrun --nproc-per-node 8 -m deepcait train --data imagenet:ROOT --out runs/xxs24 --recipe pretrain
 
-`deepcait recipes` lists recipes and every key; `config.yaml` of a run holds each key with its value.
-The run ends with its report, RUN/report.html: one page that needs no network.
-Stopped by Ctrl-C or SIGTERM it finishes the step, saves, and exits with 75; --resume then resumes it bit-exactly.
+`deepcait recipes` lists recipes and every key; `config.yaml` of a run has the value of every key.
+At the end the run writes RUN/report.html, a self-contained page.
+Ctrl-C or SIGTERM: the step is finished and saved, exit code 75; --resume continues bit-exactly.
 The same from Python: deepcait.train(data, out, ...).
 """
 
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from deepcait.cli.console import Console
+from deepcait.cli.console import Console, percent
 from deepcait.cli.options import settings
 
 if TYPE_CHECKING:
@@ -36,23 +36,23 @@ class Args:
     """Options of `deepcait train`."""
 
     out: Path
-    """Folder of the run; what is measured and saved goes there."""
+    """Run folder: metrics, checkpoints, models and the report are written to it."""
     data: str | None = None
     """Labelled images: a folder of class folders, a .csv, .parquet, .tar or .zip, imagenet:ROOT, builtin:demo, ..."""
     recipe: str | None = None
-    """Name of a recipe or path of a .yaml file; without it: finetune."""
+    """Name of a recipe, or path of a .yaml file (default: finetune)."""
     model: str | None = None
-    """Model to start from: a name, a model or run folder, a weights file, builtin:nano; without it the recipe's."""
+    """Model to start from: a name, a model or run folder, a weights file, builtin:nano (default: the recipe's)."""
     teacher: str | None = None
     """Teacher for distillation: any MODEL, timm:NAME[,weights=PATH], python:package.module:factory."""
     engine: Literal["eager", "compile"] | None = None
     """How steps are computed; compile needs a C++ compiler."""
     resume: bool = False
-    """Go on with the run in --out, or start it where there is none."""
+    """Resume the run in --out, or start it if it does not exist."""
     dry_run: bool = False
-    """Print steps, batch, learning rates and memory; touch nothing."""
+    """Print the plan (steps, batch size, learning rates, memory) and write nothing."""
     set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
-    """Settings that win over the recipe, as key=value: --set epochs=10 optimizer.lr=1e-4."""
+    """Settings that override the recipe, as key=value: --set epochs=10 optimizer.lr=1e-4."""
     json: bool = False
     """Print one JSON object at the end and nothing else."""
 
@@ -103,4 +103,4 @@ def _describe_best(best: Mapping[str, Any], recipe: Recipe) -> str:
     measure = chosen_measure(recipe.keep.best_by, best["num_images"])
     value = "not finite" if best[measure] is None else f"{best[measure]:.4f}"
     reason = "" if measure == "top1" else f" by {MEASURES[measure]} ({value})"
-    return f"epoch {best['epoch']} is the best{reason}: top-1 {best['top1']:.2%}"
+    return f"epoch {best['epoch']} is the best{reason}: top-1 {percent(best['top1'])}"

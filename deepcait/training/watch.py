@@ -48,8 +48,8 @@ class Watch:
         self._steps += 1
         if self._bar:
             speed = self._speed()
-            text = f"loss {result.loss:.3f}  accuracy {result.correct:.0%}  lr {lr:.1e}"
-            text = f"{text}  {speed['images_per_s']:.0f} images/s  waiting {speed['wait_share']:.0%}"
+            text = f"loss {result.loss:.3f}  accuracy {100 * result.correct:.0f} %  lr {lr:.1e}"
+            text = f"{text}  {speed['images_per_s']:.0f} images/s  data wait {100 * speed['wait_share']:.0f} %"
             self._bar.update(step, text=text)
 
     def speed(self, processes: Processes) -> dict[str, float | str]:
@@ -66,20 +66,22 @@ class Watch:
         left_s = (self.last_step - step) * self.images_per_step / max(1e-9, speed["images_per_s"])
         accuracy = "every step skipped"
         if row["loss"] is not None:
-            accuracy = f"loss {row['loss']:.4f}  accuracy {row['target_mass']:.1%}"
+            accuracy = f"loss {row['loss']:.4f}  accuracy {100 * row['target_mass']:.1f} %"
         _logger.info(
             f"step {step}/{self.last_step}  epoch {row['epoch']:.2f}  {accuracy}  lr {row['lr']:.2e}  "
-            f"{speed['images_per_s']:.1f} images/s  waiting {speed['wait_share']:.0%}  left {duration(left_s)}"
+            f"{speed['images_per_s']:.1f} images/s  data wait {100 * speed['wait_share']:.0f} %  ETA {duration(left_s)}"
         )
 
     def evaluated(self, epoch: int, row: dict, better: bool) -> None:
         """Log the metrics of an evaluation; a loss that is not finite comes as None."""
         loss = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
-        text = f"epoch {epoch}: top-1 {row['top1']:.2%}, loss {loss}"
+        text = f"epoch {epoch}: top-1 {100 * row['top1']:.2f} %, loss {loss}"
         for key in ("balanced_accuracy", "macro_f1"):
-            text += f", {key.replace('_', ' ')} {row[key]:.2%}" if key in row else ""
+            text += f", {key.replace('_', ' ')} {100 * row[key]:.2f} %" if key in row else ""
         text += f" ({row['weights']} weights"
-        others = [f"{key.removesuffix('_top1')} {value:.2%}" for key, value in row.items() if key.endswith("_top1")]
+        others = [
+            f"{key.removesuffix('_top1')} {100 * value:.2f} %" for key, value in row.items() if key.endswith("_top1")
+        ]
         _logger.info(text + "".join(f"; {other}" for other in others) + ")" + ("  best so far" if better else ""))
         self._restart_clock()
 

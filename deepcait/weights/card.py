@@ -80,6 +80,7 @@ def model_card(
         repository=repository,
         facts=[(name, value.replace("|", "\\|")) for name, value in _facts(found, licence, data).items()],
         accuracies=_accuracies(found),
+        num_classes=f"{found.model.num_classes:,}",
         image_file=IMAGE_FILE if image else None,
     )
     return str(card)

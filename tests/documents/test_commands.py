@@ -57,6 +57,8 @@ def things(tmp_path_factory) -> Path:
     shutil.copytree(root / "photos", root / "cifar10")
     shutil.make_archive(str(root / "photos"), "zip", root / "photos")
     (root / "leave_out.txt").write_text("")
+    (root / "deepcait-demo").mkdir()
+    (root / "deepcait-demo" / "animal-or-vehicle.csv").write_text("path,label,split\n" + "".join(rows_of_the_demo()))
     torch.manual_seed(0)
     sizes = {"depth": 1, "embed_dim": 48, "num_heads": 1, "cls_depth": 1}
     for folder, classes in (("tiny", list(CLASSES)), ("tiny1000", wnids())):
@@ -65,6 +67,16 @@ def things(tmp_path_factory) -> Path:
     given = ["--data", root / "photos", "--model", root / "tiny", "--out", root / "run", "--set", *TINY]
     assert main(["train", *map(str, given)]) == 0
     return root
+
+
+def rows_of_the_demo() -> Iterator[str]:
+    """Rows of the table that `deepcait demo` writes: a few images of each class."""
+    for split, number in (("train", 8), ("val", 2), ("test", 4)):
+        folder = DEMO / ("test" if split == "test" else "train")
+        for name, label in (("cat", "animal"), ("ship", "vehicle")):
+            paths = sorted((folder / name).iterdir())
+            for path in paths[-number:] if split == "val" else paths[:number]:
+                yield f"{path},{label},{split}\n"
 
 
 @pytest.fixture

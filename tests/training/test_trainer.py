@@ -471,7 +471,7 @@ def test_a_validation_loss_that_is_none_is_logged_and_no_failure(tmp_path, caplo
     caplog.set_level("INFO", "deepcait")
     metrics = {"top1": 0.0, "top5": 0.5, "loss": None}
     train(tmp_path, full_recipe(epochs=1), validation=Scores(lambda net: metrics))
-    assert any("top-1 0.00%, loss not finite (ema weights" in line for line in caplog.messages)
+    assert any("top-1 0.00 %, loss not finite (ema weights" in line for line in caplog.messages)
     assert read_state(tmp_path)["state"] == "finished"
 
 

@@ -21,7 +21,7 @@ def test_the_bar_shows_loss_accuracy_rate_speed_waiting_and_the_time_left(monkey
     finally:
         watch.close()
     assert (task.completed, task.total) == (1, 9)
-    assert re.fullmatch(r"loss 1\.250  accuracy 38%  lr 5\.0e-04  \d+ images/s  waiting \d+%", task.description)
+    assert re.fullmatch(r"loss 1\.250  accuracy 38 %  lr 5\.0e-04  \d+ images/s  data wait \d+ %", task.description)
     assert "TimeRemainingColumn" in kinds
 
 
@@ -29,10 +29,10 @@ def test_a_line_shows_the_same(tmp_path, caplog):
     caplog.set_level("INFO", "deepcait")
     train(tmp_path, tiny_recipe(epochs=1))
     row = next(row for row in read_metrics(tmp_path) if row["kind"] == "train")
-    words = f"loss {row['loss']:.4f}  accuracy {row['target_mass']:.1%}  lr {row['lr']:.2e}"
+    words = f"loss {row['loss']:.4f}  accuracy {100 * row['target_mass']:.1f} %  lr {row['lr']:.2e}"
     line = caplog.messages[0]
     assert words in line
-    assert re.search(r"images/s  waiting \d+%  left \d+:\d\d:\d\d$", line)
+    assert re.search(r"images/s  data wait \d+ %  ETA \d+:\d\d:\d\d$", line)
 
 
 def test_where_every_step_was_skipped_no_loss_is_logged(tmp_path, caplog):
