@@ -1,4 +1,4 @@
-"""One's own parts: a loss, transform, data set, network or tracker, given from Python or named in a recipe.
+"""User-defined parts: a loss, transform, data set, network or tracker, passed in Python or named in a recipe.
 
 A part has a name of one line, which `config.yaml` keeps:
 
@@ -33,7 +33,7 @@ _PLAIN = (str, int, float, bool, type(None), os.PathLike)
 
 
 class Part(str):
-    """The name of a part together with what Python gave: an object, or a factory with its arguments."""
+    """The name of a part with the object, or the factory and arguments, passed in Python."""
 
     given: Any = None
     arguments: Mapping[str, Any] | None = None
@@ -47,7 +47,7 @@ class Part(str):
 
 
 def is_part(name: str) -> bool:
-    """Whether a setting names a part of one's own."""
+    """Whether a setting names a user-defined part."""
     return name.startswith((PYTHON, OBJECT))
 
 
@@ -59,7 +59,7 @@ def is_plain(value: Any) -> bool:
 
 
 def part_of(value: Any, *, factory: bool = False) -> Part:
-    """Return what Python gave as a part.
+    """Return a part passed in Python.
 
     Args:
         value: an object, a class (called without arguments), or (factory, keyword arguments).
@@ -82,7 +82,7 @@ def part_of(value: Any, *, factory: bool = False) -> Part:
 
 
 def build(name: str, asked: str, *args: Any, **arguments: Any) -> Any:
-    """Return the part behind a name: the object that Python gave, or what its factory returns.
+    """Return the part of this name: the object passed in Python, or the result of its factory.
 
     Args:
         name: a `Part`, or its text.
@@ -171,7 +171,7 @@ def source_digest(name: str, asked: str) -> str:
 
 @contextmanager
 def blamed(what: str) -> Iterator[None]:
-    """Say of an exception that it came from one's own part, and from which line.
+    """Context manager: an exception of a user-defined part becomes an error that names it and the line.
 
     Raises:
         ConfigError: in place of the exception, which is its cause.
@@ -229,7 +229,7 @@ def _import(place: str, asked: str) -> Callable[..., Any]:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """What an object says about itself in public attributes, and a module in buffers."""
+    """The public attributes of an object, and the buffers of a module."""
     facts = getattr(value, "__dict__", {})
     if inspect.isroutine(value):
         return {}

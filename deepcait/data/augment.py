@@ -1,4 +1,4 @@
-"""What training does to one image: crop, flip, RandAugment, erasing. The operations are timm's, the recipe ours."""
+"""Augmentation of one training image: crop, flip, RandAugment, erasing, with timm's operations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PAD_MODES = ("constant", "reflect", "edge", "symmetric")
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """How a training image is changed, each time again. The defaults are the paper's."""
+    """Settings of augmentation. The defaults are the paper's."""
 
     crop: str = "random_resized"
     """random_resized: a random part, resized (the paper). pad: padded and cut, for images of the model's
@@ -91,7 +91,7 @@ class Augment:
 
 
 class Changed(NamedTuple):
-    """Augmented images before they are normalised, and what will be erased of each.
+    """Augmented images before normalisation, and the patches to erase in each.
 
     One: pixels_CHW uint8 and one list of patches; a batch of them: pixels_BCHW and B lists. What patches are filled
     with is one tensor for all, float32: (C, height, width) of each, one after another. A tensor is sent from a worker
@@ -128,7 +128,7 @@ class Augmentation:
         return self.finish(self.change(image))
 
     def read(self, data: bytes, name: str, options: ImageOptions = DEFAULT) -> Changed:
-        """Decode an image and change it, decoding no more than the crop needs. Raises ImageError, naming it."""
+        """Decode an image at no more than the resolution that the crop needs, and augment it. Raises ImageError."""
         if self.augment.crop != "random_resized" or self.preprocessing.channels != 3:
             return self.change(decode_image(data, name=name, options=options))
         box, divisor = None, 1
@@ -172,7 +172,7 @@ class Augmentation:
         return images
 
     def _box(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Draw (top, left, height, width) of the part of an image that is kept."""
+        """Draw the crop box of an image: (top, left, height, width)."""
         from timm.data.transforms import RandomResizedCropAndInterpolation
 
         # Only its size is read.
@@ -180,13 +180,13 @@ class Augmentation:
         return RandomResizedCropAndInterpolation.get_params(image_HW, self.augment.scale, self.augment.ratio)
 
     def _divisor(self, box: tuple[int, int, int, int]) -> int:
-        """By how much a JPEG may be decoded smaller: its crop stays at least as large as the model's image."""
+        """The factor by which a JPEG can be decoded smaller with a crop at least as large as the model's input."""
         (_, _, height, width), (out_height, out_width) = box, self.preprocessing.img_size
         fitting = [n for n in (2, 4, 8) if height // n >= out_height and width // n >= out_width]
         return max(fitting, default=1)
 
     def _cut(self, image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-        """Cut the box and resize it."""
+        """Crop to the box and resize."""
         if self.fast:
             return self._cut_pixels(np.asarray(image), box)
         top, left, height, width = box
@@ -197,7 +197,7 @@ class Augmentation:
         return cut.resize(size, getattr(Image.Resampling, self.preprocessing.interpolation.upper()))
 
     def _cut_pixels(self, pixels: np.ndarray, box: tuple[int, int, int, int], divisor: int = 1) -> Image.Image:
-        """The same with torch, of pixels_HWC or pixels_HW; the box is given in those of the undivided image."""
+        """The same with torch, for pixels_HWC or pixels_HW; the box is in pixels of the full-size image."""
         top, left, height, width = (side // divisor for side in box)
         cut = pixels[top : top + height, left : left + width].copy()
         size = self.preprocessing.img_size
@@ -206,7 +206,7 @@ class Augmentation:
         )
 
     def _color(self, image: Image.Image) -> Changed:
-        """Flip, RandAugment or another policy, and what will be erased."""
+        """Flip, RandAugment or another policy, and draw the patches to erase."""
         # torch's generator, as torchvision's flip draws.
         if self.augment.flip and torch.rand(1) < self.augment.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -223,7 +223,7 @@ class Augmentation:
 
 
 class OwnAugmentation(Augmentation):
-    """A transform of one's own: an upright RGB image in; an image of the model's size out, PIL or tensor.
+    """A user's transform: takes an upright RGB image, returns an image of the model's size, PIL or tensor.
 
     A tensor (C, H, W) of uint8 is normalised as usual; one of floats is passed on as it is, normalised already.
     """
@@ -263,7 +263,7 @@ class OwnAugmentation(Augmentation):
 
 
 def build_augmentation(augment: Augment, preprocessing: Preprocessing) -> Augmentation:
-    """Return the training transform: a PIL image in, a normalised tensor (C, H, W) out.
+    """Return the training transform: from a PIL image to a normalised tensor (C, H, W).
 
     It draws from the global generators of Python, NumPy and torch: seed them first.
 
@@ -274,7 +274,7 @@ def build_augmentation(augment: Augment, preprocessing: Preprocessing) -> Augmen
 
 
 def collate(items: Sequence[Changed]) -> Changed:
-    """Return one batch: pixels (B, C, H, W), a list of patches per image, the filling of all."""
+    """Return one batch: pixels (B, C, H, W), a list of patches per image, and the fill values of all patches."""
     pixels_BCHW = torch.stack([item.pixels for item in items])
     patches = [patches for item in items for patches in item.patches]
     return Changed(pixels_BCHW, patches, torch.cat([item.filling for item in items]))
@@ -305,7 +305,7 @@ def rand_augment(text: str, preprocessing: Preprocessing):
 
 
 def _fill(preprocessing: Preprocessing) -> tuple[int, ...]:
-    """The mean colour, 0 to 255: what warps uncover."""
+    """The mean colour, 0 to 255, which fills the areas that warps uncover."""
     return tuple(min(255, round(255 * channel)) for channel in preprocessing.mean)
 
 

@@ -29,7 +29,7 @@ _MAX_FILE_BYTES = 2**30
 
 @dataclass(frozen=True)
 class _Archive:
-    """How an official archive lays out its files; `label_bytes` of a binary record, the last one counts."""
+    """Layout of an official archive; the label is the last of the first `label_bytes` bytes of a binary record."""
 
     folder: str
     files: dict[str, list[str]]
@@ -77,7 +77,7 @@ ARCHIVES = {
 
 
 class CifarReader:
-    """Fetches images by their place in a batch file."""
+    """Reads images by their offset in a batch file."""
 
     def __init__(self, files: Sequence[str], places: Sequence[tuple[int, int]]) -> None:
         self.files = list(files)
@@ -129,7 +129,7 @@ def load_cifar(kind: str, root: str) -> tuple[Table, CifarReader]:
 
 
 def read_pickle(file: str, data: bytes) -> Any:
-    """Read what an official archive holds: dictionaries, lists, numbers, bytes and arrays of bytes; nothing is run.
+    """Read the pickle of an official archive: dictionaries, lists, numbers, bytes and byte arrays; no code is executed.
 
     Raises:
         DataError: anything else is in it.
@@ -145,7 +145,7 @@ def read_pickle(file: str, data: bytes) -> Any:
 
 
 def _require_bounded(data: bytes) -> None:
-    """Raise for what costs far more memory than the pickle is long: its memo is a list up to the largest index."""
+    """Raise for a pickle that would use far more memory than its length: the memo is a list up to the largest index."""
     for opcode, argument, position in pickletools.genops(data):
         if "PUT" in opcode.name and isinstance(argument, int) and argument >= len(data):
             raise pickle.UnpicklingError(f"the memo index {argument:,} in {len(data):,} bytes, at byte {position}")
@@ -187,7 +187,7 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Knows four names, each of which stands for something harmless of ours."""
+    """Resolves four names, each to a harmless replacement."""
 
     _KNOWN = {
         ("numpy.core.multiarray", "_reconstruct"): _new_array,
@@ -198,7 +198,7 @@ class _PlainUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        """The stand-in for a name; an error for all others, whatever they are."""
+        """Return the replacement for a name; raise for any other name."""
         try:
             return self._KNOWN[module_name, global_name]
         except KeyError:
@@ -230,7 +230,7 @@ def _class_names(folder: Path, archive: _Archive) -> list[str]:
 
 
 def _read_batch(file: str, archive: _Archive) -> tuple[list[int], list[int]]:
-    """The labels of a batch, and where in the file each of its images begins."""
+    """The labels of a batch, and the offset of each of its images."""
     data = _read_file(Path(file))
     if archive.label_bytes:
         record = archive.label_bytes + _NUM_BYTES

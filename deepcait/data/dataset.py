@@ -1,4 +1,4 @@
-"""A source as torch knows it: tensors, labels and indices, in batches."""
+"""A source as a torch dataset: tensors, labels and indices, in batches."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class RaisingLoader(DataLoader):
             yield self._finish(batch)
 
     def _from_workers(self) -> Iterator[Any]:
-        """Yield the batches of workers; what ends them is raised as our error."""
+        """Yield the batches of workers; a failure of a worker is raised as one of our errors."""
         require_means(self.num_workers)
         try:
             batches = super().__iter__()
@@ -127,7 +127,7 @@ def evaluation_loader(
     pin_memory: bool = False,
     device: torch.device | str = "cpu",
 ) -> RaisingLoader:
-    """Every image once, in the order of the source, the last batch as small as it comes.
+    """Return a loader of every image once, in the order of the source; the last batch can be smaller.
 
     Yields (images_BCHW float32, labels_B int64, indices_B int64); label NO_LABEL where there is none. Where the
     transform is a `Preprocessing`, images travel to the device as 8-bit pixels and are normalised there.
@@ -203,7 +203,7 @@ class _BatchReader(Dataset):
         return self.dataset[index]
 
     def _end_without_handles(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        """Called for an exception in a thread of multiprocessing that hands batches over: it would retry forever."""
+        """Called for an exception in multiprocessing's sending thread, which would otherwise retry forever."""
         worker = get_worker_info()
         if lack(error) is None or self.reading is None or worker is None:
             sys.__excepthook__(kind, error, trace)
@@ -213,11 +213,11 @@ class _BatchReader(Dataset):
 
     @property
     def ended_by(self) -> DeepcaitError | None:
-        """What a worker ended itself for; None where none did."""
+        """Return the error for which a worker ended itself; None if none did."""
         return too_many_files() if self.reading is not None and (self.reading[:, 2] == 1).any() else None
 
     def places_of_dead(self, error: Exception) -> list[str]:
-        """What workers were reading when they died; empty where the error is about something else."""
+        """Return what workers were reading when they were killed; empty if the error has another cause."""
         rows = [] if self.reading is None else [(pid, index) for pid, index, _ in self.reading.tolist() if pid > 0]
         source: Source = self.dataset.source  # pyrefly: ignore[missing-attribute]
         named = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))

@@ -1,4 +1,4 @@
-"""Images of more than 8 bits a value, or of other than three bands, as RGB of 8 bits: by a range that is known."""
+"""Convert images with more than 8 bits per value, or other than three bands, to 8-bit RGB, by a known value range."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PLAIN_DEEP = re.compile(r"RGBA?;16[LBN]$")
 
 
 def require_bands(image: Image.Image) -> None:
-    """Raise where a TIFF has values that are neither colour nor transparency: Pillow would drop them.
+    """Raise if a TIFF has bands that are neither colour nor transparency, which Pillow would drop.
 
     Raises:
         ImageError: more bands than three.
@@ -36,7 +36,7 @@ def require_bands(image: Image.Image) -> None:
 
 
 def band_fault(data: bytes) -> ImageError | None:
-    """Return the error for a TIFF that Pillow can't read because of its bands; None where that is not the reason."""
+    """Return the error for a TIFF that Pillow can't read because of its bands; None if there is another reason."""
     if data[:2] not in (b"II", b"MM"):
         return None
     try:
@@ -59,7 +59,7 @@ def _bands(num: int) -> ImageError:
 
 
 def declared_max(image: Image.Image, data: bytes) -> int:
-    """Return the largest value that an image of 16 bits says it can have; 65535 where it says nothing.
+    """Return the largest value that a 16-bit image declares; 65535 if it declares none.
 
     TIFF: BitsPerSample and MaxSampleValue. PNG: sBIT, where the values were stored as they are and not scaled to the
     full range as the standard asks (then they repeat or leave empty the bits below).
@@ -80,7 +80,7 @@ def declared_max(image: Image.Image, data: bytes) -> int:
 
 
 def sixteen_bits(image: Image.Image, data: bytes) -> np.ndarray:
-    """Return the values of a decoded image whose file has 16 bits a value, uint16, the whole of each.
+    """Return the full 16-bit values, uint16, of a decoded image whose file has 16 bits per value.
 
     Of colour Pillow keeps the high byte; read once more with the bytes of each value exchanged, it keeps the low one.
 
@@ -101,12 +101,12 @@ def sixteen_bits(image: Image.Image, data: bytes) -> np.ndarray:
 
 
 def is_deep_colour(image: Image.Image) -> bool:
-    """Whether an image that is open, and not yet decoded, has colour of 16 bits a value."""
+    """Whether an opened, not yet decoded image has colour with 16 bits per value."""
     return image.mode in ("RGB", "RGBA") and any(";16" in _raw_mode(tile) for tile in getattr(image, "tile", ()))
 
 
 def to_rgb(image: Image.Image, *, data: bytes = b"", deep: bool = False, max_value: int = 0) -> Image.Image:
-    """Any mode that Pillow decodes to RGB, with 8 bits a channel; transparency lies on white.
+    """Convert any mode that Pillow decodes to RGB with 8 bits per channel; transparency is composited on white.
 
     Args:
         image: decoded.
@@ -139,17 +139,17 @@ def to_rgb(image: Image.Image, *, data: bytes = b"", deep: bool = False, max_val
 
 
 def range_is_assumed(image: Image.Image, data: bytes, deep: bool, max_value: int) -> bool:
-    """Whether nothing but the type says which value of a decoded image is white."""
+    """Whether the white value of a decoded image is assumed from its data type alone."""
     return not max_value and (deep or image.mode.startswith("I")) and declared_max(image, data) == _UNSET
 
 
 def num_levels(image: Image.Image) -> int:
-    """Return how many of 256 levels an RGB image can have used: its brightest value and 1."""
+    """Return how many of 256 levels an RGB image uses at most: its largest value plus 1."""
     return max(high for _, high in image.getextrema()) + 1  # pyrefly: ignore[not-iterable]
 
 
 def few_levels(num: int) -> str:
-    """Return what to say of images of 16 bits whose brightest left only `num` of 256 levels."""
+    """Return a sentence about 16-bit images that use only `num` of 256 levels."""
     return (
         f"16-bit images whose brightest value is below {num * 256:,}: {num} of 256 levels remain; set "
         f"--max-value (data.max_value in a recipe; e.g. {2 ** max(8, (num * 256 - 1).bit_length()) - 1}) to the value "
@@ -158,7 +158,7 @@ def few_levels(num: int) -> str:
 
 
 def _scale(values: np.ndarray, highest: int) -> np.ndarray:
-    """Values 0..highest as 0..255, the high bits where `highest` is all ones (what Pillow keeps of 16 bits)."""
+    """Scale values 0..highest to 0..255; the high bits if `highest` is all ones, as Pillow does for 16 bits."""
     if values.max(initial=0) > highest:
         raise ImageError(
             f"expected values up to {highest:,}, got {int(values.max()):,}.",
@@ -181,7 +181,7 @@ def _require_range(values: np.ndarray, low: float, high: float, kind: str) -> np
 
 
 def _raw_mode(tile: Any) -> str:
-    """How the bytes of a tile are read, as Pillow names it."""
+    """Pillow's name for the byte layout of a tile."""
     return str(tile.args if isinstance(tile.args, str) else (tile.args or ("",))[0])
 
 

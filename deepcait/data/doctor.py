@@ -1,4 +1,4 @@
-"""The doctor: reads every image of a data source once, before a training does, and says what is wrong with it."""
+"""The doctor: reads every image of a data source once and reports problems before a training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ENDS_A_TRAINING = ("unusable_split", "empty_class", "unknown_class")
 
 @dataclass(frozen=True)
 class _Seen:
-    """An image that was looked at: its split, the name of its class, where it lies, and what it is like."""
+    """An examined image: its split, class name, location, and properties."""
 
     split: str
     label: str | None
@@ -50,7 +50,7 @@ def examine(
     options: ImageOptions = DEFAULT,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Diagnosis:
-    """Read every image of every split once, and return what is wrong or worth knowing; changes nothing.
+    """Read every image of every split once, and return the findings; changes nothing.
 
     Args:
         spec: a DATA.
@@ -93,7 +93,7 @@ def examine(
 
 
 def _open_splits(spec: str | os.PathLike[str], root: Path | None) -> tuple[dict[str, Source], list[Finding]]:
-    """Open each split by itself: one that can't be opened is a finding, unless it is the only one."""
+    """Open each split separately: one that can't be opened is a finding, unless it is the only one."""
     # In folders a split whose images lie flat is told among the rest that lies around.
     names = list(find_splits(root)) if root else list_splits(spec)
     classes = class_names(root) if root else None
@@ -112,7 +112,7 @@ def _open_splits(spec: str | os.PathLike[str], root: Path | None) -> tuple[dict[
 
 
 def _as_a_training(spec: str | os.PathLike[str], found: list[Finding]) -> list[Finding]:
-    """What a training of this data would refuse, unless it was found already, or say before it begins."""
+    """Errors and notes that a training on this data would raise, if not found already."""
     try:
         samples = open_split(spec, "train")
         validation = open_split(spec, "val", classes=samples.classes, labels="names")
@@ -138,7 +138,7 @@ def _after_place(text: str, place: str) -> str:
 
 
 def _oddities(sound: list[_Seen]) -> list[Finding]:
-    """What single images are like: one finding each where a person has to look, else one for all."""
+    """Findings about single images: one per image if a person has to check it, else one for all."""
     findings = []
     for one in sound:
         look, paths = one.look, (one.place,)
@@ -168,7 +168,7 @@ def _oddities(sound: list[_Seen]) -> list[Finding]:
 
 
 def _equal(sound: list[_Seen]) -> list[Finding]:
-    """Images of equal pixels: under two labels, in two splits, or simply twice."""
+    """Images with equal pixels: with two labels, in two splits, or duplicated."""
     findings = []
     for group in equal_groups([one.look.pixels for one in sound]):
         ones = [sound[index] for index in group]
@@ -189,7 +189,7 @@ def _equal(sound: list[_Seen]) -> list[Finding]:
 
 
 def _alike(sound: list[_Seen]) -> list[Finding]:
-    """Images that look alike without being equal; whether they are the same is for a person to see."""
+    """Images that are similar but not equal; a person has to decide whether they are the same."""
     different = list({one.look.pixels: one for one in reversed(sound)}.values())[::-1]
     thumbs = np.frombuffer(b"".join(one.look.thumb for one in different), np.uint8).reshape(-1, *THUMB_SHAPE)
     findings = []
@@ -205,7 +205,7 @@ def _alike(sound: list[_Seen]) -> list[Finding]:
 
 
 def _class_findings(sources: dict[str, Source]) -> list[Finding]:
-    """Classes that a split lacks, that training lacks, or that are very small beside others."""
+    """Classes that are missing in a split or in training, or that are very small compared with others."""
     counts = {
         split: Counter(source.classes[label] for label in source.labels if label is not None)
         for split, source in sources.items()

@@ -1,4 +1,4 @@
-"""The same image twice: equal pixels by hash, and nearly equal ones by a 64-bit difference hash."""
+"""Duplicate images: equal pixels by a hash, nearly equal ones by a 64-bit difference hash."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BLOCK = 1024
 
 
 def pixel_hash(image: Image.Image) -> bytes:
-    """Return 16 bytes that follow from the size and the decoded pixels of an RGB image, whatever its file format."""
+    """Return a 16-byte hash of the size and the decoded pixels of an RGB image, independent of its file format."""
     return hashlib.blake2b(image.tobytes(), digest_size=16, salt=b"%dx%d" % image.size).digest()
 
 
@@ -28,7 +28,7 @@ def thumbnail(image: Image.Image) -> bytes:
 
 
 def difference_hashes(thumbs: np.ndarray) -> np.ndarray:
-    """Return the dHash (uint64) of every thumbnail: one bit a pair of neighbours, set where it gets brighter.
+    """Return the dHash (uint64) of every thumbnail: one bit per pair of neighbours, set if the second is brighter.
 
     Args:
         thumbs: (num, 8, 9, 3) uint8.
@@ -47,7 +47,7 @@ def equal_groups(keys: Sequence[Hashable]) -> list[list[int]]:
 
 
 def near_groups(thumbs: np.ndarray) -> list[list[int]]:
-    """Return groups of images that look alike: hashes at most MAX_DISTANCE bits apart, colours close.
+    """Return groups of similar images: hashes at most MAX_DISTANCE bits apart, and similar colours.
 
     An image belongs to a group when it is near to any of it.
 

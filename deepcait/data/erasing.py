@@ -1,4 +1,4 @@
-"""Random erasing: which rectangles of an image are replaced by noise. Source: Zhong et al., arXiv:1708.04896."""
+"""Random erasing: rectangles of an image are replaced by noise. Source: Zhong et al., arXiv:1708.04896."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Patch(NamedTuple):
 
 
 def draw_erasing(probability: float, channels: int, height: int, width: int) -> tuple[list[Patch], Tensor]:
-    """Draw what is erased from one image, and the noise that replaces it.
+    """Draw the rectangles to erase in one image, and the noise that replaces them.
 
     The draws are those of timm's `RandomErasing(probability, mode="pixel")`, from Python's and torch's generators, so
     that a seed gives the same images. Workers draw; the rectangle is filled later, after normalisation.

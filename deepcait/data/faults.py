@@ -1,4 +1,4 @@
-"""What goes wrong in data-loading workers beside the images, as one of our errors: the cause, and what helps."""
+"""Failures of data-loading workers other than unreadable images, as errors with their cause and a remedy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SPARE_HANDLES, _HANDLES_OF_WORKER = 16, 8
 
 
 def fault(error: BaseException, doing: str) -> DataError:
-    """Return what a worker raised while it did something else than reading an image.
+    """Return the error for an exception that a worker raised outside reading an image.
 
     Args:
         error: any exception.
@@ -35,7 +35,7 @@ def fault(error: BaseException, doing: str) -> DataError:
 
 
 def lack(error: BaseException) -> DataError | None:
-    """Return which resource an error says was exhausted, as an error with a remedy; None if it is about another."""
+    """Return an error with a remedy if an exception reports an exhausted resource; else None."""
     text, number = str(error), getattr(error, "errno", None)
     if number in (errno.EMFILE, errno.ENFILE) or any(words in text for words in _TOO_MANY_FILES):
         return too_many_files()
@@ -57,7 +57,7 @@ def lack(error: BaseException) -> DataError | None:
 
 
 def too_many_files() -> DataError:
-    """Return the error of a process that may open no further file."""
+    """Return the error of a process that has reached its limit of open files."""
     return DataError(
         f"Too many open files: a process may open {_handles() or 'no more'} here.",
         remedy=f"Raise the limit with `ulimit -n 4096`, or {_FEWER}.",
@@ -65,7 +65,7 @@ def too_many_files() -> DataError:
 
 
 def require_means(num_workers: int) -> None:
-    """Pass where workers can be started: there is some shared memory, and this process may open their files.
+    """Raise unless workers can be started: enough shared memory, and enough open files allowed.
 
     Raises:
         DataError: one of them is lacking; the processes that start the workers would end without a word.
@@ -81,7 +81,7 @@ def require_means(num_workers: int) -> None:
 
 
 def killed(places: list[str]) -> DataError:
-    """Return the error of a worker that ended without an exception of its own.
+    """Return the error of a worker that ended without an exception.
 
     Args:
         places: what it, or they, were reading; empty if that is not known.
@@ -95,7 +95,7 @@ def killed(places: list[str]) -> DataError:
 
 
 def shared_memory() -> int | None:
-    """Return how many bytes of shared memory are free; None where the system does not tell."""
+    """Return the free bytes of shared memory; None if the system does not report them."""
     try:
         return shutil.disk_usage(_SHARED_MEMORY).free
     except OSError:
@@ -110,7 +110,7 @@ def _no_shared_memory() -> DataError:
 
 
 def _handles() -> int:
-    """How many files a process may open; 0 if there is no limit."""
+    """Largest number of open files of a process; 0 if there is no limit."""
     if os.name != "posix":
         return 0
     import resource

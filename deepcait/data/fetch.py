@@ -1,4 +1,4 @@
-"""Images by URL: fetched over HTTP, limited in size and time."""
+"""Images by URL: downloaded over HTTP, limited in size and time."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _TIMEOUT_S = 30.0
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is the URL of something to fetch."""
+    """Whether a text is a URL."""
     return text.lower().startswith(("http://", "https://"))
 
 
 def fetch_image(url: str, *, max_bytes: int = MAX_BYTES) -> bytes:
-    """Return the bytes behind a URL, not decoded.
+    """Return the bytes of a URL, not decoded.
 
     Args:
         url: http or https.

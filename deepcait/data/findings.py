@@ -77,7 +77,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that the doctor found in one data source.
+    """All findings of the doctor in one data source.
 
     kind: of the source. num_images: split -> images. classes: names, of all splits.
     findings: by gravity, then in the order of KINDS.
@@ -89,12 +89,12 @@ class Diagnosis:
     findings: list[Finding]
 
     def count(self, severity: str) -> int:
-        """How many findings are that grave."""
+        """Number of findings of this severity."""
         return sum(finding.severity == severity for finding in self.findings)
 
     @property
     def leave_out(self) -> list[str]:
-        """Paths that a training is better off without, each once."""
+        """Paths to leave out of a training, each once."""
         return list(dict.fromkeys(path for finding in self.findings for path in finding.leave_out))
 
     def to_dict(self) -> dict:
@@ -111,7 +111,7 @@ class Diagnosis:
 
 
 def together(kind: str, paths: list[str], text: str) -> list[Finding]:
-    """Return one finding for all paths, none where there are none."""
+    """Return one finding for all paths; none if there are no paths."""
     return [Finding(kind, tuple(paths), text)] if paths else []
 
 

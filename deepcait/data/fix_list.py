@@ -1,4 +1,4 @@
-"""A fix list: a text file of images to leave out of a training, one path a line."""
+"""A fix list: a text file of images to leave out of a training, one path per line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deepcait.runtime.files import write_bytes
 
 
 def write_fix_list(path: str | os.PathLike[str], places: Sequence[str]) -> None:
-    """Write where the images lie, absolute, whole or not at all.
+    """Write the absolute paths of the images, atomically.
 
     Raises:
         DataError: a path with a line break in it.
@@ -29,7 +29,7 @@ def write_fix_list(path: str | os.PathLike[str], places: Sequence[str]) -> None:
 
 
 def read_fix_list(path: str | os.PathLike[str]) -> list[str]:
-    """Return the paths of a fix list, absolute; relative ones count from the current folder.
+    """Return the absolute paths of a fix list; relative ones are relative to the current folder.
 
     Raises:
         DataError: no such file, or one that can't be read.

@@ -27,7 +27,7 @@ _LABEL_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "labels.cs
 
 
 class FolderSource:
-    """Images sorted into one folder a class; a class folder may hold sub-folders of its own.
+    """Images in one folder per class; a class folder can have subfolders.
 
     Args:
         base: folder that `names` are relative to.
@@ -75,7 +75,7 @@ class FolderSource:
 def open_folder(
     root: str | os.PathLike[str], split: str | None, classes: Sequence[str] | None = None, labels: str = "auto"
 ) -> FolderSource:
-    """Open class folders; the names of files are listed, no image is read.
+    """Open class folders; file names are listed, no image is read.
 
     Without `classes` the mapping is that of the training split, where there is one, else of the
     folders themselves (sorted as text; by number when all are integers). With `classes` (fixed by
@@ -121,13 +121,13 @@ def open_folder(
 
 
 def _left_out(folders: Iterable[Path]) -> str:
-    """What to say of files in class folders that are no images; nothing where there are none."""
+    """A sentence about files in class folders that are not images; empty if there are none."""
     files = [file for folder in folders for name in subfolders(folder) for file in walk_files(folder / name)[1]]
     return f"left out: {count_suffixes(files)}" if files else ""
 
 
 def find_splits(root: str | os.PathLike[str]) -> dict[str, Path]:
-    """The split folders under `root` by their name (train, val, test); empty when it has none.
+    """The split folders below `root` by name (train, val, test); empty if there are none.
 
     A folder called "train" that holds images but no class folders is a class (the vehicle), unless
     nothing but such folders is there.
@@ -166,7 +166,7 @@ def _unnested(folder: Path) -> Path:
 
 
 def require_sorted(root: Path, splits: Mapping[str, Path], wanted: Sequence[str]) -> None:
-    """Raise where images of a split lie flat beside splits of class folders: other images would stand for them.
+    """Raise if one split has images without class folders beside splits with them: other images would replace them.
 
     Args:
         root: the folder above the splits.
@@ -182,13 +182,13 @@ def require_sorted(root: Path, splits: Mapping[str, Path], wanted: Sequence[str]
 
 
 def split_of(word: str | None) -> str | None:
-    """The split that a word stands for, None where it stands for none: "Validation" is val, "training_set" train."""
+    """The split that a word means, or None: "Validation" is val, "training_set" is train."""
     found = _SPLIT_WORD.fullmatch(word.lower()) if word else None
     return _SPLIT_OF.get(found["word"]) if found else None
 
 
 def label_file(folder: Path) -> Path | None:
-    """The file beside images that names their labels, as `imagefolder` of the HF hub has it; None without one."""
+    """The file with labels next to images, as in the HF hub's `imagefolder`; None if there is none."""
     return next((folder / name for name in _LABEL_FILES if (folder / name).is_file()), None)
 
 
@@ -217,7 +217,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _class_files(folder: Path, *, may_be_empty: bool) -> list[tuple[str, list[str]]]:
-    """(class name, files in it) for every class folder that holds images, in class order."""
+    """(class name, files) for every class folder with images, in class order."""
     listed = [(name, walk_images(folder / name)) for name in sort_classes(subfolders(folder))]
     filled = [(name, files) for name, files in listed if files]
     if not filled:

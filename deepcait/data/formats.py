@@ -1,4 +1,4 @@
-"""Which files are images: by what they hold, and by the suffixes that say so."""
+"""Which files are images: by their first bytes, and by their suffixes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 
 
 def format_of(data: bytes) -> str | None:
-    """Return the format that a file's first bytes (`SNIFF_BYTES` are enough) tell, None where it is none of FORMATS."""
+    """Return the format by a file's first `SNIFF_BYTES` bytes; None if it is not one of FORMATS."""
     for beginning, name in _BEGINNINGS.items():
         if data.startswith(beginning):
             return name
@@ -64,7 +64,7 @@ def format_of(data: bytes) -> str | None:
 
 
 def open_header(data: bytes, *, name: str = "image bytes") -> ImageFile.ImageFile:
-    """Open an image with Pillow's reader of its format and decode nothing; the size is not checked.
+    """Open an image with Pillow's reader of its format without decoding it; the size is not checked.
 
     Raises:
         ImageError: none of FORMATS, or HEIF without the package for it.
@@ -91,7 +91,7 @@ def open_header(data: bytes, *, name: str = "image bytes") -> ImageFile.ImageFil
 
 
 def says_image(name: str) -> bool | None:
-    """Whether a file name is that of an image; None where it has no suffix: its content has to say so.
+    """Whether a file name is that of an image; None without a suffix, when the content decides.
 
     Hidden files are none.
     """
@@ -104,7 +104,7 @@ def says_image(name: str) -> bool | None:
 
 
 def count_suffixes(names: Iterable[str]) -> str:
-    """Return "3 files (.txt 2, .mp4 1)" of names that are left out; empty where there are none."""
+    """Return "3 files (.txt 2, .mp4 1)" for skipped names; empty if there are none."""
     counts = Counter(PurePath(name).suffix.lower() or "no suffix" for name in names)
     if not counts:
         return ""

@@ -1,4 +1,4 @@
-"""The one way to open an image: bytes or a file in, upright RGB or an ImageError out."""
+"""The only code that opens images: from bytes or a file to upright RGB, or an ImageError."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MAX_PIXELS = 89_478_485
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """What is accepted as an image, and the range of its values.
+    """Limits on accepted images, and the range of their values.
 
     Args:
         max_bytes: of a file.
@@ -138,7 +138,7 @@ def decode_image(
     shrink: Callable[[int, int], int] | None = None,
     levels: list[int] | None = None,
 ) -> Image.Image:
-    """Decode one image as `open_image` does, without a last copy, a JPEG at a fraction of its size if that is enough.
+    """Decode one image as `open_image` does, without the last copy, and a JPEG at a fraction of its size if possible.
 
     Args:
         data: the file's bytes.
@@ -166,7 +166,7 @@ def decode_pixels(
     options: ImageOptions = DEFAULT,
     shrink: Callable[[int, int], int] | None = None,
 ) -> np.ndarray:
-    """Decode one image as `decode_image` does, to the same pixels as an array, faster where it is a JPEG.
+    """Decode one image to the same pixels as `decode_image`, as an array; faster for JPEG.
 
     Args:
         data: the file's bytes.
@@ -219,7 +219,7 @@ def _open(data: bytes, name: str, options: ImageOptions, decode: Callable[..., D
 
 
 def _completed(data: bytes) -> bytes | None:
-    """A file whose end is missing as a whole one, if its last row is there; None where it is not."""
+    """Return a truncated file with a valid end, if its last row is present; else None."""
     kind = format_of(data)
     if kind == "PNG":
         return complete_end(data)
@@ -259,7 +259,7 @@ def _decode(
     shrink: Callable[[int, int], int] | None = None,
     levels: list[int] | None = None,
 ) -> Image.Image:
-    """Decode what is open, without the net that `_open` holds underneath."""
+    """Decode an opened image, without the exception handling of `_open`."""
     require_bands(image)
     if image.format == "PNG":
         # Pillow decodes over a wrong checksum; verify() spends the file object, so it gets its own.
@@ -293,7 +293,7 @@ def _decode_pixels(
     options: ImageOptions,
     shrink: Callable[[int, int], int] | None = None,
 ) -> np.ndarray:
-    """The same as an array; the quicker decoder knows neither turns nor fractions."""
+    """The same as an array; the faster decoder supports neither rotation nor scaled decoding."""
     divisor = 1
     if _is_upright_jpeg(image):
         divisor = 1 if shrink is None else shrink(*image.size)
@@ -304,12 +304,12 @@ def _decode_pixels(
 
 
 def _is_upright_jpeg(image: Image.Image) -> bool:
-    """Whether it is a JPEG that lies upright."""
+    """Whether it is a JPEG that needs no rotation."""
     return image.format == "JPEG" and _TURNS.get(_orientation(image)) is None
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) where there is none or where its block can't be read."""
+    """The EXIF orientation; 1 (upright) if there is none or it can't be read."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # the pixels are whole; viewers show such an image as it lies, and so do we

@@ -34,7 +34,7 @@ V2_NUM_CLASSES, V2_NUM_EACH = 1000, 10
 
 
 def imagenet_splits(root: str) -> list[str]:
-    """Which of train, val and test lie below the root."""
+    """Return which of train, val and test are below the root."""
     return list(_split_folders(root))
 
 
@@ -153,7 +153,7 @@ def _require_wnids(root: str, source: FolderSource) -> None:
 
 
 def _class_names(folders: dict[str, Path], labels: Sequence[Label]) -> list[str] | None:
-    """All wnids in order: of the training folders, else of the labels; None where labels are indices."""
+    """All wnids in order: of the training folders, else of the labels; None if labels are indices."""
     if any(isinstance(label, int) for label in labels):
         names = subfolders(folders["train"]) if "train" in folders else []
         return sort_classes(names) if len(names) > max(label for label in labels if isinstance(label, int)) else None
@@ -208,7 +208,7 @@ def _from_label_file(path: Path, files: list[str]) -> dict[str, Label]:
 
 
 def _by_number(path: Path, files: list[str], lines: list[str]) -> dict[str, Label]:
-    """Line i belongs to the image whose name holds the number i, wherever that stands in a listing."""
+    """Line i belongs to the image whose file name contains the number i, independent of the order of a listing."""
     labels: dict[str, Label] = {}
     for file in files:
         numbered = _VAL_NAME.fullmatch(file)

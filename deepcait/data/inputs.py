@@ -1,4 +1,4 @@
-"""What a caller in Python can give as an image: a path, bytes, an open file, a PIL image, or pixels in an array."""
+"""Images as Python callers pass them: a path, bytes, an open file, a PIL image, or an array of pixels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def image_list(images: ImageInput | Iterable[ImageInput]) -> list[ImageInput]:
 
 
 def to_image(source: ImageInput, *, options: ImageOptions = DEFAULT) -> Image.Image:
-    """Return an image as `open_image` does, upright RGB, from whatever form it has.
+    """Return an image as upright RGB, as `open_image` does, from any accepted form.
 
     Args:
         source: a path; the content of a file as bytes, or a file opened in binary mode; a PIL image; pixels with

@@ -1,4 +1,4 @@
-"""What lies in class folders beside the images that are read: hidden, stray, empty, misnamed."""
+"""Files and folders of a data set that are not read as images: hidden, stray, empty, misnamed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def class_names(root: Path) -> list[str]:
 
 
 def look_around(root: Path) -> list[Finding]:
-    """Find what the folder of a data set holds beside its images; reads names only.
+    """Find files and folders of a data set that are not read as images; reads names only.
 
     Raises:
         DataError: a folder can't be listed.
@@ -81,7 +81,7 @@ def _look_into_class(folder: Path, found: dict[str, list[str]], empty: str) -> N
 
 
 def _sort_files(folder: Path, found: dict[str, list[str]], *, image: str | None) -> None:
-    """Put the files of one folder under the kind of finding that they are; images under `image`."""
+    """Sort the files of one folder by kind of finding; images under `image`."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             continue

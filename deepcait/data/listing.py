@@ -1,4 +1,4 @@
-"""Which files of a folder are images: in an order that is the same on every machine, none skipped without a message."""
+"""List the images of a folder in an order that is the same on every machine; skipped files are reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deepcait.errors import DataError
 
 
 def list_images(path: str | os.PathLike[str]) -> list[Path]:
-    """The image files at `path`: itself when it is a file, else all below it, known as `is_image_file` knows them.
+    """Return the image files at `path`: itself if it is a file, else all below it for which `is_image_file` is true.
 
     Hidden files and folders (.ipynb_checkpoints, ._copy.jpg) are left out; the order is natural
     (2 before 10) and the same on every machine.
@@ -46,7 +46,7 @@ def walk_images(folder: Path) -> list[str]:
 
 
 def walk_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the images below `folder` as `walk_images` does, and the other visible files, which are left out."""
+    """Return the images below `folder` as `walk_images` does, and the other visible files, which are skipped."""
     images, others = [], []
     for current, subfolders, files in os.walk(folder, followlinks=True, onerror=_refuse_listing):
         subfolders[:] = [
@@ -63,7 +63,7 @@ def walk_files(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether a file is an image: its suffix says so, or its first bytes where it has none. Hidden ones are not."""
+    """Whether a file is an image: by its suffix, or by its first bytes without one. Hidden files are not."""
     said = says_image(path.name)
     if said is not None:
         return said
@@ -81,7 +81,7 @@ def natural_key(name: str) -> tuple[list[tuple[int, int | str]], str]:
 
 
 def _leads_back(root: Path, place: Path) -> bool:
-    """Whether a link points at a folder on the way from `root` to it, or at one above: following it would not end."""
+    """Whether a link points to one of its parent folders, so that following it would not end."""
     if not place.is_symlink():
         return False
     target = os.path.realpath(place)

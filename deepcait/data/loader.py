@@ -1,4 +1,4 @@
-"""Training batches from any step to any step: the order followed, each sample seeded, workers started once."""
+"""Training batches between any two steps: in the run's order, each sample seeded, workers started once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deepcait.errors import ImageError, RunError
 
 
 class TrainingSet(Dataset[tuple[Tensor, int]]):
-    """The samples of a source, augmented as their slot in the order says.
+    """The samples of a source, augmented with the seed of their slot in the order.
 
     The randomness of a sample depends on (seed, epoch, position) and on nothing else: not on the worker, the
     process, or what was read before.
@@ -41,7 +41,7 @@ class TrainingSet(Dataset[tuple[Tensor, int]]):
         return self.transform.finish(changed), label
 
     def change(self, slot: Slot) -> tuple[Changed, int]:
-        """Return the image before it is normalised, which is what workers send, and its label."""
+        """Return the image before normalisation, as workers send it, and its label."""
         sample = self.source.read(slot.index)
         name = self.source.locate(slot.index)
         assert sample.label is not None, "training sources are labelled: see require_labels"
@@ -88,7 +88,7 @@ class SlotReader(Dataset[tuple[Changed, int, list[Unreadable]]]):
 
 
 def too_many_unreadable(paths: Sequence[str], max_errors: int) -> RunError:
-    """The error of a run whose budget of unreadable images is used up; it names them."""
+    """Return the error of a run with too many unreadable images; it names them."""
     named = ", ".join(paths[:16]) + (" ..." if len(paths) > 16 else "")
     return RunError(
         f"data.max_errors: expected at most {max_errors} unreadable training images, got {len(paths)}: {named}.",

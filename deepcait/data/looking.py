@@ -1,4 +1,4 @@
-"""Look at every image of a source once, in worker processes that an image may end without ending the rest."""
+"""Examine every image of a source once, in worker processes: a crash in one image does not end the others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHUNK = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What one image is like.
+    """Properties of one image.
 
     fault: a kind of finding and what exactly, where the image can't be read; the rest is empty then.
     format, mode: as Pillow calls them, of the file. size: width, height as shown. pixels, thumb: see duplicates.
@@ -45,7 +45,7 @@ class Look:
 
 
 def look_at(source: Source, index: int) -> Look:
-    """Read and decode one image, and say what it is like; whatever is wrong with it becomes a fault."""
+    """Read and decode one image, and return its properties; any error is recorded as a fault."""
     place = source.locate(index)
     try:
         sample = source.read(index)
@@ -74,7 +74,7 @@ def look_at(source: Source, index: int) -> Look:
 
 
 def look_at_all(source: Source, num_workers: int, done: Callable[[int], None]) -> list[Look]:
-    """Return a look at every image, in the order of the source.
+    """Return the properties of every image, in the order of the source.
 
     A file that ends the process which reads it (too little memory, a crash in a decoder) is found by reading the
     files in question again, each alone.
@@ -107,7 +107,7 @@ def look_at_all(source: Source, num_workers: int, done: Callable[[int], None]) -
 
 
 def _in_pool(source: Source, waiting: list[range], num_workers: int) -> Iterator[tuple[range, list[Look] | None]]:
-    """Take chunks from the end of `waiting` and yield each with its looks; with None where a worker died meanwhile."""
+    """Take chunks from the end of `waiting` and yield each with its results, or None if a worker crashed."""
     with _pool(source, num_workers) as pool:
         running: dict[Future, range] = {}
         broken = False
@@ -124,7 +124,7 @@ def _in_pool(source: Source, waiting: list[range], num_workers: int) -> Iterator
 
 
 def _one_by_one(source: Source, indices: list[int]) -> Iterator[tuple[int, Look]]:
-    """Look at images each alone: the one that ends its worker is known by that."""
+    """Examine images one by one, which finds the one that crashes its worker."""
     waiting = indices[::-1]
     while waiting:
         with _pool(source, 1) as pool:
@@ -162,7 +162,7 @@ def _sound(data: bytes) -> bytes:
 
 
 def _kind_of_fault(data: bytes, max_pixels: int) -> str:
-    """The kind of finding that bytes are which the opener refused."""
+    """The kind of finding for bytes that could not be opened."""
     if not data:
         return "empty_file"
     if format_of(data) is None:

@@ -32,7 +32,7 @@ _NO_FILE = "Manifests list files; parquet that holds the images themselves has a
 
 
 class FileReader:
-    """Fetches images that lie as files, by paths relative to a folder."""
+    """Reads image files by paths relative to a folder."""
 
     max_bytes = MAX_BYTES
 
@@ -154,7 +154,7 @@ def _csv_rows(place: str, text: str) -> list[tuple[int, list[str]]]:
 
 
 def _columns(place: str, header: Sequence[str]) -> tuple[dict[str, int] | None, list[str]]:
-    """Which column is what, None if the row is not a header but an image; and the unused columns."""
+    """Return the meaning of each column, None if the row is an image instead of a header; and the unused columns."""
     words = [cell.strip().lower() for cell in header]
     columns = {}
     for name, synonyms in COLUMNS.items():

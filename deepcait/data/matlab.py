@@ -1,4 +1,4 @@
-"""Annotations in Matlab's files, as numbers and texts of Python."""
+"""Annotations in Matlab files, as Python numbers and strings."""
 
 from __future__ import annotations
 

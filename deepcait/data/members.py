@@ -1,4 +1,4 @@
-"""Names inside archives: safe ones only, and class folders found in a list of them."""
+"""Names inside archives: only safe ones, and the class folders in a list of names."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Tree:
 
 
 def class_folders(where: str, paths: Sequence[str]) -> Tree:
-    """Read <class>/<image> or <split>/<class>/<image> out of paths; one folder around it all is left out.
+    """Find <class>/<image> or <split>/<class>/<image> in paths; a single folder around everything is ignored.
 
     Raises:
         DataError: images that lie in no class folder.

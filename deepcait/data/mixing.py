@@ -1,4 +1,4 @@
-"""Mixup and cutmix of one replica's batch, and label smoothing folded into the targets."""
+"""Mixup and CutMix of one replica's batch, and label smoothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deepcait.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """How the images of a batch are mixed, and how soft their targets are. The defaults are the paper's."""
+    """Settings of mixing and label smoothing. The defaults are the paper's."""
 
     mixup: float = 0.8
     """Parameter of mixup's Beta distribution; 0 is off."""

@@ -1,4 +1,4 @@
-"""Which sample stands where: the order of training data as a pure function of (seed, epoch, position).
+"""The order of training data as a pure function of (seed, epoch, position).
 
 The samples of an epoch are permuted, each repeated `repeats` times in a row, and dealt like cards to the
 replicas: position q of the dealt row belongs to replica q mod R. A replica stands in for one GPU of the
@@ -20,7 +20,7 @@ from deepcait.errors import ConfigError
 
 
 class Slot(NamedTuple):
-    """One place in the order of training: its epoch, its position there, and the sample that stands in it."""
+    """One position in the order of training: epoch, position within it, and sample."""
 
     epoch: int
     position: int
@@ -69,7 +69,7 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps that make an epoch: about as many images as there are samples, at least one step."""
+        """Optimizer steps per epoch: about as many images as there are samples, at least one step."""
         return max(1, self.num_samples // self.global_batch_size)
 
     def slots(self, step: int, replica: int) -> list[Slot]:
@@ -82,7 +82,7 @@ class Order:
         return [Slot(epoch, q, permutation[(q // self.repeats) % self.num_samples]) for q in dealt]
 
     def from_slot_on(self, slot: Slot) -> Iterator[int]:
-        """Yield the sample of a slot, then those that follow it in its epoch's row, once around."""
+        """Yield the sample of a slot, then the following ones of its epoch, cyclically, each once."""
         permutation = self._permutation(slot.epoch)
         first = slot.position // self.repeats
         for number in range(first, first + self.num_samples):
@@ -107,14 +107,14 @@ class Order:
 
     @functools.cached_property
     def _reach(self) -> torch.Tensor:
-        """Cumulative chance of the samples: the inverse of their class's size, so that classes are equally likely."""
+        """Cumulative sampling probability: inverse to the class size, so that classes are equally likely."""
         labels = torch.tensor(self.class_labels)
         chance = 1.0 / torch.bincount(labels).double()[labels]
         return chance.cumsum(0) / chance.sum()
 
 
 class ReplicaBatches:
-    """Every batch from one step to another, for the replicas of one process: what a loader's workers follow.
+    """All batches between two steps for the replicas of one process; the batch sampler of the loader.
 
     Starting late costs nothing: skipped steps are not computed, let alone read.
     """

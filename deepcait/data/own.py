@@ -1,4 +1,4 @@
-"""One's own data: a map-style dataset of (image, label) with `classes`, as torch and torchvision have them."""
+"""A user's data: a map-style dataset of (image, label) with `classes`, as in torch and torchvision."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REMEDY = "A dataset has __len__, __getitem__(index) -> (image, label) and class
 
 
 class DatasetReader:
-    """Reads rows of datasets as the bytes of an image file, which every other kind of data has too.
+    """Reads items of a dataset as the bytes of an image file, as all other kinds of data are read.
 
     Args:
         datasets: one for each split, in the order of the rows.
@@ -137,7 +137,7 @@ def _whole(dataset: Any) -> Any:
 
 
 def _targets(dataset: Any) -> Any:
-    """The labels as torchvision's datasets list them; None where reading the items is the only way."""
+    """The labels as torchvision's datasets list them; None if the items have to be read."""
     if not isinstance(dataset, Subset):
         return getattr(dataset, "targets", None)
     labels = _targets(dataset.dataset)

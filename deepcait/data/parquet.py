@@ -1,4 +1,4 @@
-"""Parquet files that hold the images themselves, as on the hub: a column image {bytes, path} and a label.
+"""Parquet files that contain images, as on the hub: a column image {bytes, path} and a label.
 
 Opening reads labels and paths only. Bytes are fetched a row group at a time; the groups used last stay in memory, up
 to KEPT_BYTES in each process. Read in order this costs nothing; in a random order an image costs its group unless
@@ -40,7 +40,7 @@ class _Layout:
 
 
 class ParquetReader:
-    """Fetches rows of parquet files, keeping the row groups used last.
+    """Reads rows of parquet files; caches recently used row groups.
 
     Args:
         files: the parquet files.

@@ -1,4 +1,4 @@
-"""Whether data is what somebody can have meant to train on: too few classes, splits taken for classes, and the like."""
+"""Plausibility of training data: too few classes, splits taken for classes, and similar mistakes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NUM_LOOKED_AT = 16
 
 @dataclass(frozen=True)
 class Doubt:
-    """One reason to doubt that the data is what was meant: what was found, and what to do about it."""
+    """One sign that the data is not what was intended: the finding and a remedy."""
 
     problem: str
     remedy: str
@@ -34,7 +34,7 @@ class Doubt:
 
 
 def require_classes(spec: str | os.PathLike[str], samples: Source) -> None:
-    """Raise unless there are two classes to tell apart.
+    """Raise unless there are at least two classes.
 
     Args:
         spec: the DATA.
@@ -54,7 +54,7 @@ def require_classes(spec: str | os.PathLike[str], samples: Source) -> None:
 
 
 def doubts(spec: str | os.PathLike[str], samples: Source) -> list[Doubt]:
-    """Return what makes the data of a training doubtful, none of which ends it.
+    """Return doubts about the data of a training; they do not end it.
 
     Args:
         spec: the DATA.
@@ -70,7 +70,7 @@ def doubts(spec: str | os.PathLike[str], samples: Source) -> list[Doubt]:
 
 
 def lost_levels(samples: Source) -> list[str]:
-    """Return a sentence where images of 16 bits keep few levels, seen in a few of them; the doctor looks at all."""
+    """Return a sentence if 16-bit images use few levels, judged by a few of them; the doctor checks all."""
     levels: list[int] = []
     for index in range(0, len(samples), -(-len(samples) // _NUM_LOOKED_AT)):
         try:
@@ -91,7 +91,7 @@ def _innermost(source: Source) -> Source:
 
 
 def _what_was_meant(spec: str | os.PathLike[str], used: Sequence[str]) -> str | None:
-    """The remedy where a folder shows what it should have been."""
+    """The remedy, if the folder shows what was intended."""
     kind, place = parse_spec(spec)
     root = Path(os.path.expanduser(place))
     if kind != "folder" or not root.is_dir():
@@ -133,7 +133,7 @@ def _splits_as_classes(names: Sequence[str]) -> Doubt | None:
 
 
 def _several_in_one(names: Sequence[str]) -> Doubt | None:
-    """Class names put together from others: "cat dog" beside "cat" and "dog", or "cat|bird"."""
+    """Class names that combine others: "cat dog" next to "cat" and "dog", or "cat|bird"."""
     for separator in _SEPARATORS:
         composed = [name for name in names if separator in name.strip()]
         parts = {name: [part.strip() for part in name.split(separator)] for name in composed}

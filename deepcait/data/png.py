@@ -1,4 +1,4 @@
-"""PNG files: pixels that are missing, chunks that are none of the pixels', and streams without their end."""
+"""PNG files: missing pixels, chunks other than pixels, and truncated streams."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _USEFUL = (b"eXIf", b"sBIT")  # orientation and range, if they are sound
 
 
 def only_pixels(data: bytes) -> bytes:
-    """Return a PNG without chunks that are no pixels: Pillow refuses an image for faults in a text, a profile, a time.
+    """Return a PNG with only the chunks of its pixels: Pillow refuses an image for errors in other chunks.
 
     Args:
         data: that begins as a PNG does; the same object comes back where there is nothing to leave out.
@@ -47,7 +47,7 @@ def _is_sound(data: bytes, position: int, end: int) -> bool:
 
 
 def significant_bits(data: bytes) -> int:
-    """Return the bits of a value that a PNG says were used (sBIT, the most of its channels), else 0."""
+    """Return the number of significant bits that a PNG declares (sBIT, the maximum over channels), else 0."""
     position = len(_SIGNATURE)
     while data.startswith(_SIGNATURE) and position + 12 <= len(data):
         (length,) = struct.unpack(">I", data[position : position + 4])
@@ -61,7 +61,7 @@ def significant_bits(data: bytes) -> int:
 
 
 def complete_end(data: bytes) -> bytes | None:
-    """Return a PNG whose end is missing as a whole one, if all its pixels are there; else None."""
+    """Return a truncated PNG as a complete one, if all its pixels are present; else None."""
     if len(data) < 33 or data[12:16] != b"IHDR" or data[28] or data[24] not in (1, 2, 4, 8, 16):
         return None
     expected = _expected_bytes(data)

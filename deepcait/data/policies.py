@@ -30,7 +30,7 @@ class ThreeAugment:
 
 
 def build_policy(name: str, fill: Sequence[int]) -> Callable[[Image.Image], Image.Image] | None:
-    """Return the policy of this name: a PIL image in, one of the same size and mode out; None for "none".
+    """Return the policy of this name, a function from a PIL image to one of the same size and mode; None for "none".
 
     TrivialAugment is torchvision's TrivialAugmentWide (Müller and Hutter 2021, arXiv:2103.10158).
 

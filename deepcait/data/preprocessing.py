@@ -1,4 +1,4 @@
-"""From an image to the tensor a model was trained to see: one path for every command."""
+"""From an image to the model's input tensor: the same code for every command."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Preprocessing:
         return self.normalise(self.pixels(image))
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """The part of the image that the model sees, as pixels_CHW, uint8: a quarter of the tensor's bytes.
+        """The part of the image that is the model's input, as pixels_CHW, uint8: a quarter of the tensor's bytes.
 
         Raises:
             ConfigError: C is neither 1 (grey) nor 3 (RGB).
@@ -125,7 +125,7 @@ class Preprocessing:
         return images_BCHW
 
     def frame(self, image: Image.Image) -> Image.Image:
-        """The part of the image that the model sees, as an image of W x H pixels with C channels."""
+        """The part of the image that is the model's input, as an image of W x H pixels with C channels."""
         mode = _PIL_MODES.get(self.channels)
         _require(mode is not None, "channels", "1 (grey) or 3 (RGB) to read an image", self.channels)
         if image.mode != mode:
@@ -143,7 +143,7 @@ class Preprocessing:
         return image.crop((left, top, left + crop_width, top + crop_height))
 
     def seen_box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Where `frame` lies in an image of this size: (left, top, right, bottom) in its pixels."""
+        """The box of `frame` in an image of this size: (left, top, right, bottom) in its pixels."""
         (x0, x1), (y0, y1) = self._kept_sides(width, height)
         resized_width, resized_height = self._covering_size(x1 - x0, y1 - y0)
         crop_height, crop_width = self.img_size
@@ -157,7 +157,7 @@ class Preprocessing:
         )
 
     def to_pretrained_cfg(self) -> dict[str, Any]:
-        """The same in timm's words, made of plain lists and numbers for JSON."""
+        """The same under timm's keys, as plain lists and numbers for JSON."""
         return {
             "input_size": [self.channels, *self.img_size],
             "interpolation": self.interpolation,
@@ -169,7 +169,7 @@ class Preprocessing:
 
     @classmethod
     def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> Preprocessing:
-        """Read timm's words; other keys are left alone, missing ones mean what they mean in timm.
+        """Read timm's keys; other keys are ignored, missing ones have timm's defaults.
 
         Raises:
             ConfigError: no input_size, another number of channels than mean has, a crop mode
@@ -211,7 +211,7 @@ class Preprocessing:
         return image if box == (0, 0, *image.size) else image.crop(box)
 
     def _kept_sides(self, width: int, height: int) -> list[tuple[int, int]]:
-        """From where to where the image is used: of its width, then of its height."""
+        """The used range of the width, then of the height."""
         longest = _MAX_ASPECT * max(math.floor(side / self.crop_ratio) for side in self.img_size)
         kept_sides = []
         for side, resized in zip((width, height), self._covering_size(width, height), strict=True):

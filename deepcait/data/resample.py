@@ -1,4 +1,4 @@
-"""Pixels between Pillow and torch, and resizing them with torch's 8-bit arithmetic in a fraction of Pillow's time."""
+"""Conversion of pixels between Pillow and torch, and resizing in torch's 8-bit arithmetic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seeds as arithmetic: what is random anywhere follows from a few integers, so nothing random is stored."""
+"""Seeds as arithmetic: all randomness follows from a few integers, so no random state is stored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Return 63 well-mixed bits that depend on every part and on their order.
+    """Return a 63-bit seed that depends on every part and on their order.
 
     Python's own `hash` differs from process to process; this one does not.
     """

@@ -1,4 +1,4 @@
-"""Files that hold many images, here or behind a URL: named by a pattern, read in part.
+"""Files with many images, local or at a URL: named by a pattern, read in part.
 
 Nothing stays open between two reads, so that a source can travel to worker processes and be read by threads.
 """
@@ -28,7 +28,7 @@ def is_url(place: str) -> bool:
 
 
 def find_shards(place: str, suffix: str) -> list[str]:
-    """The files behind a place: itself, what its braces stand for, or all files of that suffix below a folder.
+    """The files at a place: itself, the expansion of its braces, or all files of that suffix below a folder.
 
     `x-{000..015}.tar` counts with leading zeros, `{train,val}.tar` lists. A folder is searched to any depth,
     hidden files and folders left out, in natural order.
@@ -61,7 +61,7 @@ def find_shards(place: str, suffix: str) -> list[str]:
 
 
 def find_one(place: str, suffix: str) -> str:
-    """The only file behind a place.
+    """The only file at a place.
 
     Raises:
         DataError: none, or several.
@@ -102,7 +102,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def splits_of_shards(shards: list[str], place: str) -> list[str | None]:
-    """The split of each file as its name or its folder says it (`train-00000-of-00001.parquet`, `val/0.tar`).
+    """The split of each file by its name or folder (`train-00000-of-00001.parquet`, `val/0.tar`).
 
     Raises:
         DataError: some files name a split and some do not.
@@ -125,7 +125,7 @@ def shard_name(place: str) -> str:
 
 
 def shard_stem(place: str) -> str:
-    """The same without its suffix: what tells the members of one file from those of another."""
+    """The same without its suffix; distinguishes the members of one file from those of another."""
     return PurePosixPath(shard_name(place)).stem
 
 
@@ -151,7 +151,7 @@ def size_and_stamp(place: str) -> tuple[int, str]:
 
 
 def open_binary(place: str) -> IO[bytes]:
-    """Open a file for reading, here or behind a URL.
+    """Open a local file or a URL for reading.
 
     Raises:
         DataError: it can't be opened.

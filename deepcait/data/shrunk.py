@@ -1,4 +1,4 @@
-"""Training images made smaller once, and kept: large photographs cost mostly their decoding, each time again."""
+"""Training images made smaller once and cached: most of the cost of large photographs is decoding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CHECKSUM_BYTES = 4
 
 
 class Shrunk:
-    """A source whose larger images come with their shorter side at `side_px`, uncompressed.
+    """A source that reduces larger images to a shorter side of `side_px`, uncompressed.
 
     With a folder they are kept there, under a hash of the original file's bytes and of the size: a file that changes
     is another key, so that nothing kept can go stale, and equal files share one. A kept file that is damaged is made
@@ -59,11 +59,11 @@ class Shrunk:
         return sample._replace(data=data)
 
     def locate(self, index: int) -> str:
-        """Where the original lies."""
+        """Location of the original."""
         return self.source.locate(index)
 
     def _range(self) -> str:
-        """Part of the key where the range of deep images was set."""
+        """Part of the key if the range of deep images was set."""
         return f", {options_of(self).max_value}" if options_of(self).max_value else ""
 
     def _path(self, data: bytes) -> Path | None:
@@ -74,7 +74,7 @@ class Shrunk:
 
 
 def shrunk(source: Source, side_px: int, folder: str) -> Source:
-    """Return the source with its images shrunk to `side_px`, kept in `folder` where one is named; 0 px is off.
+    """Return the source with its images shrunk to `side_px`, cached in `folder` if given; 0 px is off.
 
     Raises:
         ConfigError: a negative size, or a folder without a size.
@@ -98,7 +98,7 @@ def shrink(data: bytes, side_px: int, *, name: str, options: ImageOptions = DEFA
 
 
 def _size(data: bytes) -> tuple[int, int] | None:
-    """Width and height as the header says; None where there is none: whoever decodes it will say why."""
+    """Width and height by the header; None if there is none (decoding then reports why)."""
     try:
         with open_header(data) as image:
             return image.size
@@ -107,7 +107,7 @@ def _size(data: bytes) -> tuple[int, int] | None:
 
 
 def _read(path: Path) -> bytes | None:
-    """What is kept, None where nothing is, or nothing whole."""
+    """The cached bytes; None if there are none, or incomplete ones."""
     try:
         content = path.read_bytes()
     except OSError:

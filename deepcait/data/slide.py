@@ -1,4 +1,4 @@
-"""Shearing and shifting an image: rows that slide along themselves, several times as fast as a general warp."""
+"""Shearing and shifting an image row by row, several times as fast as a general warp."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Slide:
         self.original = original
 
     def __call__(self, image: Image.Image, amount: float, **kwargs: Any) -> Image.Image:
-        """Return the image sheared by the factor, or shifted by the part of its side, `amount`."""
+        """Return the image sheared by `amount`, or shifted by the fraction `amount` of its side."""
         if image.mode != "RGB" or kwargs.get("resample") != Image.Resampling.BICUBIC:
             return self.original(image, amount, **kwargs)
         shears, columns = self.name.startswith("Shear"), self.name.endswith(("Y", "YRel"))
@@ -39,7 +39,7 @@ SLIDES = ("ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 
 
 def slide_rows(image: Image.Image, slope: float, shift_px: float, fill: tuple[int, ...]) -> Image.Image:
-    """Let pixel (x, y) show what was at x + slope (y + 0.5) + shift; what comes from outside is filled.
+    """Set pixel (x, y) to the value at x + slope (y + 0.5) + shift; values from outside are filled.
 
     Cubic interpolation with a = -1 and without rounding up, as Pillow's transform has it.
 

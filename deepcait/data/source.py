@@ -1,4 +1,4 @@
-"""What every data source offers, whatever form it has on disk: bytes, a label and a name by index."""
+"""The interface of every data source: bytes, a label and a name by index."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from deepcait.errors import DataError
 
 
 class Sample(NamedTuple):
-    """One image as it lies on disk.
+    """One image as it is stored.
 
     data: the undecoded file. label: class index, None where the source has no labels.
     name: relative, "/" between parts, the same whatever machine or order reads it.
@@ -36,7 +36,7 @@ class Source(Protocol):
 
     @property
     def labels(self) -> Sequence[int | None]:
-        """The class index of every sample, None where there is none."""
+        """The class index of every sample; None if it has none."""
         ...
 
     def __len__(self) -> int: ...
@@ -46,7 +46,7 @@ class Source(Protocol):
         ...
 
     def locate(self, index: int) -> str:
-        """Where the sample lies, for messages: something the user can open."""
+        """Location of the sample, for messages: something the user can open."""
         ...
 
 
@@ -74,12 +74,12 @@ class Subset:
         return self.source.read(self.indices[index])
 
     def locate(self, index: int) -> str:
-        """Where the sample lies in the whole source."""
+        """Location of the sample in the whole source."""
         return self.source.locate(self.indices[index])
 
 
 def with_options(source: SourceT, options: ImageOptions) -> SourceT:
-    """Return the source, its images from now on opened with these limits, wherever they are read."""
+    """Return the source with these limits on its images, wherever they are read."""
     inner = _innermost(source)
     inner.image_options = options
     reader = getattr(inner, "reader", None)
@@ -120,7 +120,7 @@ def require_labels(source: Source) -> list[int]:
 
 
 def describe(source: Source) -> str:
-    """One line for the user: what was recognised, and what was assumed (the source's `note`, where it has one)."""
+    """One line for the user: what was recognised, and what was assumed (the source's `note`, if it has one)."""
     note = getattr(source, "note", "")
     line = f"{source.kind}, split {source.split}: {len(source):,} images, {len(source.classes):,} classes"
     return f"{line}; {note}" if note else line

@@ -1,4 +1,4 @@
-"""A DATA resolved: the kind of the source, and which split serves which role."""
+"""Resolve DATA: the kind of the source, and which split is used for which role."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _listed(load: Callable[[str], tuple[Table, Reader]]) -> Kind:
 
 
 def _named(open_it: Callable[[str, str | None, Sequence[str] | None], Source]) -> Callable[..., Source]:
-    """How a benchmark with classes of its own is opened: integers mean what its archive says."""
+    """Return the kind of a benchmark with its own classes: integers have the meaning of its archive."""
     return lambda place, split, classes, labels: open_it(place, split, classes)
 
 
@@ -153,7 +153,7 @@ def parse_spec(spec: str | os.PathLike[str]) -> tuple[str, str]:
 
 
 def _kind_of_folder(path: Path) -> str:
-    """Shards lying in it (or in its folder data/) and no class folders make it parquet or tar."""
+    """Parquet or tar if it (or its folder data/) has shards and no class folders."""
     folders = [path, *([path / "data"] if (path / "data").is_dir() else [])]
     shards = {
         entry.suffix.lower() for folder in folders for entry in folder.iterdir() if not entry.name.startswith(".")
@@ -165,7 +165,7 @@ def _kind_of_folder(path: Path) -> str:
 
 
 def list_splits(spec: str | os.PathLike[str]) -> list[str]:
-    """The splits that a source itself has, a part of train, val, test; empty when it has none."""
+    """The splits of a source among train, val, test; empty if it has none."""
     kind, place = parse_spec(spec)
     return KINDS[kind].splits(place)
 
@@ -177,7 +177,7 @@ def open_source(
     classes: Sequence[str] | None = None,
     labels: str = "auto",
 ) -> Source:
-    """Open a DATA as it lies; nothing is held out here, see `open_split`.
+    """Open DATA as it is; nothing is held out here, see `open_split`.
 
     Args:
         spec: a path, a kind and a path (tar:PATH), a benchmark and its root (cifar10:ROOT), or builtin:demo.
@@ -263,7 +263,7 @@ def _split_for(role: str, own: list[str], validate_on: str) -> str:
 
 
 def holds_out(spec: str | os.PathLike[str], validate_on: str) -> bool:
-    """Whether training holds the images that it validates on out of the split train."""
+    """Whether training holds out its validation images from the split train."""
     return _holds_out(list_splits(spec), validate_on)
 
 

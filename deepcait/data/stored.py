@@ -14,7 +14,7 @@ from deepcait.runtime.files import write_bytes
 
 
 def places_of_index(place: str) -> list[Path]:
-    """Where the index of a file may lie: beside it, and in the cache folder; a URL has only the latter."""
+    """Possible places of a file's index: beside it, and in the cache folder; for a URL only the latter."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepcait" / "index"
     absolute = place if is_url(place) else os.path.abspath(place)
     cached = cache / f"{hashlib.sha256(absolute.encode('utf-8', 'surrogateescape')).hexdigest()}.json"
@@ -22,7 +22,7 @@ def places_of_index(place: str) -> list[Path]:
 
 
 def read_index(place: str, stamp: str, form: str) -> Any:
-    """The index of a file as it was stored, None where there is none, or one of another state of the file."""
+    """The stored index of a file; None if there is none or the file has changed."""
     for path in places_of_index(place):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -34,7 +34,7 @@ def read_index(place: str, stamp: str, form: str) -> Any:
 
 
 def write_index(place: str, stamp: str, form: str, index: Any) -> Path | None:
-    """Store the index of a file; returns where, None where nothing can be written (it is then built each time)."""
+    """Store the index of a file and return its path; None if nothing can be written (it is then built each time)."""
     text = json.dumps({"format": form, "stamp": stamp, "index": index}) + "\n"
     for path in places_of_index(place):
         try:

@@ -1,4 +1,4 @@
-"""Every image of a collection as one row of a table; from the table, a source for one split."""
+"""A table with one row per image of a collection, and a source for one split of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deepcait.errors import DataError, some
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """What is known of every image before one is read.
+    """Facts about every image that are known before reading.
 
     Args:
         kind: csv, parquet, tar, ...
@@ -41,19 +41,19 @@ class Table:
 
 
 class Reader(Protocol):
-    """Fetches the bytes of a row; it is pickled to worker processes and opens files there when it needs them."""
+    """Reads the bytes of a row; it is pickled to worker processes and opens files there on demand."""
 
     def read(self, row: int) -> bytes:
         """The undecoded image; ImageError when it can't be read."""
         ...
 
     def locate(self, row: int) -> str:
-        """Where it lies, for messages."""
+        """Its location, for messages."""
         ...
 
 
 class TableSource:
-    """The rows of a table that make one split.
+    """The rows of a table that belong to one split.
 
     Args:
         reader: fetches a row of the whole table.
@@ -94,7 +94,7 @@ class TableSource:
         return Sample(self.reader.read(self.rows[index]), self.labels[index], self.names[index])
 
     def locate(self, index: int) -> str:
-        """Where the image lies, for messages."""
+        """Location of the image, for messages."""
         return self.reader.locate(self.rows[index])
 
 
@@ -171,7 +171,7 @@ def _rows(table: Table, split: str | None) -> list[int]:
 
 
 def _own_classes(table: Table, rule: str) -> tuple[list[str], str]:
-    """Index -> name by the data alone (by its training split, where it has one), and what was assumed."""
+    """Class names by index, from the data alone (its training split, if it has one), and what was assumed."""
     if table.class_names is not None:
         return _told_apart(table.class_names)
     rows = [row for row, word in enumerate(table.splits) if word and split_of(word) == "train"]
@@ -198,7 +198,7 @@ def _label_names(table: Table, rows: list[int]) -> list[str | None]:
 
 
 def _told_apart(names: Sequence[str]) -> tuple[list[str], str]:
-    """Class names of which each is one class's alone, and what was done: the hub's ImageNet has two called crane."""
+    """Unique class names, and how they were made unique: the hub's ImageNet has two classes called crane."""
     counts = Counter(names)
     twice = [name for name, count in counts.items() if count > 1]
     if not twice:

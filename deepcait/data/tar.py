@@ -30,7 +30,7 @@ _MAX_DIGITS = 18
 
 
 class Entry(NamedTuple):
-    """Where an image lies in its shard, and its label."""
+    """Offset of an image in its shard, and its label."""
 
     name: str
     offset: int
@@ -39,7 +39,7 @@ class Entry(NamedTuple):
 
 
 class TarReader:
-    """Fetches members of tar files by offset."""
+    """Reads members of tar files by offset."""
 
     max_bytes = MAX_BYTES
 
@@ -64,7 +64,7 @@ class TarReader:
 
 
 def load_tar(place: str) -> tuple[Table, TarReader]:
-    """List the samples of shards: a file, a pattern, a folder, here or behind a URL.
+    """List the samples of shards: a file, a pattern, a folder, or URLs.
 
     Raises:
         DataError: a shard that is no tar, damaged, compressed or unsafe, or without images.
@@ -214,7 +214,7 @@ def _read_label(archive: tarfile.TarFile, info: tarfile.TarInfo, shard: str, suf
 
 
 def _require_end(file: IO[bytes], offset: int, shard: str) -> None:
-    """Raise where tarfile stopped at a header that it can't read: it takes that for the end."""
+    """Raise if tarfile stopped at an unreadable header, which it takes for the end."""
     file.seek(offset)
     if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
         raise DataError(

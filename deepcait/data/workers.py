@@ -1,4 +1,4 @@
-"""How loader workers start, and to which signals they listen."""
+"""How loader workers start, and which signals they ignore."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BASE: Any = multiprocessing.get_context("forkserver" if _SERVED else "spawn")
 
 
 class Worker(_BASE.Process):
-    """A process that ends with its main process, and not before.
+    """A worker process that ends when its main process ends.
 
     It ignores SIGTERM (see `start_worker`), so that ending it means killing it: torch ends workers that do not end by
     themselves, and Python all that are left when the main process ends. Of a main process that was killed it hears
@@ -39,7 +39,7 @@ class Worker(_BASE.Process):
         super().run()
 
     def __reduce__(self) -> tuple:
-        """Travel so that the process ignores signals before it reads the data set, which may take long."""
+        """Pickle so that the process ignores signals before it unpickles the data set, which may take long."""
         return _arrive, (), self.__dict__
 
     @staticmethod
@@ -76,7 +76,7 @@ def _arrive() -> Worker:
 
 
 class _Queue(queues.Queue):
-    """A queue whose sender reports what it can't send, instead of dropping it: the receiver would wait for it."""
+    """A queue that reports items it can't send instead of dropping them, since the receiver would wait forever."""
 
     def _on_queue_feeder_error(self, error: Exception, item: Any) -> None:
         if multiprocessing.parent_process() is None:  # it sends indices, which nothing but a broken interpreter refuses
@@ -99,7 +99,7 @@ class _ContextWithoutMain(_Context):
 
 
 def worker_context(dataset: Any = None) -> BaseContext:
-    """How loader workers start: never by forking a process that has threads (torch's pools deadlock there).
+    """The start method of loader workers: never a fork of a process with threads, in which torch's pools deadlock.
 
     On Linux a clean server process imports the data sets once and forks workers from itself; elsewhere they are
     spawned. Each worker runs torch with one thread: torch's loader sees to it. The script that started the process is
@@ -123,7 +123,7 @@ def worker_context(dataset: Any = None) -> BaseContext:
 
 
 def needs_main(value: Any) -> bool:
-    """Whether a value refers to something that the running script defines, so that a worker has to import it."""
+    """Whether a value refers to a definition of the running script, so that workers have to import it."""
     found = _Mentions(b"__main__")
     try:
         pickle.Pickler(found).dump(value)
@@ -133,7 +133,7 @@ def needs_main(value: Any) -> bool:
 
 
 class _Mentions:
-    """A file that keeps nothing and notes whether a text was written."""
+    """A file object that discards its content and records whether a text was written."""
 
     def __init__(self, text: bytes) -> None:
         self.text, self.found = text, False
@@ -167,7 +167,7 @@ def _start_server() -> None:
 
 
 def start_worker(_: int = 0) -> None:
-    """Leave Ctrl-C, SIGTERM and their like to the main process.
+    """Ignore Ctrl-C, SIGTERM and similar signals: the main process handles them.
 
     The main process decides when to stop, and the step that it finishes then needs its workers. A process does it as it
     arrives; those of torch's loader again before they read, since torch's own handlers come in between.
@@ -177,7 +177,7 @@ def start_worker(_: int = 0) -> None:
 
 
 def _outlive_signals() -> None:
-    """Let the server outlive a signal for the group: its end would look like that of all workers.
+    """Make the server ignore signals to the process group, since its end would end all workers.
 
     It ends with its main process. What it forks hears signals as usual, whoever's process it is.
     """

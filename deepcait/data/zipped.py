@@ -24,7 +24,7 @@ _METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 
 
 class Entry(NamedTuple):
-    """Where an image lies in the archive."""
+    """Offset of an image in the archive."""
 
     name: str
     offset: int
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
 
 
 class ZipReader:
-    """Fetches members of a zip archive by offset."""
+    """Reads members of a zip archive by offset."""
 
     max_bytes = MAX_BYTES
 
@@ -44,7 +44,7 @@ class ZipReader:
         self.entries = list(entries)
 
     def read(self, row: int) -> bytes:
-        """Return the unpacked member; ImageError when it is damaged or larger than any image may be."""
+        """Return the unpacked member; ImageError if it is damaged or too large."""
         entry = self.entries[row]
         if max(entry.num_bytes, entry.num_packed) > self.max_bytes:
             raise ImageError(

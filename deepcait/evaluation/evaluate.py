@@ -75,8 +75,8 @@ def evaluate(
             classes are the defaults.
         data: a DATA; an open source; a torch `Dataset` of (image, label), or several by split, whose images get the
             preprocessing; or a `DataLoader` of (images (B, C, H, W), labels (B,)), whose batches go to the model as
-            they are. Their labels are indices of the dataset's `classes`, which are found in the model's by name; without
-            `classes` they are the model's own.
+            they are. Their labels are indices of the dataset's `classes`, which are found in the model's by name;
+            without `classes` they are the model's own.
         protocol: "folder" (the data's labels), "imagenet", "real" or "v2", see `protocols`.
         preprocessing: image -> image_CHW; None means that of the model's `pretrained_cfg`. Not used for a DataLoader.
         batch_size: images per step; does not change the result. A DataLoader has its own.

@@ -1,4 +1,4 @@
-"""Settings that have another name now: the old one still works, in recipes, `config.yaml`, `--set` and checkpoints."""
+"""Renamed settings: old names still work in recipes, `config.yaml`, `--set` and checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Alias:
-    """What an old key stands for.
+    """The new name of an old key.
 
     key: dotted name of the setting now. values: old value -> new value, where they changed too.
     """
@@ -76,7 +76,7 @@ def _take_old(node: yaml.MappingNode, path: str) -> tuple[yaml.MappingNode, list
 
 
 def _insert(root: yaml.MappingNode, path: list[str], key_node: yaml.Node, value_node: yaml.Node) -> None:
-    """Put a value at a dotted place, into sections that are there or new ones."""
+    """Insert a value at a dotted key, in existing or new sections."""
     for name in path[:-1]:
         section = next((value for key, value in root.value if key.value == name), None)
         if not isinstance(section, yaml.MappingNode):

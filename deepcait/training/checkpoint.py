@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to continue bit-identical, in one file whose name proves its content.
+"""Checkpoints: everything a run needs to resume bit-exactly, in one file with a digest of its content in its name.
 
 `step_00001200-<digest>.safetensors` holds the weights, their average, the optimizer's state and, in its header,
 the few numbers of `Progress` and the settings that decide results. It holds no random state: all that is random
@@ -36,7 +36,7 @@ _NAME = re.compile(r"step_(\d{8})-([0-9a-f]{16})\.safetensors")
 
 @dataclass
 class Progress:
-    """The numbers of a run that do not follow from its step alone; equal on every process."""
+    """The state of a run that does not follow from its step alone; equal on every process."""
 
     step: int = 0
     """Optimizer steps done, skipped ones included."""
@@ -110,7 +110,7 @@ def save_checkpoint(
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest valid checkpoint, or None, and a line for each newer one that was passed over."""
+    """Return the newest valid checkpoint, or None, and a line for each newer one that was skipped."""
     passed_over = []
     for path in sorted(_candidates(folder), reverse=True):
         problem = _problem(path)
@@ -144,7 +144,7 @@ def read_checkpoint(path: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
 def state_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None
 ) -> dict[str, torch.Tensor]:
-    """Return all tensors that a run needs to resume, under names that `load_tensors` knows."""
+    """Return all tensors that a run needs to resume, under the names that `load_tensors` reads."""
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"optimizer/{name}": value for name, value in optimizer_tensors(optimizer).items()}
     if average:
@@ -159,7 +159,7 @@ def load_tensors(
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
 ) -> None:
-    """Put back what `state_tensors` returned.
+    """Load the tensors that `state_tensors` returned.
 
     Args:
         tensors: as `read_checkpoint` returns them.
@@ -187,7 +187,7 @@ def load_tensors(
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Return the settings that a checkpoint remembers; empty in one of an older version, which kept none."""
+    """Return the settings stored in a checkpoint; empty for an older version, which stored none."""
     with safe_open(path, framework="pt") as file:
         return json.loads((file.metadata() or {}).get("deepcait", "{}")).get("settings", {})
 

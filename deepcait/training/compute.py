@@ -1,4 +1,4 @@
-"""How a step is computed, as a recipe says: precision, compilation, processes, and what is computed again."""
+"""How a step is computed, by the recipe: precision, compilation, processes, and recomputation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def set_compute(model: Network, compute: Compute) -> None:
-    """Choose how a model trains: checkpointing, backend, memory."""
+    """Set how a model trains: checkpointing, backend, memory."""
     model.set_grad_checkpointing(compute.grad_checkpointing)
     if isinstance(model, CaiT):
         model.set_backend(compute.backend, small_memory=compute.memory == "small")
@@ -41,7 +41,7 @@ def describe_compute(model: Network, compute: Compute, device: torch.device) -> 
 
 
 def note_of(config: NetworkConfig, compute: Compute) -> str:
-    """Say which setting changes nothing for a network; empty where each does what it says."""
+    """Return a note on settings that have no effect on this network; empty if there are none."""
     compute = expected_backend(compute)
     if compute.memory != "small":
         return ""
@@ -61,7 +61,7 @@ def autocast(precision: str, device: str = "cpu") -> contextlib.AbstractContextM
 
 
 def wrap(model: nn.Module, compute: Compute, processes: Processes) -> nn.Module:
-    """Return the model compiled, and wrapped for several processes, as far as asked for; the weights are shared."""
+    """Return the model, compiled and wrapped for several processes if requested; the weights are shared."""
     net = cast("nn.Module", torch.compile(model)) if compute.compile else model
     if processes.world_size == 1:
         return net

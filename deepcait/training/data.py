@@ -1,4 +1,4 @@
-"""The data of a run: opened as its recipe says, checked and cut, and the order in which it is trained on."""
+"""The data of a run: opened by its recipe, checked and split, and its order."""
 
 from __future__ import annotations
 

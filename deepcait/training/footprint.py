@@ -1,4 +1,4 @@
-"""What a training step costs before it costs anything: bytes saved for the backward pass, and arithmetic, counted."""
+"""The cost of a training step, counted without running it: saved activations in bytes, and arithmetic."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHOICES = {
 
 
 def kept_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
-    """Return the bytes that `forward` keeps for the backward pass: each storage once, the model's parameters left out.
+    """Return the saved activations of `forward` in bytes: each storage once, without the model's parameters.
 
     Counts on any device, the meta device too, where nothing is computed.
 
@@ -53,7 +53,7 @@ def kept_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
 
 @functools.lru_cache(maxsize=64)
 def training_bytes(config: NetworkConfig, compute: Compute, batch: int) -> int:
-    """Return the bytes that a forward pass of `batch` images keeps for the backward pass, weights excluded.
+    """Return the saved activations of a forward pass of `batch` images in bytes, without weights.
 
     Counted with fake tensors, which have shapes and no content: in a moment, and without memory.
 
@@ -107,7 +107,7 @@ def _empty(config: NetworkConfig, compute: Compute) -> CaiT | ConvNet:
 
 
 def _fill(model: CaiT | ConvNet, batch: int) -> Tensor:
-    """Give a model weights of the kind that is now being made, and return such images."""
+    """Give a model weights on the current fake device, and return images there."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             module.register_parameter(name, nn.Parameter(torch.empty(parameter.shape)))

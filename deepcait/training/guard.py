@@ -1,4 +1,4 @@
-"""Losses, gradients and weights that are not finite: skipped steps are counted, and too many of them end the run."""
+"""Non-finite losses, gradients and weights: such steps are skipped and counted, and too many end the run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Guard:
         self.scales_gradients = scales_gradients
 
     def count(self, progress: Progress, result: StepResult, source: Source, order: Order) -> None:
-        """Count the step `progress.step` where it was skipped.
+        """Count the step `progress.step` if it was skipped.
 
         Raises:
             DivergedError: too many in a row; the message names the images of the batch.
@@ -50,7 +50,7 @@ class Guard:
         )
 
     def require_finite_weights(self, model: nn.Module, step: int) -> None:
-        """Raise DivergedError before weights that an update has destroyed are measured, or saved over good ones."""
+        """Raise DivergedError before non-finite weights are evaluated, or saved over good ones."""
         state = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
         # One number for all, since a GPU's host would wait for each.
         if math.isfinite(nn.utils.get_total_norm(state.values(), torch.inf)):

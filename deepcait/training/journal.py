@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: numbers that follow from its seed, and apart from them its times.
+"""The log files of a run: numbers that follow from its seed, and its times in a file of their own.
 
 `metrics.jsonl` holds only what seed and step decide, so an interrupted run ends with the same bytes.
 `errors.jsonl` names the images that were passed over because they could not be read.
@@ -37,7 +37,7 @@ class Journal:
         self.listeners = listeners or []
 
     def cut(self, step: int, evaluated_step: int) -> None:
-        """Forget the rows past a resumed step, which will be written again, and what is no row."""
+        """Delete the rows after a resumed step, which will be written again, and damaged rows."""
         if not self.active:
             return
         for name in _CUT_FILES:
@@ -59,15 +59,15 @@ class Journal:
             listener(row)
 
     def unreadable(self, step: int, path: str, problem: str) -> None:
-        """Write one row of `errors.jsonl`: a training image that could not be read, when it first came."""
+        """Write one row of `errors.jsonl`: an unreadable training image, at its first occurrence."""
         self._append("errors.jsonl", {"kind": "unreadable", "step": step, "path": path, "problem": problem})
 
     def timing(self, **values: float | int | str) -> None:
-        """Write one row of what depends on the clock."""
+        """Write one row of times."""
         self._append("timing.jsonl", values)
 
     def state(self, state: str, step: int, **values: str | int | float) -> None:
-        """Say in `status.json` how the run stands: running, stopped, finished or failed."""
+        """Write the state to `status.json`: running, stopped, finished or failed."""
         if self.active:
             self._replace("status.json", json.dumps({"state": state, "step": step, **values}, indent=1) + "\n")
 
@@ -84,7 +84,7 @@ class Journal:
         self._replace("metrics.csv", text.getvalue())
 
     def flush(self) -> None:
-        """Wait until the rows are on the disk: before a checkpoint says that they are."""
+        """Wait until the rows are on the disk, before a checkpoint is written that relies on them."""
         for path in [self.folder / name for name in _CUT_FILES]:
             if self.active and path.exists():
                 with open(path, "rb") as file:
@@ -126,7 +126,7 @@ def read_metrics(folder: Path) -> list[dict]:
 
 
 def read_state(folder: Path) -> dict:
-    """Return a run's `status.json`, or an empty dictionary where there is none."""
+    """Return a run's `status.json`, or an empty dictionary if there is none."""
     try:
         state = json.loads((folder / "status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy and others, with soft targets, and distillation of a one-head model."""
+"""Losses: cross-entropy and others with soft targets, and distillation of a model with one head."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Loss: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class OwnLoss:
-    """A loss of one's own, which is responsible for the teacher's logits too.
+    """A user's loss, which also receives the teacher's logits.
 
     Args:
         part: a callable of (logits, targets, teacher's logits or None) that returns a scalar; a torch module is moved
@@ -35,7 +35,7 @@ class OwnLoss:
         self.name = name
 
     def __call__(self, logits_BK: Tensor, targets_BK: Tensor, teacher_BK: Tensor | None) -> Tensor:
-        """Return the loss, a scalar; logits come in at least float32.
+        """Return the loss, a scalar; logits are at least float32.
 
         Raises:
             ConfigError: the part fails, or returns something else.
@@ -101,7 +101,7 @@ def cross_entropy(logits_BK: Tensor, targets_BK: Tensor, class_weights_K: Tensor
 
 
 def binary_cross_entropy(logits_BK: Tensor, targets_BK: Tensor, class_weights_K: Tensor | None = None) -> Tensor:
-    """Return the mean over images and classes of the binary cross-entropy, every mixed class a full target.
+    """Return the mean binary cross-entropy over images and classes; every mixed class is a full target.
 
     Source: Touvron et al. 2022 (DeiT III), arXiv:2204.07118, section 3.2, and its code: targets above 0 count as 1,
         so there is no label smoothing beside it.
@@ -135,7 +135,7 @@ def distillation(
     class_weights_K: Tensor | None = None,
     label_loss: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """Return the loss of a student that listens to its labels and to a teacher with the same head.
+    """Return the loss of a student that learns from its labels and from a teacher with the same head.
 
         hard:  (1 - alpha) CE(logits, targets) + alpha CE(logits, argmax teacher)
         soft:  (1 - alpha) CE(logits, targets) + alpha tau^2 KL(softmax(teacher / tau) || softmax(logits / tau))
@@ -169,5 +169,5 @@ def distillation(
 
 
 def _float(logits_BK: Tensor) -> Tensor:
-    """Logits in at least float32, whatever precision they came in."""
+    """Logits converted to at least float32."""
     return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""What a run is going to do in one line, and warnings about likely mistakes in its recipe."""
+"""The plan of a run in one line, and warnings about likely mistakes in its recipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LEFT_OUT = 0.1
 
 
 def describe_plan(recipe: Recipe, order: Order, world_size: int, computed: str) -> str:
-    """Return one line on what a run is going to do.
+    """Return the plan of a run in one line.
 
     Args:
         recipe, order: of the run.
@@ -63,7 +63,7 @@ def notes_of(recipe: Recipe, order: Order, num_validation: int) -> list[str]:
 
 
 def _notes_of_epoch(order: Order) -> list[str]:
-    """How many images an epoch leaves out, and whether a step takes some of them again: as `Order.slots` deals them."""
+    """How many images an epoch omits, and whether a step repeats some of them, by `Order.slots`."""
     num, batch = order.num_samples, order.global_batch_size
     if batch > num * order.repeats:
         return [

@@ -1,4 +1,4 @@
-"""Which parameters move, how fast, and with how much decay; and the optimizer that moves them."""
+"""Parameter groups (trainable or not, learning rate, weight decay) and the optimizer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NUMBERS = {"bool": bool, "int": int, "float": float}
 
 
 def freeze(model: Network, train: str, patterns: Sequence[str] = (), num_blocks: int = 0) -> None:
-    """Leave only some parameters trainable.
+    """Freeze all parameters except some.
 
     Args:
         model: whose parameters are marked.
@@ -55,7 +55,7 @@ def is_head(model: Network, name: str) -> bool:
 
 
 def layer_of(name: str, depth: int) -> int:
-    """Return which layer a parameter belongs to: 0 the embedding, 1..depth the patch blocks, depth + 1 the rest.
+    """Return the layer of a parameter: 0 the embedding, 1..depth the patch blocks, depth + 1 the rest.
 
     The class stage, the last norm and the head are one layer: they read the image, whatever the depth.
     """
@@ -66,7 +66,7 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def parameter_groups(model: Network, optimizer: Optimizer) -> list[dict]:
-    """Return the optimizer's groups, each of one layer's rate and one decay.
+    """Return the optimizer's groups, each with the learning rate of one layer and one weight decay.
 
     Not decayed: vectors, biases, the class token and positions (so LayerScale's gammas are not, the head-mixing
     matrices are). Each group carries `lr_scale`, the factor of its learning rate, and `is_head`.
@@ -133,13 +133,13 @@ def _build_timm(groups: list[dict], optimizer: Optimizer, lr: float) -> torch.op
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float, *, head_only: bool = False) -> None:
-    """Set the rate of every group; with `head_only` everything but the head stands still."""
+    """Set the learning rate of every group; with `head_only` only the head is trained."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"] if group["is_head"] or not head_only else 0.0
 
 
 def grad_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
-    """Return the norm of all gradients together; not finite as soon as one of them is not."""
+    """Return the norm of all gradients; non-finite if one of them is."""
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
@@ -181,7 +181,7 @@ def _tensors_of(name: str, value: Any) -> dict[str, torch.Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Load the tensors that `optimizer_tensors` returned."""
     parameters = {n: p for g in optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
     for key, tensor in sorted(tensors.items(), key=lambda item: int(item[0].partition("@")[2].partition("#")[0] or 0)):
         name, _, what = key.rpartition("/")
@@ -203,7 +203,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
 
 
 def _like(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-    """A state's tensor where its optimizer keeps it: on the parameter's device, in the same order in memory."""
+    """A tensor of the state on the parameter's device and in its memory layout."""
     # The step counter of a fused optimizer lives on the parameter's device too.
     value = value.to(parameter.device)
     if value.shape != parameter.shape:
@@ -215,7 +215,7 @@ def _like(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
 def chosen_class_weights(
     wanted: bool | tuple[float, ...], labels: Callable[[], list[int]], num_classes: int
 ) -> torch.Tensor | None:
-    """Return the weights (K) that `optimizer.class_weights` asks for; None where it asks for none.
+    """Return the class weights (K) of `optimizer.class_weights`; None if it sets none.
 
     Raises:
         ConfigError: a list with another number of weights than classes, or one below 0.

@@ -1,4 +1,4 @@
-"""The parts of one's own that a run takes: named, their source known by its digest, and the same when it resumes."""
+"""The user's parts of a run: their names, and digests of their source, which must be equal on resuming."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SETTINGS = {
 
 
 def own_parts(recipe: Recipe) -> dict[str, str]:
-    """Return the names of the parts by their digests' names."""
+    """Return the names of the parts by the keys of their digests."""
     values = {name: _get(recipe, key) for name, key in SETTINGS.items()}
     return {name: value for name, value in values.items() if is_part(value)}
 
 
 def with_parts(recipe: Recipe, parts: dict[str, Part]) -> Recipe:
-    """Return the recipe with the objects that Python gave, by dotted name, in place of their names."""
+    """Return the recipe with objects given in Python, by dotted name, in place of their names."""
     for key, part in parts.items():
         recipe = _replace(recipe, key.split("."), part)
     return recipe

@@ -1,4 +1,4 @@
-"""What a recipe would do, counted before it costs anything: steps, learning rates, memory, arithmetic."""
+"""The plan of a recipe, computed without training: steps, learning rates, memory, arithmetic."""
 
 from __future__ import annotations
 

@@ -160,12 +160,12 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """Return the names of the recipes that travel in the package."""
+    """Return the names of the recipes in the package."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def load_recipe(name_or_path: str, assignments: Sequence[str] = (), *, version: int = 2) -> Recipe:
-    """Read a recipe by name or from a file, and lay `key=value` assignments over it.
+    """Read a recipe by name or from a file, and apply `key=value` assignments.
 
     `extends: NAME` in a file starts from that recipe instead of the defaults. Missing settings are those of `version`;
     a `config.yaml` without one is of a run of deepcait 0.1.
@@ -207,6 +207,6 @@ def _read(path: Path, readers: tuple[Path, ...], version: int) -> Recipe:
 
 
 def _defaults(version: int) -> Recipe:
-    """What a setting that is missing means."""
+    """Values of missing settings."""
     data, compute = Data(labels="0.1", validate_on="0.1"), Compute(backend="lean", precision="fp32")
     return Recipe() if version > 1 else Recipe(version=1, data=data, compute=compute, keep=Keep(best_by="top1"))

@@ -1,4 +1,4 @@
-"""What a run that continues must have in common with its beginning: every setting that decides a result."""
+"""The settings that must not change when a run resumes: all that affect the result."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MORE = "More: `deepcait help existing-run`."
 
 
 def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:
-    """Return the recipe of a run that continues: its own, with the given settings that decide no result.
+    """Return the recipe of a resumed run: its own, with the given settings, which must not affect the result.
 
     Raises:
         ConfigError: the given recipe would change results.
@@ -65,14 +65,14 @@ def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:
 
 
 def deciding_settings(recipe: Recipe) -> dict[str, Any]:
-    """Return what a checkpoint remembers: the settings that decide results, by dotted name, as JSON has them."""
+    """Return the settings that affect the result, by dotted name, as JSON values; a checkpoint stores them."""
     free = (*_FREE_ON_RESUME, *_COMPARED_BY_CONTENT)
     settings = {name: value for name, value in _flat(recipe).items() if not name.startswith(free)}
     return json.loads(json.dumps(settings))
 
 
 def require_same_settings(folder: Path, before: Mapping[str, Any], recipe: Recipe) -> None:
-    """Pass where a run continues with the settings that its checkpoint remembers; what is in one of them only, passes.
+    """Raise if the settings differ from those in the checkpoint; settings that only one of them has are ignored.
 
     Raises:
         RunError: somebody changed config.yaml; the message has both values.

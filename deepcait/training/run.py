@@ -1,4 +1,4 @@
-"""A training run: what a recipe names is opened, built and checked, then the trainer takes its steps."""
+"""A training run: data, model and teacher of a recipe are opened, built and checked, then the trainer runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Outcome:
 
 
 def train(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequence[Callback] = ()) -> Outcome:
-    """Train as a recipe says, into a run folder; under torchrun together with the other processes.
+    """Train by a recipe, into a run folder; under torchrun together with the other processes.
 
     Args:
         recipe: with `data.source` filled.

@@ -1,4 +1,4 @@
-"""A run as a folder: which one may be used, what is written before the first step, and its model folders."""
+"""The run folder: whether it may be used, files written before the first step, and model folders."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def write_run_files(folder: Path, recipe: Recipe, data: TrainingData) -> None:
 
 
 def _keep_split(folder: Path, recipe: Recipe) -> None:
-    """Write which images are held out, for whoever measures the run later: `eval --split val` takes the same."""
+    """Write which images are held out, so that `eval --split val` uses the same."""
     if holds_out(recipe.data.source, recipe.data.validate_on):
         names = (part.names for part in open_parts(recipe))
         facts = {"fraction": recipe.data.val_fraction, "seed": recipe.seed}
@@ -115,7 +115,7 @@ class ModelFolders:
         }
 
     def save(self, name: str, model: Network, average: WeightAverage | None, metrics: dict) -> None:
-        """Write a model folder, with the averaged weights in it where there are some.
+        """Write a model folder, with the averaged weights in it if there are any.
 
         Raises:
             RunError: it can't be written; what was there before is untouched.

@@ -57,7 +57,7 @@ class LearningRate:
             )
 
     def __call__(self, step: int) -> float:
-        """Return the learning rate that the step with this number, counted from 0, is taken with."""
+        """Return the learning rate of the step with this number, counted from 0."""
         s = self.schedule
         t = step / self.steps_per_epoch
         if t < s.warmup_epochs:

@@ -9,7 +9,7 @@ from deepcait.data.image import MAX_BYTES, MAX_PIXELS, ImageOptions
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """Recipe metadata: what it is for, and what came of it."""
+    """Recipe metadata: purpose and results; no effect on the training."""
 
     summary: str = ""
     command: str = ""
@@ -22,7 +22,7 @@ class About:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Other sizes than those of the model's name; null is the model's own."""
+    """Sizes that differ from those of the model's name; null is the model's own."""
 
     embed_dim: int | None = None
     """Width D of a token."""
@@ -42,7 +42,7 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """The paper's choices exchanged for those that it compares with; null is the model's own (CaiT: the first named).
+    """Alternatives to the paper's design choices, for ablations; null is the model's own (for CaiT the first value).
 
     `AblationConfig` says what each one does. With all of them null, the network is the plain CaiT.
     """

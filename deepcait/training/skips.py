@@ -1,4 +1,4 @@
-"""Unreadable training images that a run skips: logged, written down and counted once each, up to a budget."""
+"""Unreadable training images that a run skips: logged, recorded and counted once each, up to a limit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Skips:
-    """Keeps the count of one run, the same on every process.
+    """Counts the skipped images of one run, equally on every process.
 
     Args:
         max_errors: different images that may be skipped.
@@ -32,7 +32,7 @@ class Skips:
         self._unreadable.append(unreadable)
 
     def sync(self, step: int, progress: Progress) -> None:
-        """After a step, on all processes together: add what is new to `progress.unreadable`.
+        """After a step, on all processes: add new paths to `progress.unreadable`.
 
         Raises:
             RunError: more than the budget; the message names the images.

@@ -28,7 +28,7 @@ _HIGH_LR = 5e-4
 
 
 def start_of(recipe: Recipe) -> str:
-    """Return in words what training starts from: a model name means random or released weights, as the recipe says."""
+    """Describe what training starts from; for a model name the recipe decides between random and released weights."""
     if is_part(recipe.model):
         return f"the network of {recipe.model}"
     if not is_model_name(recipe.model):
@@ -39,7 +39,7 @@ def start_of(recipe: Recipe) -> str:
 
 
 def start_model(recipe: Recipe, classes: Sequence[str]) -> Resolved:
-    """Return the model that training starts from, fitted to the classes of the data.
+    """Return the initial model, with a head for the classes of the data.
 
     Its random parts (all of it, or a new head) are drawn from the recipe's seed.
     """
@@ -63,14 +63,14 @@ def start_model(recipe: Recipe, classes: Sequence[str]) -> Resolved:
 
 
 def shape_of(recipe: Recipe) -> dict[str, Any]:
-    """Return the fields of the model that a recipe sets to other values than the model's own."""
+    """Return the fields of the model's configuration that a recipe overrides."""
     fields = {"img_size": recipe.img_size, "drop_path_rate": recipe.drop_path_rate, "drop_rate": recipe.drop_rate}
     fields |= {"layer_scale_init": recipe.layer_scale_init} | dataclasses.asdict(recipe.shape)
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def keep_start(folder: Path, found: Resolved) -> None:
-    """Write into a run what a resumption needs to know of the start beside the weights of a checkpoint.
+    """Write what resuming needs about the initial model, besides the weights in a checkpoint, to the run folder.
 
     Raises:
         RunError: the folder can't be written.
@@ -81,7 +81,7 @@ def keep_start(folder: Path, found: Resolved) -> None:
 
 
 def kept_start(folder: Path, recipe: Recipe) -> Resolved | None:
-    """Return a run's own model, its weights to be read from a checkpoint; None where there is no checkpoint yet.
+    """Return the model of a run without its weights, which a checkpoint has; None if there is no checkpoint yet.
 
     So a run continues where the model that it started from was moved, deleted, or can't be fetched any more.
     """
@@ -104,7 +104,7 @@ def kept_start(folder: Path, recipe: Recipe) -> Resolved | None:
 
 
 def _own_start(recipe: Recipe, facts: dict[str, Any]) -> Resolved:
-    """The network of a run's own part as its factory makes it, wherever the weights are that it started from."""
+    """The network that the factory of a user's part returns."""
     part, path = split_weights(recipe.model)
     found = resolve(part if path else recipe.model, classes=facts["classes"], **shape_of(recipe))
     found.model.pretrained_cfg = facts["pretrained_cfg"]

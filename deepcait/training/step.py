@@ -1,4 +1,4 @@
-"""One optimizer step: every replica's forward and backward pass, the exchange, the guard, the update."""
+"""One optimizer step: forward and backward pass of every replica, all-reduce, guard, update."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deepcait.training.teacher import Teacher
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step came to, over all replicas of all processes.
+    """Result of a step, over all replicas of all processes.
 
     loss: mean over the images. correct: mean target mass on the predicted class. grad_norm: before clipping.
     updated: False where the guard skipped the update. stop: some process was asked to stop.
@@ -77,7 +77,7 @@ class Stepper:
         self.device, self.dtype = self.parameters[0].device, self.parameters[0].dtype
 
     def __call__(self, step: int, batches: Iterator, lr: float, *, head_only: bool, stop: bool) -> StepResult:
-        """Take the step with this number; `batches` gives one batch for each replica of this process."""
+        """Run the step with this number; `batches` yields one batch for each replica of this process."""
         set_lr(self.optimizer, lr, head_only=head_only)
         self.optimizer.zero_grad(set_to_none=True)
         sums_3 = torch.zeros(3, dtype=torch.float64, device=self.device)

@@ -1,4 +1,4 @@
-"""YAML read strictly into dataclasses: a wrong key or type is an error with file, line and a suggestion."""
+"""Read YAML strictly into dataclasses: a wrong key or type is an error with file, line and a suggestion."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ELSEWHERE = {
 
 
 def read_yaml(text: str, origin: str) -> yaml.MappingNode:
-    """Return the root mapping of a YAML text, its nodes knowing line and column.
+    """Return the root mapping of a YAML text; its nodes have line and column.
 
     Raises:
         ConfigError: not YAML, or not a mapping.
@@ -46,7 +46,7 @@ def read_yaml(text: str, origin: str) -> yaml.MappingNode:
 
 
 def overlay(base: Settings, node: yaml.MappingNode, origin: str, path: str = "", whole: Any = None) -> Settings:
-    """Return a copy of a dataclass with the values of a YAML mapping laid over it.
+    """Return a copy of a dataclass with values replaced by those of a YAML mapping.
 
     Args:
         base: a frozen dataclass; its annotations say which keys and types there are.
@@ -81,7 +81,7 @@ def overlay(base: Settings, node: yaml.MappingNode, origin: str, path: str = "",
 
 
 def read_assignment(assignment: str) -> tuple[yaml.MappingNode, str]:
-    """Return `a.b=value` as the mapping that a file would hold, its value read as YAML; and its origin, for messages.
+    """Return `a.b=value` as a nested mapping, its value read as YAML, and its origin for messages.
 
     Raises:
         ConfigError: no `=`, or a value that is not YAML.
@@ -148,7 +148,7 @@ def _suggest(key: str, known: typing.Iterable[str], whole: Any) -> str:
 
 
 def _elsewhere(key: str, whole: Any) -> str:
-    """Ask whether the same key of another section was meant; empty where no section has it."""
+    """Suggest the same key of another section; empty if no section has it."""
     places = [f"'{place}'" for place in list_keys(whole) if place.rpartition(".")[2] == key]
     return f"Did you mean {' or '.join(places)}?" if places else ""
 

@@ -62,7 +62,7 @@ class Teacher:
         return logits_BK if self.columns is None else logits_BK.index_select(1, self.columns)
 
     def to(self, device: torch.device) -> Teacher:
-        """Move the teacher, and its constants with it: copying them in each step would make a GPU's host wait."""
+        """Move the teacher and its constants; copying constants in each step would synchronise a GPU with its host."""
         self.module.to(device)
         self.factor_C11, self.offset_C11 = self.factor_C11.to(device), self.offset_C11.to(device)
         self.columns = None if self.columns is None else self.columns.to(device)
@@ -143,7 +143,7 @@ def _build_timm(text: str, num_classes: int) -> nn.Module:
 
 
 def _fetch(name: str) -> dict[str, str]:
-    """Say to timm where the weights of one of its models lie, fetched as those of MODEL are: asked once, checked.
+    """Download the weights of a timm model as those of MODEL are, once and verified, and pass their path to timm.
 
     The few that are on no hub, or in a form of their own, are left to timm.
     """
@@ -157,7 +157,7 @@ def _fetch(name: str) -> dict[str, str]:
 
 
 def _address(name: str) -> str:
-    """Where the weights of a model of timm can be fetched by hand."""
+    """The address of the weights of a timm model, for a manual download."""
     from huggingface_hub import hf_hub_url
     from timm.models import get_pretrained_cfg
 

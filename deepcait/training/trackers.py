@@ -14,7 +14,7 @@ TRACKERS = ("wandb", "trackio")
 
 
 def open_trackers(keep: Keep, folder: Path) -> list[Callable[[dict], None]]:
-    """Return the loggers that a recipe asks for; each is called with every row of `metrics.jsonl`."""
+    """Return the loggers of a recipe; each is called with every row of `metrics.jsonl`."""
     trackers: list[Callable[[dict], None]] = []
     if keep.tracker:
         trackers.append(_tracker(keep.tracker, folder))

@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluations, checkpoints, and a stop at any of them."""
+"""The training loop: steps, evaluations, checkpoints; it can be stopped at any of them."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ class Trainer:
         return due and 0 < self.progress.step != self.progress.evaluated_step
 
     def _evaluate(self) -> None:
-        """Measure the model where something validates; save models and a checkpoint."""
+        """Evaluate the model if there is validation data; save models and a checkpoint."""
         p, job = self.progress, self.job
         self.guard.require_finite_weights(self.model, p.step)
         epoch = p.step // job.order.steps_per_epoch
@@ -284,7 +284,7 @@ class Trainer:
             callback(Event(kind=kind, step=step, epoch=epoch, folder=folder, values=values, request=request))
 
     def _restore(self) -> None:
-        """Resume from the newest valid checkpoint, where there is one.
+        """Resume from the newest valid checkpoint, if there is one.
 
         Raises:
             RunError: it is of another recipe or version, or of other settings than config.yaml has now.

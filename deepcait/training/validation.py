@@ -1,4 +1,4 @@
-"""The validation of a run: several models on the same images, which are read once."""
+"""Validation of a run: several models on the same images, which are read once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MANY_IMAGES = 5000
 
 
 class Validation:
-    """Measures models on the validation images of a run.
+    """Evaluates models on the validation images of a run.
 
     Args:
         source: the images, their labels indices of `classes`.

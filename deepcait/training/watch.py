@@ -1,4 +1,4 @@
-"""Watching a run: its speed, and a bar on a terminal or a line now and then elsewhere.
+"""Progress of a run: speed, and a bar on a terminal or occasional lines elsewhere.
 
 The accuracy of training steps is the mean probability that an image's target gives to the predicted class
 (`target_mass` in metrics.jsonl): the accuracy for plain labels, less than it with mixing or smoothing.
@@ -18,7 +18,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Watch:
-    """Times the steps of a run and shows them.
+    """Measures and shows the speed of a run.
 
     Args:
         last_step: steps of the whole run.
@@ -44,7 +44,7 @@ class Watch:
             yield batch
 
     def step(self, step: int, result: StepResult, lr: float) -> None:
-        """Count a step, and show it in the bar."""
+        """Count a step and update the bar."""
         self._steps += 1
         if self._bar:
             speed = self._speed()
@@ -59,7 +59,7 @@ class Watch:
         return {**self._last_speed, "time": time.time(), "host": host_name(), "processes": processes.world_size}
 
     def log(self, step: int, row: dict) -> None:
-        """Log a row of `metrics.jsonl` as a line, where no bar shows the same."""
+        """Log a row of `metrics.jsonl` as a line, unless a bar shows it."""
         if self._bar:
             return
         speed = self._last_speed
@@ -73,7 +73,7 @@ class Watch:
         )
 
     def evaluated(self, epoch: int, row: dict, better: bool) -> None:
-        """Log the metrics of an evaluation; a loss that is not finite comes as None."""
+        """Log the metrics of an evaluation; a non-finite loss is None."""
         loss = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
         text = f"epoch {epoch}: top-1 {100 * row['top1']:.2f} %, loss {loss}"
         for key in ("balanced_accuracy", "macro_f1"):
