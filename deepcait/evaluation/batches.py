@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,7 @@ def measure_batches(
         )
     counts, parts, done = Counts(), [], 0
     labelled = _Labels(how)
-    total = len(how.loader.dataset) if hasattr(how.loader.dataset, "__len__") else 0
+    total = len(how.loader.dataset) if isinstance(how.loader.dataset, Sized) else 0
     with evaluation_mode(model):
         for batch in how.loader:
             images_BCHW, labels_B = _pair(batch)
@@ -164,9 +164,8 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(batch, list | tuple) or len(batch) != 2:
         got = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
         raise DataError(f"DataLoader: expected batches {_BATCH}, got {got}.", remedy="Give it a collate_fn.")
-    images, labels = (torch.as_tensor(part) if not isinstance(part, list | tuple) else part for part in batch)
-    is_pair = isinstance(images, Tensor) and images.ndim == 4 and isinstance(labels, Tensor)
-    if not is_pair or labels.shape != images.shape[:1] or labels.is_floating_point():
+    images, labels = (part if isinstance(part, list | tuple) else torch.as_tensor(part) for part in batch)
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor) or not _fit(images, labels):
         got = " and ".join(_described(part) for part in (images, labels))
         raise DataError(f"DataLoader: expected batches {_BATCH}, got {got}.", remedy="Give it a collate_fn.")
     if not images.is_floating_point():
@@ -176,6 +175,11 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
             "transform: `Classifier.preprocessing` is one.",
         )
     return images, labels
+
+
+def _fit(images: Tensor, labels: Tensor) -> bool:
+    """Whether these are images (B, C, H, W) and integer labels (B,)."""
+    return images.ndim == 4 and labels.shape == images.shape[:1] and not labels.is_floating_point()
 
 
 def _described(part: Any) -> str:

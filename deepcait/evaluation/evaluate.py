@@ -140,13 +140,13 @@ def evaluate(
 def _finished(metrics: Metrics, records: Records, doubts: Sequence[str]) -> Metrics:
     """The metrics with records and warnings, which the main process also raises as Python's warnings."""
     found = wrong_order(records)
-    doubts = [
+    all_doubts = [
         *doubts,
         no_numbers(records),
         near_chance(metrics, records.num_possible) or near_constant(metrics, records),
         found[0] if found else None,
     ]
-    warnings = tuple(doubt for doubt in doubts if doubt is not None)
+    warnings = tuple(doubt for doubt in all_doubts if doubt is not None)
     for text in warnings if not is_shared() or dist.get_rank() == 0 else ():
         python_warnings.warn(text, EvaluationWarning, stacklevel=3)
     proposed = found[1] if found else None
