@@ -77,7 +77,7 @@ ORDER = {
     "report": ["intervals", "record", "results", "charts", "parts", "page", "compare"],
     "bench": [
         "peers", "clock", "page", "data", "limit", "memory", "work", "engine_page", "inference", "precisions", "tune",
-        "activations", "train", "cost", "plots",
+        "activations", "train", "cost", "plots", "gpu_clock", "gpu",
     ],
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
