@@ -50,10 +50,10 @@ ORDER = {
         "outgoing", "push", "card", "teachers",
     ],
     "data": [
-        "png", "jpeg", "formats", "depth", "image", "inputs", "fetch", "listing", "labels", "source", "folder",
-        "resample", "preprocessing",
-        "shards", "members", "table", "own", "stored", "split", "manifest", "parquet", "zipped", "tar", "cifar",
-        "matlab", "imagenet", "benchmarks", "spec", "plausible", "faults", "workers", "dataset",
+        "png", "jpeg", "formats", "depth", "image", "inputs", "fetch", "listing", "labels", "columns", "source",
+        "folder", "resample", "preprocessing",
+        "shards", "members", "table", "own", "stored", "split", "manifest", "image_table", "parquet", "arrow", "zipped",
+        "tar", "cifar", "matlab", "imagenet", "benchmarks", "spec", "plausible", "faults", "workers", "dataset",
         "seeding", "order", "slide", "erasing", "policies", "augment", "mixing", "shrunk", "loader",
         "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
     ],
@@ -82,9 +82,9 @@ ORDER = {
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
     "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
     "cli": [
-        "exits", "console", "usage", "options", "images", "places", "engine", "main", "models", "info", "recipes",
-        "doctor", "eval", "predict", "explain", "report", "train", "bench", "study", "serve", "export", "push", "help",
-        "demo",
+        "exits", "console", "usage", "options", "images", "tables", "places", "engine", "main", "models", "info",
+        "recipes", "doctor", "eval", "predict", "explain", "report", "train", "bench", "study", "serve", "export",
+        "push", "help", "demo",
     ],
 }  # fmt: skip
 

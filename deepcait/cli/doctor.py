@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from deepcait.cli.console import Console
 from deepcait.cli.exits import Refused
 from deepcait.cli.images import ImageArgs, image_options
+from deepcait.cli.tables import TableArgs, table_columns
 from deepcait.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _NUM_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Args(ImageArgs):
+class Args(TableArgs, ImageArgs):
     """Options of `deepcait doctor`."""
 
     data: str
@@ -53,7 +54,13 @@ def run(args: Args) -> int | None:
         require_file(args.fix_list, (), "--fix-list")
     console = Console(json=args.json)
     with console.progress("examining") as progress:
-        diagnosis = examine(args.data, num_workers=args.workers, options=image_options(args), progress=progress)
+        diagnosis = examine(
+            args.data,
+            num_workers=args.workers,
+            options=image_options(args),
+            columns=table_columns(args),
+            progress=progress,
+        )
     _print(console, diagnosis)
     if args.fix_list is not None:
         write_fix_list(args.fix_list, diagnosis.leave_out)

@@ -28,6 +28,7 @@ from deepcait.cli.console import Console, percent
 from deepcait.cli.engine import choose_engine
 from deepcait.cli.images import ImageArgs, image_options
 from deepcait.cli.options import image_size
+from deepcait.cli.tables import TableArgs, columns_of_run, table_columns
 from deepcait.errors import ConfigError, EvaluationWarning
 from deepcait.runtime.messages import is_main_process
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Args(ImageArgs):
+class Args(TableArgs, ImageArgs):
     """Options of `deepcait eval`."""
 
     specs: Annotated[
@@ -146,16 +147,19 @@ def _open(args: Args) -> list[Source]:
     """The images for each model: the same for all, so that they can be compared."""
     from deepcait.evaluation import open_for
 
-    manifests = [_split_of_run(spec) for spec in args.specs]
+    given = table_columns(args)
+    wanted = [
+        (_split_of_run(spec), given if given.settings else columns_of_run(spec, args.data)) for spec in args.specs
+    ]
     how = {"split": args.split, "protocol": args.protocol}
-    sources = {manifest: open_for(args.data, **how, manifest=manifest) for manifest in dict.fromkeys(manifests)}
+    sources = {key: open_for(args.data, **how, manifest=key[0], columns=key[1]) for key in dict.fromkeys(wanted)}
     if len({tuple(source.names) for source in sources.values()}) > 1:
         raise ConfigError(
             f"--split {args.split}: expected runs that held out the same images, got others "
-            f"({', '.join(str(manifest) for manifest in sources)}).",
+            f"({', '.join(str(manifest) for manifest, _ in sources)}).",
             remedy="Measure each run alone, or compare them on images that none was trained on.",
         )
-    return [sources[manifest] for manifest in manifests]
+    return [sources[key] for key in wanted]
 
 
 def _measure(

@@ -1,5 +1,6 @@
 """From bytes to batches: safe image opening, preprocessing, sources, splits, loaders."""
 
+from deepcait.data.columns import Columns
 from deepcait.data.dataset import NO_LABEL, ImageDataset, RaisingLoader, evaluation_loader
 from deepcait.data.folder import FolderSource, find_splits, open_folder
 from deepcait.data.formats import IMAGE_SUFFIXES
@@ -17,6 +18,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "ImageOptions",
     "NO_LABEL",
+    "Columns",
     "FolderSource",
     "ImageDataset",
     "Preprocessing",

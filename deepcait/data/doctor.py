@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from deepcait.data.columns import USUAL, Columns
 from deepcait.data.depth import FEW_LEVELS, few_levels
 from deepcait.data.duplicates import THUMB_SHAPE, equal_groups, near_groups
 from deepcait.data.findings import Diagnosis, Finding, by_gravity, together
@@ -48,6 +49,7 @@ def examine(
     *,
     num_workers: int | None = None,
     options: ImageOptions = DEFAULT,
+    columns: Columns = USUAL,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Diagnosis:
     """Read every image of every split once, and return the findings; changes nothing.
@@ -56,6 +58,7 @@ def examine(
         spec: a DATA.
         num_workers: processes that read; None takes one a core, and none for a few images; 0 reads here.
         options: limits on images, as a training would set them.
+        columns: of a table whose columns are not called as usual.
         progress: called with (done, total) images.
 
     Raises:
@@ -65,7 +68,7 @@ def examine(
     kind, place = parse_spec(spec)
     root = Path(os.path.expanduser(place)) if kind == "folder" else None
     findings = look_around(root) if root else []
-    sources, unusable = _open_splits(spec, root)
+    sources, unusable = _open_splits(spec, root, columns)
     total = sum(len(source) for source in sources.values())
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, _MAX_WORKERS) if total > _FEW_IMAGES else 0
@@ -83,7 +86,9 @@ def examine(
         seen += [_Seen(split, labels[index], source.locate(index), look) for index, look in enumerate(looks)]
     sound = [one for one in seen if one.look.fault is None]
     findings += unusable + _class_findings(sources)
-    findings += _as_a_training(spec, findings) + _faults(seen) + _oddities(sound) + _equal(sound) + _alike(sound)
+    findings += (
+        _as_a_training(spec, findings, columns) + _faults(seen) + _oddities(sound) + _equal(sound) + _alike(sound)
+    )
     return Diagnosis(
         kind,
         {split: len(source) for split, source in sources.items()},
@@ -92,17 +97,19 @@ def examine(
     )
 
 
-def _open_splits(spec: str | os.PathLike[str], root: Path | None) -> tuple[dict[str, Source], list[Finding]]:
+def _open_splits(
+    spec: str | os.PathLike[str], root: Path | None, columns: Columns
+) -> tuple[dict[str, Source], list[Finding]]:
     """Open each split separately: one that can't be opened is a finding, unless it is the only one."""
     # In folders a split whose images lie flat is told among the rest that lies around.
-    names = list(find_splits(root)) if root else list_splits(spec)
+    names = list(find_splits(root)) if root else list_splits(spec, columns)
     classes = class_names(root) if root else None
     if not names:
-        return {"all": open_source(spec, classes=classes)}, []
+        return {"all": open_source(spec, classes=classes, columns=columns)}, []
     sources, findings, errors = {}, [], []
     for name in names:
         try:
-            sources[name] = open_source(spec, name, classes=classes)
+            sources[name] = open_source(spec, name, classes=classes, columns=columns)
         except DataError as error:
             errors.append(error)
             findings.append(Finding("unusable_split", (name,), error.problem))
@@ -111,11 +118,11 @@ def _open_splits(spec: str | os.PathLike[str], root: Path | None) -> tuple[dict[
     return sources, findings
 
 
-def _as_a_training(spec: str | os.PathLike[str], found: list[Finding]) -> list[Finding]:
+def _as_a_training(spec: str | os.PathLike[str], found: list[Finding], columns: Columns) -> list[Finding]:
     """Errors and notes that a training on this data would raise, if not found already."""
     try:
-        samples = open_split(spec, "train")
-        validation = open_split(spec, "val", classes=samples.classes, labels="names")
+        samples = open_split(spec, "train", columns=columns)
+        validation = open_split(spec, "val", classes=samples.classes, labels="names", columns=columns)
         for source in (samples, validation):
             require_labels(source)
         require_classes(spec, samples)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deepcait.data.columns import HOW_IMAGE, USUAL, Columns, column_of, list_columns
 from deepcait.data.folder import split_of
 from deepcait.data.image import MAX_BYTES, read_image_bytes
 from deepcait.data.labels import Label
@@ -49,7 +51,7 @@ class FileReader:
         return str(Path(self.base) / self.paths[row])
 
 
-def load_csv(place: str) -> tuple[Table, FileReader]:
+def load_csv(place: str, columns: Columns = USUAL) -> tuple[Table, FileReader]:
     """Read a manifest of text: commas, semicolons or tabs, with a header or without.
 
     Without a header the columns are path, label and, where there is a third, split. An empty cell, or -1 where all
@@ -59,19 +61,12 @@ def load_csv(place: str) -> tuple[Table, FileReader]:
         DataError: no such file, another encoding, columns missing, a row that does not fit; with its line number.
     """
     place = find_one(place, ".csv")
-    with open_binary(place) as file:
-        data = file.read()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError(f"{place}, line {line}: expected UTF-8, got {error}.", remedy="Save it as UTF-8.") from error
-    rows = _csv_rows(place, text)
+    rows = _csv_rows(place, _read_text(place))
     if not rows:
         raise DataError(f"{place}: expected a row per image, got an empty file.", remedy="Check the path.")
-    columns, ignored = _columns(place, rows[0][1])
-    if columns is None:
-        columns = {name: number for number, name in enumerate(COLUMNS) if number < len(rows[0][1])}
+    found, ignored = _find_columns(place, rows[0][1], columns)
+    if found is None:
+        found = {name: number for number, name in enumerate(COLUMNS) if number < len(rows[0][1])}
         width = len(rows[0][1])
     else:
         width, rows = len(rows[0][1]), rows[1:]
@@ -82,19 +77,18 @@ def load_csv(place: str) -> tuple[Table, FileReader]:
                 remedy="Put cells that hold the separator in double quotes.",
             )
     lines = [line for line, _ in rows]
-    cells = {name: [row[column].strip() for _, row in rows] for name, column in columns.items()}
-    return _manifest("csv", place, cells["path"], cells.get("label"), cells.get("split"), lines, ignored)
+    cells = {name: [row[column].strip() for _, row in rows] for name, column in found.items()}
+    return _manifest("csv", place, cells, lines, ignored, columns)
 
 
-def load_jsonl(place: str) -> tuple[Table, FileReader]:
+def load_jsonl(place: str, columns: Columns = USUAL) -> tuple[Table, FileReader]:
     """Read a manifest of JSON lines: an object an image, its keys what a CSV's columns are called.
 
     Raises:
-        DataError: no such file, a line that is no object, keys missing.
+        DataError: no such file, another encoding, a line that is no object, keys missing.
     """
     place = find_one(place, ".jsonl")
-    with open_binary(place) as file:
-        texts = file.read().decode("utf-8-sig", "replace").splitlines()
+    texts = _read_text(place).split("\n")  # other ends of lines may be within a JSON text
     rows: list[tuple[int, dict[str, Any]]] = []
     for line, text in enumerate(texts, start=1):
         try:
@@ -107,15 +101,15 @@ def load_jsonl(place: str) -> tuple[Table, FileReader]:
             )
         rows += [] if row is None else [(line, row)]
     header = list(dict.fromkeys(key for _, row in rows for key in row))
-    columns, ignored = _columns(place, header)
-    if columns is None:
+    found, ignored = _find_columns(place, header, columns)
+    if found is None:
         raise _missing(place, header)
     lines = [line for line, _ in rows]
-    cells = {name: [row.get(header[column]) for _, row in rows] for name, column in columns.items()}
-    return _manifest("jsonl", place, cells["path"], cells.get("label"), cells.get("split"), lines, ignored)
+    cells = {name: [row.get(header[column]) for _, row in rows] for name, column in found.items()}
+    return _manifest("jsonl", place, cells, lines, ignored, columns)
 
 
-def load_parquet_manifest(place: str) -> tuple[Table, FileReader]:
+def load_parquet_manifest(place: str, columns: Columns = USUAL) -> tuple[Table, FileReader]:
     """Read a parquet file with columns path, label and perhaps split; labels are names or integers.
 
     Raises:
@@ -127,12 +121,21 @@ def load_parquet_manifest(place: str) -> tuple[Table, FileReader]:
             table = parquet.read_table(file)
         except Exception as error:  # pyarrow raises kinds of its own, ValueErrors and OSErrors
             raise DataError(f"{place}: expected a parquet file, got {error}.", remedy="Fetch it again.") from error
-    columns, ignored = _columns(place, table.column_names)
-    if columns is None:
+    found, ignored = _find_columns(place, table.column_names, columns)
+    if found is None:
         raise _missing(place, table.column_names)
-    cells = {name: table.column(column).to_pylist() for name, column in columns.items()}
-    lines = list(range(len(table)))
-    return _manifest("parquet", place, cells["path"], cells.get("label"), cells.get("split"), lines, ignored)
+    cells = {name: table.column(column).to_pylist() for name, column in found.items()}
+    return _manifest("parquet", place, cells, list(range(len(table))), ignored, columns)
+
+
+def _read_text(place: str) -> str:
+    with open_binary(place) as file:
+        data = file.read()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(f"{place}, line {line}: expected UTF-8, got {error}.", remedy="Save it as UTF-8.") from error
 
 
 def _csv_rows(place: str, text: str) -> list[tuple[int, list[str]]]:
@@ -153,14 +156,18 @@ def _csv_rows(place: str, text: str) -> list[tuple[int, list[str]]]:
     return rows
 
 
-def _columns(place: str, header: Sequence[str]) -> tuple[dict[str, int] | None, list[str]]:
+def _find_columns(place: str, header: Sequence[str], said: Columns) -> tuple[dict[str, int] | None, list[str]]:
     """Return the meaning of each column, None if the row is an image instead of a header; and the unused columns."""
-    words = [cell.strip().lower() for cell in header]
     columns = {}
+    for name, wanted, setting in (("path", said.image, "image_column"), ("label", said.label, "label_column")):
+        if wanted:
+            columns[name] = column_of(place, header, wanted, setting)
+    words = [cell.strip().lower() for cell in header]
     for name, synonyms in COLUMNS.items():
-        column = next((words.index(synonym) for synonym in synonyms if synonym in words), None)
-        if column is not None:
-            columns[name] = column
+        free = [word for number, word in enumerate(words) if number not in columns.values()]
+        synonym = next((synonym for synonym in synonyms if synonym in free), None)
+        if name not in columns and synonym is not None:
+            columns[name] = words.index(synonym)
     if "path" not in columns:
         if words and is_image(words[0]) and len(words) <= len(COLUMNS):
             return None, []
@@ -171,27 +178,27 @@ def _columns(place: str, header: Sequence[str]) -> tuple[dict[str, int] | None, 
 def _missing(place: str, header: Sequence[str]) -> DataError:
     return DataError(
         f"{place}: expected the columns path and label (and split), got {', '.join(header) or 'none'}.",
-        remedy=f"Rename the columns. {_NO_FILE}",
+        remedy=f"{HOW_IMAGE} {_NO_FILE}",
     )
 
 
 def _manifest(
     kind: str,
     place: str,
-    paths: Sequence[str | None],
-    labels: Sequence[str | int | None] | None,
-    splits: Sequence[str | None] | None,
+    cells: Mapping[str, Sequence[Any]],
     lines: Sequence[int],
     ignored: Sequence[str],
+    columns: Columns,
 ) -> tuple[Table, FileReader]:
     what = "row" if kind == "parquet" else "line"
+    paths = [_path(cell, columns.suffix) for cell in cells["path"]]
     for line, path in zip(lines, paths, strict=True):
         if not isinstance(path, str) or not path or "\0" in path:
             remedy = "Write the column as text (string)." if isinstance(path, bytes) else "Correct that row."
             raise DataError(f"{place}, {what} {line}: expected a path, got {str(path)[:60]!r}.", remedy=remedy)
-    words: list[str | None] = [word or None for word in splits] if splits is not None else [None] * len(paths)
+    words: list[str | None] = [word or None for word in cells.get("split", [None] * len(paths))]
     for line, word in zip(lines, words, strict=True):
-        if splits is not None and (not isinstance(word, str) or split_of(word) is None):
+        if "split" in cells and (not isinstance(word, str) or split_of(word) is None):
             raise DataError(
                 f"{place}, {what} {line}: expected the split train, val or test, got {word!r}.",
                 remedy="Correct that row, or remove the column.",
@@ -199,17 +206,26 @@ def _manifest(
     table = Table(
         kind=kind,
         where=place,
-        paths=[path.replace("\\", "/").removeprefix("./") for path in paths if path is not None],
-        labels=_labels(place, what, labels if labels is not None else [None] * len(paths), lines),
+        paths=paths,
+        labels=_labels(place, what, cells.get("label", [None] * len(paths)), lines),
         splits=words,
         note=f"columns not used: {', '.join(ignored)}" if ignored else "",
-        unlabelled=f"no column called {', '.join(COLUMNS['label'])} among {_shown(ignored)}" if labels is None else "",
+        unlabelled=""
+        if "label" in cells
+        else f"no column called {', '.join(COLUMNS['label'])} among {list_columns(ignored)}",
     )
-    return table, FileReader(str(Path(place).parent), table.paths)
+    root = os.path.expanduser(columns.root) if columns.root else str(Path(place).parent)
+    return table, FileReader(root, table.paths)
 
 
-def _shown(columns: Sequence[str]) -> str:
-    return ", ".join(map(repr, columns)) or "the others, of which there are none"
+def _path(cell: Any, suffix: str) -> Any:
+    """A path with "/" between parts, and the suffix behind it where it has none of an image."""
+    if suffix and isinstance(cell, int) and not isinstance(cell, bool):
+        cell = str(cell)
+    if not isinstance(cell, str) or not cell:
+        return cell
+    path = cell.replace("\\", "/").removeprefix("./")
+    return path if not suffix or is_image(path) else path + suffix
 
 
 def _labels(place: str, what: str, cells: Iterable[object], lines: Sequence[int]) -> list[Label]:

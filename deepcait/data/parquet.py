@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from deepcait.data.columns import USUAL, Columns
+from deepcait.data.image_table import Layout, class_names_of, find_layout, image_bytes, read_cells
 from deepcait.data.labels import Label
 from deepcait.data.manifest import load_parquet_manifest
 from deepcait.data.shards import find_shards, open_binary, shard_stem, splits_of_shards
@@ -24,19 +24,6 @@ from deepcait.optional import require
 
 # Of row groups, in each process; one group is kept however large it is.
 KEPT_BYTES = 256 * 2**20
-
-IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """The columns of a file: `path` is None where images are bare bytes, `label` where there are none."""
-
-    image: str
-    path: str | None
-    label: str | None
-    class_names: list[str] | None
 
 
 class ParquetReader:
@@ -62,14 +49,7 @@ class ParquetReader:
     def read(self, row: int) -> bytes:
         """Return the bytes of the image; ImageError when the file can't be read or the cell is empty."""
         number = bisect.bisect_right(self.firsts, row) - 1
-        cell = self._group(number, row)[row - self.firsts[number]].as_py()
-        data = cell["bytes"] if isinstance(cell, dict) else cell
-        if not isinstance(data, bytes):
-            raise ImageError(
-                f"{self.locate(row)}: expected an image, got an empty cell.",
-                remedy="Parquet with paths only is a manifest: give it a column path.",
-            )
-        return data
+        return image_bytes(self.locate(row), self._group(number, row)[row - self.firsts[number]].as_py())
 
     def locate(self, row: int) -> str:
         """File and row in it, for messages."""
@@ -109,18 +89,18 @@ class ParquetReader:
             ) from error
 
 
-def load_parquet(place: str) -> tuple[Table, Reader]:
+def load_parquet(place: str, columns: Columns = USUAL) -> tuple[Table, Reader]:
     """List the images of one parquet file, a pattern or a folder; a manifest is recognised by its columns.
 
     Raises:
-        ConfigError: pyarrow is not installed.
+        ConfigError: pyarrow is not installed, or `columns` that do not fit.
         DataError: no parquet, no images in it, or files that do not fit together.
     """
     files = find_shards(place, ".parquet")
     words = splits_of_shards(files, place)
-    layouts = [_layout(file) for file in files]
+    layouts = [_layout(file, columns) for file in files]
     if layouts[0] is None and len(files) == 1:
-        return load_parquet_manifest(files[0])
+        return load_parquet_manifest(files[0], columns)
     for file, layout in zip(files, layouts, strict=True):
         if layout is None or layout != layouts[0]:
             raise DataError(
@@ -151,23 +131,12 @@ def load_parquet(place: str) -> tuple[Table, Reader]:
         splits=splits,
         parts=parts,
         class_names=layout.class_names,
-        unlabelled="" if layout.label else _no_labels(files[0]),
+        unlabelled=layout.unlabelled,
     )
     return table, ParquetReader(files, layout.image, groups)
 
 
-def _no_labels(file: str) -> str:
-    """Why no column is that of the labels: which were looked for, and which there are."""
-    parquet = require("pyarrow.parquet", asked="parquet", extra="data")
-    with open_binary(file) as opened:
-        schema = parquet.read_schema(opened)
-    several = list(_class_labels(schema.metadata or {}))
-    if len(several) > 1:
-        return f"several columns are labels ({', '.join(several)}), none is called label"
-    return f"no column called {', '.join(LABEL_COLUMNS)} among {', '.join(map(repr, schema.names))}"
-
-
-def _read_rows(file: str, layout: _Layout) -> tuple[list[str], list[Label], list[int]]:
+def _read_rows(file: str, layout: Layout) -> tuple[list[str], list[Label], list[int]]:
     """Paths and labels of the rows of a file, and the size of each row group; no image is read."""
     parquet = require("pyarrow.parquet", asked="parquet", extra="data")
     wanted = [column for column in (layout.path, layout.label) if column]
@@ -175,67 +144,21 @@ def _read_rows(file: str, layout: _Layout) -> tuple[list[str], list[Label], list
         try:
             content = parquet.ParquetFile(opened)
             sizes = [content.metadata.row_group(group).num_rows for group in range(content.num_row_groups)]
-            num_rows = sum(sizes)
-            table = content.read(columns=wanted) if wanted else None
-            cells = table.column(layout.image).to_pylist() if table is not None and layout.path else []
-            labels = table.column(layout.label).to_pylist() if table is not None and layout.label else [None] * num_rows
+            table = content.read(columns=wanted)
         except Exception as error:  # pyarrow raises kinds of its own
             raise _damaged(file, error) from error
-    paths = [cell and cell["path"] for cell in cells]
-    row = next((row for row, path in enumerate(paths) if not isinstance(path, str | None)), None)
-    if row is not None:
-        raise DataError(
-            f"{file}, row {row}: expected text in the column {layout.path}, got {str(paths[row])[:60]}.",
-            remedy="Write the column as text (string).",
-        )
-    if not paths or not all(paths) or len(set(paths)) < len(paths):
-        paths = [f"{row:08d}" for row in range(num_rows)]
-    odd = next((label for label in labels if isinstance(label, bool) or not isinstance(label, str | int | None)), None)
-    if odd is not None:
-        raise DataError(
-            f"{file}: expected integers or class names in the column {layout.label}, got {odd!r}.",
-            remedy="One label an image.",
-        )
-    # The hub writes -1 where a test set keeps its labels to itself.
-    return [path.replace("\\", "/") for path in paths], [None if label == -1 else label for label in labels], sizes
+    return *read_cells(file, layout, table), sizes
 
 
-def _layout(file: str) -> _Layout | None:
+def _layout(file: str, columns: Columns) -> Layout | None:
     """The columns of a file with images in it, None where it holds none."""
     parquet = require("pyarrow.parquet", asked="parquet", extra="data")
-    types = require("pyarrow", asked="parquet", extra="data").types
     with open_binary(file) as opened:
         try:
             schema = parquet.read_schema(opened)
         except Exception as error:  # pyarrow raises kinds of its own
             raise _damaged(file, error) from error
-    fields = {field.name: field.type for field in schema}
-    structs = [name for name, kind in fields.items() if types.is_struct(kind) and kind.get_field_index("bytes") >= 0]
-    binary = [name for name, kind in fields.items() if types.is_binary(kind) or types.is_large_binary(kind)]
-    # Some programs write texts as bytes: what is called a path or a name is no image.
-    images = structs or [name for name in binary if "path" not in name.lower() and "name" not in name.lower()]
-    image = next((name for name in IMAGE_COLUMNS if name in images), images[0] if images else None)
-    if image is None:
-        return None
-    has_path = image in structs and fields[image].get_field_index("path") >= 0
-    names = _class_labels(schema.metadata or {})
-    label = next((name for name in LABEL_COLUMNS if name in fields), None)
-    if label is None and len(names) == 1:
-        label = next(iter(names))
-    return _Layout(image, f"{image}.path" if has_path else None, label, names.get(label or ""))
-
-
-def _class_labels(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
-    """Column -> class names, as the hub's `datasets` writes them into the schema."""
-    try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return {
-            column: [str(name) for name in feature["names"]]
-            for column, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
-        }
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return {}
+    return find_layout(file, schema, columns, class_names_of(schema))
 
 
 def _damaged(file: str, error: Exception) -> DataError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from deepcait.data.columns import HOW_LABEL
 from deepcait.data.image import DEFAULT, ImageOptions
 from deepcait.errors import DataError
 
@@ -112,9 +113,7 @@ def require_labels(source: Source) -> list[int]:
             raise DataError(
                 f"{source.locate(index)}: expected a labelled image, got none of a class"
                 f"{f' ({why})' if why and not any(label is not None for label in source.labels) else ''}.",
-                remedy="Training needs a class for every image: call the column `label`, or add the labels."
-                if why
-                else "Training needs a class for every image.",
+                remedy="Training needs a class for every image." + (f" {HOW_LABEL}" if "column" in why else ""),
             )
     return [label for label in source.labels if label is not None]
 

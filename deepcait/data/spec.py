@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepcait.data.arrow import is_saved, load_arrow
 from deepcait.data.benchmarks import inat_splits, load_cars, load_flowers, open_inat
 from deepcait.data.cifar import load_cifar
+from deepcait.data.columns import USUAL, Columns
 from deepcait.data.folder import find_splits, open_folder, require_sorted, subfolders
 from deepcait.data.imagenet import imagenet_splits, open_imagenet, open_imagenet_v2
 from deepcait.data.labels import RULES
@@ -81,6 +83,9 @@ def _named(open_it: Callable[[str, str | None, Sequence[str] | None], Source]) -
     return lambda place, split, classes, labels: open_it(place, split, classes)
 
 
+# Tables, whose columns a user may name.
+_TABLES = {"csv": load_csv, "jsonl": load_jsonl, "parquet": load_parquet, "arrow": load_arrow}
+
 # A new kind of source is one line here.
 KINDS = {
     "folder": Kind(
@@ -91,9 +96,7 @@ KINDS = {
         open=lambda place, split, classes, labels: open_folder(_builtin_path(place), split, classes, labels),
         splits=lambda place: list(find_splits(_builtin_path(place))),
     ),
-    "csv": _listed(load_csv),
-    "jsonl": _listed(load_jsonl),
-    "parquet": _listed(load_parquet),
+    **{name: _listed(load) for name, load in _TABLES.items()},
     "tar": _listed(load_tar),
     "zip": _listed(load_zip),
     "python": _listed(load_own),
@@ -153,7 +156,9 @@ def parse_spec(spec: str | os.PathLike[str]) -> tuple[str, str]:
 
 
 def _kind_of_folder(path: Path) -> str:
-    """Parquet or tar if it (or its folder data/) has shards and no class folders."""
+    """Parquet or tar if it (or its folder data/) has shards and no class folders; arrow if `datasets` saved it."""
+    if is_saved(path):
+        return "arrow"
     folders = [path, *([path / "data"] if (path / "data").is_dir() else [])]
     shards = {
         entry.suffix.lower() for folder in folders for entry in folder.iterdir() if not entry.name.startswith(".")
@@ -164,10 +169,24 @@ def _kind_of_folder(path: Path) -> str:
     return "folder" if find_splits(path) else kinds[0]
 
 
-def list_splits(spec: str | os.PathLike[str]) -> list[str]:
+def list_splits(spec: str | os.PathLike[str], columns: Columns = USUAL) -> list[str]:
     """The splits of a source among train, val, test; empty if it has none."""
-    kind, place = parse_spec(spec)
-    return KINDS[kind].splits(place)
+    kind, place = _find_kind(spec, columns)
+    return kind.splits(place)
+
+
+def _find_kind(spec: str | os.PathLike[str], columns: Columns) -> tuple[Kind, str]:
+    """How a DATA is opened whose columns are these, and its place."""
+    name, place = parse_spec(spec)
+    if columns == USUAL:
+        return KINDS[name], place
+    if name not in _TABLES:
+        raise ConfigError(
+            f"{' and '.join(columns.settings)}: expected a table ({', '.join(_TABLES)}), got {os.fspath(spec)} "
+            f"({name}).",
+            remedy="Leave them out: only tables have columns.",
+        )
+    return _listed(functools.partial(_TABLES[name], columns=columns)), place
 
 
 def open_source(
@@ -176,6 +195,7 @@ def open_source(
     *,
     classes: Sequence[str] | None = None,
     labels: str = "auto",
+    columns: Columns = USUAL,
 ) -> Source:
     """Open DATA as it is; nothing is held out here, see `open_split`.
 
@@ -184,15 +204,16 @@ def open_source(
         split: train, val or test; None or "all" takes every image.
         classes: index -> class name, fixed by training; labels are mapped to them, see `map_labels`.
         labels: what integers mean: auto, names, indices.
+        columns: of a table whose columns are not called as usual.
 
     Raises:
-        ConfigError: an unknown kind, split name or meaning of integers.
+        ConfigError: an unknown kind, split name or meaning of integers; columns of what is no table.
         DataError: nothing there, no such split, an unknown class.
     """
     _require_one_of(split, (*SPLITS, None), "split")
     _require_one_of(labels, RULES, "labels")
-    kind, place = parse_spec(spec)
-    return KINDS[kind].open(place, None if split == "all" else split, classes, labels)
+    kind, place = _find_kind(spec, columns)
+    return kind.open(place, None if split == "all" else split, classes, labels)
 
 
 def open_split(
@@ -203,6 +224,7 @@ def open_split(
     validate_on: str = "auto",
     classes: Sequence[str] | None = None,
     labels: str = "auto",
+    columns: Columns = USUAL,
     fraction: float = 0.1,
     seed: int = 0,
     manifest: str | os.PathLike[str] | None = None,
@@ -220,7 +242,7 @@ def open_split(
         split: train, val, test or all, instead of what the role would take.
         validate_on: what `val` takes: auto, as above; val or test, which must be there; none, no image; 0.1, as that
             version did: val, else test, else a part of train.
-        classes, labels: as in `open_source`.
+        classes, labels, columns: as in `open_source`.
         fraction, seed: of the part held out, see `stratified_split`.
         manifest: JSON file of the part held out; read where it exists, else written.
 
@@ -231,14 +253,14 @@ def open_split(
     _require_one_of(role, ROLES, "role")
     _require_one_of(split, (*SPLITS, None), "split")
     _require_one_of(validate_on, VALIDATE_ON, "validate_on")
-    own = list_splits(spec)
+    own = list_splits(spec, columns)
     wanted = split or _split_for(role, own, validate_on)
     # Whole splits are measured whole, unless a run says what it held out of them.
     whole = role == "eval" and "test" in own and not (manifest is not None and Path(manifest).exists())
     if wanted not in ("train", "val") or whole or not _holds_out(own, validate_on):
-        return open_source(spec, wanted, classes=classes, labels=labels)
+        return open_source(spec, wanted, classes=classes, labels=labels, columns=columns)
 
-    source = open_source(spec, "train" if "train" in own else None, classes=classes, labels=labels)
+    source = open_source(spec, "train" if "train" in own else None, classes=classes, labels=labels, columns=columns)
     if manifest is not None and Path(manifest).exists():
         train, val = read_manifest(manifest, source.names)
     else:
@@ -262,9 +284,9 @@ def _split_for(role: str, own: list[str], validate_on: str) -> str:
     return next((split for split in ("test", "val") if split in own), "all")
 
 
-def holds_out(spec: str | os.PathLike[str], validate_on: str) -> bool:
+def holds_out(spec: str | os.PathLike[str], validate_on: str, columns: Columns = USUAL) -> bool:
     """Whether training holds out its validation images from the split train."""
-    return _holds_out(list_splits(spec), validate_on)
+    return _holds_out(list_splits(spec, columns), validate_on)
 
 
 def _holds_out(own: list[str], validate_on: str) -> bool:

@@ -7,13 +7,14 @@ that agree up to the last one are. Shards without any label are read as class fo
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import tarfile
 from collections.abc import Sequence
 from typing import IO, Any, NamedTuple
 
-from deepcait.data.formats import IMAGE_SUFFIXES
+from deepcait.data.formats import IMAGE_SUFFIXES, count_suffixes
 from deepcait.data.image import MAX_BYTES
 from deepcait.data.labels import Label
 from deepcait.data.members import Tree, class_folders, is_hidden, is_image, safe_name
@@ -27,6 +28,7 @@ _MAX_LABEL_BYTES = 2**20
 _LABELS = ("cls", "json")
 _WHOLE = re.compile("-?[0-9]+")
 _MAX_DIGITS = 18
+_NUM_LISTED = 1000
 
 
 class Entry(NamedTuple):
@@ -88,7 +90,7 @@ def load_tar(place: str) -> tuple[Table, TarReader]:
         labels=labels,
         splits=splits,
         parts=[shard_stem(shards[number]) for number, _ in found],
-        unlabelled="no .cls or .json of the same name beside it in the shard",
+        unlabelled=_why_unlabelled(shards[0]) if all(label is None for label in labels) else "",
     )
     places = [(number, entry.offset, entry.num_bytes) for number, entry in found]
     return table, TarReader(shards, places, [entry.name for _, entry in found])
@@ -107,6 +109,13 @@ def index_shard(shard: str) -> list[Entry]:
     entries = _scan(shard, size)
     write_index(shard, stamp, _FORMAT, entries)
     return entries
+
+
+def _why_unlabelled(shard: str) -> str:
+    """What was looked for, and the suffixes that the first members of a shard have."""
+    with open_binary(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        names = [info.name for info in itertools.islice(archive, _NUM_LISTED) if info.isreg()]
+    return f"no .cls or .json of the same name in the shard, which has {count_suffixes(names)}"
 
 
 def _parse_index(rows: Any, size: int) -> list[Entry] | None:

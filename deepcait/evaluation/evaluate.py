@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from deepcait.data import Preprocessing, Source
+from deepcait.data.columns import USUAL, Columns
 from deepcait.errors import ConfigError, EvaluationWarning
 from deepcait.evaluation.batches import Batches, as_data, looks_raw, measure_batches
 from deepcait.evaluation.classes import model_classes, pretrained_cfg
@@ -54,6 +55,7 @@ def evaluate(
     batch_size: int = 32,
     num_workers: int = 0,
     split: str | None = None,
+    columns: Columns = USUAL,
     classes: Sequence[str] | None = None,
     class_mask: str | Sequence[str | int] | None = None,
     real_labels: str | os.PathLike[str] | None = None,
@@ -82,6 +84,7 @@ def evaluate(
         batch_size: images per step; does not change the result. A DataLoader has its own.
         num_workers: worker processes; does not change the result. A DataLoader has its own.
         split: train, val, test or all; None means test, else val, else all.
+        columns: of a table whose columns are not called as usual: `deepcait.data.Columns(label="breed")`.
         classes: index -> class name of the model; None means `label_names` of its `pretrained_cfg`, else the wnids for
             1,000 outputs and data with wnids, else the classes of the data, whose number must then be equal.
         class_mask: the classes that may be predicted: "data" for those of the data (as is usual for ImageNet-A and
@@ -109,12 +112,12 @@ def evaluate(
         model.to(device)
     device = next((tensor.device for tensor in model.parameters()), torch.device(device or "cpu"))
     if isinstance(data, DataLoader):
-        _require_no_options(protocol=protocol, split=split, real_labels=real_labels)
+        _require_no_options(protocol=protocol, split=split, real_labels=real_labels, columns=columns)
         how = Batches(data, classes, class_mask, device)
         counts, records, doubts = measure_batches(model, how, progress)
         doubts += [doubt for doubt in [looks_raw(model, how)] if doubt]
         return _finished(counts.metrics(), records, doubts)
-    source = open_for(as_data(data, classes), split=split, protocol=protocol, options=options)
+    source = open_for(as_data(data, classes), split=split, protocol=protocol, options=options, columns=columns)
     task = plan_task(source, protocol, real_labels)
     wanted = Wanted(task, classes, class_mask)
     given, preprocessing = preprocessing, preprocessing or model_preprocessing(model)
@@ -156,7 +159,7 @@ def _finished(metrics: Metrics, records: Records, doubts: Sequence[str]) -> Metr
 def _require_no_options(**given: Any) -> None:
     """Raise if an option was given that a DataLoader, which yields batches, makes meaningless."""
     for name, value in given.items():
-        if value not in (None, "folder"):
+        if value not in (None, "folder", USUAL):
             raise ConfigError(
                 f"{name}: expected none for a DataLoader, got {str(value)!r}.",
                 remedy="Leave it out, or give DATA or a Dataset.",

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepcait.data import FolderSource, Source, Subset, open_split, parse_spec
+from deepcait.data.columns import USUAL, Columns
 from deepcait.data.folder import subfolders
 from deepcait.data.image import ImageOptions
 from deepcait.data.imagenet import V2_NUM_CLASSES, V2_NUM_EACH
@@ -79,12 +80,14 @@ def open_for(
     protocol: str = "folder",
     manifest: str | os.PathLike[str] | None = None,
     options: ImageOptions | None = None,
+    columns: Columns = USUAL,
 ) -> Source:
     """Open what is to be evaluated: a DATA's test, else val, else all; an open source as it is.
 
     For `imagenet` and `real` a bare path is a root with `val` in it, or that folder itself; for `v2` it is the folder
     above 0 to 999. Where the data has neither val nor test, the split `val` is what the manifest of a run
-    (`split.json`) says that its training held out. `options` are the limits on images of what is opened here.
+    (`split.json`) says that its training held out. `options` are the limits on images of what is opened here, `columns`
+    those of a table whose columns are not called as usual.
 
     Raises:
         ConfigError: a split for a source that is open already, an unknown protocol.
@@ -92,7 +95,7 @@ def open_for(
     """
     require_protocol(protocol)
     if isinstance(data, str | os.PathLike):
-        source = _open_spec(data, split, protocol, manifest)
+        source = _open_spec(data, split, protocol, manifest, columns)
         return source if options is None else with_options(source, options)
     if split not in (None, data.split):
         raise ConfigError(
@@ -103,8 +106,14 @@ def open_for(
 
 
 def _open_spec(
-    data: str | os.PathLike[str], split: str | None, protocol: str, manifest: str | os.PathLike[str] | None
+    data: str | os.PathLike[str],
+    split: str | None,
+    protocol: str,
+    manifest: str | os.PathLike[str] | None,
+    columns: Columns,
 ) -> Source:
+    if columns != USUAL:
+        return open_split(data, "eval", split=split, manifest=manifest, columns=columns)
     kind, place = parse_spec(data)
     if protocol == "v2" and kind == "folder":
         return open_split(f"imagenet-v2:{place}", "eval", split=split)

@@ -65,6 +65,7 @@ def open_parts(recipe: Recipe) -> tuple[Source, Source]:
     """Return the images to train on and to validate on; the latter are none where nothing validates."""
     data = recipe.data
     how: dict = {"validate_on": data.validate_on, "fraction": data.val_fraction, "seed": recipe.seed}
+    how["columns"] = data.columns()
     train = open_split(data.source, "train", labels=data.labels, **how)
     if data.validate_on == "none":
         return train, Subset(train, [], split="none")
@@ -76,7 +77,7 @@ def open_parts(recipe: Recipe) -> tuple[Source, Source]:
 def _describe_validation(recipe: Recipe, validation: Source) -> str:
     if recipe.data.validate_on == "none":
         return "none, the last epoch is the model"
-    if holds_out(recipe.data.source, recipe.data.validate_on):
+    if holds_out(recipe.data.source, recipe.data.validate_on, recipe.data.columns()):
         return f"{len(validation):,} images held out of train"
     return describe(validation)
 

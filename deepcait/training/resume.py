@@ -31,7 +31,7 @@ _FREE_ON_RESUME = (
     "keep.tracker",
 )
 # The data themselves are compared, by names and labels: whoever moved them may write the new place into config.yaml.
-_COMPARED_BY_CONTENT = ("data.source", "data.exclude")
+_COMPARED_BY_CONTENT = ("data.source", "data.exclude", "data.image_root")
 _MORE = "More: `deepcait help existing-run`."
 
 

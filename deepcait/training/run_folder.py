@@ -80,7 +80,7 @@ def write_run_files(folder: Path, recipe: Recipe, data: TrainingData) -> None:
 
 def _keep_split(folder: Path, recipe: Recipe) -> None:
     """Write which images are held out, so that `eval --split val` uses the same."""
-    if holds_out(recipe.data.source, recipe.data.validate_on):
+    if holds_out(recipe.data.source, recipe.data.validate_on, recipe.data.columns()):
         names = (part.names for part in open_parts(recipe))
         facts = {"fraction": recipe.data.val_fraction, "seed": recipe.seed}
         replace_text(folder / SPLIT_FILE, manifest_text(*names, **facts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from deepcait.data.columns import Columns
 from deepcait.data.image import MAX_BYTES, MAX_PIXELS, ImageOptions
 
 
@@ -71,6 +72,14 @@ class Data:
     """DATA of the run; set by `--data`."""
     labels: str = "auto"
     """What integers are as labels: names of classes (auto, names) or their indices from 0 (indices)."""
+    label_column: str = ""
+    """Column of a table (CSV, JSON lines, parquet, arrow) of labels; empty takes one called label or alike."""
+    image_column: str = ""
+    """Column of a table of images or their paths; empty takes one called path, image or alike."""
+    image_suffix: str = ""
+    """Suffix of the files of a table whose paths have none, such as .jpg."""
+    image_root: str = ""
+    """Folder that the paths of a table are relative to; empty is the table's own."""
     validate_on: str = "auto"
     """auto: val, else a part of train, held out. val, test: that split. none: the last epoch is the model."""
     val_fraction: float = 0.1
@@ -101,6 +110,10 @@ class Data:
     """Train on this many images, drawn class by class from their names, whatever the seed; 0 takes all."""
     val_limit: int = 0
     """Validate on this many, drawn in the same way; 0 takes all."""
+
+    def columns(self) -> Columns:
+        """Return what is said about the columns of a table. Raises ConfigError."""
+        return Columns(label=self.label_column, image=self.image_column, suffix=self.image_suffix, root=self.image_root)
 
     def image_options(self) -> ImageOptions:
         """Return what is accepted as an image. Raises ConfigError."""

@@ -19,7 +19,7 @@ _BANNED = re.compile(rf"\b(?:{'|'.join(BANNED)})\b", re.IGNORECASE)
 ALLOWED: dict[str, set[str]] = {
     "deepcait/cli/demo.py": {"pictures"},  # a key of its JSON
     "deepcait/cli/push.py": {"picture"},  # the name of --image in 0.1
-    "deepcait/data/parquet.py": {"picture"},  # a name of users' columns
+    "deepcait/data/image_table.py": {"picture"},  # a name of users' columns
 }
 
 
