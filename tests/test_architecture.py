@@ -38,7 +38,7 @@ LAYER = {
 # Inside a package a file imports only from files before it. A package's __init__ comes after all of them.
 ORDER = {
     "model": [
-        "mode", "network", "variants", "alternatives", "embedding", "attention", "block", "cait",
+        "mode", "network", "variants", "alternatives", "embedding", "watch", "attention", "block", "cait",
         "wrappers", "trace", "ablation_init",
         "ablation", "convnet", "networks",
     ],

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from deepcait.errors import ConfigError
 from deepcait.model import CaiT
+from deepcait.model.attention import ClassAttention, TalkingHeadsAttention
 from deepcait.model.networks import require_cait
-from deepcait.model.trace import watch_attention
+from deepcait.model.watch import require_one_report, watch_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ class LayerMeter:
         model: a CaiT without ablation options, in evaluation mode.
 
     Raises:
-        ConfigError: it is another network.
+        ConfigError: it is another network, or an attention layer was replaced.
     """
 
     def __init__(self, model: CaiT) -> None:
@@ -75,7 +76,14 @@ class LayerMeter:
                 remedy="Use a model whose blocks have LayerScale and talking heads.",
             )
         self.model = model
+        for name, module in model.named_modules():
+            if name.endswith(".attn") and not isinstance(module, TalkingHeadsAttention | ClassAttention):
+                raise ConfigError(
+                    f"the layers of this model can't be measured: {name} was replaced by {type(module).__name__}.",
+                    remedy="Derive it from the layer that it replaces, in deepcait.model.attention.",
+                )
         self._blocks: list[Any] = [*model.blocks, *model.blocks_token_only]
+        self._names = {module: f"{name}.attn" for name, module in model.named_modules()}
         self._index = {id(block.attn): number for number, block in enumerate(self._blocks)}
         self._distance_NN = patch_distances(model.config.grid).to(model.pos_embed.device)
         self._sums: list[dict[str, Tensor]] = [{} for _ in self._blocks]
@@ -95,7 +103,7 @@ class LayerMeter:
             ]
         handles.append(self.model.blocks[0].register_forward_pre_hook(self._count))
         try:
-            with watch_attention(self.model, self._add_attention):
+            with watch_attention(self._add_attention):
                 yield
         finally:
             for handle in handles:
@@ -105,10 +113,12 @@ class LayerMeter:
         """Return the means over all images.
 
         Raises:
-            ConfigError: no image was measured.
+            ConfigError: no image was measured, or an attention layer reported no weights.
         """
         if not self._num_images:
             raise ConfigError("no image was measured.", remedy="Give one or more images.")
+        for block, sums in zip(self._blocks, self._sums, strict=True):
+            require_one_report(self._names[block], block.attn, int("entropy" in sums))
         patch_blocks, config = self._blocks[: len(self.model.blocks)], self.model.config
         gammas = [torch.stack((block.gamma_1, block.gamma_2)).abs() for block in self._blocks]
         return LayerMeasures(

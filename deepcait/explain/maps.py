@@ -7,7 +7,8 @@ from torch import Tensor
 
 from deepcait.errors import ConfigError
 from deepcait.model import CaiT
-from deepcait.model.trace import Trace, watch_attention
+from deepcait.model.trace import Trace
+from deepcait.model.watch import watch_class_stage
 
 
 @torch.no_grad()
@@ -70,12 +71,10 @@ def gradient_attention(model: CaiT, patches_BND: Tensor, targets_B: Tensor) -> T
     Source: gradient times attention, Chefer et al. 2021, arXiv:2103.15679 (there averaged over heads after
     clipping at 0, as `positive_mean` does).
     """
-    rows: list[Tensor] = []
-    with torch.enable_grad(), watch_attention(model, lambda attention, weights, mixed: rows.append(weights)):
+    with torch.enable_grad():
         # A new leaf, since the parameters may be frozen.
         cls_B1D = model.cls_token.expand(len(patches_BND), -1, -1).detach().clone().requires_grad_()
-        for block in model.blocks_token_only:
-            cls_B1D = block(cls_B1D, patches_BND.detach())
+        cls_B1D, rows = watch_class_stage(model.blocks_token_only, cls_B1D, patches_BND.detach())
         logits_BK = model.forward_head(model.norm(cls_B1D))
         # Images are independent, so the gradient of the sum has each image's own gradient.
         score = logits_BK.gather(1, targets_B[:, None].to(logits_BK.device)).sum()

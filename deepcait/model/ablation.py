@@ -104,18 +104,8 @@ class AblatedClassBlock(nn.Module):
 
     def forward(self, cls_B1D: Tensor, patches_BND: Tensor) -> Tensor:
         """Return the class token after this block, (B, 1, D)."""
-        return self._add(cls_B1D, self.attn(self._norm(cls_B1D, patches_BND)))
-
-    def attend(self, cls_B1D: Tensor, patches_BND: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the class token after this block, (B, 1, D), and its attention, (B, A, 1, T)."""
-        read_B1D, weights_BA1T = self.attn.attend(self._norm(cls_B1D, patches_BND))
-        return self._add(cls_B1D, read_B1D), weights_BA1T
-
-    def _norm(self, cls_B1D: Tensor, patches_BND: Tensor) -> Tensor:
-        return self.norm1(torch.cat((cls_B1D, patches_BND), dim=1))
-
-    def _add(self, cls_B1D: Tensor, read_B1D: Tensor) -> Tensor:
-        cls_B1D = cls_B1D + _scaled(self.gamma_1, read_B1D)
+        u_BTD = self.norm1(torch.cat((cls_B1D, patches_BND), dim=1))
+        cls_B1D = cls_B1D + _scaled(self.gamma_1, self.attn(u_BTD))
         if self.mlp is not None and self.norm2 is not None:
             cls_B1D = cls_B1D + _scaled(self.gamma_2, self.mlp(self.norm2(cls_B1D)))
         return cls_B1D
@@ -186,15 +176,6 @@ class AblatedCaiT(CaiT):
         pooled_BD = tokens_BTD.mean(dim=1)
         return pooled_BD if pre_logits else self.head(pooled_BD)
 
-    def class_attention(self, images_BCHW: Tensor) -> Tensor:
-        """Return the attention of the class token, (B, class blocks, A, 1 + N).
-
-        Raises:
-            ConfigError: the model has no class stage.
-        """
-        self._require_class_stage("class_attention")
-        return super().class_attention(images_BCHW)
-
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Return the patch tokens after chosen blocks, as CaiT does.
 
@@ -213,6 +194,10 @@ class AblatedCaiT(CaiT):
             return super()._tokens(images_BCHW)
         tokens_BTD = self._through(images_BCHW)
         return tokens_BTD[:, :1], tokens_BTD[:, 1:]
+
+    def _watched(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        self._require_class_stage("class_attention")
+        return super()._watched(images_BCHW)
 
     def _through(self, images_BCHW: Tensor) -> Tensor:
         """All tokens after the patch stage, an inserted class token first."""

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deepcait.model.watch import is_watched, report_attention
+
 
 class TalkingHeadsAttention(nn.Module):
     """Self-attention among patches, with heads mixed before and after the softmax (talking heads).
@@ -39,7 +41,9 @@ class TalkingHeadsAttention(nn.Module):
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """Return the update of each patch token, (B, N, D), before LayerScale."""
-        return self.attend(tokens_BND)[0]
+        out_BND, *weights = self.attend(tokens_BND)
+        report_attention(self, *weights)
+        return out_BND
 
     def attend(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the output and the attention weights of each patch, by the equations of the class.
@@ -93,12 +97,15 @@ class ClassAttention(nn.Module):
     def forward(self, tokens_BTD: Tensor) -> Tensor:
         """Return the class token's update, (B, 1, D), before LayerScale.
 
-        On a GPU the three lines in the middle of the equations are one kernel of PyTorch, which keeps no weights. It
-        has first derivatives only; `attend` has all, and is what computes wherever somebody replaced it.
+        On a GPU the three lines in the middle of the equations are one kernel of PyTorch, which returns no weights. It
+        has first derivatives only; `attend` has all, and is used if it was replaced or the weights are watched.
         """
         traced = isinstance(tokens_BTD, torch.fx.Proxy)  # its device is known only when it runs
-        if traced or not tokens_BTD.is_cuda or "attend" in self.__dict__ or type(self).attend is not _ATTEND:
-            return self.attend(tokens_BTD)[0]
+        replaced = "attend" in self.__dict__ or type(self).attend is not _ATTEND
+        if traced or not tokens_BTD.is_cuda or replaced or is_watched():
+            out_B1D, *weights = self.attend(tokens_BTD)
+            report_attention(self, *weights)
+            return out_B1D
         read_BA1E = F.scaled_dot_product_attention(*self._queries_keys_values(tokens_BTD), scale=self.scale)
         return self.proj(merge_heads(read_BA1E))
 

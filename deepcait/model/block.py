@@ -117,16 +117,6 @@ class ClassAttentionBlock(nn.Module):
 
     def forward(self, cls_B1D: Tensor, patches_BND: Tensor) -> Tensor:
         """Return the class token after this block, (B, 1, D)."""
-        return self._add(cls_B1D, self.attn(self._norm(cls_B1D, patches_BND)))
-
-    def attend(self, cls_B1D: Tensor, patches_BND: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the class token after this block, (B, 1, D), and its attention, (B, A, 1, T)."""
-        read_B1D, weights_BA1T = self.attn.attend(self._norm(cls_B1D, patches_BND))
-        return self._add(cls_B1D, read_B1D), weights_BA1T
-
-    def _norm(self, cls_B1D: Tensor, patches_BND: Tensor) -> Tensor:
-        return self.norm1(torch.cat((cls_B1D, patches_BND), dim=1))
-
-    def _add(self, cls_B1D: Tensor, read_B1D: Tensor) -> Tensor:
-        cls_B1D = cls_B1D + self.gamma_1 * read_B1D
+        u_BTD = self.norm1(torch.cat((cls_B1D, patches_BND), dim=1))
+        cls_B1D = cls_B1D + self.gamma_1 * self.attn(u_BTD)
         return cls_B1D + self.gamma_2 * self.mlp(self.norm2(cls_B1D))

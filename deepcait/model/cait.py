@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -15,6 +15,7 @@ from deepcait.errors import ConfigError
 from deepcait.model.block import NORM_EPS, ClassAttentionBlock, LayerScaleBlock
 from deepcait.model.embedding import PatchEmbed, require_images
 from deepcait.model.variants import CaiTConfig
+from deepcait.model.watch import is_watched, watch_class_stage
 
 torch.fx.wrap("require_images")  # one node of a traced graph: it compares sizes, which are known only at run time
 
@@ -121,14 +122,23 @@ class CaiT(nn.Module):
     def class_attention(self, images_BCHW: Tensor) -> Tensor:
         """Return the attention of the class token: (B, class blocks, A, 1 + N).
 
-        Each row is a softmax and sums to 1; position 0 is the class token itself, patches follow row by row.
+        Each row is a softmax and sums to 1; position 0 is the class token itself, patches follow row by row. Every
+        module up to the class blocks is called once, as in `forward`.
+
+        Raises:
+            ConfigError: an attention layer of the class stage was replaced by one that reports no weights.
+            ShapeError: the images' size or number of channels is not the model's.
         """
-        cls_B1D, patches_BND = self._first_cls(images_BCHW), self._patches(images_BCHW)
-        maps = []
-        for block in cast("Iterable[ClassAttentionBlock]", self.blocks_token_only):
-            cls_B1D, weights_BA1T = block.attend(cls_B1D, patches_BND)
-            maps.append(weights_BA1T[:, :, 0])
-        return torch.stack(maps, dim=1)
+        return self._watched(images_BCHW)[1]
+
+    def logits_and_attention(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `forward` and `class_attention` return, from one forward pass.
+
+        Raises:
+            ConfigError, ShapeError: as `class_attention`.
+        """
+        cls_B1D, attention_BLAT = self._watched(images_BCHW)
+        return self.forward_head(self.norm(cls_B1D)), attention_BLAT
 
     def forward_intermediates(
         self,
@@ -285,6 +295,12 @@ class CaiT(nn.Module):
         patches_BND = self._patches(images_BCHW)
         return self._read(self._first_cls(images_BCHW), patches_BND), patches_BND
 
+    def _watched(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the class token after the class stage, (B, 1, D), and its attention, (B, class blocks, A, 1 + N)."""
+        patches_BND = self._patches(images_BCHW)
+        cls_B1D, rows = watch_class_stage(self.blocks_token_only, self._first_cls(images_BCHW), patches_BND)
+        return cls_B1D, torch.stack([row_BA1T[:, :, 0] for row_BA1T in rows], dim=1)
+
     def _embed(self, images_BCHW: Tensor) -> Tensor:
         require_images(images_BCHW, self.config.in_chans, self.config.img_size)
         return self.patch_embed(images_BCHW) + self.pos_embed
@@ -304,7 +320,9 @@ class CaiT(nn.Module):
         return cls_B1D
 
     def _run_patch_block(self, block: nn.Module, patches_BND: Tensor) -> Tensor:
-        """Pass the patches through one block of the patch stage: by the backend or by calling it."""
+        """Pass the patches through one block of the patch stage: by the backend, or by calling it if it is watched."""
+        if is_watched():
+            return self._run(block, patches_BND)
         blocks = cast("Sequence[nn.Module]", self.blocks)
         return self._run(self._backend.function_for(block, patches_BND, blocks), patches_BND)
 

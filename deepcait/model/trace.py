@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from deepcait.errors import ConfigError
 from deepcait.model.cait import CaiT
+from deepcait.model.watch import watch_attention, watch_class_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,67 +42,26 @@ def trace(model: CaiT, images_BCHW: Tensor) -> Trace:
 
     Raises:
         ShapeError: the images' size or number of channels is not the model's.
-        ConfigError: the network has no class stage, or an attention module was replaced by one without `attend`.
+        ConfigError: the network has no class stage, or an attention layer of it was replaced by one that reports no
+            weights.
     """
-    rows: list[Tensor] = []
     maps: list[Tensor] = []
 
     def keep(attention: nn.Module, weights: Tensor, mixed: Tensor | None) -> None:
-        if mixed is None:
-            rows.append(weights[:, :, 0])
-        else:
+        if mixed is not None:
             maps.append(mixed.abs().mean(1).float())
 
-    with watch_attention(model, keep):
-        returned = model.forward_intermediates(images_BCHW, indices=1, norm=False, output_fmt="NLC")
-    tokens_BTD, (patches_BND,) = cast("tuple[Tensor, list[Tensor]]", returned)
-    if len(rows) != len(model.blocks_token_only):
-        raise ConfigError(
-            f"Only {len(rows)} of {len(model.blocks_token_only)} class blocks returned attention weights.",
-            remedy="A class block's `attn` must compute its output through `attend`, as ClassAttention does.",
+    with watch_attention(keep):
+        (patches_BND,) = model.forward_intermediates(
+            images_BCHW, indices=1, norm=False, output_fmt="NLC", intermediates_only=True
         )
+    cls_B1D = model.cls_token.expand(len(patches_BND), -1, -1)
+    cls_B1D, rows = watch_class_stage(model.blocks_token_only, cls_B1D, patches_BND)
+    tokens_BTD = model.norm(torch.cat((cls_B1D, patches_BND), dim=1))
     return Trace(
         logits=model.forward_head(tokens_BTD),
         features=model.forward_head(tokens_BTD, pre_logits=True),
         patches=patches_BND,
-        class_attention=torch.stack(rows, dim=1),
+        class_attention=torch.stack([row_BA1T[:, :, 0] for row_BA1T in rows], dim=1),
         patch_attention=torch.stack(maps, dim=1) if len(maps) == len(model.blocks) else None,
     )
-
-
-@contextmanager
-def watch_attention(model: CaiT, receive: Callable[[nn.Module, Tensor, Tensor | None], None]) -> Iterator[None]:
-    """Inside this context, the reference computes the blocks, and each passes its attention weights on.
-
-    Args:
-        model: its blocks have an `attn`.
-        receive: called with the attention module, weights (B, A, Q, J) after the softmax; and weights (B, A, N, N)
-            after the second head mixing, None in the class stage, which mixes no heads.
-    """
-
-    def watched(attention: Any) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        attend = attention.attend
-
-        def attend_and_report(tokens: Tensor) -> tuple[Tensor, ...]:
-            out, weights, *mixed = attend(tokens)
-            receive(attention, weights, mixed[0] if mixed else None)
-            return (out, weights, *mixed)
-
-        return attend_and_report
-
-    attentions = [cast("Any", block).attn for block in (*model.blocks, *model.blocks_token_only)]
-    attentions = [attention for attention in attentions if hasattr(attention, "attend")]
-    before = [vars(attention).get("attend") for attention in attentions]
-    backend = model._backend
-    model.set_backend("reference")
-    try:
-        # On the instance: `forward` of the module calls it, so that its hooks run as ever.
-        for attention in attentions:
-            attention.attend = watched(attention)
-        yield
-    finally:
-        model._backend = backend
-        for attention, own in zip(attentions, before, strict=True):
-            del attention.attend
-            if own is not None:
-                attention.attend = own
