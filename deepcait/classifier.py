@@ -291,6 +291,12 @@ class Classifier:
             features_BD = cait.forward_head(tokens_BTD, pre_logits=True)
             return cait.forward_head(tokens_BTD).cpu(), features_BD.cpu()
 
+    def logits_and_attention(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, K) and class attention of one forward pass of the network itself, on the CPU."""
+        with torch.no_grad():
+            logits_BK, attention_BLAT = self.cait.logits_and_attention(images_BCHW.to(self.device))
+            return logits_BK.cpu(), attention_BLAT.cpu()
+
     def explain(
         self,
         image: ImageInput,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +53,8 @@ def trace(model: CaiT, images_BCHW: Tensor) -> Trace:
             maps.append(mixed.abs().mean(1).float())
 
     with watch_attention(keep):
-        (patches_BND,) = model.forward_intermediates(
-            images_BCHW, indices=1, norm=False, output_fmt="NLC", intermediates_only=True
-        )
+        form: dict[str, Any] = {"norm": False, "output_fmt": "NLC", "intermediates_only": True}
+        (patches_BND,) = cast("list[Tensor]", model.forward_intermediates(images_BCHW, 1, **form))
     cls_B1D = model.cls_token.expand(len(patches_BND), -1, -1)
     cls_B1D, rows = watch_class_stage(model.blocks_token_only, cls_B1D, patches_BND)
     tokens_BTD = model.norm(torch.cat((cls_B1D, patches_BND), dim=1))

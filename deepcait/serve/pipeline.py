@@ -1,4 +1,4 @@
-"""From bytes to answers through one queue: a small pool decodes, one thread takes what waits as one batch."""
+"""From bytes to predictions through one queue: some threads decode, one thread computes batches."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Seen:
-    """One image on its way: what the model sees of it, then what it says.
+    """One image in the pipeline: the model's input, then its predictions.
 
     Args:
-        name: what the client calls the image.
+        name: the client's name of the image.
         size: (width, height) of the upright image in pixels.
-        box: the part that the model sees, (left, top, right, bottom) in those pixels.
+        box: the part that is the model's input, (left, top, right, bottom) in these pixels.
         image: the preprocessed image, (C, H, W).
         placed_s: when it joined the queue.
         predictions: filled in by the network.
-        attention: class attention, (class blocks, A, 1 + N), where it was asked for.
+        attention: class attention, (class blocks, A, 1 + N), if requested.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Seen:
 
 @dataclass
 class Timing:
-    """How long each station took, in seconds; the largest batch that an image of the request was in."""
+    """How long each stage took, in seconds; the largest batch with an image of the request."""
 
     decode_s: float = 0.0
     queue_s: float = 0.0
@@ -58,7 +58,7 @@ class Timing:
 
 @dataclass(eq=False)
 class Job:
-    """The images of one request, of `num_bytes` together; `done` gets the list of `Seen`, or what went wrong."""
+    """The images of one request, of `num_bytes` in total; `done` gets the list of `Seen`, or an exception."""
 
     uploads: list[Upload]
     num_bytes: int
@@ -71,15 +71,15 @@ class Job:
 
 
 class Pipeline:
-    """Decodes and answers; every method but `close` belongs to the thread of the event loop.
+    """Decodes and predicts; every method except `close` belongs to the thread of the event loop.
 
-    An answer does not depend on its batch but for the rounding of float32: images pass through the network side by
-    side. A batch is dispatched when it is full, when no request is pending, or after `max_wait_s`.
+    Results do not depend on the batch, except for float32 rounding. A batch is dispatched when it is full,
+    when no request is pending, or after `max_wait_s`.
 
     Args:
-        classifier: the model; its `logits` and `class_attention` are called from one thread only.
+        classifier: the model; its methods are called from one thread only.
         limits: sizes of queue and batch, pixels of an image.
-        counters: where images, batches and times are counted.
+        counters: of images, batches and times.
     """
 
     def __init__(self, classifier: Classifier, limits: Limits, counters: Counters) -> None:
@@ -92,7 +92,7 @@ class Pipeline:
         self._changed = threading.Condition()
         self._closing = False
         self._num_coming = 0
-        self._num_waiting = 0  # images that were let in and have not been taken by the network
+        self._num_waiting = 0  # accepted images that the network has not started
         self._num_bytes = 0  # of the images that have not been decoded
         self._image_s = 0.0  # network time of an image, a moving average
         self._threads = [
@@ -105,12 +105,12 @@ class Pipeline:
 
     @property
     def num_waiting(self) -> int:
-        """Images that wait for the network."""
+        """Images in the queue."""
         return self._num_waiting
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the images that wait to be decoded, or are being decoded."""
+        """Bytes of the images that are not decoded yet."""
         return self._num_bytes
 
     def is_alive(self) -> bool:
@@ -118,20 +118,20 @@ class Pipeline:
         return all(thread.is_alive() for thread in self._threads)
 
     def expect(self) -> None:
-        """Say that a request is on its way: a batch waits a moment for it. `submit` or `forget` follows."""
+        """Announce a request: a batch waits a moment for it. `submit` or `forget` follows."""
         with self._changed:
             self._num_coming += 1
 
     def forget(self) -> None:
-        """Say that a request that was expected does not come."""
+        """Cancel the announcement of a request."""
         with self._changed:
             self._num_coming -= 1
             self._changed.notify_all()
 
     def submit(self, uploads: list[Upload], *, explain: bool, topk: int) -> Job:
-        """Place the images of a request that was expected; cancelling its `done` takes them out again.
+        """Queue the images of an announced request; cancelling its `done` removes them.
 
-        What `done` may raise: ImageError where an image can't be read, WeightsError where the model gives no numbers.
+        `done` may raise ImageError if an image can't be read, WeightsError if the logits are not finite.
 
         Raises:
             RequestError: the queue is full.
@@ -147,8 +147,7 @@ class Pipeline:
                 self._num_bytes += num_bytes
         if full:
             raise overloaded(
-                f"queue: expected room for {len(uploads)} images, got {self._num_waiting} waiting of at most "
-                f"{self.limits.max_queue}.",
+                f"the queue is full: {self._num_waiting} images of at most {self.limits.max_queue}.",
                 retry_after_s=min(max(1, round(self._num_waiting * self._image_s)), 60),
             )
         job = Job(uploads, num_bytes, explain, topk, self._loop.create_future())
@@ -156,7 +155,7 @@ class Pipeline:
         return job
 
     def close(self) -> None:
-        """Finish what waits, then end the threads."""
+        """Finish waiting requests, then end the threads."""
         for _ in range(self.limits.num_decoders):
             self._to_decode.put(None)
         for thread in self._threads[:-1]:
@@ -166,13 +165,13 @@ class Pipeline:
             self._changed.notify_all()
         self._threads[-1].join()
 
-    # -- the decoders' side ----------------------------------------------------------------------------------------
+    # -- decoders -----------------------------------------------------------------------------------------------
 
     def _decode_jobs(self) -> None:
         while (job := self._to_decode.get()) is not None:
             began_s, num_images, error = time.perf_counter(), len(job.uploads), None
             try:
-                while job.uploads and not job.done.done():  # a deadline may have passed, or the client gone
+                while job.uploads and not job.done.done():  # the deadline may have passed, or the client left
                     job.seen.append(self._decode(job.uploads[0]))
                     del job.uploads[0]
             except Exception as caught:
@@ -205,23 +204,26 @@ class Pipeline:
         seen.placed_s = time.perf_counter()
         return seen
 
-    # -- the network's side ----------------------------------------------------------------------------------------
+    # -- network ------------------------------------------------------------------------------------------------
 
     def _run_batches(self) -> None:
         while batch := self._take():
-            began_s, error = time.perf_counter(), None
+            began_s = time.perf_counter()
             jobs = list({id(job): job for job, _ in batch}.values())
-            try:
-                self._pass(batch)
-            except Exception as caught:  # the thread lives on; all who were in the batch are told
-                error = caught
+            errors: dict[int, Exception] = {}
+            for explain in (False, True):
+                chosen = [(job, seen) for job, seen in batch if job.explain == explain]
+                try:
+                    self._pass(chosen, explain=explain)
+                except Exception as error:  # the thread continues; these requests get the error
+                    errors |= {id(job): error for job, _ in chosen}
             self._count(batch, jobs, began_s, time.perf_counter() - began_s)
             for job, _ in batch:
                 job.num_open -= 1
-            self._tell([(job, error) for job in jobs if error is not None or not job.num_open])
+            self._tell([(job, errors.get(id(job))) for job in jobs if id(job) in errors or not job.num_open])
 
     def _take(self) -> list[tuple[Job, Seen]]:
-        """What waits, up to a batch; waits for the first, and a moment for those on their way. Empty at the end."""
+        """Return a batch; wait for its first image, and a moment for announced requests. Empty at the end."""
         batch: list[tuple[Job, Seen]] = []
         with self._changed:
             while not batch:
@@ -240,18 +242,20 @@ class Pipeline:
                         batch.append((job, seen))
         return batch
 
-    def _pass(self, batch: list[tuple[Job, Seen]]) -> None:
-        logits_BK = self.classifier.logits(torch.stack([seen.image for _, seen in batch]))
-        ranked = self.classifier.rank(logits_BK, max(job.topk for job, _ in batch))
-        for (job, seen), predictions in zip(batch, ranked, strict=True):
-            seen.predictions = predictions[: job.topk]
-        explained = [seen for job, seen in batch if job.explain]
-        if explained:
-            images_BCHW = torch.stack([seen.image for seen in explained]).to(self.classifier.device)
-            with torch.no_grad():
-                attention_BLAT = self.classifier.cait.class_attention(images_BCHW).cpu()
-            for seen, attention_LAT in zip(explained, attention_BLAT, strict=True):
+    def _pass(self, chosen: list[tuple[Job, Seen]], *, explain: bool) -> None:
+        """Pass images through the network once: the engine predicts, the network itself explains."""
+        if not chosen:
+            return
+        images_BCHW = torch.stack([seen.image for _, seen in chosen])
+        if explain:
+            logits_BK, attention_BLAT = self.classifier.logits_and_attention(images_BCHW)
+            for (_, seen), attention_LAT in zip(chosen, attention_BLAT, strict=True):
                 seen.attention = attention_LAT
+        else:
+            logits_BK = self.classifier.logits(images_BCHW)
+        ranked = self.classifier.rank(logits_BK, max(job.topk for job, _ in chosen))
+        for (job, seen), predictions in zip(chosen, ranked, strict=True):
+            seen.predictions = predictions[: job.topk]
 
     def _count(self, batch: list[tuple[Job, Seen]], jobs: list[Job], began_s: float, network_s: float) -> None:
         each_s = network_s / len(batch)
@@ -268,11 +272,11 @@ class Pipeline:
         self.counters.add("network_seconds_total", network_s)
 
     def _tell(self, told: list[tuple[Job, Exception | None]]) -> None:
-        """Hand results and errors to the event loop, all in one call."""
+        """Pass results and errors to the event loop in one call."""
         if told and self._loop is not None:
             try:
                 self._loop.call_soon_threadsafe(_resolve, told)
-            except RuntimeError:  # the loop has ended: nothing waits any more
+            except RuntimeError:  # the loop has ended
                 return
 
 
