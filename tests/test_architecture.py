@@ -50,8 +50,8 @@ ORDER = {
         "outgoing", "push", "card", "teachers",
     ],
     "data": [
-        "png", "jpeg", "formats", "depth", "image", "inputs", "fetch", "listing", "labels", "columns", "source",
-        "folder", "resample", "preprocessing",
+        "samples", "png", "jpeg", "formats", "depth", "image", "inputs", "fetch", "listing", "labels", "columns",
+        "source", "folder", "resample", "preprocessing",
         "shards", "members", "table", "own", "stored", "split", "manifest", "image_table", "parquet", "arrow", "zipped",
         "tar", "cifar", "matlab", "imagenet", "benchmarks", "spec", "plausible", "faults", "workers", "dataset",
         "seeding", "order", "slide", "erasing", "policies", "augment", "mixing", "shrunk", "loader",
@@ -80,7 +80,9 @@ ORDER = {
         "activations", "train", "cost", "plots", "gpu_clock", "gpu",
     ],
     "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
-    "serve": ["limits", "refusal", "counters", "upload", "pipeline", "pages", "app", "protocol", "run"],
+    "serve": [
+        "limits", "refusal", "cors", "counters", "upload", "openapi", "pipeline", "pages", "app", "protocol", "run",
+    ],
     "cli": [
         "exits", "console", "usage", "options", "images", "tables", "places", "engine", "main", "models", "info",
         "recipes", "doctor", "eval", "predict", "explain", "report", "train", "bench", "study", "serve", "export",

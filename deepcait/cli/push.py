@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from deepcait.weights import Resolved
 
 _SIDE_PX = 224
-_DEMO_IMAGES = Path(__file__).parent.parent / "assets" / "demo" / "test" / "horse"
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Args:
     data: str | None = None
     """Description of the training data for the card."""
     image: Annotated[Path | None, tyro.conf.arg(aliases=("--picture",))] = None
-    """Image for the class-attention example on the card (default: an image of the package)."""
+    """Image for the class-attention example on the card (default: one of CIFAR-10 if the model has its classes)."""
     private: bool = False
     """Create a new repository as private."""
     dry_run: bool = False
@@ -103,19 +102,24 @@ def _list(folder: Path, console: Console) -> list[str]:
 
 
 def _draw(found: Resolved, path: Path | None, console: Console) -> Image.Image | None:
-    """The model's input and its class attention side by side; None if its inputs are not RGB or greyscale."""
+    """The model's input and its class attention side by side; None without an image of its kind."""
     import torch
     from PIL import Image
 
     from deepcait.data import Preprocessing, open_image
+    from deepcait.data.samples import sample_images
     from deepcait.model.networks import require_cait
 
     model = require_cait(found.model)
     if found.model.config.in_chans not in (1, 3):
         console.note(f"no class-attention image: the model's inputs have {found.model.config.in_chans} channels")
         return None
+    path = path or sample_images(found.classes).get("horse")
+    if path is None:
+        console.note("no class-attention image on the card: give an image with --image")
+        return None
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
-    image = open_image(path or min(_DEMO_IMAGES.glob("*.png")))
+    image = open_image(path)
     with torch.no_grad():
         weights_T = model.class_attention(preprocessing(image)[None])[0, -1].mean(0)
     map_RC = weights_T[1:].reshape(model.config.grid)

@@ -2,7 +2,8 @@
 
 Examples:
     deepcait serve builtin:nano                          then open http://127.0.0.1:8000/
-    deepcait serve runs/pets --port 0                    a free port; the line printed says which
+    deepcait serve runs/pets --port 0                    a free port, which is printed
+    deepcait serve runs/pets --cors-origin https://pets.example.org
     curl -F "image=@cat.jpg" http://127.0.0.1:8000/predict
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -27,11 +29,13 @@ class Args:
     spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """The model: a name, hf-hub:owner/name, a model or run folder, a weights file, builtin:nano."""
     host: str = "127.0.0.1"
-    """Address to listen on; the default is reached from this machine only."""
+    """Address to listen on; the default can be reached from this machine only."""
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
-    allow_host: tuple[str, ...] = ()
-    """Accepted Host names, for a proxy in front of the service."""
+    allow_host: Annotated[tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]], tyro.conf.arg(metavar="NAME")] = ()
+    """Accepted Host names, for a proxy in front of the service; can be repeated."""
+    cors_origin: Annotated[tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]], tyro.conf.arg(metavar="ORIGIN")] = ()
+    """Origins whose pages may use the service (CORS), * for all; can be repeated."""
     engine: Literal["eager", "compile", "onnx", "openvino"] | None = None
     """Inference engine (default: the one that `bench --autotune` stored in the model's folder, else PyTorch)."""
     precision: Literal["auto", "fp32", "fp32-strict", "bf16", "fp16", "int8"] = "auto"
@@ -74,12 +78,12 @@ def _require_numbers(args: Args) -> None:
 
 
 def run(args: Args) -> int | None:
-    """Load the model, listen, and answer until SIGINT or SIGTERM."""
+    """Load the model, listen, and serve until SIGINT or SIGTERM."""
     from deepcait.classifier import load
 
     try:
         from deepcait.serve.limits import Limits
-        from deepcait.serve.run import is_loopback, serve
+        from deepcait.serve.run import is_loopback, require_names, serve
     except ModuleNotFoundError as error:
         if (error.name or "deepcait").startswith("deepcait"):
             raise
@@ -87,8 +91,10 @@ def run(args: Args) -> int | None:
             f"serve needs the package {error.name}, which is not installed.", remedy='pip install "deepcait[serve]"'
         ) from error
     if args.threads is not None and args.threads < 1:
-        raise ConfigError(f"--threads: expected 1 or more, got {args.threads}.", remedy="Give 1, or more.")
+        raise ConfigError(f"--threads: expected 1 or more, got {args.threads}.", remedy="Use 1 or more.")
     _require_numbers(args)
+    hosts, origins = [*chain(*args.allow_host)], [*chain(*args.cors_origin)]
+    require_names(hosts, origins)
     console = Console(json=args.json)
     chosen = choose_engine(args.spec, args.engine, console, precision=args.precision, device=args.device)
     threads = args.threads or chosen.threads
@@ -112,7 +118,9 @@ def run(args: Args) -> int | None:
         if not args.json:
             console.say(f"serving {args.spec} ({facts['classes']:,} classes, {height} x {width} px) at {address}")
         if not is_loopback(urlsplit(address).hostname or ""):
-            console.note("Whoever reaches this address may use it: there is no password. Put a proxy in front.")
+            console.note(
+                "Anyone who can reach this address can use the service: there is no password. Put a proxy in front."
+            )
 
     serve(
         classifier,
@@ -121,8 +129,9 @@ def run(args: Args) -> int | None:
         port=args.port,
         threads=threads,
         limits=limits,
-        allow_hosts=args.allow_host,
+        allow_hosts=hosts,
+        cors_origins=origins,
         listening=listening,
     )
     if not args.json:
-        console.say("stopped; every request that was let in has been answered")
+        console.say("stopped; all accepted requests have been completed")

@@ -21,6 +21,7 @@ from deepcait.data.manifest import load_csv, load_jsonl
 from deepcait.data.members import is_image
 from deepcait.data.own import load_own
 from deepcait.data.parquet import load_parquet
+from deepcait.data.samples import ASSETS
 from deepcait.data.shards import is_url
 from deepcait.data.source import Source, Subset
 from deepcait.data.split import read_manifest, stratified_split, write_manifest
@@ -33,8 +34,7 @@ from deepcait.parts import is_part
 ROLES = ("train", "val", "eval")
 SPLITS = ("train", "val", "test", "all")
 VALIDATE_ON = ("auto", "val", "none", "test", "0.1")
-_ASSETS = Path(__file__).parent.parent / "assets"
-_BUILTIN = {"demo": _ASSETS / "demo"}
+_BUILTIN = {"demo": ASSETS / "demo"}
 _SUFFIX_KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".tar": "tar", ".zip": "zip"}
 
 

@@ -1,10 +1,10 @@
-"""The service as an ASGI application: what each path answers, and who is let in."""
+"""The service as an ASGI application: its paths, and which requests are accepted."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -16,45 +16,61 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deepcait.errors import DeepcaitError, ImageError
+from deepcait.errors import ConfigError, DeepcaitError, ImageError
+from deepcait.serve.cors import Cors
 from deepcait.serve.counters import Counters
 from deepcait.serve.limits import Limits
+from deepcait.serve.openapi import describe
 from deepcait.serve.pages import read_assets, sample_names
 from deepcait.serve.pipeline import Pipeline, Seen, Timing
-from deepcait.serve.refusal import BODY_READ, SECURITY_HEADERS, Answer, Refusal, RequestError, overloaded
-from deepcait.serve.upload import Upload, read_form, require_form
+from deepcait.serve.refusal import BODY_READ, SECURITY_HEADERS, Answer, Refusal, RequestError, json_bytes, overloaded
+from deepcait.serve.upload import Upload, read_images, require_body_type
 
 if TYPE_CHECKING:
     from deepcait.classifier import Classifier
+    from deepcait.model import CaiT
 
 _DEFAULT_TOPK = 5
-_DIGITS = 6  # of a weight of attention: a page needs no more, and the answer stays small
-_OWN = (b"same-origin", b"none")  # Sec-Fetch-Site of what our page sends, and of what no page sends
+_DIGITS = 6  # of an attention weight: enough for a page, and the response stays small
+_OWN = (b"same-origin", b"none")  # Sec-Fetch-Site of requests of our own page, and of requests without a page
 _MORE = "More: `deepcait help status-421-and-403`."
-_KNOWN_PATHS = {"/", "/predict", "/explain", "/healthz", "/metrics", "/model"}
+_KNOWN_PATHS = {"/", "/predict", "/explain", "/healthz", "/metrics", "/model", "/openapi.json"}
 
 
 class Service:
-    """The application: routes inside, the door around them.
+    """The application: routes, inside checks of every request.
 
     Args:
-        classifier: the model that answers.
-        name: what the page calls it.
-        limits: see there.
-        hosts: names in the Host header that are answered; None answers any. The service of one machine names
-            itself only, so that no page of another host can be made to speak to it by a changed DNS entry.
+        classifier: the model.
+        name: name of the model on the page.
+        limits: of requests.
+        hosts: accepted names in the Host header; None accepts any. A service on a loopback address accepts only its
+            own, so that no page of another host can reach it by a changed DNS entry.
+        cors_origins: origins whose pages may use the service.
+
+    Raises:
+        ConfigError: something that is not an origin.
     """
 
     def __init__(
-        self, classifier: Classifier, *, name: str, limits: Limits | None = None, hosts: Collection[str] | None = None
+        self,
+        classifier: Classifier,
+        *,
+        name: str,
+        limits: Limits | None = None,
+        hosts: Collection[str] | None = None,
+        cors_origins: Sequence[str] = (),
     ) -> None:
+        self.cors = Cors(cors_origins)
         self.classifier = classifier
+        self.explainable = _with_class_stage(classifier)
         self.name = name
         self.limits = limits or Limits()
         self.hosts = None if hosts is None else {host.lower() for host in hosts}
         self.counters = Counters()
         self.pipeline = Pipeline(classifier, self.limits, self.counters)
-        self._assets = read_assets()
+        self._assets = read_assets(classifier.classes)
+        self._description = json_bytes(describe(self.limits))
         self._num_requests = 0
         self._num_buffered_bytes = 0
         self._routes = Starlette(
@@ -64,6 +80,7 @@ class Service:
                 Route("/healthz", self._healthz),
                 Route("/metrics", self._metrics),
                 Route("/model", self._model),
+                Route("/openapi.json", self._openapi),
                 *(Route(path, self._asset) for path in self._assets),
             ],
             exception_handlers={
@@ -75,10 +92,10 @@ class Service:
         )
 
     def close(self) -> None:
-        """Finish what waits and end the threads."""
+        """Finish waiting requests and end the threads."""
         self.pipeline.close()
 
-    # -- the door --------------------------------------------------------------------------------------------------
+    # -- checks ----------------------------------------------------------------------------------------------------
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; count it."""
@@ -86,39 +103,39 @@ class Service:
             raise ValueError(f"expected http, got {scope['type']}")
         began_s = time.perf_counter()
         status = 0
+        origin = next((value for name, value in scope["headers"] if name == b"origin"), b"").decode("latin-1")
 
         async def counting_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            await send(self.cors.add_headers(message, origin))
 
         application: ASGIApp = self._routes
         try:
-            self._require_fitting_headers(scope)
+            self._require_fitting_headers(scope, origin)
             self._require_known_path(scope["path"])
+            application = self.cors.preflight(scope, origin) or self._routes
         except RequestError as error:
             application = Refusal(error)
         try:
             await application(scope, receive, counting_send)
         except ClientDisconnect:
-            status = 499  # nobody is there to be answered; the number that proxies log for it
-        except asyncio.CancelledError:  # told to end a second time: what still waits is refused, not cut off
+            status = 499  # the client has left; proxies log this status
+        except asyncio.CancelledError:  # a second signal: waiting requests are refused, not cut off
             if status:
                 raise
-            await Refusal(overloaded("service: expected time to answer, got told to end at once."))(
-                scope, receive, counting_send
-            )
+            await Refusal(overloaded("the service was stopped before it could respond."))(scope, receive, counting_send)
         finally:
             path = scope["path"]
             known = path if path in _KNOWN_PATHS else "static" if path in self._assets else "other"
             self.counters.add("requests_total", path=known, status=status)
             self.counters.add("request_seconds_total", time.perf_counter() - began_s)
 
-    def _require_fitting_headers(self, scope: Scope) -> None:
+    def _require_fitting_headers(self, scope: Scope, origin: str) -> None:
         if scope["http_version"] not in ("1.0", "1.1"):
             problem = f"request: expected HTTP/1.1, got HTTP/{scope['http_version']}."
-            raise RequestError(400, problem, remedy="Check what sends it.")
+            raise RequestError(400, problem, remedy="Use a client for HTTP/1.1.")
         num_bytes = len(scope["raw_path"]) + len(scope["query_string"])
         host = ""
         framed_by = set()
@@ -129,11 +146,13 @@ class Service:
             if name == b"host":
                 host = value.decode("latin-1")
             elif name == b"sec-fetch-site" and value not in _OWN and scope["method"] == "POST":
-                problem = "request: expected one from this page, got one from another page."
-                raise RequestError(403, problem, remedy=f"Open this page. {_MORE}")
+                if not self.cors.allows(origin):
+                    problem = "the request comes from a page of another origin."
+                    remedy = f"Open this page, or start the service with --cors-origin ORIGIN. {_MORE}"
+                    raise RequestError(403, problem, remedy=remedy)
         if len(framed_by) > 1 or (scope["http_version"] == "1.0" and b"transfer-encoding" in framed_by):
-            # A proxy in front may see the end of the body elsewhere than we (RFC 9112, 6.1 and 6.3).
-            problem = "request: expected one length of its body, got Transfer-Encoding where it has no place."
+            # A proxy in front may find the end of the body elsewhere (RFC 9112, 6.1 and 6.3).
+            problem = "the length of the body is ambiguous: Transfer-Encoding in HTTP/1.0 or beside Content-Length."
             raise RequestError(400, problem, remedy="Send Content-Length, or chunks in HTTP/1.1, not both.")
         if num_bytes > self.limits.max_header_bytes:
             raise RequestError(
@@ -145,20 +164,20 @@ class Service:
             raise RequestError(
                 421,
                 f"Host: expected {' or '.join(sorted(self.hosts))}, got {host[:100]!r}.",
-                remedy=f"Ask by this name, or start the service with --allow-host NAME. {_MORE}",
+                remedy=f"Use one of these names, or start the service with --allow-host NAME. {_MORE}",
             )
 
     def _require_known_path(self, path: str) -> None:
-        """Here, not in the router: that lets a line break at the end of a path pass."""
+        """Here, not in the router, which accepts a line break at the end of a path."""
         if path not in _KNOWN_PATHS and path not in self._assets:
-            problem = f"path: expected one of {', '.join(sorted(_KNOWN_PATHS))}, got {path[:100]!r}."
-            raise RequestError(404, problem, remedy="The page is at /.")
+            problem = f"there is no path {path[:100]!r}."
+            raise RequestError(404, problem, remedy=f"Use one of {', '.join(sorted(_KNOWN_PATHS))}.")
 
     @asynccontextmanager
     async def _admitted(self, request: Request) -> AsyncIterator[None]:
-        """A place among the requests that are worked on, for as long as the deadline allows."""
+        """Count the request as open, until the deadline at most."""
         if self._num_requests >= self.limits.max_requests:
-            raise overloaded(f"requests: expected at most {self.limits.max_requests} at once, got more.")
+            raise overloaded(f"{self.limits.max_requests} requests are open, the most at once.")
         self._num_requests += 1
         try:
             async with asyncio.timeout(self.limits.deadline_s):
@@ -166,11 +185,11 @@ class Service:
         except TimeoutError:
             if not request.scope.get(BODY_READ):
                 raise _slow_body(self.limits.deadline_s) from None
-            raise overloaded(f"answer: expected within {self.limits.deadline_s:g} s, got none in time.") from None
+            raise overloaded(f"there was no result within {self.limits.deadline_s:g} s.") from None
         finally:
             self._num_requests -= 1
 
-    # -- what the paths answer -------------------------------------------------------------------------------------
+    # -- paths -----------------------------------------------------------------------------------------------------
 
     async def _predict(self, request: Request) -> Response:
         topk = _topk(request)
@@ -180,9 +199,12 @@ class Service:
 
     async def _explain(self, request: Request) -> Response:
         topk = _topk(request)
+        if self.explainable is None:
+            problem = "the model has no class attention, so it can't explain its predictions."
+            raise RequestError(400, problem, remedy="Send the image to /predict.")
         async with self._admitted(request):
             (seen,), timing = await self._ask(request, explain=True, topk=topk)
-        return Answer(_as_explanation(seen, self.classifier.cait.config.grid), headers=_server_timing(timing))
+        return Answer(_as_explanation(seen, self.explainable.config.grid), headers=_server_timing(timing))
 
     async def _ask(self, request: Request, *, explain: bool, topk: int) -> tuple[list[Seen], Timing]:
         self.pipeline.expect()
@@ -190,13 +212,13 @@ class Service:
             uploads = await self._read(request)
             if explain and len(uploads) != 1:
                 raise RequestError(
-                    400, f"form: expected one image to explain, got {len(uploads)}.", remedy="Send them one by one."
+                    400, f"expected one image to explain, got {len(uploads)}.", remedy="Send one image per request."
                 )
         except BaseException:
             self.pipeline.forget()
             raise
         job = self.pipeline.submit(uploads, explain=explain, topk=topk)
-        leaving = asyncio.ensure_future(request.receive())  # the body is read: only the client's going is left to come
+        leaving = asyncio.ensure_future(request.receive())  # the body is read: only a disconnect can follow
         try:
             await asyncio.wait((job.done, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not job.done.done():
@@ -210,19 +232,21 @@ class Service:
 
     async def _read(self, request: Request) -> list[Upload]:
         """The images of the body."""
-        require_form(request.headers.get("content-type", ""))
+        require_body_type(request.headers.get("content-type", ""))
         if encoding := request.headers.get("content-encoding"):
-            raise RequestError(415, f"Content-Encoding: expected none, got {encoding[:40]!r}.", remedy="Send it plain.")
+            raise RequestError(
+                415, f"Content-Encoding: expected none, got {encoding[:40]!r}.", remedy="Send the body uncompressed."
+            )
         if int(request.headers.get("content-length", 0)) > self.limits.max_body_bytes:
             raise self._too_large()
         try:
             async with asyncio.timeout(self.limits.body_timeout_s), aclosing(self._chunks(request)) as chunks:
-                return await read_form(request.headers, chunks, self.limits)
+                return await read_images(request.headers, chunks, self.limits)
         except TimeoutError:
             raise _slow_body(self.limits.body_timeout_s) from None
 
     async def _chunks(self, request: Request) -> AsyncGenerator[bytes, None]:
-        """The body as it comes in, counted."""
+        """Yield the body as it arrives, and count it."""
         num_bytes = 0
         try:
             while not request.scope.get(BODY_READ):
@@ -237,7 +261,7 @@ class Service:
                     raise self._too_large()
                 # A body that has been read stays in memory until its images are decoded.
                 if self._num_buffered_bytes + self.pipeline.num_bytes > self.limits.max_buffered_bytes:
-                    raise overloaded("bodies: expected less at once, got more than the service keeps in memory.")
+                    raise overloaded("the memory for request bodies is full.")
                 yield chunk
         finally:
             self._num_buffered_bytes -= num_bytes
@@ -252,30 +276,33 @@ class Service:
 
     async def _healthz(self, request: Request) -> Response:
         if not self.pipeline.is_alive():
-            raise overloaded("service: expected every thread at work, got one that has ended.")
+            raise overloaded("a thread of the service has ended.")
         return Answer({"status": "ok"})
 
     async def _metrics(self, request: Request) -> Response:
         gauges: dict[str, tuple[str, float]] = {
-            "queue_images": ("Images that wait for the network now.", self.pipeline.num_waiting),
-            "requests_open": ("Predict and explain requests being worked on now.", self._num_requests),
+            "queue_images": ("Images in the queue now.", self.pipeline.num_waiting),
+            "requests_open": ("Open predict and explain requests now.", self._num_requests),
         }
         headers = {**SECURITY_HEADERS, "cache-control": "no-store"}
         return Response(self.counters.text(gauges), 200, headers, "text/plain; version=0.0.4; charset=utf-8")
 
     async def _model(self, request: Request) -> Response:
-        config, classifier = self.classifier.cait.config, self.classifier
+        config = self.explainable.config if self.explainable else None
         facts = {
             "model": self.name,
-            "classes": classifier.model.num_classes,
-            "img_size": list(classifier.preprocessing.img_size),
-            "grid": list(config.grid),
-            "blocks": config.cls_depth,
-            "heads": config.num_heads,
+            "classes": self.classifier.model.num_classes,
+            "img_size": list(self.classifier.preprocessing.img_size),
+            "grid": list(config.grid) if config else [],
+            "blocks": config.cls_depth if config else 0,
+            "heads": config.num_heads if config else 0,
             "max_body_bytes": self.limits.max_body_bytes,
-            "samples": sample_names(),
+            "samples": sample_names(self.classifier.classes),
         }
         return Answer(facts)
+
+    async def _openapi(self, request: Request) -> Response:
+        return Answer(self._description)
 
     async def _asset(self, request: Request) -> Response:
         asset = self._assets[request.scope["path"]]
@@ -285,16 +312,24 @@ class Service:
         return Response(asset.content, 200, headers, asset.media_type)
 
 
+def _with_class_stage(classifier: Classifier) -> CaiT | None:
+    """The model, if it has class attention."""
+    try:
+        return classifier.cait if len(classifier.cait.blocks_token_only) else None
+    except ConfigError:
+        return None
+
+
 def _slow_body(limit_s: float) -> RequestError:
-    problem = f"body: expected whole within {limit_s:g} s, got a part of it."
-    return RequestError(408, problem, remedy="Send it faster, or in smaller requests.")
+    problem = f"the body did not arrive within {limit_s:g} s."
+    return RequestError(408, problem, remedy="Send smaller requests, or over a faster connection.")
 
 
 def _topk(request: Request) -> int:
     topk = _DEFAULT_TOPK
     for name, value in request.query_params.multi_items():
         if name != "topk":
-            raise RequestError(400, f"query: expected topk only, got {name[:40]!r}.", remedy="Leave it out.")
+            raise RequestError(400, f"unknown query parameter {name[:40]!r}.", remedy="Only topk is known.")
         if not (value.isascii() and value.isdigit() and 0 < len(value) <= 6 and int(value) > 0):
             raise RequestError(400, f"topk: expected 1 or more, got {value[:40]!r}.", remedy="Give a whole number.")
         topk = int(value)
@@ -302,12 +337,12 @@ def _topk(request: Request) -> int:
 
 
 def _as_result(seen: Seen) -> dict[str, Any]:
-    """The object that `predict --json` has for an image."""
+    """The object of an image, as `predict --json` prints it."""
     return {"file": seen.name, "predictions": [prediction._asdict() for prediction in seen.predictions]}
 
 
 def _as_explanation(seen: Seen, grid: tuple[int, int]) -> dict[str, Any]:
-    """The same with the class attention; patches row by row, the class token's own share beside them."""
+    """The same with the class attention: to the patches, row by row, and to the class token itself."""
     attention_LAT = seen.attention
     assert attention_LAT is not None
     rounded = [[[round(weight, _DIGITS) for weight in head] for head in block] for block in attention_LAT.tolist()]
@@ -327,7 +362,7 @@ def _server_timing(timing: Timing) -> dict[str, str]:
 
 
 def _host_name(host: str) -> str:
-    """The name in a Host header, without its port; empty where it is none."""
+    """The name in a Host header, without its port; empty if it is not a name."""
     try:
         return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:
@@ -340,11 +375,11 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 
 async def _refuse_method(request: Request, error: Exception) -> Response:
-    """The one thing that the router refuses."""
+    """Another method: the only thing that the router refuses."""
     assert isinstance(error, HTTPException)
     allowed = (error.headers or {})["Allow"]
     problem = f"method: expected {allowed}, got {request.method[:20]}."
-    return Refusal(RequestError(405, problem, remedy="Use one of them.", headers={"allow": allowed}))
+    return Refusal(RequestError(405, problem, remedy=f"Use {allowed}.", headers={"allow": allowed}))
 
 
 async def _refuse_model(request: Request, error: Exception) -> Response:
@@ -355,5 +390,5 @@ async def _refuse_model(request: Request, error: Exception) -> Response:
 
 async def _refuse_defect(request: Request, error: Exception) -> Response:
     return Refusal(
-        RequestError(500, "service: expected an answer, got a defect.", remedy="Its log has the traceback; report it.")
+        RequestError(500, "a defect of deepcait.", remedy="The log of the service has the traceback; report it.")
     )

@@ -1,4 +1,4 @@
-"""Counters of the service as plain text, in the form that Prometheus reads."""
+"""Counters of the service as plain text, in the format of Prometheus."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import threading
 from collections import defaultdict
 
 _HELP = {
-    "requests_total": "Answers, by path and status.",
-    "refused_connections_total": "Requests that were no HTTP, too slow or too large to become one, by status.",
-    "images_total": "Images that passed through the network.",
-    "batches_total": "Batches they passed in.",
+    "requests_total": "Responses, by path and status.",
+    "refused_connections_total": "Connections refused before a request was complete, by status.",
+    "images_total": "Images that the network computed.",
+    "batches_total": "Batches that the network computed.",
     "body_bytes_total": "Bytes of request bodies.",
-    "request_seconds_total": "Time from the headers to the answer, summed over requests.",
+    "request_seconds_total": "Time from headers to response, summed over requests.",
     "decode_seconds_total": "Time in decoding and preprocessing, summed over images.",
-    "queue_seconds_total": "Time images waited for the network, summed over images.",
+    "queue_seconds_total": "Time in the queue, summed over images.",
     "network_seconds_total": "Time in the network, summed over batches.",
 }
 
 
 class Counters:
-    """Sums that only grow; safe to add to from any thread."""
+    """Sums that only grow; any thread may add to them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sums: defaultdict[tuple[str, str], float] = defaultdict(int)
 
     def add(self, name: str, value: float = 1, **labels: object) -> None:
-        """Add to a counter; labels make several of one name."""
+        """Add to a counter; labels distinguish counters of one name."""
         text = ",".join(f'{key}="{label}"' for key, label in labels.items())
         with self._lock:
             self._sums[name, f"{{{text}}}" if text else ""] += value
@@ -37,7 +37,7 @@ class Counters:
             return sum(value for (known, _), value in self._sums.items() if known == name)
 
     def text(self, gauges: dict[str, tuple[str, float]]) -> str:
-        """Return every counter, and values of the moment (name -> help and value), one per line."""
+        """Return all counters, and current values (name -> help and value), one per line."""
         with self._lock:
             sums = sorted(self._sums.items())
         lines = []

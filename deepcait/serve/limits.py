@@ -1,4 +1,4 @@
-"""How much one request, one client and all of them together may take; every limit in one place."""
+"""All limits of the service: on requests, clients, time and memory."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from deepcait.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Limits of the service; what exceeds one is refused with a 4xx, or with 503 where only the moment is wrong.
+    """Limits of the service. A request over a limit is refused: with 503 if it may succeed later, else with a 4xx.
 
     Args:
-        max_batch: images that pass through the network at once.
-        max_wait_s: how long a batch that is not full waits for requests that are on their way.
-        max_queue: images that wait for the network; more get 503.
-        max_requests: predict and explain requests at once, from their first body byte to their answer; more get 503.
+        max_batch: images per batch.
+        max_wait_s: how long a batch that is not full waits for further requests.
+        max_queue: images in the queue; more get 503.
+        max_requests: open predict and explain requests; more get 503.
         max_images: images in one request.
-        max_body_bytes: a request body, checked by Content-Length and while it streams in.
+        max_body_bytes: a request body, checked by Content-Length and while it arrives.
         max_buffered_bytes: the bodies of all requests together, until their images are decoded; more get 503.
         max_pixels: an image, by its header, before it is decoded.
         max_header_bytes: request line and headers.
-        max_connections: open connections; further ones are told 503.
+        max_connections: open connections; more get 503.
         num_decoders: threads that decode images.
         header_timeout_s: from connecting, or from the first byte of a further request, to the end of its headers.
-        deadline_s: from the end of the headers to the answer.
+        deadline_s: from the end of the headers to the response.
         body_timeout_s: from the end of the headers to the end of the body.
-        write_timeout_s: how long a client may leave an answer unread.
+        write_timeout_s: how long a client may leave a response unread.
         keep_alive_s: how long an idle connection stays open.
 
     Raises:
@@ -57,10 +57,10 @@ class Limits:
             if not value > 0 and not (field.name == "max_wait_s" and value == 0):
                 raise ConfigError(
                     f"{field.name}: expected a positive number, got {value!r}.",
-                    remedy="Give 1, or more.",
+                    remedy="Use 1 or more.",
                 )
         if self.max_images > self.max_queue:
             raise ConfigError(
-                f"max_queue: expected room for the {self.max_images} images of one request, got {self.max_queue}.",
+                f"max_queue: expected at least the {self.max_images} images of one request, got {self.max_queue}.",
                 remedy="Raise --max-queue, or lower --max-images.",
             )

@@ -1,13 +1,15 @@
-"""What the page is made of: a fixed list of files, read once; a request's path is only ever looked up in it."""
+"""The files of the page: a fixed list, read once; a request's path is only looked up in it."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepcait.data.samples import sample_images
+
 _PAGE = Path(__file__).parent / "page"
-_DEMO = Path(__file__).parent.parent / "assets" / "demo" / "test"
 # Path of the request -> file of the package and its type.
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -33,10 +35,10 @@ class Asset:
     etag: str
 
 
-def read_assets() -> dict[str, Asset]:
-    """Return every file that the service gives away, by the path it is asked for with."""
+def read_assets(classes: Sequence[str] | None) -> dict[str, Asset]:
+    """Return every file that the service sends, by its path; sample images only for a model of their classes."""
     files = {path: (_PAGE / name, media_type) for path, (name, media_type) in _FILES.items()}
-    files |= {f"/{path}": (file, "image/png") for path, (_, file) in _samples().items()}
+    files |= {f"/{_sample_path(label)}": (file, "image/png") for label, file in sample_images(classes).items()}
     assets = {}
     for path, (file, media_type) in files.items():
         content = file.read_bytes()
@@ -44,11 +46,10 @@ def read_assets() -> dict[str, Asset]:
     return assets
 
 
-def sample_names() -> list[dict[str, str]]:
-    """Return path and class name of the bundled images: the first of each class, nothing chosen by content."""
-    return [{"path": path, "label": label} for path, (label, _) in _samples().items()]
+def sample_names(classes: Sequence[str] | None) -> list[dict[str, str]]:
+    """Return path and class name of the sample images."""
+    return [{"path": _sample_path(label), "label": label} for label in sample_images(classes)]
 
 
-def _samples() -> dict[str, tuple[str, Path]]:
-    folders = sorted(path for path in _DEMO.iterdir() if path.is_dir())
-    return {f"static/samples/{folder.name}.png": (folder.name, min(folder.glob("*.png"))) for folder in folders}
+def _sample_path(label: str) -> str:
+    return f"static/samples/{label}.png"

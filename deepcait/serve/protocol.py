@@ -1,4 +1,4 @@
-"""HTTP on the wire: uvicorn's h11 protocol with our errors, and with an end to every way of being slow."""
+"""HTTP connections: uvicorn's h11 protocol with our errors, and a time limit for everything that can be slow."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 class Protocol(H11Protocol):
     """One connection.
 
-    Beside uvicorn's: requests that are no HTTP get our JSON error; headers that do not come, and answers that are not
-    taken, end the connection; so do bytes that trickle in where no request is open.
+    In addition to uvicorn's: what is not HTTP gets our JSON error; headers that do not arrive, responses that are not
+    read, and bytes that arrive slowly without a request end the connection.
     """
 
     limits: Limits
     counters: Counters
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start waiting for the headers of a request; turn away what is too many."""
+        """Start waiting for the headers of a request; refuse a connection over the limit."""
         super().connection_made(transport)
-        # Any byte that the client leaves lying starts the clock of `pause_writing`: closing waits for it without end.
+        # Any unread byte calls `pause_writing`, which has a time limit: closing would wait for the client without one.
         transport.set_write_buffer_limits(high=0)
         self._refused = False
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         if len(self.connections) > self.limits.max_connections:
-            self._refuse(overloaded(f"connections: expected at most {self.limits.max_connections}, got more."))
+            self._refuse(overloaded(f"{self.limits.max_connections} connections are open, the most at once."))
             return
         self._wait_for_headers()
 
@@ -48,7 +48,7 @@ class Protocol(H11Protocol):
                 timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Take in bytes; outside a request they start a timer that only a whole set of headers ends."""
+        """Receive bytes; outside a request they start a timer that only complete headers stop."""
         if self._refused or self.transport.is_closing():
             return
         before = self.cycle
@@ -61,32 +61,32 @@ class Protocol(H11Protocol):
                 self._wait_for_headers()
 
     def on_response_complete(self) -> None:
-        """Go on with a request that was sent along with the one before."""
+        """Continue with a request that was sent together with the one before."""
         before = self.cycle
         super().on_response_complete()
         if self.cycle is before and self._header_timer is None and not self.transport.is_closing():
             if self.conn.trailing_data[0] or self.conn.their_state is not h11.IDLE:
-                self._wait_for_headers()  # the beginning of a request is here, or a body that nobody reads
+                self._wait_for_headers()  # the beginning of a request has arrived, or of a body that is not read
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP; called by uvicorn while it handles the parser's error."""
+        """Respond to what is not HTTP; called by uvicorn while it handles the parser's error."""
         error = sys.exc_info()[1]
         status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
-        status = status if status < 500 else 400  # 501 for a transfer encoding: the request is at fault, not we
+        status = status if status < 500 else 400  # 501 for a transfer encoding: an error of the request
         if status == 431:
             problem = f"headers: expected at most {self.limits.max_header_bytes:,} bytes, got more."
             self._refuse(RequestError(431, problem, remedy="Send fewer and shorter headers."))
         else:
-            problem = f"request: expected HTTP/1.1, got something else ({error})."
-            self._refuse(RequestError(status, problem, remedy="Check what sends it."))
+            problem = f"the request is not valid HTTP/1.1 ({error})."
+            self._refuse(RequestError(status, problem, remedy="Use a client for HTTP/1.1."))
 
     def pause_writing(self) -> None:
-        """Start waiting for a client that does not take its answer."""
+        """Start waiting for a client that does not read its response."""
         super().pause_writing()
         self._write_timer = self.loop.call_later(self.limits.write_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The client has taken its answer."""
+        """The client has read its response."""
         super().resume_writing()
         if self._write_timer is not None:
             self._write_timer.cancel()
@@ -104,21 +104,21 @@ class Protocol(H11Protocol):
             return
         if self.conn.trailing_data[0] and self.conn.our_state is h11.IDLE:
             seconds = self.limits.header_timeout_s
-            problem = f"headers: expected whole within {seconds:g} s, got a part of them."
-            self._refuse(RequestError(408, problem, remedy="Send them faster."))
+            problem = f"the headers did not arrive within {seconds:g} s."
+            self._refuse(RequestError(408, problem, remedy="Send the whole request at once."))
         else:
             self.transport.close()
 
     def _refuse(self, error: RequestError) -> None:
-        """Answer where no request is, or none any more, and end the connection.
+        """Respond outside a request and end the connection.
 
-        What the client still sends is taken in and dropped for a moment: closing at once would break the connection
-        before the answer is read.
+        For a moment, what the client still sends is read and dropped: closing at once would reset the connection before
+        the client reads the response.
         """
         self._refused = True
         self.counters.add("refused_connections_total", status=error.status)
         if self.cycle is not None and not self.cycle.response_complete:
-            # The body broke off in the middle of a request: whoever works on it shall stop, and say nothing.
+            # The body ended in the middle of a request, which stops without a response of its own.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):

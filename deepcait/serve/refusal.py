@@ -1,4 +1,4 @@
-"""What a request is told when it is refused: a status and our JSON error, whatever happened."""
+"""Responses in JSON, and errors of requests: a status, a problem and a remedy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-# The page and its answers come from here and go nowhere else: no inline script or style, no other host, no frame.
+# The page loads from this service only: no inline script or style, no other host, no frame.
 CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -33,8 +33,8 @@ SECURITY_HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
-# How long, and how much of, a body that nobody wants is read after its refusal: a client that is still sending
-# would otherwise see a broken connection in place of the answer.
+# How long, and how much of, a refused body is still read: a client that is still sending would otherwise get a
+# connection error in place of the response.
 DRAIN_S, DRAIN_BYTES = 1.0, 64 * 2**20
 BODY_READ = "deepcait.body_read"
 
@@ -43,10 +43,10 @@ class RequestError(Exception):
     """A request that is refused.
 
     Args:
-        status: of the HTTP answer.
-        problem: what was expected and what came instead.
+        status: of the HTTP response.
+        problem: what is wrong.
         remedy: what to do now.
-        headers: further headers of the answer.
+        headers: further headers of the response.
     """
 
     def __init__(self, status: int, problem: str, *, remedy: str, headers: Mapping[str, str] | None = None) -> None:
@@ -58,31 +58,31 @@ class RequestError(Exception):
 
 
 def overloaded(problem: str, *, retry_after_s: int = 1) -> RequestError:
-    """A refusal that holds only for the moment: 503, and when to come again."""
+    """Return a refusal for a limited time: 503, and when to try again."""
     return RequestError(
         503,
         problem,
-        remedy=f"Send it again in {retry_after_s} s (Retry-After).",
+        remedy=f"Send the request again in {retry_after_s} s (Retry-After).",
         headers={"retry-after": str(retry_after_s)},
     )
 
 
 def json_bytes(value: Any) -> bytes:
-    """Compact JSON.
+    """Return compact JSON.
 
     Raises:
-        ValueError: NaN or infinity in the value: they are not JSON.
+        ValueError: the value contains NaN or infinity, which are not JSON.
     """
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 
 def error_bytes(problem: str, remedy: str) -> bytes:
-    """The body of every refusal, the same keys as the command's with --json."""
+    """Return the body of a refusal, with the keys that the command prints with --json."""
     return json_bytes({"error": problem, "remedy": remedy})
 
 
 class Answer(Response):
-    """A JSON answer with the security headers; it is never cached."""
+    """A JSON response with the security headers; it is never cached."""
 
     media_type = "application/json"
 
@@ -92,13 +92,13 @@ class Answer(Response):
 
 
 class Refusal(Answer):
-    """The answer to a request that is refused; closes the connection when the body has not been read."""
+    """The response to a refused request; closes the connection if the body has not been read."""
 
     def __init__(self, error: RequestError) -> None:
         super().__init__(error_bytes(error.problem, error.remedy), error.status, error.headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer whole, then take in a little more of the body before the connection closes."""
+        """Send the response, then read a little more of the body before the connection closes."""
         unread = has_body(scope) and not scope.get(BODY_READ)
         if not unread:
             await super().__call__(scope, receive, send)

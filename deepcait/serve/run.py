@@ -1,4 +1,4 @@
-"""Start the service, say where it listens, and end it in good order."""
+"""Start the service, report its address, and stop it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from PIL import Image
 
 from deepcait.errors import ConfigError
 from deepcait.serve.app import Service
+from deepcait.serve.cors import Cors
 from deepcait.serve.limits import Limits
 from deepcait.serve.protocol import Protocol
 
@@ -38,35 +39,38 @@ def serve(
     threads: int | None = None,
     limits: Limits | None = None,
     allow_hosts: Sequence[str] = (),
+    cors_origins: Sequence[str] = (),
     listening: Callable[[str], None] = print,
 ) -> None:
-    """Answer HTTP requests until SIGINT or SIGTERM; what was let in by then is answered first.
+    """Respond to HTTP requests until SIGINT or SIGTERM; accepted requests are completed first.
 
     Args:
-        classifier: the model that answers.
-        name: what the page calls it.
+        classifier: the model.
+        name: name of the model on the page.
         host: the address to listen on; the default is reached from this machine only.
         port: 0 takes a free one.
         threads: of the network; None leaves it to PyTorch.
-        limits: see there.
-        allow_hosts: further names that requests may call this service by, for a proxy in front. With an address that
-            other machines reach, every name is answered unless some are given.
-        listening: called with the address once connections are taken.
+        limits: of requests.
+        allow_hosts: further accepted names in the Host header, for a proxy in front. On an address that other machines
+            reach, every name is accepted unless some are given.
+        cors_origins: origins whose pages may use the service, such as "https://pets.example.org"; "*" for all.
+        listening: called with the address once connections are accepted.
 
     Raises:
-        ConfigError: an address that can't be listened on, or a name that no Host header has.
+        ConfigError: an address that can't be listened on, a name that no Host header has, or something that is not an
+            origin.
     """
-    _require_host_names(allow_hosts)
+    require_names(allow_hosts, cors_origins)
     limits = limits or Limits()
-    # Pillow warns of odd metadata; whoever sends such images shall not fill our log.
+    # Pillow warns of unusual metadata; such images must not fill the log.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if threads is not None:
         torch.set_num_threads(threads)
     with listen_on(host, port) as listener:
         address = listener.getsockname()
         hosts = {*_LOOPBACK_NAMES, host, *allow_hosts} if is_loopback(address[0]) else set(allow_hosts) or None
-        _warm_up(classifier, min(limits.max_batch, limits.max_queue))  # a larger batch never comes together
-        service = Service(classifier, name=name, limits=limits, hosts=hosts)
+        _warm_up(classifier, min(limits.max_batch, limits.max_queue))  # there is no larger batch
+        service = Service(classifier, name=name, limits=limits, hosts=hosts, cors_origins=cors_origins)
         server = uvicorn.Server(server_config(service, limits))
         with _quiet_end(server):
             shown = f"[{address[0]}]" if ":" in address[0] else address[0]
@@ -76,13 +80,13 @@ def serve(
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address is reached from this machine only."""
+    """Whether an address can be reached from this machine only."""
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def server_config(service: Service, limits: Limits) -> uvicorn.Config:
-    """Settings of uvicorn: our protocol, its limits, and no log but of defects."""
-    # The parser warns of each broken form that it meets; the counters have them.
+    """Return the settings of uvicorn: our protocol and limits; only defects are logged."""
+    # The parser warns of every broken form; the counters have them.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     protocol = type("Protocol", (Protocol,), {"limits": limits, "counters": service.counters})
     return uvicorn.Config(
@@ -104,13 +108,13 @@ def server_config(service: Service, limits: Limits) -> uvicorn.Config:
 
 
 def listen_on(host: str, port: int) -> socket.socket:
-    """Return a socket that takes connections.
+    """Return a socket that accepts connections.
 
     Raises:
-        ConfigError: an address that can't be listened on.
+        ConfigError: the address can't be used.
     """
     if not 0 <= port <= 65535:
-        raise ConfigError(f"--port: expected 0 to 65535, got {port}.", remedy="Try 8000; 0 takes a free one.")
+        raise ConfigError(f"--port: expected 0 to 65535, got {port}.", remedy="Try 8000; 0 chooses a free port.")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -121,16 +125,22 @@ def listen_on(host: str, port: int) -> socket.socket:
         except BaseException:
             listener.close()
             raise
-    except (OSError, UnicodeError) as error:  # the latter where the name can be none: labels that are empty or too long
+    except (OSError, UnicodeError) as error:  # UnicodeError for a name with labels that are empty or too long
         raise ConfigError(
             f"{host}:{port}: expected a free address of this machine, got {getattr(error, 'strerror', None) or error}.",
-            remedy="Choose another with --port (0 takes a free one), or another --host.",
+            remedy="Choose another --port (0 chooses a free one), or another --host.",
         ) from error
     return listener
 
 
-def _require_host_names(names: Sequence[str]) -> None:
-    for name in names:
+def require_names(allow_hosts: Sequence[str], cors_origins: Sequence[str]) -> None:
+    """Check the names of `serve` before a model is loaded.
+
+    Raises:
+        ConfigError: a name that no Host header has, or something that is not an origin.
+    """
+    Cors(cors_origins)
+    for name in allow_hosts:
         try:
             ipaddress.ip_address(name)
         except ValueError:
@@ -142,7 +152,7 @@ def _require_host_names(names: Sequence[str]) -> None:
 
 
 def _warm_up(classifier: Classifier, max_batch: int) -> None:
-    """Pass a full batch and a single image through the network: the first client shall not pay for it."""
+    """Run the network on a full batch and on a single image, so that the first request is not slow."""
     height, width = classifier.preprocessing.img_size
     image_CHW = classifier.preprocessing(Image.new("RGB", (width, height)))
     for num_images in (max_batch, 1):
@@ -151,9 +161,9 @@ def _warm_up(classifier: Classifier, max_batch: int) -> None:
 
 @contextmanager
 def _quiet_end(server: uvicorn.Server) -> Iterator[None]:
-    """Let a signal end the service and nothing more: uvicorn raises it again once all is answered.
+    """Let a signal stop the service only; uvicorn would raise it again at the end.
 
-    It holds from before the address is told: whoever reads it may send the signal before uvicorn listens for any.
+    Active before the address is reported, since a signal may arrive before uvicorn handles any.
     """
 
     def end(number: int, frame: object) -> None:

@@ -9,17 +9,29 @@ import torch
 
 import deepcait
 from deepcait.data import Preprocessing
+from deepcait.model.alternatives import AblationConfig
+from deepcait.model.networks import build_model, named_config
 from tests.serve.harness import live
 
 CLASSES = ["cat", "dog", "owl"]
 
 
-def small_classifier(kind=deepcait.Classifier, **preprocessing):
+def small_classifier(kind=deepcait.Classifier, *, engine=None, **preprocessing):
     """Three classes; weights of order 1, so that pictures differ in their answers."""
     torch.manual_seed(0)
     model = deepcait.create_model("cait_nano_32", num_classes=3, embed_dim=96, depth=2, layer_scale_init=1.0)
     torch.nn.init.normal_(model.head.weight)
-    return kind(model, classes=CLASSES, preprocessing=Preprocessing((32, 32), **preprocessing))
+    return kind(model, classes=CLASSES, preprocessing=Preprocessing((32, 32), **preprocessing), engine=engine)
+
+
+def without_attention(class_token=None):
+    """Another network; or, with a `class_token` of AblatedCaiT, a CaiT without class stage."""
+    torch.manual_seed(0)
+    config = named_config("quicknet_32").replace(num_classes=3)
+    if class_token:
+        sizes = {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 32, "patch_size": 8, "num_classes": 3}
+        config = AblationConfig(**sizes, class_token=class_token)
+    return deepcait.Classifier(build_model(config), classes=CLASSES, preprocessing=Preprocessing((32, 32)))
 
 
 class Patient(deepcait.Classifier):

@@ -166,10 +166,10 @@ class Live:
 
 
 @contextmanager
-def live(classifier, *, hosts=("127.0.0.1", "localhost"), **limits):
+def live(classifier, *, hosts=("127.0.0.1", "localhost"), cors_origins=(), **limits):
     """The service in a thread of this process."""
     chosen = Limits(**limits)
-    service = Service(classifier, name="test", limits=chosen, hosts=hosts)
+    service = Service(classifier, name="test", limits=chosen, hosts=hosts, cors_origins=cors_origins)
     server = uvicorn.Server(server_config(service, chosen))
     with listen_on("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]

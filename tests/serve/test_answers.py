@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 import threading
+from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import deepcait
 from deepcait.data import open_image
+from deepcait.serve import pipeline
 from deepcait.serve.refusal import CONTENT_SECURITY_POLICY
-from tests.serve.conftest import small_classifier
-from tests.serve.harness import form, live, part, picture_bytes, request
+from tests.serve.conftest import Patient, small_classifier, without_attention
+from tests.serve.harness import form, live, part, picture_bytes, request, wait_until
+from tests.serve.schema import differences
 
 
 def assert_same(result, predictions) -> None:
@@ -108,6 +113,49 @@ def test_explain(service, classifier):
     np.testing.assert_allclose(attention.sum(-1) + reply["class_token"], 1, atol=1e-4)
 
 
+@pytest.mark.parametrize("engine", [None, "eager"])
+def test_an_image_is_decoded_once_and_passes_once(engine, monkeypatch):
+    """To explain, through the network itself; to predict, through the engine if there is one."""
+    classifier = small_classifier(engine=engine)
+    passes, decoded = Counter(), []
+    modules = {"model": classifier.model.patch_embed, "attention": classifier.model.blocks_token_only[0].attn}
+    if engine:
+        modules["engine"] = classifier.network
+    for name, module in modules.items():
+        module.register_forward_hook(lambda *_, name=name: passes.update([name]))
+    open_once = pipeline.open_image
+    monkeypatch.setattr(
+        pipeline, "open_image", lambda *args, **options: (decoded.append(1), open_once(*args, **options))[1]
+    )
+    with live(classifier) as running:
+        explained = running.predict(picture_bytes(3), path="/explain").json
+        assert (passes, len(decoded)) == ({"model": 1, "attention": 1}, 1)
+        passes.clear()
+        predicted = running.predict(picture_bytes(3)).json[0]
+        assert (passes, len(decoded)) == ({"engine": 1} if engine else {"model": 1, "attention": 1}, 2)
+    assert [one["label"] for one in explained["predictions"]] == [one["label"] for one in predicted["predictions"]]
+
+
+def test_an_explanation_that_fails_leaves_predictions_alone():
+    """Both are in one batch."""
+    classifier = small_classifier(Patient)
+    classifier.model.blocks_token_only[1].attn = torch.nn.Identity()
+    classifier.model.blocks_token_only[1].attn.forward = lambda tokens_BTD: tokens_BTD[:, :1]
+    with live(classifier, max_batch=3, max_wait_s=0) as running:
+        first = running.open()
+        first.send(request(body=form(part(picture_bytes(0)))))
+        wait_until(lambda: classifier.batches == [1])
+        others = [running.open(), running.open()]
+        for connection, path in zip(others, ("/predict", "/explain"), strict=True):
+            connection.send(request(path, form(part(picture_bytes(1)))))
+        wait_until(lambda: running.service.pipeline.num_waiting == 2)
+        classifier.go.set()
+        assert [connection.read().status for connection in (first, others[0])] == [200, 200]
+        refused = others[1].read()
+    assert refused.status == 500
+    assert "blocks_token_only.1.attn (Identity)" in refused.json["error"]
+
+
 @pytest.mark.parametrize("size", [(64, 64), (100, 40), (40, 100), (33, 5000), (5000, 33)])
 @pytest.mark.parametrize("crop_ratio", [1.0, 0.875])
 def test_the_box_is_where_the_model_looks(size, crop_ratio):
@@ -145,7 +193,22 @@ def test_health_and_model(service):
     assert service.ask(request("/healthz", method="GET")).json == {"status": "ok"}
     facts = service.ask(request("/model", method="GET")).json
     assert (facts["classes"], facts["blocks"], facts["heads"], facts["grid"]) == (3, 2, 4, [8, 8])
-    assert len(facts["samples"]) == 10
+    assert facts["samples"] == []
+
+
+@pytest.mark.parametrize("class_token", [None, "average", "inserted"])
+def test_a_model_without_class_attention(class_token):
+    """It predicts; what it can't do is one plain sentence, and nothing is a defect."""
+    classifier = without_attention(class_token)
+    with live(classifier) as running:
+        assert_same(running.predict(picture_bytes()).json[0], classifier.predict(open_image(picture_bytes()))[0])
+        refused = running.predict(picture_bytes(), path="/explain")
+        facts = running.ask(request("/model", method="GET")).json
+        document = running.ask(request("/openapi.json", method="GET")).json
+    assert refused.status == 400
+    assert refused.json["error"] == "the model has no class attention, so it can't explain its predictions."
+    assert (facts["grid"], facts["blocks"], facts["heads"]) == ([], 0, 0)
+    assert differences(document, document["components"]["schemas"]["Model"], facts) == []
 
 
 def test_metrics_count(classifier):
@@ -176,8 +239,19 @@ def test_the_page_and_its_headers(service):
     assert (again.status, again.body) == (304, b"")
     other = service.ask(request("/", method="GET", headers={"If-None-Match": '"of-another-version"'}))
     assert (other.status, other.body) == (200, page.body)
-    sample = service.ask(request("/static/samples/cat.png", method="GET"))
-    assert Image.open(io.BytesIO(sample.body)).size == (32, 32)
+
+
+@pytest.mark.parametrize("spec", ["builtin:nano", None], ids=["CIFAR-10", "other classes"])
+def test_sample_images_are_those_of_the_models_classes(spec, classifier):
+    """The ten of CIFAR-10 for a model of its classes; none for another, though it has a class cat."""
+    with live(deepcait.load(spec, device="cpu") if spec else classifier) as running:
+        samples = running.ask(request("/model", method="GET")).json["samples"]
+        reply = running.ask(request("/static/samples/cat.png", method="GET"))
+    if spec:
+        assert [one["label"] for one in samples] == sorted(deepcait.load(spec, device="cpu").classes)
+        assert Image.open(io.BytesIO(reply.body)).size == (32, 32)
+    else:
+        assert (samples, reply.status) == ([], 404)
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/metrics", "/model", "/static/page.js", "/nothing", "/predict"])

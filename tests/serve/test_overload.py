@@ -43,7 +43,7 @@ def test_a_full_queue(patient):
         wait_until(lambda: running.service.pipeline.num_waiting == 3)
         reply = running.ask(GOOD)
         assert_overloaded(reply)
-        assert "3 waiting of at most 3" in reply.json["error"]
+        assert "3 images of at most 3" in reply.json["error"]
         patient.go.set()
         assert [connection.read().status for connection in first + waiting] == [200] * 4
         assert running.ask(GOOD).status == 200

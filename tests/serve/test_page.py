@@ -12,6 +12,7 @@ from PIL import Image
 import deepcait
 from deepcait.data import open_image
 from tests.browser import DESK, PHONE, assert_no_serious_fault, marks, outlined, wait_for
+from tests.serve.conftest import small_classifier, without_attention
 from tests.serve.harness import DEMO, ROOT, live
 
 PHOTOGRAPH = DEMO / "truck" / sorted(os.listdir(DEMO / "truck"))[1]
@@ -100,17 +101,17 @@ def test_a_photograph_is_uploaded_and_looked_into(open_page, nano, viewport):
     before = overlay(page)
     upload(page, PHOTOGRAPH)
     assert top5(page) == expected_top5(nano, PHOTOGRAPH)
-    assert "in a batch of 1" in page.inner_text("#timing")
+    assert "(batch of 1)" in page.inner_text("#timing")
     pictures = [before, overlay(page)]
     for name, value in (("head", 1), ("head", 3), ("block", 1), ("block", 2), ("opacity", 90)):
         set_slider(page, name, value)
         pictures.append(overlay(page))
-    assert "block 2 of 2, head 3 of 4" in page.inner_text("#caption")
+    assert "class block 2 of 2, head 3 of 4" in page.inner_text("#caption")
     page.click("text=Spotlight")
     pictures.append(overlay(page))
     page.click("#smooth")
     pictures.append(overlay(page))
-    page.click('button[aria-label="Show block 1 of 2, head 2 of 4"]')
+    page.click('button[aria-label="Show class block 1 of 2, head 2 of 4"]')
     pictures.append(overlay(page))
     assert len(set(pictures)) == len(pictures)  # every control changed the pixels
     assert page.inner_text("#head-value") == "2 of 4"
@@ -181,7 +182,7 @@ def test_by_keyboard_only(open_page, nano, viewport):
     wait_for_picture(page, "frog")
     frog = DEMO / "frog" / min(os.listdir(DEMO / "frog"))
     assert top5(page) == expected_top5(nano, frog)
-    assert page.inner_text("#live").startswith(f"Answer: {expected_top5(nano, frog)[0][0]}")
+    assert page.inner_text("#live").startswith(f"Prediction: {expected_top5(nano, frog)[0][0]}")
     pictures.append(overlay(page))
     tab_to("frame")
     page.keyboard.press("ArrowRight")
@@ -249,10 +250,33 @@ def test_a_service_that_is_busy_or_gone_is_told(browser, service):
         page.route("**/*.png", failing)
         page.evaluate("document.getElementById('error').hidden = true")
         page.click("#samples button >> nth=1")
-        wait_for(page, "document.getElementById('error').innerText.includes('does not answer')")
+        wait_for(page, "document.getElementById('error').innerText.includes('does not respond')")
         wait_for(page, "!document.getElementById('error').hidden")
         page.unroute("**/*.png")
     page.close()
+    assert faults == []
+
+
+@pytest.mark.parametrize("attention", [True, False], ids=["other classes", "no class attention"])
+def test_another_model(browser, attention, tmp_path):
+    """No sample images of other classes; without class attention, predictions alone."""
+    classifier = small_classifier() if attention else without_attention()
+    with live(classifier) as running:
+        page = browser.new_page()
+        faults = []
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(running.url)
+        wait_for(page, "document.getElementById('model').innerText.includes('3 classes')")
+        assert page.query_selector_all("#samples button") == []
+        assert page.is_hidden("#samples-title")
+        page.set_input_files("#file", PHOTOGRAPH)
+        wait_for(page, "document.querySelectorAll('#top5 li').length == 3")
+        assert top5(page) == expected_top5(classifier, PHOTOGRAPH)
+        for selector in ("figure", ".controls", ".all"):
+            assert page.is_visible(selector) == attention
+        assert page.is_visible("#none") != attention
+        assert_no_serious_fault(page)
+        page.close()
     assert faults == []
 
 

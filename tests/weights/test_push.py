@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import timm
@@ -22,6 +23,8 @@ from deepcait.weights.spec import resolve
 from tests.hub_server import Hub, run_hub
 
 CLASSES = ["ant", "bee", "cat", "dog", "elk"]
+DEMO = Path(deepcait.__file__).parent / "assets" / "demo" / "test"
+IMAGE = ["--image", str(min((DEMO / "horse").iterdir()))]
 METRICS = {"top1": 0.8125, "top5": 1.0, "correct1": 26, "correct5": 32, "num_images": 32, "loss": 0.5}
 
 
@@ -64,7 +67,7 @@ def hub(monkeypatch, tmp_path):
 
 def test_what_was_pushed_loads_here_and_in_timm(hub, folder, logits, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", hub.token)
-    assert main(["push", str(folder), "owner/pets", "--data", "CIFAR-10", "--licence", "mit", "--json"]) == 0
+    assert main(["push", str(folder), "owner/pets", "--data", "CIFAR-10", "--licence", "mit", "--json", *IMAGE]) == 0
     answer = capsys.readouterr()
     assert hub.token not in answer.out + answer.err
     told = json.loads(answer.out)
@@ -97,11 +100,22 @@ def test_nothing_of_this_machine_is_pushed(folder, tmp_path, capsys):
     }
 
 
+def test_the_card_shows_no_image_of_other_classes(folder, tmp_path, capsys):
+    """The package has images of CIFAR-10: for a model of its classes."""
+    assert main(["push", str(folder), "owner/pets", "--dry-run", "--out", str(tmp_path / "pets")]) == 0
+    assert "no class-attention image" in capsys.readouterr().err
+    assert not (tmp_path / "pets" / "class_attention.png").exists()
+    assert "class_attention.png" not in (tmp_path / "pets" / "README.md").read_text()
+    assert main(["push", "builtin:nano", "owner/nano", "--dry-run", "--out", str(tmp_path / "nano")]) == 0
+    assert (tmp_path / "nano" / "class_attention.png").exists()
+    assert "class_attention.png" in (tmp_path / "nano" / "README.md").read_text()
+
+
 def test_a_dry_run_needs_no_token_and_no_server(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    assert main(["push", str(folder), "owner/pets", "--dry-run"]) == 0
-    assert main(["push", str(folder), "owner/pets", "--dry-run"]) == 0  # again, over the first
+    assert main(["push", str(folder), "owner/pets", "--dry-run", *IMAGE]) == 0
+    assert main(["push", str(folder), "owner/pets", "--dry-run", *IMAGE]) == 0  # again, over the first
     capsys.readouterr()
     assert deepcait.load(tmp_path / "pets").classes == CLASSES
     with Image.open(tmp_path / "pets" / "class_attention.png") as picture:

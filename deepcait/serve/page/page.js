@@ -1,4 +1,4 @@
-// The page: take an image, ask the service, show the answer and where the class token looked.
+// The page: take an image, send it to the service, show its predictions and class attention.
 
 import { drawLegend, drawScene, drawTile, mean, patchAt, range } from "./overlay.js";
 
@@ -12,14 +12,14 @@ const $ = (id) => document.getElementById(id);
 const controls = { block: $("block"), head: $("head"), opacity: $("opacity"), smooth: $("smooth") };
 
 let model = null;
-let answer = null; // what /explain said of the image
-let image = null; // the image itself, null where the browser can't show it
-let patch = null; // the patch that is being read
-let asking = null; // ends the request under way
+let answer = null; // the response for the image
+let image = null; // the image itself, null if the browser can't show its format
+let patch = null; // index of the selected patch
+let asking = null; // aborts the current request
 let sweeping = 0;
-let choices = 0; // images chosen so far: a photograph that comes late is not shown over a later choice
+let choices = 0; // images chosen so far: a sample that arrives late does not replace a later choice
 
-// -- asking ------------------------------------------------------------------------------------------------------
+// -- requests ----------------------------------------------------------------------------------------------------
 
 async function ask(file, sample = "") {
   choices += 1;
@@ -34,7 +34,7 @@ async function ask(file, sample = "") {
     const form = new FormData();
     form.append("image", file, file.name || "pasted image");
     const [reply, shown] = await Promise.all([
-      fetch("explain?topk=5", { method: "POST", body: form, signal: own.signal }),
+      fetch(`${model.blocks ? "explain" : "predict"}?topk=5`, { method: "POST", body: form, signal: own.signal }),
       decode(file),
     ]);
     const body = await reply.json();
@@ -43,7 +43,7 @@ async function ask(file, sample = "") {
       showError(body.error, body.remedy);
       return;
     }
-    [answer, image, patch] = [body, shown, null];
+    [answer, image, patch] = [model.blocks ? body : body[0], shown, null];
     showTop5();
     showTiming(reply.headers.get("server-timing"), performance.now() - began);
     sizeCanvas();
@@ -59,7 +59,7 @@ async function ask(file, sample = "") {
   }
 }
 
-/** The image as the browser sees it, upright; null where it can't read the format. */
+/** The image, upright; null if the browser can't read its format. */
 async function decode(file) {
   const image = new Image();
   const url = URL.createObjectURL(file);
@@ -75,7 +75,7 @@ async function decode(file) {
 }
 
 function showNoAnswer() {
-  showError("The service does not answer.", "Check that it still runs, then try again.");
+  showError("The service does not respond.", "Check that it is running, then try again.");
 }
 
 function showError(problem, remedy) {
@@ -85,7 +85,7 @@ function showError(problem, remedy) {
   $("error").hidden = false;
 }
 
-// -- the answer --------------------------------------------------------------------------------------------------
+// -- predictions ------------------------------------------------------------------------------------------------
 
 function showTop5() {
   const rows = answer.predictions.map(({ label, probability }) => {
@@ -100,17 +100,17 @@ function showTop5() {
   $("top5").replaceChildren(...rows);
   const [first, second] = answer.predictions;
   const then = second ? `, then ${second.label}, ${percent(second.probability)}` : "";
-  $("live").textContent = `Answer: ${first.label}, ${percent(first.probability)}${then}.`;
+  $("live").textContent = `Prediction: ${first.label}, ${percent(first.probability)}${then}.`;
 }
 
 function showTiming(header, total) {
   const stations = Object.fromEntries(
     [...(header || "").matchAll(/(\w+);(?:dur|desc)="?([\d.]+)/g)].map(([, name, value]) => [name, Number(value)]),
   );
-  const parts = [`${milliseconds(total)} in all`];
+  const parts = [`${milliseconds(total)} in total`];
   if ("network" in stations) {
-    parts.push(`${milliseconds(stations.decode)} decoding`, `${milliseconds(stations.queue)} waiting`);
-    parts.push(`${milliseconds(stations.network)} in the network, in a batch of ${stations.batch}`);
+    parts.push(`decoding ${milliseconds(stations.decode)}`, `queue ${milliseconds(stations.queue)}`);
+    parts.push(`network ${milliseconds(stations.network)} (batch of ${stations.batch})`);
   }
   $("timing").textContent = parts.join(" · ");
 }
@@ -144,6 +144,7 @@ function scene(block = Number(controls.block.value), head = Number(controls.head
 const look = () => document.querySelector("input[name=look]:checked").value;
 
 function sizeCanvas() {
+  if (!model.blocks) return;
   const [width, height] = answer.size;
   const scale = Math.min(LONGEST_SIDE / Math.max(width, height), Math.max(1, SHORTEST_WIDTH / width));
   $("canvas").width = Math.max(1, Math.round(width * scale));
@@ -152,7 +153,7 @@ function sizeCanvas() {
 
 function drawAll() {
   draw();
-  if (!answer) return;
+  if (!answer || !model.blocks) return;
   for (const button of $("maps").querySelectorAll("button")) {
     drawTile(button.firstChild, scene(Number(button.dataset.block), Number(button.dataset.head)), TILE_WIDTH);
   }
@@ -160,7 +161,7 @@ function drawAll() {
 
 function draw() {
   showValues();
-  if (!answer) return;
+  if (!answer || !model.blocks) return;
   const now = scene();
   drawScene($("canvas"), now);
   drawLegend($("legend"), now.look);
@@ -168,13 +169,13 @@ function draw() {
   $("legend-low").textContent = percent(low);
   $("legend-high").textContent = percent(high);
   const [block, head] = [Number(controls.block.value), Number(controls.head.value)];
-  const which = `${name("block", block, model.blocks)}, ${name("head", head, model.heads)}`;
-  $("canvas").setAttribute("aria-label", `${answer.file} with the class attention of ${which} over it`);
+  const which = `${name("class block", block, model.blocks)}, ${name("head", head, model.heads)}`;
+  $("canvas").setAttribute("aria-label", `${answer.file} with its class attention: ${which}`);
   $("caption").textContent =
-    `Class attention, ${which}: the softmax weights with which the class token reads ${now.weights.length} patches, ` +
-    `coloured from the lowest to the highest of this map. ` +
-    `The class token keeps ${percent(classTokenOf(block, head))} for itself, which is not drawn.` +
-    (image ? "" : " This browser can't show the image's format: the map lies on grey.");
+    `Attention weights of the class token over ${now.weights.length} patches (softmax), ${which}. ` +
+    `Colours run from the lowest to the highest weight of this map. ` +
+    `The class token's attention to itself (${percent(classTokenOf(block, head))}) is omitted.` +
+    (image ? "" : " The browser can't show this image format: the map is drawn on grey.");
   for (const button of $("maps").querySelectorAll("button")) {
     const chosen = Number(button.dataset.block) === block && Number(button.dataset.head) === head;
     button.setAttribute("aria-pressed", String(chosen));
@@ -194,16 +195,16 @@ function showValues() {
 
 function showReading(now) {
   if (patch === null) {
-    $("reading").textContent = "Point at the image to read a patch.";
+    $("reading").textContent = "Point at a patch to see its weight.";
     return;
   }
   const [row, column] = [Math.floor(patch / now.grid[1]) + 1, (patch % now.grid[1]) + 1];
   const times = now.weights[patch] * now.weights.length;
   $("reading").textContent =
-    `Patch in row ${row}, column ${column}: ${percent(now.weights[patch])}, ${times.toFixed(1)} times an even share.`;
+    `Patch in row ${row}, column ${column}: ${percent(now.weights[patch])}, ${times.toFixed(1)} times uniform attention.`;
 }
 
-// -- reading patches ---------------------------------------------------------------------------------------------
+// -- weights of patches------------------------------------------------------------------------------------------
 
 $("canvas").addEventListener("pointermove", (event) => {
   if (!answer) return;
@@ -241,7 +242,7 @@ for (const control of Object.values(controls)) {
       stopSweep();
       draw();
     } else {
-      drawAll(); // opacity and smoothness are those of every map
+      drawAll(); // opacity and smoothing apply to all maps
     }
   });
 }
@@ -283,7 +284,7 @@ function choose(block, head) {
   draw();
 }
 
-// -- where images come from ------------------------------------------------------------------------------------
+// -- sources of images ----------------------------------------------------------------------------------------
 
 $("file").addEventListener("change", () => {
   if ($("file").files.length) ask($("file").files[0]);
@@ -332,7 +333,7 @@ function markSample(path) {
   }
 }
 
-// -- the beginning -----------------------------------------------------------------------------------------------
+// -- start -------------------------------------------------------------------------------------------------------
 
 function buildSamples() {
   const items = model.samples.map((sample) => {
@@ -342,7 +343,7 @@ function buildSamples() {
     const button = element("button", "", "");
     button.type = "button";
     button.dataset.path = sample.path;
-    button.setAttribute("aria-label", `Photograph: ${sample.label}`);
+    button.setAttribute("aria-label", `Sample image: ${sample.label}`);
     button.setAttribute("aria-pressed", "false");
     button.title = sample.label;
     button.append(image);
@@ -352,6 +353,7 @@ function buildSamples() {
     return item;
   });
   $("samples").replaceChildren(...items);
+  $("samples").hidden = $("samples-title").hidden = !items.length;
 }
 
 function buildMaps() {
@@ -360,13 +362,13 @@ function buildMaps() {
     const group = element("div", "", "");
     const tiles = element("div", "tiles", "");
     group.setAttribute("role", "group");
-    group.setAttribute("aria-label", name("block", block, model.blocks));
-    group.append(element("h3", "", block ? `Block ${block}` : `Mean of the ${model.blocks} blocks`), tiles);
+    group.setAttribute("aria-label", name("class block", block, model.blocks));
+    group.append(element("h3", "", block ? `Class block ${block}` : `Mean over ${model.blocks} class blocks`), tiles);
     for (let head = 0; head <= model.heads; head += 1) {
       const button = element("button", "", "");
       button.type = "button";
       Object.assign(button.dataset, { block, head });
-      button.setAttribute("aria-label", `Show ${name("block", block, model.blocks)}, ${name("head", head, model.heads)}`);
+      button.setAttribute("aria-label", `Show ${name("class block", block, model.blocks)}, ${name("head", head, model.heads)}`);
       button.setAttribute("aria-pressed", "false");
       button.append(document.createElement("canvas"), head ? `head ${head}` : "mean");
       button.addEventListener("click", () => choose(block, head));
@@ -384,7 +386,7 @@ function element(tag, className, text) {
   return made;
 }
 
-const name = (what, number, count) => (number ? `${what} ${number} of ${count}` : `mean of ${count} ${what}s`);
+const name = (what, number, count) => (number ? `${what} ${number} of ${count}` : `mean over ${count} ${what}s`);
 const percent = (part) => `${(100 * part).toFixed(part < 0.1 ? 2 : 1)} %`;
 const milliseconds = (value) => `${value.toFixed(value < 10 ? 1 : 0)} ms`;
 
@@ -398,17 +400,20 @@ async function begin() {
     }
     model = body;
   } catch {
-    showError("The service does not answer.", "Check that it still runs, then load the page again.");
+    showError("The service does not respond.", "Check that it is running, then load the page again.");
     return;
   }
   const size = model.img_size.join(" × ");
   $("model").textContent = `${model.model} · ${model.classes.toLocaleString("en")} classes · ${size} pixels`;
+  for (const part of document.querySelectorAll("figure, .controls, .all")) part.hidden = !model.blocks;
+  $("none").hidden = Boolean(model.blocks);
   controls.block.max = model.blocks;
   controls.head.max = model.heads;
   buildSamples();
   buildMaps();
   draw();
-  await askSample(model.samples.find(({ label }) => label === FIRST_SAMPLE) ?? model.samples[0]);
+  const first = model.samples.find(({ label }) => label === FIRST_SAMPLE);
+  if (first) await askSample(first);
 }
 
 begin();
