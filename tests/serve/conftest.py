@@ -44,7 +44,7 @@ class Patient(deepcait.Classifier):
 
     def logits(self, images_BCHW):
         self.batches.append(len(images_BCHW))
-        assert self.go.wait(30)
+        assert self.go.wait(120)
         return super().logits(images_BCHW)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -27,6 +28,9 @@ from deepcait.serve.run import listen_on, server_config
 ROOT = Path(__file__).parent.parent.parent
 DEMO = ROOT / "deepcait" / "assets" / "demo" / "test"
 BOUNDARY = "----a-boundary-of-the-tests"
+PATIENCE = {
+    "header_timeout_s": 60.0, "body_timeout_s": 60.0, "write_timeout_s": 60.0, "deadline_s": 60.0, "keep_alive_s": 60,
+}  # fmt: skip
 
 
 def picture_bytes(seed: int = 0, size: tuple[int, int] = (48, 40), format: str = "PNG", **options) -> bytes:
@@ -83,7 +87,7 @@ class Reply:
 class Connection:
     """A TCP connection to the service."""
 
-    def __init__(self, port: int, timeout: float = 20.0) -> None:
+    def __init__(self, port: int, timeout: float = 60.0) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=timeout)
         self.file = self.socket.makefile("rb")
 
@@ -120,6 +124,11 @@ class Live:
         """Connections that the service holds, those included that it is closing."""
         return len(self.server.server_state.connections)
 
+    def change_limits(self, **changes) -> None:
+        """Give the connections other limits; timers that run already are not changed."""
+        protocol = self.server.config.http_protocol_class
+        protocol.limits = dataclasses.replace(protocol.limits, **changes)
+
     def waits_for_a_reader(self) -> bool:
         """Whether an answer waits to be taken by a client."""
         # A copy, since the service's thread changes the set; a connection is in it before its timers exist.
@@ -140,7 +149,7 @@ class Live:
         status = Path(f"/proc/{self.pid}/status").read_text()
         return 1024 * int(re.search(r"VmRSS:\s+(\d+)", status)[1])
 
-    def ask(self, data: bytes, timeout: float = 20.0) -> Reply:
+    def ask(self, data: bytes, timeout: float = 60.0) -> Reply:
         """Send bytes on a connection of their own; what the service answers, though it may refuse to read them all."""
         with self.connect(timeout) as connection:
             try:
@@ -152,12 +161,12 @@ class Live:
     def predict(self, *files: bytes, path: str = "/predict") -> Reply:
         return self.ask(request(path, form(*(part(data, filename=f"{i}.png") for i, data in enumerate(files)))))
 
-    def open(self, timeout: float = 20.0) -> Connection:
+    def open(self, timeout: float = 60.0) -> Connection:
         """A connection that the caller closes."""
         return Connection(self.port, timeout)
 
     @contextmanager
-    def connect(self, timeout: float = 20.0):
+    def connect(self, timeout: float = 60.0):
         connection = self.open(timeout)
         try:
             yield connection
@@ -167,8 +176,8 @@ class Live:
 
 @contextmanager
 def live(classifier, *, hosts=("127.0.0.1", "localhost"), cors_origins=(), **limits):
-    """The service in a thread of this process."""
-    chosen = Limits(**limits)
+    """The service in a thread of this process; on a busy machine nothing is too late unless a limit is given."""
+    chosen = Limits(**(PATIENCE | limits))
     service = Service(classifier, name="test", limits=chosen, hosts=hosts, cors_origins=cors_origins)
     server = uvicorn.Server(server_config(service, chosen))
     with listen_on("127.0.0.1", 0) as listener:
@@ -179,7 +188,7 @@ def live(classifier, *, hosts=("127.0.0.1", "localhost"), cors_origins=(), **lim
             yield Live(port, service, server)
         finally:
             server.should_exit = True
-            thread.join(30)
+            thread.join(90)
             service.close()
             assert not thread.is_alive()
         assert_idle(service)

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import base64
+import json
 import random
 import re
 import time
@@ -28,7 +30,7 @@ EVERY = 10  # after so many hostile requests a good one is sent
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _PICTURES = [picture_bytes(seed, format=name) for seed, name in enumerate(_FORMATS)]
 _PATHS = "etc/passwd .. %2e%2e ..%2f ..\\ %00 ~root proc/self/environ C:\\x static %ff page.js".split()
-_TYPES = ["text/plain", "application/json", "image/png", "*/*", "", "multipart", "a" * 300, "image/svg+xml"]
+_TYPES = ["text/plain", "application/json", "image/x-xcf", "*/*", "", "multipart", "a" * 300, "image/svg+xml"]
 
 
 def damaged_picture(draw: random.Random) -> bytes:
@@ -73,7 +75,30 @@ def wrong_type(draw: random.Random) -> bytes:
     kind = draw.choice(_TYPES)
     if draw.random() < 0.5:
         return request(body=draw.choice(_PICTURES), headers={"Content-Type": kind})
-    return request(body=form(part(draw.choice(_PICTURES), kind=kind if kind != "image/png" else "image/x-xcf")))
+    return request(body=form(part(draw.choice(_PICTURES), kind=kind)))
+
+
+def broken_json(draw: random.Random) -> bytes:
+    """JSON with a damaged picture, or that is cut, or has a few bytes or its shape changed."""
+    body = json.dumps({"images": [base64.b64encode(data).decode() for data in draw.sample(_PICTURES, 2)]}).encode()
+    match draw.randrange(4):
+        case 0:
+            body = json.dumps({"images": [base64.b64encode(damaged_picture(draw)).decode()]}).encode()
+        case 1:
+            body = body[: draw.randrange(len(body) - 1)]
+        case 2:
+            at = draw.randrange(12, len(body) - 4)
+            body = body[:at] + draw.choice([b'"', b"\\", b"\0", b"[", b"{", b"]", b"\xff", b"-", b"="]) + body[at + 1 :]
+        case _:
+            shapes = (b"[]", b"{}", b"null", b"7", 9999 * b"7", b'{"images": {}}', b'{"images": "QUJD"}', 99 * b"[")
+            body = draw.choice(shapes)
+    return request(body=body, headers={"Content-Type": "application/json"})
+
+
+def broken_raw(draw: random.Random) -> bytes:
+    """A damaged picture as the body."""
+    kind = draw.choice(["image/png", "image/jpeg", "application/octet-stream"])
+    return request(draw.choice(["/predict", "/explain"]), damaged_picture(draw), headers={"Content-Type": kind})
 
 
 def path_trick(draw: random.Random) -> bytes:
@@ -122,8 +147,8 @@ def known(draw: random.Random) -> bytes:
 def hostile(draw: random.Random) -> tuple[str, bytes, bool]:
     """Kind, bytes on the wire, and whether it must be refused: a mutated picture may have stayed one."""
     kind = draw.choices(
-        ["damaged", "mutated", "form", "type", "path", "headers", "http", "bomb", "compressed", "known"],
-        [20, 20, 12, 8, 10, 4, 10, 2, 2, 12],
+        ["damaged", "mutated", "form", "json", "raw", "type", "path", "headers", "http", "bomb", "compressed", "known"],
+        [20, 20, 12, 12, 8, 8, 10, 4, 10, 2, 2, 12],
     )[0]
     match kind:
         case "damaged":
@@ -133,7 +158,8 @@ def hostile(draw: random.Random) -> tuple[str, bytes, bool]:
         case "form":
             return kind, request(body=broken_form(draw)), True
     makers = {
-        "type": wrong_type, "path": path_trick, "headers": huge_headers, "http": broken_http, "bomb": large_picture,
+        "json": broken_json, "raw": broken_raw, "type": wrong_type,
+        "path": path_trick, "headers": huge_headers, "http": broken_http, "bomb": large_picture,
         "compressed": compressed, "known": known,
     }  # fmt: skip
     return kind, makers[kind](draw), True

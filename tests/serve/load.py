@@ -71,8 +71,10 @@ def make_cases(number: int = NUM_PICTURES) -> list[Case]:
     return [Case(path, classifier.predict(open_image(path))[0]) for path in paths]
 
 
-async def run_clients(running: Live, cases: list[Case], *, clients: int, seconds: float) -> Outcome:
-    """Each client keeps its connection and sends one request after the other."""
+async def run_clients(
+    running: Live, cases: list[Case], *, clients: int, seconds: float, enough=lambda outcome: False
+) -> Outcome:
+    """Each client keeps its connection and sends one request after the other, for a time or until it is enough."""
     outcome = Outcome()
     began_s = time.perf_counter()
     end_s = began_s + seconds
@@ -80,7 +82,7 @@ async def run_clients(running: Live, cases: list[Case], *, clients: int, seconds
     async def client(number: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
         index = number
-        while (sent_s := time.perf_counter()) < end_s:
+        while (sent_s := time.perf_counter()) < end_s and not enough(outcome):
             case = cases[index % len(cases)]
             index += 1
             writer.write(case.request)

@@ -68,7 +68,7 @@ def test_a_port_that_is_taken():
 def test_a_signal_right_after_the_address_ends_the_service(classifier):
     """Whoever reads the line may send it before the event loop runs: it must not be lost."""
     late = []
-    again = threading.Timer(10, lambda: (late.append(True), os.kill(os.getpid(), signal.SIGTERM)))
+    again = threading.Timer(100, lambda: (late.append(True), os.kill(os.getpid(), signal.SIGTERM)))
     before = signal.getsignal(signal.SIGTERM)
 
     def listening(address: str) -> None:

@@ -10,7 +10,8 @@ from deepcait.data import open_image
 from tests.serve.harness import live, wait_until
 from tests.serve.hostile import GOOD, Outcome, attack, siege
 
-LIMITS = {"max_pixels": 1_000_000, "header_timeout_s": 0.5, "body_timeout_s": 0.5}
+# Good requests must arrive in time on a busy machine; the slow ones wait together, at the end.
+LIMITS = {"max_pixels": 1_000_000, "header_timeout_s": 3.0, "body_timeout_s": 3.0}
 
 
 def test_a_hundred_hostile_requests(classifier):
@@ -19,7 +20,7 @@ def test_a_hundred_hostile_requests(classifier):
     with live(classifier, **LIMITS) as running:
         attack(running, random.Random(0), 120, predictions, outcome)
         kinds = {kind for kind, _ in outcome.answered}
-        assert kinds >= {"damaged", "mutated", "form", "path", "http", "known", "slow"}
+        assert kinds >= {"damaged", "mutated", "form", "json", "raw", "path", "http", "known", "slow"}
         wait_until(lambda: running.service._num_requests == running.service._num_buffered_bytes == 0)
         assert running.service.pipeline.num_waiting == 0
 

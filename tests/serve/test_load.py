@@ -22,16 +22,21 @@ def cases():
 @pytest.mark.process
 def test_many_clients_for_a_moment(cases):
     with command(*THREADS) as running:
-        outcome = asyncio.run(run_clients(running, cases, clients=64, seconds=2.0))
+        # By number, not by time: on a busy machine it takes longer.
+        outcome = asyncio.run(
+            run_clients(running, cases, clients=64, seconds=200.0, enough=lambda found: found.statuses[200] >= 512)
+        )
         assert running.stop()[0] == 0
     assert outcome.faults == []
     assert set(outcome.statuses) <= {200, 503}
-    assert outcome.statuses[200] > 64
+    assert outcome.statuses[200] >= 512
 
 
 def test_a_small_queue_refuses_some_and_answers_the_others_right(cases):
     with live(deepcait.load("builtin:nano"), max_queue=8, max_requests=8, max_images=1) as running:
-        outcome = asyncio.run(run_clients(running, cases, clients=64, seconds=1.0))
+        outcome = asyncio.run(
+            run_clients(running, cases, clients=64, seconds=200.0, enough=lambda found: found.statuses[200] >= 64)
+        )
     assert outcome.faults == []
     assert outcome.statuses[503] > 0
     assert outcome.statuses[200] > 0

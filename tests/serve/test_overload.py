@@ -159,10 +159,23 @@ def _after(event, function):
     return waits
 
 
-def test_the_deadline(patient):
+def test_the_deadline(patient, monkeypatch):
     """Neither an image in the network nor one in the queue keeps its client longer than the deadline."""
-    with live(patient, deadline_s=0.3, max_batch=1) as running:
+    deadlines, timeout = [], asyncio.timeout
+
+    def noted(seconds):
+        if seconds != 77.0:
+            return timeout(seconds)
+        deadlines.append(timeout(None))
+        return deadlines[-1]
+
+    monkeypatch.setattr(asyncio, "timeout", noted)
+    with live(patient, deadline_s=77.0, max_batch=1) as running:
         connections = send_all(running, 3)
+        wait_until(lambda: patient.batches == [1] and running.service.pipeline.num_waiting == 2)
+        loop = running.service.pipeline._loop
+        for deadline in deadlines:  # it passes
+            loop.call_soon_threadsafe(deadline.reschedule, 0.0)
         for connection in connections:
             assert_overloaded(connection.read())
         wait_until(lambda: running.service._num_requests == 0)
@@ -230,7 +243,7 @@ def test_the_end_answers_what_was_let_in(patient):
         threading.Timer(0.3, patient.go.set).start()
         reader = threading.Thread(target=lambda: answers.extend(connection.read() for connection in connections))
         reader.start()
-    reader.join(20)
+    reader.join(60)
     assert [reply.status for reply in answers] == [200] * 6
     with pytest.raises(OSError):  # noqa: PT011 - nobody listens any more
         running.ask(GOOD)
