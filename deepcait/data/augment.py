@@ -33,32 +33,32 @@ class Augment:
     """Settings of augmentation. The defaults are the paper's."""
 
     crop: str = "random_resized"
-    """random_resized: a random part, resized (the paper). pad: padded and cut, for images of the model's
-    own size. none: as in evaluation."""
+    """Crop of a training image. random_resized: a random part, resized (the paper). pad: padded, then cut at random,
+    for images of the model's own size. none: as in evaluation."""
     scale: tuple[float, float] = (0.08, 1.0)
-    """Part of the area that random_resized keeps, from and to."""
+    """Smallest and largest fraction of the area that random_resized keeps."""
     ratio: tuple[float, float] = (0.75, 4 / 3)
-    """Aspect ratios of random_resized, from and to."""
+    """Smallest and largest aspect ratio of random_resized."""
     pad_px: int = 4
-    """Pixels that pad adds on every side."""
+    """Number of pixels that pad adds on every side."""
     pad_mode: str = "constant"
-    """What pad adds: constant (black), reflect, edge or symmetric."""
+    """Values that pad adds: constant (black), reflect, edge or symmetric."""
     flip: float = 0.5
     """Probability of a left-right flip."""
     rand_augment: str = "rand-m9-mstd0.5-inc1"
-    """timm's RandAugment string; empty for none."""
+    """RandAugment in timm's notation; empty for none."""
     policy: str = "none"
-    """Another augmentation instead: 3-augment (DeiT III's), trivial-augment (torchvision's), or none."""
+    """Augmentation in place of RandAugment: 3-augment (DeiT III), trivial-augment (torchvision), or none."""
     transform: str = ""
-    """One's own in place of crop, flip, RandAugment, policy and erasing: python:package.module:factory."""
+    """Your own transform in place of crop, flip, RandAugment, policy and erasing: python:package.module:factory."""
     erase: float = 0.25
-    """Probability of erasing a rectangle, filled with one normal draw a pixel."""
+    """Probability that a rectangle is erased, that is, filled with one normal random value per pixel."""
     repeats: int = 3
-    """Copies of an image in one epoch's row, each augmented differently (repeated augmentation)."""
+    """Number of copies of an image in an epoch's sequence, each augmented differently (repeated augmentation)."""
     resampler: str = "torch"
-    """What random_resized resizes with, and RandAugment shears and shifts. torch: fast, up to 2 of 255 levels from
-    Pillow, and a JPEG decoded at a fraction of its size where the crop stays at least as large as the model's
-    image. pillow: bitwise timm's."""
+    """Arithmetic of random_resized and of RandAugment's shears and shifts. torch: fast; values differ from Pillow's by
+    up to 2 of 255, and by more if a JPEG is decoded at a fraction of its size, which is done if the crop stays at least
+    as large as the model's input. pillow: bitwise timm's."""
 
     def __post_init__(self) -> None:
         if self.crop not in ("random_resized", "pad", "none"):

@@ -42,10 +42,11 @@ class ImageOptions:
     """Limits on accepted images, and the range of their values.
 
     Args:
-        max_bytes: of a file.
-        max_pixels: of an image, by its header.
-        max_value: the value that is white in images deeper than 8 bits; 0 takes it from the file, else 65535.
-        accept_truncated: take an image whose end is missing where its last row was decoded (JPEG, PNG).
+        max_bytes: largest size of a file.
+        max_pixels: largest number of pixels of an image, checked in its header.
+        max_value: pixel value that is white in images with more than 8 bits per channel; 0 takes it from the file or,
+            if the file has none, the largest value of its type (65535; 1 for floating point).
+        accept_truncated: accept a JPEG or PNG that is cut at its end if decoding reaches its last row of pixels.
     """
 
     max_bytes: int = MAX_BYTES
@@ -87,11 +88,12 @@ def open_image(
 ) -> Image.Image:
     """Decode one image, safely, to upright RGB.
 
-    Turned as its EXIF says; the first frame of an animation; transparency lies on white; grey, palette and CMYK become
-    RGB by Pillow's formulas, colour profiles are not applied. Values deeper than 8 bits keep their high bits, in the
-    range that the file tells (TIFF's BitsPerSample and MaxSampleValue, PNG's sBIT), else `options.max_value`, else
-    0..65535 (0..1 of floating point); values outside are an error, because guessing the range per image would make
-    brightness depend on content. The format is read from the content, never from the suffix.
+    The image is rotated according to its EXIF data; an animation gives its first frame; transparency is composited on
+    white; grey, palette and CMYK become RGB by Pillow's formulas, colour profiles are not applied. Values with more
+    than 8 bits keep their high bits, in the range of `options.max_value` or, without it, of the file (TIFF's
+    BitsPerSample and MaxSampleValue, PNG's sBIT), or else in 0..65535 (0..1 for floating point); values outside are an
+    error, because guessing the range per image would make brightness depend on content. The format is read from the
+    content, never from the suffix.
     Known limit: a JPEG with too few coded rows but a proper end marker is filled grey by libjpeg.
 
     Args:

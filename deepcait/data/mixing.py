@@ -18,13 +18,13 @@ class Mix:
     mixup: float = 0.8
     """Parameter of mixup's Beta distribution; 0 is off."""
     cutmix: float = 1.0
-    """Parameter of cutmix's Beta distribution; 0 is off."""
+    """Parameter of CutMix's Beta distribution; 0 is off."""
     probability: float = 1.0
-    """Of mixing a batch at all."""
+    """Probability that a batch is mixed."""
     switch: float = 0.5
-    """Of cutmix rather than mixup, where both are on."""
+    """Probability of CutMix instead of mixup, if both are on."""
     label_smoothing: float = 0.1
-    """Probability mass spread evenly over all classes."""
+    """Probability that is distributed evenly over all classes."""
 
     def __post_init__(self) -> None:
         chances = (self.probability, self.switch, self.label_smoothing)

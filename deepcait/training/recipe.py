@@ -43,42 +43,47 @@ class Recipe:
     """Everything that decides a training run."""
 
     version: int = 2
-    """Of the settings: what a setting that is missing means. 1 is deepcait 0.1, whose runs have no version."""
+    """Version of the settings format; it decides the value of a missing key. Runs of deepcait 0.1 have none, which
+    means 1."""
     about: About = field(default_factory=About)
     model: str = "cait_xxs24_224"
-    """Model name, or any MODEL, to start from; or one's own network, python:package.module:factory."""
+    """Model to start from: a model name, any other MODEL, or your own network, python:package.module:factory."""
     start: str = "random"
-    """random or released: what a model name stands for."""
+    """Initial weights of a model that is given by name: random or released."""
     keep_rows: bool = False
-    """A new head takes over the rows of classes that the model it starts from knows by the same name."""
+    """true: a new head copies the rows of classes that the initial model has under the same name."""
     img_size: int | tuple[int, int] | None = None
-    """Height and width in pixels; null is the model's own."""
+    """Height and width of the input in pixels; null is the model's own size."""
     layer_scale_init: float | None = None
-    """First value of LayerScale; null is the model table's."""
+    """Initial value of LayerScale; null is the value of the model table."""
     drop_path_rate: float | None = None
-    """Chance that a branch is left out of a training step (stochastic depth); null is the model table's."""
+    """Probability that a residual branch is skipped in a training step (stochastic depth); null is the value of the
+    model table."""
     drop_rate: float | None = None
-    """Dropout of the token that the head reads; null is the model's own, none."""
+    """Dropout rate of the token that the classification head reads; null is the model's own rate, which is 0 for
+    CaiT."""
     shape: Shape = field(default_factory=Shape)
     ablation: Ablation = field(default_factory=Ablation)
     train: str = "all"
-    """Which parameters move: all, head, or attention."""
+    """Parameters to train: all, head, or attention."""
     freeze: tuple[str, ...] = ()
-    """Patterns of names of parameters that do not move, such as blocks.0.* or *.gamma_1."""
+    """Name patterns of parameters that are not trained, such as blocks.0.* or *.gamma_1."""
     freeze_blocks: int = 0
-    """The embedding and this many first patch blocks do not move; 0 is off."""
+    """Number of first patch blocks that are not trained, together with the embedding; 0 is off."""
     head_warmup_epochs: float = 0.0
-    """Epochs at the start in which only the head moves."""
+    """Number of epochs at the start in which only the head is trained."""
     loss: str = "ce"
-    """ce (cross-entropy), bce (binary, as DeiT III), focal or focal(gamma=2.0), or python:package.module:factory."""
+    """Loss function: ce (cross-entropy), bce (binary cross-entropy, as in DeiT III), focal, focal(gamma=2.0), or
+    python:package.module:factory."""
     seed: int = 0
-    """Of the order of data, of augmentation, and of random weights."""
+    """Random seed of data order, augmentation, and random initial weights."""
     epochs: int = 400
-    """Of the whole run."""
+    """Number of epochs."""
     global_batch_size: int = 1024
-    """Images of one optimizer step, over all processes."""
+    """Number of images in one optimizer step, over all processes."""
     replicas: int = 8
-    """Forward passes that make one step, stand-ins for the paper's GPUs; more processes share them out."""
+    """Number of forward and backward passes in one optimizer step; the paper has one per GPU. The number of processes
+    must divide it: each process computes some of them."""
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     mix: Mix = field(default_factory=Mix)

@@ -13,11 +13,11 @@ class Schedule:
     """Linear warm-up, then half a cosine down to `min_lr`. The defaults are the paper's."""
 
     warmup_epochs: float = 5.0
-    """Epochs of warm-up; may be a fraction."""
+    """Number of warm-up epochs; may be a fraction."""
     warmup_lr: float = 1e-6
-    """Where warm-up starts."""
+    """Learning rate at the start of warm-up."""
     min_lr: float = 1e-5
-    """Where the cosine ends."""
+    """Learning rate at the end of the cosine."""
 
 
 @dataclass(frozen=True)

@@ -28,17 +28,17 @@ class Shape:
     embed_dim: int | None = None
     """Width D of a token."""
     depth: int | None = None
-    """Blocks of the patch stage."""
+    """Number of blocks in the patch stage."""
     num_heads: int | None = None
-    """Heads of an attention; divides embed_dim."""
+    """Number of attention heads per block; must divide embed_dim."""
     patch_size: int | None = None
-    """Side of a patch in pixels."""
+    """Height and width of a patch in pixels."""
     in_chans: int | None = None
-    """Channels of an image: 3, or 1 for grey ones."""
+    """Number of image channels: 3, or 1 for grey images."""
     cls_depth: int | None = None
-    """Blocks of the class stage."""
+    """Number of blocks in the class stage."""
     mlp_ratio: float | None = None
-    """Width of an MLP's hidden layer, in embed_dim."""
+    """Width of an MLP's hidden layer, divided by embed_dim."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +49,19 @@ class Ablation:
     """
 
     residual: str | None = None
-    """layerscale, scalar, rezero, skipinit, fixup, tfixup or none."""
+    """Rule of the residual branches: layerscale, scalar, rezero, skipinit, fixup, tfixup or none."""
     pre_norm: bool | None = None
-    """true: branches are normalised before; false: as the originals of rezero, skipinit, fixup and tfixup."""
+    """true: the input of a branch is normalised. false: as in the original ReZero, SkipInit, Fixup and T-Fixup."""
     class_token: str | None = None
-    """class_stage, inserted (into the patch stage) or average (no class token)."""
+    """Place of the class token: class_stage, inserted (into the patch stage) or average (no class token)."""
     insert_at: int | None = None
-    """Block of the patch stage before which an inserted class token joins; 0 is ViT."""
+    """Block of the patch stage before which the class token is inserted; 0 is ViT."""
     class_mlp: bool | None = None
-    """false leaves out the MLPs of the class stage."""
+    """false: the class stage has no MLPs."""
     talking_heads: str | None = None
-    """both, before (the softmax), after, or none."""
+    """Head mixing: both, before (the softmax), after (it), or none."""
     drop_path_shape: str | None = None
-    """uniform, or linear from 0 in the first block to drop_path_rate in the last."""
+    """Stochastic depth over the blocks: uniform, or linear from 0 in the first block to drop_path_rate in the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,45 +71,48 @@ class Data:
     source: str = ""
     """DATA of the run; set by `--data`."""
     labels: str = "auto"
-    """What integers are as labels: names of classes (auto, names) or their indices from 0 (indices)."""
+    """Meaning of integer labels: names of classes (auto, names) or class indices from 0 (indices)."""
     label_column: str = ""
-    """Column of a table (CSV, JSON lines, parquet, arrow) of labels; empty takes one called label or alike."""
+    """Column of a table (CSV, JSON lines, parquet, arrow) with the labels; empty: a column with a usual name, such as
+    label."""
     image_column: str = ""
-    """Column of a table of images or their paths; empty takes one called path, image or alike."""
+    """Column of a table with the images or their paths; empty: a column with a usual name, such as path or image."""
     image_suffix: str = ""
-    """Suffix of the files of a table whose paths have none, such as .jpg."""
+    """Suffix of the files, such as .jpg, if the paths in a table have none."""
     image_root: str = ""
-    """Folder that the paths of a table are relative to; empty is the table's own."""
+    """Folder that the paths in a table are relative to; empty: the folder of the table."""
     validate_on: str = "auto"
-    """auto: val, else a part of train, held out. val, test: that split. none: the last epoch is the model."""
+    """Validation images. auto: the split val; if there is none, a part of train. val, test: that split. none: no
+    validation; the last epoch is the model."""
     val_fraction: float = 0.1
-    """Part of every class held out of train where there is no split val."""
+    """Fraction of every class of train that is held out for validation if there is no split val."""
     num_workers: int = 2
-    """Worker processes of one training process; changes no result."""
+    """Number of data-loading worker processes per training process; does not change results."""
     balanced: bool = False
-    """Draw classes equally often."""
+    """true: all classes are drawn equally often."""
     exclude: str = ""
-    """File of paths to leave out, one per line: what `deepcait doctor --fix-list` writes."""
+    """File with paths of images to exclude, one per line, as `deepcait doctor --fix-list` writes it."""
     on_error: str = "raise"
-    """An unreadable training image stops the run (raise), or the next readable one takes its place (skip)."""
+    """What happens at an unreadable training image. raise: the run stops. skip: the next readable image replaces it."""
     max_errors: int = 100
-    """Different images that skip passes over; one more stops the run."""
+    """Number of different images that on_error=skip may skip; one more stops the run."""
     shrink_px: int = 0
-    """Make larger training images smaller first, their shorter side this many pixels; 0 is off."""
+    """Larger training images are first reduced to this shorter side in pixels; 0 is off."""
     cache: str = ""
-    """Folder to keep the shrunk images in; changes no result."""
+    """Folder that stores the reduced images of shrink_px; does not change results."""
     max_pixels: int = MAX_PIXELS
-    """An image of more pixels is an error, by its header."""
+    """Largest number of pixels of an image; it is checked in the header, before decoding."""
     max_bytes: int = MAX_BYTES
-    """A larger file is an error, before it is read."""
+    """Largest size of an image file in bytes; it is checked before the file is read."""
     max_value: int = 0
-    """The value that is white in images deeper than 8 bits; 0 takes what the file says, else 65535."""
+    """Pixel value that is white in images with more than 8 bits per channel; 0 takes it from the file or, if the file
+    has none, the largest value of its type (65535; 1 for floating point)."""
     accept_truncated: bool = False
-    """Take images whose end is missing where their last row was decoded."""
+    """true: an image file that is cut at its end is accepted if decoding reaches its last row of pixels."""
     limit: int = 0
-    """Train on this many images, drawn class by class from their names, whatever the seed; 0 takes all."""
+    """Number of training images to use, drawn per class from their names and independent of the seed; 0 uses all."""
     val_limit: int = 0
-    """Validate on this many, drawn in the same way; 0 takes all."""
+    """Number of validation images to use, drawn in the same way; 0 uses all."""
 
     def columns(self) -> Columns:
         """Return what is said about the columns of a table. Raises ConfigError."""
@@ -130,29 +133,31 @@ class Optimizer:
     """How weights are updated."""
 
     name: str = "adamw"
-    """adamw, sgd (Nesterov), or one of timm's: timm:lamb, timm:lion(betas=(0.9, 0.95)), ..."""
+    """Optimizer: adamw, sgd (Nesterov), or one of timm's: timm:lamb, timm:lion(betas=(0.9, 0.95)), ..."""
     lr: float = 5e-4
     """Learning rate for `lr_batch` images per step."""
     lr_batch: int = 512
-    """The rate is scaled by global_batch_size / lr_batch; 0 takes lr as it is."""
+    """The learning rate is scaled by global_batch_size / lr_batch; 0 uses lr unchanged."""
     weight_decay: float = 0.05
-    """Not on vectors, biases, the class token and positions."""
+    """Weight decay; not applied to vectors, biases, the class token and position embeddings."""
     beta1: float = 0.9
-    """Of adamw: memory of the mean gradient."""
+    """AdamW: decay rate of the mean gradient."""
     beta2: float = 0.999
-    """Of adamw: memory of its square."""
+    """AdamW: decay rate of the mean squared gradient."""
     eps: float = 1e-8
-    """Of adamw: added to the root that the step is divided by."""
+    """AdamW: number added to the denominator of the update."""
     momentum: float = 0.9
-    """Of sgd."""
+    """SGD: momentum."""
     clip_norm: float = 0.0
-    """Largest norm of all gradients together; 0 is off."""
+    """Largest norm of the gradient of all parameters together; 0 is off."""
     layer_decay: float = 1.0
-    """Factor of the learning rate from one patch block to the one before; 1 is off."""
+    """Factor of the learning rate from each patch block to the one before it; 1 is off."""
     lr_factors: tuple[str, ...] = ()
-    """Factors of the learning rate by parameter name, PATTERN=FACTOR, such as blocks.*=0.1; the first match counts."""
+    """Factors of the learning rate by parameter name, PATTERN=FACTOR, such as blocks.*=0.1; the first pattern that
+    matches counts."""
     class_weights: bool | tuple[float, ...] = False
-    """true: weigh classes by the inverse of their size. A list: a weight for each class, in their order."""
+    """true: classes are weighted by the inverse of their size. A list: one weight per class, in the order of the
+    classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,11 +165,14 @@ class Average:
     """Exponential moving average of the weights, saved beside the raw ones."""
 
     decay: float = 0.0
-    """0 is off; the paper computes 0.99996 and reports the raw weights."""
+    """Decay of the moving average of the weights (EMA); 0 is off. The paper's code uses 0.99996, but the paper reports
+    the raw weights."""
     warmup: bool = True
-    """Start with min(decay, (1 + steps) / (10 + steps)), so that short runs are not dominated by the start."""
+    """true: the decay starts at min(decay, (1 + steps) / (10 + steps)), so that initial weights do not dominate short
+    runs."""
     evaluated: bool = False
-    """Which weights the run's accuracy, its best model and its users take: the averaged ones or the raw."""
+    """true: validation selects the best epoch by the averaged weights, and the saved model predicts with them. false:
+    by and with the raw weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,19 +180,19 @@ class Distillation:
     """Settings of distillation; without a teacher there is none."""
 
     spec: str = ""
-    """The teacher: any MODEL or timm:NAME; set by `--teacher`."""
+    """The teacher: any MODEL, or timm:NAME; set by `--teacher`."""
     kind: str = "hard"
-    """hard: the teacher's first choice as a label. soft: its distribution."""
+    """hard: the class that the teacher predicts is used as a label. soft: the teacher's distribution is the target."""
     alpha: float = 0.5
-    """Weight of the teacher's term."""
+    """Weight of the teacher's term in the loss."""
     tau: float = 1.0
     """Temperature of soft distillation."""
     mean: tuple[float, ...] | None = None
-    """Normalisation of the teacher; null takes its own."""
+    """Means of the teacher's normalisation; null uses the teacher's own."""
     std: tuple[float, ...] | None = None
-    """The same, its standard deviations."""
+    """Standard deviations of the teacher's normalisation; null uses the teacher's own."""
     img_size: str | int = "own"
-    """What the teacher sees: its own size, the `student`'s, or a side in pixels."""
+    """Input size of the teacher: own, student (that of the student), or a number of pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,21 +200,21 @@ class Compute:
     """How it is computed; changes speed and memory, and results by rounding only."""
 
     device: str = "auto"
-    """auto, cpu, cuda or cuda:1."""
+    """Device: auto, cpu, cuda or cuda:1."""
     precision: str = "fp32"
     """fp32, bf16 or fp16 (autocast; softmax and residual stream stay in fp32)."""
     compile: bool = False
-    """Steps through torch.compile; needs a C++ compiler. `--engine compile` sets it."""
+    """true: steps run through torch.compile, which needs a C++ compiler; `--engine compile` sets it."""
     grad_checkpointing: bool = False
-    """Compute blocks again in the backward pass instead of keeping what they made."""
+    """true: blocks are computed again in the backward pass instead of storing their intermediate results."""
     channels_last: bool = False
-    """Images in memory with the channel last."""
+    """true: images are in memory with the channel as last dimension."""
     backend: str = "auto"
-    """What computes the patch blocks. reference: their layers. lean: two fused operators per block, which keep less
-    for the backward pass. auto: lean on a CPU, reference elsewhere; a resumed run keeps its own."""
+    """Implementation of the patch blocks. reference: their layers, one by one. lean: two operators per block, which
+    store less for the backward pass. auto: lean on a CPU, else reference; a resumed run keeps its own."""
     memory: str = "normal"
-    """Of the lean backend. normal: keeps what linear layers made. small: keeps the residual stream alone, and computes
-    the rest of a block again in the backward pass; the same bits."""
+    """Memory of the lean backend. normal: stores the outputs of linear layers. small: stores only the residual stream
+    (the input of every branch), and computes the rest again in the backward pass; results are bit-identical."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,39 +222,39 @@ class Keep:
     """When runs are saved, evaluated and stopped."""
 
     evaluate_every_epochs: int = 1
-    """Epochs from one validation to the next."""
+    """Number of epochs between two validations."""
     checkpoint_every_steps: int = 0
-    """Beside the end of every evaluated epoch; 0 is off."""
+    """A checkpoint is also saved after this many steps, not only after each validation; 0 is off."""
     checkpoint_every_s: float = 600.0
-    """Seconds; 0 is off."""
+    """A checkpoint is also saved after this many seconds; 0 is off."""
     checkpoints: int = 2
-    """How many are kept."""
+    """Number of newest checkpoints that are kept."""
     log_every_steps: int = 20
-    """Steps from one row of the journal to the next."""
+    """Number of steps per row of the log."""
     best_by: str = "auto"
-    """What chooses the best epoch and stops early: loss, top1, balanced_accuracy or macro_f1, of the validation images.
-    auto: loss where they are fewer than 500, else top1."""
+    """Measure that selects the best epoch and controls early stopping, on the validation images: loss, top1,
+    balanced_accuracy or macro_f1. auto: loss for fewer than 500 validation images, else top1."""
     patience_epochs: int = 0
-    """Stop when the best epoch is this old; 0 is off."""
+    """Training stops if the best epoch is this many epochs ago; 0 is off."""
     max_skipped_steps: int = 5
-    """Steps with a loss or gradient that is not finite; one more stops the run."""
+    """Number of steps with a non-finite loss or gradient that may be skipped; one more stops the run."""
     tensorboard: bool = False
-    """Write TensorBoard files into the run; needs deepcait[track]."""
+    """true: the run also contains TensorBoard files; needs deepcait[track]."""
     tracker: str = ""
-    """wandb or trackio, to hear every row too; empty for none."""
+    """Experiment tracker that also receives every row of the log: wandb or trackio; empty for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Digests:
-    """Of the run's own parts: sha256 of their source, written by training; --resume compares them."""
+    """SHA-256 of the source of the run's own parts, written by training; `--resume` compares them."""
 
     data: str = ""
-    """Of data.source."""
+    """SHA-256 of the source of data.source, if it is your own code; written by the run."""
     model: str = ""
-    """Of model."""
+    """SHA-256 of the source of model, if it is your own code; written by the run."""
     loss: str = ""
-    """Of loss."""
+    """SHA-256 of the source of loss, if it is your own code; written by the run."""
     transform: str = ""
-    """Of augment.transform."""
+    """SHA-256 of the source of augment.transform, if it is your own code; written by the run."""
     teacher: str = ""
-    """Of teacher.spec."""
+    """SHA-256 of the source of teacher.spec, if it is your own code; written by the run."""
