@@ -51,11 +51,11 @@ ORDER = {
     ],
     "data": [
         "samples", "png", "jpeg", "formats", "depth", "image", "inputs", "fetch", "listing", "labels", "columns",
-        "source", "folder", "resample", "preprocessing",
-        "shards", "members", "table", "own", "stored", "split", "manifest", "image_table", "parquet", "arrow", "zipped",
-        "tar", "cifar", "matlab", "imagenet", "benchmarks", "spec", "plausible", "faults", "workers", "dataset",
-        "seeding", "order", "slide", "erasing", "policies", "augment", "mixing", "shrunk", "loader",
-        "duplicates", "findings", "fix_list", "looking", "layout", "doctor",
+        "source", "folder", "resample", "preprocessing", "shards", "members", "table", "own", "stored", "split",
+        "record", "manifest", "image_table", "parquet", "arrow", "zipped", "tar", "cifar", "matlab", "imagenet",
+        "benchmarks", "spec", "holding", "roles", "writing", "plausible", "faults", "workers", "dataset", "seeding",
+        "order", "slide", "erasing", "policies", "augment", "mixing", "shrunk", "loader", "duplicates", "findings",
+        "sides", "fix_list", "looking", "layout", "doctor",
     ],
     "training": [
         "schedule", "losses", "strict", "aliases", "best", "settings", "recipe", "keys", "own", "resume", "compute",
@@ -74,7 +74,7 @@ ORDER = {
         "colours", "canvas", "maps", "attribution", "faithfulness", "drawing", "explanation", "markup", "gallery",
         "layers", "figures", "folder", "writer",
     ],
-    "report": ["intervals", "record", "results", "charts", "parts", "page", "compare"],
+    "report": ["intervals", "record", "results", "charts", "parts", "page", "compare", "several"],
     "bench": [
         "peers", "clock", "page", "data", "limit", "memory", "work", "engine_page", "inference", "precisions", "tune",
         "activations", "train", "cost", "plots", "gpu_clock", "gpu",
@@ -85,8 +85,8 @@ ORDER = {
     ],
     "cli": [
         "exits", "console", "usage", "options", "images", "tables", "places", "engine", "main", "models", "info",
-        "recipes", "doctor", "eval", "predict", "explain", "report", "train", "bench", "study", "serve", "export",
-        "push", "help", "demo",
+        "recipes", "doctor", "split", "eval", "predict", "explain", "report", "train", "bench", "study", "serve",
+        "export", "push", "help", "demo",
     ],
 }  # fmt: skip
 

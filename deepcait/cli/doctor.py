@@ -32,6 +32,9 @@ class Args(TableArgs, ImageArgs):
     """Images: a folder of class folders (optionally below train, val, test), or another DATA."""
     strict: bool = False
     """Exit with code 3 if there are errors."""
+    group: str = ""
+    """Column of the data, such as patient, whose values must not be in two splits or folds (default: a column with such
+    a name)."""
     fix_list: Path | None = None
     """Write the paths to exclude from training to this file, one per line; nothing is deleted."""
     workers: int | None = None
@@ -59,6 +62,7 @@ def run(args: Args) -> int | None:
             num_workers=args.workers,
             options=image_options(args),
             columns=table_columns(args),
+            group=args.group,
             progress=progress,
         )
     _print(console, diagnosis)

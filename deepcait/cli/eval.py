@@ -1,7 +1,7 @@
 """Evaluate models on labelled images: top-1, top-5 and loss, exact for any batch size and number of processes.
 
 Examples:
-    deepcait eval runs/pets --data photos             test, else val, else all of class folders
+    deepcait eval runs/pets --data photos             test, else what the run held out; never what it trained on
     deepcait eval runs/pets --data photos --split val --json
     deepcait eval runs/a runs/b --data builtin:demo --out table.md    two models on the same images
     deepcait eval cait_s24_224 --data imagenet --protocol imagenet    ImageNet's validation below imagenet/
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from deepcait.data import Source
+    from deepcait.data.roles import Roles
     from deepcait.evaluation import Expected, Metrics, Records
     from deepcait.inference.tuned import Choice
     from deepcait.weights import Resolved
@@ -55,7 +56,8 @@ class Args(TableArgs, ImageArgs):
     data: str
     """Labelled images: a folder of class folders, a .csv, .parquet, .tar or .zip, imagenet:ROOT, builtin:demo, ..."""
     split: Literal["train", "val", "test", "all"] | None = None
-    """Part of the data to evaluate (default: test, else val, else all)."""
+    """Part of the data, or of what the run held out (default: test, else val, else all; of a run never what it trained
+    on)."""
     protocol: Literal["folder", "imagenet", "real", "v2"] = "folder"
     """Images and labels that are evaluated: those of the folders, or those of a published benchmark."""
     real_labels: Path | None = None
@@ -88,6 +90,7 @@ class Args(TableArgs, ImageArgs):
 
 def run(args: Args) -> int | None:
     """Evaluate each model and print its metrics."""
+    from deepcait.evaluation.tables import pair_rows
     from deepcait.runtime.device import choose_device
     from deepcait.runtime.processes import join_processes, leave_processes
 
@@ -98,16 +101,16 @@ def run(args: Args) -> int | None:
         console = Console(json=args.json)
         rows: list[dict[str, Any]] = []
         records: list[Records] = []
-        for spec, source in zip(args.specs, _open(args), strict=True):
+        for spec, (source, roles) in zip(args.specs, _open(args), strict=True):
             for img_size in _sizes(args.img_size):
                 if rows:
                     console.say()
-                row, own = _measure(spec, source, img_size, args, device, console)
+                row, own = _measure(spec, source, roles, img_size, args, device, console)
                 rows.append(row)
                 records.append(own)
     finally:
         leave_processes()
-    _pair(rows, records)
+    pair_rows(rows, records)
     _print_pairs(console, rows)
     if is_main_process():
         _write(args, rows, records, console)
@@ -143,32 +146,49 @@ def _sizes(text: str | None) -> list[Size]:
     return [image_size(part, "--img-size") for part in text.split(",")] if text is not None else [None]
 
 
-def _open(args: Args) -> list[Source]:
-    """The images for each model: the same for all, so that they can be compared."""
-    from deepcait.evaluation import open_for
+def _open(args: Args) -> list[tuple[Source, Roles | None]]:
+    """The images for each model, the same for all, so that they can be compared; and what they were to its run.
 
-    given = table_columns(args)
-    wanted = [
-        (_split_of_run(spec), given if given.settings else columns_of_run(spec, args.data)) for spec in args.specs
-    ]
+    Of a run they are those that it has not trained on; other models take the same.
+    """
+    from deepcait.data.record import find_record
+    from deepcait.evaluation import open_for, open_with_roles
+
+    given, records = table_columns(args), [find_record(spec) for spec in args.specs]
+    columns = {spec: given if given.settings else columns_of_run(spec, args.data) for spec in args.specs}
     how = {"split": args.split, "protocol": args.protocol}
-    sources = {key: open_for(args.data, **how, manifest=key[0], columns=key[1]) for key in dict.fromkeys(wanted)}
-    if len({tuple(source.names) for source in sources.values()}) > 1:
+    opened = {
+        spec: open_with_roles(args.data, record, columns=columns[spec], **how)
+        for spec, record in zip(args.specs, records, strict=True)
+        if record is not None
+    }
+    others = {
+        spec: (next(iter(opened.values()))[0] if opened else open_for(args.data, columns=columns[spec], **how), None)
+        for spec in args.specs
+        if spec not in opened
+    }
+    if len({tuple(source.names) for source, _ in (opened | others).values()}) > 1:
         raise ConfigError(
-            f"--split {args.split}: expected runs that held out the same images, got others "
-            f"({', '.join(str(manifest) for manifest, _ in sources)}).",
-            remedy="Measure each run alone, or compare them on images that none was trained on.",
+            f"eval: expected runs that held out the same images, got others ({', '.join(args.specs)}).",
+            remedy="Evaluate each run alone, or all with --split all or on images that none was trained on.",
         )
-    return [sources[key] for key in wanted]
+    return [(opened | others)[spec] for spec in args.specs]
 
 
 def _measure(
-    spec: str, source: Source, img_size: Size, args: Args, device: torch.device, console: Console
+    spec: str,
+    source: Source,
+    roles: Roles | None,
+    img_size: Size,
+    args: Args,
+    device: torch.device,
+    console: Console,
 ) -> tuple[dict[str, Any], Records]:
     from deepcait.classifier import trained_options
     from deepcait.data import Preprocessing
     from deepcait.data.source import with_options
     from deepcait.evaluation import evaluate, expected_accuracy, read_mask
+    from deepcait.evaluation.safeguards import seen_in_training
     from deepcait.inference import augmented, build_engine
     from deepcait.weights import resolve
 
@@ -183,7 +203,7 @@ def _measure(
         )
     network = augmented(network, args.tta)
     with_options(source, image_options(args, trained_options(found.section)))
-    _print_setup(console, args, spec, source, found, preprocessing)
+    _print_setup(console, args, spec, source, roles, found, preprocessing)
     ignored = warnings.catch_warnings(
         action="ignore", category=EvaluationWarning
     )  # printed below, as part of the result
@@ -205,20 +225,12 @@ def _measure(
     released = img_size is None and args.tta is None
     expected = expected_accuracy(found, args.protocol, source, class_mask) if released else None
     texts = [*metrics.warnings, *_more_warnings(metrics, expected, source, args)]
-    texts += _seen_in_training(found, source, args)
+    texts += seen_in_training(roles) if roles is not None else _perhaps_seen(found, source, args)
     _print_metrics(console, metrics, expected)
     for text in texts:
         console.note(f"warning: {text}")
-    return _row(spec, args, chosen, source, found, preprocessing, metrics, expected, texts), metrics.records
-
-
-def _split_of_run(spec: str) -> Path | None:
-    """Where a run, or a model folder in one, says what it held out of data without a val or test of its own."""
-    from deepcait.data.split import SPLIT_FILE
-
-    folder = Path(spec).expanduser()
-    places = (own / SPLIT_FILE for own in (folder, folder.parent) if (own / "config.yaml").is_file())
-    return next((place for place in places if place.is_file()), None)
+    row = _row(spec, args, chosen, source, found, preprocessing, metrics, expected, texts)
+    return row | {"images_of_run": None if roles is None else roles.to_dict()}, metrics.records
 
 
 def _chosen_by(spec: str) -> str:
@@ -249,13 +261,13 @@ def _more_warnings(metrics: Metrics, expected: Expected | None, source: Source, 
     return warnings
 
 
-def _seen_in_training(found: Resolved, source: Source, args: Args) -> list[str]:
-    """A warning where a run is measured on data without parts, from which its training may have drawn."""
+def _perhaps_seen(found: Resolved, source: Source, args: Args) -> list[str]:
+    """A warning where nothing tells which of the images a run trained on."""
     if found.kind != "run" or source.split != "all" or args.split is not None:
         return []
     return [
-        "data: it has no part val or test, so all images count; a run that was trained on this data has seen most of "
-        "them. `--split val` counts only those that it held out."
+        "data: the run has no split.json, which says what it trained on, and the data has no part val or test: all "
+        "images count, those of its training among them."
     ]
 
 
@@ -298,29 +310,6 @@ def _row(
     }
 
 
-def _pair(rows: list[dict[str, Any]], records: list[Records]) -> None:
-    """Add to each row how it compares with each other one on the same images."""
-    from deepcait.evaluation import compare
-
-    if len(rows) < 2:
-        return
-    for i, row in enumerate(rows):
-        row["paired"] = []
-        for j, other in enumerate(rows):
-            if i == j:
-                continue
-            paired = compare(records[i], records[j])
-            row["paired"].append(
-                {
-                    "model": other["model"],
-                    "img_size": other["img_size"],
-                    "only_this": paired.only_first,
-                    "only_other": paired.only_second,
-                    "p_value": paired.p_value,
-                }
-            )
-
-
 def _write(args: Args, rows: list[dict[str, Any]], records: list[Records], console: Console) -> None:
     from deepcait.evaluation.plots import write_plots
     from deepcait.evaluation.tables import pixels, write_images, write_table
@@ -342,18 +331,25 @@ def _write(args: Args, rows: list[dict[str, Any]], records: list[Records], conso
 
 
 def _print_setup(
-    console: Console, args: Args, spec: str, source: Source, found: Resolved, preprocessing: object
+    console: Console,
+    args: Args,
+    spec: str,
+    source: Source,
+    roles: Roles | None,
+    found: Resolved,
+    preprocessing: object,
 ) -> None:
     from deepcait.data import describe
+    from deepcait.data.roles import describe_of_run
     from deepcait.evaluation import class_names, describe_mapping
 
     of_file = args.protocol == "real"
     names = class_names(source, found.classes, found.model.num_classes)
     classes = "class indices of the ReaL labels" if of_file else describe_mapping(source, names)
+    console.say(f"data           {describe(source) if roles is None else describe_of_run(source, roles)}")
     console.say(f"model          {spec}")
     if measure := _chosen_by(spec):
         console.say(f"best epoch     chosen by {measure}")
-    console.say(f"data           {describe(source)}")
     console.say(f"protocol       {args.protocol}")
     console.say(f"classes        {classes}")
     console.say(f"preprocessing  {preprocessing}" + (", mean with the mirror image" if args.tta else ""))

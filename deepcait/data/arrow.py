@@ -15,7 +15,15 @@ from typing import Any
 
 from deepcait.data.columns import USUAL, Columns
 from deepcait.data.folder import split_of
-from deepcait.data.image_table import Layout, class_labels, class_names_of, find_layout, image_bytes, read_cells
+from deepcait.data.image_table import (
+    Layout,
+    LazyColumns,
+    class_labels,
+    class_names_of,
+    find_layout,
+    image_bytes,
+    read_cells,
+)
 from deepcait.data.labels import Label
 from deepcait.data.table import Table
 from deepcait.errors import DataError, ImageError, some
@@ -113,8 +121,16 @@ def load_arrow(place: str, columns: Columns = USUAL) -> tuple[Table, ArrowReader
         class_names=layout.class_names,
         note=note,
         unlabelled=layout.unlabelled,
+        columns=LazyColumns(
+            layout.others,
+            lambda name: [cell for file in files for cell in _map_file(file, [name]).column(0).to_pylist()],
+        ),
     )
     return table, ArrowReader(files, layout.image, firsts)
+
+
+def _cells_of(file: str, column: str) -> list[object]:
+    return _map_file(file, [column]).column(0).to_pylist()
 
 
 def _split_folders(root: Path) -> tuple[list[tuple[str | None, Path]], str]:

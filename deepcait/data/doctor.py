@@ -16,12 +16,14 @@ from deepcait.data.duplicates import THUMB_SHAPE, equal_groups, near_groups
 from deepcait.data.findings import Diagnosis, Finding, by_gravity, together
 from deepcait.data.folder import find_splits
 from deepcait.data.formats import IMAGE_SUFFIXES, SUFFIXES
+from deepcait.data.holding import open_split
 from deepcait.data.image import DEFAULT, ImageOptions
 from deepcait.data.layout import class_names, look_around
 from deepcait.data.looking import Look, look_at_all
 from deepcait.data.plausible import doubts, require_classes
+from deepcait.data.sides import fold_sides, split_groups
 from deepcait.data.source import Source, require_labels, with_options
-from deepcait.data.spec import list_splits, open_source, open_split, parse_spec
+from deepcait.data.spec import list_splits, open_source, parse_spec
 from deepcait.errors import DataError, DeepcaitError
 
 # Starting workers costs seconds: so many images are read here faster.
@@ -50,6 +52,7 @@ def examine(
     num_workers: int | None = None,
     options: ImageOptions = DEFAULT,
     columns: Columns = USUAL,
+    group: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Diagnosis:
     """Read every image of every split once, and return the findings; changes nothing.
@@ -59,6 +62,7 @@ def examine(
         num_workers: processes that read; None takes one a core, and none for a few images; 0 reads here.
         options: limits on images, as a training would set them.
         columns: of a table whose columns are not called as usual.
+        group: column of the data whose values must not be in two splits or folds; "" takes usual names.
         progress: called with (done, total) images.
 
     Raises:
@@ -80,12 +84,15 @@ def examine(
         progress(done, total)
 
     seen: list[_Seen] = []
+    sides = fold_sides(spec, sources, columns)
     for split, source in sources.items():
         looks = look_at_all(with_options(source, options), num_workers, count)
         labels = [None if label is None else source.classes[label] for label in source.labels]
-        seen += [_Seen(split, labels[index], source.locate(index), look) for index, look in enumerate(looks)]
+        seen += [
+            _Seen(sides[split][index], labels[index], source.locate(index), look) for index, look in enumerate(looks)
+        ]
     sound = [one for one in seen if one.look.fault is None]
-    findings += unusable + _class_findings(sources)
+    findings += unusable + _class_findings(sources) + split_groups(spec, sources, sides, group, columns)
     findings += (
         _as_a_training(spec, findings, columns) + _faults(seen) + _oddities(sound) + _equal(sound) + _alike(sound)
     )

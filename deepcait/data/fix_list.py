@@ -53,7 +53,7 @@ def leave_out(source: Source, path: str | os.PathLike[str]) -> Source:
     """
     unwanted = set(read_fix_list(path))
     kept = [index for index in range(len(source)) if _absolute(source.locate(index)) not in unwanted]
-    if not kept:
+    if not kept and len(source):
         raise DataError(
             f"{os.fspath(path)}: expected a list that leaves images, got one that names all {len(source)}.",
             remedy="Correct the data instead.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ class Layout:
     """The columns of a file: `path` is None where images are bare bytes, `label` where there are none.
 
     unlabelled: why there is no label: the columns that were looked for, and those there are.
+    others: other columns of text and whole numbers.
     """
 
     image: str
@@ -28,6 +29,30 @@ class Layout:
     label: str | None
     class_names: list[str] | None
     unlabelled: str = ""
+    others: tuple[str, ...] = ()
+
+
+class LazyColumns(Mapping[str, Sequence[object]]):
+    """Columns that are read when they are asked for.
+
+    Args:
+        names: of the columns.
+        read: name -> its value in each row.
+    """
+
+    def __init__(self, names: Sequence[str], read: Callable[[str], Sequence[object]]) -> None:
+        self.names, self.read = names, read
+
+    def __getitem__(self, name: str) -> Sequence[object]:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def find_layout(file: str, schema: Any, columns: Columns, class_names: Mapping[str, list[str]]) -> Layout | None:
@@ -63,7 +88,9 @@ def find_layout(file: str, schema: Any, columns: Columns, class_names: Mapping[s
         )
     path = f"{image}.path" if image in structs and fields[image].get_field_index("path") >= 0 else None
     label, unlabelled = _find_label(file, schema.names, columns, list(class_names))
-    return Layout(image, path, label, class_names.get(label or ""), unlabelled)
+    plain = (types.is_string, types.is_large_string, types.is_integer)
+    others = tuple(name for name, kind in fields.items() if name != label and any(is_one(kind) for is_one in plain))
+    return Layout(image, path, label, class_names.get(label or ""), unlabelled, others)
 
 
 def _find_label(file: str, names: Sequence[str], columns: Columns, several: list[str]) -> tuple[str | None, str]:

@@ -78,7 +78,8 @@ def load_csv(place: str, columns: Columns = USUAL) -> tuple[Table, FileReader]:
             )
     lines = [line for line, _ in rows]
     cells = {name: [row[column].strip() for _, row in rows] for name, column in found.items()}
-    return _manifest("csv", place, cells, lines, ignored, columns)
+    others = {name: [row[column].strip() for _, row in rows] for name, column in ignored.items()}
+    return _manifest("csv", place, cells, lines, others, columns)
 
 
 def load_jsonl(place: str, columns: Columns = USUAL) -> tuple[Table, FileReader]:
@@ -106,7 +107,8 @@ def load_jsonl(place: str, columns: Columns = USUAL) -> tuple[Table, FileReader]
         raise _missing(place, header)
     lines = [line for line, _ in rows]
     cells = {name: [row.get(header[column]) for _, row in rows] for name, column in found.items()}
-    return _manifest("jsonl", place, cells, lines, ignored, columns)
+    others = {name: [row.get(name) for _, row in rows] for name in ignored}
+    return _manifest("jsonl", place, cells, lines, others, columns)
 
 
 def load_parquet_manifest(place: str, columns: Columns = USUAL) -> tuple[Table, FileReader]:
@@ -125,7 +127,8 @@ def load_parquet_manifest(place: str, columns: Columns = USUAL) -> tuple[Table, 
     if found is None:
         raise _missing(place, table.column_names)
     cells = {name: table.column(column).to_pylist() for name, column in found.items()}
-    return _manifest("parquet", place, cells, list(range(len(table))), ignored, columns)
+    others = {name: table.column(column).to_pylist() for name, column in ignored.items()}
+    return _manifest("parquet", place, cells, list(range(len(table))), others, columns)
 
 
 def _read_text(place: str) -> str:
@@ -156,8 +159,8 @@ def _csv_rows(place: str, text: str) -> list[tuple[int, list[str]]]:
     return rows
 
 
-def _find_columns(place: str, header: Sequence[str], said: Columns) -> tuple[dict[str, int] | None, list[str]]:
-    """Return the meaning of each column, None if the row is an image instead of a header; and the unused columns."""
+def _find_columns(place: str, header: Sequence[str], said: Columns) -> tuple[dict[str, int] | None, dict[str, int]]:
+    """Return the meaning of each column, None if the row is an image instead of a header; and the other columns."""
     columns = {}
     for name, wanted, setting in (("path", said.image, "image_column"), ("label", said.label, "label_column")):
         if wanted:
@@ -170,9 +173,9 @@ def _find_columns(place: str, header: Sequence[str], said: Columns) -> tuple[dic
             columns[name] = words.index(synonym)
     if "path" not in columns:
         if words and is_image(words[0]) and len(words) <= len(COLUMNS):
-            return None, []
+            return None, {}
         raise _missing(place, header)
-    return columns, [cell for number, cell in enumerate(header) if number not in columns.values()]
+    return columns, {cell: number for number, cell in enumerate(header) if number not in columns.values()}
 
 
 def _missing(place: str, header: Sequence[str]) -> DataError:
@@ -187,7 +190,7 @@ def _manifest(
     place: str,
     cells: Mapping[str, Sequence[Any]],
     lines: Sequence[int],
-    ignored: Sequence[str],
+    others: Mapping[str, Sequence[Any]],
     columns: Columns,
 ) -> tuple[Table, FileReader]:
     what = "row" if kind == "parquet" else "line"
@@ -206,16 +209,25 @@ def _manifest(
     table = Table(
         kind=kind,
         where=place,
-        paths=paths,
+        paths=_short_names(paths),
         labels=_labels(place, what, cells.get("label", [None] * len(paths)), lines),
         splits=words,
-        note=f"columns not used: {', '.join(ignored)}" if ignored else "",
+        note=f"other columns: {', '.join(others)}" if others else "",
         unlabelled=""
         if "label" in cells
-        else f"no column called {', '.join(COLUMNS['label'])} among {list_columns(ignored)}",
+        else f"no column called {', '.join(COLUMNS['label'])} among {list_columns(list(others))}",
+        columns=others,
     )
     root = os.path.expanduser(columns.root) if columns.root else str(Path(place).parent)
-    return table, FileReader(root, table.paths)
+    return table, FileReader(root, paths)
+
+
+def _short_names(files: Sequence[str]) -> Sequence[str]:
+    """The paths as names: absolute ones without the folder that all are in, so that no name tells the machine."""
+    if not files or not all(map(os.path.isabs, files)):
+        return files
+    common = os.path.commonpath([os.path.dirname(file) for file in files]).rstrip("/") + "/"
+    return [file.removeprefix(common) for file in files]
 
 
 def _path(cell: Any, suffix: str) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from deepcait.data.columns import USUAL, Columns
-from deepcait.data.image_table import Layout, class_names_of, find_layout, image_bytes, read_cells
+from deepcait.data.image_table import Layout, LazyColumns, class_names_of, find_layout, image_bytes, read_cells
 from deepcait.data.labels import Label
 from deepcait.data.manifest import load_parquet_manifest
 from deepcait.data.shards import find_shards, open_binary, shard_stem, splits_of_shards
@@ -132,6 +132,7 @@ def load_parquet(place: str, columns: Columns = USUAL) -> tuple[Table, Reader]:
         parts=parts,
         class_names=layout.class_names,
         unlabelled=layout.unlabelled,
+        columns=LazyColumns(layout.others, lambda name: [cell for file in files for cell in _cells_of(file, name)]),
     )
     return table, ParquetReader(files, layout.image, groups)
 
@@ -159,6 +160,15 @@ def _layout(file: str, columns: Columns) -> Layout | None:
         except Exception as error:  # pyarrow raises kinds of its own
             raise _damaged(file, error) from error
     return find_layout(file, schema, columns, class_names_of(schema))
+
+
+def _cells_of(file: str, column: str) -> list[object]:
+    parquet = require("pyarrow.parquet", asked="parquet", extra="data")
+    with open_binary(file) as opened:
+        try:
+            return parquet.ParquetFile(opened).read(columns=[column]).column(column).to_pylist()
+        except Exception as error:  # pyarrow raises kinds of its own
+            raise _damaged(file, error) from error
 
 
 def _damaged(file: str, error: Exception) -> DataError:

@@ -81,7 +81,7 @@ class Subset:
 
 def with_options(source: SourceT, options: ImageOptions) -> SourceT:
     """Return the source with these limits on its images, wherever they are read."""
-    inner = _innermost(source)
+    inner = innermost(source)
     inner.image_options = options
     reader = getattr(inner, "reader", None)
     if hasattr(reader, "max_bytes"):
@@ -91,11 +91,17 @@ def with_options(source: SourceT, options: ImageOptions) -> SourceT:
 
 def options_of(source: Source) -> ImageOptions:
     """Return the limits that the images of a source are opened with."""
-    return getattr(_innermost(source), "image_options", DEFAULT)
+    return getattr(innermost(source), "image_options", DEFAULT)
 
 
-def _innermost(source: Any) -> Any:
-    """The source that reads, below those that choose or change its images."""
+def own_split(source: Source) -> str:
+    """Return the split of the data itself that images are from; "" where it has none, or all are taken."""
+    split = innermost(source).split
+    return split if split in ("train", "val", "test") else ""
+
+
+def innermost(source: Any) -> Any:
+    """Return the source that reads, below those that choose or change its images."""
     while (inner := getattr(source, "source", None)) is not None:
         source = inner
     return source
@@ -109,7 +115,7 @@ def require_labels(source: Source) -> list[int]:
     """
     for index, label in enumerate(source.labels):
         if label is None:
-            why = getattr(_innermost(source), "unlabelled", "")
+            why = getattr(innermost(source), "unlabelled", "")
             raise DataError(
                 f"{source.locate(index)}: expected a labelled image, got none of a class"
                 f"{f' ({why})' if why and not any(label is not None for label in source.labels) else ''}.",

@@ -23,17 +23,14 @@ from deepcait.data.own import load_own
 from deepcait.data.parquet import load_parquet
 from deepcait.data.samples import ASSETS
 from deepcait.data.shards import is_url
-from deepcait.data.source import Source, Subset
-from deepcait.data.split import read_manifest, stratified_split, write_manifest
-from deepcait.data.table import Reader, Table, open_table, table_splits
+from deepcait.data.source import Source, own_split
+from deepcait.data.table import Reader, Table, open_table, table_column, table_splits
 from deepcait.data.tar import load_tar
 from deepcait.data.zipped import load_zip
 from deepcait.errors import ConfigError, DataError
 from deepcait.parts import is_part
 
-ROLES = ("train", "val", "eval")
 SPLITS = ("train", "val", "test", "all")
-VALIDATE_ON = ("auto", "val", "none", "test", "0.1")
 _BUILTIN = {"demo": ASSETS / "demo"}
 _SUFFIX_KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".tar": "tar", ".zip": "zip"}
 
@@ -197,7 +194,7 @@ def open_source(
     labels: str = "auto",
     columns: Columns = USUAL,
 ) -> Source:
-    """Open DATA as it is; nothing is held out here, see `open_split`.
+    """Open DATA as it is; nothing is held out here, see `open_parts`.
 
     Args:
         spec: a path, a kind and a path (tar:PATH), a benchmark and its root (cifar10:ROOT), or builtin:demo.
@@ -210,90 +207,44 @@ def open_source(
         ConfigError: an unknown kind, split name or meaning of integers; columns of what is no table.
         DataError: nothing there, no such split, an unknown class.
     """
-    _require_one_of(split, (*SPLITS, None), "split")
-    _require_one_of(labels, RULES, "labels")
+    require_one_of(split, (*SPLITS, None), "split")
+    require_one_of(labels, RULES, "labels")
     kind, place = _find_kind(spec, columns)
     return kind.open(place, None if split == "all" else split, classes, labels)
 
 
-def open_split(
-    spec: str | os.PathLike[str],
-    role: str,
-    *,
-    split: str | None = None,
-    validate_on: str = "auto",
-    classes: Sequence[str] | None = None,
-    labels: str = "auto",
-    columns: Columns = USUAL,
-    fraction: float = 0.1,
-    seed: int = 0,
-    manifest: str | os.PathLike[str] | None = None,
-) -> Source:
-    """Open the images for a role: to train, to validate during training, to evaluate.
-
-        train   the split train
-        val     the split val, else a stratified part of train, which `train` then leaves out
-        eval    test, else val, else all
-
-    The part held out is a pure function of names and seed. An explicit `split` means the same parts, or "all".
-
-    Args:
-        role: train, val or eval.
-        split: train, val, test or all, instead of what the role would take.
-        validate_on: what `val` takes: auto, as above; val or test, which must be there; none, no image; 0.1, as that
-            version did: val, else test, else a part of train.
-        classes, labels, columns: as in `open_source`.
-        fraction, seed: of the part held out, see `stratified_split`.
-        manifest: JSON file of the part held out; read where it exists, else written.
+def read_column(spec: str | os.PathLike[str], column: str, source: Source, columns: Columns = USUAL) -> list[str]:
+    """Return the value of a column for each image of a source opened from a DATA, as text; "" where it is empty.
 
     Raises:
-        ConfigError: unknown role, split, kind or validate_on.
-        DataError: as `open_source`, or too few images to hold any out.
+        DataError: the kind of data has no columns, or not this one.
     """
-    _require_one_of(role, ROLES, "role")
-    _require_one_of(split, (*SPLITS, None), "split")
-    _require_one_of(validate_on, VALIDATE_ON, "validate_on")
-    own = list_splits(spec, columns)
-    wanted = split or _split_for(role, own, validate_on)
-    # Whole splits are measured whole, unless a run says what it held out of them.
-    whole = role == "eval" and "test" in own and not (manifest is not None and Path(manifest).exists())
-    if wanted not in ("train", "val") or whole or not _holds_out(own, validate_on):
-        return open_source(spec, wanted, classes=classes, labels=labels, columns=columns)
-
-    source = open_source(spec, "train" if "train" in own else None, classes=classes, labels=labels, columns=columns)
-    if manifest is not None and Path(manifest).exists():
-        train, val = read_manifest(manifest, source.names)
-    else:
-        train, val = stratified_split(source.names, source.labels, fraction=fraction, seed=seed)
-        if not val:
-            raise DataError(
-                f"{os.fspath(spec)}: expected a class with 2 images or more to hold one out, got none.",
-                remedy="Add images, or a folder val/ of class folders, or train with data.validate_on=none.",
-            )
-        if manifest is not None:
-            write_manifest(manifest, source.names, val, seed=seed, fraction=fraction)
-    return Subset(source, train if wanted == "train" else val, split=wanted)
+    table = _table_of(spec, columns)
+    names = [] if table is None else list(table.columns)
+    if table is None or column not in names:
+        got = ", ".join(names) or "none"
+        raise DataError(
+            f"{os.fspath(spec)}: expected a column {column!r} beside paths and labels, got {got}.",
+            remedy="Name a column of the table."
+            if names
+            else "Groups and folds are columns of a table of images: `deepcait split` writes one.",
+        )
+    return table_column(table, column, own_split(source) or None, source.names)
 
 
-def _split_for(role: str, own: list[str], validate_on: str) -> str:
-    if role == "train":
-        return "train"
-    if role == "val":
-        falls_back = validate_on == "0.1" and "test" in own and "val" not in own
-        return "test" if validate_on == "test" or falls_back else "val"
-    return next((split for split in ("test", "val") if split in own), "all")
+def column_names(spec: str | os.PathLike[str], columns: Columns = USUAL) -> list[str]:
+    """Return the names of the columns of a DATA beside paths, labels and splits; none where it is not a table."""
+    table = _table_of(spec, columns)
+    return [] if table is None else list(table.columns)
 
 
-def holds_out(spec: str | os.PathLike[str], validate_on: str, columns: Columns = USUAL) -> bool:
-    """Whether training holds out its validation images from the split train."""
-    return _holds_out(list_splits(spec, columns), validate_on)
+def _table_of(spec: str | os.PathLike[str], columns: Columns) -> Table | None:
+    kind, place = parse_spec(spec)
+    return _TABLES[kind](place, columns)[0] if kind in _TABLES else None
 
 
-def _holds_out(own: list[str], validate_on: str) -> bool:
-    return "val" not in own and (validate_on == "auto" or (validate_on == "0.1" and "test" not in own))
-
-
-def _require_one_of(value: str | None, allowed: Sequence[str | None], what: str) -> None:
+def require_one_of(value: str | None, allowed: Sequence[str | None], what: str) -> None:
+    """Raise ConfigError unless a value is one of those allowed; `what` it is of the data."""
     if value not in allowed:
         names = [name for name in allowed if name is not None]
         near = difflib.get_close_matches(str(value), names, n=1)

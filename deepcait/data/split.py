@@ -1,32 +1,32 @@
-"""Hold out a part of the training images: seeded, stratified, the same on every machine."""
+"""Draw parts of the images: seeded, stratified by class, groups kept together, the same on every machine."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
 
 from deepcait.data.source import Source, Subset
-from deepcait.errors import ConfigError, DataError
-from deepcait.runtime.files import write_bytes
+from deepcait.errors import ConfigError
 
-SPLIT_FILE = "split.json"  # in a run whose data has neither val nor test
-_FORMAT = "deepcait-split-1"
 _LIMIT_SEED = "limit"
+TEST_SEED = "test"  # of the test part, whatever the seed of a run: runs with other seeds share it
 
 
 def stratified_split(
-    names: Sequence[str], labels: Sequence[int | None], *, fraction: float = 0.1, seed: int = 0
+    names: Sequence[str],
+    labels: Sequence[int | None],
+    *,
+    fraction: float = 0.1,
+    seed: int | str = 0,
+    groups: Sequence[str] | None = None,
 ) -> tuple[list[int], list[int]]:
     """Split indices into train and val, class by class.
 
     Within a class the images are ranked by sha256(seed, name) and the first round(fraction * n)
     of its n are held out: at least 1 where n >= 2, never all. The choice follows from names and
-    seed alone, whatever order the images come in.
+    seed alone, whatever order the images come in. With groups, whole groups are held out, as
+    many as come nearest to these numbers; a class that has one group only stays in train.
 
     Returns:
         train_indices, val_indices: both ascending, together every index once.
@@ -43,15 +43,52 @@ def stratified_split(
             f"Split: expected one label a name, got {len(names)} names and {len(labels)} labels.",
             remedy="Pass both of the same source.",
         )
-    members: dict[int | None, list[int]] = defaultdict(list)
-    for index, label in enumerate(labels):
-        members[label].append(index)
-    val: set[int] = set()
-    for indices in members.values():
-        if len(indices) >= 2:
-            num_val = min(max(1, round(fraction * len(indices))), len(indices) - 1)
-            val.update(sorted(indices, key=lambda index: _rank(seed, names[index]))[:num_val])
+    wanted = {label: _share(fraction, num) for label, num in Counter(labels).items() if num >= 2}
+    if groups is not None:
+        val = _whole_groups(labels, groups, wanted, seed)
+    else:
+        val = set()
+        for label, indices in _members(labels).items():
+            val.update(sorted(indices, key=lambda index: _rank(seed, names[index]))[: wanted.get(label, 0)])
     return [index for index in range(len(names)) if index not in val], sorted(val)
+
+
+def deal_folds(
+    names: Sequence[str],
+    labels: Sequence[int | None],
+    num_folds: int,
+    *,
+    seed: int | str = 0,
+    groups: Sequence[str] | None = None,
+) -> list[int]:
+    """Return the fold of each image, 0 to num_folds - 1: equal in size and in classes, no group in two.
+
+    Largest groups first, each goes to the fold that has the smallest part of its classes.
+
+    Raises:
+        ConfigError: fewer than two folds, or more than images or groups.
+    """
+    units = _members(names if groups is None else groups)
+    if not 2 <= num_folds <= len(units):
+        what = "images" if groups is None else "groups"
+        raise ConfigError(
+            f"Folds: expected 2 to {len(units):,}, the number of {what}, got {num_folds}.", remedy="Choose e.g. 5."
+        )
+    totals = Counter(labels)
+    held: list[Counter] = [Counter() for _ in range(num_folds)]
+    folds = [0] * len(names)
+    for unit in sorted(units, key=lambda unit: (-len(units[unit]), _rank(seed, str(unit)))):
+        own = Counter(labels[index] for index in units[unit])
+
+        def crowded(fold: int, own: Counter = own) -> tuple[float, int, int]:
+            share = sum(num * held[fold][label] / totals[label] for label, num in own.items())
+            return share, held[fold].total(), fold
+
+        chosen = min(range(num_folds), key=crowded)
+        held[chosen] += own
+        for index in units[unit]:
+            folds[index] = chosen
+    return folds
 
 
 def limited(source: Source, limit: int) -> Source:
@@ -62,9 +99,7 @@ def limited(source: Source, limit: int) -> Source:
     """
     if not limit or limit >= len(source):
         return source
-    members: dict[int | None, list[int]] = defaultdict(list)
-    for index, label in enumerate(source.labels):
-        members[label].append(index)
+    members = _members(source.labels)
     shares = {label: limit * len(indices) / len(source) for label, indices in members.items()}
     counts = {label: int(share) for label, share in shares.items()}
     # What rounding down left over goes to the classes that lost most, the first of equals.
@@ -78,49 +113,45 @@ def limited(source: Source, limit: int) -> Source:
     return Subset(source, sorted(chosen), split=source.split)
 
 
-def write_manifest(
-    path: str | os.PathLike[str], names: Sequence[str], val_indices: Sequence[int], **facts: Any
-) -> None:
-    """Write which names are held out, as JSON, whole or not at all; `facts` (seed, ...) go with it."""
-    val = set(val_indices)
-    train_names = [name for index, name in enumerate(names) if index not in val]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, manifest_text(train_names, [names[index] for index in sorted(val)], **facts).encode())
+def spread(names: Sequence[str], num: int) -> list[int]:
+    """Return the indices of at most `num` names, drawn from the names alone."""
+    if len(names) <= num:
+        return list(range(len(names)))
+    return sorted(sorted(range(len(names)), key=lambda index: _rank("probe", names[index]))[:num])
 
 
-def manifest_text(train_names: Sequence[str], val_names: Sequence[str], **facts: Any) -> str:
-    """Return what a manifest holds."""
-    parts = {"train": list(train_names), "val": list(val_names)}
-    return json.dumps({"format": _FORMAT, **facts, **parts}, indent=1) + "\n"
+def _members(keys: Sequence[Hashable]) -> dict:
+    """Key -> the indices that have it."""
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        members[key].append(index)
+    return members
 
 
-def read_manifest(path: str | os.PathLike[str], names: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Read a manifest back as (train_indices, val_indices) into `names`.
-
-    Raises:
-        DataError: not a manifest, or its names are not exactly those of the data.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        fits = content["format"] == _FORMAT
-        train, val = list(content["train"]), list(content["val"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _not_a_manifest(path, f"{type(error).__name__}: {error}") from error
-    if not fits or not all(isinstance(name, str) for name in train + val):
-        raise _not_a_manifest(path, "another format")
-    index_of = {name: index for index, name in enumerate(names)}
-    missing = [name for name in train + val if name not in index_of]
-    if sorted(train + val) != sorted(names):
-        got = f"{missing[0]!r} missing" if missing else "others than the manifest lists"
-        raise DataError(
-            f"{path}: expected the images that were split then, got {got}.",
-            remedy="Restore the images, or take another split (all, for example).",
-        )
-    return sorted(index_of[name] for name in train), sorted(index_of[name] for name in val)
+def _share(fraction: float, num: int) -> int:
+    return min(max(1, round(fraction * num)), num - 1)
 
 
-def _not_a_manifest(path: str | os.PathLike[str], got: str) -> DataError:
-    return DataError(f"{path}: expected a split manifest ({_FORMAT}), got {got}.", remedy="Delete it to split again.")
+def _whole_groups(
+    labels: Sequence[int | None], groups: Sequence[str], wanted: dict[int | None, int], seed: int | str
+) -> set[int]:
+    """The indices of whole groups with about the wanted number of each class; no class loses its last group."""
+    members = _members(groups)
+    content = {group: Counter(labels[index] for index in indices) for group, indices in members.items()}
+    left = Counter(label for own in content.values() for label in own)  # groups of each class that train still has
+    missing = Counter(wanted)
+    held: set[int] = set()
+    for least in (False, True):  # then what a class without any can get
+        for group in sorted(content, key=lambda group: _rank(seed, group)):
+            own = content[group]
+            gain = sum(min(num, missing[label]) - max(0, num - max(0, missing[label])) for label, num in own.items())
+            starved = any(missing[label] == wanted.get(label, 0) > 0 for label in own)
+            if (starved if least else gain > 0) and all(left[label] > 1 for label in own):
+                missing.subtract(own)
+                left.subtract(own.keys())
+                held.update(members[group])
+                content[group] = Counter()
+    return held
 
 
 def _rank(seed: int | str, name: str) -> bytes:

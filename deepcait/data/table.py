@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from deepcait.data.folder import SPLIT_NAMES, split_of
@@ -27,6 +28,7 @@ class Table:
         class_names: index -> name, where the collection fixes it: its labels are then indices or these names.
         note: what was assumed, for the user.
         unlabelled: why images have no label, where none has: what was looked for and what was there.
+        columns: the other columns by name, a value for each image.
     """
 
     kind: str
@@ -38,6 +40,7 @@ class Table:
     class_names: Sequence[str] | None = None
     note: str = ""
     unlabelled: str = ""
+    columns: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
 
 class Reader(Protocol):
@@ -139,6 +142,21 @@ def open_table(
         note="; ".join(notes),
         unlabelled=table.unlabelled,
     )
+
+
+def table_column(table: Table, column: str, split: str | None, names: Sequence[str]) -> list[str]:
+    """Return the values of a column as text for images that `open_table` names so, "" where there is none."""
+    rows = _rows(table, split)
+    row_of = dict(zip(_names(table, rows, split), rows, strict=True))
+    values = table.columns[column]
+    return [_as_text(values[row_of[name]]) for name in names]
+
+
+def _as_text(value: object) -> str:
+    if value is None or value != value:  # NaN, which pandas writes for nothing
+        return ""
+    # A column of whole numbers with a gap in it comes as 3.0.
+    return re.sub(r"(?<=[0-9])\.0$", "", str(value).strip())
 
 
 def require_class_labels(where: str, labels: Iterable[Label], num_classes: int) -> None:

@@ -16,7 +16,7 @@ from deepcait.evaluation.metrics import (
     per_class,
     summarise,
 )
-from deepcait.evaluation.protocols import PROTOCOLS, open_for, require_protocol
+from deepcait.evaluation.protocols import PROTOCOLS, open_for, open_with_roles, require_protocol
 from deepcait.evaluation.records import Records
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "model_classes",
     "model_preprocessing",
     "open_for",
+    "open_with_roles",
     "per_class",
     "read_mask",
     "require_protocol",

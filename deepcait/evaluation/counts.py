@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deepcait.data.roles import Roles
 from deepcait.errors import DataError, ShapeError
 
 # A loss is counted in ticks of 2^-32 nat: integers, whose sum does not depend on the order.
@@ -34,6 +35,7 @@ class Metrics:
         records: the predictions for each image, see `Records`; None if not requested.
         warnings: signs of a wrong evaluation, one or two sentences each; usually empty.
         proposed_order: model class -> the class that its predictions correspond to, if the class order seems wrong.
+        roles: what the images were to the run that the model is from; None for other models.
     """
 
     num_images: int
@@ -44,6 +46,7 @@ class Metrics:
     records: Any = field(default=None, compare=False, repr=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
     proposed_order: dict[int, int] | None = field(default=None, compare=False, repr=False)
+    roles: Roles | None = field(default=None, compare=False)
 
     @property
     def top1(self) -> float:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import warnings as python_warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from deepcait.data import Preprocessing, Source
 from deepcait.data.columns import USUAL, Columns
+from deepcait.data.record import find_record
 from deepcait.errors import ConfigError, EvaluationWarning
 from deepcait.evaluation.batches import Batches, as_data, looks_raw, measure_batches
 from deepcait.evaluation.classes import model_classes, pretrained_cfg
 from deepcait.evaluation.counts import Metrics
 from deepcait.evaluation.measure import Loading, Wanted, is_shared, measure
-from deepcait.evaluation.protocols import check_complete, open_for, plan_task
+from deepcait.evaluation.protocols import check_complete, open_with_roles, plan_task
 from deepcait.evaluation.records import Records
 from deepcait.evaluation.safeguards import (
     better_normalisation,
@@ -29,6 +30,7 @@ from deepcait.evaluation.safeguards import (
     near_constant,
     no_numbers,
     other_preprocessing,
+    seen_in_training,
     wrong_order,
 )
 
@@ -46,8 +48,17 @@ class Ready(Protocol):
     preprocessing: Preprocessing
 
 
+class Trained(Protocol):
+    """A run, such as a `deepcait.Run`; its best model is evaluated."""
+
+    @property
+    def classifier(self) -> Ready:
+        """The best model."""
+        ...
+
+
 def evaluate(
-    model: nn.Module | Ready,
+    model: nn.Module | Ready | Trained,
     data: str | os.PathLike[str] | Source | Dataset | DataLoader | Mapping[str, Dataset],
     *,
     protocol: str = "folder",
@@ -74,7 +85,7 @@ def evaluate(
 
     Args:
         model: returns logits (B, K) for images (B, C, H, W); or a `deepcait.Classifier`, whose own preprocessing and
-            classes are the defaults.
+            classes are the defaults; or a `deepcait.Run`.
         data: a DATA; an open source; a torch `Dataset` of (image, label), or several by split, whose images get the
             preprocessing; or a `DataLoader` of (images (B, C, H, W), labels (B,)), whose batches go to the model as
             they are. Their labels are indices of the dataset's `classes`, which are found in the model's by name;
@@ -83,7 +94,8 @@ def evaluate(
         preprocessing: image -> image_CHW; None means that of the model's `pretrained_cfg`. Not used for a DataLoader.
         batch_size: images per step; does not change the result. A DataLoader has its own.
         num_workers: worker processes; does not change the result. A DataLoader has its own.
-        split: train, val, test or all; None means test, else val, else all.
+        split: train, val, test or all; None means test, else val, else all. For the model of a run None means test,
+            else the run's own test part, else its validation part, without images that it trained on.
         columns: of a table whose columns are not called as usual: `deepcait.data.Columns(label="breed")`.
         classes: index -> class name of the model; None means `label_names` of its `pretrained_cfg`, else the wnids for
             1,000 outputs and data with wnids, else the classes of the data, whose number must then be equal.
@@ -105,8 +117,10 @@ def evaluate(
         DataError: the model does not have a class or label, an image can't be read, or the data is not that of
             the protocol.
     """
-    options = getattr(model, "image_options", None)
-    model, preprocessing, classes = _taken_apart(model, preprocessing, classes)
+    # Recognised by attributes, since the classes are in a higher layer.
+    ready = model if isinstance(model, nn.Module) else cast("Ready", getattr(model, "classifier", model))
+    options, spec = getattr(ready, "image_options", None), getattr(ready, "spec", None)
+    model, preprocessing, classes = _taken_apart(ready, preprocessing, classes)
     classes = model_classes(model) if classes is None else list(classes)
     if device is not None:
         model.to(device)
@@ -117,7 +131,9 @@ def evaluate(
         counts, records, doubts = measure_batches(model, how, progress)
         doubts += [doubt for doubt in [looks_raw(model, how)] if doubt]
         return _finished(counts.metrics(), records, doubts)
-    source = open_for(as_data(data, classes), split=split, protocol=protocol, options=options, columns=columns)
+    record = find_record(spec) if isinstance(spec, str) else None
+    how = {"split": split, "protocol": protocol, "options": options, "columns": columns}
+    source, roles = open_with_roles(as_data(data, classes), record, **how)
     task = plan_task(source, protocol, real_labels)
     wanted = Wanted(task, classes, class_mask)
     given, preprocessing = preprocessing, preprocessing or model_preprocessing(model)
@@ -133,10 +149,11 @@ def evaluate(
     doubts = [
         *task.warnings,
         *check_complete(task, records.num_classes),
+        *seen_in_training(roles),
         other_preprocessing(model, preprocessing),
         better_normalisation(records, preprocessing, ask_again) if unknown else None,
     ]
-    metrics = dataclasses.replace(counts.metrics(), num_skipped=task.num_skipped)
+    metrics = dataclasses.replace(counts.metrics(), num_skipped=task.num_skipped, roles=roles)
     return _finished(metrics, records, [doubt for doubt in doubts if doubt])
 
 
@@ -172,7 +189,6 @@ def _taken_apart(
     """The torch module, the preprocessing and the classes, as given or from a Classifier."""
     if isinstance(model, nn.Module):
         return model, preprocessing, classes
-    # Recognised by its attributes, since the class itself is in a higher layer.
     network, own = getattr(model, "network", None), getattr(model, "preprocessing", None)
     if not isinstance(network, nn.Module) or not isinstance(own, Preprocessing):
         raise ConfigError(

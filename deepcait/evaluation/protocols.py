@@ -25,8 +25,11 @@ from deepcait.data.folder import subfolders
 from deepcait.data.image import ImageOptions
 from deepcait.data.imagenet import V2_NUM_CLASSES, V2_NUM_EACH
 from deepcait.data.listing import walk_images
+from deepcait.data.record import SplitRecord
+from deepcait.data.roles import Roles, describe_roles, open_for_run
 from deepcait.data.source import with_options
 from deepcait.errors import ConfigError, DataError, some
+from deepcait.parts import is_part
 from deepcait.weights.imagenet import NUM_CLASSES, read_table, wnids
 
 PROTOCOLS = ("folder", "imagenet", "real", "v2")
@@ -78,48 +81,75 @@ def open_for(
     *,
     split: str | None = None,
     protocol: str = "folder",
-    manifest: str | os.PathLike[str] | None = None,
     options: ImageOptions | None = None,
     columns: Columns = USUAL,
 ) -> Source:
     """Open what is to be evaluated: a DATA's test, else val, else all; an open source as it is.
 
     For `imagenet` and `real` a bare path is a root with `val` in it, or that folder itself; for `v2` it is the folder
-    above 0 to 999. Where the data has neither val nor test, the split `val` is what the manifest of a run
-    (`split.json`) says that its training held out. `options` are the limits on images of what is opened here, `columns`
-    those of a table whose columns are not called as usual.
+    above 0 to 999. `options` are the limits on images of what is opened here, `columns` those of a table whose columns
+    are not called as usual.
 
     Raises:
         ConfigError: a split for a source that is open already, an unknown protocol.
         DataError: as `open_split`; for `imagenet` also a flat `val` without labels.
     """
+    return open_with_roles(data, None, split=split, protocol=protocol, options=options, columns=columns)[0]
+
+
+def open_with_roles(
+    data: str | os.PathLike[str] | Source,
+    record: SplitRecord | None,
+    *,
+    split: str | None = None,
+    protocol: str = "folder",
+    options: ImageOptions | None = None,
+    columns: Columns = USUAL,
+) -> tuple[Source, Roles | None]:
+    """Open what a model is evaluated on, and say what these images were to its training.
+
+    Of a run the images are those of `open_for_run`, unless a protocol of its own fixes them.
+
+    Args:
+        data, split, protocol, options, columns: as in `open_for`.
+        record: of the run that the model is from; None for other models.
+
+    Raises:
+        ConfigError, DataError: as `open_for`; nothing but images that the run trained on.
+    """
     require_protocol(protocol)
-    if isinstance(data, str | os.PathLike):
-        source = _open_spec(data, split, protocol, manifest, columns)
-        return source if options is None else with_options(source, options)
-    if split not in (None, data.split):
-        raise ConfigError(
-            f"split: expected none, since the source is open already, got {split!r}.",
-            remedy="Open that split of it, or give the data as MODEL.",
-        )
-    return data
+    roles = None
+    # One's own datasets number their images: only those of the same name are the same.
+    own = is_part(os.fspath(data)) if isinstance(data, str | os.PathLike) else data.kind == "python"
+    if own and record is not None and record.source != data:
+        record = None
+    if not isinstance(data, str | os.PathLike):
+        if split not in (None, data.split):
+            raise ConfigError(
+                f"split: expected none, since the source is open already, got {split!r}.",
+                remedy="Open that split of it, or give the data as MODEL.",
+            )
+        source = data
+    elif record is not None and protocol == "folder":
+        source, roles = open_for_run(data, record, split, columns)
+    else:
+        source = _open_spec(data, split, protocol, columns)
+    if options is not None and source is not data:
+        with_options(source, options)
+    if record is not None and roles is None:
+        roles = describe_roles(source, record)
+    return source, roles
 
 
-def _open_spec(
-    data: str | os.PathLike[str],
-    split: str | None,
-    protocol: str,
-    manifest: str | os.PathLike[str] | None,
-    columns: Columns,
-) -> Source:
+def _open_spec(data: str | os.PathLike[str], split: str | None, protocol: str, columns: Columns) -> Source:
     if columns != USUAL:
-        return open_split(data, "eval", split=split, manifest=manifest, columns=columns)
+        return open_split(data, "eval", split=split, columns=columns)
     kind, place = parse_spec(data)
     if protocol == "v2" and kind == "folder":
         return open_split(f"imagenet-v2:{place}", "eval", split=split)
     if protocol in ("imagenet", "real") and kind in ("folder", "imagenet"):
         return _open_val(protocol, place, split)
-    return open_split(data, "eval", split=split, manifest=manifest)
+    return open_split(data, "eval", split=split)
 
 
 def plan_task(source: Source, protocol: str, real_labels: str | os.PathLike[str] | None = None) -> Task:

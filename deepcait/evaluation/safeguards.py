@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcait.data import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from deepcait.data.roles import TRAINED_ON, Roles
 from deepcait.errors import some
 from deepcait.evaluation.classes import pretrained_cfg
 from deepcait.evaluation.compare import count_pairs
@@ -40,6 +41,24 @@ def no_numbers(records: Records) -> str | None:
         f"the model returned NaN or infinite logits for {num:,} of {len(records):,} images: its weights are damaged, "
         "or training diverged."
     )
+
+
+def seen_in_training(roles: Roles | None) -> list[str]:
+    """Warn if the run trained on images that are evaluated, or if some of its part are gone."""
+    if roles is None:
+        return []
+    total, trained = sum(roles.counts.values()), roles.counts.get(TRAINED_ON, 0)
+    warnings = []
+    if trained:
+        warnings.append(
+            f"data: the run trained on {trained:,} of these {total:,} images: the accuracy is not that on new images."
+        )
+    if roles.missing:
+        warnings.append(
+            f"data: {roles.missing:,} of the {roles.missing + total:,} images of the run's {roles.part} part are not "
+            "in the data any more."
+        )
+    return warnings
 
 
 def near_chance(metrics: Metrics, num_possible: int) -> str | None:

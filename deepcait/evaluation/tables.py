@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deepcait.evaluation.compare import compare
 from deepcait.evaluation.metrics import list_classes, list_confusion, list_reliability
 from deepcait.evaluation.records import Records
 from deepcait.runtime.files import write_bytes
@@ -19,6 +20,27 @@ IMAGE_COLUMNS = (
     *("label_name", "prediction_name", "model", "img_size"),
 )
 _ACCURACY = {"folder": "top-1", "imagenet": "ImNet top-1", "real": "ReaL top-1", "v2": "V2 top-1"}
+
+
+def pair_rows(rows: list[dict[str, Any]], records: Sequence[Records]) -> None:
+    """Add to each row of `eval --json` how it compares with each other one on the same images."""
+    if len(rows) < 2:
+        return
+    for i, row in enumerate(rows):
+        row["paired"] = []
+        for j, other in enumerate(rows):
+            if i == j:
+                continue
+            paired = compare(records[i], records[j])
+            row["paired"].append(
+                {
+                    "model": other["model"],
+                    "img_size": other["img_size"],
+                    "only_this": paired.only_first,
+                    "only_other": paired.only_second,
+                    "p_value": paired.p_value,
+                }
+            )
 
 
 def write_table(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from deepcait.data import Source, Subset, open_split
+from deepcait.data import Source, list_splits, open_parts
 from deepcait.data.fix_list import leave_out
+from deepcait.data.holding import Parts
 from deepcait.data.order import Order
 from deepcait.data.plausible import doubts, lost_levels, require_classes
+from deepcait.data.record import SPLIT_FILE, read_record
 from deepcait.data.shrunk import shrunk
 from deepcait.data.source import describe, require_labels, with_options
-from deepcait.data.spec import holds_out
 from deepcait.data.split import limited
 from deepcait.errors import ConfigError
 from deepcait.training.recipe import Recipe
@@ -20,19 +22,27 @@ from deepcait.training.recipe import Recipe
 class TrainingData:
     """What a run reads.
 
-    train, validation: labelled images; their classes are the same. Without validation, the latter is empty.
+    train, validation, test: labelled images; their classes are the same. validation and test may be empty; the run
+        never reads those of test.
     messages: what was opened and what was left out, a line each.
     doubts: what makes it doubtful that the data is what was meant, a line each.
+    parts: all images of these parts, before some are left out.
     """
 
     train: Source
     validation: Source
+    test: Source
     messages: tuple[str, ...]
     doubts: tuple[str, ...]
+    parts: Parts
 
 
-def open_training_data(recipe: Recipe) -> TrainingData:
+def open_training_data(recipe: Recipe, folder: Path | None = None) -> TrainingData:
     """Open the images to train on and to validate on; validation maps classes by name.
+
+    Args:
+        recipe: of the run.
+        folder: of the run: what it held out at its beginning, as `split.json` says, is held out again.
 
     Raises:
         DataError, ConfigError: no data, no classes, a class in validation that training lacks, or an image
@@ -41,45 +51,45 @@ def open_training_data(recipe: Recipe) -> TrainingData:
     if not recipe.data.source:
         raise ConfigError("--data: expected a DATA, got none.", remedy="Give --data, for example a folder.")
     messages = []
-    train, validation = open_parts(recipe)
+    how = recipe.data.holding(recipe.seed)
+    known = folder is not None and (folder / SPLIT_FILE).is_file()
+    record = read_record(folder / SPLIT_FILE) if folder is not None and known else None
+    parts = open_parts(recipe.data.source, how, labels=recipe.data.labels, columns=recipe.data.columns(), record=record)
+    train, validation, test = parts.train, parts.val, parts.test
     if recipe.data.exclude:
-        before = len(train), len(validation)
-        train, validation = (leave_out(source, recipe.data.exclude) for source in (train, validation))
+        before = len(train), len(validation), len(test)
+        train, validation, test = (leave_out(source, recipe.data.exclude) for source in (train, validation, test))
         left_out = f"{before[0] - len(train):,} training and {before[1] - len(validation):,} validation images"
+        left_out += f" and {before[2] - len(test):,} of the test part" if before[2] else ""
         messages.append(f"left out by {recipe.data.exclude}: {left_out}")
-    for source in (train, validation):
+    for source in (train, validation, test):
         with_options(source, recipe.data.image_options())
         require_labels(source)  # now, not after hours
     require_classes(recipe.data.source, train)
     reasons = [*map(str, doubts(recipe.data.source, train)), *lost_levels(train)]
     train = shrunk(train, recipe.data.shrink_px, recipe.data.cache)
-    messages.append(f"data: {describe(train)}; validation: {_describe_validation(recipe, validation)}")
+    messages.append(f"data: {describe(train)}; {_describe_others(recipe, validation, test)}")
     for what, limit in (("training", recipe.data.limit), ("validation", recipe.data.val_limit)):
         if limit:
             messages.append(f"only {limit:,} {what} images of them, drawn class by class")
-    limits = recipe.data.limit, recipe.data.val_limit
-    return TrainingData(limited(train, limits[0]), limited(validation, limits[1]), tuple(messages), tuple(reasons))
+    train, validation = limited(train, recipe.data.limit), limited(validation, recipe.data.val_limit)
+    return TrainingData(train, validation, test, tuple(messages), tuple(reasons), parts)
 
 
-def open_parts(recipe: Recipe) -> tuple[Source, Source]:
-    """Return the images to train on and to validate on; the latter are none where nothing validates."""
-    data = recipe.data
-    how: dict = {"validate_on": data.validate_on, "fraction": data.val_fraction, "seed": recipe.seed}
-    how["columns"] = data.columns()
-    train = open_split(data.source, "train", labels=data.labels, **how)
-    if data.validate_on == "none":
-        return train, Subset(train, [], split="none")
-    # Classes are fixed now: what is an integer is the name that it was in training, never an index.
-    labels = "names" if data.labels == "auto" else data.labels
-    return train, open_split(data.source, "val", classes=train.classes, labels=labels, **how)
-
-
-def _describe_validation(recipe: Recipe, validation: Source) -> str:
-    if recipe.data.validate_on == "none":
-        return "none, the last epoch is the model"
-    if holds_out(recipe.data.source, recipe.data.validate_on, recipe.data.columns()):
-        return f"{len(validation):,} images held out of train"
-    return describe(validation)
+def _describe_others(recipe: Recipe, validation: Source, test: Source) -> str:
+    how = recipe.data.holding(recipe.seed)
+    fold = f"fold {how.fold}" if how.fold is not None else ""
+    if how.validate_on == "none":
+        text = "validation: none, the last epoch is the model"
+    elif fold:
+        text = f"validation: {fold}, {len(validation):,} images"
+    elif how.draws_val(list_splits(recipe.data.source, recipe.data.columns())):
+        text = f"validation: {len(validation):,} images held out of train"
+    else:
+        text = f"validation: {describe(validation)}"
+    if how.group_column and not fold:
+        text += f", by {how.group_column}"
+    return text + (f"; test: {fold + ', ' if fold else ''}{len(test):,} images held out of both" if len(test) else "")
 
 
 def build_order(recipe: Recipe, samples: Source) -> Order:

@@ -58,6 +58,7 @@ def plan(recipe: Recipe) -> dict:
         "train_images": len(samples),
         "val_images": num_validation,
         "best_by": chosen_measure(recipe.keep.best_by, num_validation) if num_validation else None,
+        "test_images": len(data.test),
         "epochs": recipe.epochs,
         "steps_per_epoch": order.steps_per_epoch,
         "steps": steps,
@@ -99,7 +100,9 @@ def _lines(facts: dict, recipe: Recipe, replica_batch: int, rates: list[float]) 
     return [
         f"model          {facts['model']} ({facts['start']} weights), {facts['img_size'][0]} x {facts['img_size'][1]} "
         f"px, {facts['params']:,} parameters, {facts['gmacs']:.3g} GMACs an image",
-        f"data           {facts['train_images']:,} training images, {facts['classes']:,} classes",
+        f"data           {facts['train_images']:,} training images, {facts['val_images']:,} to validate on, "
+        f"{facts['classes']:,} classes"
+        + (f"; {facts['test_images']:,} held out as a test part" if facts["test_images"] else ""),
         f"steps          {facts['steps']:,} = {facts['epochs']} epochs of {facts['steps_per_epoch']:,}",
         f"batch          {facts['global_batch_size']} images per step = {facts['replicas']} replicas of "
         f"{replica_batch}",

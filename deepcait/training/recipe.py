@@ -10,9 +10,9 @@ from pathlib import Path
 
 from deepcait.backends import BACKENDS
 from deepcait.data.augment import Augment
+from deepcait.data.holding import VALIDATE_ON
 from deepcait.data.labels import RULES
 from deepcait.data.mixing import Mix
-from deepcait.data.spec import VALIDATE_ON
 from deepcait.errors import ConfigError
 from deepcait.training.aliases import rename_nodes
 from deepcait.training.best import MEASURES

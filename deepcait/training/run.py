@@ -78,7 +78,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequ
 def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequence[Callback]) -> Outcome:
     device = choose_device(recipe.compute.device, processes.local_rank)
     _logger.info("start: %s", start_of(recipe))
-    data = open_training_data(recipe)
+    data = open_training_data(recipe, folder)
     for message in data.messages:
         _logger.info(message)
     for doubt in data.doubts:

@@ -9,13 +9,12 @@ import shutil
 from pathlib import Path
 
 from deepcait.data import Preprocessing, Source
-from deepcait.data.spec import holds_out
-from deepcait.data.split import SPLIT_FILE, manifest_text
+from deepcait.data.record import PARTS, SPLIT_FILE, part_of_run, record_text
 from deepcait.errors import RunError, WeightsError
 from deepcait.model.network import Network, as_module
 from deepcait.runtime.environment import environment
 from deepcait.training.average import WeightAverage
-from deepcait.training.data import TrainingData, open_parts
+from deepcait.training.data import TrainingData
 from deepcait.training.journal import REMEDY, read_state, replace_text
 from deepcait.training.recipe import Recipe
 from deepcait.weights.artefact import save_artefact
@@ -47,7 +46,7 @@ def require_startable(folder: Path, resume: bool) -> None:
 
 
 def write_run_files(folder: Path, recipe: Recipe, data: TrainingData) -> None:
-    """Write `config.yaml`, `environment.json`, `data.json`, and `split.json` where a part of the data was held out.
+    """Write `config.yaml`, `environment.json`, `data.json` and `split.json`.
 
     A resumed run's data must be the same as before.
 
@@ -58,6 +57,7 @@ def write_run_files(folder: Path, recipe: Recipe, data: TrainingData) -> None:
         "classes": data.train.classes,
         "num_train": len(data.train),
         "num_validation": len(data.validation),
+        **({"num_test": len(data.test)} if len(data.test) else {}),
         "fingerprint": _fingerprint(data.train, data.validation),
     }
     try:
@@ -75,15 +75,17 @@ def write_run_files(folder: Path, recipe: Recipe, data: TrainingData) -> None:
     replace_text(folder / "data.json", json.dumps(facts, indent=1) + "\n")
     replace_text(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
     if not (folder / SPLIT_FILE).exists():
-        _keep_split(folder, recipe)
+        replace_text(folder / SPLIT_FILE, _split_of(recipe, data))
 
 
-def _keep_split(folder: Path, recipe: Recipe) -> None:
-    """Write which images are held out, so that `eval --split val` uses the same."""
-    if holds_out(recipe.data.source, recipe.data.validate_on, recipe.data.columns()):
-        names = (part.names for part in open_parts(recipe))
-        facts = {"fraction": recipe.data.val_fraction, "seed": recipe.seed}
-        replace_text(folder / SPLIT_FILE, manifest_text(*names, **facts))
+def _split_of(recipe: Recipe, data: TrainingData) -> str:
+    """What the images are to the run, for whoever evaluates or resumes it later."""
+    how = recipe.data
+    facts = {"source": how.source, "seed": recipe.seed, "validate_on": how.validate_on, "fraction": how.val_fraction}
+    facts |= {"test_fraction": how.test_fraction, "fold": how.fold, "group_column": how.group_column}
+    pairs = (data.parts.train, data.train), (data.parts.val, data.validation), (data.parts.test, data.test)
+    parts = {key: part_of_run(*pair) for key, pair in zip(PARTS, pairs, strict=True)}
+    return record_text(parts, **facts)
 
 
 class ModelFolders:

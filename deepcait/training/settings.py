@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepcait.data.columns import Columns
+from deepcait.data.holding import Holding
 from deepcait.data.image import MAX_BYTES, MAX_PIXELS, ImageOptions
 
 
@@ -86,6 +87,13 @@ class Data:
     validation; the last epoch is the model."""
     val_fraction: float = 0.1
     """Fraction of every class of train that is held out for validation if there is no split val."""
+    test_fraction: float = 0.0
+    """Fraction of every class that is held out as a test part, before val_fraction and whatever the seed; 0 is off."""
+    fold: int | None = None
+    """Number of the fold to validate on: the images with this value in the column fold; the other folds train. With
+    validate_on=none the fold is a test part. `deepcait split --folds K` writes the column."""
+    group_column: str = ""
+    """Column of a table, such as patient, whose images with the same value stay on one side of every split."""
     num_workers: int = 2
     """Number of data-loading worker processes per training process; does not change results."""
     balanced: bool = False
@@ -117,6 +125,17 @@ class Data:
     def columns(self) -> Columns:
         """Return what is said about the columns of a table. Raises ConfigError."""
         return Columns(label=self.label_column, image=self.image_column, suffix=self.image_suffix, root=self.image_root)
+
+    def holding(self, seed: int) -> Holding:
+        """Return how parts of the training images are held out."""
+        return Holding(
+            validate_on=self.validate_on,
+            val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
+            fold=self.fold,
+            group_column=self.group_column,
+            seed=seed,
+        )
 
     def image_options(self) -> ImageOptions:
         """Return what is accepted as an image. Raises ConfigError."""

@@ -40,17 +40,17 @@ def test_every_figure_is_there(run_json, model_folder, photos):
     assert row["balanced_accuracy"] == pytest.approx(row["top1"])
 
 
-def test_a_run_measured_on_what_it_may_have_seen_is_warned_of(run, run_json, model_folder, photos, tmp_path):
+def test_a_run_without_a_record_is_warned_of(run, run_json, model_folder, photos, tmp_path):
     shutil.copytree(model_folder, tmp_path / "run" / "best")
     told = [
         " ".join(run_json("eval", *argv, "--data", photos)["warnings"])
         for argv in ([tmp_path / "run"], [tmp_path / "run", "--split", "val"], [model_folder])
     ]
-    assert ["--split val" in text for text in told] == [True, False, False]
+    assert ["no split.json" in text for text in told] == [True, False, False]
     assert "top-5" not in run("eval", model_folder, "--data", photos)[1]  # of three classes
 
 
-def test_split_val_of_a_run_is_what_its_training_held_out(run, run_json, photos, tmp_path):
+def test_split_val_of_a_run_is_what_its_training_held_out(run, model_folder, photos, tmp_path):
     settings = (
         "epochs=1",
         "seed=3",
@@ -70,18 +70,27 @@ def test_split_val_of_a_run_is_what_its_training_held_out(run, run_json, photos,
     (tmp_path / "other" / "best").mkdir(parents=True)
     for file in (*(tmp_path / "run" / "best").glob("*.*"), tmp_path / "run" / "config.yaml"):
         shutil.copy(file, tmp_path / "other" / file.relative_to(tmp_path / "run"))
-    facts = kept | {"train": kept["val"], "val": kept["train"]}
+    facts = {"format": "deepcait-split-1", "train": kept["val"], "val": kept["train"]}
     (tmp_path / "other" / "split.json").write_text(json.dumps(facts))
     both = ("eval", tmp_path / "run", tmp_path / "other", "--data", photos)
-    assert run(*both)[0] == 0
-    code, shown, told = run(*both, "--split", "val")
-    assert (code, shown) == (2, "")
-    assert "held out the same images" in " ".join(told.split())
+    for split in ([], ["--split", "val"]):
+        code, shown, told = run(*both, *split)
+        assert (code, shown) == (2, "")
+        assert "held out the same images" in " ".join(told.split())
+    assert run(*both, "--split", "all")[0] == 0
+    # A model that is of no run takes the images of the run beside it.
+    shown = run("eval", tmp_path / "run", model_folder, "--data", photos)[1]
+    assert [line for line in shown.splitlines() if line.startswith("data ")] == [
+        "data           folder, validation part of the run: 6 images, 3 classes; these images chose the best epoch, so "
+        "the accuracy is optimistic",
+        "data           folder, split val: 6 images, 3 classes",
+    ]
     (photos / "cat" / "9.png").write_bytes((photos / "cat" / "0.png").read_bytes())
-    code, _, told = run("eval", tmp_path / "run", "--data", photos, "--split", "val")
+    assert " of 6)" in run("eval", tmp_path / "run", "--data", photos, "--split", "val")[1]
+    (tmp_path / "run" / "split.json").write_text("{}")
+    code, _, told = run("eval", tmp_path / "run", "--data", photos)
     assert code == 2
-    assert "split.json" in told
-    assert "take another split" in " ".join(told.split())
+    assert "expected the split of a run" in " ".join(told.split())
 
 
 def test_one_row_an_image(run, run_json, model_folder, photos, tmp_path):

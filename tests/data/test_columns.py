@@ -51,7 +51,7 @@ def test_columns_suffix_and_folder_are_named(images, form):
     assert (source.classes, require_labels(source)) == (["a", "b"], [0, 1] * 4)
     assert source.names == [f"x.{number}.png" for number in range(8)]
     assert source.read(3).data == png(3)
-    assert "columns not used: label" in describe(source)
+    assert "other columns: label" in describe(source)
     train, val = (open_split(path, role, columns=NAMED) for role in ("train", "val"))
     assert len(train) + len(val) == 8
     assert not [one for one in examine(path, columns=NAMED).findings if one.severity == "error"]

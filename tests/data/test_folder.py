@@ -258,14 +258,3 @@ def test_explicit_split_must_exist(tmp_path):
 def test_nothing_to_hold_out(tmp_path):
     with pytest.raises(DataError, match="2 images"):
         open_split(plant(tmp_path, "a/1.png", "b/1.png"), "train")
-
-
-def test_manifest_outlives_the_seed(tmp_path):
-    plant(tmp_path / "data", *FOUR)
-    manifest = tmp_path / "run" / "split.json"
-    val = open_split(tmp_path / "data", "val", seed=1, manifest=manifest)
-    again = [open_split(tmp_path / "data", "val", seed=seed, manifest=manifest).names for seed in range(8)]
-    assert again == [val.names] * 8
-    plant(tmp_path / "data", "a/new.png")
-    with pytest.raises(DataError, match="others than the manifest lists"):
-        open_split(tmp_path / "data", "train", manifest=manifest)

@@ -29,7 +29,7 @@ def test_headers_separators_and_ends_of_lines(tmp_path, text):
     source = open_source(manifest(tmp_path, text))
     assert source.names == ["a/1.png", "b/2.png"]
     assert (source.classes, source.labels, source.kind) == (["cat", "dog"], [1, 0], "csv")
-    assert ("columns not used: width" in describe(source)) == ("width" in text)
+    assert ("other columns: width" in describe(source)) == ("width" in text)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.png").write_bytes(b"bytes")
     assert source.read(0) == (b"bytes", 1, "a/1.png")
@@ -122,7 +122,7 @@ def test_a_parquet_manifest(tmp_path):
     )
     source = open_source(tmp_path / "l.parquet")
     assert (source.names, source.labels) == (["1.png", "2.png"], [1, 0])
-    assert "columns not used: w" in describe(source)
+    assert "other columns: w" in describe(source)
     parquet.write_table(pyarrow.table({"x": [1]}), tmp_path / "x.parquet")
     with pytest.raises(DataError, match="expected the columns path and label"):
         open_source(tmp_path / "x.parquet")

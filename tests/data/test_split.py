@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcait.data.split import read_manifest, stratified_split, write_manifest
-from deepcait.errors import ConfigError, DataError
+from deepcait.data.split import deal_folds, stratified_split
+from deepcait.errors import ConfigError
 
 
 def names_and_labels(sizes: list[int]) -> tuple[list[str], list[int]]:
@@ -59,40 +59,54 @@ def test_values_that_do_not_fit():
         stratified_split(["a", "b"], [0])
 
 
-def test_manifest_round_trip(tmp_path):
-    names, labels = names_and_labels([7, 5])
-    train, val = stratified_split(names, labels)
-    write_manifest(tmp_path / "new" / "split.json", names, val, seed=0)
-    assert read_manifest(tmp_path / "new" / "split.json", names) == (train, val)
-    backwards = names[::-1]
-    assert {backwards[index] for index in read_manifest(tmp_path / "new" / "split.json", backwards)[1]} == {
-        names[index] for index in val
-    }
-    assert json.loads((tmp_path / "new" / "split.json").read_text())["seed"] == 0
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["split.json"]
+def grouped(num_patients: int) -> tuple[list[str], list[int], list[str]]:
+    """Names, labels and patients: 1 to 5 images of each patient, of one or both of two classes."""
+    draw, rows = random.Random(1), []
+    for patient in range(num_patients):
+        for number in range(draw.randint(1, 5)):
+            rows.append((f"{patient}/{number}.png", draw.choice([patient % 2, patient % 2, 0]), f"p{patient}"))
+    names, labels, groups = zip(*rows, strict=True)
+    return list(names), list(labels), list(groups)
 
 
-def test_manifests_that_do_not_fit(tmp_path):
-    names = ["a/1.png", "a/2.png", "a/3.png"]
-    path = tmp_path / "split.json"
-    write_manifest(path, names, [1])
-    with pytest.raises(DataError, match=r"'a/1.png' missing"):
-        read_manifest(path, names[1:])
-    with pytest.raises(DataError, match="others"):
-        read_manifest(path, [*names, "a/4.png"])
-    path.write_text(json.dumps({"format": "deepcait-split-1", "train": ["a/1.png", "a/1.png"], "val": ["a/2.png"]}))
-    with pytest.raises(DataError, match="others"):
-        read_manifest(path, names)
-    for text in (
-        "",
-        "[]",
-        "{}",
-        '{"format": "x", "train": [], "val": []}',
-        '{"format": "deepcait-split-1", "train": 3}',
-        '{"format": "deepcait-split-1", "train": [["a/1.png"]], "val": []}',
-    ):
-        path.write_text(text)
-        with pytest.raises(DataError, match="expected a split manifest"):
-            read_manifest(path, names)
-    with pytest.raises(DataError, match="expected a split manifest"):
-        read_manifest(tmp_path / "gone.json", names)
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5])
+def test_groups_stay_on_one_side(fraction):
+    names, labels, groups = grouped(60)
+    train, val = stratified_split(names, labels, fraction=fraction, groups=groups)
+    assert not {groups[index] for index in train} & {groups[index] for index in val}
+    assert sorted(train + val) == list(range(len(names)))
+    for label, total in Counter(labels).items():
+        held = sum(labels[index] == label for index in val)
+        assert held == pytest.approx(fraction * total, abs=3)  # less than a patient
+    order = list(range(len(names)))
+    random.Random(0).shuffle(order)
+    again = stratified_split(*([of[i] for i in order] for of in (names, labels)), fraction=fraction,
+                             groups=[groups[i] for i in order])[1]  # fmt: skip
+    assert {names[order[index]] for index in again} == {names[index] for index in val}
+
+
+def test_a_class_never_loses_its_last_group():
+    names = [f"{number}.png" for number in range(9)]
+    labels, groups = [0] * 6 + [1] * 3, [*"aabbcc", *"ddd"]
+    train, val = stratified_split(names, labels, fraction=0.9, groups=groups)
+    assert {labels[index] for index in train} == {0, 1}
+    assert {labels[index] for index in val} == {0}
+    # A share smaller than any group still takes one.
+    assert len(stratified_split(names[:6], labels[:6], fraction=0.1, groups=groups[:6])[1]) == 2
+
+
+@pytest.mark.parametrize("with_groups", [False, True])
+def test_folds_are_equal_in_size_and_classes(with_groups):
+    names, labels, groups = grouped(80)
+    folds = deal_folds(names, labels, 4, groups=groups if with_groups else None)
+    assert set(folds) == {0, 1, 2, 3}
+    slack = 5 if with_groups else 1
+    for label in (0, 1):
+        sizes = Counter(fold for fold, own in zip(folds, labels, strict=True) if own == label)
+        assert max(sizes.values()) - min(sizes.values()) <= slack
+    if with_groups:
+        assert all(len({f for f, g in zip(folds, groups, strict=True) if g == group}) == 1 for group in groups)
+    assert deal_folds(names, labels, 4, seed=1, groups=groups if with_groups else None) != folds
+    for num_folds in (0, 1, 400):
+        with pytest.raises(ConfigError, match="Folds: expected 2 to"):
+            deal_folds(names, labels, num_folds)

@@ -54,6 +54,9 @@ def things(tmp_path_factory) -> Path:
         source = sorted((DEMO / "test" / "cat").iterdir())[0]
         shutil.copy2(source, root / f"{name}.jpg")
         shutil.copy2(source, root / "images" / f"{name}.jpg")
+    shutil.copytree(root / "photos" / "train", root / "scans")  # without splits
+    rows = [f"{path.relative_to(root)},{path.parent.name},p{path.stem[-1]}\n" for path in (root / "scans").rglob("*.*")]
+    (root / "visits.csv").write_text("path,label,patient\n" + "".join(sorted(rows)))
     shutil.copytree(root / "photos", root / "cifar10")
     shutil.make_archive(str(root / "photos"), "zip", root / "photos")
     (root / "leave_out.txt").write_text("")

@@ -267,7 +267,8 @@ def test_datasets_by_split_and_labels_by_name(place):
     run = own_run(place, data={"train": train, "val": val})
     facts = json.loads((run.folder / "data.json").read_text())
     assert (facts["num_train"], facts["num_validation"]) == (36, 8)
-    assert not (run.folder / "split.json").exists()
+    split = json.loads((run.folder / "split.json").read_text())
+    assert (len(split["train"]), len(split["val"]), split["probes"]["train"]) == (36, 8, {})
 
 
 @pytest.mark.parametrize("form", ["array", "uint8", "float"])

@@ -31,11 +31,12 @@ def rows(folder: Path) -> list[dict]:
 
 
 def test_a_run_of_0_1_resumes_bit_exactly(stopped, capsys):
-    """Validation is on `test`, since 0.1 did so; nothing is held out of train."""
+    """Validation is on `test`, since 0.1 did so; nothing is held out of train, and the resumed run says so."""
     expected = json.loads((STORED / "resumed.json").read_text())
     assert main(["train", "--resume", "--out", str(stopped)]) == 0
     assert "validation: folder, split test: 18 images" in capsys.readouterr().out
-    assert not (stopped / "split.json").exists()
+    split = json.loads((stopped / "split.json").read_text())
+    assert (len(split["val"]), split["splits"]["val"], split["test"]) == (18, "test", [])
     same_machine = (torch.__version__, torch.backends.cpu.get_cpu_capability())
     if same_machine == (expected["torch"], expected["cpu_capability"]):
         assert rows(stopped) == expected["metrics"]

@@ -77,7 +77,8 @@ def test_without_validation_the_last_epoch_is_the_model(tmp_path, data):
     outcome = train(recipe, tmp_path / "run")
     assert (outcome.best_top1, outcome.best_epoch) == (None, 3)
     assert not [row for row in read_metrics(tmp_path / "run") if row["kind"] == "eval"]
-    assert not (tmp_path / "run/split.json").exists()
+    split = json.loads((tmp_path / "run/split.json").read_text())
+    assert (len(split["train"]), split["val"], split["test"]) == (18, [], [])
     best, last = (tmp_path / "run" / name / "model.safetensors" for name in ("best", "last"))
     assert best.read_bytes() == last.read_bytes()
 

@@ -1,0 +1,63 @@
+"""`split.json`: read back as it was written, refused when damaged; 0.1's and 0.2's first form is read too."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from deepcait.data import Subset, open_source
+from deepcait.data.record import digest_of, part_of_run, read_record, record_text
+from deepcait.errors import DataError
+
+
+def test_round_trip(tmp_path):
+    source = open_source("builtin:demo", "train")
+    assert len(source) > 64
+    used = Subset(source, range(10), split="train")
+    parts = {"train": part_of_run(source, used), "val": part_of_run(Subset(source, [], split="val"))}
+    parts["test"] = part_of_run(Subset(source, [], split="test"))
+    path = tmp_path / "split.json"
+    path.write_text(record_text(parts, seed=3))
+    record = read_record(path)
+    assert record.parts == parts
+    train = record.parts["train"]
+    assert (train.split, train.names, len(train.probes)) == ("train", list(source.names), 64)
+    assert (train.labels[0], source.names[0].split("/")[0]) == ("airplane", "airplane")
+    assert len(train.unused) == len(source) - 10
+    index = source.names.index(next(iter(train.probes)))
+    assert train.probes[source.names[index]] == digest_of(source.read(index).data)
+    backwards = list(source.names)[::-1]
+    assert [backwards[index] for index in record.indices(backwards)["train"]] == backwards
+    for other in (backwards[1:], [*backwards, "cat/new.png"]):
+        with pytest.raises(DataError, match="expected the images that were split then, got"):
+            record.indices(other)
+
+
+def test_the_form_before_is_read(tmp_path):
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"format": "deepcait-split-1", "train": ["a/1.png", "a/2.png"], "val": ["a/3.png"]}))
+    assert read_record(path).indices(["a/3.png", "a/1.png", "a/2.png"]) == {"train": [1, 2], "val": [0]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": "x", "train": [], "val": []}',
+        '{"format": "deepcait-split-1", "train": 3}',
+        '{"format": "deepcait-split-1", "train": [["a/1.png"]], "val": []}',
+        '{"format": "deepcait-split-2", "train": [], "val": [], "test": []}',
+        '{"format": "deepcait-split-2", "train": ["a"], "val": [], "test": [], "classes": ["a"], "splits": {}, '
+        '"labels": {"train": [7]}, "unused": {}, "probes": {}}',
+    ],
+)
+def test_damaged_files_are_refused(tmp_path, text):
+    path = tmp_path / "split.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match="expected the split of a run"):
+        read_record(path)
+    with pytest.raises(DataError, match="expected the split of a run"):
+        read_record(tmp_path / "gone.json")
