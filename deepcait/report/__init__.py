@@ -2,5 +2,6 @@
 
 from deepcait.report.compare import write_comparison
 from deepcait.report.page import write_at_end, write_report
+from deepcait.report.several import compare_runs, write_several
 
-__all__ = ["write_at_end", "write_comparison", "write_report"]
+__all__ = ["compare_runs", "write_at_end", "write_comparison", "write_report", "write_several"]

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from deepcait.data.roles import CHOSE, HELD_OUT, TRAINED_ON
 from deepcait.explain.markup import Bars, Table, render_page
 from deepcait.report import parts
 from deepcait.report.charts import TEMPLATES
@@ -83,7 +84,7 @@ def render_report(record: Record, results: Results | None, reason: str) -> str:
         sections=_SECTIONS,
         tiles=_tiles(record),
         charts=parts.curves([record]),
-        metrics=_metrics(record),
+        metrics=_metrics(record, results),
         checked=_checked(record, results),
         confusion=_confusion(results) if results else None,
         mistakes=_mistakes(results) if results else None,
@@ -133,7 +134,7 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
     ]
 
 
-def _metrics(record: Record) -> Table | None:
+def _metrics(record: Record, results: Results | None) -> Table | None:
     rows = []
     for name, row in (("best", record.best), ("last", record.last)):
         if not row:
@@ -149,14 +150,22 @@ def _metrics(record: Record) -> Table | None:
                 *top5 * record.has_top5,
                 "–" if loss is None else f"{loss:.4f}",
                 f"{count:,}" if isinstance(count, int) else "–",
+                CHOSE,
             ]
+        )
+    if results is not None and results.test is not None:
+        right, count = results.test
+        share, unknown = parts.percent(right / count), ["–", ""] * record.has_top5
+        rows.append(
+            ["best, on the test part", share, parts.interval(right, count), *unknown, "–", f"{count:,}", HELD_OUT]
         )
     if not rows:
         return None
     columns = ["model", "top-1", "95 % interval", *["top-5", "95 % interval"] * record.has_top5]
-    columns += ["loss (nats)", "images"]
+    columns += ["loss (nats)", "images", "of the run"]
     caption = (
-        "Wilson intervals: the uncertainty from sampling these validation images, not the variation between seeds."
+        "Wilson intervals: the uncertainty from sampling these images, not the variation between seeds. Accuracy on "
+        "images that chose the best epoch is optimistic."
     )
     return Table("Final metrics", columns, rows, caption)
 
@@ -182,7 +191,8 @@ def _checked(record: Record, results: Results | None) -> str:
 
 def _confusion(results: Results) -> dict[str, Any]:
     wrong = results.num_images - results.correct
-    intro = f"{results.num_images:,} validation images, {wrong:,} misclassified."
+    what = "validation images" if results.role == CHOSE else "images of the test part"
+    intro = f"{results.num_images:,} {what}, {wrong:,} misclassified."
     if results.num_images < results.total:
         intro += f" They are {results.num_images:,} of {results.total:,}, evenly spaced."
     return {
@@ -233,7 +243,11 @@ def _card(mistake: Mistake) -> dict[str, Any]:
 def _data_facts(record: Record) -> list[tuple[str, str]]:
     data = record.data
     facts = [("source", record.recipe.data.source)]
-    facts += [(name, f"{data[key]:,} images") for name, key in _COUNTED if isinstance(data.get(key), int)]
+    facts += [
+        (name, f"{data[key]:,} images, {role}")
+        for name, key, role in _COUNTED
+        if isinstance(data.get(key), int) and data[key]
+    ]
     facts += [("classes", f"{len(data['classes']):,}")] if isinstance(data.get("classes"), list) else []
     return facts + ([("fingerprint", str(data["fingerprint"]))] if data.get("fingerprint") else [])
 
@@ -248,7 +262,11 @@ def _classes(results: Results) -> Table:
     return Table("Per class", ["class", "training", "evaluated", "correct", "95 % interval"], rows, caption)
 
 
-_COUNTED = (("training", "num_train"), ("validation", "num_validation"))
+_COUNTED = (
+    ("training", "num_train", TRAINED_ON),
+    ("validation", "num_validation", CHOSE),
+    ("test part", "num_test", HELD_OUT),
+)
 
 
 def _recipe_facts(record: Record) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepcait.data import Preprocessing, Source, Subset, open_image
+from deepcait.data.roles import CHOSE, HELD_OUT
 from deepcait.data.source import options_of, require_labels
 from deepcait.errors import ConfigError, DeepcaitError, RunError
 from deepcait.evaluation import Records, confusion, map_classes
@@ -58,6 +59,7 @@ class Results:
     classes: readable names. records: of the evaluated images.
     total: number of validation images, of which fewer may have been evaluated.
     worst: most confident errors. nearest: near misses. train_counts: training images per class.
+    role: what the images were to the run. test: correct predictions and images of the run's test part, None without.
     """
 
     classes: list[str]
@@ -66,6 +68,8 @@ class Results:
     worst: list[Mistake]
     nearest: list[Mistake]
     train_counts: list[int]
+    role: str
+    test: tuple[int, int] | None
 
     @property
     def confusion(self) -> Tensor:
@@ -102,7 +106,7 @@ def measure_run(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Results:
-    """Evaluate the run's best model on its validation images.
+    """Evaluate the run's best model on its validation images, and on its test part.
 
     Args:
         record: of the run.
@@ -123,17 +127,24 @@ def measure_run(
     if trained_by is None and is_part(recipe.data.source) and data is None:
         problem = f"The data of the run is {recipe.data.source}; code that a folder names is not imported."
         raise RunError(problem, remedy="Read that code, then give it as --data.")
-    opened = open_training_data(recipe)
+    opened = open_training_data(recipe, record.folder)
     own = trained_by is not None and is_part(recipe.model)
     found = resolve(recipe.model, weights=record.folder) if own else resolve(record.folder)
     model = found.model.to(device)
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
-    part = thin_out(opened.validation, max_images)
+    shown, role = (opened.validation, CHOSE) if len(opened.validation) else (opened.test, HELD_OUT)
+    part = thin_out(shown, max_images)
     if not len(part):
         raise RunError("report: the data has no validation images.", remedy="Give other data with --data.")
-    wanted = Wanted(plan_task(part, "folder"), found.classes)
-    loading = Loading(_BATCH_SIZE, 0, torch.device(device))
-    ((_, records),) = measure([model], wanted, range(len(part)), preprocessing, loading, progress)
+
+    def records_of(source: Source) -> Records:
+        wanted, loading = (
+            Wanted(plan_task(source, "folder"), found.classes),
+            Loading(_BATCH_SIZE, 0, torch.device(device)),
+        )
+        return measure([model], wanted, range(len(source)), preprocessing, loading, progress)[0][1]
+
+    records = records_of(part)
     if records.probabilities_NT.isnan().any():
         raise RunError(
             "the best model returned NaN or infinite logits.", remedy="Training diverged: lower the learning rate."
@@ -145,13 +156,16 @@ def measure_run(
         [_mistake(part, records, row, model, preprocessing, classes) for row in rows]
         for rows in choose_mistakes(records)
     )
+    tested = records_of(thin_out(opened.test, max_images)) if len(opened.test) else None
     return Results(
         classes=classes,
         records=records,
-        total=len(opened.validation),
+        total=len(shown),
         worst=worst,
         nearest=nearest,
         train_counts=torch.bincount(train_labels, minlength=model.num_classes).tolist(),
+        role=role,
+        test=None if tested is None else (int(tested.correct_N.sum()), len(tested)),
     )
 
 

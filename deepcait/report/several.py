@@ -1,0 +1,244 @@
+"""Several runs in one table: the numbers of each, mean and standard deviation, and what differs between them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepcait.data.record import SPLIT_FILE, SplitRecord, read_record
+from deepcait.errors import RunError, some
+from deepcait.explain.markup import Table, render_page
+from deepcait.report import parts
+from deepcait.report.charts import TEMPLATES
+from deepcait.report.record import Record, read_run
+from deepcait.report.results import measure_if_possible
+from deepcait.runtime.files import write_bytes
+
+MEASURES = {
+    "top1": "top-1",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "loss": "loss",
+    "test_top1": "top-1 of the test part",
+}
+_SECTIONS = [
+    ("results", "Results"),
+    ("curves", "Curves"),
+    ("settings", "Settings that differ"),
+    ("environment", "Environment that differs"),
+    ("repeat", "Reproduce"),
+]
+_FREE = ("about.", "digests.")  # metadata, which has no effect
+
+
+@dataclass(frozen=True, kw_only=True)
+class Several:
+    """What several runs come to.
+
+    Args:
+        records: of the runs.
+        rows: of each run: name, seed, fold, epoch, the measures of `MEASURES` that it has, counts.
+        mean, std: of each measure that all runs have; std is that of a sample.
+        pooled: (correct, images) of all runs together if no image validates two of them, as in folds; else None.
+        differing: setting -> its value in each run, for those that differ.
+        notes: what limits the comparison, one sentence each.
+    """
+
+    records: list[Record]
+    rows: list[dict[str, Any]]
+    mean: dict[str, float]
+    std: dict[str, float]
+    pooled: tuple[int, int] | None
+    differing: dict[str, list[str]]
+    notes: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        pooled = None
+        if self.pooled is not None:
+            correct, total = self.pooled
+            pooled = {"correct1": correct, "num_images": total, "top1": correct / total}
+        return {
+            "rows": self.rows, "mean": self.mean, "std": self.std, "pooled": pooled, "differing": self.differing,
+            "notes": self.notes,
+        }  # fmt: skip
+
+    def table(self) -> Table:
+        """One row per run, then mean, standard deviation, and all folds together."""
+        measures = [name for name in MEASURES if any(name in row for row in self.rows)]
+        has_fold = any(row["fold"] is not None for row in self.rows)
+        head = ["run", "seed", *["fold"] * has_fold, "best epoch", *(MEASURES[name] for name in measures), "images"]
+        rows = [
+            [row["name"], str(row["seed"]), *[str(row["fold"])] * has_fold, str(row["epoch"])]
+            + [_shown(name, row.get(name)) for name in measures]
+            + [f"{row['num_images']:,}" if row["num_images"] else "–"]
+            for row in self.rows
+        ]
+        empty = [""] * (2 + has_fold)
+        for name, values in (("mean", self.mean), ("standard deviation", self.std)):
+            rows.append([name, *empty, *(_shown(measure, values.get(measure)) for measure in measures), ""])
+        if self.pooled is not None:
+            correct, total = self.pooled
+            others = ["" for name in measures if name != "top1"]
+            rows.append(["all together", *empty, parts.percent(correct / total), *others, f"{total:,}"])
+        return Table("Results", head, rows, " ".join(self.notes) or None)
+
+
+def compare_runs(folders: Sequence[str | Path], **measuring: Any) -> Several:
+    """Read several runs and return their numbers; the test part of each, if it has one, is evaluated again.
+
+    Args:
+        folders: of the runs, two or more.
+        measuring: passed to `measure_run`: data, max_images, device, progress.
+
+    Raises:
+        RunError: not a run, one that has nothing to compare yet, one given twice, or runs of other classes.
+    """
+    records = [read_run(folder) for folder in folders]
+    _require_comparable(records)
+    splits = [_split_of(record) for record in records]
+    rows = [_row(record, split, measuring) for record, split in zip(records, splits, strict=True)]
+    names = _names(records)
+    rows = [{"name": name, **row} for name, row in zip(names, rows, strict=True)]
+    common = [name for name in MEASURES if all(_is_number(row.get(name)) for row in rows)]
+    values = {name: [float(row[name]) for row in rows] for name in common}
+    settings = [parts.flat_settings(record) for record in records]
+    differing = {
+        key: [own.get(key, "") for own in settings]
+        for key in settings[0]
+        if len({own.get(key, "") for own in settings}) > 1 and not key.startswith(_FREE)
+    }
+    return Several(
+        records=records,
+        rows=rows,
+        mean={name: statistics.fmean(own) for name, own in values.items()},
+        std={name: statistics.stdev(own) for name, own in values.items()},
+        pooled=None if "data.source" in differing else _pooled(rows, splits),
+        differing=differing,
+        notes=_notes(rows, splits, differing),
+    )
+
+
+def write_several(several: Several, out: str | Path) -> Path:
+    """Write the page of several runs, and return its path.
+
+    Raises:
+        WeightsError: the file can't be written.
+    """
+    records = several.records
+    environments = [parts.flat_environment(record) for record in records]
+    names = _names(records)
+    page = render_page(
+        "several.html",
+        TEMPLATES,
+        names=names,
+        leads=[(name, parts.model_words(record)) for name, record in zip(names, records, strict=True)],
+        sections=_SECTIONS,
+        results=several.table(),
+        interval=parts.interval(*several.pooled) if several.pooled else "",
+        charts=parts.curves(records),
+        settings=Table("Settings", ["", *names], [[key, *own] for key, own in several.differing.items()]),
+        environment=Table("Environment", ["", *names], _differing(environments)),
+        repeat="\n".join(map(parts.repeat_command, records)),
+    )
+    write_bytes(out, page.encode())
+    return Path(out)
+
+
+def _require_comparable(records: Sequence[Record]) -> None:
+    places = [record.folder.resolve() for record in records]
+    twice = [str(place) for place in dict.fromkeys(places) if places.count(place) > 1]
+    if twice:
+        raise RunError(f"report: expected different runs, got {some(twice)} twice.", remedy="Give each run once.")
+    first = records[0]
+    for record in records[1:]:
+        if record.data.get("classes") != first.data.get("classes"):
+            ours, theirs = (set(one.data.get("classes") or ()) for one in (first, record))
+            what = f"only one has {some(sorted(ours ^ theirs))}" if ours != theirs else "their order differs"
+            raise RunError(
+                f"report: {first.folder} and {record.folder} have other classes ({what}), so their numbers can't be "
+                "averaged.",
+                remedy="Give runs of the same classes; two runs are compared side by side.",
+            )
+
+
+def _split_of(record: Record) -> SplitRecord | None:
+    path = record.folder / SPLIT_FILE
+    return read_record(path) if path.is_file() else None
+
+
+def _row(record: Record, split: SplitRecord | None, measuring: dict[str, Any]) -> dict[str, Any]:
+    best, recipe = record.best, record.recipe
+    row: dict[str, Any] = {"run": str(record.folder), "seed": recipe.seed, "fold": recipe.data.fold}
+    row |= {"epoch": best.get("epoch", "–"), "num_images": best.get("num_images"), "correct1": best.get("correct1")}
+    row |= {name: best[name] for name in MEASURES if _is_number(best.get(name))}
+    if split is not None and "test" in split.parts and split.parts["test"].names:
+        results, reason = measure_if_possible(record, **measuring)
+        if results is None:
+            raise RunError(f"{record.folder}: its test part can't be evaluated: {reason}", remedy="Give --data.")
+        right, total = results.test or (results.correct, results.num_images)
+        row |= {"test_correct1": right, "test_num_images": total, "test_top1": right / total}
+    if "top1" not in row and "test_top1" not in row:
+        raise RunError(
+            f"{record.folder}: expected a run with an evaluation, got none yet.",
+            remedy="Wait for its first epoch, or leave it out; without validation, train with data.test_fraction.",
+        )
+    return row
+
+
+def _pooled(rows: Sequence[dict[str, Any]], splits: Sequence[SplitRecord | None]) -> tuple[int, int] | None:
+    """Correct predictions and images of all runs, if each image validates one of them only."""
+    used = [_validating(split) for split in splits]
+    names = [name for own in used for name in own]
+    counted = all(isinstance(row[key], int) for row in rows for key in ("correct1", "num_images"))
+    if not counted or not all(used) or len(set(names)) < len(names):
+        return None
+    return sum(row["correct1"] for row in rows), sum(row["num_images"] for row in rows)
+
+
+def _validating(split: SplitRecord | None) -> list[str]:
+    part = split.parts.get("val") if split is not None else None
+    return [] if part is None else [name for name in part.names if name not in part.unused]
+
+
+def _notes(
+    rows: Sequence[dict[str, Any]], splits: Sequence[SplitRecord | None], differing: dict[str, list[str]]
+) -> list[str]:
+    notes = ["The validation images chose the best epoch, so accuracy on them is optimistic."]
+    if all(row["fold"] is not None for row in rows) and len({row["fold"] for row in rows}) == len(rows):
+        notes.append(f"Cross-validation over {len(rows)} folds: every image validates one run at most.")
+    elif len({tuple(_validating(split)) for split in splits}) > 1:
+        notes.append("The runs validate on different images.")
+    tests = {tuple(split.parts["test"].names) for split in splits if split is not None and "test" in split.parts}
+    if len(tests) > 1:
+        notes.append("The test parts differ.")
+    expected = {"seed", "data.fold"}
+    other = [key for key in differing if key not in expected]
+    if other:
+        notes.append(f"The runs differ in {some(other)}: the standard deviation is not that of one recipe.")
+    return notes
+
+
+def _names(records: Sequence[Record]) -> list[str]:
+    names = [record.name for record in records]
+    return names if len(set(names)) == len(names) else [str(record.folder) for record in records]
+
+
+def _differing(columns: Sequence[dict[str, str]]) -> list[list[str]]:
+    keys = sorted({key for own in columns for key in own})
+    rows = [[key, *(own.get(key, "–") for own in columns)] for key in keys]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _shown(measure: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if measure in ("loss", "macro_f1") else parts.percent(value)
