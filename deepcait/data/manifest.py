@@ -209,7 +209,7 @@ def _manifest(
     table = Table(
         kind=kind,
         where=place,
-        paths=_short_names(paths),
+        paths=paths,
         labels=_labels(place, what, cells.get("label", [None] * len(paths)), lines),
         splits=words,
         note=f"other columns: {', '.join(others)}" if others else "",
@@ -219,15 +219,7 @@ def _manifest(
         columns=others,
     )
     root = os.path.expanduser(columns.root) if columns.root else str(Path(place).parent)
-    return table, FileReader(root, paths)
-
-
-def _short_names(files: Sequence[str]) -> Sequence[str]:
-    """The paths as names: absolute ones without the folder that all are in, so that no name tells the machine."""
-    if not files or not all(map(os.path.isabs, files)):
-        return files
-    common = os.path.commonpath([os.path.dirname(file) for file in files]).rstrip("/") + "/"
-    return [file.removeprefix(common) for file in files]
+    return table, FileReader(root, table.paths)
 
 
 def _path(cell: Any, suffix: str) -> Any:
