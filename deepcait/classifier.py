@@ -6,20 +6,22 @@ import difflib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from deepcait import display
 from deepcait.data import Preprocessing
 from deepcait.data.image import DEFAULT, ImageOptions
 from deepcait.data.inputs import ImageInput, image_list, to_image
-from deepcait.errors import ConfigError, ShapeError, WeightsError
-from deepcait.explain import DEFAULT_METHODS, Explanation, explain_image
+from deepcait.errors import ConfigError, ShapeError, WeightsError, some
+from deepcait.explain import DEFAULT_METHODS, Explanation, Original, explain_image
 from deepcait.inference.engines import build_engine
 from deepcait.inference.flip import augmented
 from deepcait.inference.precision import engine_for
+from deepcait.inference.predictions import Prediction, Predictions, Ranked
 from deepcait.model import CaiT
 from deepcait.model.convnet import ConvNet
 from deepcait.model.networks import require_cait
@@ -27,14 +29,6 @@ from deepcait.parts import part_of
 from deepcait.runtime.device import choose_device
 from deepcait.weights import resolve, save_artefact
 from deepcait.weights.imagenet import readable
-
-
-class Prediction(NamedTuple):
-    """A prediction: class index, class name, and probability."""
-
-    index: int
-    label: str
-    probability: float
 
 
 def load(
@@ -173,6 +167,17 @@ class Classifier:
         facts = f"{self.model.num_classes:,} classes, {height} x {width} px, {params:,} parameters"
         return f"Classifier({self.spec or type(self.model).__name__}: {facts})"
 
+    def _repr_html_(self) -> str:
+        """Shown in a notebook."""
+        names = some([readable(name) for name in self.classes], 8) if self.classes else "no names"
+        rows: list[tuple[str, object]] = [
+            ("classes", f"{self.model.num_classes:,}: {names}"),
+            ("preprocessing", self.preprocessing),
+            ("parameters", f"{sum(parameter.numel() for parameter in self.model.parameters()):,}"),
+            ("computed by", f"{type(self.network).__name__} on {self.device}"),
+        ]
+        return display.block(f"Classifier {self.spec or type(self.model).__name__}", display.facts(rows))
+
     def predict(
         self,
         images: ImageInput | Sequence[ImageInput],
@@ -180,13 +185,13 @@ class Classifier:
         *,
         min_probability: float = 0.0,
         batch_size: int = 32,
-    ) -> list[list[Prediction]]:
+    ) -> Predictions:
         """Return the most probable classes of each image, the most probable first.
 
         Args:
             images: one image or a list of them. An image is a path, the bytes of a file, a file opened in binary mode,
-                a PIL image, or uint8 pixels with red first: an array (H, W), (H, W, 3) or (H, W, 4), a tensor
-                (3, H, W). An array or tensor of four dimensions is a batch of such images.
+                a PIL image, or pixels with red first, as uint8 or as floats from 0 to 1: an array (H, W), (H, W, 3) or
+                (H, W, 4), a tensor (3, H, W). An array or tensor of four dimensions is a batch of such images.
             topk: predictions per image; as many as there are classes if they are fewer. Of equal logits the lower class
                 index comes first.
             min_probability: less probable classes are left out; an image may then have no prediction.
@@ -198,7 +203,8 @@ class Classifier:
         """
         _require_positive("topk", topk)
         batches = self._batches(images, batch_size)
-        return [row for images_BCHW in batches for row in self.rank(self.logits(images_BCHW), topk, min_probability)]
+        rows = [row for images_BCHW in batches for row in self.rank(self.logits(images_BCHW), topk, min_probability)]
+        return Predictions(rows)
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
         """Return the logits (B, K), on the CPU, for preprocessed images.
@@ -214,7 +220,7 @@ class Classifier:
         with torch.no_grad():
             return self.network(images_BCHW.to(self.device)).cpu()
 
-    def rank(self, logits_BK: Tensor, topk: int, min_probability: float = 0.0) -> list[list[Prediction]]:
+    def rank(self, logits_BK: Tensor, topk: int, min_probability: float = 0.0) -> Predictions:
         """Return the `topk` most probable classes of each row of logits, the most probable first; see `predict`.
 
         Raises:
@@ -234,7 +240,7 @@ class Classifier:
             [Prediction(index, self.label(index), row_K[index].item()) for index in order_K]
             for order_K, row_K in zip(order_BK.tolist(), probabilities_BK, strict=True)
         ]
-        return [[one for one in row if one.probability >= min_probability] for row in ranked]
+        return Predictions(Ranked(one for one in row if one.probability >= min_probability) for row in ranked)
 
     def predict_and_embed(
         self,
@@ -243,7 +249,7 @@ class Classifier:
         *,
         min_probability: float = 0.0,
         batch_size: int = 32,
-    ) -> tuple[list[list[Prediction]], Tensor]:
+    ) -> tuple[Predictions, Tensor]:
         """Return what `predict` and `embed` return, from one forward pass.
 
         The network itself computes both, once per image: engines have no features, and `tta` is not applied.
@@ -252,7 +258,7 @@ class Classifier:
             ConfigError, ImageError: as `predict`.
         """
         _require_positive("topk", topk)
-        predictions, features = [], [torch.empty(0, self.model.num_features)]
+        predictions, features = Predictions(), [torch.empty(0, self.model.num_features)]
         for images_BCHW in self._batches(images, batch_size):
             logits_BK, features_BD = self.logits_and_features(images_BCHW)
             predictions += self.rank(logits_BK, topk, min_probability)
@@ -328,6 +334,7 @@ class Classifier:
             labels=[self.label(index) for index in range(self.model.num_classes)],
             methods=methods,
             steps=steps,
+            original=Original(opened, self.preprocessing.seen_box(*opened.size)),
         )
 
     def index(self, name: str) -> int:

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "deepcait"
 # A module imports only from lower layers.
 LAYER = {
     "errors": 0,
+    "display": 1,
     "optional": 1,
     "parts": 1,
     "runtime": 1,
@@ -59,9 +60,9 @@ ORDER = {
     ],
     "training": [
         "schedule", "losses", "strict", "aliases", "best", "settings", "recipe", "keys", "own", "resume", "compute",
-        "footprint",
-        "optimizer", "average", "checkpoint", "journal", "data", "start", "notes", "plan", "teacher", "step", "guard",
-        "events", "validation", "watch", "skips", "trackers", "run_folder", "job", "trainer", "run",
+        "footprint", "optimizer", "average", "checkpoint", "lora", "journal", "prolong",
+        "data", "start", "notes", "plan", "teacher", "step", "guard", "events", "validation", "watch", "skips",
+        "trackers", "run_folder", "job", "trainer", "run",
     ],
     "evaluation": [
         "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",
@@ -69,6 +70,7 @@ ORDER = {
     ],
     "inference": [
         "linear", "blocks", "native", "foldable", "fold", "graph", "precision", "engines", "flip", "export", "tuned",
+        "predictions",
     ],
     "explain": [
         "colours", "canvas", "maps", "attribution", "faithfulness", "drawing", "explanation", "markup", "gallery",

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deepcait import display
 from deepcait.data.roles import Roles
 from deepcait.errors import DataError, ShapeError
 
@@ -57,6 +58,17 @@ class Metrics:
     def top5(self) -> float:
         """Top-5 accuracy (top-K with fewer than five classes)."""
         return self.correct5 / self.num_images
+
+    def _repr_html_(self) -> str:
+        """Shown in a notebook."""
+        rows: list[tuple[str, object]] = [("images", f"{self.num_images:,}")]
+        for name, correct in (("top-1", self.correct1), ("top-5", self.correct5)):
+            rows.append((name, f"{100 * correct / self.num_images:.2f} % ({correct:,} correct)"))
+        rows.append(("loss", f"{self.loss:.4f}" if math.isfinite(self.loss) else "not finite"))
+        rows += [("left out", f"{self.num_skipped:,}")] if self.num_skipped else []
+        return display.block(
+            "Metrics", display.facts(rows), *(display.text(f"Warning: {one}") for one in self.warnings)
+        )
 
     def to_dict(self) -> dict[str, int | float | None]:
         """Return the metrics for JSON; a loss that is not finite is None."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings as python_warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,10 @@ from deepcait.evaluation.safeguards import (
     seen_in_training,
     wrong_order,
 )
+from deepcait.runtime.messages import in_notebook
+from deepcait.runtime.messages import progress as show_progress
+
+_Progress: TypeAlias = Callable[[int, int], None]
 
 
 class Ready(Protocol):
@@ -103,7 +108,7 @@ def evaluate(
             -R), or names or indices; None means all.
         real_labels: for "real": the file of labels; None means the copy in timm's package.
         device: the model is moved to it; None keeps the model's device.
-        progress: called after each step with this process's images done and in total.
+        progress: called after each step with this process's images done and in total. None: a bar in a notebook.
 
     Returns:
         The metrics, with `records` of every image and the `warnings`.
@@ -128,7 +133,8 @@ def evaluate(
     if isinstance(data, DataLoader):
         _require_no_options(protocol=protocol, split=split, real_labels=real_labels, columns=columns)
         how = Batches(data, classes, class_mask, device)
-        counts, records, doubts = measure_batches(model, how, progress)
+        with _watched(progress) as update:
+            counts, records, doubts = measure_batches(model, how, update)
         doubts += [doubt for doubt in [looks_raw(model, how)] if doubt]
         return _finished(counts.metrics(), records, doubts)
     record = find_record(spec) if isinstance(spec, str) else None
@@ -138,7 +144,8 @@ def evaluate(
     wanted = Wanted(task, classes, class_mask)
     given, preprocessing = preprocessing, preprocessing or model_preprocessing(model)
     how = Loading(batch_size, num_workers, device)
-    ((counts, records),) = measure([model], wanted, range(len(task.source)), preprocessing, how, progress)
+    with _watched(progress) as update:
+        ((counts, records),) = measure([model], wanted, range(len(task.source)), preprocessing, how, update)
 
     def ask_again(other: Preprocessing, rows: Sequence[int]) -> Records:
         positions = records.positions_N[list(rows)].tolist()
@@ -155,6 +162,16 @@ def evaluate(
     ]
     metrics = dataclasses.replace(counts.metrics(), num_skipped=task.num_skipped, roles=roles)
     return _finished(metrics, records, [doubt for doubt in doubts if doubt])
+
+
+@contextmanager
+def _watched(update: _Progress | None) -> Iterator[_Progress | None]:
+    """What is called with the progress: what was given; nothing; in a notebook a bar."""
+    if update is not None or not in_notebook():
+        yield update
+    else:
+        with show_progress("evaluating") as bar:
+            yield bar
 
 
 def _finished(metrics: Metrics, records: Records, doubts: Sequence[str]) -> Metrics:

@@ -61,6 +61,25 @@ def overlay(frame: Image.Image, values: np.ndarray, *, opacity: float = 0.65, lo
     return Image.blend(frame.convert("L").convert("RGB"), heat(values, frame.size, lowest=lowest), opacity)
 
 
+def overlay_original(
+    image: Image.Image, box: tuple[float, float, float, float], values: np.ndarray, *, opacity: float, lowest: float
+) -> Image.Image:
+    """Return the coloured map on top of the greyscale image at its own resolution; a small image is enlarged first.
+
+    Args:
+        image: the whole image.
+        box: the part that the map covers, (left, top, right, bottom) in its pixels; the rest stays grey.
+        values, opacity, lowest: as in `overlay`.
+    """
+    shown = enlarge(image)
+    factor = shown.width / image.width
+    left, top, right, bottom = (round(side * factor) for side in box)
+    below = shown.convert("L").convert("RGB")
+    colours = below.copy()
+    colours.paste(heat(values, (max(1, right - left), max(1, bottom - top)), lowest=lowest), (left, top))
+    return Image.blend(below, colours, opacity)
+
+
 def side_by_side(frame: Image.Image, values: np.ndarray, caption: str, *, lowest: float = 0.0) -> Image.Image:
     """Return the image, the overlay, and the map side by side, with the caption below."""
     shown = enlarge(frame)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from deepcait import display
 from deepcait.errors import ConfigError, WeightsError
 from deepcait.explain import attribution, drawing, maps
 from deepcait.explain.faithfulness import Faithfulness, areas_by_chance, measure_faithfulness
@@ -24,7 +25,19 @@ from deepcait.runtime.files import write_bytes
 
 METHODS = ("class-attention", "rollout", "gradient", "integrated-gradients", "occlusion")
 DEFAULT_METHODS = METHODS[:3]
+_SHOWN_PX = 1024  # the longer side of an image in an explanation's HTML
 COLOUR_WORDS = "Colours run from 0 (dark blue) to the panel's largest value (light yellow)"
+
+
+@dataclass(frozen=True)
+class Original:
+    """The image that was explained, before its preprocessing.
+
+    image: upright RGB. box: the part that the model sees, (left, top, right, bottom) in its pixels.
+    """
+
+    image: Image.Image
+    box: tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +50,33 @@ class Map:
     grid: float32 (rows, columns), the same per patch.
     lowest: the value shown in the darkest colour.
     faithfulness: None if it was not measured.
+    original: what it lies over when it is shown.
     """
 
     method: str
     title: str
     caption: str
     details: str
-    values: np.ndarray
-    grid: np.ndarray
+    values: np.ndarray = field(repr=False)
+    grid: np.ndarray = field(repr=False)
     lowest: float = 0.0
     faithfulness: Faithfulness | None = None
+    original: Original | None = field(default=None, repr=False, compare=False)
+
+    def overlay(self, *, opacity: float = 0.65) -> Image.Image:
+        """Return the map on top of the whole greyscale image, at the resolution of the image.
+
+        Raises:
+            ConfigError: the map was computed without an image.
+        """
+        if self.original is None:
+            raise ConfigError("this map has no image to lie over.", remedy="Make it with Classifier.explain(image).")
+        box = self.original.box
+        return drawing.overlay_original(self.original.image, box, self.values, opacity=opacity, lowest=self.lowest)
+
+    def _repr_png_(self) -> bytes | None:
+        """Shown in a notebook."""
+        return None if self.original is None else drawing.to_bytes(self.overlay())
 
     @property
     def file_stem(self) -> str:
@@ -68,11 +98,11 @@ class Explanation:
 
     frame: Image.Image
     target: int
-    probabilities: np.ndarray
-    labels: Sequence[str]
+    probabilities: np.ndarray = field(repr=False)
+    labels: Sequence[str] = field(repr=False)
     grid: tuple[int, int]
-    class_attention: np.ndarray
-    gradient: np.ndarray | None
+    class_attention: np.ndarray = field(repr=False)
+    gradient: np.ndarray | None = field(repr=False)
     maps: dict[str, Map] = field(default_factory=dict)
 
     @property
@@ -127,6 +157,17 @@ class Explanation:
         made = self.maps[method]
         return drawing.overlay(drawing.enlarge(self.frame), made.values, opacity=opacity, lowest=made.lowest)
 
+    def _repr_html_(self) -> str:
+        """Shown in a notebook: the predictions, the image, and each map over it, large images reduced."""
+        maps = [(made, made.overlay() if made.original else self.overlay(made.method)) for made in self.maps.values()]
+        image = next((made.original.image for made, _ in maps if made.original), self.frame)
+        figures = [("Image", "", drawing.enlarge(image)), *((made.title, made.caption, over) for made, over in maps)]
+        parts = [display.bars([(name, probability) for _, name, probability in self.top(5)])]
+        for title, caption, shown in figures:
+            shown = drawing.fit(shown, _SHOWN_PX) if max(shown.size) > _SHOWN_PX else shown
+            parts.append(display.figure(drawing.to_bytes(shown), shown.size, title, caption))
+        return display.block(f"{self.label}: {100 * self.probability:.1f} %", *parts)
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Return all arrays by name: the content of the `.npz`."""
         arrays = {"class_attention_rows": self.class_attention, "target": np.array(self.target)}
@@ -165,6 +206,7 @@ def explain_image(
     methods: str | Sequence[str] = DEFAULT_METHODS,
     steps: int = 0,
     traced: Trace | None = None,
+    original: Original | None = None,
 ) -> Explanation:
     """Explain one preprocessed image.
 
@@ -180,6 +222,7 @@ def explain_image(
         methods: of METHODS, or one string with commas; class attention is always included.
         steps: steps of deletion and insertion, which score the maps; 0 means no scores.
         traced: the forward pass of this image, if it was already computed.
+        original: the whole image, over which maps are shown; None means `frame`.
 
     Raises:
         ConfigError: a method or class is unknown, captum is not installed, or the network has no class attention.
@@ -208,6 +251,8 @@ def explain_image(
         gradient_LAT = maps.gradient_attention(model, traced.patches, torch.tensor([target]))[0]
     asked = [method for method in METHODS if method in methods or method == "class-attention"]
     found = {method: _build(method, model, image_CHW, target, labels[target], traced, gradient_LAT) for method in asked}
+    original = original or Original(frame, (0, 0, *frame.size))
+    found = {method: dataclasses.replace(made, original=original) for method, made in found.items()}
     if steps:
         found = _with_faithfulness(found, model, image_CHW, target, steps)
     return Explanation(

@@ -6,15 +6,19 @@ the command shows them, and progress bars, through `shown`.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
+
+from deepcait import display
 
 _PLAIN_LINE_EVERY_S = 10.0
+_REDRAW_EVERY_S = 0.25
 _ROOT = logging.getLogger("deepcait")
 
 
@@ -49,9 +53,15 @@ def shown(*, on_stdout: bool = False) -> Iterator[None]:
         _ROOT.setLevel(level)
 
 
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook, which shows HTML."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
+
+
 def draws_bars() -> bool:
-    """Whether progress is shown as a bar: messages are shown, and stderr is a terminal."""
-    return _is_shown() and sys.stderr.isatty()
+    """Whether progress is shown as a bar: in a notebook, or where messages are shown and stderr is a terminal."""
+    return (_is_shown() and sys.stderr.isatty()) or (in_notebook() and is_main_process())
 
 
 class Bar:
@@ -83,11 +93,44 @@ class Bar:
         self.progress.stop()
 
 
+class NotebookBar:
+    """The same in a notebook: one HTML output that is updated. Without ipywidgets, so that every viewer shows it."""
+
+    def __init__(self, text: str = "", *, total: int | None = None, keep: bool = False) -> None:
+        self.shown = importlib.import_module("IPython.display")
+        self.done, self.total, self.text, self.keep = 0, total, text, keep
+        self.began_s = self.last_s = time.monotonic()
+        self.handle = self.shown.display(self._html(), display_id=True)
+
+    def update(self, done: int, total: int | None = None, text: str | None = None) -> None:
+        """Update the bar; None keeps a value."""
+        self.done, self.total = done, self.total if total is None else total
+        self.text = self.text if text is None else text
+        if time.monotonic() - self.last_s >= _REDRAW_EVERY_S:
+            self.last_s = time.monotonic()
+            self.handle.update(self._html())
+
+    def close(self) -> None:
+        """Remove the bar, or keep its final state."""
+        self.handle.update(self._html() if self.keep else self.shown.HTML(""))
+
+    def _html(self) -> Any:
+        passed_s, left = time.monotonic() - self.began_s, ""
+        if self.total and 0 < self.done < self.total:
+            left = f"({passed_s * (self.total - self.done) / self.done:.0f} s left)"
+        return self.shown.HTML(display.progress(self.done, self.total, self.text, left))
+
+
+def start_bar(text: str = "", *, total: int | None = None, keep: bool = False) -> Bar | NotebookBar:
+    """Return a new bar for where this process runs."""
+    return (NotebookBar if in_notebook() else Bar)(text, total=total, keep=keep)
+
+
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a function to call with (done, total): a bar on a terminal, else occasional lines on stderr."""
     if draws_bars():
-        bar = Bar(what)
+        bar = start_bar(what)
         try:
             yield bar.update
         finally:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterator
 
-from deepcait.runtime.messages import Bar, draws_bars
+from deepcait.runtime.messages import draws_bars, start_bar
 from deepcait.runtime.processes import Processes, host_name
 from deepcait.training.step import StepResult
 
@@ -28,8 +28,9 @@ class Watch:
     def __init__(self, last_step: int, images_per_step: int) -> None:
         self.last_step = last_step
         self.images_per_step = images_per_step
-        self._bar = Bar(total=last_step, keep=True) if draws_bars() else None
+        self._bar = start_bar(total=last_step, keep=True) if draws_bars() else None
         self._last_speed: dict[str, float] = {}
+        self._validated = ""
         self._restart_clock()
 
     def timed(self, batches: Iterator) -> Iterator:
@@ -50,6 +51,7 @@ class Watch:
             speed = self._speed()
             text = f"loss {result.loss:.3f}  accuracy {100 * result.correct:.0f} %  lr {lr:.1e}"
             text = f"{text}  {speed['images_per_s']:.0f} images/s  data wait {100 * speed['wait_share']:.0f} %"
+            text += self._validated
             self._bar.update(step, text=text)
 
     def speed(self, processes: Processes) -> dict[str, float | str]:
@@ -74,6 +76,7 @@ class Watch:
 
     def evaluated(self, epoch: int, row: dict, better: bool) -> None:
         """Log the metrics of an evaluation; a non-finite loss is None."""
+        self._validated = f"  validation top-1 {100 * row['top1']:.2f} %"
         loss = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
         text = f"epoch {epoch}: top-1 {100 * row['top1']:.2f} %, loss {loss}"
         for key in ("balanced_accuracy", "macro_f1"):
