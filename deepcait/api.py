@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import importlib
 import json
 import logging
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from deepcait import display
 from deepcait.classifier import Classifier, load
 from deepcait.errors import ConfigError, RunError, Stopped
 from deepcait.parts import Part, is_part, is_plain, part_of
@@ -22,6 +22,7 @@ from deepcait.report import write_at_end
 from deepcait.training.best import best_row
 from deepcait.training.journal import read_metrics, read_state
 from deepcait.training.own import with_parts
+from deepcait.training.prolong import is_longer
 from deepcait.training.recipe import Recipe, load_recipe
 from deepcait.training.resume import resumed_recipe
 from deepcait.training.run import train as train_recipe
@@ -53,7 +54,8 @@ def train(
             (`cait_xxs24_224` for finetune). Or a network of one's own.
         recipe: name of a recipe, or path of a .yaml file.
         teacher: for distillation: any model, or `timm:NAME`.
-        resume: resume the run in `out`, or start it if there is none; a finished one is returned as it is.
+        resume: resume the run in `out`, or start it if there is none; a finished one is returned as it is, unless
+            `settings` prolong it ({"epochs": N}), which constant and warmup_stable_decay schedules allow.
         settings: values that override the recipe, by dotted name (`{"optimizer.lr": 1e-4}`) or nested
             (`{"optimizer": {"lr": 1e-4}}`); `deepcait.recipe_keys()` lists them. `loss` and `augment.transform` take
             parts of one's own: an object, a class, or (factory, keyword arguments), as do the arguments above.
@@ -105,6 +107,14 @@ def open_run(folder: str | os.PathLike[str]) -> Run:
 
 class Rows(list[dict[str, Any]]):
     """Rows of metrics; a list of dictionaries."""
+
+    def _repr_html_(self) -> str:
+        """Shown in a notebook."""
+        columns = list(dict.fromkeys(key for row in self for key in row))
+        rows = [
+            [f"{one:.4g}" if isinstance(one := row.get(key, ""), float) else one for key in columns] for row in self
+        ]
+        return display.table(columns, rows)
 
     def to_pandas(self) -> Any:
         """Return the rows as a pandas.DataFrame.
@@ -179,13 +189,11 @@ class Run:
         return f"Run({self.folder}: {self.state or 'not started'}{best})"
 
     def _repr_html_(self) -> str:
+        """Shown in a notebook."""
         rows = [row for row in self.metrics if row["kind"] == "eval"]
-        cells = "".join(
-            f"<tr><td>{row['epoch']}</td><td>{100 * row['top1']:.2f} %</td><td>{_number(row['loss'])}</td></tr>"
-            for row in rows
-        )
-        head = "<tr><th>epoch</th><th>validation top-1</th><th>loss</th></tr>"
-        return f"<div><b>{html.escape(repr(self))}</b><table>{head}{cells}</table></div>"
+        cells = [(row["epoch"], f"{100 * row['top1']:.2f} %", _number(row["loss"])) for row in rows]
+        table = display.table(("epoch", "validation top-1", "loss"), cells)
+        return display.block(repr(self), table, display.text(f"report: {self.report}") if self.report else "")
 
 
 def choose_recipe(
@@ -220,7 +228,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks:
         DeepcaitError, Stopped: as `deepcait.training.run.train`.
     """
     run = Run(folder, model=recipe.model)
-    if resume and run.state == "finished":
+    if resume and run.state == "finished" and not is_longer(folder, recipe):
         _logger.info("%s is already finished; its best model is %s", folder, folder / "best")
         if run.report is not None:
             return run

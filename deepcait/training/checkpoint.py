@@ -186,10 +186,24 @@ def load_tensors(
         ) from error
 
 
+def step_of(path: Path) -> int:
+    """Return the step that a checkpoint was written after."""
+    return _parts(path)[0]
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """Return the settings stored in a checkpoint; empty for an older version, which stored none."""
+    return _header(path).get("settings", {})
+
+
+def read_progress(path: Path) -> Progress:
+    """Return the numbers of a checkpoint without its tensors."""
+    return Progress(**_header(path).get("progress", {}))
+
+
+def _header(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
-        return json.loads((file.metadata() or {}).get("deepcait", "{}")).get("settings", {})
+        return json.loads((file.metadata() or {}).get("deepcait", "{}"))
 
 
 def _candidates(folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from typing import Any
 from deepcait.errors import ConfigError, RunError, some
 from deepcait.training.aliases import rename_settings
 from deepcait.training.recipe import Recipe, load_recipe
+from deepcait.training.schedule import CAN_BE_LONGER
 
 # What may differ between a run and its resumption. Nothing here decides a row of metrics.jsonl but by rounding.
 _FREE_ON_RESUME = (
@@ -27,6 +28,7 @@ _FREE_ON_RESUME = (
     "data.cache",
     "keep.checkpoint",
     "keep.max_skipped_steps",
+    "keep.optimizer",
     "keep.tensorboard",
     "keep.tracker",
 )
@@ -55,11 +57,25 @@ def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:
         given = dataclasses.replace(given, compute=compute)
     before, now = _flat(own), _flat(given)
     differing = [name for name in before if before[name] != now[name] and not name.startswith(_FREE_ON_RESUME)]
+    if differing == ["epochs"] and given.epochs > own.epochs:
+        return _longer(folder, given)
     if differing:
         names = ", ".join(differing)
         raise ConfigError(
             f"--resume: expected the settings that {folder} was started with, got others for {names}.",
             remedy=f"Leave them out to continue as it was, or start a new run in another --out. {_MORE}",
+        )
+    return given
+
+
+def _longer(folder: Path, given: Recipe) -> Recipe:
+    """The recipe of a run that is prolonged."""
+    if given.schedule.kind not in CAN_BE_LONGER:
+        raise ConfigError(
+            f"epochs: {folder} can't be prolonged: its learning rate (schedule.kind={given.schedule.kind}) was planned "
+            "for its number of epochs from the first step on.",
+            remedy=f"Start a new run from its model: --model {folder / 'last'} and another --out. A run that begins "
+            "with --set schedule.kind=constant or warmup_stable_decay can be prolonged.",
         )
     return given
 
@@ -74,10 +90,14 @@ def deciding_settings(recipe: Recipe) -> dict[str, Any]:
 def require_same_settings(folder: Path, before: Mapping[str, Any], recipe: Recipe) -> None:
     """Raise if the settings differ from those in the checkpoint; settings that only one of them has are ignored.
 
+    So does a higher number of epochs, where the schedule allows it.
+
     Raises:
         RunError: somebody changed config.yaml; the message has both values.
     """
     before, now = rename_settings(before), deciding_settings(recipe)
+    if recipe.schedule.kind in CAN_BE_LONGER and before.get("epochs", 0) < recipe.epochs:
+        del now["epochs"]
     differing = [name for name in before if name in now and before[name] != now[name]]
     if differing:
         expected, got = (some([f"{name}: {_said(of[name])}" for name in differing]) for of in (before, now))

@@ -23,6 +23,7 @@ from deepcait.training.job import Job
 from deepcait.training.notes import describe_plan, notes_of
 from deepcait.training.own import with_digests
 from deepcait.training.recipe import Recipe
+from deepcait.training.prolong import require_prolongable
 from deepcait.training.run_folder import ModelFolders, require_startable, write_run_files
 from deepcait.training.start import keep_start, kept_start, start_model, start_of
 from deepcait.training.teacher import load_teacher
@@ -50,7 +51,8 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequ
     Args:
         recipe: with `data.source` filled.
         folder: of the run; must not hold one yet, unless `resume`.
-        resume: continue the run in `folder`, or start it where there is none; a finished one stays as it is.
+        resume: continue the run in `folder`, or start it where there is none; a finished one stays as it is, unless the
+            recipe has more epochs.
         callbacks: called with each `Event` in the main process.
 
     Raises:
@@ -60,6 +62,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequ
     # Before the processes meet: afterwards the first may have written what another looks for.
     require_startable(folder, resume)
     recipe = with_digests(recipe, folder)
+    require_prolongable(folder, recipe)
     processes = join_processes()
     try:
         return _train(recipe, folder, processes, callbacks)

@@ -248,6 +248,9 @@ class Keep:
     """A checkpoint is also saved after this many seconds; 0 is off."""
     checkpoints: int = 2
     """Number of newest checkpoints that are kept."""
+    optimizer: bool = True
+    """true: keep the checkpoints, with the state of the optimizer, after the end of the run, so that it can be prolonged.
+    false: remove them."""
     log_every_steps: int = 20
     """Number of steps per row of the log."""
     best_by: str = "auto"

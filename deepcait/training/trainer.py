@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import time
 from collections.abc import Iterator
 from typing import Any, Literal, NoReturn
@@ -23,7 +24,6 @@ from deepcait.training.best import is_better, score_of
 from deepcait.training.checkpoint import (
     Progress,
     load_tensors,
-    newest_checkpoint,
     read_checkpoint,
     read_settings,
     save_checkpoint,
@@ -35,6 +35,7 @@ from deepcait.training.guard import Guard
 from deepcait.training.job import Job
 from deepcait.training.journal import Journal, read_state
 from deepcait.training.optimizer import build_optimizer, chosen_class_weights, freeze, parameter_groups
+from deepcait.training.prolong import keep_stable_models, restore_point, stable_folder
 from deepcait.training.resume import deciding_settings, require_same_settings
 from deepcait.training.schedule import LearningRate
 from deepcait.training.skips import Skips
@@ -124,6 +125,8 @@ class Trainer:
         self._state("finished")
         self._emit("end")
         return self.progress
+        if self.job.processes.is_main and not self.recipe.keep.optimizer:
+            shutil.rmtree(self.job.folder / "checkpoints", ignore_errors=True)
 
     def _run(self, request: StopRequest) -> None:
         try:
@@ -150,6 +153,8 @@ class Trainer:
                 return
             batches = batches or self._batches()
             result = self._step(batches, request)
+            if self.progress.step == self.lr.decay_start > 0:
+                self._checkpoint(stable=True)
             # An evaluation that is due is left to the resumed run: a stop was asked for now.
             if result.stop:
                 self._stop()
@@ -258,7 +263,8 @@ class Trainer:
         by_time = keep.checkpoint_every_s and time.monotonic() - self._saved_at >= keep.checkpoint_every_s
         return bool(by_step or by_time)
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, *, stable: bool = False) -> None:
+        """Save what the run needs to continue; `stable`: what a longer run continues from, see `prolong`."""
         self._saved_at = time.monotonic()
         self.guard.require_finite_weights(self.model, self.progress.step)
         if not self.job.processes.is_main:
@@ -266,8 +272,12 @@ class Trainer:
         self.journal.flush()
         self.progress.scaler = self.scaler.state_dict()
         tensors = state_tensors(self.model, self.optimizer, self.average)
-        how = {"keep": self.recipe.keep.checkpoints, "settings": deciding_settings(self.recipe)}
-        save_checkpoint(self.job.folder / "checkpoints", self.progress, tensors, **how)
+        keep, settings = self.recipe.keep.checkpoints, deciding_settings(self.recipe)
+        if stable:
+            save_checkpoint(stable_folder(self.job.folder), self.progress, tensors, keep=1, settings=settings)
+            keep_stable_models(self.job.folder)
+            return
+        save_checkpoint(self.job.folder / "checkpoints", self.progress, tensors, keep=keep, settings=settings)
         self._emit("checkpoint")
 
     def _state(self, state: str, **values: str) -> None:
@@ -289,9 +299,11 @@ class Trainer:
         Raises:
             RunError: it is of another recipe or version, or of other settings than config.yaml has now.
         """
-        path, damaged = newest_checkpoint(self.job.folder / "checkpoints")
-        for line in damaged:
-            _logger.warning("skipped %s", line)
+        path = None
+        if self.job.processes.is_main:
+            path, damaged = restore_point(self.job.folder, self.recipe, self.job.order.steps_per_epoch)
+            for line in damaged:
+                _logger.warning("skipped %s", line)
         path = self.job.processes.broadcast(path)
         if path is None:
             if read_state(self.job.folder).get("step"):
