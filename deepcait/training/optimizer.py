@@ -26,13 +26,14 @@ def freeze(model: Network, train: str, patterns: Sequence[str] = (), num_blocks:
 
     Args:
         model: whose parameters are marked.
-        train: "all", "head", or "attention" (self- and class attention, and the head).
+        train: "all", "head", "attention" (self- and class attention, and the head), or "lora" (updates, and the head).
         patterns: names of others that stay, as `fnmatch` reads them: "blocks.0.*", "*.gamma_?".
         num_blocks: the embedding and the first blocks stay; 0 is off.
 
     Raises:
         ConfigError: a pattern that no name matches, more blocks than there are, or nothing left to train.
     """
+    parts = {"attention": ".attn.", "lora": ".lora_"}
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
         _require_match("freeze", pattern, names)
@@ -40,7 +41,7 @@ def freeze(model: Network, train: str, patterns: Sequence[str] = (), num_blocks:
         problem = f"freeze_blocks: expected at most {model.config.depth}, the blocks that there are, got {num_blocks}."
         raise ConfigError(problem, remedy="Give a smaller number; train=head moves the head alone.")
     for name, parameter in model.named_parameters():
-        wanted = train == "all" or is_head(model, name) or (train == "attention" and ".attn." in name)
+        wanted = train == "all" or is_head(model, name) or (train in parts and parts[train] in name)
         kept = any(fnmatchcase(name, pattern) for pattern in patterns)
         deep = num_blocks and layer_of(name, model.config.depth) <= num_blocks
         parameter.requires_grad_(wanted and not kept and not deep)

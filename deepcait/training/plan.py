@@ -15,6 +15,7 @@ from deepcait.training.best import chosen_measure, describe_choice
 from deepcait.training.compute import expected_backend, note_of
 from deepcait.training.data import build_order, open_training_data
 from deepcait.training.footprint import CHOICES, training_bytes, training_flops
+from deepcait.training.lora import require_lora
 from deepcait.training.notes import notes_of
 from deepcait.training.recipe import Recipe
 from deepcait.training.schedule import LearningRate
@@ -36,6 +37,8 @@ def plan(recipe: Recipe) -> dict:
     order = build_order(recipe, samples)
     config = planned_config(recipe, len(samples.classes))
     # Built for their errors alone.
+    if recipe.train == "lora":
+        require_lora()
     build_augmentation(recipe.augment, Preprocessing(config.img_size))
     Mixer(recipe.mix, len(samples.classes), order.replica_batch_size)
     lr = LearningRate(recipe.schedule, recipe.peak_lr, recipe.epochs, order.steps_per_epoch)

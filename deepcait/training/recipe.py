@@ -26,6 +26,7 @@ from deepcait.training.settings import (
     Digests,
     Distillation,
     Keep,
+    Lora,
     Optimizer,
     Shape,
 )
@@ -65,7 +66,8 @@ class Recipe:
     shape: Shape = field(default_factory=Shape)
     ablation: Ablation = field(default_factory=Ablation)
     train: str = "all"
-    """Parameters to train: all, head, or attention."""
+    """Parameters to train: all, head, attention, or lora (low-rank updates, see `lora`, and the head)."""
+    lora: Lora = field(default_factory=Lora)
     freeze: tuple[str, ...] = ()
     """Name patterns of parameters that are not trained, such as blocks.0.* or *.gamma_1."""
     freeze_blocks: int = 0
@@ -99,7 +101,7 @@ class Recipe:
         one_of = {
             "version": (str(self.version), ("1", "2")),
             "start": (self.start, ("random", "released")),
-            "train": (self.train, ("all", "head", "attention")),
+            "train": (self.train, ("all", "head", "attention", "lora")),
             "data.labels": (self.data.labels, RULES),
             "data.validate_on": (self.data.validate_on, VALIDATE_ON),
             "data.on_error": (self.data.on_error, ("raise", "skip")),

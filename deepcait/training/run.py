@@ -20,10 +20,11 @@ from deepcait.training.compute import describe_compute
 from deepcait.training.data import build_order, open_training_data
 from deepcait.training.events import Callback
 from deepcait.training.job import Job
+from deepcait.training.lora import add_lora
 from deepcait.training.notes import describe_plan, notes_of
 from deepcait.training.own import with_digests
-from deepcait.training.recipe import Recipe
 from deepcait.training.prolong import require_prolongable
+from deepcait.training.recipe import Recipe
 from deepcait.training.run_folder import ModelFolders, require_startable, write_run_files
 from deepcait.training.start import keep_start, kept_start, start_model, start_of
 from deepcait.training.teacher import load_teacher
@@ -61,8 +62,8 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequ
     """
     # Before the processes meet: afterwards the first may have written what another looks for.
     require_startable(folder, resume)
-    recipe = with_digests(recipe, folder)
     require_prolongable(folder, recipe)
+    recipe = with_digests(recipe, folder)
     processes = join_processes()
     try:
         return _train(recipe, folder, processes, callbacks)
@@ -90,6 +91,8 @@ def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequen
         _logger.info(describe_choice(recipe.keep.best_by, num_validation))
     classes = list(data.train.classes)
     start = kept_start(folder, recipe) or start_model(recipe, classes)
+    if recipe.train == "lora":
+        add_lora(start.model, recipe.lora, recipe.seed)
     preprocessing = Preprocessing.from_pretrained_cfg(start.pretrained_cfg)
     _logger.info("preprocessing: %s", preprocessing)
     teacher = load_teacher(recipe.teacher, preprocessing, classes) if recipe.teacher.spec else None

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from deepcait.data import Preprocessing, Source
 from deepcait.data.record import PARTS, SPLIT_FILE, part_of_run, record_text
-from deepcait.errors import RunError, WeightsError
+from deepcait.errors import RunError, WeightsError, WriteError
 from deepcait.model.network import Network, as_module
 from deepcait.runtime.environment import environment
 from deepcait.training.average import WeightAverage
 from deepcait.training.data import TrainingData
 from deepcait.training.journal import REMEDY, read_state, replace_text
+from deepcait.training.lora import ADAPTERS, merged, save_adapters
 from deepcait.training.recipe import Recipe
 from deepcait.weights.artefact import save_artefact
 from deepcait.weights.spec import Resolved
@@ -101,6 +102,7 @@ class ModelFolders:
     def __init__(self, folder: Path, recipe: Recipe, start: Resolved, preprocessing: Preprocessing) -> None:
         self.folder = folder
         self.evaluates_average = recipe.ema.evaluated
+        self.lora = recipe.lora if recipe.train == "lora" else None
         settings = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in _NOT_OF_THE_MODEL}
         if recipe.data.max_value:  # the model's users read images in the same range
             settings["data"] = {"max_value": recipe.data.max_value}
@@ -123,17 +125,20 @@ class ModelFolders:
             RunError: it can't be written; what was there before is untouched.
         """
         evaluated = "ema" if average and self.evaluates_average else "raw"
-        ema_state = average.module.state_dict() if average else None
+        plain = (lambda net: net) if self.lora is None else merged
+        ema_state = plain(average.module).state_dict() if average else None
         try:
             save_artefact(
                 self.folder / name,
-                as_module(model),
+                plain(as_module(model)),
                 metrics=metrics,
                 ema_state=ema_state,
                 evaluated=evaluated,
                 **self.facts,
             )
-        except WeightsError as error:
+            if self.lora is not None and self.lora.save == "adapters":
+                save_adapters(self.folder / name / ADAPTERS, model, self.lora)
+        except (WeightsError, WriteError) as error:
             raise RunError(error.problem, remedy=REMEDY) from error
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from deepcait.data.columns import Columns
 from deepcait.data.holding import Holding
 from deepcait.data.image import MAX_BYTES, MAX_PIXELS, ImageOptions
+from deepcait.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +178,29 @@ class Optimizer:
     class_weights: bool | tuple[float, ...] = False
     """true: classes are weighted by the inverse of their size. A list: one weight per class, in the order of the
     classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Of `train: lora`: low-rank updates of linear layers, through the package peft."""
+
+    rank: int = 8
+    """Rank of an update."""
+    alpha: float = 16.0
+    """Updates are multiplied by alpha / rank."""
+    targets: tuple[str, ...] = ("*.qkv", "*.q", "*.k", "*.v", "*.proj")
+    """Patterns of names of linear layers, such as *.fc1 for those of the MLPs; the head moves as a whole."""
+    save: str = "merged"
+    """merged: models with the updates added to their layers. adapters: beside them the updates alone, in PEFT's form,
+    in best/adapters and last/adapters."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.alpha > 0:
+            problem = f"lora: expected rank of 1 or more and alpha above 0, got {self.rank} and {self.alpha:g}."
+            raise ConfigError(problem, remedy="The defaults are 8 and 16.")
+        if self.save not in ("merged", "adapters"):
+            problem = f"lora.save: expected merged or adapters, got {self.save!r}."
+            raise ConfigError(problem, remedy="Choose one.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ What is changed, and nothing else:
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -117,7 +118,11 @@ def adapted(verb: str, rest: list[str]) -> list[str] | None:
     given = [word for word in rest if word != "--model"]
     if "--model" in rest:
         given.remove(rest[rest.index("--model") + 1])
-    ours = TINY if "--set" in rest else ["--set", *TINY]
+    if recipe == "lora" and importlib.util.find_spec("peft") is None:
+        return None
+    short = ["schedule.warmup_epochs=0", "schedule.decay_epochs=1"] if "--resume" not in rest else []
+    tiny = TINY + (short if any("warmup_stable_decay" in word for word in rest) else [])
+    ours = tiny if "--set" in rest else ["--set", *tiny]
     if "--set" in rest:  # the last settings win, and belong to the option
         end = max(index for index, word in enumerate(given) if "=" in word) + 1
         given[end:end] = ours

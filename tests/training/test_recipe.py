@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from PIL import Image
 
 import deepcait
+from deepcait.cli import main
 from deepcait.errors import ConfigError, DeepcaitError
 from deepcait.training.plan import plan
 from deepcait.training.recipe import Recipe, load_recipe, recipe_names
@@ -412,3 +414,24 @@ def test_a_dry_run_says_where_it_starts_and_what_is_hardly_meant(settings, model
     assert line.split(maxsplit=1)[1].startswith(f"{model}, 32 x 32 px")
     notes = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [note in line for line in notes] == ([True] if note else [])
+
+
+def test_lora_without_its_package_is_an_error_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    words = [
+        "train",
+        "--recipe",
+        "lora",
+        "--data",
+        "builtin:demo",
+        "--model",
+        "builtin:nano",
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    for more in ([], ["--dry-run"]):
+        assert main.main([*words, *more]) == 2
+        error = capsys.readouterr().err
+        assert "train=lora: the package peft can't be imported" in error
+        assert 'pip install "deepcait[lora]"' in error
+        assert not (tmp_path / "r").exists()
