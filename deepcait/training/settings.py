@@ -273,8 +273,8 @@ class Keep:
     checkpoints: int = 2
     """Number of newest checkpoints that are kept."""
     optimizer: bool = True
-    """true: keep the checkpoints, with the state of the optimizer, after the end of the run, so that it can be prolonged.
-    false: remove them."""
+    """true: checkpoints, with the state of the optimizer, stay after the end of the run, so that it can be prolonged.
+    false: they are removed then."""
     log_every_steps: int = 20
     """Number of steps per row of the log."""
     best_by: str = "auto"
@@ -287,7 +287,8 @@ class Keep:
     tensorboard: bool = False
     """true: the run also contains TensorBoard files; needs deepcait[track]."""
     tracker: str = ""
-    """Experiment tracker that also receives every row of the log: wandb or trackio; empty for none."""
+    """Experiment tracker that also receives every row of the log: wandb, wandb(project="pets", entity="team"), trackio,
+    or python:package.module:factory; empty for none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,23 +1,57 @@
-"""Extra loggers of metrics: TensorBoard, wandb and trackio."""
+"""Trackers: what is called with every row of metrics.jsonl, for TensorBoard, wandb, trackio, or one's own.
+
+A tracker is a callable of a row, a dictionary with `kind` ("train" or "eval"), `step` and numbers; if it has a method
+`close`, that is called at the end. One's own is named like every part, `python:package.module:factory`; the factory
+may take `folder`, the run's, and `config`, its settings as a nested dictionary.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from deepcait.errors import ConfigError
 from deepcait.optional import require
-from deepcait.training.settings import Keep
+from deepcait.parts import blamed, build, is_part, split_call, takes
+from deepcait.training.journal import replace_text
+from deepcait.training.recipe import Recipe
 
 TRACKERS = ("wandb", "trackio")
+IDS_FILE = "tracker.json"
+_PROJECT = "deepcait"
+_ASKED = "keep.tracker"
 
 
-def open_trackers(keep: Keep, folder: Path) -> list[Callable[[dict], None]]:
-    """Return the loggers of a recipe; each is called with every row of `metrics.jsonl`."""
-    trackers: list[Callable[[dict], None]] = []
-    if keep.tracker:
-        trackers.append(_tracker(keep.tracker, folder))
+@dataclasses.dataclass(frozen=True)
+class Tracker:
+    """A tracker at work.
+
+    log: called with a row. close: called at the end, whatever ends the training.
+    """
+
+    log: Callable[[dict], Any]
+    close: Callable[[], Any] = lambda: None
+
+    def __call__(self, row: dict) -> None:
+        """Log a row."""
+        self.log(row)
+
+
+def open_trackers(recipe: Recipe, folder: Path) -> list[Tracker]:
+    """Return the trackers that a recipe asks for.
+
+    Raises:
+        ConfigError: an unknown tracker, a package that is missing, or a tracker that fails to start.
+    """
+    keep, trackers = recipe.keep, []
+    if is_part(keep.tracker):
+        trackers.append(_own(keep.tracker, recipe, folder))
+    elif keep.tracker:
+        trackers.append(_service(keep.tracker, recipe, folder))
     if keep.tensorboard:
         trackers.append(_tensorboard(folder))
     return trackers
@@ -27,20 +61,75 @@ def _numbers(row: dict) -> dict[str, float]:
     return {f"{row['kind']}/{key}": v for key, v in row.items() if key != "step" and isinstance(v, int | float)}
 
 
-def _tracker(name: str, folder: Path) -> Callable[[dict], None]:
-    # By name only: a recipe from somewhere else must not choose which code runs.
+def _own(name: str, recipe: Recipe, folder: Path) -> Tracker:
+    facts = {"folder": folder, "config": _settings(recipe)}
+    tracker = build(name, _ASKED, **{key: value for key, value in facts.items() if takes(name, _ASKED, key)})
+    if not callable(tracker):
+        problem = f"{_ASKED}: expected a callable of a row, got {type(tracker).__name__} from {name}."
+        raise ConfigError(problem, remedy="Give it a method __call__(row), or return a function.")
+
+    def log(row: dict) -> None:
+        with blamed(f"{_ASKED}: {name}"):
+            tracker(dict(row))
+
+    return Tracker(log, getattr(tracker, "close", lambda: None))
+
+
+def _service(text: str, recipe: Recipe, folder: Path) -> Tracker:
+    name, arguments = split_call(text, _ASKED)
+    # By name only: other code is named as a part.
     if name not in TRACKERS:
-        raise ConfigError(f"keep.tracker: expected {' or '.join(TRACKERS)}, got {name!r}.", remedy="Choose one.")
-    try:
-        run = importlib.import_module(name).init(project="deepcait", name=folder.name)
-    except ImportError:
         raise ConfigError(
-            f"keep.tracker: expected the package {name}, got none.", remedy=f"pip install {name}"
-        ) from None
-    return lambda row: run.log(_numbers(row), step=row["step"])
+            f"{_ASKED}: expected {', '.join(TRACKERS)} or python:package.module:factory, got {name!r}.",
+            remedy='Choose one; for example \'wandb(project="pets", entity="team")\'.',
+        )
+    module = _import(name)
+    arguments = {"project": _PROJECT, "name": folder.name, "config": _settings(recipe), **arguments}
+    if name == "wandb":
+        folder.mkdir(parents=True, exist_ok=True)
+        arguments = {"id": _read_ids(folder).get(name), "resume": "allow", "dir": str(folder), **arguments}
+    with blamed(f"{_ASKED}: {name}.init"):
+        run = module.init(**arguments)
+    if name == "wandb":
+        replace_text(folder / IDS_FILE, json.dumps(_read_ids(folder) | {name: run.id}) + "\n")
+    return Tracker(lambda row: run.log(_numbers(row), step=row["step"]), run.finish)
 
 
-def _tensorboard(folder: Path) -> Callable[[dict], None]:
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        if error.name == name:
+            raise ConfigError(f"{_ASKED}: the package {name} is not installed.", remedy=f"pip install {name}") from None
+        raise ConfigError(
+            f"{_ASKED}: the package {name} is installed but can't be imported: {error}.",
+            remedy=f"Repair it: pip install --force-reinstall {name}",
+        ) from error
+
+
+def _read_ids(folder: Path) -> dict[str, str]:
+    """What services call this run, kept so that a resumed run continues there."""
+    try:
+        ids = json.loads((folder / IDS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return ids if isinstance(ids, dict) else {}
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values."""
+    return _plain(dataclasses.asdict(recipe))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, str) else value
+
+
+def _tensorboard(folder: Path) -> Tracker:
     tensorboard = require("torch.utils.tensorboard", asked="keep.tensorboard", extra="track")
     writer = tensorboard.SummaryWriter(str(folder / "tensorboard"))
 
@@ -49,4 +138,4 @@ def _tensorboard(folder: Path) -> Callable[[dict], None]:
             writer.add_scalar(name, value, row["step"])
         writer.flush()
 
-    return write
+    return Tracker(write, writer.close)

@@ -88,8 +88,8 @@ class Trainer:
         self.guard = Guard(job.folder, recipe.keep.max_skipped_steps, scales_gradients=fp16)
         # Last: a tracker may write into the run's folder, which must stay as it is if anything above fails.
         main = job.processes.is_main
-        trackers = open_trackers(recipe.keep, job.folder) if main else []
-        self.journal = Journal(job.folder, active=main, listeners=trackers)
+        self.trackers = open_trackers(recipe, job.folder) if main else []
+        self.journal = Journal(job.folder, active=main, listeners=[*self.trackers])
         skips = recipe.data.on_error == "skip"
         self.skips = Skips(recipe.data.max_errors, self.journal, job.processes) if skips else None
 
@@ -105,7 +105,9 @@ class Trainer:
         self._restore()
         self._state("running")
         self.watch = Watch(self.last_step, self.recipe.global_batch_size)
-        with contextlib.closing(self.watch), StopRequest() as request:
+        with contextlib.ExitStack() as stack, StopRequest() as request:
+            for one in (self.watch, *self.trackers):
+                stack.callback(one.close)
             self.request = request
             try:
                 self._run(request)
@@ -123,10 +125,10 @@ class Trainer:
                 raise
         self.journal.write_table()
         self._state("finished")
-        self._emit("end")
-        return self.progress
         if self.job.processes.is_main and not self.recipe.keep.optimizer:
             shutil.rmtree(self.job.folder / "checkpoints", ignore_errors=True)
+        self._emit("end")
+        return self.progress
 
     def _run(self, request: StopRequest) -> None:
         try:
@@ -151,10 +153,10 @@ class Trainer:
                 self._evaluate()
             if self.progress.step >= self.last_step or self.progress.stopped_early:
                 return
-            batches = batches or self._batches()
-            result = self._step(batches, request)
             if self.progress.step == self.lr.decay_start > 0:
                 self._checkpoint(stable=True)
+            batches = batches or self._batches()
+            result = self._step(batches, request)
             # An evaluation that is due is left to the resumed run: a stop was asked for now.
             if result.stop:
                 self._stop()

@@ -460,7 +460,7 @@ def test_settings_that_decide_no_result_may_change_in_between(tmp_path, uninterr
 
 def test_what_fails_before_the_first_step_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     """Half a TensorBoard folder would be refused as the folder of a run."""
-    monkeypatch.setattr(loop, "open_trackers", lambda keep, folder: (folder / "tensorboard").mkdir())
+    monkeypatch.setattr(loop, "open_trackers", lambda recipe, folder: (folder / "tensorboard").mkdir() or [])
     odd = tiny_recipe(global_batch_size=6, mix=Mix())
     with pytest.raises(ConfigError):
         Trainer(tiny_job(tmp_path, odd))
