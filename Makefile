@@ -24,7 +24,7 @@ test: $(VENV)/.dev  ## lint, types and every test but the soak tests
 	$(VENV)/bin/pyrefly check --python-interpreter-path $(PY)
 	$(PYTEST) -n 2 --dist loadgroup $(ARGS)
 
-test-ecosystem: $(VENV)/.ecosystem  ## tests with other people's big packages: peft, pandas
+test-ecosystem: $(VENV)/.ecosystem  ## tests with other people's big packages: transformers, peft, Lightning, notebooks, ...
 	$(PYTEST) tests/ecosystem $(ARGS)
 
 check: $(VENV)/.dev  ## the same without slow tests and tests that start processes
