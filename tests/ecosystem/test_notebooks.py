@@ -1,4 +1,4 @@
-"""The notebooks run from start to end, quickly, and show an image each; their outputs in the repository are small.
+"""The notebooks run from start to end and show an image each; their outputs in the repository are small.
 
 `python -m tests.ecosystem.test_notebooks` executes them and writes their outputs again.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ pytest.importorskip("ipykernel")
 
 ROOT = Path(__file__).parent.parent.parent
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-MAX_S = 180
+CELL_S = 500  # for a busy machine; on two free cores a whole notebook takes less than a minute
 MAX_BYTES = 200_000
 
 
@@ -27,7 +26,7 @@ def execute(path: Path, folder: Path):
     notebook = nbformat.read(path, as_version=4)
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     resources = {"metadata": {"path": str(folder)}}
-    nbclient.NotebookClient(notebook, timeout=MAX_S, kernel_name="python3", resources=resources).execute()
+    nbclient.NotebookClient(notebook, timeout=CELL_S, kernel_name="python3", resources=resources).execute()
     return notebook
 
 
@@ -56,11 +55,10 @@ def test_outputs_are_there_and_small(path):
 
 @pytest.mark.slow
 @pytest.mark.process
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_and_shows_an_image(path, tmp_path):
-    began_s = time.process_time()
     notebook = execute(path, tmp_path)
-    assert time.process_time() - began_s < MAX_S
     shown = kinds(notebook)
     assert shown.count("image/png") >= 1
     assert shown.count("text/html") >= 3
