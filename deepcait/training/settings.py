@@ -185,14 +185,14 @@ class Lora:
     """Of `train: lora`: low-rank updates of linear layers, through the package peft."""
 
     rank: int = 8
-    """Rank of an update."""
+    """Rank of the update of a layer."""
     alpha: float = 16.0
-    """Updates are multiplied by alpha / rank."""
+    """Scale of the updates: they are multiplied by alpha / rank."""
     targets: tuple[str, ...] = ("*.qkv", "*.q", "*.k", "*.v", "*.proj")
-    """Patterns of names of linear layers, such as *.fc1 for those of the MLPs; the head moves as a whole."""
+    """Name patterns of the linear layers that get updates, such as *.fc1 in MLPs; the head is trained as a whole."""
     save: str = "merged"
-    """merged: models with the updates added to their layers. adapters: beside them the updates alone, in PEFT's form,
-    in best/adapters and last/adapters."""
+    """merged: models are saved with the updates added to their layers. adapters: also the updates alone, in PEFT's
+    format, in best/adapters and last/adapters."""
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not self.alpha > 0:
