@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "deepcait"
 # A module imports only from lower layers.
 LAYER = {
     "errors": 0,
-    "display": 1,
+    "display": 0,
     "optional": 1,
     "parts": 1,
     "runtime": 1,
