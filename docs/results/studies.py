@@ -18,10 +18,10 @@ from deepcait.study.table import markdown
 RESULTS = Path(__file__).parent
 ROOT = RESULTS.parent.parent
 QUESTIONS = {
-    "layerscale": "Which residual rule lets depth train?",
-    "class-token": "Where should the class token join?",
+    "layerscale": "Which residual rule makes deep networks trainable?",
+    "class-token": "At which block should the class token be inserted?",
     "distillation": "What does a convolutional teacher add? (hard distillation)",
-    "resolution": "What does a short training at more pixels add?",
+    "resolution": "What does fine-tuning at a higher resolution add?",
     "talking-heads": "What do talking heads add?",
     "heads": "How many heads?",
     "drop-path": "Uniform or rising drop-path?",
