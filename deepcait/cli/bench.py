@@ -72,7 +72,7 @@ class Args:
     out: Path | None = None
     """Also write the results to this folder, as JSON and Markdown."""
     rounds: int = 20
-    """Timed rounds; all contestants take turns in each."""
+    """Number of timed rounds; every engine runs once per round."""
     workers: int = 2
     """For --data: worker processes of each loader."""
     batch_size: int = 32

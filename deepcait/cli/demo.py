@@ -1,4 +1,4 @@
-"""A tour in two minutes, offline: predict, explain, fine-tune and compare with training from scratch, export.
+"""Run an example of two minutes, offline: predict, explain, fine-tune and compare with training from scratch, export.
 
 Examples:
     deepcait demo

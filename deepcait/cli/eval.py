@@ -4,12 +4,12 @@ Examples:
     deepcait eval runs/pets --data photos             test, else what the run held out; never what it trained on
     deepcait eval runs/pets --data photos --split val --json
     deepcait eval runs/a runs/b --data builtin:demo --out table.md    two models on the same images
-    deepcait eval cait_s24_224 --data imagenet --protocol imagenet    ImageNet's validation below imagenet/
-    deepcait eval cait_s24_224 --data imagenet --protocol real        the reassessed labels; v2: ImageNet-V2
+    deepcait eval cait_s24_224 --data imagenet:ROOT --protocol imagenet    ImageNet's validation images
+    deepcait eval cait_s24_224 --data imagenet:ROOT --protocol real        with ReaL labels; v2: ImageNet-V2
     deepcait eval cait_s24_224 --data imagenet-a --class-mask data    only its 200 classes can be predicted
     deepcait eval cait_s24_224 --data photos --img-size 224,288,320   several resolutions
     deepcait eval runs/pets --data photos --per-image answers.csv --plots figures
-    torchrun --nproc-per-node 2 -m deepcait eval cait_s24_224 --data imagenet --protocol imagenet
+    torchrun --nproc-per-node 2 -m deepcait eval cait_s24_224 --data imagenet:ROOT --protocol imagenet
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Args(TableArgs, ImageArgs):
     """Part of the data, or of what the run held out (default: test, else val, else all; of a run never what it trained
     on)."""
     protocol: Literal["folder", "imagenet", "real", "v2"] = "folder"
-    """Images and labels that are evaluated: those of the folders, or those of a published benchmark."""
+    """Evaluation protocol: folder (labels of the data), imagenet (ImageNet's validation), real (its ReaL labels), or v2
+    (ImageNet-V2)."""
     real_labels: Path | None = None
     """For --protocol real: file of labels (default: the published one, from timm's package)."""
     class_mask: str | None = None
@@ -255,8 +256,8 @@ def _more_warnings(metrics: Metrics, expected: Expected | None, source: Source, 
     subset = subset_name(source.classes) if args.class_mask is None else None
     if subset is not None:
         warnings.append(
-            f"class mask: the data has the 200 classes of {subset}, whose published figures count among these alone; "
-            f"here any of the model's {metrics.records.num_classes:,} may be answered. Give --class-mask data."
+            f"class mask: the data has the 200 classes of {subset}, and published accuracies restrict predictions to "
+            f"these; here all {metrics.records.num_classes:,} classes can be predicted. Add --class-mask data."
         )
     return warnings
 
@@ -266,8 +267,8 @@ def _perhaps_seen(found: Resolved, source: Source, args: Args) -> list[str]:
     if found.kind != "run" or source.split != "all" or args.split is not None:
         return []
     return [
-        "data: the run has no split.json, which says what it trained on, and the data has no part val or test: all "
-        "images count, those of its training among them."
+        "data: the run has no split.json, which lists its training images, and the data has no split val or test. All "
+        "images are evaluated, also training images."
     ]
 
 
@@ -370,7 +371,7 @@ def _print_metrics(console: Console, metrics: Metrics, expected: Expected | None
     )
     if metrics.records.num_possible > 5:  # as top5_of
         console.say(f"top-5          {percent(metrics.top5)}  ({metrics.correct5:,} of {num:,}){beside[1]}")
-    console.say(f"loss           {metrics.loss:.6f} nats an image")
+    console.say(f"loss           {metrics.loss:.6f} nats per image")
     console.say(
         f"balanced       {percent(facts['balanced_accuracy'])}  (mean over classes), F1 {facts['macro_f1']:.4f}"
     )

@@ -28,7 +28,7 @@ COMMANDS = {
     "models": "list models: parameters, multiply-adds, published accuracy",
     "info": "describe one model: sizes, preprocessing, classes, provenance",
     "recipes": "list recipes, and every key with its default, type and meaning",
-    "doctor": "check a data set: damaged, duplicate and mislabelled images",
+    "doctor": "check a data set: damaged images, duplicates, equal images with two labels",
     "split": "write a table of the images with splits, or folds for cross-validation",
     "train": "train, fine-tune or distil a model on your images",
     "eval": "evaluate models on labelled images",
@@ -41,7 +41,7 @@ COMMANDS = {
     "export": "export a model: ONNX, OpenVINO, torch.export, timm, official checkpoint",
     "push": "upload a model to the Hugging Face hub, with a model card",
     "help": "explain an error, or what DATA and MODEL are",
-    "demo": "a tour in two minutes: predict, explain, fine-tune, evaluate, export",
+    "demo": "run an example of two minutes: predict, explain, fine-tune, evaluate, export",
 }
 # Commands whose log is their output, on stdout.
 _NARRATING = ("train", "study", "demo")

@@ -7,7 +7,7 @@ Examples:
     find photos -name "*.jpg" | deepcait predict runs/pets -      paths, or one image, from standard input
     deepcait predict runs/pets photos/ --out predictions.csv  one row per prediction; .jsonl: one line per image
     deepcait predict runs/pets photos/ --min-probability 0.5      images below have no prediction
-    deepcait predict runs/pets photos/ --engine openvino  the same predictions, faster for many images
+    deepcait predict runs/pets photos/ --engine eager     the same predictions, faster for many images
     deepcait predict runs/pets photos/ --embeddings features.npz    one row per image
 """
 
