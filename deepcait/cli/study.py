@@ -38,7 +38,7 @@ class Args:
     out: Path
     """Folder of the study, for runs, results and plots."""
     data: str = "builtin:demo"
-    """DATA with small labelled images: folder:cifar10, parquet:ROOT, ...; builtin:demo has the images of the package."""
+    """DATA with small images: folder:cifar10, parquet:ROOT, ...; builtin:demo has the images of the package."""
     budget: float | None = None
     """Compute budget in hours on this machine for all cells; epochs, and then images, are reduced to fit."""
     seeds: int = 2
@@ -56,7 +56,7 @@ class Args:
     teacher: str = ""
     """Teacher for `distillation`: any MODEL such as a run folder, timm:NAME, python:package.module:factory."""
     set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
-    """Settings of every cell as key=value, which override those of the study; keys with their own option are errors."""
+    """Settings of every cell as key=value; they override those of the study; keys with their own option are errors."""
     results: Path | None = None
     """Also write the page, JSON and plot to this folder, as study_NAME.*, when the study is done."""
     dry_run: bool = False
