@@ -210,8 +210,8 @@ def explain_image(
 ) -> Explanation:
     """Explain one preprocessed image.
 
-    The network runs once. Only the gradient runs its class stage a second time, and methods that change the image
-    (scores, occlusion, Integrated Gradients) run it several times.
+    The network runs once; only methods that change the image (scores, occlusion, Integrated Gradients) run it several
+    times.
 
     Args:
         model: in evaluation mode.
@@ -221,7 +221,7 @@ def explain_image(
         labels: index -> class name.
         methods: of METHODS, or one string with commas; class attention is always included.
         steps: steps of deletion and insertion, which score the maps; 0 means no scores.
-        traced: the forward pass of this image, if it was already computed.
+        traced: the forward pass of this image, if it was already computed; differentiable for the method gradient.
         original: the whole image, over which maps are shown; None means `frame`.
 
     Raises:
@@ -234,8 +234,8 @@ def explain_image(
     model = require_cait(model)
     if traced is None:
         with torch.no_grad():
-            traced = trace(model, image_CHW[None])
-    probabilities_K = traced.logits[0].double().softmax(-1).cpu()
+            traced = trace(model, image_CHW[None], differentiable="gradient" in methods)
+    probabilities_K = traced.logits[0].detach().double().softmax(-1).cpu()
     if not probabilities_K.isfinite().all():
         raise WeightsError(
             "the model returned NaN or infinite logits: its weights are damaged, or training diverged.",
@@ -248,7 +248,7 @@ def explain_image(
     labels = labels or [str(index) for index in range(len(probabilities_K))]
     gradient_LAT = None
     if "gradient" in methods:
-        gradient_LAT = maps.gradient_attention(model, traced.patches, torch.tensor([target]))[0]
+        gradient_LAT = maps.weigh_by_gradient(traced, torch.tensor([target]))[0]
     asked = [method for method in METHODS if method in methods or method == "class-attention"]
     found = {method: _build(method, model, image_CHW, target, labels[target], traced, gradient_LAT) for method in asked}
     original = original or Original(frame, (0, 0, *frame.size))

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from deepcait.errors import ConfigError
 from deepcait.model import CaiT
-from deepcait.model.trace import Trace
-from deepcait.model.watch import watch_class_stage
+from deepcait.model.trace import Trace, trace_class_stage
 
 
 @torch.no_grad()
@@ -71,14 +70,15 @@ def gradient_attention(model: CaiT, patches_BND: Tensor, targets_B: Tensor) -> T
     Source: gradient times attention, Chefer et al. 2021, arXiv:2103.15679 (there averaged over heads after
     clipping at 0, as `positive_mean` does).
     """
-    with torch.enable_grad():
-        # A new leaf, since the parameters may be frozen.
-        cls_B1D = model.cls_token.expand(len(patches_BND), -1, -1).detach().clone().requires_grad_()
-        cls_B1D, rows = watch_class_stage(model.blocks_token_only, cls_B1D, patches_BND.detach())
-        logits_BK = model.forward_head(model.norm(cls_B1D))
-        # Images are independent, so the gradient of the sum has each image's own gradient.
-        score = logits_BK.gather(1, targets_B[:, None].to(logits_BK.device)).sum()
-        gradients = torch.autograd.grad(score, rows)
+    return weigh_by_gradient(trace_class_stage(model, patches_BND, differentiable=True), targets_B)
+
+
+def weigh_by_gradient(traced: Trace, targets_B: Tensor) -> Tensor:
+    """Return what `gradient_attention` returns, of a differentiable trace."""
+    logits_BK, rows = traced.logits, traced.rows
+    # Images are independent, so the gradient of the sum has each image's own gradient.
+    score = logits_BK.gather(1, targets_B[:, None].to(logits_BK.device)).sum()
+    gradients = torch.autograd.grad(score, rows)
     weighted = [row.detach() * gradient for row, gradient in zip(rows, gradients, strict=True)]
     return torch.stack([row_BA1T[:, :, 0] for row_BA1T in weighted], dim=1)
 

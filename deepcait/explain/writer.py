@@ -85,7 +85,7 @@ def write_gallery(
     for number, (path, frame) in enumerate(zip(paths, frames, strict=True)):
         image_CHW = classifier.preprocessing.normalise(planes(frame)).to(model.pos_embed.device)
         with torch.no_grad(), meter.attached() if meter is not None else nullcontext():
-            traced = trace(model, image_CHW[None])
+            traced = trace(model, image_CHW[None], differentiable="gradient" in methods)
         how = {"target": target, "labels": labels, "methods": methods, "steps": steps}
         found = explain_image(model, image_CHW, frame, **how, traced=traced)
         folder = out / image_folder(number, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ class Trace:
     logits: (B, K); features (B, D) if `num_classes` is 0.
     features: (B, D), the class token, which is the head's input.
     patches: (B, N, D), patch tokens after the patch stage, before the final norm.
-    class_attention: (B, class blocks, A, 1 + N), softmax rows that sum to 1; position 0 is the class token itself.
+    rows: (B, A, 1, 1 + N) per class block, softmax weights of the class token; position 0 is the class token itself.
     patch_attention: (B, patch blocks, N, N), mean over heads of the absolute weights after the second head mixing; None
         unless all patch blocks have talking heads.
     """
@@ -27,11 +28,16 @@ class Trace:
     logits: Tensor
     features: Tensor
     patches: Tensor
-    class_attention: Tensor
+    rows: list[Tensor]
     patch_attention: Tensor | None
 
+    @property
+    def class_attention(self) -> Tensor:
+        """The rows of all class blocks, (B, class blocks, A, 1 + N)."""
+        return torch.stack([row_BA1T[:, :, 0] for row_BA1T in self.rows], dim=1)
 
-def trace(model: CaiT, images_BCHW: Tensor) -> Trace:
+
+def trace(model: CaiT, images_BCHW: Tensor, *, differentiable: bool = False) -> Trace:
     """Run the model once and return logits, features and attention.
 
     Every module is called, so hooks, adapters and replaced parts take effect. Of the attention maps of a patch block
@@ -40,6 +46,7 @@ def trace(model: CaiT, images_BCHW: Tensor) -> Trace:
     Args:
         model: in evaluation mode.
         images_BCHW: preprocessed, on the model's device.
+        differentiable: the logits can be differentiated by the rows, under `torch.no_grad()` too.
 
     Raises:
         ShapeError: the images' size or number of channels is not the model's.
@@ -55,13 +62,26 @@ def trace(model: CaiT, images_BCHW: Tensor) -> Trace:
     with watch_attention(keep):
         form: dict[str, Any] = {"norm": False, "output_fmt": "NLC", "intermediates_only": True}
         (patches_BND,) = cast("list[Tensor]", model.forward_intermediates(images_BCHW, 1, **form))
+    patch_attention = torch.stack(maps, dim=1) if len(maps) == len(model.blocks) else None
+    return trace_class_stage(model, patches_BND, patch_attention, differentiable=differentiable)
+
+
+def trace_class_stage(
+    model: CaiT, patches_BND: Tensor, patch_attention: Tensor | None = None, *, differentiable: bool = False
+) -> Trace:
+    """Run the class stage and the head on patch tokens; see `trace`."""
     cls_B1D = model.cls_token.expand(len(patches_BND), -1, -1)
-    cls_B1D, rows = watch_class_stage(model.blocks_token_only, cls_B1D, patches_BND)
-    tokens_BTD = model.norm(torch.cat((cls_B1D, patches_BND), dim=1))
-    return Trace(
-        logits=model.forward_head(tokens_BTD),
-        features=model.forward_head(tokens_BTD, pre_logits=True),
-        patches=patches_BND,
-        class_attention=torch.stack([row_BA1T[:, :, 0] for row_BA1T in rows], dim=1),
-        patch_attention=torch.stack(maps, dim=1) if len(maps) == len(model.blocks) else None,
-    )
+    with torch.enable_grad() if differentiable else nullcontext():
+        if differentiable:
+            # A new leaf, since the parameters may be frozen. The patches do not depend on the class attention.
+            cls_B1D, patches_BND = cls_B1D.detach().clone().requires_grad_(), patches_BND.detach()
+        cls_B1D, rows = watch_class_stage(model.blocks_token_only, cls_B1D, patches_BND)
+        # The norm acts per token, so only the class token needs it.
+        normed_B1D = model.norm(cls_B1D)
+        return Trace(
+            logits=model.forward_head(normed_B1D),
+            features=model.forward_head(normed_B1D, pre_logits=True),
+            patches=patches_BND,
+            rows=rows,
+            patch_attention=patch_attention,
+        )

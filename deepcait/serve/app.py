@@ -148,7 +148,7 @@ class Service:
             elif name == b"sec-fetch-site" and value not in _OWN and scope["method"] == "POST":
                 if not self.cors.allows(origin):
                     problem = "the request comes from a page of another origin."
-                    remedy = f"Open this page, or start the service with --cors-origin ORIGIN. {_MORE}"
+                    remedy = f"Use the page at /, or start the service with --cors-origin ORIGIN. {_MORE}"
                     raise RequestError(403, problem, remedy=remedy)
         if len(framed_by) > 1 or (scope["http_version"] == "1.0" and b"transfer-encoding" in framed_by):
             # A proxy in front may find the end of the body elsewhere (RFC 9112, 6.1 and 6.3).

@@ -12,8 +12,10 @@ from torch import nn
 
 import deepcait
 from deepcait.errors import ConfigError
-from deepcait.explain import gradient_attention
+from deepcait.explain import DEFAULT_METHODS, gradient_attention
+from deepcait.explain.figures import read_results
 from deepcait.explain.layers import measure_layers
+from deepcait.explain.writer import write_gallery
 from deepcait.model.ablation import AblatedCaiT
 from deepcait.model.alternatives import AblationConfig
 from deepcait.model.attention import ClassAttention
@@ -78,15 +80,23 @@ def test_the_hooks_of_every_module_fire_once(run, not_reached, backend):
     assert names - not_reached - set(backward) <= no_effect
 
 
-def test_a_hook_on_attention_fires_once_per_explanation():
+@pytest.mark.parametrize("methods", ["class-attention", DEFAULT_METHODS])
+def test_the_hooks_of_every_module_fire_once_per_explanation(methods, tmp_path):
+    """With the gradient too, from Python and on a page with plots of the layers."""
     classifier = deepcait.load("builtin:nano", device="cpu")
+    names = {
+        name for name, module in classifier.model.named_modules() if name and not isinstance(module, nn.ModuleList)
+    }
     calls = Counter()
-    for name, module in classifier.model.named_modules():
-        if name.endswith("attn"):
-            module.register_forward_hook(lambda *_, name=name: calls.update([name]))
-    classifier.explain(Image.new("RGB", (32, 32)), methods="class-attention,rollout")
-    blocks = len(classifier.model.blocks) + len(classifier.model.blocks_token_only)
-    assert (len(calls), set(calls.values())) == (blocks, {1})
+    for name in names:
+        classifier.model.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.update([name]))
+    image = Image.new("RGB", (32, 32))
+    classifier.explain(image, methods=methods)
+    assert calls == dict.fromkeys(names, 1)
+    image.save(tmp_path / "image.png")
+    given = {"name": "x", "methods": methods, "results": read_results(None)}
+    write_gallery(classifier, [tmp_path / "image.png"], tmp_path / "out", **given)
+    assert calls == dict.fromkeys(names, 2)
 
 
 @torch.no_grad()
