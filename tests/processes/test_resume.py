@@ -134,7 +134,7 @@ def test_sigterm_and_ctrl_c_finish_the_step_and_save(bench, tmp_path, nursery, s
 
     finish(bench.command(run, "--resume"), log, nursery=nursery)
     require_equal(run, straight_run)
-    assert read_state(run) == {"state": "finished", "step": STEPS}
+    assert read_state(run) == {"state": "finished", "step": STEPS, "best_by": "loss"}
 
 
 @pytest.mark.parametrize("steps", [2, 7])
