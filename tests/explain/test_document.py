@@ -41,7 +41,7 @@ def test_commands(folder):
         if words[0] == "explain":
             words = ["bench" if word == "photos" else word for word in words]
         assert main(words) == 0, command
-    for name in ("looks/index.html", "layers/figures/figures.json", "RUN/report.html", "both.html", "some.html"):
+    for name in ("explanation/index.html", "layers/figures/figures.json", "RUN/report.html", "both.html", "some.html"):
         assert (folder / name).exists()
 
 
