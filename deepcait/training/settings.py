@@ -182,7 +182,7 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Of `train: lora`: low-rank updates of linear layers, through the package peft."""
+    """Settings of `train: lora`: low-rank updates of linear layers, through the package peft."""
 
     rank: int = 8
     """Rank of the update of a layer."""
