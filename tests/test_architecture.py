@@ -44,7 +44,7 @@ ORDER = {
         "ablation", "convnet", "networks",
     ],
     "backends": ["exact", "reference", "operators", "heads", "products", "branches", "lean"],
-    "runtime": ["messages", "signals", "environment", "device", "processes", "files"],
+    "runtime": ["messages", "signals", "environment", "device", "processes", "files", "claim"],
     "weights": [
         "published", "nests", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "reshape", "adapt",
         "timm_layout", "foreign", "artefact", "registry", "own", "hints", "imagenet", "spec", "create", "verification",
@@ -60,9 +60,9 @@ ORDER = {
     ],
     "training": [
         "schedule", "losses", "strict", "aliases", "best", "settings", "recipe", "keys", "own", "resume", "compute",
-        "footprint", "optimizer", "average", "checkpoint", "lora", "journal", "prolong",
-        "data", "start", "notes", "plan", "teacher", "step", "guard", "events", "validation", "watch", "skips",
-        "trackers", "run_folder", "job", "trainer", "run",
+        "footprint", "optimizer", "average", "checkpoint", "lora", "journal", "prolong", "data", "start", "notes",
+        "teacher", "trackers", "sound", "step", "estimate", "guard", "events", "validation", "watch", "skips",
+        "run_folder", "plan", "job", "trainer", "run",
     ],
     "evaluation": [
         "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",
@@ -81,7 +81,7 @@ ORDER = {
         "peers", "clock", "page", "data", "limit", "memory", "work", "engine_page", "inference", "precisions", "tune",
         "activations", "train", "cost", "plots", "gpu_clock", "gpu",
     ],
-    "study": ["grid", "claim", "plan", "outcome", "table", "plot", "run"],
+    "study": ["grid", "plan", "outcome", "table", "plot", "run"],
     "serve": [
         "limits", "refusal", "cors", "counters", "upload", "openapi", "pipeline", "pages", "app", "protocol", "run",
     ],
@@ -329,7 +329,7 @@ def test_the_model_is_only_mathematics(sources):
 
 
 # Renaming is part of writing atomically, which is runtime/files.py; a lock is taken over by renaming it.
-MAY_RENAME = {"runtime.files", "study.claim"}
+MAY_RENAME = {"runtime.files", "runtime.claim"}
 
 
 def renaming(source: str) -> list[int]:

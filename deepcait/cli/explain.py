@@ -59,6 +59,7 @@ def run(args: Args) -> int | None:
     from deepcait.data import list_images
     from deepcait.explain.folder import FIGURES_FOLDER, PAGE_FILE, require_place
     from deepcait.explain.writer import write_gallery
+    from deepcait.runtime.claim import hold
     from deepcait.runtime.device import choose_device
 
     img_size = None if args.img_size is None else image_size(args.img_size, "--img-size")
@@ -71,7 +72,7 @@ def run(args: Args) -> int | None:
     classifier.image_options = image_options(args, classifier.image_options)
     target = None if args.class_ is None else classifier.index(args.class_)
     what = {"name": args.spec, "target": target, "methods": methods, "steps": args.steps}
-    with console.progress("explaining") as progress:
+    with hold(args.out), console.progress("explaining") as progress:
         facts = write_gallery(
             classifier, paths, args.out, **what, results=results, published=args.table is None, progress=progress
         )

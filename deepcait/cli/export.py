@@ -44,6 +44,7 @@ class Args:
 def run(args: Args) -> int | None:
     """Export, verify, and print the verification."""
     from deepcait.inference.export import require_stored
+    from deepcait.runtime.claim import hold
     from deepcait.weights import resolve
 
     console = Console(json=args.json)
@@ -51,9 +52,9 @@ def run(args: Args) -> int | None:
         raise ConfigError(f"--tolerance: expected 0 to 1, got {args.tolerance}.", remedy="0.01 allows 1 image in 100.")
     require_stored(args.to, args.precision)
     found = resolve(args.spec)
-    if args.to in ("timm", "official"):
-        return _export_weights(args, found, console)
-    return _export_graph(args, found, console)
+    export = _export_weights if args.to in ("timm", "official") else _export_graph
+    with hold(args.out):
+        export(args, found, console)
 
 
 def _export_weights(args: Args, found: Resolved, console: Console) -> None:

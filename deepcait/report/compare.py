@@ -12,6 +12,7 @@ from deepcait.report.charts import TEMPLATES, number
 from deepcait.report.intervals import difference
 from deepcait.report.record import Record, read_run
 from deepcait.report.results import Results, measure_if_possible
+from deepcait.runtime.claim import hold
 from deepcait.runtime.files import write_bytes
 
 FILE_NAME = "comparison.html"
@@ -27,12 +28,13 @@ def write_comparison(first: str | Path, second: str | Path, out: str | Path, **m
         measuring: passed to `measure_run`: data, max_images, device, progress.
 
     Raises:
-        RunError: the folder is not a run.
+        RunError: the folder is not a run, or another process writes the file.
         WeightsError: the file can't be written.
     """
     records = read_run(first), read_run(second)
-    answers = [measure_if_possible(record, **measuring) for record in records]
-    write_bytes(out, render_comparison(*records, *answers).encode())
+    with hold(Path(out)):
+        answers = [measure_if_possible(record, **measuring) for record in records]
+        write_bytes(out, render_comparison(*records, *answers).encode())
     return Path(out)
 
 

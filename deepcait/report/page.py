@@ -12,6 +12,7 @@ from deepcait.report import parts
 from deepcait.report.charts import TEMPLATES
 from deepcait.report.record import Record, read_run
 from deepcait.report.results import Mistake, Results, measure_if_possible
+from deepcait.runtime.claim import hold
 from deepcait.runtime.device import choose_device
 from deepcait.runtime.files import write_bytes
 from deepcait.runtime.messages import is_main_process, progress
@@ -36,13 +37,14 @@ def write_report(folder: str | Path, out: str | Path | None = None, **measuring:
         measuring: passed to `measure_run`: data, recipe, max_images, device, progress.
 
     Raises:
-        RunError: the folder is not a run.
+        RunError: the folder is not a run, or another process writes the file.
         WeightsError: the file can't be written.
     """
     record = read_run(folder)
-    results, reason = measure_if_possible(record, **measuring)
     path = Path(out) if out is not None else record.folder / FILE_NAME
-    write_bytes(path, render_report(record, results, reason).encode())
+    with hold(path):
+        results, reason = measure_if_possible(record, **measuring)
+        write_bytes(path, render_report(record, results, reason).encode())
     return path
 
 

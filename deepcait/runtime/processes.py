@@ -76,6 +76,12 @@ class Processes:
         return box[0]
 
 
+def num_processes() -> int:
+    """Return how many processes torchrun started, by its variables; 1 without torchrun."""
+    number = os.environ.get("WORLD_SIZE", "")
+    return int(number) if "RANK" in os.environ and number.isdecimal() else 1
+
+
 def join_processes(timeout_s: float = 600.0) -> Processes:
     """Join the processes that torchrun started; without torchrun, a single process.
 
@@ -83,10 +89,11 @@ def join_processes(timeout_s: float = 600.0) -> Processes:
     dead workers left in it, restarts hang or fail (pytorch issues 135712, 167288).
 
     Raises:
-        ConfigError: torchrun's variables are set only in part.
+        ConfigError: torchrun's variables are set only in part, or srun started several processes without torchrun.
         RunError: the other processes can't be reached.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ and "RANK" not in os.environ:
+        _require_one_task()
         return Processes()
     rank, world_size, local_rank, port = _place()
     if not dist.is_initialized():
@@ -105,6 +112,17 @@ def join_processes(timeout_s: float = 600.0) -> Processes:
             timeout=timeout,
         )
     return Processes(rank, world_size, local_rank)
+
+
+def _require_one_task() -> None:
+    """Raise if SLURM started this command several times; each would train the whole run."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS") or "1"
+    if tasks.isdecimal() and int(tasks) > 1:
+        raise ConfigError(
+            f"SLURM runs {tasks} tasks, but torchrun did not start this process: each task would do all the work.",
+            remedy="Start torchrun in one task per machine: `srun --ntasks-per-node=1 torchrun ... -m deepcait ...`. "
+            "For a single process use `srun --ntasks=1`, or unset SLURM_NTASKS.",
+        )
 
 
 def _place() -> tuple[int, int, int, int]:

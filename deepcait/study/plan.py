@@ -25,9 +25,8 @@ from deepcait.model.networks import build_model
 from deepcait.model.variants import CaiTConfig
 from deepcait.study.grid import Cell, Grid, cells_of
 from deepcait.training.data import build_order
-from deepcait.training.plan import planned_config
 from deepcait.training.recipe import Recipe, load_recipe
-from deepcait.training.start import shape_of
+from deepcait.training.start import planned_config, shape_of
 from deepcait.training.teacher import load_teacher
 
 FORMAT = 1

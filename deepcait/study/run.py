@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.errors import ConfigError, DivergedError, RunError, Stopped
+from deepcait.runtime.claim import claim, owner_of
 from deepcait.runtime.environment import environment
 from deepcait.runtime.files import write_bytes
-from deepcait.study.claim import claim, owner_of
+from deepcait.runtime.signals import STOP_SIGNALS
 from deepcait.study.grid import Cell, Grid, cells_of
 from deepcait.study.outcome import failure_path, read_outcome
 from deepcait.study.plan import StudyPlan, cell_recipe, read_plan
@@ -93,7 +94,7 @@ def run_study(
         folder: of the study. grid: the study. plan: from `start_study`.
 
     Raises:
-        Stopped: SIGTERM or SIGINT was received; the same command resumes the study.
+        Stopped: one of `STOP_SIGNALS` was received; the same command resumes the study.
         DeepcaitError: what the user can fix; a cell whose loss is not finite is a result, not an error.
     """
     cells = cells_of(grid, plan.seeds)
@@ -168,12 +169,16 @@ def _report(folder: Path, grid: Grid, plan: StudyPlan) -> dict[str, Any]:
 
 @contextmanager
 def _stopping() -> Iterator[None]:
-    """Turn SIGTERM and SIGINT between two runs into `Stopped`; a run handles them itself and saves first."""
+    """Turn the signals that ask for an end into `Stopped` between two runs; a run handles them itself and saves first.
+
+    A signal that is ignored (`nohup`) stays ignored.
+    """
 
     def stop(number: int, _: object) -> None:
         raise Stopped("stopped between two steps of the study; the same command resumes it")
 
-    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    numbers = STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield

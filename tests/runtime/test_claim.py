@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from deepcait.study import claim as module
-from deepcait.study.claim import claim, owner_of
+from deepcait.runtime import claim as module
+from deepcait.runtime.claim import claim, owner_of
 
 
 def test_one_owner_at_a_time(tmp_path):
@@ -141,7 +141,7 @@ def test_a_disk_without_hard_links(tmp_path, monkeypatch):
 WORKER = """
 import sys, time
 from pathlib import Path
-from deepcait.study.claim import claim
+from deepcait.runtime.claim import claim
 folder, name = Path(sys.argv[1]), sys.argv[2]
 for number in range(40):
     with claim(folder / f"{number % 4}.lock") as ours:

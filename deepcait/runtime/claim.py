@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import secrets
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from deepcait.errors import RunError
+
+_logger = logging.getLogger(__name__)
 BEAT_S = 20.0
 STALE_S = 300.0
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -46,10 +50,77 @@ def claim(lock: Path) -> Iterator[bool]:
                 lock.unlink()
 
 
+@contextmanager
+def hold(place: Path, lock: Path | None = None) -> Iterator[None]:
+    """Hold the lock of a file or folder while it is written, so that no other process writes it too.
+
+    The lock of a process that was killed on this machine is taken over at once; that of another machine, once it was
+    not touched for `STALE_S` seconds, for which this waits.
+
+    Args:
+        place: what is going to be written, for messages.
+        lock: its lock; None is a hidden file beside it.
+
+    Raises:
+        RunError: another process holds it; the message names it.
+    """
+    lock = place.with_name(f".{place.name}.lock") if lock is None else lock
+    with ExitStack() as stack:
+        while not _enter(stack, lock):
+            require_free(place, lock)
+            _logger.info("%s: waiting for a sign of %s", place, owner_of(lock))
+            _watch(place, lock)
+        yield
+
+
+def require_free(place: Path, lock: Path) -> None:
+    """Pass unless a process of this machine holds the lock.
+
+    Raises:
+        RunError: it does.
+    """
+    owner = _read(lock)
+    if owner and _is_here(owner) and not _is_stale(lock, owner):
+        raise _used(place, lock)
+
+
 def owner_of(lock: Path) -> str:
     """Return a description of the process that holds a lock."""
     owner = _read(lock)
     return f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another process"
+
+
+def _enter(stack: ExitStack, lock: Path) -> bool:
+    try:
+        return stack.enter_context(claim(lock))
+    except OSError:
+        return True  # nothing can be written there, which the writer reports
+
+
+def _watch(place: Path, lock: Path) -> None:
+    """Wait until a lock of another machine is released or stale. Raises RunError if it is touched meanwhile."""
+    touched = _touched(lock)
+    while touched is not None and not _is_stale(lock, _read(lock)):
+        time.sleep(min(1.0, BEAT_S))
+        before, touched = touched, _touched(lock)
+        if touched is not None and touched != before:
+            raise _used(place, lock)
+
+
+def _touched(lock: Path) -> float | None:
+    try:
+        return lock.stat().st_mtime
+    except OSError:
+        return None
+
+
+def _used(place: Path, lock: Path) -> RunError:
+    since = _read(lock).get("since")
+    started = f", since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(since))}" if since else ""
+    return RunError(
+        f"{place}: {owner_of(lock)} is writing there{started}.",
+        remedy="Wait until it has ended, stop it, or choose another --out.",
+    )
 
 
 def _take(lock: Path) -> str | None:
@@ -98,7 +169,7 @@ def _clear_stale(lock: Path) -> bool:
 
 
 def _is_stale(lock: Path, owner: dict) -> bool:
-    if owner and {key: owner.get(key) for key in ("host", "boot", "space")} == _machine():
+    if owner and _is_here(owner):
         # A stopped or busy owner does not touch the lock, but is alive.
         return owner.get("started") != _started(owner.get("pid", 0))
     try:
@@ -110,6 +181,11 @@ def _is_stale(lock: Path, owner: dict) -> bool:
         return now - lock.stat().st_mtime > STALE_S
     except FileNotFoundError:
         return False
+
+
+def _is_here(owner: dict) -> bool:
+    """Whether this machine's process ids are those of the owner too."""
+    return {key: owner.get(key) for key in ("host", "boot", "space")} == _machine()
 
 
 def _keep_alive(lock: Path, token: str, done: threading.Event) -> None:
