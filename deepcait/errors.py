@@ -31,6 +31,31 @@ class ConfigError(DeepcaitError):
     """A setting, a name or an option is not valid."""
 
 
+class SettingsError(ConfigError):
+    """Several settings are not valid; `errors` has the error of each."""
+
+    def __init__(self, problem: str, *, remedy: str, errors: Sequence[DeepcaitError] = ()) -> None:
+        super().__init__(problem, remedy=remedy)
+        self.errors = tuple(errors)
+
+
+def together(errors: Sequence[DeepcaitError]) -> DeepcaitError:
+    """Return several errors as one, numbered; a single one as it is.
+
+    >>> print(together([ConfigError("a.", remedy="A."), ConfigError("b.", remedy="B.")]))
+    2 settings are not valid. (1) a. (2) b. (1) A. (2) B.
+    """
+    every: list[DeepcaitError] = []
+    for error in errors:
+        every += error.errors if isinstance(error, SettingsError) else [error]
+    different = list({error.problem: error for error in every}.values())
+    if len(different) == 1:
+        return different[0]
+    problems = " ".join(f"({number}) {error.problem}" for number, error in enumerate(different, 1))
+    remedies = " ".join(f"({number}) {error.remedy}" for number, error in enumerate(different, 1))
+    return SettingsError(f"{len(different)} settings are not valid. {problems}", remedy=remedies, errors=different)
+
+
 class ShapeError(DeepcaitError):
     """A tensor's shape is not the one that the model was built for."""
 

@@ -50,7 +50,7 @@ class Args:
     resume: bool = False
     """Resume the run in --out, or start it if it does not exist."""
     dry_run: bool = False
-    """Print the plan (steps, batch size, learning rates, memory) and write nothing."""
+    """Print the plan (steps, learning rates, memory, disk, an estimate of the time) and write nothing."""
     set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """Settings that override the recipe, as key=value: --set epochs=10 optimizer.lr=1e-4."""
     json: bool = False
@@ -77,7 +77,7 @@ def run(args: Args) -> int | None:
     if args.dry_run:
         from deepcait.training.plan import plan
 
-        console.result(plan(recipe))
+        console.result(plan(recipe, args.out, resume=args.resume))
         return
     trained = run_recipe(recipe, args.out, resume=args.resume)
     best = trained.best

@@ -17,6 +17,9 @@ from deepcait.data.source import Source, options_of
 from deepcait.data.workers import start_worker, worker_context
 from deepcait.errors import ImageError, RunError
 
+# Batches that each worker reads ahead.
+_PREFETCHED = 4
+
 
 class TrainingSet(Dataset[tuple[Tensor, int]]):
     """The samples of a source, augmented with the seed of their slot in the order.
@@ -133,6 +136,11 @@ def training_batches(
     )
 
 
+def shared_bytes(num_workers: int, batch_bytes: int) -> int:
+    """Return the shared memory that batches on their way from workers take at most, with the one that is used."""
+    return (_PREFETCHED * num_workers + 1) * batch_bytes if num_workers else 0
+
+
 def training_loader(
     reader: SlotReader,
     batches: Iterable[list[Slot]],
@@ -162,7 +170,7 @@ def training_loader(
         multiprocessing_context=worker_context(reader) if num_workers else None,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=_PREFETCHED if num_workers else None,
     )
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from deepcait.data.seeding import derive_seed
-from deepcait.errors import ConfigError
+from deepcait.errors import ConfigError, together
 
 
 class Slot(NamedTuple):
@@ -51,16 +51,18 @@ class Order:
     class_labels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        errors = []
         if self.global_batch_size % self.replicas:
-            raise ConfigError(
-                f"replicas: expected a divisor of global_batch_size={self.global_batch_size}, got {self.replicas}.",
-                remedy="Each replica takes an equal part of the batch.",
+            problem = (
+                f"replicas: expected a divisor of global_batch_size={self.global_batch_size}, got {self.replicas}."
             )
+            errors.append(ConfigError(problem, remedy="Each replica takes an equal part of the batch."))
         if 1 < self.repeats > self.replicas:
-            raise ConfigError(
-                f"augment.repeats={self.repeats}: expected at least as many replicas, got {self.replicas}.",
-                remedy="Copies of one image must fall to different replicas; raise `replicas` or set repeats to 1.",
-            )
+            problem = f"augment.repeats={self.repeats}: expected at least as many replicas, got {self.replicas}."
+            remedy = "Copies of one image must fall to different replicas; raise `replicas` or set repeats to 1."
+            errors.append(ConfigError(problem, remedy=remedy))
+        if errors:
+            raise together(errors)
 
     @property
     def replica_batch_size(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,36 @@ def kept_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
     return sum(num_bytes for key, num_bytes in storages.items() if key not in own)
 
 
+def own_bytes(model: nn.Module, shape: Sequence[int], compute: Compute, batch: int) -> int:
+    """Return the same as `training_bytes` for a network of any kind, which really computes two and four images.
+
+    Args:
+        model: a network of one's own, in training mode afterwards.
+        shape: (C, H, W) of an image.
+        compute: its precision counts.
+        batch: images, of one replica.
+    """
+    model.train()
+    device = next(model.parameters()).device
+
+    def kept(count: int) -> int:
+        images_BCHW = torch.zeros(count, *shape, device=device)
+        with autocast(compute.precision, device.type):
+            return kept_bytes(model, lambda: model(images_BCHW))
+
+    two, four = kept(2), kept(4)
+    return two + (batch - 2) * (four - two) // 2
+
+
+def own_flops(model: nn.Module, shape: Sequence[int]) -> int:
+    """Return the floating-point operations of a forward and a backward pass of one image, really computed."""
+    device = next(model.parameters()).device
+    with ProductCounter() as counter:
+        model.train()(torch.zeros(2, *shape, device=device)).sum().backward()
+    model.zero_grad(set_to_none=True)
+    return counter.flops // 2
+
+
 @functools.lru_cache(maxsize=64)
 def training_bytes(config: NetworkConfig, compute: Compute, batch: int) -> int:
     """Return the saved activations of a forward pass of `batch` images in bytes, without weights.
@@ -77,6 +107,13 @@ def training_flops(config: NetworkConfig, compute: Compute, batch: int) -> int:
     model = _empty(config, compute)
     with torch.device("meta"), ProductCounter() as counter:
         model(torch.empty(batch, config.in_chans, *config.img_size)).sum().backward()
+    return counter.flops
+
+
+def forward_flops(forward: Callable[[Tensor], Tensor], images_BCHW: Tensor) -> int:
+    """Return the floating-point operations of a forward pass, really computed."""
+    with ProductCounter() as counter:
+        forward(images_BCHW)
     return counter.flops
 
 

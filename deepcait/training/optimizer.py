@@ -73,7 +73,7 @@ def parameter_groups(model: Network, optimizer: Optimizer) -> list[dict]:
     matrices are). Each group carries `lr_scale`, the factor of its learning rate, and `is_head`.
     """
     depth = model.config.depth
-    factors = [_read_factor(text) for text in optimizer.lr_factors]
+    factors = [read_factor(text) for text in optimizer.lr_factors]
     for pattern, _ in factors:
         _require_match("optimizer.lr_factors", pattern, [name for name, _ in model.named_parameters()])
     groups: dict[tuple, dict] = {}
@@ -236,7 +236,8 @@ def class_weights(labels: list[int], num_classes: int) -> torch.Tensor:
     return torch.where(counts > 0, weights, 0.0).float()
 
 
-def _read_factor(text: str) -> tuple[str, float]:
+def read_factor(text: str) -> tuple[str, float]:
+    """Return pattern and factor of a text such as blocks.*=0.1. Raises ConfigError if it is none."""
     pattern, equals, factor = text.rpartition("=")
     try:
         value = float(factor)

@@ -1,64 +1,136 @@
-"""The plan of a recipe, computed without training: steps, learning rates, memory, arithmetic."""
+"""The plan of a recipe, computed without training: steps, learning rates, memory, arithmetic, time, disk."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from deepcait.data import Preprocessing
 from deepcait.data.augment import build_augmentation
+from deepcait.data.loader import TrainingSet
 from deepcait.data.mixing import Mixer
-from deepcait.model.alternatives import apply_overrides
-from deepcait.model.network import NetworkConfig
-from deepcait.model.networks import config_of, is_model_name, named_config
+from deepcait.data.order import Order
+from deepcait.model.network import Network, NetworkConfig, as_module
+from deepcait.model.networks import build_model, is_model_name
+from deepcait.parts import blamed, is_part
+from deepcait.runtime.device import choose_device
 from deepcait.training.best import chosen_measure, describe_choice
 from deepcait.training.compute import expected_backend, note_of
-from deepcait.training.data import build_order, open_training_data
-from deepcait.training.footprint import CHOICES, training_bytes, training_flops
-from deepcait.training.lora import require_lora
+from deepcait.training.data import TrainingData, build_order, open_training_data
+from deepcait.training.estimate import (
+    build_smaller,
+    disk_bytes,
+    expected_s,
+    measure_speed,
+    needed_shared_bytes,
+    require_disk,
+    shared_memory_note,
+)
+from deepcait.training.footprint import (
+    CHOICES,
+    forward_flops,
+    own_bytes,
+    own_flops,
+    training_bytes,
+    training_flops,
+)
+from deepcait.training.lora import add_lora
 from deepcait.training.notes import notes_of
+from deepcait.training.optimizer import chosen_class_weights, freeze, parameter_groups
 from deepcait.training.recipe import Recipe
+from deepcait.training.run_folder import require_startable
 from deepcait.training.schedule import LearningRate
-from deepcait.training.start import shape_of
-from deepcait.weights.spec import describe
+from deepcait.training.sound import require_sound
+from deepcait.training.start import planned_config, start_model
+from deepcait.training.teacher import Teacher, load_teacher
 
 _logger = logging.getLogger(__name__)
 _BARS = " .:-=+*#%@"
 
 
-def plan(recipe: Recipe) -> dict:
-    """Log and return the facts of a run; reads names and shapes only, writes and downloads nothing.
+def plan(recipe: Recipe, folder: Path | None = None, *, resume: bool = False) -> dict:
+    """Log and return the facts of a run; writes nothing, and fetches only a teacher's weights.
+
+    Args:
+        recipe: of the run.
+        folder: of the run; None leaves out what is to be said of it.
+        resume: as `train`.
 
     Raises:
         DeepcaitError: whatever would stop the real run before its first step, as far as it can be seen here.
     """
+    if folder is not None:
+        require_startable(folder, resume)
+    require_sound(recipe)
     data = open_training_data(recipe)
-    samples, num_validation = data.train, len(data.validation)
-    order = build_order(recipe, samples)
-    config = planned_config(recipe, len(samples.classes))
-    # Built for their errors alone.
+    order = build_order(recipe, data.train)
+    device = choose_device(recipe.compute.device)
+    model, config = _network(recipe, list(data.train.classes))
+    preprocessing = _preprocessing(recipe, model, config)
+    samples = TrainingSet(data.train, build_augmentation(recipe.augment, preprocessing), recipe.seed)
+    # Built for its errors alone.
+    Mixer(recipe.mix, len(data.train.classes), order.replica_batch_size)
+    chosen_class_weights(recipe.optimizer.class_weights, lambda: list(order.class_labels or [0]), config.num_classes)
+    teacher = load_teacher(recipe.teacher, preprocessing, data.train.classes) if recipe.teacher.spec else None
+    facts = _facts(recipe, config, data, order) | _costs(recipe, model, config, order)
+    facts |= _teaching(recipe, teacher, preprocessing, facts)
+    facts |= _time(recipe, model, config, teacher.to(device) if teacher else None, samples, order, device, data)
+    shape = (config.in_chans, *config.img_size)
+    facts["shared_memory_bytes"] = needed_shared_bytes(recipe, shape, order)
+    facts["disk_bytes"] = disk_bytes(recipe, facts["params"], facts["trained_params"])
+    facts["disk_free_bytes"] = None if folder is None or resume else require_disk(folder, facts["disk_bytes"])
+    for line in _lines(facts, recipe, order.replica_batch_size):
+        _logger.info(line)
+    shared = shared_memory_note(recipe, shape, order)
+    notes = [*data.doubts, note_of(config, recipe.compute), shared, *notes_of(recipe, order, len(data.validation))]
+    facts["notes"] = [note for note in notes if note]
+    for note in facts["notes"]:
+        _logger.warning(note)
+    return facts
+
+
+def _network(recipe: Recipe, classes: list[str]) -> tuple[Network, NetworkConfig]:
+    """The network of a run with its trained parameters marked: one's own is built, any other has shapes alone."""
+    if is_part(recipe.model):
+        model: Any = start_model(recipe, classes).model
+        config: Any = model.config
+    else:
+        config = planned_config(recipe, len(classes))
+        with torch.device("meta"):
+            model = build_model(config)
     if recipe.train == "lora":
-        require_lora()
-    build_augmentation(recipe.augment, Preprocessing(config.img_size))
-    Mixer(recipe.mix, len(samples.classes), order.replica_batch_size)
+        add_lora(model, recipe.lora, recipe.seed)
+    freeze(model, recipe.train, recipe.freeze, recipe.freeze_blocks)
+    parameter_groups(model, recipe.optimizer)
+    return model, config
+
+
+def _preprocessing(recipe: Recipe, model: Network, config: NetworkConfig) -> Preprocessing:
+    if is_part(recipe.model):
+        return Preprocessing.from_pretrained_cfg(model.pretrained_cfg)
+    one = (0.5,) * config.in_chans  # which numbers decides no shape, time or memory
+    return Preprocessing(config.img_size, mean=one, std=one)
+
+
+def _facts(recipe: Recipe, config: NetworkConfig, data: TrainingData, order: Order) -> dict[str, Any]:
+    """What follows from the recipe and the number of images."""
+    num_validation = len(data.validation)
     lr = LearningRate(recipe.schedule, recipe.peak_lr, recipe.epochs, order.steps_per_epoch)
     steps = recipe.epochs * order.steps_per_epoch
-    batch = order.replica_batch_size
-    compute = expected_backend(recipe.compute)
-    device = recipe.compute.device
-    choices = {name: expected_backend(dataclasses.replace(choice, device=device)) for name, choice in CHOICES.items()}
-    kept = training_bytes(config, compute, batch)
-    computed = training_flops(config, compute, batch) * recipe.replicas
-    copies = 3 + bool(recipe.ema.decay) + (recipe.optimizer.name == "adamw")
-    facts = {
-        "model": recipe.model,
-        # A name means random or released weights as the recipe says; any other SPEC has its own.
+    return {
+        "model": str(recipe.model),
+        # A name means random or released weights as the recipe says; any other MODEL has its own.
         "start": recipe.start if is_model_name(recipe.model) else "own",
         "img_size": list(config.img_size),
         "params": config.num_params(),
         "gmacs": config.macs() / 1e9,
-        "classes": len(samples.classes),
-        "train_images": len(samples),
+        "classes": len(data.train.classes),
+        "train_images": len(data.train),
         "val_images": num_validation,
         "best_by": chosen_measure(recipe.keep.best_by, num_validation) if num_validation else None,
         "test_images": len(data.test),
@@ -69,38 +141,87 @@ def plan(recipe: Recipe) -> dict:
         "global_batch_size": recipe.global_batch_size,
         "replicas": recipe.replicas,
         "lr": {str(s): lr(s) for s in sorted({round(steps * i / 10) for i in range(11)})},
+        "train_flops": 6 * config.macs() * steps * recipe.global_batch_size,
+    }
+
+
+def _costs(recipe: Recipe, model: Network, config: NetworkConfig, order: Order) -> dict[str, Any]:
+    """Memory and arithmetic of a step, counted."""
+    batch, shape = order.replica_batch_size, (config.in_chans, *config.img_size)
+    trained = sum(parameter.numel() for _, parameter in model.named_parameters() if parameter.requires_grad)
+    if is_part(recipe.model):
+        module = as_module(model)
+        with blamed(f"model {recipe.model}"):
+            kept = own_bytes(module, shape, recipe.compute, batch)
+            step_flops = own_flops(module, shape) * recipe.global_batch_size
+        choices = {}
+    else:
+        compute, device = expected_backend(recipe.compute), recipe.compute.device
+        kept = training_bytes(config, compute, batch)
+        step_flops = training_flops(config, compute, batch) * recipe.replicas
+        every = {name: expected_backend(dataclasses.replace(one, device=device)) for name, one in CHOICES.items()}
+        choices = {name: training_bytes(config, one, batch) for name, one in every.items()}
+    copies = 3 + bool(recipe.ema.decay) + (recipe.optimizer.name == "adamw")
+    return {
+        "trained_params": trained,
         "weights_and_optimizer_bytes": 4 * copies * config.num_params(),
         "activation_bytes": kept,
-        "activation_bytes_of": {name: training_bytes(config, choice, batch) for name, choice in choices.items()},
-        "train_flops": 6 * config.macs() * steps * recipe.global_batch_size,
-        "step_flops": computed,
-        "computed_flops": computed * steps,
+        "activation_bytes_of": choices,
+        "step_flops": step_flops,
     }
-    if num_validation:
-        _logger.info(describe_choice(recipe.keep.best_by, num_validation))
-    for line in _lines(facts, recipe, batch, [lr(round(steps * i / 60)) for i in range(60)]):
-        _logger.info(line)
-    for doubt in data.doubts:
-        _logger.warning(doubt)
-    if note := note_of(config, recipe.compute):
-        _logger.warning(note)
-    for note in notes_of(recipe, order, num_validation):
-        _logger.warning(note)
-    return facts
 
 
-def planned_config(recipe: Recipe, num_classes: int) -> NetworkConfig:
-    """Return the configuration that training would use, without touching weights."""
-    config = named_config(recipe.model) if is_model_name(recipe.model) else config_of(describe(recipe.model)["config"])
-    config = config.replace(**shape_of(recipe), num_classes=num_classes)
-    return apply_overrides(config, dataclasses.asdict(recipe.ablation))
+def _teaching(recipe: Recipe, teacher: Teacher | None, seen: Preprocessing, facts: dict) -> dict[str, Any]:
+    """The teacher and its costs, and what is computed with them in all."""
+    steps, teaching, known = facts["steps"], 0, None
+    if teacher is not None:
+        teaching = forward_flops(teacher, torch.zeros(1, seen.channels, *seen.img_size)) * recipe.global_batch_size
+        parameters = list(teacher.module.parameters())
+        known = {
+            "teacher": recipe.teacher.spec,
+            "origin": teacher.origin,
+            "params": sum(parameter.numel() for parameter in parameters),
+            "weights_bytes": sum(parameter.nbytes for parameter in parameters),
+            "gmacs": teaching / recipe.global_batch_size / 2e9,
+            "flops": teaching * steps,
+        }
+    return {"teacher": known, "step_flops": facts["step_flops"] + teaching} | {
+        "computed_flops": (facts["step_flops"] + teaching) * steps
+    }
 
 
-def _lines(facts: dict, recipe: Recipe, replica_batch: int, rates: list[float]) -> list[str]:
+def _time(
+    recipe: Recipe,
+    model: Network,
+    config: NetworkConfig,
+    teacher: Teacher | None,
+    samples: TrainingSet,
+    order: Order,
+    device: torch.device,
+    data: TrainingData,
+) -> dict[str, float]:
+    """Seconds of the run, and the speeds behind them."""
+    measured, factor = (model, 1.0) if is_part(recipe.model) else build_smaller(config)
+    if recipe.train in ("all", "head", "attention"):
+        freeze(measured, recipe.train)
+    speed = measure_speed(recipe, measured, teacher, samples, order, device)
+    seconds = expected_s(recipe, speed, factor, order, len(data.validation))
+    return {
+        "expected_s": seconds,
+        "images_per_s": 1 / (speed.step_s * factor + speed.teacher_s),
+        "read_images_per_s": max(1, recipe.data.num_workers) / speed.read_s,
+    }
+
+
+def _lines(facts: dict, recipe: Recipe, replica_batch: int) -> list[str]:
+    lr = LearningRate(recipe.schedule, recipe.peak_lr, recipe.epochs, facts["steps_per_epoch"])
+    rates = [lr(round(facts["steps"] * i / 60)) for i in range(60)]
     peak = max(*rates, 1e-30)  # a rate of 0 draws an empty curve
     curve = "".join(_BARS[round(rate / peak * (len(_BARS) - 1))] for rate in rates)
-    resident = facts["weights_and_optimizer_bytes"]
-    return [
+    resident, choices, taught = facts["weights_and_optimizer_bytes"], facts["activation_bytes_of"], facts["teacher"]
+    free = facts["disk_free_bytes"]
+    at_most = "at most " if recipe.keep.patience_epochs else ""
+    lines = [
         f"model          {facts['model']} ({facts['start']} weights), {facts['img_size'][0]} x {facts['img_size'][1]} "
         f"px, {facts['params']:,} parameters, {facts['gmacs']:.3g} GMACs an image",
         f"data           {facts['train_images']:,} training images, {facts['val_images']:,} to validate on, "
@@ -115,10 +236,30 @@ def _lines(facts: dict, recipe: Recipe, replica_batch: int, rates: list[float]) 
         f"memory         {_size(resident)} weights, gradients, optimizer and average",
         f"               {_size(facts['activation_bytes'])} saved for the backward pass of a replica of {replica_batch}"
         f" ({recipe.compute.precision})",
-        "               " + ", ".join(f"{_size(size)} {name}" for name, size in facts["activation_bytes_of"].items()),
+        "               " + ", ".join(f"{_size(size)} {name}" for name, size in choices.items()),
         f"arithmetic     {facts['train_flops']:.3g} floating-point operations for {facts['images']:,} images; "
-        f"{facts['computed_flops']:.3g} with what the backward pass computes again",
+        f"{facts['computed_flops']:.3g} with what the backward pass computes again"
+        + (" and the teacher" if taught else ""),
+        f"time           {at_most}about {_span(facts['expected_s'])} on this machine: {facts['images_per_s']:,.3g} "
+        f"images per second in a step, {facts['read_images_per_s']:,.3g} read; measured on a few images",
+        f"disk           up to {_size(facts['disk_bytes'])} for checkpoints and models"
+        + ("" if free is None else f", {_size(free)} free"),
     ]
+    if facts["best_by"]:
+        lines.insert(2, f"validation     {describe_choice(recipe.keep.best_by, facts['val_images'])}")
+    if taught:
+        lines.insert(2, f"teacher        {taught['origin']}")
+        cost = f"               {taught['params']:,} parameters, {taught['gmacs']:.3g} GMACs an image"
+        lines.insert(3, f"{cost}, {_size(taught['weights_bytes'])} of memory")
+    return [line for line in lines if line.strip()]
+
+
+def _span(seconds: float) -> str:
+    """A time in the unit that fits: minutes from one on, hours from two on, days from two on."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= (1 if unit == "minutes" else 2) * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{math.ceil(seconds)} second{'s' * (seconds > 1)}"
 
 
 def _size(num_bytes: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from deepcait.data.augment import Augment
 from deepcait.data.holding import VALIDATE_ON
 from deepcait.data.labels import RULES
 from deepcait.data.mixing import Mix
-from deepcait.errors import ConfigError
+from deepcait.errors import ConfigError, DeepcaitError, together
 from deepcait.training.aliases import rename_nodes
 from deepcait.training.best import MEASURES
 from deepcait.training.schedule import Schedule
@@ -112,16 +112,24 @@ class Recipe:
             "compute.backend": (self.compute.backend, BACKENDS),
             "compute.memory": (self.compute.memory, ("normal", "small")),
         }
-        for name, (value, allowed) in one_of.items():
-            if value not in allowed:
-                raise ConfigError(f"{name}: expected {' or '.join(allowed)}, got {value!r}.", remedy="Choose one.")
+        errors = [
+            ConfigError(f"{name}: expected {' or '.join(allowed)}, got {value!r}.", remedy="Choose one.")
+            for name, (value, allowed) in one_of.items()
+            if value not in allowed
+        ]
+        errors += [*self._out_of_range(), *self._not_a_share()]
+        if errors:
+            raise together(errors)
+
+    def _out_of_range(self) -> Iterator[ConfigError]:
+        """An error for each number that is too small."""
+        o, s, k = self.optimizer, self.schedule, self.keep
         at_least_one = {"epochs": self.epochs, "global_batch_size": self.global_batch_size, "replicas": self.replicas}
-        at_least_one |= {"keep.checkpoints": self.keep.checkpoints, "keep.log_every_steps": self.keep.log_every_steps}
-        at_least_one |= {"keep.evaluate_every_epochs": self.keep.evaluate_every_epochs}
+        at_least_one |= {"keep.checkpoints": k.checkpoints, "keep.log_every_steps": k.log_every_steps}
+        at_least_one |= {"keep.evaluate_every_epochs": k.evaluate_every_epochs}
         for name, value in at_least_one.items():
             if value < 1:
-                raise ConfigError(f"{name}: expected 1 or more, got {value}.", remedy=_REMEDY)
-        o, s, k = self.optimizer, self.schedule, self.keep
+                yield ConfigError(f"{name}: expected 1 or more, got {value}.", remedy=_REMEDY)
         not_negative = {"optimizer.lr": o.lr, "optimizer.lr_batch": o.lr_batch, "optimizer.eps": o.eps}
         not_negative |= {"optimizer.weight_decay": o.weight_decay, "head_warmup_epochs": self.head_warmup_epochs}
         not_negative |= {"schedule.warmup_epochs": s.warmup_epochs, "schedule.warmup_lr": s.warmup_lr}
@@ -134,22 +142,26 @@ class Recipe:
         not_negative |= {"keep.checkpoint_every_s": k.checkpoint_every_s, "optimizer.clip_norm": o.clip_norm}
         for name, value in not_negative.items():
             if value < 0:
-                raise ConfigError(f"{name}: expected 0 or more, got {value}.", remedy=_REMEDY)
+                yield ConfigError(f"{name}: expected 0 or more, got {value}.", remedy=_REMEDY)
+
+    def _not_a_share(self) -> Iterator[ConfigError]:
+        """An error for each number that is too large, or no proportion."""
+        o = self.optimizer
         if abs(self.layer_scale_init or 0) > _MAX_GAMMA:
             problem = f"layer_scale_init: expected at most {_MAX_GAMMA:g} in size, got {self.layer_scale_init:g}."
-            raise ConfigError(problem, remedy="The paper starts at 0.1 or less; norms square more to infinity.")
+            yield ConfigError(problem, remedy="The paper starts at 0.1 or less; norms square more to infinity.")
         if self.shape.in_chans not in (None, 1, 3):
             problem = f"shape.in_chans: expected 3, or 1 for grey images, got {self.shape.in_chans}."
-            raise ConfigError(problem, remedy="Choose one; images are read as one of the two.")
+            yield ConfigError(problem, remedy="Choose one; images are read as one of the two.")
         for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(o, name) < 1:
                 problem = f"optimizer.{name}: expected a number in [0, 1), got {getattr(o, name)}."
-                raise ConfigError(problem, remedy=_REMEDY)
+                yield ConfigError(problem, remedy=_REMEDY)
         if not 0 <= o.layer_decay <= 1:
             problem = f"optimizer.layer_decay: expected a number in [0, 1], got {o.layer_decay:g}."
-            raise ConfigError(problem, remedy="Beyond 1 early blocks would move the most; 1 is off.")
+            yield ConfigError(problem, remedy="Beyond 1 early blocks would move the most; 1 is off.")
         if not 0 <= self.teacher.alpha <= 1 or self.teacher.tau <= 0 or not 0 <= self.ema.decay < 1:
-            raise ConfigError(
+            yield ConfigError(
                 f"expected teacher.alpha in [0, 1], teacher.tau > 0 and ema.decay in [0, 1), got "
                 f"{self.teacher.alpha}, {self.teacher.tau} and {self.ema.decay}.",
                 remedy=_REMEDY,
@@ -178,12 +190,23 @@ def load_recipe(name_or_path: str, assignments: Sequence[str] = (), *, version: 
     a `config.yaml` without one is of a run of deepcait 0.1.
 
     Raises:
-        ConfigError: no such recipe, unknown key, wrong type, or a circle of `extends`.
+        ConfigError: no such recipe, unknown keys, wrong types or values, or a circle of `extends`; all that is wrong in
+            one error.
     """
-    recipe = _read(_find(name_or_path, Path.cwd()), (), version)
+    errors: list[DeepcaitError] = []
+    try:
+        recipe = _read(_find(name_or_path, Path.cwd()), (), version)
+    except ConfigError as error:  # what is wrong in the assignments is found whatever they are laid over
+        errors.append(error)
+        recipe = _defaults(version)
     for assignment in assignments:
-        node, origin = read_assignment(assignment)
-        recipe = overlay(recipe, rename_nodes(node), origin)
+        try:
+            node, origin = read_assignment(assignment)
+            recipe = overlay(recipe, rename_nodes(node), origin)
+        except ConfigError as error:
+            errors.append(error)
+    if errors:
+        raise together(errors)
     return recipe
 
 

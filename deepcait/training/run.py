@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,19 +18,22 @@ from deepcait.runtime.device import choose_device
 from deepcait.runtime.processes import Processes, is_lost_process, join_processes, leave_processes
 from deepcait.training.best import describe_choice
 from deepcait.training.compute import describe_compute
-from deepcait.training.data import build_order, open_training_data
+from deepcait.training.data import TrainingData, build_order, open_training_data
+from deepcait.training.estimate import disk_bytes, require_disk, shared_memory_note
 from deepcait.training.events import Callback
 from deepcait.training.job import Job
 from deepcait.training.lora import add_lora
 from deepcait.training.notes import describe_plan, notes_of
 from deepcait.training.own import with_digests
 from deepcait.training.prolong import require_prolongable
-from deepcait.training.recipe import Recipe
-from deepcait.training.run_folder import ModelFolders, require_startable, write_run_files
+from deepcait.training.recipe import RUN_CONFIG, Recipe
+from deepcait.training.run_folder import ModelFolders, held, require_startable, write_run_files
+from deepcait.training.sound import require_sound
 from deepcait.training.start import keep_start, kept_start, start_model, start_of
 from deepcait.training.teacher import load_teacher
 from deepcait.training.trainer import Trainer
 from deepcait.training.validation import Validation
+from deepcait.weights.spec import Resolved
 
 _logger = logging.getLogger(__name__)
 
@@ -63,10 +67,11 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequ
     # Before the processes meet: afterwards the first may have written what another looks for.
     require_startable(folder, resume)
     require_prolongable(folder, recipe)
+    require_sound(recipe)
     recipe = with_digests(recipe, folder)
     processes = join_processes()
     try:
-        return _train(recipe, folder, processes, callbacks)
+        return _train(recipe, folder, processes, callbacks, resume)
     except RuntimeError as error:
         if processes.world_size > 1 and is_lost_process(error):
             raise RunError(
@@ -79,7 +84,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequ
         leave_processes()
 
 
-def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequence[Callback]) -> Outcome:
+def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequence[Callback], resume: bool) -> Outcome:
     device = choose_device(recipe.compute.device, processes.local_rank)
     _logger.info("start: %s", start_of(recipe))
     data = open_training_data(recipe, folder)
@@ -113,15 +118,18 @@ def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequen
         callbacks=callbacks if processes.is_main else (),
     )
     trainer = Trainer(job)
-    if processes.is_main:
-        write_run_files(folder, recipe, data)
-        keep_start(folder, start)
-    processes.barrier()
-    computed = describe_compute(job.model, recipe.compute, device)
-    _logger.info(describe_plan(recipe, order, processes.world_size, computed))
-    for note in notes_of(recipe, order, num_validation):
-        _logger.warning(note)
-    progress = trainer.fit()
+    with contextlib.ExitStack() as stack:
+        if processes.is_main:
+            stack.enter_context(held(folder, resume))
+            _write_beginning(job, data, start)
+        processes.barrier()
+        computed = describe_compute(job.model, recipe.compute, device)
+        _logger.info(describe_plan(recipe, order, processes.world_size, computed))
+        shape = (preprocessing.channels, *preprocessing.img_size)
+        for note in (shared_memory_note(recipe, shape, order), *notes_of(recipe, order, num_validation)):
+            if note:
+                _logger.warning(note)
+        progress = trainer.fit()
     return Outcome(
         folder=folder,
         steps=progress.step,
@@ -129,6 +137,16 @@ def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequen
         best_epoch=progress.best_step // order.steps_per_epoch,
         classes=classes,
     )
+
+
+def _write_beginning(job: Job, data: TrainingData, start: Resolved) -> None:
+    """Write what a run has before its first step, if the disk has room for the rest."""
+    if not (job.folder / RUN_CONFIG).exists():
+        parameters = [parameter for _, parameter in job.model.named_parameters()]
+        trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        require_disk(job.folder, disk_bytes(job.recipe, sum(p.numel() for p in parameters), trained))
+    write_run_files(job.folder, job.recipe, data)
+    keep_start(job.folder, start)
 
 
 def _validation(

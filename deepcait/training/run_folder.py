@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from deepcait.data import Preprocessing, Source
 from deepcait.data.record import PARTS, SPLIT_FILE, part_of_run, record_text
 from deepcait.errors import RunError, WeightsError, WriteError
 from deepcait.model.network import Network, as_module
+from deepcait.runtime.claim import hold, require_free
 from deepcait.runtime.environment import environment
 from deepcait.training.average import WeightAverage
 from deepcait.training.data import TrainingData
@@ -23,27 +26,53 @@ from deepcait.weights.spec import Resolved
 
 # Sections of the recipe that a trained model need not remember.
 _NOT_OF_THE_MODEL = ("about", "keep", "compute", "data")
-# What a kill in the first moment of a run leaves behind: the unfinished config.yaml.
-_UNFINISHED_CONFIG = ".config.yaml*.new"  # 0.1 wrote .config.yaml.new
+_LOCK = "run.lock"
+# What a kill in the first moment of a run leaves behind; 0.1 wrote .config.yaml.new.
+_LEFT_BEHIND = (".config.yaml*.new", _LOCK, f".{_LOCK}.*")
 
 
 def require_startable(folder: Path, resume: bool) -> None:
     """Raise if the folder holds a run and `resume` is False, or anything else.
 
     Raises:
-        RunError: the folder holds a run, or something else.
+        RunError: the folder holds a run, something else, or a process of this machine writes there.
     """
+    require_free(folder, folder / _LOCK)
     if folder.is_file():
         raise RunError(f"{folder}: expected a folder for the run, got a file.", remedy="Give another --out.")
     if (folder / "config.yaml").exists():
         if not resume:
-            state = read_state(folder).get("state", "unfinished")
-            raise RunError(
-                f"{folder}: expected no run there yet, got one ({state}).",
-                remedy="Go on with it through --resume, or give another --out.",
-            )
-    elif folder.exists() and any(not entry.match(_UNFINISHED_CONFIG) for entry in folder.iterdir()):
+            _require_no_run(folder)
+    elif folder.exists() and any(not any(map(entry.match, _LEFT_BEHIND)) for entry in folder.iterdir()):
         raise RunError(f"{folder}: expected an empty folder, got other files.", remedy="Give another --out.")
+
+
+def _require_no_run(folder: Path) -> None:
+    if (folder / "config.yaml").exists():
+        state = read_state(folder).get("state", "unfinished")
+        raise RunError(
+            f"{folder}: expected no run there yet, got one ({state}).",
+            remedy="Go on with it through --resume, or give another --out.",
+        )
+
+
+@contextlib.contextmanager
+def held(folder: Path, resume: bool) -> Iterator[None]:
+    """Create a run's folder, and hold its lock while the run is written.
+
+    Raises:
+        RunError: the folder can't be written, another process writes the run, or has written one meanwhile.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{folder}: expected to write the run here, got: {error.strerror}.", remedy="Give another --out."
+        ) from error
+    with hold(folder, folder / _LOCK):
+        if not resume:
+            _require_no_run(folder)
+        yield
 
 
 def write_run_files(folder: Path, recipe: Recipe, data: TrainingData) -> None:
@@ -61,12 +90,7 @@ def write_run_files(folder: Path, recipe: Recipe, data: TrainingData) -> None:
         **({"num_test": len(data.test)} if len(data.test) else {}),
         "fingerprint": _fingerprint(data.train, data.validation),
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"{folder}: expected to write the run here, got: {error.strerror}.", remedy="Give another --out."
-        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
     if (folder / "data.json").exists():
         _require_same_data(folder, facts)
     for unfinished in folder.glob(".*.new"):  # of a process that was killed; models are folders

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from deepcait.data.seeding import derive_seed, seed_everything
-from deepcait.model.alternatives import AblationConfig
-from deepcait.model.networks import build_model, config_of, is_model_name
+from deepcait.model.alternatives import AblationConfig, apply_overrides
+from deepcait.model.network import NetworkConfig
+from deepcait.model.networks import build_model, config_of, is_model_name, named_config
 from deepcait.model.variants import CaiTConfig
 from deepcait.parts import is_part
 from deepcait.training.checkpoint import newest_checkpoint
@@ -19,7 +20,7 @@ from deepcait.training.compute import note_of
 from deepcait.training.journal import replace_text
 from deepcait.training.recipe import Recipe
 from deepcait.weights.own import split_weights
-from deepcait.weights.spec import Resolved, resolve
+from deepcait.weights.spec import Resolved, describe, resolve
 
 _logger = logging.getLogger(__name__)
 START_FILE = "start.json"
@@ -67,6 +68,13 @@ def shape_of(recipe: Recipe) -> dict[str, Any]:
     fields = {"img_size": recipe.img_size, "drop_path_rate": recipe.drop_path_rate, "drop_rate": recipe.drop_rate}
     fields |= {"layer_scale_init": recipe.layer_scale_init} | dataclasses.asdict(recipe.shape)
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def planned_config(recipe: Recipe, num_classes: int) -> NetworkConfig:
+    """Return the configuration that training would use, without touching weights."""
+    config = named_config(recipe.model) if is_model_name(recipe.model) else config_of(describe(recipe.model)["config"])
+    config = config.replace(**shape_of(recipe), num_classes=num_classes)
+    return apply_overrides(config, dataclasses.asdict(recipe.ablation))
 
 
 def keep_start(folder: Path, found: Resolved) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 import yaml
 
-from deepcait.errors import ConfigError
+from deepcait.errors import ConfigError, DeepcaitError, together
 
 Settings = TypeVar("Settings")
 # Parsing takes a second a megabyte or so; no recipe has a hundredth of that.
@@ -56,28 +56,44 @@ def overlay(base: Settings, node: yaml.MappingNode, origin: str, path: str = "",
         whole: what base is a section of, for messages; None: base itself.
 
     Raises:
-        ConfigError: unknown key (with file, line, column and a suggestion), wrong type, or a key twice.
+        ConfigError: unknown keys (with file, line, column and a suggestion), wrong types, keys twice, and values that
+            the dataclass refuses: all of them in one error.
     """
     hints = typing.get_type_hints(type(base))
     whole = base if whole is None else whole
     changes: dict[str, Any] = {}
+    errors: list[DeepcaitError] = []
     for key_node, value_node in node.value:
         key = str(key_node.value)
         here = f"{origin}{_place(key_node)}: {path}{key}"
-        if key not in hints:
-            raise ConfigError(f"{here}: unknown key.", remedy=_suggest(key, hints, whole))
-        if key in changes:
-            raise ConfigError(f"{here}: the key stands here twice.", remedy="Keep one of them.")
-        current = getattr(base, key)
-        if dataclasses.is_dataclass(current) and isinstance(value_node, yaml.MappingNode):
-            changes[key] = overlay(current, value_node, origin, f"{path}{key}.", whole)
-        elif isinstance(value_node, yaml.MappingNode):
-            inside = str(value_node.value[0][0].value) if value_node.value else ""
-            problem = f"{here}: expected one value, got a section{f' with the key {inside!r}' if inside else ''}."
-            raise ConfigError(problem, remedy=_elsewhere(inside, whole) or "Write `key: value`.")
-        else:
-            changes[key] = _convert(value_node, hints[key], here)
-    return dataclasses.replace(cast("Any", base), **changes)
+        try:
+            if key not in hints:
+                raise ConfigError(f"{here}: unknown key.", remedy=_suggest(key, hints, whole))
+            if key in changes:
+                raise ConfigError(f"{here}: duplicate key.", remedy="Keep one of them.")
+            current = getattr(base, key)
+            if dataclasses.is_dataclass(current) and isinstance(value_node, yaml.MappingNode):
+                changes[key] = overlay(current, value_node, origin, f"{path}{key}.", whole)
+            else:
+                changes[key] = _value(value_node, hints[key], here, whole)
+        except ConfigError as error:
+            errors.append(error)
+    try:
+        changed = dataclasses.replace(cast("Any", base), **changes)
+    except ConfigError as error:
+        errors.append(error)
+    if errors:
+        raise together(errors)
+    return changed
+
+
+def _value(node: yaml.Node, wanted: Any, here: str, whole: Any) -> Any:
+    """What a key that is not a section holds."""
+    if isinstance(node, yaml.MappingNode):
+        inside = str(node.value[0][0].value) if node.value else ""
+        problem = f"{here}: expected one value, got a section{f' with the key {inside!r}' if inside else ''}."
+        raise ConfigError(problem, remedy=_elsewhere(inside, whole) or "Write `key: value`.")
+    return _convert(node, wanted, here)
 
 
 def read_assignment(assignment: str) -> tuple[yaml.MappingNode, str]:

@@ -11,10 +11,13 @@ from torch.nn import functional as F
 
 from deepcait.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deepcait.errors import ConfigError, WeightsError
-from deepcait.parts import build, is_part
+from deepcait.parts import build, is_part, source_digest
 from deepcait.training.settings import Distillation
-from deepcait.weights.hub import WEIGHTS_FILES, fetch_repository
-from deepcait.weights.spec import resolve
+from deepcait.weights.hub import HUB_PREFIX, WEIGHTS_FILES, fetch_repository
+from deepcait.weights.own import split_weights
+from deepcait.weights.spec import describe, resolve
+
+_TIMM = "timm:"
 
 
 class Teacher:
@@ -104,16 +107,33 @@ def load_teacher(settings: Distillation, seen: Preprocessing, classes: Sequence[
     return teacher
 
 
+def require_teacher(settings: Distillation) -> None:
+    """Pass if there is such a teacher, as far as its name and this machine's files say; loads and fetches nothing.
+
+    Raises:
+        ConfigError: no such model, file or factory.
+    """
+    spec = settings.spec
+    if spec.startswith(_TIMM):
+        _split_timm(spec.removeprefix(_TIMM))
+    elif is_part(spec):
+        source_digest(split_weights(spec)[0], "teacher.spec")
+    elif not spec.startswith(HUB_PREFIX):
+        describe(spec)
+    _require_size(settings)
+
+
 def _build(spec: str, num_classes: int) -> tuple[nn.Module, list[str] | None]:
-    if spec.startswith("timm:"):
-        return _build_timm(spec.removeprefix("timm:"), num_classes), None
+    if spec.startswith(_TIMM):
+        return _build_timm(spec.removeprefix(_TIMM), num_classes), None
     if is_part(spec):
         return _build_own(spec), None
     found = resolve(spec)
     return found.model, found.classes
 
 
-def _build_timm(text: str, num_classes: int) -> nn.Module:
+def _split_timm(text: str) -> tuple[str, str]:
+    """Name and path of the weights, "" without one."""
     import timm
 
     name, _, option = text.partition(",")
@@ -129,6 +149,13 @@ def _build_timm(text: str, num_classes: int) -> nn.Module:
         raise ConfigError(f"teacher: expected the name of a timm model, got {name!r}.", remedy=hint)
     if path and not Path(path).is_file():
         raise ConfigError(f"teacher: expected a weights file, got {path!r}.", remedy="Check the path.")
+    return name, path
+
+
+def _build_timm(text: str, num_classes: int) -> nn.Module:
+    import timm
+
+    name, path = _split_timm(text)
     try:
         if path:
             return timm.create_model(name, num_classes=num_classes, checkpoint_path=path)
@@ -190,14 +217,18 @@ def _require_normalisation(mean: Sequence[float], std: Sequence[float], num_chan
         )
 
 
-def _size(settings: Distillation, cfg: dict, seen: Preprocessing) -> tuple[int, int]:
-    if isinstance(settings.img_size, int) and settings.img_size > 0:
-        return settings.img_size, settings.img_size
-    if settings.img_size not in ("own", "student"):
+def _require_size(settings: Distillation) -> None:
+    size = settings.img_size
+    if size not in ("own", "student") and not (isinstance(size, int) and size > 0):
         raise ConfigError(
-            f"teacher.img_size: expected own, student or a side in pixels, got {settings.img_size!r}.",
-            remedy="Choose one.",
+            f"teacher.img_size: expected own, student or a side in pixels, got {size!r}.", remedy="Choose one."
         )
+
+
+def _size(settings: Distillation, cfg: dict, seen: Preprocessing) -> tuple[int, int]:
+    _require_size(settings)
+    if isinstance(settings.img_size, int):
+        return settings.img_size, settings.img_size
     own = cfg.get("input_size")
     return tuple(own[-2:]) if own and settings.img_size == "own" else seen.img_size
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from deepcait.errors import ConfigError
 from deepcait.optional import require
-from deepcait.parts import blamed, build, is_part, split_call, takes
+from deepcait.parts import blamed, build, is_part, source_digest, split_call, takes
 from deepcait.training.journal import replace_text
 from deepcait.training.recipe import Recipe
+from deepcait.training.settings import Keep
 
 TRACKERS = ("wandb", "trackio")
 IDS_FILE = "tracker.json"
@@ -57,6 +58,20 @@ def open_trackers(recipe: Recipe, folder: Path) -> list[Tracker]:
     return trackers
 
 
+def require_trackers(keep: Keep) -> None:
+    """Pass if the trackers of a recipe are there; starts none.
+
+    Raises:
+        ConfigError: an unknown tracker, or a package that is missing.
+    """
+    if is_part(keep.tracker):
+        source_digest(keep.tracker, _ASKED)
+    elif keep.tracker:
+        _find_service(keep.tracker)
+    if keep.tensorboard:
+        _import_tensorboard()
+
+
 def _numbers(row: dict) -> dict[str, float]:
     return {f"{row['kind']}/{key}": v for key, v in row.items() if key != "step" and isinstance(v, int | float)}
 
@@ -75,7 +90,8 @@ def _own(name: str, recipe: Recipe, folder: Path) -> Tracker:
     return Tracker(log, getattr(tracker, "close", lambda: None))
 
 
-def _service(text: str, recipe: Recipe, folder: Path) -> Tracker:
+def _find_service(text: str) -> tuple[str, Any, dict[str, Any]]:
+    """Name, module and arguments of a service."""
     name, arguments = split_call(text, _ASKED)
     # By name only: other code is named as a part.
     if name not in TRACKERS:
@@ -83,7 +99,11 @@ def _service(text: str, recipe: Recipe, folder: Path) -> Tracker:
             f"{_ASKED}: expected {', '.join(TRACKERS)} or python:package.module:factory, got {name!r}.",
             remedy='Choose one; for example \'wandb(project="pets", entity="team")\'.',
         )
-    module = _import(name)
+    return name, _import(name), arguments
+
+
+def _service(text: str, recipe: Recipe, folder: Path) -> Tracker:
+    name, module, arguments = _find_service(text)
     arguments = {"project": _PROJECT, "name": folder.name, "config": _settings(recipe), **arguments}
     if name == "wandb":
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,9 +149,12 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, str) else value
 
 
+def _import_tensorboard() -> Any:
+    return require("torch.utils.tensorboard", asked="keep.tensorboard", extra="track")
+
+
 def _tensorboard(folder: Path) -> Tracker:
-    tensorboard = require("torch.utils.tensorboard", asked="keep.tensorboard", extra="track")
-    writer = tensorboard.SummaryWriter(str(folder / "tensorboard"))
+    writer = _import_tensorboard().SummaryWriter(str(folder / "tensorboard"))
 
     def write(row: dict) -> None:
         for name, value in _numbers(row).items():

@@ -169,14 +169,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--most", type=int, default=len(SETS) * len(SEEDS), help="trainings now; the rest another time")
     args = parser.parse_args()
     rows = []
     for name in SETS:
         for seed in SEEDS:
             kept = args.out / f"{list(SETS).index(name)}-{seed}.json"
             if not kept.exists():
-                found = measure(name, seed, args)
-                kept.write_text(json.dumps(found), encoding="utf-8")
+                if not args.most:
+                    return
+                args.most -= 1
+                kept.write_text(json.dumps(measure(name, seed, args)), encoding="utf-8")
             rows.append(json.loads(kept.read_text(encoding="utf-8")))
             print(name, seed, flush=True)
     facts = {"command": "python docs/results/best_by.py --photos PHOTOS --out FOLDER", "date": str(date.today())}

@@ -53,7 +53,7 @@ def test_an_old_key_on_the_command_line_wins_over_the_file(tmp_path):
 def test_an_error_in_an_old_key_points_at_its_line(tmp_path):
     with pytest.raises(ConfigError, match=r"mine.yaml:2:7: mix.mixup: expected a number"):
         read(tmp_path, "seed: 1\nmix: {chance: much}\n")
-    with pytest.raises(ConfigError, match="epochs: the key stands here twice"):
+    with pytest.raises(ConfigError, match="epochs: duplicate key"):
         read(tmp_path, "rounds: 1\nepochs: 1\n")
 
 

@@ -17,10 +17,10 @@ from deepcait.errors import ConfigError, Stopped
 from deepcait.model import CaiT, CaiTConfig
 from deepcait.model.ablation import AblatedCaiT
 from deepcait.model.convnet import ConvNet
-from deepcait.training.plan import plan, planned_config
+from deepcait.training.plan import plan
 from deepcait.training.recipe import Recipe, load_recipe
 from deepcait.training.run import train
-from deepcait.training.start import start_model
+from deepcait.training.start import planned_config, start_model
 from deepcait.training.trainer import Trainer
 
 TINY = ["data.source=builtin:demo", "data.limit=64", "data.val_limit=20", "data.num_workers=0", "compute.device=cpu"]

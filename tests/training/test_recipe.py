@@ -339,7 +339,8 @@ CHEAP = ["demo", "scratch_32", "finetune", "linear_probe", "transfer_cifar10", "
 @pytest.mark.parametrize("name", CHEAP)
 def test_a_dry_run(name, caplog):
     caplog.set_level("INFO", "deepcait")
-    recipe = load_recipe(name, ["data.source=builtin:demo", "model=cait_nano_32", "img_size=32"])
+    settings = ["data.source=builtin:demo", "model=cait_nano_32", "img_size=32", "teacher.spec=''"]
+    recipe = load_recipe(name, settings)
     facts = plan(recipe)
     lines = caplog.messages
     assert facts["steps"] == recipe.epochs * max(1, facts["train_images"] // recipe.global_batch_size)

@@ -1,0 +1,220 @@
+"""What a training takes beside memory: time, measured on a few small steps; disk and shared memory, counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from deepcait.data.faults import shared_memory
+from deepcait.data.loader import TrainingSet, shared_bytes
+from deepcait.data.mixing import Mixer
+from deepcait.data.order import Order
+from deepcait.errors import ImageError, RunError
+from deepcait.model.network import Network, NetworkConfig, as_module
+from deepcait.model.networks import build_model
+from deepcait.model.variants import CaiTConfig
+from deepcait.runtime.processes import Processes, num_processes
+from deepcait.training.compute import set_compute
+from deepcait.training.optimizer import build_optimizer, parameter_groups
+from deepcait.training.recipe import Recipe
+from deepcait.training.step import Stepper
+from deepcait.training.teacher import Teacher
+
+# Larger networks are measured with fewer of their blocks, and scaled by their multiply-adds.
+_MANY_MACS = 1e9
+# Batches grow until one takes this long: small ones leave a GPU idle.
+_LONG_S = 0.5
+_MAX_READ_S, _MAX_READ = 1.0, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Seconds per image, each by itself: a training step, a forward pass, the teacher's, and reading it."""
+
+    step_s: float
+    forward_s: float
+    teacher_s: float
+    read_s: float
+
+
+def measure_speed(
+    recipe: Recipe, model: Network, teacher: Teacher | None, samples: TrainingSet, order: Order, device: torch.device
+) -> Speed:
+    """Take a few steps of growing batches with random images, and read a few images.
+
+    Args:
+        recipe: of the run.
+        model: the network, or the same one with fewer blocks: see `smaller`.
+        teacher: of distillation.
+        samples, order: the training data.
+        device: where the run computes.
+
+    Raises:
+        DeepcaitError: what would stop the real run: the loss fails, an image is unreadable, ...
+    """
+    module = as_module(model).to(device).train()
+    set_compute(model, recipe.compute)
+    shape = (model.config.in_chans, *model.config.img_size)
+    optimizer = build_optimizer(parameter_groups(model, recipe.optimizer), recipe.optimizer)
+    batch = 2 if order.replica_batch_size % 2 == 0 else 1
+    while True:
+        images_BCHW = torch.zeros(batch, *shape, device=device)
+        step = _stepper(recipe, module, optimizer, model.num_classes, batch, teacher is not None)
+        seconds = min(_timed(lambda: step(images_BCHW)) for _ in range(2))  # noqa: B023
+        if seconds >= _LONG_S or 2 * batch > order.replica_batch_size:
+            break
+        batch *= 2
+    module.eval()
+    with torch.no_grad():
+        forward_s = _timed(lambda: module(images_BCHW).sum().item())
+        teacher_s = _timed(lambda: teacher(images_BCHW).sum().item()) if teacher else 0.0
+    return Speed(
+        step_s=seconds / batch,
+        forward_s=forward_s / batch,
+        teacher_s=teacher_s / batch,
+        read_s=_reading(recipe, samples, order),
+    )
+
+
+def smaller(config: NetworkConfig) -> tuple[NetworkConfig, float]:
+    """Return a configuration that is measured fast, with fewer blocks if it is large, and the factor of its time."""
+    if not isinstance(config, CaiTConfig) or config.macs() <= _MANY_MACS:
+        return config, 1.0
+    fewer = config.replace(depth=max(1, int(config.depth * _MANY_MACS / config.macs())))
+    return fewer, config.macs() / fewer.macs()
+
+
+def build_smaller(config: NetworkConfig) -> tuple[Network, float]:
+    """Return such a network, with random weights, and the factor of its time."""
+    fewer, factor = smaller(config)
+    return build_model(fewer), factor
+
+
+def expected_s(recipe: Recipe, speed: Speed, factor: float, order: Order, num_validation: int) -> float:
+    """Return the seconds of a run: steps, or reading where it is slower; and validation.
+
+    Args:
+        recipe: of the run.
+        speed: as measured.
+        factor: of the network's times, see `smaller`.
+        order: of the training data.
+        num_validation: images.
+    """
+    workers = recipe.data.num_workers
+    compute_s, read_s = speed.step_s * factor + speed.teacher_s, speed.read_s / max(1, workers)
+    image_s = max(compute_s, read_s) if workers else compute_s + read_s
+    images = recipe.epochs * order.steps_per_epoch * recipe.global_batch_size
+    evaluations = math.ceil(recipe.epochs / recipe.keep.evaluate_every_epochs)
+    models = 1 + bool(recipe.ema.decay)
+    evaluation_s = num_validation * (speed.forward_s * factor * models + speed.read_s)
+    return (images * image_s + evaluations * evaluation_s) / num_processes()
+
+
+def disk_bytes(recipe: Recipe, num_params: int, num_moving: int) -> int:
+    """Return the bytes that the files of a run take at most: checkpoints, `best`, `last`, and one that is written.
+
+    Args:
+        recipe: of the run.
+        num_params: of the network. num_moving: those that are trained.
+    """
+    averaged = bool(recipe.ema.decay)
+    states = (recipe.optimizer.momentum > 0) if recipe.optimizer.name == "sgd" else 2
+    model = 4 * num_params * (1 + averaged)
+    return (recipe.keep.checkpoints + 1) * (model + 4 * num_moving * states) + 3 * model
+
+
+def require_disk(folder: Path, needed: int) -> int:
+    """Return the bytes that are free where a run is going to be written.
+
+    Raises:
+        RunError: they are too few.
+    """
+    place = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise RunError(
+            f"{folder}: the run's files take up to {_size(needed)}, and {_size(free)} are free there.",
+            remedy="Free space, choose another --out, or lower keep.checkpoints.",
+        )
+    return free
+
+
+def shared_memory_note(recipe: Recipe, shape: Sequence[int], order: Order) -> str:
+    """Return a warning if /dev/shm is too small for the batches that workers send; "" if it is not.
+
+    Args:
+        recipe: of the run.
+        shape: (C, H, W) of an image.
+        order: of the training data.
+    """
+    free, needed = shared_memory(), needed_shared_bytes(recipe, shape, order)
+    if free is None or free >= needed:
+        return ""
+    return (
+        f"the data-loading workers need up to {_size(needed)} of shared memory, and /dev/shm has {_size(free)} free; "
+        "in Docker use --shm-size, else fewer data.num_workers or more replicas"
+    )
+
+
+def needed_shared_bytes(recipe: Recipe, shape: Sequence[int], order: Order) -> int:
+    """Return the bytes of shared memory that the workers of this machine's processes fill at most."""
+    pixel_bytes = 4 if recipe.augment.transform else 1  # one's own transform may return floats
+    image_bytes = math.prod(shape) * pixel_bytes
+    local = os.environ.get("LOCAL_WORLD_SIZE", "")
+    processes = int(local) if local.isdecimal() else num_processes()
+    return processes * shared_bytes(recipe.data.num_workers, order.replica_batch_size * image_bytes)
+
+
+def _stepper(
+    recipe: Recipe, module: nn.Module, optimizer: torch.optim.Optimizer, num_classes: int, batch: int, taught: bool
+) -> Callable[[Tensor], object]:
+    """A function that takes a step of one replica; the teacher's logits are zeros, since its time counts apart."""
+    one = dataclasses.replace(recipe, global_batch_size=batch, replicas=1)
+    device = next(module.parameters()).device
+    labels_B = torch.arange(batch, device=device) % num_classes
+    logits_BK = torch.zeros(batch, num_classes, device=device)
+    stepper = Stepper(
+        module,
+        optimizer,
+        torch.amp.GradScaler(device.type, enabled=False),
+        Mixer(recipe.mix, num_classes, batch),
+        one,
+        Processes(),
+        teacher=cast("Any", lambda images_BCHW: logits_BK) if taught else None,
+    )
+    return lambda images_BCHW: stepper(0, iter([(images_BCHW, labels_B)]), 0.0, head_only=False, stop=False)
+
+
+def _reading(recipe: Recipe, samples: TrainingSet, order: Order) -> float:
+    """Seconds to read and change an image, in one process."""
+    began, count = time.perf_counter(), 0
+    for slot in order.slots(0, 0)[:_MAX_READ]:
+        try:
+            samples.change(slot)
+        except ImageError:
+            if recipe.data.on_error == "raise":
+                raise
+        count += 1
+        if time.perf_counter() - began > _MAX_READ_S:
+            break
+    return (time.perf_counter() - began) / count
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return max(1e-9, time.perf_counter() - began)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
