@@ -45,6 +45,8 @@ class Args:
     """Model to start from: a name, a model or run folder, a weights file, builtin:nano (default: the recipe's)."""
     teacher: str | None = None
     """Teacher for distillation: any MODEL, timm:NAME[,weights=PATH], python:package.module:factory."""
+    device: str | None = None
+    """Device: auto, cpu, cuda, cuda:1, mps; without it the recipe's compute.device."""
     engine: Literal["eager", "compile"] | None = None
     """How steps are computed; compile needs a C++ compiler."""
     resume: bool = False
@@ -63,6 +65,8 @@ def run(args: Args) -> int | None:
 
     console = Console(json=args.json, narrates=True)
     assignments = settings(args.set)
+    if args.device is not None:
+        assignments.append(f"compute.device={args.device}")
     if args.engine is not None:
         assignments.append(f"compute.compile={str(args.engine == 'compile').lower()}")
     recipe = choose_recipe(

@@ -16,6 +16,7 @@ from deepcait.report import parts
 from deepcait.report.charts import TEMPLATES
 from deepcait.report.record import Record, read_run
 from deepcait.report.results import measure_if_possible
+from deepcait.runtime.claim import hold
 from deepcait.runtime.files import write_bytes
 
 MEASURES = {
@@ -127,6 +128,7 @@ def write_several(several: Several, out: str | Path) -> Path:
     """Write the page of several runs, and return its path.
 
     Raises:
+        RunError: another process writes the file.
         WeightsError: the file can't be written.
     """
     records = several.records
@@ -145,7 +147,8 @@ def write_several(several: Several, out: str | Path) -> Path:
         environment=Table("Environment", ["", *names], _differing(environments)),
         repeat="\n".join(map(parts.repeat_command, records)),
     )
-    write_bytes(out, page.encode())
+    with hold(Path(out)):
+        write_bytes(out, page.encode())
     return Path(out)
 
 

@@ -127,16 +127,18 @@ def _take(lock: Path) -> str | None:
     """Create the lock with its content in one step; None if it already exists."""
     token = secrets.token_hex(8)
     aside = lock.with_name(f".{lock.name}.{token}")
-    aside.write_text(json.dumps(_here() | {"token": token}) + "\n", encoding="utf-8")
     try:
-        os.link(aside, lock)
-        return token
-    except FileExistsError:
-        return None
-    except OSError:  # no hard links on this file system: create, then fill
-        return token if _create(lock, aside.read_bytes()) else None
+        aside.write_text(json.dumps(_here() | {"token": token}) + "\n", encoding="utf-8")
+        try:
+            os.link(aside, lock)
+            return token
+        except FileExistsError:
+            return None
+        except OSError:  # no hard links on this file system: create, then fill
+            return token if _create(lock, aside.read_bytes()) else None
     finally:
-        aside.unlink()
+        with contextlib.suppress(OSError):
+            aside.unlink()
 
 
 def _create(lock: Path, content: bytes) -> bool:

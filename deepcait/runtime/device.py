@@ -21,6 +21,7 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    _require_gpu(wanted)
     try:
         device = torch.device(wanted)
         if device.type == "cuda" and device.index is None:
@@ -31,6 +32,27 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
         remedy = "Use the device cpu, or install the driver and the PyTorch build for this device."
         raise ConfigError(f"device {wanted!r} is not available: {reason}", remedy=remedy) from None
     return device
+
+
+def _require_gpu(wanted: str) -> None:
+    """Raise if a GPU is asked for that PyTorch does not find; its own messages are several sentences."""
+    kind, _, index = wanted.partition(":")
+    if kind == "cuda" and not torch.cuda.is_available():
+        why = "PyTorch finds no NVIDIA GPU" if torch.version.cuda else "this PyTorch is built without CUDA"
+    elif kind == "cuda" and index.isdecimal() and int(index) >= torch.cuda.device_count():
+        why = f"PyTorch finds {torch.cuda.device_count()} GPUs, counted from cuda:0"
+    elif kind == "mps" and not torch.backends.mps.is_available():
+        why = "PyTorch finds no GPU of Apple"
+    else:
+        return
+    remedy = "Use the device cpu, or install the driver and the PyTorch build for this device."
+    raise ConfigError(f"device {wanted!r} is not available: {why}.", remedy=remedy)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a GPU multiplies bfloat16 numbers itself; older ones only emulate it."""
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

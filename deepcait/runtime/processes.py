@@ -82,6 +82,12 @@ def num_processes() -> int:
     return int(number) if "RANK" in os.environ and number.isdecimal() else 1
 
 
+def num_local_processes() -> int:
+    """Return how many of them share this machine."""
+    number = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(number) if "RANK" in os.environ and number.isdecimal() and int(number) else num_processes()
+
+
 def join_processes(timeout_s: float = 600.0) -> Processes:
     """Join the processes that torchrun started; without torchrun, a single process.
 

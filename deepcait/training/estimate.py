@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from deepcait.errors import ImageError, RunError
 from deepcait.model.network import Network, NetworkConfig, as_module
 from deepcait.model.networks import build_model
 from deepcait.model.variants import CaiTConfig
-from deepcait.runtime.processes import Processes, num_processes
+from deepcait.runtime.processes import Processes, num_local_processes, num_processes
 from deepcait.training.compute import set_compute
 from deepcait.training.optimizer import build_optimizer, parameter_groups
 from deepcait.training.recipe import Recipe
@@ -110,7 +109,7 @@ def expected_s(recipe: Recipe, speed: Speed, factor: float, order: Order, num_va
         order: of the training data.
         num_validation: images.
     """
-    workers = recipe.data.num_workers
+    workers = recipe.num_workers
     compute_s, read_s = speed.step_s * factor + speed.teacher_s, speed.read_s / max(1, workers)
     image_s = max(compute_s, read_s) if workers else compute_s + read_s
     images = recipe.epochs * order.steps_per_epoch * recipe.global_batch_size
@@ -170,9 +169,7 @@ def needed_shared_bytes(recipe: Recipe, shape: Sequence[int], order: Order) -> i
     """Return the bytes of shared memory that the workers of this machine's processes fill at most."""
     pixel_bytes = 4 if recipe.augment.transform else 1  # one's own transform may return floats
     image_bytes = math.prod(shape) * pixel_bytes
-    local = os.environ.get("LOCAL_WORLD_SIZE", "")
-    processes = int(local) if local.isdecimal() else num_processes()
-    return processes * shared_bytes(recipe.data.num_workers, order.replica_batch_size * image_bytes)
+    return num_local_processes() * shared_bytes(recipe.num_workers, order.replica_batch_size * image_bytes)
 
 
 def _stepper(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deepcait.data.order import Order
-from deepcait.model.networks import is_model_name
+from deepcait.model.networks import is_model_name, named_config
 from deepcait.training.best import chosen_measure
 from deepcait.training.recipe import Recipe
 from deepcait.training.start import start_of
@@ -12,6 +12,8 @@ from deepcait.training.start import start_of
 _FEW_VALIDATION_IMAGES = 100
 # Part of the images that an epoch may leave out unsaid.
 _LEFT_OUT = 0.1
+# Gradients behind such a LayerScale were flushed to zero in float16 (docs/guides/gpus.md).
+_SMALL_GAMMA = 1e-5
 
 
 def describe_plan(recipe: Recipe, order: Order, world_size: int, computed: str) -> str:
@@ -37,7 +39,7 @@ def notes_of(recipe: Recipe, order: Order, num_validation: int) -> list[str]:
     Warm-ups that never end, initial values that do harm or nothing, batches that do not fit the number of images, and
     too few validation images to compare epochs.
     """
-    notes = [*_notes_of_layer_scale(recipe), *_notes_of_epoch(order)]
+    notes = [*_notes_of_layer_scale(recipe), *_notes_of_fp16(recipe), *_notes_of_epoch(order)]
     if recipe.data.balanced and recipe.optimizer.class_weights is True:
         notes.append(
             "data.balanced and optimizer.class_weights both even out the classes: together they favour the small ones"
@@ -78,6 +80,17 @@ def _notes_of_epoch(order: Order) -> list[str]:
             f"{batch}; the next takes others. A smaller global_batch_size leaves out fewer"
         ]
     return []
+
+
+def _notes_of_fp16(recipe: Recipe) -> list[str]:
+    config = named_config(recipe.model) if is_model_name(recipe.model) and recipe.start == "random" else None
+    gamma = recipe.layer_scale_init if recipe.layer_scale_init is not None else getattr(config, "layer_scale_init", 1.0)
+    if recipe.compute.precision != "fp16" or config is None or abs(gamma) > _SMALL_GAMMA:
+        return []
+    return [
+        f"compute.precision is fp16 and LayerScale begins at {gamma:g}: gradients behind it are too small for float16 "
+        "and become zero at first; compute.precision=fp32, or bf16 on a newer GPU, has no such limit"
+    ]
 
 
 def _notes_of_layer_scale(recipe: Recipe) -> list[str]:

@@ -20,7 +20,7 @@ from deepcait.model.networks import build_model, is_model_name
 from deepcait.parts import blamed, is_part
 from deepcait.runtime.device import choose_device
 from deepcait.training.best import chosen_measure, describe_choice
-from deepcait.training.compute import expected_backend, note_of
+from deepcait.training.compute import choose_settings, describe_choices, expected_backend, note_of
 from deepcait.training.data import TrainingData, build_order, open_training_data
 from deepcait.training.estimate import (
     build_smaller,
@@ -67,9 +67,10 @@ def plan(recipe: Recipe, folder: Path | None = None, *, resume: bool = False) ->
     if folder is not None:
         require_startable(folder, resume)
     require_sound(recipe)
-    data = open_training_data(recipe)
+    data = open_training_data(recipe, folder)
     order = build_order(recipe, data.train)
     device = choose_device(recipe.compute.device)
+    asked, recipe = recipe, choose_settings(recipe, device)
     model, config = _network(recipe, list(data.train.classes))
     preprocessing = _preprocessing(recipe, model, config)
     samples = TrainingSet(data.train, build_augmentation(recipe.augment, preprocessing), recipe.seed)
@@ -84,6 +85,8 @@ def plan(recipe: Recipe, folder: Path | None = None, *, resume: bool = False) ->
     facts["shared_memory_bytes"] = needed_shared_bytes(recipe, shape, order)
     facts["disk_bytes"] = disk_bytes(recipe, facts["params"], facts["trained_params"])
     facts["disk_free_bytes"] = None if folder is None or resume else require_disk(folder, facts["disk_bytes"])
+    facts |= {"device": str(device), "precision": recipe.compute.precision, "num_workers": recipe.data.num_workers}
+    facts["compute"] = describe_choices(asked, recipe, device)
     for line in _lines(facts, recipe, order.replica_batch_size):
         _logger.info(line)
     shared = shared_memory_note(recipe, shape, order)
@@ -159,7 +162,8 @@ def _costs(recipe: Recipe, model: Network, config: NetworkConfig, order: Order) 
         compute, device = expected_backend(recipe.compute), recipe.compute.device
         kept = training_bytes(config, compute, batch)
         step_flops = training_flops(config, compute, batch) * recipe.replicas
-        every = {name: expected_backend(dataclasses.replace(one, device=device)) for name, one in CHOICES.items()}
+        how = {"device": device, "precision": compute.precision}
+        every = {name: expected_backend(dataclasses.replace(one, **how)) for name, one in CHOICES.items()}
         choices = {name: training_bytes(config, one, batch) for name, one in every.items()}
     copies = 3 + bool(recipe.ema.decay) + (recipe.optimizer.name == "adamw")
     return {
@@ -209,7 +213,7 @@ def _time(
     return {
         "expected_s": seconds,
         "images_per_s": 1 / (speed.step_s * factor + speed.teacher_s),
-        "read_images_per_s": max(1, recipe.data.num_workers) / speed.read_s,
+        "read_images_per_s": max(1, recipe.num_workers) / speed.read_s,
     }
 
 
@@ -233,6 +237,7 @@ def _lines(facts: dict, recipe: Recipe, replica_batch: int) -> list[str]:
         f"learning rate  {recipe.peak_lr:g} at its peak (lr {recipe.optimizer.lr:g}"
         + (f" x {facts['global_batch_size']} / {recipe.optimizer.lr_batch})" if recipe.optimizer.lr_batch else ")"),
         f"               [{curve}]",
+        f"compute        {facts['compute']}",
         f"memory         {_size(resident)} weights, gradients, optimizer and average",
         f"               {_size(facts['activation_bytes'])} saved for the backward pass of a replica of {replica_batch}"
         f" ({recipe.compute.precision})",

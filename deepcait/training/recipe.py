@@ -108,7 +108,7 @@ class Recipe:
             "optimizer.name": (self.optimizer.name.partition(":")[0], ("adamw", "sgd", "timm")),
             "teacher.kind": (self.teacher.kind, ("hard", "soft")),
             "keep.best_by": (self.keep.best_by, ("auto", *MEASURES)),
-            "compute.precision": (self.compute.precision, ("fp32", "bf16", "fp16")),
+            "compute.precision": (self.compute.precision, ("auto", "fp32", "fp32-strict", "bf16", "fp16")),
             "compute.backend": (self.compute.backend, BACKENDS),
             "compute.memory": (self.compute.memory, ("normal", "small")),
         }
@@ -133,11 +133,15 @@ class Recipe:
         not_negative = {"optimizer.lr": o.lr, "optimizer.lr_batch": o.lr_batch, "optimizer.eps": o.eps}
         not_negative |= {"optimizer.weight_decay": o.weight_decay, "head_warmup_epochs": self.head_warmup_epochs}
         not_negative |= {"schedule.warmup_epochs": s.warmup_epochs, "schedule.warmup_lr": s.warmup_lr}
-        not_negative |= {"schedule.min_lr": s.min_lr, "data.num_workers": self.data.num_workers}
+        not_negative |= {"schedule.min_lr": s.min_lr}
         not_negative |= {"data.max_errors": self.data.max_errors, "data.shrink_px": self.data.shrink_px}
         not_negative |= {"data.limit": self.data.limit, "data.val_limit": self.data.val_limit}
         not_negative |= {"keep.max_skipped_steps": k.max_skipped_steps, "keep.patience_epochs": k.patience_epochs}
         not_negative |= {"freeze_blocks": self.freeze_blocks, "drop_rate": self.drop_rate or 0.0}
+        workers = self.data.num_workers
+        not_negative |= {"data.num_workers": workers} if isinstance(workers, int) else {}
+        if isinstance(workers, str) and workers != "auto":
+            yield ConfigError(f"data.num_workers: expected auto or a number, got {workers!r}.", remedy=_REMEDY)
         not_negative |= {"keep.checkpoint_every_steps": k.checkpoint_every_steps}
         not_negative |= {"keep.checkpoint_every_s": k.checkpoint_every_s, "optimizer.clip_norm": o.clip_norm}
         for name, value in not_negative.items():
@@ -172,6 +176,11 @@ class Recipe:
         """Learning rate for the whole global batch."""
         scale = self.global_batch_size / self.optimizer.lr_batch if self.optimizer.lr_batch else 1.0
         return self.optimizer.lr * scale
+
+    @property
+    def num_workers(self) -> int:
+        """Data-loading workers of a process; 0 as long as `data.num_workers` is auto: see `choose_settings`."""
+        return self.data.num_workers if isinstance(self.data.num_workers, int) else 0
 
     def to_yaml(self) -> str:
         """Return the whole recipe as YAML; `load_recipe` reads it back to an equal one."""
@@ -238,5 +247,8 @@ def _read(path: Path, readers: tuple[Path, ...], version: int) -> Recipe:
 
 def _defaults(version: int) -> Recipe:
     """Values of missing settings."""
-    data, compute = Data(labels="0.1", validate_on="0.1"), Compute(backend="lean", precision="fp32")
-    return Recipe() if version > 1 else Recipe(version=1, data=data, compute=compute, keep=Keep(best_by="top1"))
+    if version > 1:
+        return Recipe()
+    data = Data(labels="0.1", validate_on="0.1", num_workers=2)
+    compute = Compute(backend="lean", precision="fp32")
+    return Recipe(version=1, data=data, compute=compute, keep=Keep(best_by="top1"))

@@ -52,9 +52,10 @@ def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:
         )
     if given is None:
         return own
-    if given.compute.backend == "auto":  # leaves the choice to the run, which may be older than this setting
-        compute = dataclasses.replace(given.compute, backend=own.compute.backend)
-        given = dataclasses.replace(given, compute=compute)
+    for name in ("backend", "precision"):
+        if getattr(given.compute, name) == "auto":  # leaves the choice to the run
+            compute = dataclasses.replace(given.compute, **{name: getattr(own.compute, name)})
+            given = dataclasses.replace(given, compute=compute)
     before, now = _flat(own), _flat(given)
     differing = [name for name in before if before[name] != now[name] and not name.startswith(_FREE_ON_RESUME)]
     if differing == ["epochs"] and given.epochs > own.epochs:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from deepcait.errors import RunError
 from deepcait.runtime.device import choose_device
 from deepcait.runtime.processes import Processes, is_lost_process, join_processes, leave_processes
 from deepcait.training.best import describe_choice
-from deepcait.training.compute import describe_compute
+from deepcait.training.compute import choose_settings, describe_compute
 from deepcait.training.data import TrainingData, build_order, open_training_data
 from deepcait.training.estimate import disk_bytes, require_disk, shared_memory_note
 from deepcait.training.events import Callback
@@ -86,6 +87,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequ
 
 def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequence[Callback], resume: bool) -> Outcome:
     device = choose_device(recipe.compute.device, processes.local_rank)
+    asked, recipe = recipe, choose_settings(recipe, device)
     _logger.info("start: %s", start_of(recipe))
     data = open_training_data(recipe, folder)
     for message in data.messages:
@@ -118,12 +120,11 @@ def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequen
         callbacks=callbacks if processes.is_main else (),
     )
     trainer = Trainer(job)
-    with contextlib.ExitStack() as stack:
-        if processes.is_main:
-            stack.enter_context(held(folder, resume))
-            _write_beginning(job, data, start)
+    # Another machine may resume the run, with as many workers as suit it.
+    kept = dataclasses.replace(recipe, data=asked.data)
+    with _begun(job, kept, data, start, resume):
         processes.barrier()
-        computed = describe_compute(job.model, recipe.compute, device)
+        computed = describe_compute(job.model, asked, recipe, device)
         _logger.info(describe_plan(recipe, order, processes.world_size, computed))
         shape = (preprocessing.channels, *preprocessing.img_size)
         for note in (shared_memory_note(recipe, shape, order), *notes_of(recipe, order, num_validation)):
@@ -139,14 +140,20 @@ def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequen
     )
 
 
-def _write_beginning(job: Job, data: TrainingData, start: Resolved) -> None:
-    """Write what a run has before its first step, if the disk has room for the rest."""
+@contextlib.contextmanager
+def _begun(job: Job, recipe: Recipe, data: TrainingData, start: Resolved, resume: bool) -> Iterator[None]:
+    """Hold the run's folder while it is written, with the files that precede the first step; in the main process."""
+    if not job.processes.is_main:
+        yield
+        return
     if not (job.folder / RUN_CONFIG).exists():
         parameters = [parameter for _, parameter in job.model.named_parameters()]
         trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-        require_disk(job.folder, disk_bytes(job.recipe, sum(p.numel() for p in parameters), trained))
-    write_run_files(job.folder, job.recipe, data)
-    keep_start(job.folder, start)
+        require_disk(job.folder, disk_bytes(recipe, sum(p.numel() for p in parameters), trained))
+    with held(job.folder, resume):
+        write_run_files(job.folder, recipe, data)
+        keep_start(job.folder, start)
+        yield
 
 
 def _validation(
@@ -155,5 +162,5 @@ def _validation(
     """What measures the models of a run; None where no image validates."""
     if not len(source):
         return None
-    how: dict = {"best_by": recipe.keep.best_by, "num_workers": recipe.data.num_workers}
+    how: dict = {"best_by": recipe.keep.best_by, "num_workers": recipe.num_workers}
     return Validation(source, classes, preprocessing, **how, device=device)

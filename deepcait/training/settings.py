@@ -95,8 +95,9 @@ class Data:
     validate_on=none the fold is a test part. `deepcait split --folds K` writes the column."""
     group_column: str = ""
     """Column of a table, such as patient, whose images with the same value stay on one side of every split."""
-    num_workers: int = 2
-    """Number of data-loading worker processes per training process; does not change results."""
+    num_workers: int | str = "auto"
+    """Number of data-loading worker processes per training process; does not change results. auto: half of its
+    processors, at most 4; for a GPU all but one, at most 16."""
     balanced: bool = False
     """true: all classes are drawn equally often."""
     exclude: str = ""
@@ -243,9 +244,11 @@ class Compute:
     """How it is computed; changes speed and memory, and results by rounding only."""
 
     device: str = "auto"
-    """Device: auto, cpu, cuda or cuda:1."""
-    precision: str = "fp32"
-    """fp32, bf16 or fp16 (autocast; softmax and residual stream stay in fp32)."""
+    """Device: auto, cpu, cuda, cuda:1 or mps."""
+    precision: str = "auto"
+    """Precision of a training step: bf16 or fp16 (autocast; softmax and residual stream stay in fp32), fp32, or
+    fp32-strict (without TF32 on a GPU). auto: fp32 on a CPU; on a GPU bf16, or fp16 if it has no bf16. A run keeps its
+    precision when it is resumed."""
     compile: bool = False
     """true: steps run through torch.compile, which needs a C++ compiler; `--engine compile` sets it."""
     grad_checkpointing: bool = False

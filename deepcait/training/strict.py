@@ -82,9 +82,10 @@ def overlay(base: Settings, node: yaml.MappingNode, origin: str, path: str = "",
         changed = dataclasses.replace(cast("Any", base), **changes)
     except ConfigError as error:
         errors.append(error)
-    if errors:
-        raise together(errors)
-    return changed
+    else:
+        if not errors:
+            return changed
+    raise together(errors)
 
 
 def _value(node: yaml.Node, wanted: Any, here: str, whole: Any) -> Any:

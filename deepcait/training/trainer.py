@@ -29,7 +29,7 @@ from deepcait.training.checkpoint import (
     save_checkpoint,
     state_tensors,
 )
-from deepcait.training.compute import set_compute, wrap
+from deepcait.training.compute import set_compute, tf32, uses_tf32, wrap
 from deepcait.training.events import Event
 from deepcait.training.guard import Guard
 from deepcait.training.job import Job
@@ -174,7 +174,7 @@ class Trainer:
             replicas=self.stepper.replicas,
             first_step=self.progress.step,
             last_step=self.last_step,
-            num_workers=self.recipe.data.num_workers,
+            num_workers=self.recipe.num_workers,
             pin_memory=self.job.device.type == "cuda",
             device=self.job.device,
             on_unreadable=self.skips.record if self.skips else None,
@@ -185,7 +185,8 @@ class Trainer:
         step, lr = self.progress.step, self.lr(self.progress.step)
         head_only = step < self.recipe.head_warmup_epochs * self.job.order.steps_per_epoch
         self.model.train()
-        result = self.stepper(step, self.watch.timed(batches), lr, head_only=head_only, stop=request.asked)
+        with tf32(self.job.device, uses_tf32(self.recipe)):
+            result = self.stepper(step, self.watch.timed(batches), lr, head_only=head_only, stop=request.asked)
         self.guard.count(self.progress, result, self.job.samples.source, self.job.order)
         if self.skips:
             self.skips.sync(step + 1, self.progress)

@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from deepcait.errors import RunError
 from deepcait.runtime import claim as module
-from deepcait.runtime.claim import claim, owner_of
+from deepcait.runtime.claim import claim, hold, owner_of, require_free
 
 
 def test_one_owner_at_a_time(tmp_path):
@@ -136,6 +138,75 @@ def test_a_disk_without_hard_links(tmp_path, monkeypatch):
         assert ours
         with claim(tmp_path / "a.lock") as again:
             assert not again
+
+
+def elsewhere(lock: Path, age_s: float = 0.0) -> None:
+    """A lock of another machine, last touched so long ago."""
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 7, "token": "theirs", "since": 0}))
+    os.utime(lock, (time.time() - age_s,) * 2)
+
+
+def test_hold_names_the_process_that_writes(tmp_path):
+    place = tmp_path / "report.html"
+    with hold(place):
+        assert [path.name for path in tmp_path.iterdir()] == [".report.html.lock"]
+        with pytest.raises(RunError) as caught, hold(place):
+            raise AssertionError
+        with pytest.raises(RunError), hold(tmp_path / "other", tmp_path / ".report.html.lock"):
+            raise AssertionError
+    assert f"{place}: process {os.getpid()} on {module.platform.node()} is writing there, since 20" in str(caught.value)
+    assert "--out" in caught.value.remedy
+    with hold(place):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.process
+def test_hold_takes_over_from_a_dead_process_and_from_a_reused_number(tmp_path):
+    lock = tmp_path / ".run.lock"
+    for owner in ({"pid": dead_process(), "started": "1"}, {"started": "1"}):
+        lock.write_text(json.dumps(module._here() | {"token": "x"} | owner))
+        require_free(tmp_path / "run", lock)
+        with hold(tmp_path / "run"):
+            assert json.loads(lock.read_text())["token"] != "x"
+
+
+def test_hold_waits_for_a_sign_of_another_machine(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "deepcait")
+    monkeypatch.setattr(module, "BEAT_S", 0.01)
+    lock = tmp_path / ".run.lock"
+    elsewhere(lock, module.STALE_S - 0.2)  # it has ended: in 0.2 seconds it counts as dead
+    with hold(tmp_path / "run"):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert f"{tmp_path / 'run'}: waiting for a sign of process 7 on elsewhere" in caplog.messages
+    elsewhere(lock)  # it lives
+    alive = threading.Timer(0.2, os.utime, (lock, (1e9, 1e9)))
+    alive.start()
+    with pytest.raises(RunError, match="process 7 on elsewhere is writing there"), hold(tmp_path / "run"):
+        raise AssertionError
+    alive.join()
+    elsewhere(lock)  # it ends meanwhile
+    ends = threading.Timer(0.2, lock.unlink)
+    ends.start()
+    with hold(tmp_path / "run"):
+        ends.join()
+
+
+def test_where_no_lock_can_be_made_the_writer_reports_why(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    done = []
+    with hold(tmp_path / "file" / "out.html"):
+        done.append("in a file")
+
+    def full(path, *_, **__):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with hold(tmp_path / "out.html"):
+        done.append("on a full disk")
+    assert done == ["in a file", "on a full disk"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 WORKER = """

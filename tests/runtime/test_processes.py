@@ -7,9 +7,10 @@ import torch
 
 from deepcait.errors import ConfigError
 from deepcait.runtime.device import _groups, choose_device, to_host
-from deepcait.runtime.processes import Processes, join_processes
+from deepcait.runtime.processes import Processes, join_processes, num_processes
 
-NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+SLURM = ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS")
+NAMES = (*SLURM, "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +39,28 @@ def test_a_part_of_torchruns_variables_is_one_paragraph(monkeypatch, given, name
         join_processes()
     assert caught.value.problem.startswith(named)
     assert "torchrun" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("given", "raises"),
+    [
+        ({"SLURM_NTASKS": "2"}, True),
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}, True),
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_NTASKS": "1"}, False),
+        ({"SLURM_NTASKS": "2(x1)"}, False),
+    ],
+)
+def test_srun_without_torchrun_is_recognised(monkeypatch, given, raises):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    if not raises:
+        assert join_processes() == Processes()
+        return
+    with pytest.raises(ConfigError, match="SLURM runs 2 tasks") as caught:
+        join_processes()
+    assert "srun --ntasks-per-node=1 torchrun" in caught.value.remedy
+    assert num_processes() == 1
 
 
 def test_devices_that_compute_and_others():

@@ -107,7 +107,7 @@ def test_settings_that_do_not_fit_each_other_are_one_error_before_anything_is_op
     settings += ["optimizer.lr_factors=[a]", "mix.mixup=0.2"]
     recipe = load_recipe("demo", settings)
     for module, start in ((run, lambda: run.train(recipe, Path("never"))), (planning, lambda: plan(recipe))):
-        monkeypatch.setattr(module, "open_training_data", lambda _: pytest.fail("the data was opened"))
+        monkeypatch.setattr(module, "open_training_data", lambda *_: pytest.fail("the data was opened"))
         with pytest.raises(SettingsError) as caught:
             start()
         told = caught.value.problem
