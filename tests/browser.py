@@ -23,7 +23,7 @@ marks = [
 
 def wait_for(page, expression: str) -> None:
     """Wait until JavaScript says yes; asked from outside, for the page's policy lets nobody evaluate text in it."""
-    for _ in range(500):
+    for _ in range(3000):
         if page.evaluate(expression):
             return
         page.wait_for_timeout(20)

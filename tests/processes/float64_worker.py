@@ -125,7 +125,7 @@ def write_plan(path: Path, parts: list[Part]) -> None:
 
 def main(path: Path) -> int:
     """Run a plan; the main process writes the tensors of each part into its folder."""
-    processes = join_processes(timeout_s=60)
+    processes = join_processes(timeout_s=240)
     try:
         for entry in json.loads(path.read_text(encoding="utf-8")):
             part = replace(Part(**entry), settings=tuple(entry["settings"]))

@@ -26,6 +26,8 @@ from tests.processes.nursery import Child, Nursery
 ROOT = Path(__file__).parent.parent.parent
 DEMO = ROOT / "deepcait" / "assets" / "demo"
 CLASSES = ("airplane", "frog", "ship")
+# How long a test waits for what comes sooner or later, on a busy machine too; less than pytest's limit for a test.
+PATIENCE_S = 270.0
 FINISHED_ENTRIES = {
     *("best", "last", "checkpoints", "config.yaml", "data.json", "environment.json"),
     *("metrics.csv", "metrics.jsonl", "report.html", "start.json", "status.json", "timing.jsonl"),
@@ -188,11 +190,11 @@ class Started:
     def terminate(self) -> None:
         self.process.terminate()
 
-    def wait(self, timeout_s: float = 90.0) -> int:
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for the end; its exit code (negative: the signal that ended it)."""
         return self.process.wait(timeout_s)
 
-    def wait_for(self, condition: Callable[[], bool], *, pause_s: float = 0.002, timeout_s: float = 90.0) -> bool:
+    def wait_for(self, condition: Callable[[], bool], *, pause_s: float = 0.002, timeout_s: float = PATIENCE_S) -> bool:
         """Wait until something holds; False if the command ended first."""
         end = time.monotonic() + timeout_s
         while not condition():
@@ -231,7 +233,7 @@ def started(command: Sequence[str], log: Path, **how) -> Iterator[Started]:
         process.close()
 
 
-def finish(command: Sequence[str], log: Path, *, timeout_s: float = 120.0, **how) -> Started:
+def finish(command: Sequence[str], log: Path, *, timeout_s: float = PATIENCE_S, **how) -> Started:
     """Run a command to its end, which must be a good one."""
     with started(command, log, **how) as process:
         code = process.wait(timeout_s)
@@ -260,7 +262,7 @@ def started_pair(command: Sequence[str], log: Path, nursery: Nursery, *, size: i
 def finish_pair(command: Sequence[str], log: Path, nursery: Nursery, *, size: int = 2) -> list[Started]:
     """Run two processes, or more, to their end, which must be a good one."""
     with started_pair(command, log, nursery, size=size) as pair:
-        codes = [process.wait(120) for process in pair]
+        codes = [process.wait() for process in pair]
     assert codes == [0] * size, "\n".join(f"{process.stdout}\n{process.stderr}" for process in pair)
     return pair
 

@@ -170,7 +170,7 @@ def test_a_value_that_is_not_finite_on_one_process_stops_both(parts, nursery, tm
     with started_pair([sys.executable, str(WORKER), str(plan)], tmp_path / "log", nursery) as pair:
         pair[0].wait_for(lambda: steps_logged(run) >= 7)
         began = time.monotonic()
-        assert [process.wait(30) for process in pair] == [2, 2]
+        assert [process.wait() for process in pair] == [2, 2]
         print(f"both stopped {time.monotonic() - began:.1f} s after the step before")
     for rank in (0, 1):
         error = (tmp_path / f"error_{rank}.txt").read_text(encoding="utf-8")
@@ -265,10 +265,10 @@ def require_restarts(bench, folder, straight_pair, kills):
     with started(bench.torchrun(run, "--resume", launcher=launcher), folder / "log") as process:
         for rank, steps in kills:
             goal = steps_logged(run) + steps
-            process.wait_for(lambda goal=goal: steps_logged(run) >= goal, timeout_s=120)
+            process.wait_for(lambda goal=goal: steps_logged(run) >= goal)
             [victim] = process.workers(rank)
             process.kill_only(victim)
-        assert process.wait(180) == 0, process.stderr
+        assert process.wait() == 0, process.stderr
     assert process.stdout.count("plan: ") == 1 + len(kills)
     require_equal(run, straight_pair)
 
@@ -283,23 +283,23 @@ def require_equal(run, straight):
 def test_torchrun_killed_then_asked_to_stop_then_resumed(bench, tmp_path, straight_pair):
     run = tmp_path / "run"
     with started(bench.torchrun(run, "--resume"), tmp_path / "log0") as process:
-        process.wait_for(lambda: steps_logged(run) >= 8, timeout_s=120)
+        process.wait_for(lambda: steps_logged(run) >= 8)
         process.kill()  # torchrun and both workers
         process.wait()
     assert read_state(run)["state"] == "running"
     with started(bench.torchrun(run, "--resume"), tmp_path / "log1") as process:
         goal = steps_logged(run) + 8
-        process.wait_for(lambda: steps_logged(run) >= goal, timeout_s=120)
+        process.wait_for(lambda: steps_logged(run) >= goal)
         process.terminate()
-        assert process.wait(60) != 0
+        assert process.wait() != 0
     assert read_state(run)["state"] == "stopped"
     assert "defect" not in process.stderr
     command = bench.torchrun(run, "--resume", "--set", "data.num_workers=1")
     with started(command, tmp_path / "log2") as process:
         goal = steps_logged(run) + 8
-        process.wait_for(lambda: steps_logged(run) >= goal, timeout_s=120)
+        process.wait_for(lambda: steps_logged(run) >= goal)
         process.terminate_all()  # torchrun, which asks both workers once more, they, and their loaders
-        assert process.wait(60) != 0
+        assert process.wait() != 0
     assert read_state(run)["state"] == "stopped"
-    finish(bench.torchrun(run, "--resume"), tmp_path / "log3", timeout_s=180)
+    finish(bench.torchrun(run, "--resume"), tmp_path / "log3")
     require_equal(run, straight_pair)

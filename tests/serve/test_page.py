@@ -40,7 +40,7 @@ def open_page(browser, service):
         context = browser.new_context(viewport=viewport, reduced_motion="reduce", **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         page.on("request", lambda request: requests.append(request.url))
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda message: faults.append(message.text) if is_fault(message) else None)
@@ -169,7 +169,7 @@ def test_by_keyboard_only(open_page, nano, viewport):
 
     tab_to("file")
     page.keyboard.press("Enter")
-    for _ in range(500):
+    for _ in range(3000):
         if choosers:
             break
         page.wait_for_timeout(20)
