@@ -25,7 +25,7 @@ class Args:
     val: float = 0.0
     """Fraction of every class for the split val; 0 draws none."""
     test: float = 0.0
-    """Fraction of every class for the split test, drawn first and whatever the seed; 0 draws none."""
+    """Fraction of every class for the split test, drawn first and independent of the seed; 0 draws none."""
     folds: int = 0
     """Number of folds for cross-validation, in the column fold; 0 makes none."""
     group: str = ""
