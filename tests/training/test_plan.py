@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from deepcait.cli.main import main
+from deepcait.data.order import Order
 from deepcait.errors import ConfigError, DeepcaitError, RunError, SettingsError, together
 from deepcait.model import CaiTConfig
 from deepcait.model.convnet import ConvConfig
 from deepcait.training import estimate, run
 from deepcait.training import plan as planning
-from deepcait.training.data import build_order
 from deepcait.training.estimate import Speed, disk_bytes, expected_s, smaller
 from deepcait.training.plan import plan
 from deepcait.training.recipe import load_recipe
@@ -94,7 +94,7 @@ def test_all_keys_and_values_of_a_recipe_that_are_wrong_are_one_error(tmp_path, 
     assert main([*argv, "--json", "--set", "compute.precision=fp8", "kepp.x=1"]) == 2
     told = json.loads(capsys.readouterr().out)
     wrong = ["mine.yaml:1:1: epoch: unknown key", "mine.yaml:2:1: seed: expected a whole number", "epochs: expected 1"]
-    wrong += ["optimizer.lrr: unknown key", "mix: expected mixup", "compute.precision: expected fp32", "kepp: unknown"]
+    wrong += ["optimizer.lrr: unknown key", "mix: expected mixup", "compute.precision: expected auto", "kepp: unknown"]
     assert [text for text in wrong if text not in told["error"]] == []
     assert told["error"].startswith("7 settings are not valid. (1) ")
     assert "Did you mean 'epochs'?" in told["remedy"]
@@ -174,7 +174,7 @@ def test_the_teacher_counts(caplog):
 def test_time_is_steps_or_reading_and_validation(monkeypatch):
     speed = Speed(step_s=2.0, forward_s=0.5, teacher_s=1.0, read_s=4.0)
     recipe = tiny_recipe(epochs=3)
-    order = build_order(recipe, range(32))
+    order = Order(32, global_batch_size=8, replicas=2)
     images = 3 * 32
     by = lambda workers: dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, num_workers=workers))  # noqa: E731
     assert expected_s(by(0), speed, 2.0, order, 0) == images * (2 * 2.0 + 1.0 + 4.0)
@@ -188,7 +188,8 @@ def test_time_is_steps_or_reading_and_validation(monkeypatch):
 
 
 def test_a_large_network_is_measured_with_fewer_blocks():
-    small, large = CaiTConfig(embed_dim=32, num_heads=2), CaiTConfig(embed_dim=384, depth=24, num_heads=8)
+    small = CaiTConfig(embed_dim=32, depth=24, num_heads=2)
+    large = small.replace(embed_dim=384, num_heads=8)
     assert smaller(small) == (small, 1.0)
     fewer, factor = smaller(large)
     assert (fewer.embed_dim, fewer.depth) == (384, 2)
