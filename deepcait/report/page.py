@@ -164,7 +164,7 @@ def _metrics(record: Record, results: Results | None) -> Table | None:
     if not rows:
         return None
     columns = ["model", "top-1", "95 % interval", *["top-5", "95 % interval"] * record.has_top5]
-    columns += ["loss (nats)", "images", "of the run"]
+    columns += ["loss (nats)", "images", "role"]
     caption = (
         "Wilson intervals: the uncertainty from sampling these images, not the variation between seeds. Accuracy on "
         "images that chose the best epoch is optimistic."

@@ -44,7 +44,7 @@ class Several:
         records: of the runs.
         rows: of each run: name, seed, fold, epoch, the measures of `MEASURES` that it has, counts.
         mean, std: of each measure that all runs have; std is that of a sample.
-        pooled: (correct, images) of all runs together if no image validates two of them, as in folds; else None.
+        pooled: (measure, correct, images) of all runs together if no image is in two of them, as in folds; else None.
         differing: setting -> its value in each run, for those that differ.
         notes: what limits the comparison, one sentence each.
     """
@@ -53,7 +53,7 @@ class Several:
     rows: list[dict[str, Any]]
     mean: dict[str, float]
     std: dict[str, float]
-    pooled: tuple[int, int] | None
+    pooled: tuple[str, int, int] | None
     differing: dict[str, list[str]]
     notes: list[str]
 
@@ -61,8 +61,8 @@ class Several:
         """The same for JSON."""
         pooled = None
         if self.pooled is not None:
-            correct, total = self.pooled
-            pooled = {"correct1": correct, "num_images": total, "top1": correct / total}
+            measure, correct, total = self.pooled
+            pooled = {"measure": measure, "correct1": correct, "num_images": total, "top1": correct / total}
         return {
             "rows": self.rows, "mean": self.mean, "std": self.std, "pooled": pooled, "differing": self.differing,
             "notes": self.notes,
@@ -76,16 +76,16 @@ class Several:
         rows = [
             [row["name"], str(row["seed"]), *[str(row["fold"])] * has_fold, str(row["epoch"])]
             + [_shown(name, row.get(name)) for name in measures]
-            + [f"{row['num_images']:,}" if row["num_images"] else "–"]
+            + [f"{row['num_images'] or row['test_num_images']:,}"]
             for row in self.rows
         ]
         empty = [""] * (2 + has_fold)
         for name, values in (("mean", self.mean), ("standard deviation", self.std)):
             rows.append([name, *empty, *(_shown(measure, values.get(measure)) for measure in measures), ""])
         if self.pooled is not None:
-            correct, total = self.pooled
-            others = ["" for name in measures if name != "top1"]
-            rows.append(["all together", *empty, parts.percent(correct / total), *others, f"{total:,}"])
+            pooled, correct, total = self.pooled
+            cells = [parts.percent(correct / total) if name == pooled else "" for name in measures]
+            rows.append(["all together", *empty, *cells, f"{total:,}"])
         return Table("Results", head, rows, " ".join(self.notes) or None)
 
 
@@ -141,7 +141,7 @@ def write_several(several: Several, out: str | Path) -> Path:
         leads=[(name, parts.model_words(record)) for name, record in zip(names, records, strict=True)],
         sections=_SECTIONS,
         results=several.table(),
-        interval=parts.interval(*several.pooled) if several.pooled else "",
+        interval=parts.interval(*several.pooled[1:]) if several.pooled else "",
         charts=parts.curves(records),
         settings=Table("Settings", ["", *names], [[key, *own] for key, own in several.differing.items()]),
         environment=Table("Environment", ["", *names], _differing(environments)),
@@ -193,32 +193,39 @@ def _row(record: Record, split: SplitRecord | None, measuring: dict[str, Any]) -
     return row
 
 
-def _pooled(rows: Sequence[dict[str, Any]], splits: Sequence[SplitRecord | None]) -> tuple[int, int] | None:
-    """Correct predictions and images of all runs, if each image validates one of them only."""
-    used = [_validating(split) for split in splits]
-    names = [name for own in used for name in own]
-    counted = all(isinstance(row[key], int) for row in rows for key in ("correct1", "num_images"))
-    if not counted or not all(used) or len(set(names)) < len(names):
-        return None
-    return sum(row["correct1"] for row in rows), sum(row["num_images"] for row in rows)
+def _pooled(rows: Sequence[dict[str, Any]], splits: Sequence[SplitRecord | None]) -> tuple[str, int, int] | None:
+    """Measure, correct predictions and images of all runs, if each image validates or tests one of them only."""
+    for part, measure, keys in (
+        ("val", "top1", ("correct1", "num_images")),
+        ("test", "test_top1", ("test_correct1", "test_num_images")),
+    ):
+        used = [_images_of(split, part) for split in splits]
+        names = [name for own in used for name in own]
+        counted = all(isinstance(row.get(key), int) for row in rows for key in keys)
+        if counted and all(used) and len(set(names)) == len(names):
+            correct, total = (sum(row[key] for row in rows) for key in keys)
+            return measure, correct, total
+    return None
 
 
-def _validating(split: SplitRecord | None) -> list[str]:
-    part = split.parts.get("val") if split is not None else None
+def _images_of(split: SplitRecord | None, key: str) -> list[str]:
+    part = split.parts.get(key) if split is not None else None
     return [] if part is None else [name for name in part.names if name not in part.unused]
 
 
 def _notes(
     rows: Sequence[dict[str, Any]], splits: Sequence[SplitRecord | None], differing: dict[str, list[str]]
 ) -> list[str]:
-    notes = ["The validation images chose the best epoch, so accuracy on them is optimistic."]
+    notes = []
+    if any("top1" in row for row in rows):
+        notes.append("The validation images chose the best epoch, so accuracy on them is optimistic.")
     if all(row["fold"] is not None for row in rows) and len({row["fold"] for row in rows}) == len(rows):
-        notes.append(f"Cross-validation over {len(rows)} folds: every image validates one run at most.")
-    elif len({tuple(_validating(split)) for split in splits}) > 1:
-        notes.append("The runs validate on different images.")
-    tests = {tuple(split.parts["test"].names) for split in splits if split is not None and "test" in split.parts}
-    if len(tests) > 1:
-        notes.append("The test parts differ.")
+        notes.append(f"Cross-validation over {len(rows)} folds: every image is evaluated once.")
+    else:
+        differ = {key: len({tuple(_images_of(split, key)) for split in splits}) > 1 for key in ("val", "test")}
+        notes += ["The runs validate on different images."] * differ["val"] + ["The test parts differ."] * differ[
+            "test"
+        ]
     expected = {"seed", "data.fold"}
     other = [key for key in differing if key not in expected]
     if other:

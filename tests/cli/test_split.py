@@ -124,7 +124,8 @@ def test_near_duplicates_across_folds_are_a_leak(tmp_path, folder, run):
     first = next(row for row in rows if row["fold"] == "0")
     other = next(row for row in rows if row["fold"] == "1" and row["label"] == first["label"])
     shutil.copy(tmp_path / first["path"], tmp_path / other["path"])
-    assert "fold 0, fold 1" in next(f.text for f in examine(out).findings if f.kind == "leak")
+    text = next(finding.text for finding in examine(out).findings if finding.kind == "leak")
+    assert "fold 0, fold 1" in text or "fold 1, fold 0" in text
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_what_is_refused(tmp_path, folder, run, words, said):
 
 def test_data_that_a_table_can_not_hold(tmp_path, folder, run):
     archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
-    odd = fill(tmp_path / "odd", ("cat", "-1"))
+    odd = fill(tmp_path / "odd", ("5", "-1"))
     table = tmp_path / "t.csv"
     table.write_text("path,label\n" + "".join(f"data/007/{i}.png,a\n" for i in range(5)))
     before = table.read_bytes()

@@ -50,13 +50,26 @@ def test_folds_have_mean_deviation_and_are_counted_together(folds, tmp_path, cap
         assert facts["mean"][name] == pytest.approx(statistics.fmean(values))
         assert facts["std"][name] == pytest.approx(statistics.stdev(values))
     correct = sum(row["correct1"] for row in best)
-    assert facts["pooled"] == {"correct1": correct, "num_images": 18, "top1": correct / 18}
+    assert facts["pooled"] == {"measure": "top1", "correct1": correct, "num_images": 18, "top1": correct / 18}
     assert facts["differing"].keys() == {"data.fold"}
     assert any("3 folds" in note for note in facts["notes"])
     text = page.read_text()
     assert "standard deviation" in text
     assert "all together" in text
     assert "<script" not in text
+
+
+def test_folds_that_choose_nothing_are_test_parts(table, tmp_path, capsys):
+    runs = [trained(table, f"none{fold}", f"data.fold={fold}", "data.validate_on=none") for fold in range(3)]
+    capsys.readouterr()
+    assert main(["report", *runs, "--out", str(tmp_path / "none.html"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    metrics = [deepcait.evaluate(deepcait.open_run(run), table) for run in runs]
+    assert [row["test_top1"] for row in facts["rows"]] == [one.top1 for one in metrics]
+    pooled = facts["pooled"]
+    assert (pooled["measure"], pooled["num_images"]) == ("test_top1", 18)
+    assert pooled["correct1"] == sum(one.correct1 for one in metrics)
+    assert not any("optimistic" in note for note in facts["notes"])
 
 
 def test_seeds_share_the_test_part(table, tmp_path, capsys):
