@@ -17,7 +17,7 @@ from deepcait.data.columns import USUAL, Columns
 from deepcait.data.image_table import Layout, LazyColumns, class_names_of, find_layout, image_bytes, read_cells
 from deepcait.data.labels import Label
 from deepcait.data.manifest import load_parquet_manifest
-from deepcait.data.shards import find_shards, open_binary, shard_stem, splits_of_shards
+from deepcait.data.shards import find_shards, open_binary, require_ranges, shard_stem, splits_of_shards
 from deepcait.data.table import Reader, Table
 from deepcait.errors import DataError, ImageError
 from deepcait.optional import require
@@ -97,6 +97,7 @@ def load_parquet(place: str, columns: Columns = USUAL) -> tuple[Table, Reader]:
         DataError: no parquet, no images in it, or files that do not fit together.
     """
     files = find_shards(place, ".parquet")
+    require_ranges(files[0])
     words = splits_of_shards(files, place)
     layouts = [_layout(file, columns) for file in files]
     if layouts[0] is None and len(files) == 1:

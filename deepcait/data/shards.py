@@ -20,6 +20,8 @@ _MAX_SHARDS = 100_000
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _T = TypeVar("_T")
+_OTHER_SERVER = "Fetch the files and give their path, or use another server; `python -m http.server` sends whole files."
+_SEND_RANGES: set[str] = set()  # servers that were asked
 
 
 def is_url(place: str) -> bool:
@@ -183,16 +185,40 @@ def read_range(place: str, offset: int, size: int) -> bytes:
 
     data = _guarded(place, read, ImageError)
     if len(data) > size and is_url(place):
-        raise ImageError(
-            f"{place}: expected a server that sends parts of a file (Range), got one that sends all of it.",
-            remedy="Fetch the file and give its path, or use another server.",
-        )
+        raise ImageError(_whole_files(place), remedy=_OTHER_SERVER)
     if len(data) != size:
         raise ImageError(
             f"{place}: expected {size:,} bytes at {offset:,}, got {len(data):,}.",
             remedy="The file is cut short: fetch it again.",
         )
     return data
+
+
+def require_ranges(place: str) -> None:
+    """Raise if a server over HTTP sends whole files only: each image would cost its shard. Each server is asked once.
+
+    Raises:
+        DataError: it does.
+    """
+    server = "/".join(place.split("/")[:3])
+    if server in _SEND_RANGES or not place.lower().startswith(("http://", "https://")):
+        return
+    try:
+        filesystem, path = _filesystem(place)
+        with filesystem.open(path, "rb", cache_type="none") as file:
+            file.seek(1)
+            file.read(1)
+    except DeepcaitError:
+        raise
+    except ValueError as error:  # raised by fsspec before it reads the file
+        raise DataError(_whole_files(place), remedy=_OTHER_SERVER) from error
+    except Exception:  # absent, out of reach, ...: reported when it is opened
+        return
+    _SEND_RANGES.add(server)
+
+
+def _whole_files(place: str) -> str:
+    return f"{place}: expected a server that sends parts of a file (Range), got one that sends all of it."
 
 
 def _split_word(name: str) -> str | None:

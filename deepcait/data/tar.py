@@ -18,7 +18,15 @@ from deepcait.data.formats import IMAGE_SUFFIXES, count_suffixes
 from deepcait.data.image import MAX_BYTES
 from deepcait.data.labels import Label
 from deepcait.data.members import Tree, class_folders, is_hidden, is_image, safe_name
-from deepcait.data.shards import find_shards, open_binary, read_range, shard_stem, size_and_stamp, splits_of_shards
+from deepcait.data.shards import (
+    find_shards,
+    open_binary,
+    read_range,
+    require_ranges,
+    shard_stem,
+    size_and_stamp,
+    splits_of_shards,
+)
 from deepcait.data.stored import read_index, write_index
 from deepcait.data.table import Table
 from deepcait.errors import DataError, ImageError
@@ -72,6 +80,7 @@ def load_tar(place: str) -> tuple[Table, TarReader]:
         DataError: a shard that is no tar, damaged, compressed or unsafe, or without images.
     """
     shards = find_shards(place, ".tar")
+    require_ranges(shards[0])
     words = splits_of_shards(shards, place)
     found = [(number, entry) for number, shard in enumerate(shards) for entry in index_shard(shard)]
     if not found:

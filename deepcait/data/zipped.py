@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from deepcait.data.image import MAX_BYTES
 from deepcait.data.members import class_folders, is_hidden, is_image, safe_name
-from deepcait.data.shards import find_one, open_binary, read_range
+from deepcait.data.shards import find_one, open_binary, read_range, require_ranges
 from deepcait.data.table import Table
 from deepcait.errors import DataError, ImageError
 
@@ -84,6 +84,7 @@ def load_zip(place: str) -> tuple[Table, ZipReader]:
         DataError: no zip, unsafe names, links, encryption, or images outside class folders.
     """
     place = find_one(place, ".zip")
+    require_ranges(place)
     entries = _list(place)
     if not entries:
         raise DataError(f"{place}: expected images, got none.", remedy="Pack class folders with images.")

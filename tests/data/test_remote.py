@@ -24,6 +24,7 @@ class Server:
     """Serves a folder, ranges too; `ranges` are the parts that were asked for."""
 
     def __init__(self, root: Path) -> None:
+        self.sends_ranges, self.accepts, self.sent = True, "bytes", 0
         self.ranges: list[tuple[str, int, int]] = []
         server = self
 
@@ -43,9 +44,11 @@ class Server:
                 path = root / self.path.lstrip("/")
                 data = path.read_bytes() if path.is_file() else b""
                 asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+                asked = asked if server.sends_ranges else None
                 first, last = (int(asked[1]), min(int(asked[2]), len(data) - 1)) if asked else (0, len(data) - 1)
                 self.send_response(404 if not path.is_file() else 206 if asked else 200)
-                self.send_header("Accept-Ranges", "bytes")
+                if server.accepts:
+                    self.send_header("Accept-Ranges", server.accepts)
                 self.send_header("ETag", f'"{path.stat().st_mtime_ns}"' if path.is_file() else '""')
                 if asked:
                     self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
@@ -62,6 +65,7 @@ class Server:
 @pytest.fixture
 def server(tmp_path, monkeypatch) -> Iterator[Server]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("deepcait.data.shards._SEND_RANGES", set())
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     root = tmp_path / "root"
@@ -118,6 +122,28 @@ def test_what_is_gone_is_an_error_of_ours(server):
     (server.root / "train-000.tar").unlink()
     with pytest.raises(ImageError, match=r"train-000\.tar"):
         source.read(3)
+
+
+@pytest.mark.parametrize("accepts", ["bytes", "none", ""])
+@pytest.mark.parametrize("name", ["train-{000..001}.tar", "all.parquet"])
+def test_a_server_without_ranges_is_named_when_the_source_is_opened(server, accepts, name):
+    server.sends_ranges, server.accepts = False, accepts
+    spec = f"{server.url}/{name}"
+    for _ in range(2):  # whatever was stored the first time
+        with pytest.raises(DataError, match=r"expected a server that sends parts of a file \(Range\)") as caught:
+            open_source(spec)
+        assert "http.server" in caught.value.remedy
+    assert len(server.ranges) <= 2
+
+
+def test_a_server_is_asked_once(server):
+    spec = f"{server.url}/train-{{000..001}}.tar"
+    first = open_source(spec)
+    asked = [one for one in server.ranges if one[1:] == (1, 1)]
+    open_source(spec)
+    open_source(f"{server.url}/all.parquet")
+    assert len(first) == 20
+    assert [one for one in server.ranges if one[1:] == (1, 1)] == asked == [("train-000.tar", 1, 1)]
 
 
 def test_a_server_that_sends_the_whole_file_is_named_as_such(monkeypatch):
