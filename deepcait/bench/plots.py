@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.explain.canvas import open_figure, write_png
+from deepcait.runtime.lettering import write_text
 
 _COLOURS = {"ours": "#2b6cb0", "timm": "#b7791f"}
 _HEIGHT = 0.38
@@ -39,7 +40,7 @@ def draw_engines(result: dict[str, Any], path: Path) -> None:
     for axes, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
         _draw_batch(axes, row)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
-    figure.suptitle(f"{result['model']}, {result['threads']} threads: images per second", fontsize=10)
+    write_text(figure.suptitle("", fontsize=10), f"{result['model']}, {result['threads']} threads: images per second")
     write_png(figure, path, dpi=110)
 
 
@@ -63,7 +64,7 @@ def draw_cost(result: dict[str, Any], path: Path) -> None:
         for line, suffix in enumerate(_SCALES):
             _draw_curves(axes[line][column], result, kind, suffix)
             axes[line][column].set_ylabel(_SCALES[suffix][1] if column == 0 else "")
-    figure.suptitle(f"{result['model']}, {result['threads']} threads, float32", fontsize=10)
+    write_text(figure.suptitle("", fontsize=10), f"{result['model']}, {result['threads']} threads, float32")
     write_png(figure, path, dpi=100)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import importlib
@@ -193,10 +194,19 @@ def _user_error(error: Exception) -> tuple[str, str] | None:
     if isinstance(error, ImportError):
         return _missing_package(error)
     if isinstance(error, UnicodeEncodeError) and "\udc80" <= error.object[error.start] <= "\udcff":
-        # Python represents bytes of file names that are not UTF-8 like this.
-        around = error.object[max(0, error.start - 20) : error.end + 20]
-        return f"a file or folder name is not UTF-8: {ascii(around)}.", "Rename the file or folder."
+        return _name_mistake(error.object, error.start)
     return _out_of_memory(error)
+
+
+def _name_mistake(text: str, at: int) -> tuple[str, str]:
+    """Problem and remedy of a file name with bytes that Python could not read, which it represents as surrogates."""
+    before, after = re.split(r"[\0-\x1f]", text[:at])[-1], re.split(r"[\0-\x1f]", text[at:])[0]
+    encoding = sys.getfilesystemencoding()
+    with contextlib.suppress(UnicodeError):  # it is UTF-8, but Python was told that names are in another encoding
+        name = f"{before}{after}".encode(encoding, "surrogateescape").decode("utf-8")
+        problem = f"{name}: Python reads file names as {encoding} here, this one is UTF-8."
+        return problem, "Set PYTHONUTF8=1, or a UTF-8 locale such as LC_ALL=C.UTF-8."
+    return f"a file or folder name is not UTF-8: {ascii(before[-20:] + after[:20])}.", "Rename the file or folder."
 
 
 def _out_of_memory(error: Exception) -> tuple[str, str] | None:

@@ -10,6 +10,7 @@ from typing import Any
 from deepcait.evaluation.metrics import confusion, list_classes, list_confusion, list_reliability
 from deepcait.evaluation.records import Records
 from deepcait.optional import require
+from deepcait.runtime.lettering import name_ticks, shorten, write_text
 
 FORMATS = ("png", "svg")
 _MAX_NAMES = 40
@@ -47,7 +48,7 @@ def write_plots(folder: Path, records: Records, title: str) -> list[Path]:
         figure = _figure_class()(figsize=(7, 6), layout="constrained")
         axes = figure.subplots()
         draw(axes, records)
-        axes.set_title(title)
+        write_text(axes.set_title(title), title)
         for suffix in FORMATS:
             # Without a date, so that equal values give equal files.
             metadata = {"Date": None} if suffix == "svg" else {}
@@ -84,7 +85,7 @@ def _draw_classes(axes: Any, records: Records) -> None:
     axes.barh(places, [100 * one["accuracy"] for one in classes], color=_COLOUR)
     axes.set(xlabel="recall (%)", xlim=(0, 100), ylim=(-0.5, len(classes) - 0.5))
     if len(classes) <= _MAX_NAMES:
-        axes.set_yticks(places, [f"{one['class']} ({one['num_images']})" for one in classes])
+        name_ticks(axes.yaxis, [f"{shorten(one['class'], 24)} ({one['num_images']})" for one in classes])
     else:
         axes.set_ylabel(f"{len(classes):,} classes, sorted by recall")
 
@@ -100,5 +101,5 @@ def _draw_confusion(axes: Any, records: Records) -> None:
     axes.set(xlabel="answer", ylabel="label")
     if len(used) <= _MAX_NAMES:
         names = [records.class_name(index) for index in used.tolist()]
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
+        name_ticks(axes.xaxis, names, rotation=90)
+        name_ticks(axes.yaxis, names)

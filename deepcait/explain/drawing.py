@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from deepcait.explain.colours import colourise
+from deepcait.runtime.lettering import fit_font, pillow_font
 
 MIN_SIDE_PX = 224  # small images are enlarged by integer factors
 _GAP_PX = 8
@@ -121,7 +121,8 @@ def _sheet(
 ) -> Image.Image:
     """Panels on white, with optional titles above and the caption below."""
     panel_width, panel_height = rows[0][0].size
-    small, text = _font(12), _font(13)
+    face, caption = fit_font(" ".join(caption.split()))
+    small, text = pillow_font(None, 12), pillow_font(face, 13)
     title_height = 18 if titles else 0
     # A title may be wider than a narrow panel: panels are then spaced so that titles do not overlap.
     longest_px = max((small.getlength(title) for line in titles or () for title in line), default=0)
@@ -141,11 +142,6 @@ def _sheet(
     for number, line in enumerate(lines):
         draw.text((_GAP_PX, body_height + 18 * number), line, fill=_INK, font=text)
     return sheet
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
 
 
 def _wrapped(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:

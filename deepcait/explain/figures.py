@@ -18,6 +18,7 @@ from deepcait.errors import ConfigError
 from deepcait.explain.gallery import Plate
 from deepcait.explain.layers import LayerMeasures
 from deepcait.optional import require
+from deepcait.runtime.lettering import shorten, write_text
 from deepcait.weights.spec import describe_models
 
 # Blue and orange, safe for colour blindness; the first is also attention, the second the MLP.
@@ -246,7 +247,8 @@ def _name_points(axes: Any, names: Sequence[str]) -> None:
     places = axes.transData.transform(line.get_xydata())
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
     for (x, y), data, name in zip(places, line.get_xydata(), names, strict=True):
-        text = axes.annotate(name, data, fontsize=7, xytext=(0, 0), textcoords="offset points", parse_math=False)
+        text = axes.annotate("", data, fontsize=7, xytext=(0, 0), textcoords="offset points")
+        write_text(text, shorten(name))
         box = text.get_window_extent()
         px = axes.figure.dpi / 72
         # Right, left, below, above, then farther out at the corners.

@@ -24,13 +24,20 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     _require_gpu(wanted)
     try:
         device = torch.device(wanted)
+    except RuntimeError:
+        problem = f"device {wanted!r} is not available: it is no name of a device."
+        raise ConfigError(problem, remedy="Use auto, cpu, cuda, or cuda:1 for the second GPU.") from None
+    try:
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", local_rank)
         torch.zeros(1, device=device).item()  # the device `meta` exists, but computes nothing
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        # PyTorch continues with advice on operators and lists of its backends.
+        reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
+        if reason.startswith(("Could not run", "No module named")):
+            reason = f"this PyTorch ({torch.__version__}) finds no {device.type.upper()} device"
         remedy = "Use the device cpu, or install the driver and the PyTorch build for this device."
-        raise ConfigError(f"device {wanted!r} is not available: {reason}", remedy=remedy) from None
+        raise ConfigError(f"device {wanted!r} is not available: {reason}.", remedy=remedy) from None
     return device
 
 

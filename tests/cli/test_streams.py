@@ -57,6 +57,22 @@ def test_names_that_are_no_utf_8_are_one_paragraph_elsewhere(run, monkeypatch):
     assert "Traceback" not in err
 
 
+@pytest.mark.process
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_utf_8_names_where_python_reads_others(photos, tmp_path, encoding):
+    (photos / "cat").rename(photos / "猫")
+    away = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": encoding}
+    command = ["train", "--data", photos, "--out", tmp_path / "run", "--model", "builtin:nano", "--set", "epochs=1"]
+    done = start(*command, capture_output=True, env=away)
+    told = " ".join(done.stderr.decode(encoding).split())
+    assert done.returncode == 2, told
+    assert "\\u732b/" in told
+    assert "Python reads file names as ascii here, this one is UTF-8." in told
+    assert "remedy: Set PYTHONUTF8=1" in told
+    assert "Traceback" not in told
+    assert start(*command[:3], "--dry-run", *command[3:], capture_output=True, env={"LC_ALL": "C"}).returncode == 0
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.process
 def test_a_full_stdout_is_told_on_stderr_with_json_too():

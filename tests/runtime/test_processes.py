@@ -70,6 +70,20 @@ def test_devices_that_compute_and_others():
             choose_device(wanted)
 
 
+@pytest.mark.parametrize("wanted", ["mps", "cuda:99", "xpu", "hpu", "tpu", "meta"])
+def test_a_device_that_is_absent_is_one_sentence(wanted):
+    if wanted == "mps" and torch.backends.mps.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(ConfigError) as caught:
+        choose_device(wanted)
+    problem = caught.value.problem
+    assert problem.startswith(f"device '{wanted}' is not available: ")
+    assert problem.endswith(".")
+    assert "\n" not in problem
+    assert len(problem) < 160
+    assert "[" not in problem
+
+
 def test_tensors_of_a_cpu_are_not_copied():
     tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.arange(6).view(2, 3).t()}
     host = to_host(tensors)
