@@ -67,7 +67,7 @@ def run(args: Args) -> int | None:
         )
     _print(console, diagnosis)
     if args.fix_list is not None:
-        write_fix_list(args.fix_list, diagnosis.leave_out)
+        write_fix_list(args.fix_list, diagnosis.leave_out, diagnosis.reasons)
         console.say(f"fix list   {args.fix_list}: {len(diagnosis.leave_out):,} paths")
     console.result({"data": args.data, **diagnosis.to_dict()})
     num_errors = diagnosis.count("error")

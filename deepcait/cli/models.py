@@ -28,7 +28,8 @@ class Args:
     teachers: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[FILTER]")] = None
     """List teachers instead: timm's classifiers with weights; filter by a part of the name or a pattern with *."""
     table: Path | None = None
-    """For --teachers: path of timm's results-imagenet.csv with accuracies (default: the installed timm's)."""
+    """For --teachers: path of timm's results-imagenet.csv with accuracies (default: the installed timm's, else
+    the package's)."""
     json: bool = False
     """Print one JSON list and nothing else."""
 
@@ -61,7 +62,7 @@ def _count_peers() -> list[dict]:
 
 
 def _list_teachers(console: Console, filters: tuple[str, ...], table: Path | None) -> None:
-    from deepcait.weights.teachers import find_table, list_teachers
+    from deepcait.weights.teachers import list_teachers
 
     teachers = list_teachers(filters, table=table)
     console.result(teachers)
@@ -81,8 +82,8 @@ def _list_teachers(console: Console, filters: tuple[str, ...], table: Path | Non
     ]
     console.table(columns, rows)
     console.say(f"\n{len(teachers):,} classifiers. To use one: deepcait train ... --teacher {teachers[0]['spec']}")
-    if table is None and find_table() is None:
-        console.say("For accuracies, download results/results-imagenet.csv of timm's repository and add --table FILE.")
+    console.say("Accuracy: timm's evaluation (results/results-imagenet.csv); blank: not evaluated there. --table FILE")
+    console.say("takes a newer one.")
     console.say("A teacher needs the classes of the student; most have the 1000 classes of ImageNet.")
 
 

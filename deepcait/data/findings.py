@@ -49,6 +49,9 @@ KINDS = {
     "animated": (NOTE, "files with several frames or pages, of which the first is read"),
 }
 
+# What a person may do with a fix list.
+_DECIDE = {"two_labels": "; delete the line of the image with the correct label to keep it"}
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -100,6 +103,18 @@ class Diagnosis:
     def leave_out(self) -> list[str]:
         """Paths to leave out of a training, each once."""
         return list(dict.fromkeys(path for finding in self.findings for path in finding.leave_out))
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """For the first path of each finding that leaves some out: the kind, and what to decide."""
+        found: dict[str, str] = {}
+        named: set[str] = set()
+        for finding in self.findings:
+            new = [path for path in finding.leave_out if path not in named]
+            named.update(new)
+            if new:
+                found[new[0]] = f"{finding.kind}: {finding.text}{_DECIDE.get(finding.kind, '')}"
+        return found
 
     def to_dict(self) -> dict:
         """The same for JSON."""

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deepcait.data.source import Source, Subset
 from deepcait.errors import DataError
 from deepcait.runtime.files import write_bytes
 
+_COMMENT = "#"
 
-def write_fix_list(path: str | os.PathLike[str], places: Sequence[str]) -> None:
+
+def write_fix_list(
+    path: str | os.PathLike[str], places: Sequence[str], reasons: Mapping[str, str] | None = None
+) -> None:
     """Write the absolute paths of the images, atomically.
+
+    Args:
+        path: of the list.
+        places: the paths.
+        reasons: place -> a comment in the line before it.
 
     Raises:
         DataError: a path with a line break in it.
@@ -24,7 +33,8 @@ def write_fix_list(path: str | os.PathLike[str], places: Sequence[str]) -> None:
             raise DataError(
                 f"{os.fspath(path)}: expected paths of one line, got {place!r}.", remedy="Rename that file by hand."
             )
-    text = "".join(_absolute(place) + "\n" for place in places)
+    said = {place: f"{_COMMENT} {' '.join(reason.split())}\n" for place, reason in (reasons or {}).items()}
+    text = "".join(f"{said.get(place, '')}{_absolute(place)}\n" for place in places)
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
@@ -42,7 +52,8 @@ def read_fix_list(path: str | os.PathLike[str]) -> list[str]:
             remedy="`deepcait doctor --data D --fix-list FILE` writes one.",
         ) from error
     text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
-    return [_absolute(line) for line in text.replace("\r", "").split("\n") if line.strip()]
+    lines = text.replace("\r", "").split("\n")
+    return [_absolute(line) for line in lines if line.strip() and not line.startswith(_COMMENT)]
 
 
 def leave_out(source: Source, path: str | os.PathLike[str]) -> Source:

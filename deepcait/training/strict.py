@@ -185,15 +185,15 @@ def _convert(node: yaml.Node, wanted: Any, here: str) -> Any:
     if typing.get_origin(wanted) is tuple:
         return _convert_tuple(node, typing.get_args(wanted), here)
     value = _scalar(node)
-    if wanted is str and value is None and here.startswith("--set ") and here.partition(":")[0].endswith("="):
-        return ""  # `--set key=`
+    if wanted is str and value is None and _is_blank(here):
+        return ""
     if wanted is float and isinstance(value, str):
         value = _float(value)
     if wanted is float and type(value) is int:
         value = float(value)
     if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
         names = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
-        got = f"a {getattr(node, 'id', 'value')}" if value is node else repr(value)
+        got = f"a {getattr(node, 'id', 'value')}" if value is node else "nothing" if _is_blank(here) else repr(value)
         remedy = "Put it in quotes." if wanted is str else "Correct the value."
         raise ConfigError(f"{here}: expected {names.get(wanted, 'a section')}, got {got}.", remedy=remedy)
     return value
@@ -218,12 +218,20 @@ def _convert_union(node: yaml.Node, options: tuple, here: str) -> Any:
 
 
 def _convert_tuple(node: yaml.Node, items: tuple, here: str) -> tuple:
+    if items[-1] is Ellipsis and _scalar(node) is None and _is_blank(here):
+        return ()
     if not isinstance(node, yaml.SequenceNode):
-        raise ConfigError(f"{here}: expected a list, got {_scalar(node)!r}.", remedy="Write it as [a, b].")
+        got = "nothing" if _is_blank(here) else repr(_scalar(node))
+        raise ConfigError(f"{here}: expected a list, got {got}.", remedy="Write it as [a, b].")
     kinds = [items[0]] * len(node.value) if items[-1] is Ellipsis else list(items)
     if len(kinds) != len(node.value):
         raise ConfigError(f"{here}: expected {len(kinds)} values, got {len(node.value)}.", remedy="Correct the list.")
     return tuple(_convert(item, kind, here) for item, kind in zip(node.value, kinds, strict=True))
+
+
+def _is_blank(here: str) -> bool:
+    """Whether the place is an assignment without a value, `--set key=`: an empty text or list."""
+    return here.startswith("--set ") and here.partition(":")[0].endswith("=")
 
 
 def _scalar(node: yaml.Node) -> Any:

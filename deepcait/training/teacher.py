@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from deepcait.errors import ConfigError, WeightsError
 from deepcait.parts import build, is_part, source_digest
 from deepcait.training.settings import Distillation
 from deepcait.weights.hub import HUB_PREFIX, WEIGHTS_FILES, fetch_repository
+from deepcait.weights.imagenet import wnids_of
 from deepcait.weights.own import split_weights
 from deepcait.weights.spec import describe, resolve
 
 _TIMM = "timm:"
+_WNID = re.compile(r"n\d{8}")
+_MAX_REASON = 300
 
 
 class Teacher:
@@ -101,8 +105,15 @@ def load_teacher(settings: Distillation, seen: Preprocessing, classes: Sequence[
         columns=None,
         origin=f"{settings.spec}: sees {img_size[0]} x {img_size[1]} px, mean {list(mean)}, std {list(std)} ({source})",
     )
-    whose = f"its own {len(own_classes)}" if own_classes else f"the student's {len(classes)}"
-    _require_logits(teacher, seen, len(own_classes or classes), whose, settings.spec)
+    num_logits = _count_logits(teacher, seen, settings.spec)
+    own_classes = _class_names(own_classes or cfg.get("label_names"), num_logits, classes)
+    expected, whose = (own_classes, "its own") if own_classes else (classes, "the student's")
+    if num_logits != len(expected):
+        raise ConfigError(
+            f"teacher {settings.spec}: expected logits for {whose} {len(expected)} classes, got {num_logits}.",
+            remedy="Take a teacher trained on these classes; those of ImageNet are found by their names (wnids such as "
+            "n01440764).",
+        )
     teacher.columns = _columns(own_classes, classes, settings.spec)
     return teacher
 
@@ -121,6 +132,16 @@ def require_teacher(settings: Distillation) -> None:
     elif not spec.startswith(HUB_PREFIX):
         describe(spec)
     _require_size(settings)
+
+
+def _class_names(own: Sequence[str] | None, num_logits: int, wanted: Sequence[str]) -> list[str] | None:
+    """The teacher's class names; of one without names those of ImageNet, if the student's classes are among them."""
+    numbered = own is None or list(own) == [str(index) for index in range(len(own))]
+    if numbered and any(_WNID.fullmatch(name) for name in wanted):
+        known = wnids_of(num_logits)
+        if known is not None and set(wanted) <= set(known):
+            return known
+    return None if own is None else list(own)
 
 
 def _build(spec: str, num_classes: int) -> tuple[nn.Module, list[str] | None]:
@@ -158,15 +179,39 @@ def _build_timm(text: str, num_classes: int) -> nn.Module:
     name, path = _split_timm(text)
     try:
         if path:
-            return timm.create_model(name, num_classes=num_classes, checkpoint_path=path)
+            return timm.create_model(name, num_classes=_head_of(name, path) or num_classes, checkpoint_path=path)
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=_fetch(name))
     except Exception as error:  # timm and the hub's client raise many kinds
         told = error.problem if isinstance(error, WeightsError) else str(error)
-        reason = told.splitlines()[0].rstrip(".") if told else type(error).__name__
+        remedy = f"Fetch {_address(name)} where there is a connection, and give --teacher timm:{name},weights=PATH."
+        if path:
+            remedy = f"Give a file of this model, as timm.create_model(..., checkpoint_path=PATH) reads it; not {path}."
         raise WeightsError(
-            f"teacher timm:{name}: expected its weights, got: {reason}.",
-            remedy=f"Fetch {_address(name)} where there is a connection, and give --teacher timm:{name},weights=PATH.",
+            f"teacher timm:{name}: expected its weights, got: {_reason(told) or type(error).__name__}.", remedy=remedy
         ) from error
+
+
+def _reason(told: str) -> str:
+    """The lines of another program's error as one sentence, cut where it goes into every tensor."""
+    text = " ".join(line.strip() for line in told.splitlines() if line.strip()).rstrip(".")
+    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]} ..."
+
+
+def _head_of(name: str, path: str) -> int | None:
+    """The number of classes of the head in a weights file of timm; None if it can't be told."""
+    from timm.models import get_pretrained_cfg, load_state_dict
+
+    cfg = get_pretrained_cfg(name)
+    heads = cfg.classifier if cfg is not None else None
+    try:
+        tensors = load_state_dict(path)
+    except Exception:  # timm says why when it loads the file
+        return None
+    for head in (heads,) if isinstance(heads, str) else heads or ():
+        for key in (f"{head}.bias", f"{head}.weight"):
+            if key in tensors:
+                return int(tensors[key].shape[0])
+    return None
 
 
 def _fetch(name: str) -> dict[str, str]:
@@ -248,25 +293,26 @@ def _columns(own: Sequence[str] | None, wanted: Sequence[str], spec: str) -> Ten
     return torch.tensor([list(own).index(name) for name in wanted])
 
 
-def _require_logits(teacher: Teacher, seen: Preprocessing, num_classes: int, whose: str, spec: str) -> None:
+def _count_logits(teacher: Teacher, seen: Preprocessing, spec: str) -> int:
     try:
         answer = teacher(torch.zeros(1, seen.channels, *seen.img_size))
     except Exception as error:  # any network stands here, and each refuses in its own way
-        told = next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
+        told = _reason(str(error)) or type(error).__name__
         raise ConfigError(
             f"teacher {spec}: expected an answer to images of {teacher.img_size[0]} x {teacher.img_size[1]} px with "
             f"{seen.channels} channels, got: {told}.",
             remedy="Set teacher.img_size to the side in pixels that it was built for (own takes what it declares), or "
             "take another teacher.",
         ) from error
-    if not isinstance(answer, Tensor) or answer.shape != (1, num_classes):
+    if not isinstance(answer, Tensor) or answer.ndim != 2 or len(answer) != 1:
         got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         raise ConfigError(
-            f"teacher {spec}: expected logits for {whose} classes, got {got}.",
-            remedy="Take a teacher trained on these classes.",
+            f"teacher {spec}: expected logits (1, classes) for one image, got {got}.",
+            remedy="Take a classifier.",
         )
     if not answer.isfinite().all():
         raise ConfigError(
             f"teacher {spec}: expected logits that are numbers, got infinite ones or none.",
             remedy="Its weights or its normalisation are damaged; take another teacher.",
         )
+    return answer.shape[1]

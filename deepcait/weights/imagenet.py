@@ -27,6 +27,19 @@ def wnids() -> list[str]:
     return list(_wnids())
 
 
+def wnids_of(num_classes: int) -> list[str] | None:
+    """Index -> wnid of a classifier of ImageNet with so many classes, as timm has them; None if there is none.
+
+    1,000 are those of ImageNet-1k; larger ones (11,821, 21,841, 21,843) are parts of ImageNet-21k and -22k.
+    """
+    if num_classes == NUM_CLASSES:
+        return wnids()
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    return None if subset is None else ImageNetInfo(subset).label_names()
+
+
 def names() -> list[str]:
     """Index -> name, such as "tench, Tinca tinca"; two pairs of classes share a name.
 

@@ -9,52 +9,53 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.errors import ConfigError, DataError
+from deepcait.weights.imagenet import NUM_CLASSES
 from deepcait.weights.published import REEVALUATED, RELEASE_TAG
 
 TABLE_FILE = "results-imagenet.csv"
 TEACHER_PREFIX = "timm:"
+# Columns of results/results-imagenet.csv of huggingface/pytorch-image-models (Apache-2.0) at aa4b5850, 2026-08-08.
+PACKAGED_TABLE = Path(__file__).parent.parent / "assets" / TABLE_FILE
 
 
-def find_table() -> Path | None:
-    """Return timm's table of accuracies on ImageNet val, None if it is not installed.
+def find_table() -> Path:
+    """Return timm's table of accuracies on ImageNet val: the installed timm's, else the one in this package.
 
-    The wheel has no tables; a checkout that is installed in place (`pip install -e`) has them next to the package.
+    timm's wheel has no tables; a checkout that is installed in place (`pip install -e`) has them next to the package.
     """
     import timm
 
     package = Path(timm.__file__).parent
     places = (package.parent / "results" / TABLE_FILE, package / "results" / TABLE_FILE)
-    return next((path for path in places if path.is_file()), None)
+    return next((path for path in places if path.is_file()), PACKAGED_TABLE)
 
 
-def read_table(path: str | Path) -> dict[str, tuple[float, int]]:
-    """Return top-1 (a fraction) and number of parameters by model name.
+def read_table(path: str | Path) -> dict[str, dict[int, tuple[float, int]]]:
+    """Return top-1 (a fraction) and number of parameters by model name and image size.
 
     Args:
         path: a `results-imagenet.csv` of timm, or a folder that holds one.
 
     Raises:
-        DataError: the file does not exist or lacks the columns model, top1 and param_count.
+        DataError: the file does not exist or lacks the columns model, img_size, top1 and param_count.
     """
     path = Path(path)
     path = path / TABLE_FILE if path.is_dir() else path
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            # Millions of parameters, with a thousands separator.
-            found = {
-                row["model"]: (
-                    round(float(row["top1"]) / 100, 5),
-                    round(float(row["param_count"].replace(",", "")) * 1e6),
-                )
-                for row in csv.DictReader(file)
-            }
+            found: dict[str, dict[int, tuple[float, int]]] = {}
+            for row in csv.DictReader(file):
+                # Millions of parameters, with a thousands separator.
+                num_params = round(float(row["param_count"].replace(",", "")) * 1e6)
+                at_size = found.setdefault(row["model"], {})
+                at_size[int(row["img_size"])] = round(float(row["top1"]) / 100, 5), num_params
         if not found:
             raise ValueError("no model in it")
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise DataError(
-            f"{path}: not timm's {TABLE_FILE} with the columns model, top1 and param_count ({reason}).",
+            f"{path}: not timm's {TABLE_FILE} with the columns model, img_size, top1 and param_count ({reason}).",
             remedy="Get it from the folder results/ of timm's repository (huggingface/pytorch-image-models).",
         ) from error
 
@@ -64,11 +65,11 @@ def list_teachers(filters: Sequence[str] = (), *, table: str | Path | None = Non
 
     Args:
         filters: parts of names, or patterns with `*`; models that match any of them are listed. None: all.
-        table: timm's results-imagenet.csv, or its folder; None uses the installed timm's, if it has one.
+        table: timm's results-imagenet.csv, or its folder; None uses the installed timm's, else the package's.
 
     Returns:
         One object per model: name, spec (for `--teacher`), num_classes, img_size (a side in pixels), params and top1
-        (None if unknown), licence, hub_id.
+        (None if timm has not evaluated it), licence, hub_id.
 
     Raises:
         ConfigError: no name matches. DataError: as `read_table`.
@@ -76,15 +77,19 @@ def list_teachers(filters: Sequence[str] = (), *, table: str | Path | None = Non
     import timm
     from timm.models import get_pretrained_cfg
 
-    place = table or find_table()
-    known = {} if place is None else read_table(place)
+    known = read_table(table or find_table())
+    # Weights of one architecture have as many parameters, if their heads are equal.
+    sizes = {name.partition(".")[0]: params for name, at in known.items() for _, params in at.values()}
     rows = []
     for name in timm.list_pretrained():
         cfg = get_pretrained_cfg(name)
         # Without a head (features only, image-text models) there are no logits to distil from.
         if cfg is None or not cfg.num_classes or not _fits(name, filters):
             continue
-        top1, params = known.get(name, (_own_top1(name), None))
+        size = sizes.get(name.partition(".")[0]) if cfg.num_classes == NUM_CLASSES else None
+        at_size = known.get(name, {})
+        # At the size of the model's own; some rows are of a larger one.
+        top1, params = at_size.get(cfg.input_size[-1]) or next(iter(at_size.values()), (_own_top1(name), size))
         rows.append(
             {
                 "name": name,

@@ -49,7 +49,9 @@ def test_the_fix_list_is_written_and_nothing_deleted(run, damaged, tmp_path):
     out = tmp_path / "list.txt"
     out.write_text("old")
     assert run("doctor", "--data", damaged, "--fix-list", out, "--strict")[0] == 3
-    assert out.read_text() == f"{damaged / 'cat' / '1.png'}\n"
+    comment, line = out.read_text().splitlines()
+    assert comment.startswith("# ")
+    assert line == str(damaged / "cat" / "1.png")
     assert sorted(damaged.rglob("*")) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["list.txt", "photos"]
 

@@ -189,6 +189,20 @@ def test_relative_and_strange_paths(root, tmp_path, monkeypatch):
     assert "cat/0.jpg" not in source.names
 
 
+def test_a_pair_of_two_labels_is_in_the_list_with_what_to_decide(root, tmp_path):
+    pair = [root / "train" / "cat" / "0.jpg", root / "train" / "dog" / "zz_copy.jpg"]
+    pair[1].write_bytes(pair[0].read_bytes())
+    diagnosis = examine(root)
+    write_fix_list(tmp_path / "list.txt", diagnosis.leave_out, diagnosis.reasons)
+    lines = (tmp_path / "list.txt").read_text().splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("# two_labels: "))
+    assert lines[at].endswith("delete the line of the image with the correct label to keep it")
+    assert lines[at + 1 : at + 3] == list(map(str, pair))
+    assert read_fix_list(tmp_path / "list.txt") == diagnosis.leave_out
+    (tmp_path / "list.txt").write_text("\n".join(line for line in lines if line != str(pair[0])))
+    assert "cat/0.jpg" in leave_out(open_folder(root, "train"), tmp_path / "list.txt").names
+
+
 def test_a_fix_list_that_an_editor_marked_as_utf8(tmp_path):
     (tmp_path / "list.txt").write_bytes("\N{ZERO WIDTH NO-BREAK SPACE}/a/1.png\r\n/a/2.png\r\n".encode())
     assert read_fix_list(tmp_path / "list.txt") == ["/a/1.png", "/a/2.png"]

@@ -439,3 +439,13 @@ def test_lora_without_its_package_is_an_error_before_anything_is_written(tmp_pat
         assert "train=lora: the package peft can't be imported" in error
         assert 'pip install "deepcait[lora]"' in error
         assert not (tmp_path / "r").exists()
+
+
+def test_an_assignment_without_a_value_is_an_empty_text_or_list_and_null_where_that_is_allowed():
+    given = ["augment.rand_augment=", "freeze=", "optimizer.lr_factors=", "img_size=", "data.exclude="]
+    recipe = load_recipe("finetune", given)
+    assert (recipe.augment.rand_augment, recipe.freeze, recipe.optimizer.lr_factors) == ("", (), ())
+    assert (recipe.img_size, recipe.data.exclude) == (None, "")
+    for key, words in (("epochs", "a whole number, got nothing"), ("augment.scale", "a list, got nothing")):
+        with pytest.raises(ConfigError, match=f"{key}: expected {words}"):
+            load_recipe("finetune", [f"{key}="])

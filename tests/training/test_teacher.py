@@ -19,6 +19,7 @@ from deepcait.data.mixing import Mix
 from deepcait.errors import ConfigError, WeightsError
 from deepcait.training.settings import Distillation
 from deepcait.training.teacher import Teacher, load_teacher
+from deepcait.weights.imagenet import wnids
 from tests.training.tiny import make_stepper, some_batches, tiny_model, tiny_recipe
 
 SEEN = Preprocessing((16, 16), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
@@ -196,7 +197,7 @@ def test_the_teacher_changes_what_is_learnt(factory):
 
 @pytest.mark.parametrize("num_classes", [2, 4])
 def test_other_classes_are_an_error(factory, num_classes):
-    with pytest.raises(ConfigError, match=rf"the student's 3 classes, got \(1, {num_classes}\)"):
+    with pytest.raises(ConfigError, match=rf"the student's 3 classes, got {num_classes}\."):
         load_teacher(Distillation(spec=factory(lambda: Remembers(num_classes))), SEEN, CLASSES)
 
 
@@ -205,7 +206,7 @@ def test_answers_that_are_no_logits(factory):
         def forward(self, images):
             return super().forward(images), None
 
-    with pytest.raises(ConfigError, match="classes, got tuple"):
+    with pytest.raises(ConfigError, match="for one image, got tuple"):
         load_teacher(Distillation(spec=factory(Pair)), SEEN, CLASSES)
 
 
@@ -332,6 +333,54 @@ def test_weights_of_another_model_or_out_of_reach(tmp_path, monkeypatch):
     assert "weights=PATH" in caught.value.remedy
     with pytest.raises(WeightsError, match="expected its weights, got: .*gone"):
         load_teacher(Distillation(spec="timm:resnet10t.gone"), SEEN, CLASSES)
+
+
+WNIDS = ["n02123045", "n01440764", "n02099601"]
+
+
+@pytest.fixture
+def imagenet_file(tmp_path):
+    """Weights of a timm network with the 1,000 classes of ImageNet, and the network."""
+    torch.manual_seed(6)
+    peer = timm.create_model("test_vit", num_classes=1000).eval()
+    nn.init.normal_(peer.head.bias)
+    torch.save(peer.state_dict(), tmp_path / "peer.pth")
+    return tmp_path / "peer.pth", peer
+
+
+def test_a_timm_teacher_of_a_part_of_imagenet_is_matched_by_wnids(imagenet_file):
+    path, peer = imagenet_file
+    view = load_teacher(Distillation(spec=f"timm:test_vit,weights={path}"), SEEN, WNIDS)
+    size = peer.pretrained_cfg["input_size"][-1]
+    with torch.no_grad():
+        cfg = peer.pretrained_cfg
+        direct = peer(normalised(pixels(size), cfg["mean"], cfg["std"]))
+    indices = [wnids().index(name) for name in WNIDS]
+    answer = view(normalised(pixels(size), SEEN.mean, SEEN.std))
+    assert (answer - direct[:, indices]).abs().max() < 1e-3
+    with pytest.raises(ConfigError, match=r"student's 3 classes, got 1000.*wnids") as caught:
+        load_teacher(Distillation(spec=f"timm:test_vit,weights={path}"), SEEN, CLASSES)
+    assert "found by their names" in caught.value.remedy
+
+
+def test_ones_own_network_of_imagenet_and_one_with_names_are_matched_too(factory):
+    whole = Remembers(1000)
+    view = load_teacher(Distillation(spec=factory(lambda: whole)), SEEN, WNIDS)
+    assert view.columns.tolist() == [wnids().index(name) for name in WNIDS]
+    named = Remembers(4, cfg=OWN | {"label_names": ["owl", "cat", "yak", "dog"]})
+    view = load_teacher(Distillation(spec=factory(lambda: named, "named")), SEEN, CLASSES)
+    assert view.columns.tolist() == [1, 3, 0]
+    with pytest.raises(ConfigError, match="got none for n00000000"):
+        load_teacher(Distillation(spec=factory(lambda: named, "named")), SEEN, ["n00000000", "cat"])
+
+
+def test_weights_that_do_not_fit_say_why(imagenet_file):
+    path, _ = imagenet_file
+    with pytest.raises(WeightsError, match=r"(Missing|Unexpected) key\(s\) in state_dict") as caught:
+        load_teacher(Distillation(spec=f"timm:resnet10t,weights={path}"), SEEN, WNIDS)
+    assert len(caught.value.problem) < 450
+    assert str(path) in caught.value.remedy
+    assert "Fetch" not in caught.value.remedy
 
 
 def test_train_with_a_teacher_from_end_to_end(tmp_path, monkeypatch, capsys):
