@@ -44,7 +44,7 @@ ORDER = {
         "ablation", "convnet", "networks",
     ],
     "backends": ["exact", "reference", "operators", "heads", "products", "branches", "lean"],
-    "runtime": ["messages", "signals", "environment", "device", "processes", "files", "claim"],
+    "runtime": ["messages", "signals", "environment", "device", "processes", "files", "claim", "lettering"],
     "weights": [
         "published", "nests", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "reshape", "adapt",
         "timm_layout", "foreign", "artefact", "registry", "own", "hints", "imagenet", "spec", "create", "verification",
@@ -52,9 +52,9 @@ ORDER = {
     ],
     "data": [
         "samples", "png", "jpeg", "formats", "depth", "image", "inputs", "fetch", "listing", "labels", "columns",
-        "source", "folder", "resample", "preprocessing", "shards", "members", "table", "own", "stored", "split",
-        "record", "manifest", "image_table", "parquet", "arrow", "zipped", "tar", "cifar", "matlab", "imagenet",
-        "benchmarks", "spec", "holding", "roles", "writing", "plausible", "faults", "workers", "dataset", "seeding",
+        "source", "folder", "resample", "preprocessing", "snippet", "shards", "members", "table", "own", "stored",
+        "split", "record", "manifest", "image_table", "parquet", "arrow", "zipped", "tar", "cifar", "matlab",
+        "imagenet", "benchmarks", "spec", "holding", "roles", "writing", "plausible", "faults", "workers", "dataset", "seeding",
         "order", "slide", "erasing", "policies", "augment", "mixing", "shrunk", "loader", "duplicates", "findings",
         "sides", "fix_list", "looking", "layout", "doctor",
     ],

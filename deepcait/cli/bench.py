@@ -83,6 +83,8 @@ class Args:
 
 def run(args: Args) -> None:
     """Run the benchmarks."""
+    from deepcait.runtime.files import require_folder
+
     if not args.data and not args.specs:
         raise ConfigError(
             "bench: neither a model nor --data was given.",
@@ -91,6 +93,7 @@ def run(args: Args) -> None:
     _refuse_contradictions(args)
     if args.out is not None:
         # Before the measurement, which takes minutes.
+        require_folder(args.out, "--out")
         args.out.mkdir(parents=True, exist_ok=True)
     console = Console(json=args.json)
     result = {}

@@ -123,7 +123,7 @@ def _require_sound(args: Args) -> None:
     from deepcait.evaluation import require_protocol
     from deepcait.evaluation.plots import require_matplotlib
     from deepcait.evaluation.tables import TABLE_SUFFIXES
-    from deepcait.runtime.files import require_file
+    from deepcait.runtime.files import require_file, require_folder
 
     if not args.specs:
         raise ConfigError("eval: no model was given.", remedy="Use deepcait eval MODEL --data FOLDER.")
@@ -138,8 +138,7 @@ def _require_sound(args: Args) -> None:
         require_file(args.per_image, (".csv",), "--per-image")
     if args.plots is not None:
         require_matplotlib()
-    if args.plots is not None and args.plots.exists() and not args.plots.is_dir():
-        raise ConfigError(f"--plots: expected a folder, got the file {args.plots}.", remedy="Give another place.")
+        require_folder(args.plots, "--plots")
 
 
 def _sizes(text: str | None) -> list[Size]:

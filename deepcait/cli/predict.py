@@ -141,6 +141,8 @@ def _require_sound(args: Args) -> None:
         raise ConfigError(
             f"--min-probability: expected 0 to 1, got {args.min_probability}.", remedy="0.5 is 50 %, 0 keeps all."
         )
+    if args.out is not None:
+        require_file(Path(args.out), _OUT_SUFFIXES, "--out")
     if args.embeddings is not None:
         require_file(args.embeddings, (".npz",), "--embeddings")
         if args.tta is not None:
@@ -202,16 +204,15 @@ def _report_errors(errors: list[dict[str, Any]], num_images: int, console: Conso
 def _writer(out: str | None) -> Iterator[Any]:
     """Yield what writes one result to the file; nothing happens without a file.
 
-    A wrong path is an error before any work is done. The file appears when it is complete; until then, and after an
+    The file appears when it is complete; until then, and after an
     error, an older file stays as it was.
     """
-    from deepcait.runtime.files import replacing, require_file
+    from deepcait.runtime.files import replacing
 
     if out is None:
         yield lambda result: None
         return
     path = Path(out)
-    require_file(path, _OUT_SUFFIXES, "--out")
     # Bytes of a file name that are not UTF-8 are escaped, as in JSON and on stdout.
     with (
         replacing(path) as temporary,

@@ -54,6 +54,7 @@ class Args:
 
 def run(args: Args) -> int | None:
     """Write the folder, and push it."""
+    from deepcait.runtime.files import require_folder
     from deepcait.weights.push import push_folder, require_repository, require_token
 
     console = Console(json=args.json)
@@ -62,6 +63,7 @@ def run(args: Args) -> int | None:
         raise ConfigError("--out is only used with --dry-run.", remedy="Add --dry-run, or omit --out.")
     if args.dry_run:
         folder = args.out or Path(name.partition("/")[2])
+        require_folder(folder, "--out")
         _write(args, name, folder, console)
         files = _list(folder, console)
         console.say(f"dry run: nothing was sent; {folder} holds what would be pushed to {name}")

@@ -93,6 +93,7 @@ def run(args: Args) -> int | None:
 
 def _wished(args: Args, grid: Grid, only: tuple[str, ...]) -> StudyPlan:
     """The plan of the options, with the recipe's epochs and images by default."""
+    from deepcait.runtime.files import require_folder
     from deepcait.study.plan import StudyPlan
     from deepcait.training.recipe import load_recipe
 
@@ -119,8 +120,8 @@ def _wished(args: Args, grid: Grid, only: tuple[str, ...]) -> StudyPlan:
             f"--teacher: no cell of study {grid.name} uses a teacher.",
             remedy="Omit --teacher, or choose other cells with --only.",
         )
-    if args.results is not None and args.results.exists() and not args.results.is_dir():
-        raise ConfigError(f"--results: {args.results} is a file, not a folder.", remedy="Choose a folder.")
+    if args.results is not None:
+        require_folder(args.results, "--results")
     recipe = load_recipe(grid.recipe)
     return StudyPlan(
         study=args.name,

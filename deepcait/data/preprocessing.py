@@ -28,7 +28,7 @@ _INTERPOLATIONS = {
 _PIL_MODES = {1: "L", 3: "RGB"}
 # timm's meaning of a configuration that does not say.
 _TIMM_CROP_PCT = 0.875
-_MAX_ASPECT = 32
+MAX_ASPECT = 32
 # The image is resized to the model's size divided by this: a thousandth would fill all memory.
 _MIN_CROP_RATIO = 0.1
 
@@ -212,7 +212,7 @@ class Preprocessing:
 
     def _kept_sides(self, width: int, height: int) -> list[tuple[int, int]]:
         """The used range of the width, then of the height."""
-        longest = _MAX_ASPECT * max(math.floor(side / self.crop_ratio) for side in self.img_size)
+        longest = MAX_ASPECT * max(math.floor(side / self.crop_ratio) for side in self.img_size)
         kept_sides = []
         for side, resized in zip((width, height), self._covering_size(width, height), strict=True):
             kept = side

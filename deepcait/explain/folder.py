@@ -11,6 +11,7 @@ from pathlib import Path
 from deepcait.errors import ConfigError
 from deepcait.explain.explanation import METHODS
 from deepcait.explain.markup import is_page
+from deepcait.runtime.files import require_folder
 
 PAGE_FILE, FIGURES_FOLDER, FIGURES_FILE = "index.html", "figures", "figures.json"
 _IMAGE_FILES = {"heads.png", "maps.npz", *(f"{method.replace('-', '_')}.png" for method in METHODS)}
@@ -32,8 +33,7 @@ def require_place(out: Path) -> None:
     Raises:
         ConfigError: it is a file, or a folder with other content than an earlier page.
     """
-    if out.is_file():
-        raise ConfigError(f"--out: {out} is a file, not a folder.", remedy="Choose a new folder.")
+    require_folder(out, "--out")
     others = [path.name for path in sorted(out.iterdir()) if not _is_ours(path)] if out.is_dir() else []
     if others and not is_page(out / PAGE_FILE):
         raise ConfigError(

@@ -16,7 +16,7 @@ from deepcait.data import Preprocessing, open_image, open_source
 from deepcait.errors import ConfigError, WeightsError
 from deepcait.inference.engines import open_onnx, open_openvino
 from deepcait.inference.fold import FoldedCaiT, fold
-from deepcait.inference.graph import INPUT, OUTPUT, require_packages, to_openvino, to_program, write_onnx
+from deepcait.inference.graph import INPUT, OUTPUT, opsets, require_packages, to_openvino, to_program, write_onnx
 from deepcait.model.mode import evaluation_mode
 from deepcait.optional import require
 from deepcait.runtime.files import move_file, require_file
@@ -31,6 +31,7 @@ MAX_DRIFT = 5e-5
 # Of weights that are stored in 16 bits, which makes some 1e-3.
 _MAX_DRIFT_FP16 = 2e-2
 BATCHES = (1, 3, 8)
+CODE_SUFFIX = ".py"  # of the preprocessing in numpy and Pillow, beside an exported file
 
 
 def export_file(
@@ -42,6 +43,8 @@ def export_file(
     *,
     precision: str = "auto",
     tolerance: float = 0.0,
+    opset: int | None = None,
+    code: str = "",
 ) -> tuple[Verification, list[Path]]:
     """Write a model for an engine, with a JSON description, if the verification succeeds.
 
@@ -56,6 +59,8 @@ def export_file(
         about: goes into the JSON: preprocessing, classes and the like.
         precision: of the weights in the file: auto, which is fp32, or fp16 for OpenVINO.
         tolerance: with fp16, the share of images whose best class may differ.
+        opset: ONNX operator set of the file; None is PyTorch's choice.
+        code: written beside as `pets.onnx.py`: how an image becomes the input; empty for no such file.
 
     Returns:
         The verification, and the files written (none if it does not hold).
@@ -67,11 +72,12 @@ def export_file(
     require_out(form, out)
     short = require_stored(form, precision) == "fp16"
     require_packages(form)
+    require_opset(form, opset)
     folded = fold(model)
     aside = out.parent / f".{out.name}.{secrets.token_hex(4)}.new"
     try:
         aside.mkdir()
-        write_graph(folded, form, aside / out.name, fp16=short)
+        write_graph(folded, form, aside / out.name, fp16=short, opset=opset)
         verification = verify_graph(
             model,
             form,
@@ -85,6 +91,8 @@ def export_file(
             return verification, []
         text = json.dumps(describe(folded, form, out, verification) | about, indent=2) + "\n"
         (aside / f"{out.name}.json").write_text(text, encoding="utf-8")
+        if code:
+            (aside / f"{out.name}{CODE_SUFFIX}").write_text(code, encoding="utf-8")
         # The graph itself comes last: whoever finds it finds the rest.
         files = sorted(aside.iterdir(), key=lambda path: (path.name == out.name, path.name))
         for path in files:
@@ -124,10 +132,28 @@ def require_stored(form: str, precision: str) -> str:
     )
 
 
-def write_graph(model: FoldedCaiT, form: Form, path: Path, *, fp16: bool = False) -> None:
-    """Write the graph alone; for OpenVINO with weights in 16 bits if that is asked for."""
+def require_opset(form: str, opset: int | None) -> None:
+    """Raise unless a file can be written in this operator set.
+
+    Raises:
+        ConfigError: the format has no operator sets, or the packages do not know this one.
+    """
+    if opset is None:
+        return
+    if form != "onnx":
+        raise ConfigError(f"--opset: {form} has no ONNX operator set.", remedy="Leave --opset out, or use --to onnx.")
+    oldest, newest = opsets()
+    if not oldest <= opset <= newest:
+        raise ConfigError(
+            f"--opset: expected {oldest} to {newest}, got {opset}.",
+            remedy="Choose the newest that the program which opens the file supports; leave it out if in doubt.",
+        )
+
+
+def write_graph(model: FoldedCaiT, form: Form, path: Path, *, fp16: bool = False, opset: int | None = None) -> None:
+    """Write the graph alone; `fp16` is for OpenVINO (weights in 16 bits), `opset` for ONNX."""
     if form == "onnx":
-        write_onnx(model, path)
+        write_onnx(model, path, opset)
     elif form == "openvino":
         openvino = require("openvino", asked="openvino", extra="openvino")
         openvino.save_model(to_openvino(model), str(path), compress_to_fp16=fp16)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 INPUT, OUTPUT = "images", "logits"
 # A protocol buffer file is limited to 2 GiB; larger weights are stored in a second file.
 _MAX_ONNX_BYTES = 1_900_000_000
+_OLDEST_OPSET, _NEWEST_OPSET = 17, 25
 
 
 def to_program(model: nn.Module) -> ExportedProgram:
@@ -42,11 +43,26 @@ def to_program(model: nn.Module) -> ExportedProgram:
         return torch.export.export(model, (images_BCHW,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
 
 
-def write_onnx(model: nn.Module, path: Path) -> None:
-    """Write the graph as ONNX; weights above 2 GiB are stored in `path` + ".data".
+def opsets() -> tuple[int, int]:
+    """Return the oldest and the newest ONNX operator set that a graph is written in, by the packages installed.
 
     Raises:
         ConfigError: a package of deepcait[export] is missing.
+    """
+    onnx = require("onnx", asked="onnx", extra="export")
+    return _OLDEST_OPSET, min(_NEWEST_OPSET, onnx.defs.onnx_opset_version())
+
+
+def write_onnx(model: nn.Module, path: Path, opset: int | None = None) -> None:
+    """Write the graph as ONNX; weights above 2 GiB are stored in `path` + ".data".
+
+    Args:
+        model: with a `config`.
+        path: of the file.
+        opset: operator set, one of `opsets()`; None is PyTorch's choice.
+
+    Raises:
+        ConfigError: a package of deepcait[export] is missing, or the model can't be written in this operator set.
     """
     for module in ("onnx", "onnxscript"):
         require(module, asked="onnx", extra="export")
@@ -59,8 +75,22 @@ def write_onnx(model: nn.Module, path: Path) -> None:
             dynamo=True,
             input_names=[INPUT],
             output_names=[OUTPUT],
+            opset_version=opset,
             external_data=num_bytes > _MAX_ONNX_BYTES,
             verbose=False,
+        )
+    if opset is not None:
+        _require_written(path, opset)
+
+
+def _require_written(path: Path, opset: int) -> None:
+    """Raise if the exporter, which only warns then, could not convert a graph to the operator set asked for."""
+    onnx = require("onnx", asked="onnx", extra="export")
+    found = {one.version for one in onnx.load(path, load_external_data=False).opset_import if not one.domain}
+    if found != {opset}:
+        raise ConfigError(
+            f"--opset: PyTorch {torch.__version__} can't write this model in operator set {opset}.",
+            remedy="Choose a newer one, or leave --opset out.",
         )
 
 

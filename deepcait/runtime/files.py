@@ -39,7 +39,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, *, flush: bool = True
 
 
 def require_file(path: Path, suffixes: Sequence[str], option: str) -> None:
-    """Raise unless a file can be written: its folder exists, and its path is not a folder.
+    """Raise unless a file can be written: its folder exists and can be written to, and its path is not a folder.
 
     Args:
         path: of the file.
@@ -47,7 +47,7 @@ def require_file(path: Path, suffixes: Sequence[str], option: str) -> None:
         option: the option that names the file.
 
     Raises:
-        ConfigError: the suffix is wrong, the path is a folder, or its folder does not exist.
+        ConfigError: the suffix is wrong, the path is a folder, or its folder does not exist or can't be written to.
     """
     if suffixes and path.suffix.lower() not in suffixes:
         raise ConfigError(
@@ -59,6 +59,30 @@ def require_file(path: Path, suffixes: Sequence[str], option: str) -> None:
     if not path.parent.is_dir():
         problem = f"{option}: the folder {path.parent} does not exist."
         raise ConfigError(problem, remedy="Create it, or choose another file.")
+    _require_writable(path.parent, option)
+
+
+def require_folder(path: Path, option: str) -> None:
+    """Raise unless a folder can be written: it is one, or can be created.
+
+    Args:
+        path: of the folder; folders above it may be missing too.
+        option: the option that names the folder.
+
+    Raises:
+        ConfigError: the path, or one above it, is a file, or nothing can be created there.
+    """
+    above = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not above.is_dir():
+        problem = f"{option}: {above} is a file, not a folder."
+        raise ConfigError(problem, remedy="Choose another folder.")
+    _require_writable(above, option)
+
+
+def _require_writable(folder: Path, option: str) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        problem = f"{option}: the folder {folder} can't be written to."
+        raise ConfigError(problem, remedy="Change its permissions, or choose another place.")
 
 
 @contextlib.contextmanager

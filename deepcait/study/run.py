@@ -24,7 +24,7 @@ from typing import Any
 from deepcait.errors import ConfigError, DivergedError, RunError, Stopped
 from deepcait.runtime.claim import claim, owner_of
 from deepcait.runtime.environment import environment
-from deepcait.runtime.files import write_bytes
+from deepcait.runtime.files import require_folder, write_bytes
 from deepcait.runtime.signals import STOP_SIGNALS
 from deepcait.study.grid import Cell, Grid, cells_of
 from deepcait.study.outcome import failure_path, read_outcome
@@ -54,8 +54,9 @@ def start_study(
         ConfigError: the folder holds something else, or a study with other settings.
     """
     known = (PLAN_FILE, "speed.json", *_FOLDERS, "table.md", "results.json", "plot.png")
+    require_folder(folder, "--out")
     others = [p.name for p in folder.iterdir() if p.name not in known and p.name[0] != "."] if folder.is_dir() else []
-    if folder.is_file() or (others and not (folder / PLAN_FILE).exists()):
+    if others and not (folder / PLAN_FILE).exists():
         raise ConfigError(f"{folder}: this folder holds no study.", remedy="Choose a new or empty folder for --out.")
     for name in _FOLDERS:
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from deepcait.errors import RunError, WeightsError, WriteError
 from deepcait.model.network import Network, as_module
 from deepcait.runtime.claim import hold, require_free
 from deepcait.runtime.environment import environment
+from deepcait.runtime.files import require_folder
 from deepcait.training.average import WeightAverage
 from deepcait.training.data import TrainingData
 from deepcait.training.journal import REMEDY, read_state, replace_text
@@ -37,9 +38,8 @@ def require_startable(folder: Path, resume: bool) -> None:
     Raises:
         RunError: the folder holds a run, something else, or a process of this machine writes there.
     """
+    require_folder(folder, "--out")
     require_free(folder, folder / _LOCK)
-    if folder.is_file():
-        raise RunError(f"{folder}: expected a folder for the run, got a file.", remedy="Give another --out.")
     if (folder / "config.yaml").exists():
         if not resume:
             _require_no_run(folder)

@@ -130,7 +130,7 @@ def save_artefact(
     folder = Path(folder)
     core = _require_network(model)
     _require_classes(classes, core.config.num_classes)
-    _require_replaceable(folder)
+    require_replaceable(folder)
     if evaluated == "ema" and ema_state is None:
         raise ConfigError("evaluated='ema' needs ema_state, which is missing.", remedy="Pass the averaged weights.")
     story = {"recipe": recipe, "metrics": metrics, "provenance": provenance, "evaluated": evaluated}
@@ -362,7 +362,12 @@ def _require_classes(classes: Sequence[str] | None, num_classes: int) -> None:
         )
 
 
-def _require_replaceable(folder: Path) -> None:
+def require_replaceable(folder: Path) -> None:
+    """Raise unless a model folder may be written here: nothing, an empty folder, or another model folder.
+
+    Raises:
+        ConfigError: other files, which would be lost.
+    """
     if not folder.exists():
         return
     if not folder.is_dir() or (any(folder.iterdir()) and not is_artefact(folder)):

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from deepcait.errors import ConfigError
 from deepcait.model.mode import evaluation_mode
-from deepcait.runtime.files import replacing, require_file
-from deepcait.weights.artefact import save_artefact
+from deepcait.runtime.files import replacing, require_file, require_folder
+from deepcait.weights.artefact import require_replaceable, save_artefact
 from deepcait.weights.layouts import SAFETENSORS, StateDict, image_size, official_layout, read_checkpoint
 from deepcait.weights.spec import RUN_FOLDERS, Resolved
 from deepcait.weights.timm_layout import require_known_to_timm
@@ -37,8 +37,8 @@ def write_timm(found: Resolved, folder: str | Path) -> Path:
         ConfigError: the folder holds something else, is the model's own, or belongs to a run.
         WeightsError: it can't be written.
     """
+    require_timm(Path(folder))
     _require_another_place(found, Path(folder))
-    _require_no_run(Path(folder))
     return save_artefact(
         folder,
         found.model,
@@ -63,13 +63,7 @@ def write_official(found: Resolved, path: str | Path) -> Path:
         WeightsError: it can't be written; an existing file is not changed.
     """
     path = Path(path)
-    if path.suffix not in OFFICIAL_SUFFIXES:  # exactly: readers recognise the format by it
-        raise ConfigError(
-            f"{path}: the file name must end in {' or '.join(OFFICIAL_SUFFIXES)} (got {path.suffix!r}).",
-            remedy="The official layout is one file: .pth as the authors publish it, or .safetensors.",
-        )
-    require_file(path, (), "--out")
-    _require_no_run(path)
+    require_official(path)
     # In the order and with the dtype of the model; each tensor owns its memory.
     tensors: StateDict = {key: t.detach().cpu().contiguous() for key, t in found.model.state_dict().items()}
     with replacing(path) as temporary:
@@ -83,6 +77,32 @@ def write_official(found: Resolved, path: str | Path) -> Path:
             raise OSError(errno.ENOSPC if full else errno.EIO, str(error).partition("\n")[0], str(path)) from error
     path.chmod(0o666 & ~_umask())
     return path
+
+
+def require_timm(folder: Path) -> None:
+    """Check the path of a timm folder before any work is done.
+
+    Raises:
+        ConfigError: a file, a folder of something else, one that can't be written to, or that belongs to a run.
+    """
+    require_folder(folder, "--out")
+    require_replaceable(folder)
+    _require_no_run(folder)
+
+
+def require_official(path: Path) -> None:
+    """Check the path of a file in the authors' layout before any work is done.
+
+    Raises:
+        ConfigError: the suffix is wrong, the path is a folder, its folder does not exist or belongs to a run.
+    """
+    if path.suffix not in OFFICIAL_SUFFIXES:  # exactly: readers recognise the format by it
+        raise ConfigError(
+            f"{path}: the file name must end in {' or '.join(OFFICIAL_SUFFIXES)} (got {path.suffix!r}).",
+            remedy="The official layout is one file: .pth as the authors publish it, or .safetensors.",
+        )
+    require_file(path, (), "--out")
+    _require_no_run(path)
 
 
 def verify_timm(found: Resolved, folder: str | Path) -> Verification:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 
 import deepcait
 from deepcait.classifier import Classifier
 from deepcait.cli.main import main
-from deepcait.data import Preprocessing
+from deepcait.data import Preprocessing, open_source
 from deepcait.errors import ConfigError
 from deepcait.inference import export
 from deepcait.inference.export import MAX_DRIFT, SUFFIXES, sample_images, verify_graph, write_graph
 from deepcait.inference.fold import fold
+from deepcait.inference.graph import opsets
 from deepcait.weights.verification import Verification
 from tests.inference.tiny import SIZES, scrambled, spread_of_difference
 
@@ -134,7 +137,7 @@ def test_the_verb_writes_proves_and_describes(folder, form, tmp_path, capsys):
     assert beside["preprocessing"]["input_size"] == [3, 32, 32]
     assert beside["input"] == {"name": "images", "shape": ["batch", 3, 32, 32], "dtype": "float32"}
     assert sorted(path.suffix for path in out.parent.iterdir()) == sorted(
-        {".json", SUFFIXES[form], *([".bin"] if form == "openvino" else [])}
+        {".json", ".py", SUFFIXES[form], *([".bin"] if form == "openvino" else [])}
     )
 
 
@@ -184,7 +187,7 @@ def test_the_graph_is_written_last_and_only_if_the_verification_holds(tmp_path, 
     """Whoever finds it finds what belongs to it."""
     moved, replace = [], os.replace
 
-    def write(model, form, path, *, fp16):
+    def write(model, form, path, *, fp16, opset):
         path.write_text("graph")
         path.with_suffix(".bin").write_text("weights")
 
@@ -260,3 +263,35 @@ def test_a_tolerance_is_a_share_of_the_images():
     assert Verification(**facts, tolerance=0.02).holds
     assert not Verification(**facts, tolerance=0.01).holds
     assert not Verification(**facts).holds
+
+
+def test_operator_sets_are_of_onnx_alone_and_of_those_that_are_verified(folder, tmp_path, capsys):
+    def told(*options: str) -> str:
+        assert main(["export", str(folder / "model"), *options]) == 2
+        return capsys.readouterr().err
+
+    oldest, newest = opsets()
+    for opset in (oldest - 1, newest + 1):
+        text = told("--to", "onnx", "--out", str(tmp_path / "m.onnx"), "--opset", str(opset))
+        assert f"expected {oldest} to {newest}, got {opset}" in text
+    for form, suffix in (("openvino", ".xml"), ("pt2", ".pt2"), ("timm", ""), ("official", ".pth")):
+        assert "has no ONNX operator set" in told("--to", form, "--out", f"{tmp_path}/m{suffix}", "--opset", "18")
+
+
+@pytest.mark.parametrize("opset", [17, *(pytest.param(opset, marks=pytest.mark.slow) for opset in range(18, 26))])
+def test_every_operator_set_gives_our_logits(folder, tmp_path, capsys, opset):
+    onnx = pytest.importorskip("onnx")
+    assert opsets() == (17, 25)
+    out = tmp_path / "pets.onnx"
+    command = ["export", str(folder / "model"), "--to", "onnx", "--out", str(out), "--opset", str(opset), "--json"]
+    assert main(command) == 0, capsys.readouterr().err
+    assert json.loads(capsys.readouterr().out)["holds"]
+    (written,) = [one.version for one in onnx.load(out).opset_import if not one.domain]
+    assert written == opset
+    # The preprocessing beside it feeds it.
+    names = runpy.run_path(f"{out}.py")
+    session = onnxruntime.InferenceSession(str(out))
+    source = open_source("builtin:demo", "test")
+    (tmp_path / "image.png").write_bytes(source.read(0).data)
+    (logits_K,) = session.run(["logits"], {"images": names["model_input"](tmp_path / "image.png")})[0]
+    assert int(logits_K.argmax()) == deepcait.load(folder / "model").predict([source.read(0).data], topk=1)[0][0].index
