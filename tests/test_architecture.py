@@ -54,9 +54,9 @@ ORDER = {
         "samples", "png", "jpeg", "formats", "depth", "image", "inputs", "fetch", "listing", "labels", "columns",
         "source", "folder", "resample", "preprocessing", "snippet", "shards", "members", "table", "own", "stored",
         "split", "record", "manifest", "image_table", "parquet", "arrow", "zipped", "tar", "cifar", "matlab",
-        "imagenet", "benchmarks", "spec", "holding", "roles", "writing", "plausible", "faults", "workers", "dataset", "seeding",
-        "order", "slide", "erasing", "policies", "augment", "mixing", "shrunk", "loader", "duplicates", "findings",
-        "sides", "fix_list", "looking", "layout", "doctor",
+        "imagenet", "benchmarks", "spec", "holding", "roles", "writing", "plausible", "faults", "workers",
+        "dataset", "seeding", "order", "slide", "erasing", "policies", "augment", "mixing", "shrunk", "loader",
+        "duplicates", "findings", "sides", "fix_list", "looking", "layout", "doctor",
     ],
     "training": [
         "schedule", "losses", "strict", "aliases", "best", "settings", "recipe", "keys", "own", "resume", "compute",

@@ -129,9 +129,9 @@ class Diagnosis:
         }
 
 
-def together(kind: str, paths: list[str], text: str) -> list[Finding]:
+def together(kind: str, paths: list[str], text: str, leave_out: tuple[str, ...] = ()) -> list[Finding]:
     """Return one finding for all paths; none if there are no paths."""
-    return [Finding(kind, tuple(paths), text)] if paths else []
+    return [Finding(kind, tuple(paths), text, leave_out)] if paths else []
 
 
 def by_gravity(findings: list[Finding]) -> list[Finding]:

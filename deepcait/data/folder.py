@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from deepcait.data.formats import IMAGE_SUFFIXES, count_suffixes
@@ -73,7 +73,11 @@ class FolderSource:
 
 
 def open_folder(
-    root: str | os.PathLike[str], split: str | None, classes: Sequence[str] | None = None, labels: str = "auto"
+    root: str | os.PathLike[str],
+    split: str | None,
+    classes: Sequence[str] | None = None,
+    labels: str = "auto",
+    left_out: Collection[str] = (),
 ) -> FolderSource:
     """Open class folders; file names are listed, no image is read.
 
@@ -88,6 +92,7 @@ def open_folder(
         split: train, val or test; None takes all images, of all splits.
         classes: index -> class name.
         labels: what integers mean, see `RULES`.
+        left_out: absolute paths of class folders that are not read.
 
     Raises:
         DataError: no such folder or split, no class folders, no images, an unknown class, an empty
@@ -102,12 +107,13 @@ def open_folder(
     else:
         folders = {"": _require_split(root, splits, split)}
         root = folders[""]
-    known = list(classes) if classes is not None else _own_classes(root, splits, folders.values(), labels)
+    known = list(classes) if classes is not None else _own_classes(root, splits, folders.values(), labels, left_out)
     defining = set() if classes is not None else ({splits["train"]} if "train" in splits else set(folders.values()))
 
     found: list[tuple[str, str]] = []
     for prefix, folder in folders.items():
-        for name, files in _class_files(folder, may_be_empty=folder not in defining or split in ("val", "test")):
+        may_be_empty = folder not in defining or split in ("val", "test")
+        for name, files in _class_files(folder, may_be_empty=may_be_empty, left_out=left_out):
             found += [(f"{prefix}{name}/{file}", name) for file in files]
     index_of = map_labels(root, {name for _, name in found}, known, labels)
     return FolderSource(
@@ -216,9 +222,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         raise
 
 
-def _class_files(folder: Path, *, may_be_empty: bool) -> list[tuple[str, list[str]]]:
+def _class_files(folder: Path, *, may_be_empty: bool, left_out: Collection[str] = ()) -> list[tuple[str, list[str]]]:
     """(class name, files) for every class folder with images, in class order."""
-    listed = [(name, walk_images(folder / name)) for name in sort_classes(subfolders(folder))]
+    listed = [(name, walk_images(folder / name)) for name in sort_classes(_class_folders(folder, left_out))]
     filled = [(name, files) for name, files in listed if files]
     if not filled:
         if walk_images(folder):
@@ -231,14 +237,21 @@ def _class_files(folder: Path, *, may_be_empty: bool) -> list[tuple[str, list[st
     if empty and not may_be_empty:
         raise DataError(
             f"Expected images in every class folder, got none in {some(empty)}.",
-            remedy="Fill or remove the empty class folders: each would become a class that nothing teaches.",
+            remedy="Fill or remove the empty class folders, or list them in a fix list (`deepcait doctor --fix-list`). "
+            "Nothing would teach such a class.",
         )
     return filled
 
 
-def _own_classes(root: Path, splits: dict[str, Path], folders: Iterable[Path], labels: str) -> list[str]:
+def _class_folders(folder: Path, left_out: Collection[str]) -> list[str]:
+    return [name for name in subfolders(folder) if os.path.abspath(folder / name) not in left_out]
+
+
+def _own_classes(
+    root: Path, splits: dict[str, Path], folders: Iterable[Path], labels: str, left_out: Collection[str]
+) -> list[str]:
     defining = [splits["train"]] if "train" in splits else list(folders)
-    return find_classes(root, {name for folder in defining for name in subfolders(folder)}, labels)
+    return find_classes(root, {name for folder in defining for name in _class_folders(folder, left_out)}, labels)
 
 
 def _require_folder(root: Path) -> None:

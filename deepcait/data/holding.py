@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from deepcait.data.columns import USUAL, Columns
@@ -71,6 +71,7 @@ def open_parts(
     labels: str = "auto",
     columns: Columns = USUAL,
     record: SplitRecord | None = None,
+    left_out: Collection[str] = (),
 ) -> Parts:
     """Open the parts of a training; what is held out is a pure function of names and `how`.
 
@@ -79,6 +80,7 @@ def open_parts(
         how: what is held out.
         classes, labels, columns: as in `open_source`; the classes are those of the training images.
         record: of the run that resumes; what it held out is held out again.
+        left_out: absolute paths of class folders that are not read.
 
     Raises:
         ConfigError: settings that contradict each other or the data.
@@ -88,7 +90,8 @@ def open_parts(
     require_one_of(labels, RULES, "labels")
     own = list_splits(spec, columns)
     _require_possible(spec, own, how)
-    whole = open_source(spec, "train" if own else None, classes=classes, labels=labels, columns=columns)
+    same = {"columns": columns, "left_out": left_out}
+    whole = open_source(spec, "train" if own else None, classes=classes, labels=labels, **same)
     if how.draws_val(own) or how.test_fraction or how.fold is not None:
         drawn = record.indices(whole.names) if record is not None else _draw(spec, own, how, whole, columns)
         train, val, test = (Subset(whole, drawn.get(part, []), split=part) for part in PARTS)
@@ -97,7 +100,7 @@ def open_parts(
     if how.validate_on != "none" and not how.draws_val(own):
         # Classes are fixed now: what is an integer is the name that it was in training, never an index.
         rule = "names" if labels == "auto" else labels
-        val = open_source(spec, how.val_split(own), classes=train.classes, labels=rule, columns=columns)
+        val = open_source(spec, how.val_split(own), classes=train.classes, labels=rule, **same)
     return Parts(train, val, test)
 
 

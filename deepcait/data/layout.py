@@ -44,7 +44,8 @@ def look_around(root: Path) -> list[Finding]:
             _look_into_class(folder / name, found, "empty_class" if teaches else "empty_folder")
         findings += _names_alike(folder, names)
     for kind, text in _TEXTS.items():
-        findings += together(kind, found[kind], text.format(num=len(found[kind])))
+        leave_out = tuple(found[kind]) if kind == "empty_class" else ()
+        findings += together(kind, found[kind], text.format(num=len(found[kind])), leave_out)
     return findings
 
 

@@ -6,7 +6,7 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,6 +193,7 @@ def open_source(
     classes: Sequence[str] | None = None,
     labels: str = "auto",
     columns: Columns = USUAL,
+    left_out: Collection[str] = (),
 ) -> Source:
     """Open DATA as it is; nothing is held out here, see `open_parts`.
 
@@ -202,6 +203,7 @@ def open_source(
         classes: index -> class name, fixed by training; labels are mapped to them, see `map_labels`.
         labels: what integers mean: auto, names, indices.
         columns: of a table whose columns are not called as usual.
+        left_out: absolute paths of class folders that are not read, of the kind folder.
 
     Raises:
         ConfigError: an unknown kind, split name or meaning of integers; columns of what is no table.
@@ -210,7 +212,10 @@ def open_source(
     require_one_of(split, (*SPLITS, None), "split")
     require_one_of(labels, RULES, "labels")
     kind, place = _find_kind(spec, columns)
-    return kind.open(place, None if split == "all" else split, classes, labels)
+    split = None if split == "all" else split
+    if left_out and kind is KINDS["folder"]:
+        return open_folder(_folder_path(place), split, classes, labels, left_out)
+    return kind.open(place, split, classes, labels)
 
 
 def read_column(spec: str | os.PathLike[str], column: str, source: Source, columns: Columns = USUAL) -> list[str]:

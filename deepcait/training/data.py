@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepcait.data import Source, list_splits, open_parts
-from deepcait.data.fix_list import leave_out
+from deepcait.data.fix_list import leave_out, read_fix_list
 from deepcait.data.holding import Parts
 from deepcait.data.order import Order
 from deepcait.data.plausible import doubts, lost_levels, require_classes
@@ -54,7 +54,16 @@ def open_training_data(recipe: Recipe, folder: Path | None = None) -> TrainingDa
     how = recipe.data.holding(recipe.seed)
     known = folder is not None and (folder / SPLIT_FILE).is_file()
     record = read_record(folder / SPLIT_FILE) if folder is not None and known else None
-    parts = open_parts(recipe.data.source, how, labels=recipe.data.labels, columns=recipe.data.columns(), record=record)
+    left_out = read_fix_list(recipe.data.exclude) if recipe.data.exclude else ()  # folders of it are no classes
+    columns = recipe.data.columns()
+    parts = open_parts(
+        recipe.data.source,
+        how,
+        labels=recipe.data.labels,
+        columns=columns,
+        record=record,
+        left_out=frozenset(left_out),
+    )
     train, validation, test = parts.train, parts.val, parts.test
     if recipe.data.exclude:
         before = len(train), len(validation), len(test)

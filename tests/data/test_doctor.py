@@ -17,9 +17,12 @@ from deepcait.data.duplicates import difference_hashes, near_groups, pixel_hash
 from deepcait.data.findings import KINDS, Diagnosis
 from deepcait.data.fix_list import leave_out, read_fix_list, write_fix_list
 from deepcait.data.folder import open_folder
+from deepcait.data.holding import open_split
 from deepcait.data.looking import look_at_all
 from deepcait.data.source import Subset
 from deepcait.errors import DataError, WriteError
+from deepcait.training.data import open_training_data
+from deepcait.training.recipe import load_recipe
 from tests.data.damage import DAMAGE, UNREADABLE, Found, encoded, picture, sound_folder
 
 
@@ -201,6 +204,22 @@ def test_a_pair_of_two_labels_is_in_the_list_with_what_to_decide(root, tmp_path)
     assert read_fix_list(tmp_path / "list.txt") == diagnosis.leave_out
     (tmp_path / "list.txt").write_text("\n".join(line for line in lines if line != str(pair[0])))
     assert "cat/0.jpg" in leave_out(open_folder(root, "train"), tmp_path / "list.txt").names
+
+
+def test_empty_class_folders_are_in_the_list_and_are_no_classes_then(root, tmp_path):
+    (root / "train" / "lynx").mkdir()
+    (root / "train" / "yeti" / "inner").mkdir(parents=True)
+    diagnosis = examine(root)
+    empty = [str(root / "train" / name) for name in ("lynx", "yeti")]
+    assert [path for path in diagnosis.leave_out if Path(path).is_dir()] == empty
+    write_fix_list(tmp_path / "list.txt", diagnosis.leave_out, diagnosis.reasons)
+    with pytest.raises(DataError, match=r"got none in .*lynx.*--fix-list"):
+        open_split(root, "train")
+    settings = [f"data.source={root}", f"data.exclude={tmp_path / 'list.txt'}"]
+    opened = open_training_data(load_recipe("finetune", settings))
+    assert not {"lynx", "yeti"} & set(opened.train.classes)
+    assert opened.validation.classes == opened.train.classes
+    assert len(opened.train) > 0
 
 
 def test_a_fix_list_that_an_editor_marked_as_utf8(tmp_path):
