@@ -95,7 +95,8 @@ def test_every_kind_is_planted_or_told_here(ruin):
         "few_levels",
         "refused",
         "doubtful",
-    }  # test_depth, test_plausible
+        "split_group",
+    }  # test_depth, test_plausible, test_split
 
 
 def test_errors_come_first_and_json_holds_all(ruin):

@@ -82,13 +82,6 @@ def test_a_first_value_that_norms_cannot_square(tmp_path, given):
     assert "layer_scale_init: expected at most 1e+15 in size" in refused(tmp_path, f"layer_scale_init: {given}").problem
 
 
-def test_an_empty_value_sets_an_empty_text():
-    assert load_recipe("finetune", ["augment.rand_augment="]).augment.rand_augment == ""
-    assert load_recipe("finetune", ["shape.depth="]).shape.depth is None
-    with pytest.raises(ConfigError, match="a whole number, got None"):
-        load_recipe("finetune", ["epochs="])
-
-
 def test_a_flip_upside_down_is_not_taken_for_a_mirror():
     with pytest.raises(ConfigError, match=r"augment.flip mirrors them left to right"):
         load_recipe("finetune", ["augment.vflip=0.5"])
@@ -142,7 +135,7 @@ def test_a_wrong_type_is_named_with_its_place(tmp_path, text, expected):
 def test_a_key_twice(tmp_path, text, place):
     error = refused(tmp_path, text)
     assert place in error.problem
-    assert "twice" in error.problem
+    assert "duplicate key" in error.problem
 
 
 @pytest.mark.parametrize(
