@@ -113,9 +113,11 @@ def accuracies(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[float]]]:
 
 def page(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     """The page of docs/results."""
-    names = list(SETS)
-    by_set = {name: [run for run in rows if run["set"] == name] for name in names}
-    table = ["| chosen by | " + " | ".join(names) + " | all |", "| --- |" + " ---: |" * (len(names) + 1)]
+    by_set = {name: [run for run in rows if run["set"] == name] for name in SETS}
+    names = [name for name in SETS if len(by_set[name]) > 1]
+    missing = [f"{name}: {len(by_set[name])} of {len(SEEDS)} seeds" for name in SETS if len(by_set[name]) < len(SEEDS)]
+    columns = [f"{name} ({len(by_set[name])} seeds)" for name in names]
+    table = ["| chosen by | " + " | ".join(columns) + " | all |", "| --- |" + " ---: |" * (len(names) + 1)]
     for text, every in accuracies(rows):
         cells = []
         for name in names:
@@ -133,9 +135,9 @@ def page(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     {facts["command"]}
 
 Balanced accuracy on the test images, in percent, of the epoch that each measure of the validation images chooses: mean
-± standard deviation of {len(SEEDS)} seeds (which images, their order, the first weights of the head). `builtin:nano`
+± standard deviation of the seeds (which images, their order, the first weights of the head). `builtin:nano`
 fine-tuned by the recipe `finetune` for {EPOCHS} epochs in steps of 16 images. All rows choose from the same
-{len(rows)} trainings. {"; ".join(sizes)}.
+{len(rows)} trainings. {"; ".join(sizes)}.{" Not complete: " + "; ".join(missing) + "." if missing else ""}
 
 {chr(10).join(table)}
 
@@ -158,8 +160,9 @@ def verdict(rows: list[dict[str, Any]]) -> str:
         error = statistics.stdev(points) / len(points) ** 0.5
         better, worse = sum(point > 0 for point in points), sum(point < 0 for point in points)
         lines.append(
-            f"{words} the loss chooses an epoch {statistics.mean(points):+.2f} ± {error:.2f} points (mean and its "
-            f"standard error) from that of top-1: better in {better}, worse in {worse} of {len(points)} runs."
+            f"{words} the epoch that the loss chooses is {statistics.mean(points):+.2f} ± {error:.2f} points better "
+            f"than that of top-1 (mean and its standard error): better in {better}, worse in {worse} of "
+            f"{len(points)} runs."
         )
     return "\n".join(lines)
 
@@ -177,7 +180,7 @@ def main() -> None:
             kept = args.out / f"{list(SETS).index(name)}-{seed}.json"
             if not kept.exists():
                 if not args.most:
-                    return
+                    continue
                 args.most -= 1
                 kept.write_text(json.dumps(measure(name, seed, args)), encoding="utf-8")
             rows.append(json.loads(kept.read_text(encoding="utf-8")))
