@@ -5,7 +5,8 @@
 PHOTOS: the photographs that photographs.csv lists, in seven coarse classes. OUT: a new folder, in which the class
 folders are made, then disturbed as `DISORDER` says, then used: doctor, train, eval, predict, report, export, serve.
 Prints every command with its exit code and output, and ends with 1 if a planted file is read or left out other than
-the table says, or left out without its name or its suffix in the output of doctor, train and predict.
+the table says, or left out without its name or its suffix in the output of doctor, train and predict. OUT/walk.json has
+the verdict; docs/results/walk/walk.json is one.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ import subprocess
 import sys
 import time
 import urllib.request
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from deepcait.runtime.environment import environment
+
 HERE = Path(__file__).parent
 READ, BROKEN, OTHER = "read", "can't be read", "no image"
+EMPTY = "unicorn"  # a class folder without an image
+STEPS: list[dict[str, object]] = []  # each command, its exit code and seconds
 
 
 def encoded(image: Image.Image, form: str, **options: object) -> bytes:
@@ -75,7 +81,7 @@ def build(photos: Path, data: Path) -> dict[str, str]:
     for name, (content, _) in planted.items():
         (data / "dog" / name).write_bytes(content)
     shutil.copy(first, data / "mammal" / "same_as_a_dog.JPEG")
-    (data / "unicorn").mkdir()
+    (data / EMPTY).mkdir()
     (data / ".DS_Store").write_bytes(bytes(16))
     return {name: fate for name, (_, fate) in planted.items()}
 
@@ -86,8 +92,10 @@ def call(*words: str, codes: tuple[int, ...] = (0,)) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "deepcait", *words], capture_output=True, text=True, check=False, errors="replace"
     )
-    text = done.stdout + done.stderr
-    print(f"$ deepcait {' '.join(words)}\n{text}[{done.returncode}, {time.perf_counter() - began:.0f} s]\n", flush=True)
+    text, seconds = done.stdout + done.stderr, time.perf_counter() - began
+    print(f"$ deepcait {' '.join(words)}\n{text}[{done.returncode}, {seconds:.0f} s]\n", flush=True)
+    command = " ".join(word.replace(sys.argv[2], "OUT").replace(sys.argv[1], "PHOTOS") for word in words)
+    STEPS.append({"command": f"deepcait {command}", "exit_code": done.returncode, "seconds": round(seconds, 1)})
     if done.returncode not in codes or "Traceback" in text:
         raise SystemExit(f"deepcait {words[0]}: exit code {done.returncode}")
     return text
@@ -133,10 +141,15 @@ def main() -> None:
     # The doctor's list is what a user does next; what it can't mend, the message of train names.
     training = [*where, "--out", run, "--model", "builtin:nano"]
     settings = ["--set", "epochs=2", "data.test_fraction=0.2", f"data.exclude={out / 'fix.txt'}"]
+    refused = call("train", *training, "--dry-run", *settings, codes=(2,))
+    lost["empty class"] = [] if EMPTY in refused else [EMPTY]
+    (data / EMPTY).rmdir()  # as the message says
     call("train", *training, "--dry-run", *settings)
     found = call("train", *training, *settings)
     lost["train"] = unnamed(planted, found + (out / "fix.txt").read_text(encoding="utf-8"), (BROKEN, OTHER))
-    call("eval", run, *where)
+    found = call("eval", run, *where)
+    held_out = "test part of the run" in found and "held out: they neither trained the model" in found
+    lost["eval"] = [] if held_out else [found.splitlines()[0]]
     answers = out / "answers.jsonl"
     found = call("predict", run, str(data), "--out", str(answers), codes=(3,))
     rows = {Path(row["file"]).name: row for row in map(json.loads, answers.read_text(encoding="utf-8").splitlines())}
@@ -149,6 +162,16 @@ def main() -> None:
     call("export", run, "--to", "pt2", "--out", str(out / "model.pt2"))
     ask_service(run, data / "dog" / "capital.JPG")
     print("lost without a word:", lost)
+    verdict = {
+        "what": "250 photographs in a disordered folder, walked through with the commands; lost: what vanished unsaid",
+        "command": "python docs/results/walk/walk.py PHOTOS OUT",
+        "date": date.today().isoformat(),
+        **{key: value for key, value in environment().items() if key not in ("cuda", "platform")},
+        "planted": planted,
+        "steps": STEPS,
+        "lost": lost,
+    }
+    (out / "walk.json").write_text(json.dumps(verdict, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     sys.exit(int(any(lost.values())))
 
 
