@@ -10,9 +10,11 @@ from deepcait.evaluation.masks import read_mask
 from deepcait.evaluation.metrics import (
     calibration,
     confusion,
+    count_cells,
     list_classes,
     list_confusion,
     list_reliability,
+    most_errors,
     per_class,
     summarise,
 )
@@ -31,6 +33,7 @@ __all__ = [
     "class_names",
     "compare",
     "confusion",
+    "count_cells",
     "describe_mapping",
     "evaluate",
     "expected_accuracy",
@@ -41,6 +44,7 @@ __all__ = [
     "mcnemar",
     "model_classes",
     "model_preprocessing",
+    "most_errors",
     "open_for",
     "open_with_roles",
     "per_class",

@@ -17,7 +17,7 @@ from deepcait.evaluation.classes import map_classes, pretrained_cfg
 from deepcait.evaluation.counts import Counts, score
 from deepcait.evaluation.masks import build_mask
 from deepcait.evaluation.measure import compute_logits, is_shared
-from deepcait.evaluation.records import Records, join, record
+from deepcait.evaluation.records import Collected, Records, join, record
 from deepcait.model.mode import evaluation_mode
 from deepcait.parts import Part, part_of
 
@@ -86,9 +86,10 @@ def measure_batches(
             f"{how.class_mask!r}.",
             remedy="Give the names, or the Dataset instead of its DataLoader.",
         )
-    counts, parts, done = Counts(), [], 0
+    counts, done = Counts(), 0
     labelled = _Labels(how)
     total = len(how.loader.dataset) if isinstance(how.loader.dataset, Sized) else 0
+    rows = Collected(total)
     with evaluation_mode(model):
         for batch in how.loader:
             images_BCHW, labels_B = _pair(batch)
@@ -102,10 +103,11 @@ def measure_batches(
             counts.add(*scores)
             positions_B = torch.arange(done, done + len(labels_B))
             num_possible = logits_BK.shape[1] if mask_K is None else int(mask_K.sum())
-            parts.append(record(positions_B, logits_BK, labels_B1, scores, num_possible))
+            rows.add(record(positions_B, logits_BK, labels_B1, scores, num_possible))
             done += len(labels_B)
             if progress is not None:
                 progress(done, max(done, total))
+    parts = rows.parts()
     if not parts:
         counts.metrics()  # raises: there is no image
     names = [f"{index:08d}" for index in range(done)]

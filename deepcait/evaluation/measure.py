@@ -17,7 +17,7 @@ from deepcait.evaluation.classes import class_names, map_classes
 from deepcait.evaluation.counts import NO_CLASS, Counts, score
 from deepcait.evaluation.masks import build_mask
 from deepcait.evaluation.protocols import Task
-from deepcait.evaluation.records import Records, join, record
+from deepcait.evaluation.records import Collected, Records, join, record
 from deepcait.model.mode import evaluation_mode
 
 
@@ -80,13 +80,14 @@ def measure(
     Raises:
         DataError, ConfigError, ShapeError: as `evaluate`; an error of one process is raised by all.
     """
-    tallies = [_Tally(model, wanted) for model in models]
+    own = _share(positions)
+    tallies = [_Tally(model, wanted, len(own)) for model in models]
     error = None
     try:
-        _count(tallies, wanted, _share(positions), preprocessing, how, progress)
+        _count(tallies, wanted, own, preprocessing, how, progress)
     except DeepcaitError as caught:
         error = caught
-    everyone = _gather_or_raise(error, [tally.parts for tally in tallies])
+    everyone = _gather_or_raise(error, [tally.rows.parts() for tally in tallies])
     device = how.device if is_shared() and dist.get_backend() == "nccl" else "cpu"
     measured = []
     for number, tally in enumerate(tallies):
@@ -107,11 +108,11 @@ def is_shared() -> bool:
 class _Tally:
     """Counts and records of one model over this process's images."""
 
-    def __init__(self, model: nn.Module, wanted: Wanted) -> None:
+    def __init__(self, model: nn.Module, wanted: Wanted, num_images: int) -> None:
         self.model = model
         self.wanted = wanted
         self.counts = Counts()
-        self.parts: list[Records] = []
+        self.rows = Collected(num_images)
         self.answers: _Answers | None = None
 
     def add(self, images_BCHW: Tensor, positions_B: Tensor) -> None:
@@ -123,7 +124,7 @@ class _Tally:
         labels_BL = self.answers.labels_NL[positions_B]
         scores = score(logits_BK, labels_BL)
         self.counts.add(*scores)
-        self.parts.append(record(positions_B, logits_BK, labels_BL, scores, self.answers.num_possible))
+        self.rows.add(record(positions_B, logits_BK, labels_BL, scores, self.answers.num_possible))
 
 
 def _count(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,13 +59,33 @@ class PerClass:
         return self.macro(self.f1_K)
 
 
-def confusion(records: Records) -> Tensor:
-    """Return the confusion matrix, (K labels, K predictions), integers.
+def count_cells(labels_N: Tensor, answers_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cells of the confusion matrix that are not 0, sorted, and their numbers of images.
+
+    Memory grows with the pairs that occur, not with K x K.
+
+    Returns:
+        (C, 2) labels and predictions, and (C,) images.
+    """
+    cells_C2, numbers_C = torch.stack([labels_N, answers_N], dim=1).unique(dim=0, return_counts=True)
+    return cells_C2, numbers_C
+
+
+def confusion(records: Records, classes: Sequence[int]) -> Tensor:
+    """Return the confusion matrix among U classes, (U labels, U predictions), integers.
 
     An image with several labels counts for the predicted one if it is among them, else for its first.
+
+    Args:
+        records: of the images.
+        classes: indices, without duplicates; the matrix has U x U cells.
     """
-    K = records.num_classes
-    return torch.bincount(records.label_N * K + records.first_N, minlength=K * K).reshape(K, K)
+    U = len(classes)
+    place_K = torch.full((records.num_classes,), -1)
+    place_K[list(classes)] = torch.arange(U)
+    rows_N, columns_N = place_K[records.label_N], place_K[records.first_N]
+    among_N = (rows_N >= 0) & (columns_N >= 0)
+    return torch.bincount((rows_N * U + columns_N)[among_N], minlength=U * U).reshape(U, U)
 
 
 def per_class(records: Records) -> PerClass:
@@ -75,6 +96,13 @@ def per_class(records: Records) -> PerClass:
         answered_K=torch.bincount(records.first_N, minlength=K),
         hits_K=torch.bincount(records.label_N[records.correct_N], minlength=K),
     )
+
+
+def most_errors(classes: PerClass, most: int) -> list[int]:
+    """Return the classes whose images are misclassified most often, at most `most`, the worst first."""
+    errors_K = classes.support_K - classes.hits_K
+    order_K = errors_K.argsort(descending=True, stable=True)[:most]
+    return order_K[errors_K[order_K] > 0].tolist()
 
 
 @dataclass(frozen=True)
@@ -148,11 +176,10 @@ def list_classes(records: Records) -> list[dict[str, Any]]:
 
 def list_confusion(records: Records) -> list[dict[str, int]]:
     """Return the cells of the confusion matrix that are not 0: {label, answer, num_images}."""
-    pairs_N2 = torch.stack([records.label_N, records.first_N], dim=1)
-    cells, numbers = pairs_N2.unique(dim=0, return_counts=True)
+    cells_C2, numbers_C = count_cells(records.label_N, records.first_N)
     return [
         {"label": label, "answer": answer, "num_images": number}
-        for (label, answer), number in zip(cells.tolist(), numbers.tolist(), strict=True)
+        for (label, answer), number in zip(cells_C2.tolist(), numbers_C.tolist(), strict=True)
     ]
 
 

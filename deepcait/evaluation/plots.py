@@ -7,13 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from deepcait.evaluation.metrics import confusion, list_classes, list_confusion, list_reliability
+from deepcait.evaluation.metrics import (
+    confusion,
+    list_classes,
+    list_confusion,
+    list_reliability,
+    most_errors,
+    per_class,
+)
 from deepcait.evaluation.records import Records
 from deepcait.optional import require
 from deepcait.runtime.lettering import name_ticks, shorten, write_text
 
 FORMATS = ("png", "svg")
 _MAX_NAMES = 40
+_MAX_CLASSES = 1000  # of the confusion matrix; with more, those with most errors
 _COLOUR, _SECOND = "#2b6cb0", "#b7791f"
 
 
@@ -91,15 +99,18 @@ def _draw_classes(axes: Any, records: Records) -> None:
 
 
 def _draw_confusion(axes: Any, records: Records) -> None:
-    """Only classes that occur; rows are fractions of the images with that label."""
-    cells_KK = confusion(records).double()
-    used = (cells_KK.sum(0) + cells_KK.sum(1)).nonzero().flatten()
-    cells_UU = cells_KK[used][:, used]
-    shares_UU = cells_UU / cells_UU.sum(1, keepdim=True).clamp(min=1)
+    """Only classes that occur, of many those with most errors; rows are fractions of the images with that label."""
+    classes = per_class(records)
+    used = (classes.support_K + classes.answered_K).nonzero().flatten().tolist()
+    names = ("answer", "label")
+    if len(used) > _MAX_CLASSES:
+        used = sorted(most_errors(classes, _MAX_CLASSES))
+        names = tuple(f"{name}, of the {len(used):,} classes with most errors" for name in names)
+    shares_UU = confusion(records, used).double() / classes.support_K[used].clamp(min=1)[:, None]
     image = axes.imshow(shares_UU.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     axes.figure.colorbar(image, ax=axes, label="fraction of the images with this label")
-    axes.set(xlabel="answer", ylabel="label")
+    axes.set(xlabel=names[0], ylabel=names[1])
     if len(used) <= _MAX_NAMES:
-        names = [records.class_name(index) for index in used.tolist()]
+        names = [records.class_name(index) for index in used]
         name_ticks(axes.xaxis, names, rotation=90)
         name_ticks(axes.yaxis, names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from deepcait.evaluation.counts import NO_CLASS
 
 NUM_ANSWERS = 5
+_COLUMNS = ("positions_N", "labels_NL", "ranks_N", "losses_N", "answers_NT", "probabilities_NT")
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def record(
         num_possible: number of classes that the mask allows.
     """
     logits_BK = logits_BK.detach().cpu().double()
-    answers_BT = logits_BK.argsort(dim=1, descending=True, stable=True)[:, : min(NUM_ANSWERS, num_possible)]
+    # A copy: a view would keep the order of all K classes of every image in memory.
+    answers_BT = logits_BK.argsort(dim=1, descending=True, stable=True)[:, : min(NUM_ANSWERS, num_possible)].clone()
     return Records(
         positions_N=positions_B.cpu(),
         labels_NL=labels_BL.cpu(),
@@ -96,6 +98,49 @@ def record(
     )
 
 
+class Collected:
+    """The rows of all batches, in tensors that are as long as all of them from the start.
+
+    A small tensor per batch would be placed into the memory that the logits of former batches left, so that the next
+    logits need new memory: with 10,000 classes that is a gigabyte per 3,000 images.
+
+    Args:
+        num_images: how many rows are expected; more make the tensors longer.
+    """
+
+    def __init__(self, num_images: int) -> None:
+        self._room = num_images
+        self._num = 0
+        self._all: Records | None = None
+
+    def add(self, part: Records) -> None:
+        """Copy the rows of a batch."""
+        end = self._num + len(part)
+        if self._all is None or end > self._room:
+            self._room = max(self._room, end if self._all is None else 2 * end)
+            self._all = self._longer(self._all or part)
+        for name in _COLUMNS:
+            getattr(self._all, name)[self._num : end] = getattr(part, name)
+        self._num = end
+
+    def parts(self) -> list[Records]:
+        """Return the rows as one part; none without images."""
+        return [] if self._all is None else [_with_columns(self._all, lambda column: column[: self._num].clone())]
+
+    def _longer(self, like: Records) -> Records:
+        def longer(column: Tensor) -> Tensor:
+            made = column.new_empty(self._room, *column.shape[1:])
+            made[: self._num] = column[: self._num]
+            return made
+
+        return _with_columns(like, longer)
+
+
+def _with_columns(records: Records, change: Callable[[Tensor], Tensor]) -> Records:
+    changed: dict[str, Any] = {name: change(getattr(records, name)) for name in _COLUMNS}
+    return dataclasses.replace(records, **changed)
+
+
 def join(parts: Sequence[Records], names: Sequence[str], classes: Sequence[str] | None) -> Records:
     """Return all rows in the order of the source, from all batches and processes.
 
@@ -105,7 +150,6 @@ def join(parts: Sequence[Records], names: Sequence[str], classes: Sequence[str] 
         classes: of the model, or None.
     """
     order_N = torch.cat([part.positions_N for part in parts]).argsort()
-    columns = ("positions_N", "labels_NL", "ranks_N", "losses_N", "answers_NT", "probabilities_NT")
-    joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts])[order_N] for name in columns}
+    joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts])[order_N] for name in _COLUMNS}
     own_names = [names[position] for position in joined["positions_N"].tolist()]
     return dataclasses.replace(parts[0], **joined, names=own_names, classes=classes)

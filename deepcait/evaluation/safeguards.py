@@ -15,6 +15,7 @@ from deepcait.evaluation.classes import pretrained_cfg
 from deepcait.evaluation.compare import count_pairs
 from deepcait.evaluation.counts import Metrics
 from deepcait.evaluation.intervals import wilson
+from deepcait.evaluation.metrics import count_cells
 from deepcait.evaluation.records import Records
 
 # With fewer images, nothing can be concluded.
@@ -164,7 +165,7 @@ def better_normalisation(
     """
     if len(records) < _FEWEST_IMAGES or used.channels != len(IMAGENET_MEAN):
         return None
-    rows = torch.linspace(0, len(records) - 1, min(len(records), _NUM_PROBED)).long()
+    rows = torch.linspace(0, len(records) - 1, min(len(records), _NUM_PROBED), dtype=torch.float32).long()
     own_N = records.correct_N[rows]
     better: list[tuple[int, Preprocessing]] = []
     for mean, std in _NORMALISATIONS:
@@ -187,16 +188,19 @@ def better_normalisation(
 
 def _every_second_of_its_class(labels_N: Tensor) -> Tensor:
     """Which images are the first, third, ... of their class."""
+    order_N = labels_N.argsort(stable=True)
+    _, numbers_C = labels_N.unique(return_counts=True)
+    starts_C = numbers_C.cumsum(0) - numbers_C
+    place_N = torch.arange(len(labels_N)) - starts_C.repeat_interleave(numbers_C)
     half_N = torch.zeros(len(labels_N), dtype=torch.bool)
-    for label in labels_N.unique().tolist():
-        half_N[(labels_N == label).nonzero().flatten()[::2]] = True
+    half_N[order_N] = place_N % 2 == 0
     return half_N
 
 
 def _match(labels_N: Tensor, answers_N: Tensor) -> dict[int, int]:
     """Assign each label a different prediction, by the largest fraction of its images; ties are unchanged."""
     num_of = dict(zip(*(column.tolist() for column in labels_N.unique(return_counts=True)), strict=True))
-    cells_C2, numbers_C = torch.stack([labels_N, answers_N], 1).unique(dim=0, return_counts=True)
+    cells_C2, numbers_C = count_cells(labels_N, answers_N)
     cells = [
         (-number / num_of[label], label != answer, label, answer)
         for (label, answer), number in zip(cells_C2.tolist(), numbers_C.tolist(), strict=True)

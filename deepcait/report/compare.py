@@ -136,13 +136,17 @@ def _classes(names: tuple[str, str], one: Results | None, other: Results | None)
     for index, label in enumerate(one.classes):
         shares = []
         for results in (one, other):
-            total = int(results.confusion[index].sum())
-            shares.append(int(results.confusion[index, index]) / total if total else None)
+            total = int(results.per_class.support_K[index])
+            shares.append(int(results.per_class.hits_K[index]) / total if total else None)
         before, after = shares
         change = None if before is None or after is None else after - before
         rows.append((change or 0.0, [label, *map(parts.percent, shares), "–" if change is None else _points(change)]))
     rows.sort(key=lambda row: row[0])
     caption = "Recall per class; the largest decrease first."
+    if len(rows) > parts.MAX_ROWS:
+        half = parts.MAX_ROWS // 2
+        caption += f" Of {len(rows):,} classes the {half:,} largest decreases and the {half:,} largest increases."
+        rows = rows[:half] + rows[-half:]
     return Table("Per class", ["label", *names, "difference"], [row for _, row in rows], caption)
 
 

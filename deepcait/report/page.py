@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.data.roles import CHOSE, HELD_OUT, TRAINED_ON
+from deepcait.evaluation import confusion, most_errors
 from deepcait.explain.markup import Bars, Table, render_page
 from deepcait.report import parts
 from deepcait.report.charts import TEMPLATES
@@ -22,7 +23,7 @@ from deepcait.training.watch import duration
 
 _logger = logging.getLogger(__name__)
 FILE_NAME = "report.html"
-_MATRIX_CLASSES = 25  # with more, a matrix is not readable, and the most frequent confusions are listed
+_MATRIX_CLASSES = 25  # with more, a matrix is not readable: confusions and the classes with most errors are listed
 _LISTED = 20
 
 
@@ -193,33 +194,46 @@ def _checked(record: Record, results: Results | None) -> str:
 
 def _confusion(results: Results) -> dict[str, Any]:
     wrong = results.num_images - results.correct
+    is_small = len(results.classes) <= _MATRIX_CLASSES
     what = "validation images" if results.role == CHOSE else "images of the test part"
     intro = f"{results.num_images:,} {what}, {wrong:,} misclassified."
     if results.num_images < results.total:
         intro += f" They are {results.num_images:,} of {results.total:,}, evenly spaced."
     return {
         "intro": intro,
-        "is_small": len(results.classes) <= _MATRIX_CLASSES,
         "classes": results.classes,
-        "confusion": results.confusion.tolist(),
+        "confusion": confusion(results.records, range(len(results.classes))).tolist() if is_small else None,
         "commonest": _commonest(results),
+        "worst": None if is_small else _worst(results),
     }
 
 
 def _commonest(results: Results) -> Table | None:
-    counts_KK = results.confusion.clone().fill_diagonal_(0)
-    K = len(results.classes)
-    totals = results.confusion.sum(1).tolist()
-    cells = counts_KK.flatten().argsort(descending=True, stable=True)[:_LISTED].tolist()
+    cells_C2, numbers_C = results.errors
+    order_C = numbers_C.argsort(descending=True, stable=True)[:_LISTED]
     rows = [
-        [results.classes[cell // K], results.classes[cell % K], f"{int(counts_KK.flatten()[cell]):,}"]
-        + [f"{100 * int(counts_KK.flatten()[cell]) / totals[cell // K]:.1f} %"]
-        for cell in cells
-        if counts_KK.flatten()[cell] > 0
+        [results.classes[label], results.classes[answer], f"{number:,}"]
+        + [f"{100 * number / int(results.per_class.support_K[label]):.1f} %"]
+        for (label, answer), number in zip(cells_C2[order_C].tolist(), numbers_C[order_C].tolist(), strict=True)
     ]
     if not rows:
         return None
     return Table("Most frequent confusions", ["label", "prediction", "images", "of the label"], rows)
+
+
+def _worst(results: Results) -> Table | None:
+    """The classes with most errors, and what their images are classified as most often instead."""
+    cells_C2, numbers_C = results.errors
+    rows = []
+    for index in most_errors(results.per_class, _LISTED):
+        own_C = cells_C2[:, 0] == index
+        answer = int(cells_C2[own_C, 1][numbers_C[own_C].argmax()])
+        total, right = (int(column_K[index]) for column_K in (results.per_class.support_K, results.per_class.hits_K))
+        share = f"{100 * right / total:.1f} %"
+        rows.append([results.classes[index], f"{total:,}", f"{total - right:,}", share, results.classes[answer]])
+    if not rows:
+        return None
+    return Table("Classes with most errors", ["class", "evaluated", "errors", "correct", "most often taken for"], rows)
 
 
 def _mistakes(results: Results) -> dict[str, Any]:
@@ -255,12 +269,18 @@ def _data_facts(record: Record) -> list[tuple[str, str]]:
 
 
 def _classes(results: Results) -> Table:
-    rows = []
-    for index, name in enumerate(results.classes):
-        total, right = int(results.confusion[index].sum()), int(results.confusion[index, index])
-        share = parts.percent(right / total) if total else "–"
-        rows.append([name, f"{results.train_counts[index]:,}", f"{total:,}", share, parts.interval(right, total)])
+    rows, listed = [], range(len(results.classes))
     caption = "Training images, and recall on the evaluated validation images."
+    if len(listed) > parts.MAX_ROWS:
+        listed = most_errors(results.per_class, parts.MAX_ROWS)
+        caption += f" Of {len(results.classes):,} classes the {len(listed):,} with most errors."
+    for index in listed:
+        total, right = (int(column_K[index]) for column_K in (results.per_class.support_K, results.per_class.hits_K))
+        share = parts.percent(right / total) if total else "–"
+        rows.append(
+            [results.classes[index], f"{results.train_counts[index]:,}", f"{total:,}", share]
+            + [parts.interval(right, total)]
+        )
     return Table("Per class", ["class", "training", "evaluated", "correct", "95 % interval"], rows, caption)
 
 

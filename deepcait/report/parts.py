@@ -13,6 +13,7 @@ from deepcait.evaluation import wilson
 from deepcait.report.charts import Series, line_chart
 from deepcait.report.record import Record
 
+MAX_ROWS = 1000  # of a table with one row per class
 WORDS = {"running": "not finished", "stopped": "stopped, can be resumed", "failed": "failed", "finished": "finished"}
 
 

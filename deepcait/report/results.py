@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from PIL import Image
@@ -16,8 +17,9 @@ from deepcait.data import Preprocessing, Source, Subset, open_image
 from deepcait.data.roles import CHOSE, HELD_OUT
 from deepcait.data.source import options_of, require_labels
 from deepcait.errors import ConfigError, DeepcaitError, RunError
-from deepcait.evaluation import Records, confusion, map_classes
+from deepcait.evaluation import Records, count_cells, map_classes, per_class
 from deepcait.evaluation.measure import Loading, Wanted, measure
+from deepcait.evaluation.metrics import PerClass
 from deepcait.evaluation.protocols import plan_task
 from deepcait.explain import class_attention
 from deepcait.explain.drawing import enlarge, overlay
@@ -71,10 +73,16 @@ class Results:
     role: str
     test: tuple[int, int] | None
 
-    @property
-    def confusion(self) -> Tensor:
-        """(K, K) counts; rows are labels, columns predictions."""
-        return confusion(self.records)
+    @cached_property
+    def per_class(self) -> PerClass:
+        """Images, predictions and correct predictions of each class."""
+        return per_class(self.records)
+
+    @cached_property
+    def errors(self) -> tuple[Tensor, Tensor]:
+        """(label, prediction) of the errors that occur, (C, 2), and their numbers of images, (C,)."""
+        wrong_N = ~self.records.correct_N
+        return count_cells(self.records.label_N[wrong_N], self.records.first_N[wrong_N])
 
     @property
     def right(self) -> Tensor:

@@ -283,14 +283,15 @@ def _columns(own: Sequence[str] | None, wanted: Sequence[str], spec: str) -> Ten
     bare = own is not None and list(wanted) == [str(index) for index in range(len(own))]
     if own is None or bare or list(own) == list(wanted):
         return None
-    missing = [name for name in wanted if name not in own]
+    index_of = {name: index for index, name in reversed(list(enumerate(own)))}  # of equal names the first
+    missing = [name for name in wanted if name not in index_of]
     if missing:
         raise ConfigError(
             f"teacher {spec}: expected it to know every class of the student, got none for {', '.join(missing[:5])}"
             f"{' ...' if len(missing) > 5 else ''}.",
             remedy="Take a teacher trained on these classes.",
         )
-    return torch.tensor([list(own).index(name) for name in wanted])
+    return torch.tensor([index_of[name] for name in wanted])
 
 
 def _count_logits(teacher: Teacher, seen: Preprocessing, spec: str) -> int:

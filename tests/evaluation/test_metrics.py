@@ -50,7 +50,7 @@ def test_agrees_with_torchmetrics(data):
     records, metrics = make(logits, labels)
     classes, answers = per_class(records), logits.argmax(1)
     kinds = {"num_classes": K}
-    assert confusion(records).equal(reference.multiclass_confusion_matrix(answers, labels, **kinds))
+    assert confusion(records, range(K)).equal(reference.multiclass_confusion_matrix(answers, labels, **kinds))
     for ours, theirs in (
         (classes.recall_K, reference.multiclass_recall),
         (classes.precision_K, reference.multiclass_precision),

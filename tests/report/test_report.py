@@ -221,7 +221,7 @@ def test_one_of_something_is_not_many():
 def test_thinned_out_at_even_distances(run):
     source = measure_run(read_run(run), max_images=6)
     assert (source.num_images, source.total) == (6, 24)
-    assert source.confusion.sum(1).tolist() == [2, 2, 2]
+    assert source.per_class.support_K.tolist() == [2, 2, 2]
     assert thin_out(range(5), 5) == range(5)
 
 

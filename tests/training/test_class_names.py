@@ -18,6 +18,7 @@ import deepcait
 from deepcait.cli.main import main
 from deepcait.data import open_split
 from deepcait.errors import DataError
+from deepcait.evaluation import confusion
 from deepcait.report.record import read_run
 from deepcait.report.results import measure_run
 from deepcait.training.recipe import load_recipe
@@ -106,7 +107,7 @@ def numbers(root: Path, form: str, names: tuple[str, ...], *settings: str) -> di
         "classifier": by_name,
         "module": by_module,
         "command": eval_command(out, data),
-        "report": (results.confusion.tolist(), results.train_counts),
+        "report": (confusion(results.records, range(len(names))).tolist(), results.train_counts),
         "answers": [(found.index, found.probability) for found in classifier.predict(image)[0]],
         "explained": classifier.explain(image, target=names[1]).maps["class-attention"].values.tolist(),
     }
