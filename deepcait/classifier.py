@@ -27,10 +27,12 @@ from deepcait.model.convnet import ConvNet
 from deepcait.model.networks import require_cait
 from deepcait.parts import part_of
 from deepcait.runtime.device import choose_device
+from deepcait.runtime.state import undisturbed
 from deepcait.weights import resolve, save_artefact
 from deepcait.weights.imagenet import readable
 
 
+@undisturbed()
 def load(
     spec: Any,
     *,
@@ -117,6 +119,7 @@ class Classifier:
             or the engine can't run.
     """
 
+    @undisturbed()
     def __init__(
         self,
         model: CaiT | ConvNet,
@@ -178,6 +181,7 @@ class Classifier:
         ]
         return display.block(f"Classifier {self.spec or type(self.model).__name__}", display.facts(rows))
 
+    @undisturbed()
     def predict(
         self,
         images: ImageInput | Sequence[ImageInput],
@@ -206,6 +210,7 @@ class Classifier:
         rows = [row for images_BCHW in batches for row in self.rank(self.logits(images_BCHW), topk, min_probability)]
         return Predictions(rows)
 
+    @undisturbed()
     def logits(self, images_BCHW: Tensor) -> Tensor:
         """Return the logits (B, K), on the CPU, for preprocessed images.
 
@@ -242,6 +247,7 @@ class Classifier:
         ]
         return Predictions(Ranked(one for one in row if one.probability >= min_probability) for row in ranked)
 
+    @undisturbed()
     def predict_and_embed(
         self,
         images: ImageInput | Sequence[ImageInput],
@@ -258,13 +264,14 @@ class Classifier:
             ConfigError, ImageError: as `predict`.
         """
         _require_positive("topk", topk)
-        predictions, features = Predictions(), [torch.empty(0, self.model.num_features)]
+        predictions, features = Predictions(), [torch.empty(0, self.model.num_features, dtype=torch.float32)]
         for images_BCHW in self._batches(images, batch_size):
             logits_BK, features_BD = self.logits_and_features(images_BCHW)
             predictions += self.rank(logits_BK, topk, min_probability)
             features.append(features_BD)
         return predictions, torch.cat(features)
 
+    @undisturbed()
     def embed(self, images: ImageInput | Sequence[ImageInput], *, batch_size: int = 32) -> Tensor:
         """Return the features of each image, (B, D) on the CPU: the class token that the head reads.
 
@@ -272,7 +279,7 @@ class Classifier:
             ConfigError, ImageError: as `predict`.
         """
         parts = [self.features(images_BCHW) for images_BCHW in self._batches(images, batch_size)]
-        return torch.cat([torch.empty(0, self.model.num_features), *parts])
+        return torch.cat([torch.empty(0, self.model.num_features, dtype=torch.float32), *parts])
 
     def _batches(self, images: ImageInput | Sequence[ImageInput], batch_size: int) -> Iterator[Tensor]:
         """Yield the images preprocessed, (B, C, H, W), at most `batch_size` at once."""
@@ -289,6 +296,7 @@ class Classifier:
         """Return the features (B, D), on the CPU, for preprocessed images; the logits are the head of them."""
         return self.logits_and_features(images_BCHW)[1]
 
+    @undisturbed()
     def logits_and_features(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (B, K) and features (B, D) of one forward pass of the network itself, on the CPU."""
         with torch.no_grad():
@@ -297,12 +305,14 @@ class Classifier:
             features_BD = cait.forward_head(tokens_BTD, pre_logits=True)
             return cait.forward_head(tokens_BTD).cpu(), features_BD.cpu()
 
+    @undisturbed()
     def logits_and_attention(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (B, K) and class attention of one forward pass of the network itself, on the CPU."""
         with torch.no_grad():
             logits_BK, attention_BLAT = self.cait.logits_and_attention(images_BCHW.to(self.device))
             return logits_BK.cpu(), attention_BLAT.cpu()
 
+    @undisturbed()
     def explain(
         self,
         image: ImageInput,

@@ -16,6 +16,7 @@ from torch import Tensor
 from deepcait.data.resample import FAST_FILTERS, planes, resize_pixels
 from deepcait.errors import ConfigError
 from deepcait.model.variants import IMAGENET_MEAN, IMAGENET_STD
+from deepcait.runtime.state import undisturbed
 
 _INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -87,6 +88,7 @@ class Preprocessing:
         """C, the channels of the tensor: as many as means."""
         return len(self.mean)
 
+    @undisturbed()
     def __call__(self, image: Image.Image) -> Tensor:
         """Turn one image into the model's input.
 
@@ -121,7 +123,8 @@ class Preprocessing:
         images_BCHW = torch.empty(pixels.shape, dtype=torch.float32)
         # Image by image: each stays in the processor's cache from the first operation to the last.
         for image_CHW, pixels_CHW in zip(images_BCHW, pixels, strict=True):
-            torch.div(pixels_CHW, 255, out=image_CHW).sub_(mean_C11).div_(std_C11)
+            # Not div(out=), which would round to the program's default dtype in between.
+            image_CHW.copy_(pixels_CHW).div_(255).sub_(mean_C11).div_(std_C11)
         return images_BCHW
 
     def frame(self, image: Image.Image) -> Image.Image:

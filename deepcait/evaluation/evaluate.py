@@ -36,6 +36,7 @@ from deepcait.evaluation.safeguards import (
 )
 from deepcait.runtime.messages import in_notebook
 from deepcait.runtime.messages import progress as show_progress
+from deepcait.runtime.state import undisturbed
 
 _Progress: TypeAlias = Callable[[int, int], None]
 
@@ -62,6 +63,7 @@ class Trained(Protocol):
         ...
 
 
+@undisturbed()
 def evaluate(
     model: nn.Module | Ready | Trained,
     data: str | os.PathLike[str] | Source | Dataset | DataLoader | Mapping[str, Dataset],
@@ -185,7 +187,7 @@ def _finished(metrics: Metrics, records: Records, doubts: Sequence[str]) -> Metr
     ]
     warnings = tuple(doubt for doubt in all_doubts if doubt is not None)
     for text in warnings if not is_shared() or dist.get_rank() == 0 else ():
-        python_warnings.warn(text, EvaluationWarning, stacklevel=3)
+        python_warnings.warn(text, EvaluationWarning, stacklevel=4)  # the caller of `evaluate`, past its decorator
     proposed = found[1] if found else None
     return dataclasses.replace(metrics, records=records, warnings=warnings, proposed_order=proposed)
 

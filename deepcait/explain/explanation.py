@@ -22,6 +22,7 @@ from deepcait.model.networks import require_cait
 from deepcait.model.trace import Trace, trace
 from deepcait.optional import require
 from deepcait.runtime.files import write_bytes
+from deepcait.runtime.state import undisturbed
 
 METHODS = ("class-attention", "rollout", "gradient", "integrated-gradients", "occlusion")
 DEFAULT_METHODS = METHODS[:3]
@@ -196,6 +197,7 @@ class Explanation:
         return [folder / name for name in (*files, "maps.npz")]
 
 
+@undisturbed()
 def explain_image(
     model: CaiT,
     image_CHW: Tensor,

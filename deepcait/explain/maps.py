@@ -8,8 +8,10 @@ from torch import Tensor
 from deepcait.errors import ConfigError
 from deepcait.model import CaiT
 from deepcait.model.trace import Trace, trace_class_stage
+from deepcait.runtime.state import undisturbed
 
 
+@undisturbed()
 @torch.no_grad()
 def class_attention(model: CaiT, images_BCHW: Tensor) -> Tensor:
     """Return the class attention: (B, class blocks, A, 1 + N), every row a softmax that sums to 1.
@@ -44,11 +46,11 @@ def rollout(traced: Trace) -> Tensor:
             remedy="Use the method class-attention or gradient.",
         )
     B, N, _ = traced.patches.shape
-    rolled_BNN = torch.eye(N, device=traced.patches.device).expand(B, N, N)
+    rolled_BNN = torch.eye(N, device=traced.patches.device, dtype=torch.float32).expand(B, N, N)
     for map_BNN in traced.patch_attention.unbind(1):
         map_BNN = map_BNN / map_BNN.sum(-1, keepdim=True)
         rolled_BNN = 0.5 * rolled_BNN + 0.5 * (map_BNN @ rolled_BNN)
-    cls_BT = torch.zeros(B, 1 + N, device=traced.patches.device)
+    cls_BT = torch.zeros(B, 1 + N, device=traced.patches.device, dtype=torch.float32)
     cls_BT[:, 0] = 1.0
     for row_BT in traced.class_attention.mean(2).float().unbind(1):
         read_BN = (row_BT[:, None, 1:] @ rolled_BNN)[:, 0]

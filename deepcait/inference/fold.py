@@ -32,11 +32,13 @@ from deepcait.model.cait import CaiT
 from deepcait.model.embedding import require_images
 from deepcait.model.variants import CaiTConfig
 from deepcait.model.wrappers import unwrap
+from deepcait.runtime.state import undisturbed
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _log = logging.getLogger(__name__)
 
 
+@undisturbed()
 def fold(model: nn.Module, precision: str = "fp32") -> FoldedCaiT:
     """Return the same function of the images, rewritten for inference; the model itself is not changed.
 
@@ -102,7 +104,7 @@ class FoldedCaiT(_Constants):
         self.num_classes = self.config.num_classes
         self.num_features = model.num_features
         self.pretrained_cfg = dict(model.pretrained_cfg)
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.no_grad():
             embed = model.patch_embed.proj
             bias = cast("Tensor", embed.bias)
             _keep(self, model.cls_token, patch_weight=embed.weight, cls_token=model.cls_token)

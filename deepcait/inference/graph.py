@@ -38,7 +38,7 @@ def to_program(model: nn.Module) -> ExportedProgram:
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ConfigError(f"graph: expected weights in float32, got {tensor.dtype}.", remedy="Pass model.float().")
     # Two images: with one, the batch size would be a constant of the graph.
-    images_BCHW = torch.zeros(2, config.in_chans, *config.img_size)
+    images_BCHW = torch.zeros(2, config.in_chans, *config.img_size, dtype=torch.float32)
     with torch.no_grad(), _quiet():
         return torch.export.export(model, (images_BCHW,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
 

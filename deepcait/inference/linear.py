@@ -63,9 +63,9 @@ def has_onednn() -> bool:
     """Whether PyTorch was built with oneDNN, and oneDNN's results are correct."""
     if not torch.backends.mkldnn.is_available():
         return False
-    generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(3, 8, generator=generator) for _ in range(2))
-    bias, residual = torch.randn(3, generator=generator), torch.randn(3, 3, generator=generator)
+    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    x, weight = draw(3, 8), draw(3, 8)
+    bias, residual = draw(3), draw(3, 3)
     expected = F.linear(x, weight, bias)
     try:
         fused = torch.ops.mkldnn._linear_pointwise

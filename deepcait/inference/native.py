@@ -160,7 +160,7 @@ def _pack(code: ctypes.CDLL, blocks: Sequence[Sequence[Tensor]], num_heads: int,
     num_units = code.patch_stage_block(_CELLS[dtype], *sizes)
     if not num_units:
         return None
-    packed = torch.zeros(len(blocks), num_units)
+    packed = torch.zeros(len(blocks), num_units, dtype=torch.float32)
     for to, tensors in zip(packed, blocks, strict=True):
         kept = [tensor.detach().contiguous() for tensor in tensors]
         code.patch_stage_pack(_CELLS[dtype], *(tensor.data_ptr() for tensor in kept), *sizes, to.data_ptr())
@@ -179,18 +179,18 @@ def _run(code: ctypes.CDLL, tokens_BND: Tensor, packed: Tensor, num_heads: int, 
 
 def _agrees(code: ctypes.CDLL, dtype: torch.dtype = torch.float32) -> bool:
     """Whether the code's results equal PyTorch's, since compilers may have bugs."""
-    generator = torch.Generator().manual_seed(0)
+    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     A, E, H, eps = 4, 48, 208, 1e-6
     D = A * E
     shapes = ((3 * D, D), (3 * D,), (D, D), (D,), (H, D), (H,), (D, H), (D,), (A, A), (A, A), (A,))
-    blocks = [[torch.randn(shape, generator=generator) / shape[-1] ** 0.5 for shape in shapes] for _ in range(2)]
+    blocks = [[draw(*shape) / shape[-1] ** 0.5 for shape in shapes] for _ in range(2)]
     for tensors in blocks:
         tensors[1][D:] = 0
     packed = _pack(code, blocks, A, dtype)
     if packed is None:
         return False
     for batch, num_patches in ((1, 21), (3, 40)):
-        tokens_BND = torch.randn(batch, num_patches, D, generator=generator)
+        tokens_BND = draw(batch, num_patches, D)
         expected = tokens_BND
         for qkv, qkv_bias, proj, proj_bias, fc1, fc1_bias, fc2, fc2_bias, *mixing in blocks:
             read = attend_blocks(F.linear(F.layer_norm(expected, (D,), eps=eps), qkv, qkv_bias), *mixing)

@@ -116,7 +116,8 @@ def verify_timm(found: Resolved, folder: str | Path) -> Verification:
     require_known_to_timm(found.model.config)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     ours = found.model
-    images = torch.randn(1, ours.config.in_chans, *image_size(ours.config), generator=torch.Generator().manual_seed(0))
+    shape = (1, ours.config.in_chans, *image_size(ours.config))
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     changed, dtype = changed_keys(ours.state_dict(), theirs.state_dict()), next(ours.parameters()).dtype
     try:  # in float64: two logits may be so close that float32 rounding is large compared with their deviation
         with evaluation_mode(ours), torch.inference_mode():
