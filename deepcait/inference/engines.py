@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,12 +24,14 @@ from deepcait.inference.precision import choose_precision
 from deepcait.model import CaiTConfig
 from deepcait.model.embedding import require_images
 from deepcait.optional import require
+from deepcait.runtime.state import undisturbed
 
 _log = logging.getLogger(__name__)
 
 ENGINES = ("eager", "compile", "onnx", "openvino")
 
 
+@undisturbed()
 def build_engine(name: str, model: nn.Module, *, threads: int | None = None, precision: str = "auto") -> Engine:
     """Return an engine for a model; the model itself is not changed.
 
@@ -58,7 +62,7 @@ def build_engine(name: str, model: nn.Module, *, threads: int | None = None, pre
 
 
 class Engine(nn.Module):
-    """Base class of engines.
+    """Base class of engines. An engine may be called from many threads.
 
     Args:
         model: the network with a `config`: a folded CaiT (benchmarks pass others).
@@ -67,6 +71,8 @@ class Engine(nn.Module):
     """
 
     name: str
+    # Whether calls from several threads wait for each other, since the program computes one batch at a time.
+    takes_turns = False
 
     def __init__(self, model: nn.Module, threads: int | None, precision: str = "fp32") -> None:
         super().__init__()
@@ -75,7 +81,28 @@ class Engine(nn.Module):
         self.num_classes = self.config.num_classes
         self.pretrained_cfg = getattr(model, "pretrained_cfg", {})
         self.threads = threads
+        self._enter_process()
         super().train(False)
+
+    @undisturbed()
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return logits (B, K). The program's inference mode and autocast change nothing.
+
+        Raises:
+            ConfigError: this process was forked from the one that built the engine, or the images are not float32.
+            ShapeError: the images' size or number of channels is not the model's.
+        """
+        if self._pid != os.getpid():
+            raise ConfigError(
+                f"engine {self.name}: it was built before this process was forked, and its threads are not in a fork.",
+                remedy="Load the model in each process, after the fork (gunicorn: without --preload). More: `deepcait "
+                "help forked-process`.",
+            )
+        with self._turn if self.takes_turns else contextlib.nullcontext():
+            return self._compute(images_BCHW)
+
+    def _compute(self, images_BCHW: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def train(self, mode: bool = True) -> Engine:
         """Stay in evaluation mode.
@@ -86,6 +113,17 @@ class Engine(nn.Module):
         if mode:
             refuse_training()
         return super().train(False)
+
+    def _enter_process(self) -> None:
+        """Set what belongs to this process; called again in a copy."""
+        self._pid, self._turn = os.getpid(), threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_pid", "_turn")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._enter_process()
 
 
 def _as_array(images_BCHW: Tensor, config: CaiTConfig) -> Any:
@@ -112,8 +150,7 @@ class Eager(Engine):
         if threads is not None:
             torch.set_num_threads(threads)
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Return logits (B, K)."""
+    def _compute(self, images_BCHW: Tensor) -> Tensor:
         with torch.inference_mode(), _autocast(images_BCHW.device.type, self.precision):
             return self.model(images_BCHW).float()
 
@@ -126,17 +163,29 @@ class Compiled(Eager):
     """
 
     name = "compile"
+    takes_turns = True
 
     def __init__(self, model: nn.Module, threads: int | None, precision: str = "fp32") -> None:
         super().__init__(model, threads, precision)
         if _device_type(model) == "cpu":
             require_compiler()
-        if isinstance(model, FoldedCaiT):
-            model.pack()  # its patch stage is one operator of the program
-        self._run = torch.compile(model, dynamic=True)
+        self._prepare()
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Return logits (B, K)."""
+    def _prepare(self) -> None:
+        if isinstance(self.model, FoldedCaiT):
+            self.model.pack()  # its patch stage is one operator of the program
+        self._run = torch.compile(self.model, dynamic=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        # The program is compiled again from the model.
+        return state | {"_modules": {name: part for name, part in state["_modules"].items() if name != "_run"}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._prepare()
+
+    def _compute(self, images_BCHW: Tensor) -> Tensor:
         from torch._dynamo.exc import TorchDynamoException
 
         try:
@@ -149,7 +198,17 @@ class Compiled(Eager):
             ) from error
 
 
-class OnnxRuntime(Engine):
+class _Foreign(Engine):
+    """A program outside PyTorch, which can't be copied."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise ConfigError(
+            f"engine {self.name}: its program can't be copied or pickled.",
+            remedy=f"Copy or pickle the model itself, and load it with engine={self.name!r} where it is used.",
+        )
+
+
+class OnnxRuntime(_Foreign):
     """ONNX Runtime on the CPU."""
 
     name = "onnx"
@@ -161,26 +220,25 @@ class OnnxRuntime(Engine):
             write_onnx(model, path)
             self._session = open_onnx(path, threads)
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Return logits (B, K), on the CPU."""
+    def _compute(self, images_BCHW: Tensor) -> Tensor:
         array = _as_array(images_BCHW, self.config)
         if not len(array):  # ONNX Runtime 1.31 divides by the number of images, which crashes the process
-            return torch.zeros(0, self.num_classes)
+            return torch.zeros(0, self.num_classes, dtype=torch.float32)
         (logits_BK,) = self._session.run([OUTPUT], {INPUT: array})
         return torch.from_numpy(logits_BK)
 
 
-class OpenVino(Engine):
+class OpenVino(_Foreign):
     """OpenVINO on the CPU."""
 
     name = "openvino"
+    takes_turns = True  # a request that is running refuses another batch
 
     def __init__(self, model: nn.Module, threads: int | None, precision: str = "fp32") -> None:
         super().__init__(model, threads, precision)
         self._request = open_openvino(to_openvino(model), threads, precision).create_infer_request()
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Return logits (B, K), on the CPU."""
+    def _compute(self, images_BCHW: Tensor) -> Tensor:
         found = self._request.infer({INPUT: _as_array(images_BCHW, self.config)}, share_inputs=True)
         return torch.from_numpy(found[OUTPUT])
 
