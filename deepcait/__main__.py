@@ -1,8 +1,6 @@
 """`python -m deepcait` is the command."""
 
-import sys
-
-from deepcait.cli.main import main
+from deepcait.cli.main import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

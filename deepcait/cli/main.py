@@ -16,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from deepcait.cli import exits
 from deepcait.cli.console import is_under_torchrun, leave_for_torchrun, print_any_character
@@ -49,6 +49,11 @@ _NARRATING = ("train", "study", "demo")
 _LINE_WIDTH = 100
 # Spin iterations of an OpenMP thread before it sleeps; GNU's default is 300,000.
 _PATIENCE = "1000"
+
+
+def command() -> NoReturn:
+    """Run the command as a program, and end the process with its exit code."""
+    exits.leave(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -120,7 +120,8 @@ def load_parquet_manifest(place: str, columns: Columns = USUAL) -> tuple[Table, 
     parquet = require("pyarrow.parquet", asked="parquet", extra="data")
     with open_binary(place) as file:
         try:
-            table = parquet.read_table(file)
+            # In this thread: pyarrow's own threads may hold the file when Python ends, which aborts the process.
+            table = parquet.ParquetFile(file).read(use_threads=False)
         except Exception as error:  # pyarrow raises kinds of its own, ValueErrors and OSErrors
             raise DataError(f"{place}: expected a parquet file, got {error}.", remedy="Fetch it again.") from error
     found, ignored = _find_columns(place, table.column_names, columns)

@@ -146,7 +146,8 @@ def _read_rows(file: str, layout: Layout) -> tuple[list[str], list[Label], list[
         try:
             content = parquet.ParquetFile(opened)
             sizes = [content.metadata.row_group(group).num_rows for group in range(content.num_row_groups)]
-            table = content.read(columns=wanted)
+            # In this thread: pyarrow's own threads may hold the file when Python ends, which aborts the process.
+            table = content.read(columns=wanted, use_threads=False)
         except Exception as error:  # pyarrow raises kinds of its own
             raise _damaged(file, error) from error
     return *read_cells(file, layout, table), sizes
