@@ -130,11 +130,12 @@ class Killer(FocalLoss):
 
 
 @pytest.mark.process
-def test_resumes_exactly_after_a_kill(place):
+@pytest.mark.parametrize("network", NETWORKS)
+def test_resumes_exactly_after_a_kill(place, network):
     with open(place / "my_parts.py", "a") as file:
         file.write(KILLER)
     more = ["loss=python:my_parts:Killer", "keep.checkpoint_every_steps=2"]
-    train = ["train", "--recipe", str(recipe_file(place, NETWORKS[1])), "--set", *more, "--out"]
+    train = ["train", "--recipe", str(recipe_file(place, network)), "--set", *more, "--out"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "KILL_AT": "6"}
     command = [sys.executable, "-m", "deepcait", *train, "killed"]
     done = subprocess.run(command, env=environment, capture_output=True, timeout=240, check=False)
