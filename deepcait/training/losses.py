@@ -118,7 +118,9 @@ def focal(
     Source: Lin et al. 2017, arXiv:1708.02002, there with a sigmoid for each class; gamma 0 is cross-entropy.
     """
     log_p_BK = _float(logits_BK).log_softmax(-1)
-    terms_BK = targets_BK.to(log_p_BK.dtype) * (1 - log_p_BK.exp()) ** gamma * log_p_BK
+    # Above 0, where the power of a gamma below 1 has no derivative.
+    rest_BK = (1 - log_p_BK.exp()).clamp(min=torch.finfo(log_p_BK.dtype).tiny)
+    terms_BK = targets_BK.to(log_p_BK.dtype) * rest_BK**gamma * log_p_BK
     if class_weights_K is not None:
         terms_BK = terms_BK * class_weights_K
     return -terms_BK.sum(-1).mean()
