@@ -30,7 +30,7 @@ CLASSES = ("airplane", "frog", "ship")
 PATIENCE_S = 270.0
 FINISHED_ENTRIES = {
     *("best", "last", "checkpoints", "config.yaml", "data.json", "environment.json"),
-    *("metrics.csv", "metrics.jsonl", "report.html", "start.json", "status.json", "timing.jsonl"),
+    *("metrics.csv", "metrics.jsonl", "report.html", "split.json", "start.json", "status.json", "timing.jsonl"),
 }
 
 # Every part of the paper's recipe that draws at random, on 40 steps of a few milliseconds.
