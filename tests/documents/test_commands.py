@@ -61,6 +61,13 @@ def things(tmp_path_factory) -> Path:
     shutil.copytree(root / "photos", root / "cifar10")
     shutil.make_archive(str(root / "photos"), "zip", root / "photos")
     (root / "leave_out.txt").write_text("")
+    for table, split in (("labels.csv", "train"), ("test.csv", "test")):
+        rows = ["path,id,breed"]
+        for name in CLASSES:
+            for number, path in enumerate(sorted((root / "photos" / split / name).iterdir())):
+                shutil.copy2(path, root / "images" / f"{split}_{name}_{number}.jpg")
+                rows.append(f"images/{split}_{name}_{number}.jpg,{split}_{name}_{number},{name}")
+        (root / table).write_text("\n".join(rows), encoding="utf-8")
     (root / "deepcait-demo").mkdir()
     (root / "deepcait-demo" / "animal-or-vehicle.csv").write_text("path,label,split\n" + "".join(rows_of_the_demo()))
     torch.manual_seed(0)
