@@ -101,7 +101,10 @@ def open_parts(
         # Classes are fixed now: what is an integer is the name that it was in training, never an index.
         rule = "names" if labels == "auto" else labels
         val = open_source(spec, how.val_split(own), classes=train.classes, labels=rule, **same)
-    return Parts(train, val, test)
+    parts = Parts(train, val, test)
+    if how.group_column:
+        _require_whole_groups(spec, how.group_column, parts, columns)
+    return parts
 
 
 def open_split(
@@ -193,6 +196,19 @@ def _draw(
             )
         drawn["train"], drawn[part] = [left[index] for index in kept], [left[index] for index in held]
     return drawn
+
+
+def _require_whole_groups(spec: str | os.PathLike[str], column: str, parts: Parts, columns: Columns) -> None:
+    """Raise if splits or folds of the data itself have images of one group on two sides; what is drawn never has."""
+    side_of: dict[str, str] = {}
+    for side, source in (("train", parts.train), ("val", parts.val), ("test", parts.test)):
+        for value in column_values(spec, column, source, columns) if len(source) else ():
+            if side_of.setdefault(value, side) != side:
+                raise DataError(
+                    f"{os.fspath(spec)}: data.group_column={column}: {value!r} is in {side_of[value]} and in {side}.",
+                    remedy=f"`deepcait split --group {column}` writes splits or folds that keep groups whole; or leave "
+                    "data.group_column out.",
+                )
 
 
 def _fold_of(spec: str | os.PathLike[str], how: Holding, whole: Source, columns: Columns) -> dict[str, list[int]]:

@@ -191,6 +191,10 @@ def test_groups_and_folds(tmp_path, capsys):
     Path(data).write_text("\n".join(folded) + "\n")
     folds = [run_of(data, tmp_path / f"fold{fold}", f"data.fold={fold}") for fold in range(3)]
     assert sorted(name for run in folds for name in kept(run)["val"]) == sorted(patient)
+    with pytest.raises(DataError, match="group_column=patient: 'p.' is in train and in val"):
+        open_training_data(
+            load_recipe("scratch_32", [*TINY, f"data.source={data}", "data.fold=0", "data.group_column=patient"])
+        )
     last = run_of(data, tmp_path / "none", "data.fold=1", "data.validate_on=none")
     assert kept(last)["test"] == kept(folds[1])["val"]
     assert deepcait.evaluate(last, data).roles.name == "held out"
