@@ -13,8 +13,7 @@ import yaml
 import deepcait
 from deepcait.api import open_run
 from deepcait.cli.main import main
-from deepcait.data import Preprocessing
-from deepcait.data.spec import open_split
+from deepcait.data import Preprocessing, open_split
 from deepcait.errors import ConfigError
 from deepcait.report.record import read_run
 from deepcait.training.best import best_row, chosen_measure, describe_choice, is_better, score_of
