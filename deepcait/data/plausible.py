@@ -105,7 +105,8 @@ def _what_was_meant(spec: str | os.PathLike[str], used: Sequence[str]) -> str | 
     inner = base / used[0] if used else base
     below = subfolders(inner) if inner.is_dir() else []
     if len(below) > 1 and not splits:
-        return f"Give {inner}: the classes ({some(below)}) are in it."
+        what = "splits" if all(map(split_of, below)) else "classes"
+        return f"Give {inner}: the {what} ({some(below)}) are in it."
     return None
 
 

@@ -68,7 +68,7 @@ def test_a_folder_too_high_is_refused_with_the_right_one(tmp_path):
 
 def test_a_data_set_one_level_too_high_is_refused(tmp_path):
     fill(tmp_path, "set/train/cat", "set/train/dog", "set/val/cat", "set/val/dog")
-    assert f"Give {tmp_path / 'set'}: the classes (train, val) are in it." in refusal(tmp_path)
+    assert f"Give {tmp_path / 'set'}: the splits (train, val) are in it." in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
