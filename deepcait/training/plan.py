@@ -227,7 +227,7 @@ def _lines(facts: dict, recipe: Recipe, replica_batch: int) -> list[str]:
     at_most = "at most " if recipe.keep.patience_epochs else ""
     lines = [
         f"model          {facts['model']} ({facts['start']} weights), {facts['img_size'][0]} x {facts['img_size'][1]} "
-        f"px, {facts['params']:,} parameters, {facts['gmacs']:.3g} GMACs an image",
+        f"px, {facts['params']:,} parameters, {facts['gmacs']:.3g} GMACs per image",
         f"data           {facts['train_images']:,} training images, {facts['val_images']:,} to validate on, "
         f"{facts['classes']:,} classes"
         + (f"; {facts['test_images']:,} held out as a test part" if facts["test_images"] else ""),
@@ -254,7 +254,7 @@ def _lines(facts: dict, recipe: Recipe, replica_batch: int) -> list[str]:
         lines.insert(2, f"validation     {describe_choice(recipe.keep.best_by, facts['val_images'])}")
     if taught:
         lines.insert(2, f"teacher        {taught['origin']}")
-        cost = f"               {taught['params']:,} parameters, {taught['gmacs']:.3g} GMACs an image"
+        cost = f"               {taught['params']:,} parameters, {taught['gmacs']:.3g} GMACs per image"
         lines.insert(3, f"{cost}, {_size(taught['weights_bytes'])} of memory")
     return [line for line in lines if line.strip()]
 

@@ -47,7 +47,7 @@ class LearningRate:
         warmup_stable_decay: peak, then min_lr + (peak - min_lr) * (epochs - t) / decay
 
     The cosine counts from the start of training, not from the end of warm-up: timm's rule, which the paper's
-    code uses, taken at fractions of an epoch instead of once an epoch.
+    code uses, taken at fractions of an epoch instead of once per epoch.
 
     Deviation: the released code advances its scheduler after each epoch, so its epochs 0 and 1 both run at
     `warmup_lr` and every later one per epoch late (deit issue 145). We do not repeat that.
@@ -56,7 +56,7 @@ class LearningRate:
         schedule: kind, warm-up and end.
         peak: learning rate for the whole global batch, after scaling.
         epochs: of the whole run.
-        steps_per_epoch: optimizer steps an epoch.
+        steps_per_epoch: optimizer steps per epoch.
 
     Raises:
         ConfigError: `min_lr` above the peak; warm-up and decay longer than the run.

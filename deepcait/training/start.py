@@ -125,7 +125,7 @@ def _describe(found: Resolved, recipe: Recipe) -> None:
     config = found.model.config
     kind = "a CaiT" if isinstance(config, CaiTConfig) else "a convolutional teacher"
     kind = str(found.spec) if found.kind == "own" else kind
-    facts = f"{config.num_params():,} parameters, {config.macs() / 1e9:.3g} GMACs an image"
+    facts = f"{config.num_params():,} parameters, {config.macs() / 1e9:.3g} GMACs per image"
     _logger.info("model: %s, %s", found.name or kind, facts)
     if isinstance(config, AblationConfig) and config.options:
         options = ", ".join(f"{name} {value}" for name, value in config.options.items())
