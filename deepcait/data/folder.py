@@ -243,6 +243,13 @@ def _class_files(folder: Path, *, may_be_empty: bool, left_out: Collection[str] 
     return filled
 
 
+def empty_classes(root: Path) -> frozenset[str]:
+    """Return the absolute paths of the class folders without an image, of all splits."""
+    folders = [*find_splits(root).values()] or [root]
+    inner = [folder / name for folder in folders for name in subfolders(folder)]
+    return frozenset(os.path.abspath(folder) for folder in inner if not walk_images(folder))
+
+
 def _class_folders(folder: Path, left_out: Collection[str]) -> list[str]:
     return [name for name in subfolders(folder) if os.path.abspath(folder / name) not in left_out]
 

@@ -6,13 +6,14 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from deepcait.data.columns import USUAL, Columns
-from deepcait.data.folder import split_of
+from deepcait.data.folder import empty_classes, split_of
 from deepcait.data.holding import open_split
 from deepcait.data.record import PARTS, SplitRecord, digest_of
 from deepcait.data.source import Source, Subset, describe, own_split
-from deepcait.data.spec import list_splits, open_source
+from deepcait.data.spec import list_splits, open_source, parse_spec
 from deepcait.errors import DataError, ImageError
 
 TRAINED_ON, CHOSE, HELD_OUT = ROLE_NAMES = ("trained on", "chose the best epoch", "held out")
@@ -109,14 +110,21 @@ def open_for_run(
     if split is not None:
         return _asked(spec, record, split, own, columns)
     if "test" in own:
-        return _without_trained(open_source(spec, "test", columns=columns), record)
+        return _without_trained(_open(spec, "test", columns), record)
     for part in ("test", "val"):
         if part == "val" and "val" in own:
-            return _without_trained(open_source(spec, "val", columns=columns), record)
+            return _without_trained(_open(spec, "val", columns), record)
         taken = _part_of(spec, record, part, columns)
         if taken is not None:
             return taken
-    return _without_trained(open_source(spec, columns=columns), record)
+    return _without_trained(_open(spec, None, columns), record)
+
+
+def _open(spec: str | os.PathLike[str], split: str | None, columns: Columns) -> Source:
+    """Open a split; class folders without an image, which training may have left out by a fix list, are no error."""
+    kind, place = parse_spec(spec)
+    empty = empty_classes(Path(os.path.expanduser(place))) if kind == "folder" else frozenset()
+    return open_source(spec, split, columns=columns, left_out=empty)
 
 
 def _asked(
@@ -125,7 +133,8 @@ def _asked(
     taken = None if split == "all" or (split in own and split != "train") else _part_of(spec, record, split, columns)
     if taken is not None:
         return taken
-    source = open_split(spec, "eval", split=split, columns=columns)
+    whole = split == "all" or split in own
+    source = _open(spec, split, columns) if whole else open_split(spec, "eval", split=split, columns=columns)
     return source, describe_roles(source, record)
 
 
@@ -137,7 +146,7 @@ def _part_of(
     if part is None or not part.names:
         return None
     split = part.split if part.split in list_splits(spec, columns) else None
-    source = open_source(spec, split, columns=columns)
+    source = _open(spec, split, columns)
     role = _ROLE_OF_PART[key]
     found = _positions(source, record)[key]
     roles = roles_in(source, record)

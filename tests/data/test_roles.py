@@ -72,6 +72,12 @@ def test_the_order_of_what_is_evaluated(tmp_path, flat):
     assert (len(source), roles.counts) == (19, {TRAINED_ON: 18, HELD_OUT: 1})
 
 
+def test_an_empty_class_folder_is_no_error(tmp_path, flat):
+    record = record_of(tmp_path, flat, Holding())
+    (flat / "unicorn").mkdir()
+    assert [len(open_for_run(flat, record, split)[0]) for split in (None, "val", "train", "all")] == [2, 2, 18, 20]
+
+
 def test_missing_images_of_a_part_are_counted(tmp_path, flat):
     record = record_of(tmp_path, flat, Holding(test_fraction=0.4))
     source, _ = open_for_run(flat, record)
