@@ -117,7 +117,10 @@ def _build_timm(groups: list[dict], optimizer: Optimizer, lr: float) -> torch.op
     from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
     name, arguments = split_call(optimizer.name.removeprefix(TIMM), "optimizer.name")
-    known = name.lower().removeprefix("lookahead_")
+    if name.lower().startswith("lookahead_"):
+        problem = f"optimizer.name: {name} keeps slow weights, which a checkpoint does not hold: no run would resume."
+        raise ConfigError(problem, remedy=f"Choose timm:{name[10:]}; ema.decay averages weights too.")
+    known = name.lower()
     if known not in list_optimizers():
         near = difflib.get_close_matches(known, [str(one) for one in list_optimizers()], n=3)
         hint = f"Did you mean {' or '.join(near)}?" if near else "timm.optim.list_optimizers() lists them."

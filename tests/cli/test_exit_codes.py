@@ -13,7 +13,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = [name for name in ("pyarrow.dataset", "openvino", "onnxruntime", "aiohttp") if find_spec(name.split(".")[0])]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
 # Every package at work in threads of its own, then an early end of the command.
 BUSY = """
 import asyncio, sys, threading

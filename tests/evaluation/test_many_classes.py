@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from deepcait.data.roles import CHOSE
 from deepcait.evaluation import Records, confusion, most_errors, per_class, summarise
 from deepcait.evaluation.counts import Counts, score
 from deepcait.evaluation.plots import _draw_confusion
@@ -74,6 +75,8 @@ def results_of(records: Records) -> Results:
         worst=[],
         nearest=[],
         train_counts=[1] * records.num_classes,
+        role=CHOSE,
+        test=None,
     )
 
 
