@@ -271,6 +271,6 @@ def _extra_of(package: str) -> str | None:
         return None
     for requirement in requirements:
         name, extra = re.match(r"[\w.-]+", requirement), re.search(r"extra == ['\"](\w+)['\"]", requirement)
-        if name and extra and name[0].replace("-", "_") == package and extra[1] not in ("dev", "docs"):
+        if name and extra and name[0].replace("-", "_") == package and extra[1] not in ("dev", "docs", "ecosystem"):
             return extra[1]
     return None

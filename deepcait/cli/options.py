@@ -123,6 +123,8 @@ def _as_settings(option: str, argv: Sequence[str]) -> list[str]:
     keys = [key for key in every if not any(other.startswith(f"{key}.") for other in every)]
     keys = [key for key in keys if not key.startswith("about.")]
     asked = option.removeprefix("--").replace("-", "_")
+    if any(other.startswith(f"{asked}.") for other in every):  # a section, which says nothing about the key
+        return []
     same = [key for key in keys if asked in (key, key.rpartition(".")[2])]
     found = same or [key for key in keys if key.endswith(f"_{asked}")]
     return [f"--set {key}={_value_of(option, argv) or 'VALUE'}" for key in found]

@@ -53,13 +53,13 @@ class Order:
     def __post_init__(self) -> None:
         errors = []
         if self.global_batch_size % self.replicas:
-            problem = (
-                f"replicas: expected a divisor of global_batch_size={self.global_batch_size}, got {self.replicas}."
-            )
-            errors.append(ConfigError(problem, remedy="Each replica takes an equal part of the batch."))
+            problem = f"global_batch_size ({self.global_batch_size}) is not divisible by replicas ({self.replicas})."
+            few = [str(n) for n in range(1, self.global_batch_size + 1) if self.global_batch_size % n == 0][:8]
+            remedy = f"Set replicas to one of {', '.join(few)}, or change global_batch_size."
+            errors.append(ConfigError(problem, remedy=remedy))
         if 1 < self.repeats > self.replicas:
-            problem = f"augment.repeats={self.repeats}: expected at least as many replicas, got {self.replicas}."
-            remedy = "Copies of one image must fall to different replicas; raise `replicas` or set repeats to 1."
+            problem = f"augment.repeats ({self.repeats}) must not exceed replicas ({self.replicas})."
+            remedy = f"Set replicas={self.repeats} or augment.repeats=1; each copy of an image goes to another replica."
             errors.append(ConfigError(problem, remedy=remedy))
         if errors:
             raise together(errors)

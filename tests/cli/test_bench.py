@@ -114,5 +114,5 @@ def test_a_place_for_figures_that_can_not_be_is_told_before_anything_is_measured
     (tmp_path / "file").touch()
     assert main(["bench", "cait_nano_32", "--engine", "eager", "--batch", "1", "--out", str(tmp_path / "file")]) == 2
     printed = capsys.readouterr()
-    assert "file already exists" in " ".join(printed.err.split())
+    assert "is a file, not a folder" in " ".join(printed.err.split())
     assert "best:" not in printed.out

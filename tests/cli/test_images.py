@@ -40,8 +40,19 @@ def remedies() -> list[tuple[str, str]]:
     return found
 
 
-# Of torchrun, pip, docker, tar.
-FOREIGN = {"--shm-size", "--nproc-per-node", "--nnodes", "--rdzv-endpoint", "--index-url", "--dereference"}
+# Of torchrun, srun, pip, docker, tar, gunicorn.
+FOREIGN = {
+    "--shm-size",
+    "--nproc-per-node",
+    "--nnodes",
+    "--rdzv-endpoint",
+    "--index-url",
+    "--dereference",
+    "--ntasks",
+    "--ntasks-per-node",
+    "--force-reinstall",
+    "--preload",
+}
 
 
 def test_every_option_named_in_a_remedy_exists():

@@ -261,7 +261,7 @@ def test_the_doctors_list_is_left_out(ruin, tmp_path):
 def test_a_picture_without_a_label_is_told_before_the_training(tmp_path, split):
     rows = ["1.png,0,train", "2.png,1,train", "3.png,0,val", f"4.png,-1,{split}"]
     (tmp_path / "list.csv").write_text("path,label,split\n" + "\n".join(rows) + "\n")
-    recipe = section(tiny_recipe(), "data", source=str(tmp_path / "list.csv"))
+    recipe = section(section(tiny_recipe(), "augment", repeats=1), "data", source=str(tmp_path / "list.csv"))
     with pytest.raises(DataError, match=r"4\.png: expected a labelled image"):
         open_training_data(recipe)
     with pytest.raises(DataError, match=r"4\.png: expected a labelled image"):

@@ -173,10 +173,10 @@ def test_fewer_samples_than_a_batch():
 
 
 def test_replicas_divide_the_batch():
-    with pytest.raises(ConfigError, match=r"replicas: expected a divisor of global_batch_size=32, got 3"):
+    with pytest.raises(ConfigError, match=r"global_batch_size \(32\) is not divisible by replicas \(3\)"):
         Order(num_samples=64, global_batch_size=32, replicas=3)
 
 
 def test_as_many_replicas_as_repeats():
-    with pytest.raises(ConfigError, match=r"augment.repeats=3: expected at least as many replicas, got 2"):
+    with pytest.raises(ConfigError, match=r"augment.repeats \(3\) must not exceed replicas \(2\)"):
         Order(num_samples=64, global_batch_size=32, replicas=2, repeats=3)

@@ -111,7 +111,7 @@ def test_settings_that_do_not_fit_each_other_are_one_error_before_anything_is_op
         with pytest.raises(SettingsError) as caught:
             start()
         told = caught.value.problem
-        for text in ("replicas: expected a divisor", "augment.repeats=4", "schedule.min_lr", "loss: expected ce"):
+        for text in ("is not divisible by replicas", "augment.repeats (4)", "schedule.min_lr", "loss: expected ce"):
             assert text in told
         for text in ("optimizer.name", "keep.tracker", "augment.rand_augment", "cait_nano_33", "teacher: expected"):
             assert text in told
