@@ -47,8 +47,8 @@ def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:
     own = load_recipe(str((folder / "config.yaml").resolve()))
     if not own.data.source:
         raise RunError(
-            f"{folder / 'config.yaml'}: expected the settings of a run, its data among them, got none.",
-            remedy="Bring the file back, or start a new run in another --out.",
+            f"{folder / 'config.yaml'} does not contain the settings of a run: data.source is missing.",
+            remedy="Restore the file, or start a new run in another --out.",
         )
     if given is None:
         return own
@@ -61,10 +61,10 @@ def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:
     if differing == ["epochs"] and given.epochs > own.epochs:
         return _longer(folder, given)
     if differing:
-        names = ", ".join(differing)
+        changes = some([f"{name}: {_said(before[name])} -> {_said(now[name])}" for name in differing])
         raise ConfigError(
-            f"--resume: expected the settings that {folder} was started with, got others for {names}.",
-            remedy=f"Leave them out to continue as it was, or start a new run in another --out. {_MORE}",
+            f"Cannot resume {folder}: settings differ from the original run ({changes}).",
+            remedy=f"Omit them, or start a new run in another --out with --model {folder}. {_MORE}",
         )
     return given
 
@@ -91,10 +91,10 @@ def deciding_settings(recipe: Recipe) -> dict[str, Any]:
 def require_same_settings(folder: Path, before: Mapping[str, Any], recipe: Recipe) -> None:
     """Raise if the settings differ from those in the checkpoint; settings that only one of them has are ignored.
 
-    So does a higher number of epochs, where the schedule allows it.
+    A higher number of epochs is allowed if the schedule can be prolonged.
 
     Raises:
-        RunError: somebody changed config.yaml; the message has both values.
+        RunError: config.yaml was changed; the message has both values.
     """
     before, now = rename_settings(before), deciding_settings(recipe)
     if recipe.schedule.kind in CAN_BE_LONGER and before.get("epochs", 0) < recipe.epochs:
@@ -103,8 +103,8 @@ def require_same_settings(folder: Path, before: Mapping[str, Any], recipe: Recip
     if differing:
         expected, got = (some([f"{name}: {_said(of[name])}" for name in differing]) for of in (before, now))
         raise RunError(
-            f"{folder / 'config.yaml'}: expected the settings that the run began with ({expected}), got {got}.",
-            remedy=f"Bring them back to continue as it was, or start a new run in another --out. {_MORE}",
+            f"{folder / 'config.yaml'}: settings were changed since the run began, from {expected} to {got}.",
+            remedy=f"Restore them, or start a new run in another --out with --model {folder}. {_MORE}",
         )
 
 

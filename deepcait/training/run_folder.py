@@ -44,15 +44,15 @@ def require_startable(folder: Path, resume: bool) -> None:
         if not resume:
             _require_no_run(folder)
     elif folder.exists() and any(not any(map(entry.match, _LEFT_BEHIND)) for entry in folder.iterdir()):
-        raise RunError(f"{folder}: expected an empty folder, got other files.", remedy="Give another --out.")
+        raise RunError(f"{folder}: expected an empty folder, got other files.", remedy="Choose another --out.")
 
 
 def _require_no_run(folder: Path) -> None:
     if (folder / "config.yaml").exists():
         state = read_state(folder).get("state", "unfinished")
         raise RunError(
-            f"{folder}: expected no run there yet, got one ({state}).",
-            remedy="Go on with it through --resume, or give another --out.",
+            f"{folder} already contains a run ({state}).",
+            remedy="Choose another --out, or add --resume to continue the run.",
         )
 
 
@@ -67,7 +67,7 @@ def held(folder: Path, resume: bool) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(
-            f"{folder}: expected to write the run here, got: {error.strerror}.", remedy="Give another --out."
+            f"{folder}: the run can't be written here: {error.strerror}.", remedy="Choose another --out."
         ) from error
     with hold(folder, folder / _LOCK):
         if not resume:

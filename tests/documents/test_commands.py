@@ -151,8 +151,11 @@ def run_verb(argv: list[str], place: Path) -> None:
     ours = adapted(verb, rest)
     if ours is None:
         return
-    if verb == "train" and "--resume" not in ours and "--dry-run" not in ours:
-        shutil.rmtree(place / ours[ours.index("--out") + 1], ignore_errors=True)
+    if verb == "train" and "--resume" not in ours:
+        at = ours.index("--out") + 1
+        if "--dry-run" in ours:  # a plan refuses a folder with a run, which later commands of a page need
+            ours[at] = "runs/planned"
+        shutil.rmtree(place / ours[at], ignore_errors=True)
     with listening_only():
         code = main([verb, *ours])
     assert code == (3 if "--strict" in ours and code else 0), f"{' '.join(argv)}: exit code {code}"

@@ -224,7 +224,7 @@ def test_changed_data_is_refused(bench, stopped_run, capsys):
     [
         ("data.json", "", "expected what was noted of the run's data"),
         ("data.json", "{}", "expected what was noted of the run's data"),
-        ("config.yaml", "", "expected the settings of a run, its data among them, got none"),
+        ("config.yaml", "", "does not contain the settings of a run"),
         ("config.yaml", "a: [b", "expected YAML"),
     ],
 )

@@ -98,7 +98,7 @@ def test_two_that_start_at_once(data, tmp_path, monkeypatch):
 
     real = module.held
     monkeypatch.setattr(module, "held", held_up)
-    with pytest.raises(RunError, match="expected no run there yet, got one \\(finished\\)"):
+    with pytest.raises(RunError, match="already contains a run \\(finished\\)"):
         train(recipe, out)
 
 

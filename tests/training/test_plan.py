@@ -213,7 +213,7 @@ def test_a_dry_run_measures_and_prints_the_time(data, tmp_path, capsys):
 def test_an_unreadable_image_or_a_run_that_is_there_stops_the_dry_run(data, tmp_path):
     folder = tmp_path / "run"
     run.train(tiny(data, "epochs=1"), folder)
-    with pytest.raises(RunError, match="expected no run there yet"):
+    with pytest.raises(RunError, match="already contains a run"):
         plan(tiny(data), folder)
     assert plan(tiny(data), folder, resume=True)["disk_free_bytes"] is None
     for image in (Path(data) / "train").rglob("*.png"):

@@ -433,7 +433,7 @@ def test_settings_that_somebody_changed_in_between_are_told(tmp_path, section_na
     with pytest.raises(RunError) as caught:
         train(tmp_path, section(recipe, section_name, **changes), model=deep_model())
     first, second = caught.value.problem.split(" got ")
-    assert "config.yaml: expected the settings that the run began with" in first
+    assert "config.yaml: settings were changed since the run began" in first
     assert expected.format(value) in first
     assert got in second
     assert all(other in second for other in changes)
