@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from deepcait.data.formats import IMAGE_SUFFIXES, count_suffixes
+from deepcait.data.formats import count_suffixes
 from deepcait.data.image import read_image_bytes
 from deepcait.data.labels import find_classes, map_labels, sort_classes
 from deepcait.data.listing import walk_files, walk_images
@@ -229,16 +229,16 @@ def _class_files(folder: Path, *, may_be_empty: bool, left_out: Collection[str] 
     if not filled:
         if walk_images(folder):
             raise _flat_images(folder)
+        classes = f" (classes: {some([name for name, _ in listed])})" if listed else ""
         raise DataError(
-            f"{folder}: expected class folders with images ({' '.join(IMAGE_SUFFIXES)}), got no image.",
-            remedy="Give the folder above the class folders.",
+            f"No images found below {folder}{classes}.",
+            remedy="Add images, or pass the folder that contains the class folders.",
         )
     empty = [str(folder / name) for name, files in listed if not files]
     if empty and not may_be_empty:
         raise DataError(
-            f"Expected images in every class folder, got none in {some(empty)}.",
-            remedy="Fill or remove the empty class folders, or list them in a fix list (`deepcait doctor --fix-list`). "
-            "Nothing would teach such a class.",
+            f"Class folders without images: {some(empty)}.",
+            remedy="Add images or remove these folders, or list them in a fix list (`deepcait doctor --fix-list`).",
         )
     return filled
 

@@ -139,7 +139,7 @@ def test_a_split_that_lies_flat_beside_others_is_told(tmp_path):
 def test_folders_that_do_not_fit(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         open_folder(tmp_path / "gone", None)
-    with pytest.raises(DataError, match="got no image"):
+    with pytest.raises(DataError, match="No images found below"):
         open_folder(tmp_path, None)
     with pytest.raises(DataError, match="lying flat"):
         open_folder(plant(tmp_path / "flat", "1.png", "2.png"), None)

@@ -92,7 +92,7 @@ def test_the_trap_of_a_flat_val(tmp_path, monkeypatch):
     assert "imagenet:ROOT" in caught.value.remedy
     # Without the safeguard every image counts as class 0, silently.
     one_class = [(".", [val_name(number) for number in VAL])]
-    monkeypatch.setattr(folder_module, "_class_files", lambda folder, may_be_empty: one_class)
+    monkeypatch.setattr(folder_module, "_class_files", lambda folder, **_: one_class)
     monkeypatch.setattr(folder_module, "_own_classes", lambda *_: ["."])
     metrics = measure(root / "val", "folder", model=GreyModel(num_classes=1))
     assert (metrics.num_images, metrics.correct1) == (12, 12)
