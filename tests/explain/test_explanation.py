@@ -159,7 +159,9 @@ def test_a_caption_is_never_cut_off(name, monkeypatch):
         lambda self, place, words, *, font, fill: drawn.append((place[0] + font.getlength(words), words)),
     )
     sheet = drawing.side_by_side(Image.new("RGB", (32, 32)), np.ones((4, 4), np.float32), f"Of {name}.")
-    assert "".join(words for _, words in drawn).replace(" ", "") == f"Of{name}.".replace(" ", "")
+    text = "".join(words for _, words in drawn).replace(" ", "")
+    whole = f"Of{name}.".replace(" ", "")
+    assert text in (whole, whole.encode("ascii", "backslashreplace").decode())  # escaped without a font that has it
     assert max(end for end, _ in drawn) <= sheet.width
 
 
