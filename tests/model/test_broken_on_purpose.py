@@ -118,10 +118,10 @@ BROKEN = {
     "class stage: residual of the MLP dropped": ("block", "cls_B1D + self.gamma_2 *", "self.gamma_2 *"),
     "class stage: MLP from the token before the attention": (
         "block",
-        "        cls_B1D = cls_B1D + self.gamma_1 * read_B1D\n"
+        "        cls_B1D = cls_B1D + self.gamma_1 * self.attn(u_BTD)\n"
         "        return cls_B1D + self.gamma_2 * self.mlp(self.norm2(cls_B1D))",
         "        branch_B1D = self.gamma_2 * self.mlp(self.norm2(cls_B1D))\n"
-        "        return cls_B1D + self.gamma_1 * read_B1D + branch_B1D",
+        "        return cls_B1D + self.gamma_1 * self.attn(u_BTD) + branch_B1D",
     ),
     "shared norm: patches come as they are": (
         "block",
@@ -143,7 +143,7 @@ BROKEN = {
         "self.gamma_2 * self.mlp(self.norm2(tokens_BND))",
         "self.mlp(self.norm2(tokens_BND))",
     ),
-    "class stage: gamma_1 dropped": ("block", "self.gamma_1 * read_B1D", "read_B1D"),
+    "class stage: gamma_1 dropped": ("block", "self.gamma_1 * self.attn(u_BTD)", "self.attn(u_BTD)"),
     "class stage: gamma_2 dropped": (
         "block",
         "self.gamma_2 * self.mlp(self.norm2(cls_B1D))",
@@ -152,7 +152,11 @@ BROKEN = {
     "norm without its epsilon": ("block", "NORM_EPS = 1e-6", "NORM_EPS = 1e-3"),
     "GELU by tanh": ("block", "nn.GELU()", "nn.GELU(approximate='tanh')"),
     "position added twice": ("cait", "+ self.pos_embed\n", "+ 2 * self.pos_embed\n"),
-    "last norm dropped": ("cait", "self.forward_head(self.norm(cls_B1D))", "self.forward_head(cls_B1D)"),
+    "last norm dropped": (
+        "cait",
+        "needs it.\n        return self.forward_head(self.norm(cls_B1D))",
+        "needs it.\n        return self.forward_head(cls_B1D)",
+    ),
 }
 
 
