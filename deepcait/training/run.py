@@ -30,7 +30,7 @@ from deepcait.training.prolong import require_prolongable
 from deepcait.training.recipe import RUN_CONFIG, Recipe
 from deepcait.training.run_folder import ModelFolders, held, require_startable, write_run_files
 from deepcait.training.sound import require_sound
-from deepcait.training.start import keep_start, kept_start, start_model, start_of
+from deepcait.training.start import has_start, keep_start, kept_start, start_model, start_of
 from deepcait.training.teacher import load_teacher
 from deepcait.training.trainer import Trainer
 from deepcait.training.validation import Validation
@@ -68,7 +68,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequ
     # Before the processes meet: afterwards the first may have written what another looks for.
     require_startable(folder, resume)
     require_prolongable(folder, recipe)
-    require_sound(recipe)
+    require_sound(recipe, has_start=has_start(folder))
     recipe = with_digests(recipe, folder)
     processes = join_processes()
     try:

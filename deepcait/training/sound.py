@@ -29,14 +29,18 @@ from deepcait.weights.hub import HUB_PREFIX
 _NUM_CLASSES, _IMG_SIZE = 2, 224
 
 
-def require_sound(recipe: Recipe) -> None:
-    """Pass if the settings of a recipe fit each other and this machine, as far as they say it themselves.
+def require_sound(recipe: Recipe, *, has_start: bool = False) -> None:
+    """Raise unless the settings of a recipe fit each other and this machine.
+
+    Args:
+        recipe: of the run.
+        has_start: the run folder describes the initial model, so the recipe's MODEL need not exist any more.
 
     Raises:
         DeepcaitError: one error with all that is wrong.
     """
     errors = []
-    for check in _checks(recipe):
+    for check in _checks(recipe, has_start):
         try:
             check()
         except DeepcaitError as error:
@@ -45,7 +49,7 @@ def require_sound(recipe: Recipe) -> None:
         raise together(errors)
 
 
-def _checks(recipe: Recipe) -> Iterator[Callable[[], object]]:
+def _checks(recipe: Recipe, has_start: bool) -> Iterator[Callable[[], object]]:
     """What a run builds from settings alone; each raises if it can't be built."""
     batch, replicas = recipe.global_batch_size, recipe.replicas
     size = recipe.img_size or _IMG_SIZE
@@ -63,7 +67,7 @@ def _checks(recipe: Recipe) -> Iterator[Callable[[], object]]:
     yield recipe.data.image_options
     yield lambda: require_trackers(recipe.keep)
     yield lambda: choose_device(recipe.compute.device)
-    if not is_part(recipe.model) and not recipe.model.startswith(HUB_PREFIX):
+    if not has_start and not is_part(recipe.model) and not recipe.model.startswith(HUB_PREFIX):
         yield lambda: planned_config(recipe, _NUM_CLASSES)
     if recipe.train == "lora":
         yield require_lora

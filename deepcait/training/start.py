@@ -88,13 +88,18 @@ def keep_start(folder: Path, found: Resolved) -> None:
     replace_text(folder / START_FILE, json.dumps(facts, indent=1) + "\n")
 
 
+def has_start(folder: Path) -> bool:
+    """Whether a run folder describes the initial model of its run."""
+    return (folder / START_FILE).is_file()
+
+
 def kept_start(folder: Path, recipe: Recipe) -> Resolved | None:
     """Return the model of a run without its weights, which a checkpoint has; None if there is no checkpoint yet.
 
     So a run continues where the model that it started from was moved, deleted, or can't be fetched any more.
     """
     kept = folder / START_FILE
-    if not kept.is_file() or newest_checkpoint(folder / "checkpoints")[0] is None:
+    if not has_start(folder) or newest_checkpoint(folder / "checkpoints")[0] is None:
         return None
     seed_everything(derive_seed("init", recipe.seed))
     try:
