@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "deepcait"
 PRIVATE = {
     "torch._C._functorch.peek_interpreter_stack": "whether torch.func transforms are active; no public equivalent",
     "torch._dynamo.exc.TorchDynamoException": "the base class of what torch.compile raises",
+    "torch._functorch.config.activation_memory_budget": "what the compiler may save of the activations",
     "torch._foreach_lerp_": "averages all weights in one call",
     "torch._inductor.cpp_builder.get_cpp_compiler": "finds the C++ compiler that torch.compile uses",
     "torch._inductor.exc.InvalidCxxCompiler": "raised if there is none",

@@ -230,7 +230,7 @@ def _prepare(model: nn.Module, form: Form, precision: str) -> nn.Module:
         set_compute(cast("CaiT", model), form.compute("fp32" if precision.startswith("fp32") else precision))
     if not form.compiled:
         return model
-    torch._dynamo.reset()
+    torch.compiler.reset()
     torch._functorch.config.activation_memory_budget = form.budget
     if form.compiled == "model":
         return cast("nn.Module", torch.compile(model, dynamic=False))

@@ -79,7 +79,8 @@ def weigh_by_gradient(traced: Trace, targets_B: Tensor) -> Tensor:
     """Return what `gradient_attention` returns, of a differentiable trace."""
     logits_BK, rows = traced.logits, traced.rows
     # Images are independent, so the gradient of the sum has each image's own gradient.
-    score = logits_BK.gather(1, targets_B[:, None].to(logits_BK.device)).sum()
+    with torch.enable_grad():
+        score = logits_BK.gather(1, targets_B[:, None].to(logits_BK.device)).sum()
     gradients = torch.autograd.grad(score, rows)
     weighted = [row.detach() * gradient for row, gradient in zip(rows, gradients, strict=True)]
     return torch.stack([row_BA1T[:, :, 0] for row_BA1T in weighted], dim=1)

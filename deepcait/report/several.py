@@ -76,7 +76,7 @@ class Several:
         rows = [
             [row["name"], str(row["seed"]), *[str(row["fold"])] * has_fold, str(row["epoch"])]
             + [_shown(name, row.get(name)) for name in measures]
-            + [f"{row['num_images'] or row['test_num_images']:,}"]
+            + [f"{row['num_images'] or row.get('test_num_images') or 0:,}"]
             for row in self.rows
         ]
         empty = [""] * (2 + has_fold)
