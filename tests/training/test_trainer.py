@@ -432,12 +432,12 @@ def test_settings_that_somebody_changed_in_between_are_told(tmp_path, section_na
     value = getattr(getattr(recipe, section_name), name)
     with pytest.raises(RunError) as caught:
         train(tmp_path, section(recipe, section_name, **changes), model=deep_model())
-    first, second = caught.value.problem.split(" got ")
+    first, second = caught.value.problem.split(" to ")
     assert "config.yaml: settings were changed since the run began" in first
     assert expected.format(value) in first
     assert got in second
     assert all(other in second for other in changes)
-    assert "Bring them back" in caught.value.remedy
+    assert "Restore them" in caught.value.remedy
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
