@@ -45,7 +45,7 @@ class Grid:
     Args:
         name, title: of the study. question: what it investigates.
         recipe: the recipe of every cell. set: settings of every cell.
-        rows, columns: `Line`s; a study without columns has one, "top1".
+        rows, columns: each a `Line`; a study without columns has one, "top1".
         across: what the rows are, for the table's corner.
         reference: id of the column (or of the row, if there is one column) that the others are compared with.
         paper: the source of the paper's results, and how reliable it is.
