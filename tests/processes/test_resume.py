@@ -222,10 +222,10 @@ def test_changed_data_is_refused(bench, stopped_run, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("data.json", "", "expected what was noted of the run's data"),
-        ("data.json", "{}", "expected what was noted of the run's data"),
-        ("config.yaml", "", "does not contain the settings of a run"),
-        ("config.yaml", "a: [b", "expected YAML"),
+        ("data.json", "", "data.json: expected what was noted of the run's data"),
+        ("data.json", "{}", "data.json: expected what was noted of the run's data"),
+        ("config.yaml", "", "config.yaml does not contain the settings of a run"),
+        ("config.yaml", "a: [b", "config.yaml: expected YAML"),
     ],
 )
 def test_a_damaged_file_of_a_run_is_named(bench, stopped_run, capsys, name, content, problem):
@@ -234,7 +234,7 @@ def test_a_damaged_file_of_a_run_is_named(bench, stopped_run, capsys, name, cont
     assert main(["train", "--out", str(stopped_run), "--resume"]) == 2
     answer = capsys.readouterr().err
     assert one_paragraph(answer)
-    assert f"{name}: {problem}" in " ".join(answer.split())
+    assert problem in " ".join(answer.split())
     assert everything(stopped_run) == before
 
 
