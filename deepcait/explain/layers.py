@@ -138,7 +138,7 @@ class LayerMeter:
         self._num_images += len(args[0])
 
     def _take_main(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._main = args[0]
+        self._main = args[0].detach()
 
     def _add_ratio(self, number: int, name: str, gamma: Tensor, module: nn.Module, args: object, out: Tensor) -> None:
         ratio_BQ = (gamma * out).double().norm(dim=-1) / self._main.double().norm(dim=-1)
@@ -152,7 +152,8 @@ class LayerMeter:
             self._add(number, "distance", distance_BAN.mean(2).sum(0))
 
     def _add(self, number: int, name: str, value: Tensor) -> None:
-        sums = self._sums[number]
+        # Detached: the caller may differentiate, and a sum would keep the activations of every image in memory.
+        sums, value = self._sums[number], value.detach()
         sums[name] = sums[name] + value if name in sums else value
 
     def _mean(self, name: str) -> np.ndarray:

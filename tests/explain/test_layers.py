@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deepcait.explain.figures import accuracy_plate, branch_ratio, read_results
-from deepcait.explain.layers import entropy, measure_layers, patch_distances
+from deepcait.explain.layers import LayerMeter, entropy, measure_layers, patch_distances
 from deepcait.weights.published import REEVALUATED
 from tests.processes.harness import tiny_model
 
@@ -28,6 +28,16 @@ def test_the_strength_of_a_branch_is_what_it_adds_over_what_was_there():
     assert measures.attention_ratio[:depth].tolist() == pytest.approx(by_hand[::2], rel=1e-4)
     assert measures.mlp_ratio[:depth].tolist() == pytest.approx(by_hand[1::2], rel=1e-4)
     assert branch_ratio(measures).image.size[0] > 100
+
+
+def test_measures_hold_no_activations_of_a_caller_that_differentiates():
+    model = tiny_model().eval()
+    meter = LayerMeter(model)
+    with meter.attached():
+        model(torch.randn(1, 3, 32, 32))
+    assert not any(value.requires_grad for sums in meter._sums for value in sums.values())
+    assert not meter._main.requires_grad
+    assert meter.result().num_images == 1
 
 
 def test_a_branch_that_adds_nothing_has_no_strength():
