@@ -8,6 +8,7 @@ from torch import Tensor
 from deepcait.errors import ConfigError
 from deepcait.model import CaiT
 from deepcait.model.trace import Trace, trace_class_stage
+from deepcait.model.watch import stack_rows
 from deepcait.runtime.state import undisturbed
 
 
@@ -59,11 +60,13 @@ def rollout(traced: Trace) -> Tensor:
     return cls_BT
 
 
+@undisturbed()
 def gradient_attention(model: CaiT, patches_BND: Tensor, targets_B: Tensor) -> Tensor:
     """Return attention times the gradient of the target's logit by it: (B, class blocks, A, 1 + N), signed.
 
     Positive if more attention would increase the class's logit, to first order. Only the class stage is run and
-    differentiated; the patches are constants, since they do not depend on the class attention.
+    differentiated; the patches are constants, since they do not depend on the class attention. The caller may be inside
+    `torch.no_grad` or `torch.inference_mode`. The modes, the parameters and their `.grad` stay as they are.
 
     Args:
         patches_BND: patch tokens after the patch stage, `Trace.patches`.
@@ -82,8 +85,7 @@ def weigh_by_gradient(traced: Trace, targets_B: Tensor) -> Tensor:
     with torch.enable_grad():
         score = logits_BK.gather(1, targets_B[:, None].to(logits_BK.device)).sum()
     gradients = torch.autograd.grad(score, rows)
-    weighted = [row.detach() * gradient for row, gradient in zip(rows, gradients, strict=True)]
-    return torch.stack([row_BA1T[:, :, 0] for row_BA1T in weighted], dim=1)
+    return stack_rows(row.detach() * gradient for row, gradient in zip(rows, gradients, strict=True))
 
 
 def positive_mean(maps_BLAT: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from deepcait.errors import ConfigError
 from deepcait.model.block import NORM_EPS, ClassAttentionBlock, LayerScaleBlock
 from deepcait.model.embedding import PatchEmbed, require_images
 from deepcait.model.variants import CaiTConfig
-from deepcait.model.watch import is_watched, watch_class_stage
+from deepcait.model.watch import is_watched, stack_rows, watch_class_stage
 
 torch.fx.wrap("require_images")  # one node of a traced graph: it compares sizes, which are known only at run time
 
@@ -299,7 +299,7 @@ class CaiT(nn.Module):
         """Return the class token after the class stage, (B, 1, D), and its attention, (B, class blocks, A, 1 + N)."""
         patches_BND = self._patches(images_BCHW)
         cls_B1D, rows = watch_class_stage(self.blocks_token_only, self._first_cls(images_BCHW), patches_BND)
-        return cls_B1D, torch.stack([row_BA1T[:, :, 0] for row_BA1T in rows], dim=1)
+        return cls_B1D, stack_rows(rows)
 
     def _embed(self, images_BCHW: Tensor) -> Tensor:
         require_images(images_BCHW, self.config.in_chans, self.config.img_size)

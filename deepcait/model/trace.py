@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcait.model.cait import CaiT
-from deepcait.model.watch import watch_attention, watch_class_stage
+from deepcait.model.watch import stack_rows, watch_attention, watch_class_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Trace:
     @property
     def class_attention(self) -> Tensor:
         """The rows of all class blocks, (B, class blocks, A, 1 + N)."""
-        return torch.stack([row_BA1T[:, :, 0] for row_BA1T in self.rows], dim=1)
+        return stack_rows(self.rows)
 
 
 def trace(model: CaiT, images_BCHW: Tensor, *, differentiable: bool = False) -> Trace:
@@ -74,7 +74,8 @@ def trace_class_stage(
     with torch.enable_grad() if differentiable else nullcontext():
         if differentiable:
             # A new leaf, since the parameters may be frozen. The patches do not depend on the class attention.
-            cls_B1D, patches_BND = cls_B1D.detach().clone().requires_grad_(), patches_BND.detach()
+            # Copies, since tensors made in inference mode can't be saved for the backward pass.
+            cls_B1D, patches_BND = cls_B1D.detach().clone().requires_grad_(), patches_BND.detach().clone()
         cls_B1D, rows = watch_class_stage(model.blocks_token_only, cls_B1D, patches_BND)
         # The norm acts per token, so only the class token needs it.
         normed_B1D = model.norm(cls_B1D)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from deepcait.errors import ConfigError
@@ -66,6 +67,11 @@ def watch_class_stage(blocks: Iterable[nn.Module], cls_B1D: Tensor, patches_BND:
             cls_B1D = block(cls_B1D, patches_BND)
             require_one_report(f"blocks_token_only.{index}.attn", cast("Any", block).attn, len(rows) - index)
     return cls_B1D, rows
+
+
+def stack_rows(rows: Iterable[Tensor]) -> Tensor:
+    """Return the class token's rows of several class blocks, each (B, A, 1, T), as (B, class blocks, A, T)."""
+    return torch.stack([row_BA1T[:, :, 0] for row_BA1T in rows], dim=1)
 
 
 def require_one_report(name: str, attention: nn.Module, reports: int) -> None:

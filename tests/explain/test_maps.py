@@ -184,6 +184,26 @@ def test_gradient_weighted_attention():
     assert parts.tolist() == [[2.0, 0.25]]
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_inside_the_callers_modes_leave_the_model_as_it_was(mode):
+    model, images_BCHW = model_and_images()
+    model.blocks_token_only[0].train()
+    model.head.weight.requires_grad_(False)
+    model.norm.weight.grad = torch.ones_like(model.norm.weight)
+
+    def state():
+        parameters = [(p.requires_grad, None if p.grad is None else p.grad.sum().item()) for p in model.parameters()]
+        return parameters, [module.training for module in model.modules()]
+
+    before, targets_B = state(), torch.tensor([0, 1])
+    expected = gradient_attention(model, trace(model, images_BCHW).patches, targets_B)
+    with mode():
+        found = gradient_attention(model, trace(model, images_BCHW).patches, targets_B)
+    torch.testing.assert_close(found, expected)
+    assert state() == before
+    assert not found.requires_grad
+
+
 def test_the_command_writes_maps_page_and_numbers(tmp_path, capsys):
     picture = next(iter(sorted((DEMO / "ship").iterdir())))
     tall = tmp_path / "tall.png"
