@@ -26,7 +26,7 @@ from deepcait.runtime.state import undisturbed
 
 METHODS = ("class-attention", "rollout", "gradient", "integrated-gradients", "occlusion")
 DEFAULT_METHODS = METHODS[:3]
-_SHOWN_PX = 1024  # the longer side of an image in an explanation's HTML
+_SHOWN_PX = 640  # the longer side of what a notebook stores, which has several images per explanation
 COLOUR_WORDS = "Colours run from 0 (dark blue) to the panel's largest value (light yellow)"
 
 
@@ -34,11 +34,19 @@ COLOUR_WORDS = "Colours run from 0 (dark blue) to the panel's largest value (lig
 class Original:
     """The image that was explained, before its preprocessing.
 
-    image: upright RGB. box: the part that the model sees, (left, top, right, bottom) in its pixels.
+    image: upright RGB. box: the part that is the model's input, (left, top, right, bottom) in its pixels.
     """
 
     image: Image.Image
     box: tuple[float, float, float, float]
+
+    def reduced(self, longest_px: int) -> Original:
+        """Return it with the longer side at `longest_px`; a smaller image stays as it is."""
+        factor = longest_px / max(self.image.size)
+        if factor >= 1:
+            return self
+        left, top, right, bottom = (side * factor for side in self.box)
+        return Original(drawing.fit(self.image, longest_px), (left, top, right, bottom))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +83,13 @@ class Map:
         box = self.original.box
         return drawing.overlay_original(self.original.image, box, self.values, opacity=opacity, lowest=self.lowest)
 
+    def reduced(self) -> Map:
+        """Return the map over a reduced image, as a notebook stores it."""
+        return self if self.original is None else dataclasses.replace(self, original=self.original.reduced(_SHOWN_PX))
+
     def _repr_png_(self) -> bytes | None:
         """Shown in a notebook."""
-        return None if self.original is None else drawing.to_bytes(self.overlay())
+        return None if self.original is None else drawing.to_bytes(_fitted(self.reduced().overlay()))
 
     @property
     def file_stem(self) -> str:
@@ -160,12 +172,14 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         """Shown in a notebook: the predictions, the image, and each map over it, large images reduced."""
-        maps = [(made, made.overlay() if made.original else self.overlay(made.method)) for made in self.maps.values()]
-        image = next((made.original.image for made, _ in maps if made.original), self.frame)
-        figures = [("Image", "", drawing.enlarge(image)), *((made.title, made.caption, over) for made, over in maps)]
+        maps = [made.reduced() for made in self.maps.values()]
+        image = next((made.original.image for made in maps if made.original), self.frame)
+        figures = [("Image", "", drawing.enlarge(image))]
+        for made in maps:
+            figures.append((made.title, made.caption, made.overlay() if made.original else self.overlay(made.method)))
         parts = [display.bars([(name, probability) for _, name, probability in self.top(5)])]
         for title, caption, shown in figures:
-            shown = drawing.fit(shown, _SHOWN_PX) if max(shown.size) > _SHOWN_PX else shown
+            shown = _fitted(shown)
             parts.append(display.figure(drawing.to_bytes(shown), shown.size, title, caption))
         return display.block(f"{self.label}: {100 * self.probability:.1f} %", *parts)
 
@@ -376,6 +390,10 @@ def _with_faithfulness(
         for method, made in found.items()
     }
     return {method: dataclasses.replace(made, faithfulness=measured[method]) for method, made in found.items()}
+
+
+def _fitted(image: Image.Image) -> Image.Image:
+    return drawing.fit(image, _SHOWN_PX) if max(image.size) > _SHOWN_PX else image
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

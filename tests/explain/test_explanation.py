@@ -17,7 +17,7 @@ import deepcait
 from deepcait.cli.main import main
 from deepcait.data import Preprocessing, open_image
 from deepcait.errors import ConfigError, WeightsError
-from deepcait.explain import METHODS, drawing, writer
+from deepcait.explain import METHODS, Original, drawing, writer
 from deepcait.explain.colours import colourise, linear_rgb, scale
 from deepcait.explain.figures import read_results
 from deepcait.explain.gallery import Entry, gallery
@@ -194,6 +194,20 @@ def test_the_brightest_place_is_the_largest_value():
     assert tuple(shown[0, -1]) == tuple(scale()[0])
     flat = np.asarray(drawing.heat(np.zeros((2, 2), np.float32), (8, 8)))
     assert (flat == scale()[0]).all()
+
+
+def test_a_narrow_strip_is_not_enlarged_beyond_the_limit():
+    assert drawing.enlarge(Image.new("RGB", (1, 3000))).size == (1, 3000)
+    assert drawing.enlarge(Image.new("RGB", (2, 1000))).size == (8, 4000)
+    assert drawing.enlarge(Image.new("RGB", (5000, 7))).size == (5000, 7)
+    assert drawing.enlarge(Image.new("RGB", (32, 40))).size == (224, 280)
+
+
+def test_a_reduced_original_keeps_the_place_of_its_box():
+    reduced = Original(Image.new("RGB", (4000, 2000)), (1000.0, 0.0, 3000.0, 2000.0)).reduced(400)
+    assert reduced.image.size == (400, 200)
+    assert reduced.box == (100.0, 0.0, 300.0, 200.0)
+    assert reduced.reduced(400) is reduced
 
 
 def test_opacity():
