@@ -69,8 +69,8 @@ def serve(
     with listen_on(host, port) as listener:
         address = listener.getsockname()
         hosts = {*_LOOPBACK_NAMES, host, *allow_hosts} if is_loopback(address[0]) else set(allow_hosts) or None
-        _warm_up(classifier, min(limits.max_batch, limits.max_queue))  # there is no larger batch
         service = Service(classifier, name=name, limits=limits, hosts=hosts, cors_origins=cors_origins)
+        _warm_up(service)
         server = uvicorn.Server(server_config(service, limits))
         with _quiet_end(server):
             shown = f"[{address[0]}]" if ":" in address[0] else address[0]
@@ -151,12 +151,15 @@ def require_names(allow_hosts: Sequence[str], cors_origins: Sequence[str]) -> No
                 ) from None
 
 
-def _warm_up(classifier: Classifier, max_batch: int) -> None:
-    """Run the network on a full batch and on a single image, so that the first request is not slow."""
+def _warm_up(service: Service) -> None:
+    """Run the network on a full batch and a single image, and explain one, so that first requests are not slow."""
+    classifier, limits = service.classifier, service.limits
     height, width = classifier.preprocessing.img_size
-    image_CHW = classifier.preprocessing(Image.new("RGB", (width, height)))
-    for num_images in (max_batch, 1):
-        classifier.logits(image_CHW.expand(num_images, -1, -1, -1))
+    image_1CHW = classifier.preprocessing(Image.new("RGB", (width, height)))[None]
+    for num_images in (min(limits.max_batch, limits.max_queue), 1):  # there is no larger batch
+        classifier.logits(image_1CHW.expand(num_images, -1, -1, -1))
+    if service.explainable is not None:
+        classifier.logits_and_attention(image_1CHW)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from deepcait.cli.main import main
 from deepcait.errors import ConfigError
 from deepcait.serve.limits import Limits
 from deepcait.serve.run import listen_on, serve
+from tests.serve.conftest import small_classifier, without_attention
 
 
 @pytest.mark.parametrize(
@@ -122,6 +123,15 @@ def test_the_first_batch_is_no_larger_than_the_queue(classifier, monkeypatch):
     monkeypatch.setattr(classifier, "logits", lambda images: sizes.append(len(images)))
     serve(classifier, name="test", port=0, limits=Limits(max_batch=10**9, max_queue=40), listening=lambda _: None)
     assert sizes == [40, 1]
+
+
+@pytest.mark.parametrize("has_attention", [True, False])
+def test_explaining_is_warmed_up_if_it_is_offered(monkeypatch, has_attention):
+    classifier, sizes = small_classifier() if has_attention else without_attention(), []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    monkeypatch.setattr(classifier, "logits_and_attention", lambda images: sizes.append(len(images)))
+    serve(classifier, name="test", port=0, listening=lambda _: None)
+    assert sizes == [1] * has_attention
 
 
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "python_multipart"])

@@ -295,6 +295,25 @@ def test_a_photograph_that_comes_late_is_not_shown_over_a_later_choice(open_page
     assert page.evaluate("document.getElementById('canvas').ariaLabel").startswith(PHOTOGRAPH.name)
 
 
+def test_an_image_given_before_the_model_is_described_waits_for_it(browser, service, nano):
+    """It is not lost, no error is shown, and the first sample does not replace it."""
+    page, held, faults = browser.new_page(), [], []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.route("**/model", lambda route: held.append(route))
+    page.goto(service.url)
+    page.set_input_files("#file", PHOTOGRAPH)
+    page.click("#sweep", force=True)
+    page.click("#sweep", force=True)
+    page.wait_for_timeout(300)
+    assert page.is_hidden("#error")
+    held[0].continue_()
+    wait_for_picture(page, PHOTOGRAPH.name)
+    page.wait_for_timeout(300)
+    assert top5(page) == expected_top5(nano, PHOTOGRAPH)
+    page.close()
+    assert faults == []
+
+
 def test_drop_paste_and_a_long_picture(open_page, nano, tmp_path):
     """Dropped and pasted pictures; one that is not square shows what the model sees of it."""
     wide = tmp_path / "wide.png"

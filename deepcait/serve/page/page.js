@@ -23,6 +23,8 @@ let choices = 0; // images chosen so far: a sample that arrives late does not re
 
 async function ask(file, sample = "") {
   choices += 1;
+  await loaded; // an image may be given before the model's description has arrived
+  if (!model) return; // the error is shown
   asking?.abort();
   const own = (asking = new AbortController());
   stopSweep();
@@ -390,7 +392,7 @@ const name = (what, number, count) => (number ? `${what} ${number} of ${count}` 
 const percent = (part) => `${(100 * part).toFixed(part < 0.1 ? 2 : 1)} %`;
 const milliseconds = (value) => `${value.toFixed(value < 10 ? 1 : 0)} ms`;
 
-async function begin() {
+async function loadModel() {
   try {
     const reply = await fetch("model");
     const body = await reply.json();
@@ -413,7 +415,7 @@ async function begin() {
   buildMaps();
   draw();
   const first = model.samples.find(({ label }) => label === FIRST_SAMPLE);
-  if (first) await askSample(first);
+  if (first && !choices) askSample(first);
 }
 
-begin();
+const loaded = loadModel();
