@@ -16,7 +16,6 @@ from deepcait.runtime.claim import hold
 from deepcait.runtime.files import write_bytes
 
 FILE_NAME = "comparison.html"
-_FREE = ("about.",)  # a recipe's metadata, which has no effect
 
 
 def write_comparison(first: str | Path, second: str | Path, out: str | Path, **measuring: Any) -> Path:
@@ -43,9 +42,11 @@ def render_comparison(
 ) -> str:
     """Return the page; `answers`: results, or None and the reason."""
     both = first, second
-    names = _names(first, second)
+    names = parts.run_names(both)
     paired, words = _paired(both, names, first_answers, second_answers)
-    settings = map(parts.flat_settings, both)
+    settings, environments = (
+        [read(record) for record in both] for read in (parts.flat_settings, parts.flat_environment)
+    )
     return render_page(
         "comparison.html",
         TEMPLATES,
@@ -57,8 +58,8 @@ def render_comparison(
         words=words,
         charts=parts.curves(both),
         classes=_classes(names, first_answers[0], second_answers[0]),
-        settings=_differing("Settings", names, *settings, free=_FREE),
-        environment=_differing("Environment", names, *map(parts.flat_environment, both)),
+        settings=parts.differing_table("Settings", names, parts.differing(settings)),
+        environment=parts.differing_table("Environment", names, parts.differing(environments)),
         repeat="\n".join(map(parts.repeat_command, both)),
     )
 
@@ -74,13 +75,7 @@ _SECTIONS = [
 ]
 
 
-def _names(first: Record, second: Record) -> tuple[str, str]:
-    if first.name != second.name:
-        return first.name, second.name
-    return str(first.folder), str(second.folder)
-
-
-def _results(both: tuple[Record, Record], names: tuple[str, str]) -> Table:
+def _results(both: tuple[Record, Record], names: list[str]) -> Table:
     one, other = (record.best for record in both)
     rows = []
     top5 = [("top-5", "correct5", "top5")] * any(record.has_top5 for record in both)
@@ -102,7 +97,7 @@ def _results(both: tuple[Record, Record], names: tuple[str, str]) -> Table:
     return Table("Results", ["", *names, "difference", "95 % interval"], rows, caption)
 
 
-def _paired(both, names: tuple[str, str], *answers: tuple[Results | None, str]) -> tuple[Table | None, str]:
+def _paired(both, names: list[str], *answers: tuple[Results | None, str]) -> tuple[Table | None, str]:
     """The comparison on the same images with its description, or None and the reason."""
     (one, reason_one), (other, reason_other) = answers
     if one is None or other is None:
@@ -129,7 +124,7 @@ def _paired(both, names: tuple[str, str], *answers: tuple[Results | None, str]) 
     return Table("The same images", ["validation images", "number"], rows), words
 
 
-def _classes(names: tuple[str, str], one: Results | None, other: Results | None) -> Table | None:
+def _classes(names: list[str], one: Results | None, other: Results | None) -> Table | None:
     if one is None or other is None or one.classes != other.classes:
         return None
     rows = []
@@ -148,17 +143,6 @@ def _classes(names: tuple[str, str], one: Results | None, other: Results | None)
         caption += f" Of {len(rows):,} classes the {half:,} largest decreases and the {half:,} largest increases."
         rows = rows[:half] + rows[-half:]
     return Table("Per class", ["label", *names, "difference"], [row for _, row in rows], caption)
-
-
-def _differing(
-    title: str, names: tuple[str, str], one: dict[str, str], other: dict[str, str], *, free: tuple[str, ...] = ()
-) -> Table:
-    rows = [
-        [name, one.get(name, "–") or "(empty)", other.get(name, "–") or "(empty)"]
-        for name in sorted({*one, *other})
-        if one.get(name) != other.get(name) and not name.startswith(free or ("\0",))
-    ]
-    return Table(title, ["", *names], rows)
 
 
 def _points(value: float) -> str:

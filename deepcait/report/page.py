@@ -157,11 +157,10 @@ def _metrics(record: Record, results: Results | None) -> Table | None:
             ]
         )
     if results is not None and results.test is not None:
-        right, count = results.test
+        right, count, total = results.test.correct, results.test.num_images, results.test.total
         share, unknown = parts.percent(right / count), ["–", ""] * record.has_top5
-        rows.append(
-            ["best, on the test part", share, parts.interval(right, count), *unknown, "–", f"{count:,}", HELD_OUT]
-        )
+        images = f"{count:,}" if count == total else f"{count:,} of {total:,}, evenly spaced"
+        rows.append(["best, on the test part", share, parts.interval(right, count), *unknown, "–", images, HELD_OUT])
     if not rows:
         return None
     columns = ["model", "top-1", "95 % interval", *["top-5", "95 % interval"] * record.has_top5]
@@ -270,7 +269,7 @@ def _data_facts(record: Record) -> list[tuple[str, str]]:
 
 def _classes(results: Results) -> Table:
     rows, listed = [], range(len(results.classes))
-    caption = "Training images, and recall on the evaluated validation images."
+    caption = "Training images, and recall on the evaluated images."
     if len(listed) > parts.MAX_ROWS:
         listed = most_errors(results.per_class, parts.MAX_ROWS)
         caption += f" Of {len(results.classes):,} classes the {len(listed):,} with most errors."

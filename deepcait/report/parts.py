@@ -10,10 +10,12 @@ from typing import Any
 from markupsafe import Markup
 
 from deepcait.evaluation import wilson
+from deepcait.explain.markup import Table
 from deepcait.report.charts import Series, line_chart
 from deepcait.report.record import Record
 
 MAX_ROWS = 1000  # of a table with one row per class
+_FREE = ("about.",)  # a recipe's metadata, which has no effect
 WORDS = {"running": "not finished", "stopped": "stopped, can be resumed", "failed": "failed", "finished": "finished"}
 
 
@@ -109,6 +111,24 @@ def flat_settings(record: Record) -> dict[str, str]:
 
     walk(record.recipe, "")
     return found
+
+
+def run_names(records: Sequence[Record]) -> list[str]:
+    """Return the names of the runs' folders, or their paths if two have the same name."""
+    names = [record.name for record in records]
+    return names if len(set(names)) == len(names) else [str(record.folder) for record in records]
+
+
+def differing(columns: Sequence[dict[str, str]]) -> dict[str, list[str]]:
+    """Return name -> its value in each run, a dash where it is missing, for the settings or facts that differ."""
+    names = sorted({name for own in columns for name in own if not name.startswith(_FREE)})
+    found = {name: [own.get(name, "–") for own in columns] for name in names}
+    return {name: values for name, values in found.items() if len(set(values)) > 1}
+
+
+def differing_table(title: str, names: Sequence[str], found: dict[str, list[str]]) -> Table:
+    """Return the result of `differing` as a table."""
+    return Table(title, ["", *names], [[name, *(value or "(empty)" for value in own)] for name, own in found.items()])
 
 
 def flat_environment(record: Record) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Predictions of a run's best model on its validation images: confusion, and selected errors."""
+"""Predictions of a run's best model on its validation images and test part: confusion, and selected errors."""
 
 from __future__ import annotations
 
@@ -55,13 +55,22 @@ class Mistake:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tested:
+    """Correct predictions on a run's test part, of `num_images` evaluated images out of `total`."""
+
+    correct: int
+    num_images: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Results:
     """Predictions of the best model.
 
     classes: readable names. records: of the evaluated images.
-    total: number of validation images, of which fewer may have been evaluated.
+    total: number of validation images, or of the test part if there are none; fewer may have been evaluated.
     worst: most confident errors. nearest: near misses. train_counts: training images per class.
-    role: what the images were to the run. test: correct predictions and images of the run's test part, None without.
+    role: what the images were to the run. test: of the run's test part, None without.
     """
 
     classes: list[str]
@@ -71,7 +80,7 @@ class Results:
     nearest: list[Mistake]
     train_counts: list[int]
     role: str
-    test: tuple[int, int] | None
+    test: Tested | None
 
     @cached_property
     def per_class(self) -> PerClass:
@@ -164,7 +173,10 @@ def measure_run(
         [_mistake(part, records, row, model, preprocessing, classes) for row in rows]
         for rows in choose_mistakes(records)
     )
-    tested = records_of(thin_out(opened.test, max_images)) if len(opened.test) else None
+    test = None
+    if num_test := len(opened.test):
+        tested = records if role == HELD_OUT else records_of(thin_out(opened.test, max_images))
+        test = Tested(correct=int(tested.correct_N.sum()), num_images=len(tested), total=num_test)
     return Results(
         classes=classes,
         records=records,
@@ -173,7 +185,7 @@ def measure_run(
         nearest=nearest,
         train_counts=torch.bincount(train_labels, minlength=model.num_classes).tolist(),
         role=role,
-        test=None if tested is None else (int(tested.correct_N.sum()), len(tested)),
+        test=test,
     )
 
 

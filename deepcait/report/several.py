@@ -33,7 +33,6 @@ _SECTIONS = [
     ("environment", "Environment that differs"),
     ("repeat", "Reproduce"),
 ]
-_FREE = ("about.", "digests.")  # metadata, which has no effect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,24 +102,19 @@ def compare_runs(folders: Sequence[str | Path], **measuring: Any) -> Several:
     _require_comparable(records)
     splits = [_split_of(record) for record in records]
     rows = [_row(record, split, measuring) for record, split in zip(records, splits, strict=True)]
-    names = _names(records)
-    rows = [{"name": name, **row} for name, row in zip(names, rows, strict=True)]
+    rows = [{"name": name, **row} for name, row in zip(parts.run_names(records), rows, strict=True)]
     common = [name for name in MEASURES if all(_is_number(row.get(name)) for row in rows)]
     values = {name: [float(row[name]) for row in rows] for name in common}
-    settings = [parts.flat_settings(record) for record in records]
-    differing = {
-        key: [own.get(key, "") for own in settings]
-        for key in settings[0]
-        if len({own.get(key, "") for own in settings}) > 1 and not key.startswith(_FREE)
-    }
+    differing = parts.differing([parts.flat_settings(record) for record in records])
+    pooled = None if "data.source" in differing else _pooled(rows, splits)
     return Several(
         records=records,
         rows=rows,
         mean={name: statistics.fmean(own) for name, own in values.items()},
         std={name: statistics.stdev(own) for name, own in values.items()},
-        pooled=None if "data.source" in differing else _pooled(rows, splits),
+        pooled=pooled,
         differing=differing,
-        notes=_notes(rows, splits, differing),
+        notes=_notes(rows, splits, differing, pooled),
     )
 
 
@@ -132,8 +126,8 @@ def write_several(several: Several, out: str | Path) -> Path:
         WeightsError: the file can't be written.
     """
     records = several.records
-    environments = [parts.flat_environment(record) for record in records]
-    names = _names(records)
+    names = parts.run_names(records)
+    environments = parts.differing([parts.flat_environment(record) for record in records])
     page = render_page(
         "several.html",
         TEMPLATES,
@@ -143,8 +137,8 @@ def write_several(several: Several, out: str | Path) -> Path:
         results=several.table(),
         interval=parts.interval(*several.pooled[1:]) if several.pooled else "",
         charts=parts.curves(records),
-        settings=Table("Settings", ["", *names], [[key, *own] for key, own in several.differing.items()]),
-        environment=Table("Environment", ["", *names], _differing(environments)),
+        settings=parts.differing_table("Settings", names, several.differing),
+        environment=parts.differing_table("Environment", names, environments),
         repeat="\n".join(map(parts.repeat_command, records)),
     )
     with hold(Path(out)):
@@ -183,8 +177,13 @@ def _row(record: Record, split: SplitRecord | None, measuring: dict[str, Any]) -
         results, reason = measure_if_possible(record, **measuring)
         if results is None:
             raise RunError(f"{record.folder}: its test part can't be evaluated: {reason}", remedy="Give --data.")
-        right, total = results.test or (results.correct, results.num_images)
-        row |= {"test_correct1": right, "test_num_images": total, "test_top1": right / total}
+        if results.test is None:
+            raise RunError(
+                f"{record.folder}: the data has no test part any more.", remedy="Give other data with --data."
+            )
+        test = results.test
+        row |= {"test_correct1": test.correct, "test_num_images": test.num_images, "test_total": test.total}
+        row |= {"test_top1": test.correct / test.num_images}
     if "top1" not in row and "test_top1" not in row:
         raise RunError(
             f"{record.folder}: expected a run with an evaluation, got none yet.",
@@ -214,34 +213,33 @@ def _images_of(split: SplitRecord | None, key: str) -> list[str]:
 
 
 def _notes(
-    rows: Sequence[dict[str, Any]], splits: Sequence[SplitRecord | None], differing: dict[str, list[str]]
+    rows: Sequence[dict[str, Any]],
+    splits: Sequence[SplitRecord | None],
+    differing: dict[str, list[str]],
+    pooled: tuple[str, int, int] | None,
 ) -> list[str]:
     notes = []
     if any("top1" in row for row in rows):
         notes.append("The validation images chose the best epoch, so accuracy on them is optimistic.")
     if all(row["fold"] is not None for row in rows) and len({row["fold"] for row in rows}) == len(rows):
-        notes.append(f"Cross-validation over {len(rows)} folds: every image is evaluated once.")
+        kind = "validation" if pooled is not None and pooled[0] == "top1" else "test"
+        shared = "some images may be" if pooled is None else f"no {kind} image is"
+        notes.append(f"Cross-validation over {len(rows)} folds: {shared} evaluated in two of them.")
     else:
         differ = {key: len({tuple(_images_of(split, key)) for split in splits}) > 1 for key in ("val", "test")}
         notes += ["The runs validate on different images."] * differ["val"] + ["The test parts differ."] * differ[
             "test"
         ]
+    notes += [
+        f"{row['name']}: {row['test_num_images']:,} of {row['test_total']:,} images of the test part were evaluated."
+        for row in rows
+        if row.get("test_num_images") != row.get("test_total")
+    ]
     expected = {"seed", "data.fold"}
     other = [key for key in differing if key not in expected]
     if other:
         notes.append(f"The runs differ in {some(other)}: the standard deviation is not that of one recipe.")
     return notes
-
-
-def _names(records: Sequence[Record]) -> list[str]:
-    names = [record.name for record in records]
-    return names if len(set(names)) == len(names) else [str(record.folder) for record in records]
-
-
-def _differing(columns: Sequence[dict[str, str]]) -> list[list[str]]:
-    keys = sorted({key for own in columns for key in own})
-    rows = [[key, *(own.get(key, "–") for own in columns)] for key in keys]
-    return [row for row in rows if len(set(row[1:])) > 1]
 
 
 def _is_number(value: Any) -> bool:

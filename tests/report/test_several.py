@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import statistics
+from pathlib import Path
 
 import pytest
 
 import deepcait
 from deepcait.cli.main import main
+from deepcait.errors import RunError
+from deepcait.report import compare_runs, results, several
+from deepcait.report.record import read_run
 from tests.training.test_class_names import TINY
 from tests.training.test_held_out import write_flat
 
@@ -31,7 +36,7 @@ def folds(table):
 
 
 def trained(table, name: str, *settings: str) -> str:
-    out = str(table.parent / name)
+    out = str(Path(table).parent / name)
     words = [word for setting in (*TINY, *settings) for word in ("--set", setting)]
     assert main(["train", "--data", str(table), "--out", out, "--recipe", "scratch_32", *words]) == 0
     return out
@@ -52,11 +57,46 @@ def test_folds_have_mean_deviation_and_are_counted_together(folds, tmp_path, cap
     correct = sum(row["correct1"] for row in best)
     assert facts["pooled"] == {"measure": "top1", "correct1": correct, "num_images": 18, "top1": correct / 18}
     assert facts["differing"].keys() == {"data.fold"}
-    assert any("3 folds" in note for note in facts["notes"])
+    assert "Cross-validation over 3 folds: no validation image is evaluated in two of them." in facts["notes"]
     text = page.read_text()
     assert "standard deviation" in text
     assert "all together" in text
     assert "<script" not in text
+
+
+def test_folds_of_two_tables_may_share_images(folds, table, tmp_path, capsys):
+    other = trained(shutil.copy(table, table.with_name("other.csv")), "other_table", "data.fold=2")
+    capsys.readouterr()
+    assert main(["report", *folds[:2], other, "--out", str(tmp_path / "x.html"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["pooled"] is None
+    assert "Cross-validation over 3 folds: some images may be evaluated in two of them." in facts["notes"]
+
+
+def test_a_test_part_is_evaluated_once_and_says_how_much_of_it(table, tmp_path, capsys, monkeypatch):
+    calls = []
+    measure = results.measure
+    monkeypatch.setattr(results, "measure", lambda *options: calls.append(len(options[2])) or measure(*options))
+    data = str(table.parent / "data" / "list.csv")
+    runs = []
+    for name, fraction in (("chosen", "0.25"), ("unchosen", "0")):
+        choose = f"data.validate_on={'auto' if name == 'chosen' else 'none'}"
+        words = ["data.test_fraction=0.3", f"data.val_fraction={fraction}", choose]
+        runs.append(trained(data, str(tmp_path / name), *words))
+    calls.clear()
+    for run in runs:
+        assert main(["report", run, "--images", "2"]) == 0
+        assert "2 of 6, evenly spaced" in (Path(run) / "report.html").read_text()
+    assert calls == [2, 2, 2]
+    assert "chosen: 2 of 6 images of the test part were evaluated." in compare_runs(runs, max_images=2).notes
+
+
+def test_a_test_part_that_is_gone_is_not_replaced_by_other_images(table, tmp_path, monkeypatch):
+    run = trained(str(table.parent / "data" / "list.csv"), str(tmp_path / "gone"), "data.test_fraction=0.3")
+    found = dataclasses.replace(results.measure_run(read_run(run)), test=None)
+    monkeypatch.setattr(several, "measure_if_possible", lambda record, **options: (found, ""))
+    with pytest.raises(RunError, match="has no test part any more"):
+        compare_runs([run, str(shutil.copytree(run, tmp_path / "copy"))])
 
 
 def test_folds_that_choose_nothing_are_test_parts(table, tmp_path, capsys):
