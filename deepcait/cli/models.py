@@ -75,7 +75,9 @@ def _list_teachers(console: Console, filters: tuple[str, ...], table: Path | Non
             "" if row["params"] is None else _number(row["params"] / 1e6, 1),
             row["img_size"],
             row["num_classes"],
-            percent(row["top1"]),
+            # Some tables have the accuracy at another image size only.
+            percent(row["top1"])
+            + (f" at {at} px" if (at := row["top1_img_size"]) not in (None, row["img_size"]) else ""),
             row["licence"],
         )
         for row in teachers

@@ -68,8 +68,8 @@ def list_teachers(filters: Sequence[str] = (), *, table: str | Path | None = Non
         table: timm's results-imagenet.csv, or its folder; None uses the installed timm's, else the package's.
 
     Returns:
-        One object per model: name, spec (for `--teacher`), num_classes, img_size (a side in pixels), params and top1
-        (None if timm has not evaluated it), licence, hub_id.
+        One object per model: name, spec (for `--teacher`), num_classes, img_size (a side in pixels), params, top1 and
+        top1_img_size, the image size of that evaluation (None if timm has not evaluated it), licence, hub_id.
 
     Raises:
         ConfigError: no name matches. DataError: as `read_table`.
@@ -88,16 +88,19 @@ def list_teachers(filters: Sequence[str] = (), *, table: str | Path | None = Non
             continue
         size = sizes.get(name.partition(".")[0]) if cfg.num_classes == NUM_CLASSES else None
         at_size = known.get(name, {})
-        # At the size of the model's own; some rows are of a larger one.
-        top1, params = at_size.get(cfg.input_size[-1]) or next(iter(at_size.values()), (_own_top1(name), size))
+        # At the model's own size; some rows are of a larger one.
+        img_size = cfg.input_size[-1]
+        evaluated_at = img_size if img_size in at_size else next(iter(at_size), img_size)
+        top1, params = at_size.get(evaluated_at, (_own_top1(name), size))
         rows.append(
             {
                 "name": name,
                 "spec": f"{TEACHER_PREFIX}{name}",
                 "num_classes": cfg.num_classes,
-                "img_size": cfg.input_size[-1],
+                "img_size": img_size,
                 "params": params,
                 "top1": top1,
+                "top1_img_size": None if top1 is None else evaluated_at,
                 "licence": cfg.license,
                 "hub_id": cfg.hf_hub_id,
             }

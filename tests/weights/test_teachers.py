@@ -70,6 +70,17 @@ def test_the_table_s_accuracies_order_the_list(table, of):
     assert all(row["top1"] is None for row in rows[2:])
 
 
+def test_an_accuracy_of_another_image_size_is_shown_with_that_size(tmp_path, capsys):
+    path = tmp_path / "results-imagenet.csv"
+    path.write_text(HEAD + "regnety_160.deit_in1k,83.704,16.296,96.0,4.0,83.59,288,1.0,bicubic\n")
+    rows = {row["name"]: row for row in list_teachers(["regnety_1"], table=path)}
+    row = rows.pop("regnety_160.deit_in1k")
+    assert (row["img_size"], row["top1"], row["top1_img_size"]) == (224, 0.83704, 288)
+    assert all(row["top1"] is row["top1_img_size"] is None for row in rows.values())
+    assert main(["models", "--teachers", "regnety_160.deit", "--table", str(path)]) == 0
+    assert "83.70 % at 288 px" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_table_beside_timm_is_found(table, tmp_path, monkeypatch):
     package = tmp_path / "timm"
     package.mkdir()
