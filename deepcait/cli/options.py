@@ -8,11 +8,12 @@ import difflib
 import io
 import re
 import typing
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from deepcait.cli.usage import help_text
-from deepcait.errors import ConfigError
+from deepcait.errors import ConfigError, DeepcaitWarning
 
 
 def parse_options(kind: type, argv: Sequence[str], *, command: str, description: str) -> Any:
@@ -37,7 +38,7 @@ def parse_options(kind: type, argv: Sequence[str], *, command: str, description:
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            return tyro.cli(
+            args = tyro.cli(
                 kind,
                 args=list(argv),
                 prog=f"deepcait {command}",
@@ -48,6 +49,8 @@ def parse_options(kind: type, argv: Sequence[str], *, command: str, description:
         if not end.code:
             return None
         raise _mistake(kind, argv, command, told.getvalue()) from None
+    _warn_of_old_names(kind, argv)
+    return args
 
 
 def image_size(text: str, option: str) -> int | tuple[int, int]:
@@ -130,9 +133,22 @@ def _as_settings(option: str, argv: Sequence[str]) -> list[str]:
     return [f"--set {key}={_value_of(option, argv) or 'VALUE'}" for key in found]
 
 
+def _warn_of_old_names(kind: type, argv: Sequence[str]) -> None:
+    written = [word.partition("=")[0] for word in argv]
+    for option, field in _options(kind).items():
+        name = _option(field)
+        if option != name and option in written:
+            warnings.warn(f"{option} is called {name} now; the old name still works.", DeepcaitWarning, stacklevel=2)
+
+
+def _option(field: str) -> str:
+    """The option of a field: batch_size is --batch-size, class_ is --class."""
+    return f"--{field.rstrip('_').replace('_', '-')}"
+
+
 def _options(kind: type) -> dict[str, str]:
-    """Option -> field, aliases too: batch_size is --batch-size, class_ is --class."""
-    found = {f"--{field.name.rstrip('_').replace('_', '-')}": field.name for field in dataclasses.fields(kind)}
+    """Option -> field, aliases too."""
+    found = {_option(field.name): field.name for field in dataclasses.fields(kind)}
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         for extra in getattr(hint, "__metadata__", ()):
             found |= dict.fromkeys(getattr(extra, "aliases", None) or (), name)

@@ -1,7 +1,7 @@
 """Put a model into a repository of the Hugging Face hub, with a card; deepcait and timm load it from there.
 
 Examples:
-    deepcait push runs/pets owner/pets --data "photos of pets" --licence cc-by-4.0
+    deepcait push runs/pets owner/pets --data "photos of pets" --license cc-by-4.0
     deepcait push runs/pets owner/pets --private
     deepcait push runs/pets owner/pets --dry-run --out pets-card      writes the folder and sends nothing
 
@@ -36,8 +36,8 @@ class Args:
     """The model: a run folder (its best model), a model folder, a weights file, a name."""
     repository: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")]
     """Repository on the hub; created if it does not exist."""
-    licence: Annotated[str | None, tyro.conf.arg(aliases=("--license",))] = None
-    """Licence identifier of the hub, such as apache-2.0 (default: the model's own); also --license."""
+    license: Annotated[str | None, tyro.conf.arg(aliases=("--licence",))] = None
+    """License identifier of the hub, such as apache-2.0 (default: the model's own)."""
     data: str | None = None
     """Description of the training data for the card."""
     image: Annotated[Path | None, tyro.conf.arg(aliases=("--picture",))] = None
@@ -89,7 +89,7 @@ def _write(args: Args, name: str, folder: Path, console: Console) -> None:
 
     found = resolve(args.spec)
     image = _draw(found, args.image, console)
-    card = model_card(name, found, licence=args.licence, data=args.data, image=image is not None)
+    card = model_card(name, found, licence=args.license, data=args.data, image=image is not None)
     save_for_hub(folder, found)
     if image is not None:
         image.save(folder / IMAGE_FILE, optimize=True)

@@ -57,7 +57,7 @@ def model_card(
     licence = licence or _licence(found)
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
         raise ConfigError(
-            f"--licence: {licence!r} is not a licence identifier of the hub.",
+            f"--license: {licence!r} is not a license identifier of the hub.",
             remedy="Use apache-2.0, mit, cc-by-4.0 or other: https://huggingface.co/docs/hub/repositories-licenses.",
         )
     data = _line(data or _data(found))

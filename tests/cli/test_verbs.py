@@ -144,15 +144,29 @@ def test_help_shows_what_is_required_and_each_default(run):
     assert "--workers INT" in said
     assert "(default: 0)" in said
     push = run("push", "--help")[1]
-    assert "  --licence TEXT\n" in push
-    assert "--license" in push
+    assert "  --license TEXT\n" in push
+    assert "--licence" not in push
     assert "--picture" not in push
 
 
 def test_options_have_aliases(run):
-    """--license and --picture of 0.1."""
+    """--licence and --picture of 0.1."""
     for option in ("--license", "--licence", "--picture", "--image"):
         assert run("push", "x", "owner/x", option)[2].startswith(f"error: {option}: expected a value after it")
+
+
+@pytest.mark.filterwarnings("default::deepcait.errors.DeepcaitWarning")
+@pytest.mark.parametrize(("old", "new"), [("--licence", "--license"), ("--picture", "--image")])
+def test_old_options_work_with_one_line_of_warning(run, old, new):
+    from deepcait.cli import push
+
+    for option, lines in ((old, [f"note: {old} is called {new} now; the old name still works."]), (new, [])):
+        with pytest.MonkeyPatch.context() as patch:
+            given = []
+            patch.setattr(push, "run", given.append)
+            code, out, err = run("push", "x", "owner/x", f"{option}=mit")
+            assert (code, out, err.splitlines()) == (0, "", lines)
+            assert "mit" in (given[0].license, str(given[0].image))
 
 
 def test_want_of_memory_is_told_as_such(run, monkeypatch):

@@ -67,7 +67,7 @@ def hub(monkeypatch, tmp_path):
 
 def test_what_was_pushed_loads_here_and_in_timm(hub, folder, logits, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", hub.token)
-    assert main(["push", str(folder), "owner/pets", "--data", "CIFAR-10", "--licence", "mit", "--json", *IMAGE]) == 0
+    assert main(["push", str(folder), "owner/pets", "--data", "CIFAR-10", "--license", "mit", "--json", *IMAGE]) == 0
     answer = capsys.readouterr()
     assert hub.token not in answer.out + answer.err
     told = json.loads(answer.out)
@@ -134,9 +134,9 @@ def test_a_dry_run_needs_no_token_and_no_server(folder, tmp_path, monkeypatch, c
         (["pets"], "hf_x", "'pets' is not a repository name (owner/name). remedy: Write it as owner/name."),
         (["hf-hub:owner/pets"], "hf_x", "remedy: Write it as owner/name."),
         (["owner/pets@main"], "hf_x", "revision"),
-        (["owner/pets", "--licence", "All rights reserved"], "hf_x", "--licence"),
+        (["owner/pets", "--license", "All rights reserved"], "hf_x", "--license"),
         (["owner/pets", "--out", "x"], "hf_x", "--dry-run"),
-        (["owner/pets", "--picture", "missing.png"], "hf_x", "missing.png"),
+        (["owner/pets", "--image", "missing.png"], "hf_x", "missing.png"),
     ],
 )
 def test_mistakes_are_one_paragraph_without_the_token(hub, folder, monkeypatch, capsys, words, token, part):
