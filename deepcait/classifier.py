@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from deepcait.weights.imagenet import readable
 
 @undisturbed()
 def load(
-    spec: Any,
+    model: Any = None,
     *,
     img_size: int | tuple[int, int] | None = None,
     device: str | torch.device | None = None,
@@ -44,6 +45,7 @@ def load(
     tta: str | None = None,
     weights: str | os.PathLike[str] | None = None,
     image_options: ImageOptions | None = None,
+    spec: Any = None,
 ) -> Classifier:
     """Load a model with its classes and preprocessing.
 
@@ -54,7 +56,7 @@ def load(
     (['airplane', 'automobile', 'bird'], (32, 32))
 
     Args:
-        spec: MODEL: a model name (its released weights), `hf-hub:owner/name`, a model or run folder, a weights file,
+        model: MODEL: a model name (its released weights), `hf-hub:owner/name`, a model or run folder, a weights file,
             `builtin:nano`, or a network of one's own: `python:package.module:factory[,weights=FOLDER]`, or the factory.
         img_size: another image size than the stored one; the position embedding is resized.
         device: None means a GPU if there is one.
@@ -64,17 +66,19 @@ def load(
         threads: number of threads of the engine.
         tta: test-time augmentation: "flip" predicts the mean for an image and its mirror image; None predicts once.
         weights: of a network of one's own: the model or run folder that it was saved to.
-        image_options: limits on images; None means the defaults, and the range of values that the model was trained
-            with.
+        image_options: limits on images; None means the defaults, and the value range of the model's training.
+        spec: former name of `model`.
 
     Raises:
         ConfigError: MODEL can't be resolved, or the engine can't run here.
         WeightsError: the weights are damaged, unsafe or not available.
     """
-    if callable(spec) or isinstance(spec, tuple):
-        spec = part_of(spec, factory=True)
-    spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
-    found = resolve(spec, img_size=img_size, weights=None if weights is None else Path(weights))
+    if spec is not None:
+        warnings.warn("the argument spec is called model now; the old name still works.", FutureWarning, stacklevel=3)
+        model = spec
+    model = part_of(model, factory=True) if callable(model) or isinstance(model, tuple) else model
+    model = os.fspath(model) if isinstance(model, os.PathLike) else model
+    found = resolve(model, img_size=img_size, weights=None if weights is None else Path(weights))
     return Classifier(
         found.model,
         classes=found.classes,

@@ -49,6 +49,15 @@ def test_the_command_trains_the_same_run(run, tmp_path):
     assert configs[0] == configs[1]
 
 
+def test_load_takes_the_model_by_its_name_and_by_its_former_name():
+    assert deepcait.load(model="builtin:nano").classes == deepcait.load("builtin:nano").classes
+    with pytest.warns(FutureWarning, match="called model now") as warned:
+        assert deepcait.load(spec="builtin:nano").classes
+    assert warned[0].filename == __file__
+    with pytest.raises(ConfigError, match="is not a model name"):
+        deepcait.load()
+
+
 @pytest.mark.parametrize("first", ["python", "command"])
 def test_each_side_resumes_the_other(run, tmp_path, first):
     out = tmp_path / "run"

@@ -2,6 +2,7 @@
 
 Examples:
     deepcait models                  all of them
+    deepcait models xxs              by a part of the name, or a pattern with *
     deepcait models --json           the same for programs
     deepcait models --peers          CaiT and the models that the paper compares with
     deepcait models --teachers regnet    timm's classifiers, as teachers, by a part of their name
@@ -23,6 +24,8 @@ from deepcait.errors import ConfigError
 class Args:
     """Options of `deepcait models`."""
 
+    filter: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[FILTER]")] = ""
+    """A part of the name, or a pattern with *; without it, all are listed."""
     peers: bool = False
     """Add the models that the paper compares with, with reported accuracies (uses timm; nothing is downloaded)."""
     teachers: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[FILTER]")] = None
@@ -37,15 +40,18 @@ class Args:
 def run(args: Args) -> int | None:
     """Print the table, or two of them."""
     from deepcait.weights import describe_models
+    from deepcait.weights.registry import matches
 
     console = Console(json=args.json)
     if args.teachers is not None:
-        _list_teachers(console, args.teachers, args.table)
+        _list_teachers(console, (*args.teachers, *([args.filter] if args.filter else [])), args.table)
         return
     if args.table is not None:
         raise ConfigError("--table is only used with --teachers.", remedy="Add --teachers, or omit --table.")
-    models = describe_models()
-    peers = _count_peers() if args.peers else []
+    models = [model for model in describe_models() if matches(model["name"], args.filter)]
+    peers = [row for row in _count_peers() if matches(row["name"], args.filter)] if args.peers else []
+    if not models and not peers:
+        raise ConfigError(f"no model matches {args.filter!r}.", remedy="`deepcait models` lists all of them.")
     if args.json:
         console.result(models + [_as_model(row) for row in peers if row["family"] == "baseline"])
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,20 @@ def released_as(file: str, config: CaiTConfig) -> Released | None:
     return next((one for one in RELEASED.values() if one.file == file and variant_config(one.name) == config), None)
 
 
-def list_models() -> list[str]:
-    """Return the names for `create_model`.
+def list_models(filter: str = "") -> list[str]:
+    """Return the names for `create_model` that contain a text or match a pattern with `*`.
 
-    >>> "cait_xxs24_224" in list_models()
-    True
+    >>> list_models("xxs24")
+    ['cait_xxs24_224', 'cait_xxs24_384', 'cait_xxs24_448']
+    >>> list_models("cait_n*")
+    ['cait_nano_32']
     """
-    return variant_names()
+    return [name for name in variant_names() if matches(name, filter)]
+
+
+def matches(name: str, filter: str) -> bool:
+    """Whether a name contains a text, or matches a pattern with `*`."""
+    return fnmatch.fnmatchcase(name, filter if "*" in filter else f"*{filter}*")
 
 
 def require_nano() -> Path:

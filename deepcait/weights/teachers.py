@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from deepcait.errors import ConfigError, DataError
 from deepcait.weights.imagenet import NUM_CLASSES
 from deepcait.weights.published import REEVALUATED, RELEASE_TAG
+from deepcait.weights.registry import matches
 
 TABLE_FILE = "results-imagenet.csv"
 TEACHER_PREFIX = "timm:"
@@ -84,7 +84,7 @@ def list_teachers(filters: Sequence[str] = (), *, table: str | Path | None = Non
     for name in timm.list_pretrained():
         cfg = get_pretrained_cfg(name)
         # Without a head (features only, image-text models) there are no logits to distil from.
-        if cfg is None or not cfg.num_classes or not _fits(name, filters):
+        if cfg is None or not cfg.num_classes or not any(matches(name, one) for one in filters or [""]):
             continue
         size = sizes.get(name.partition(".")[0]) if cfg.num_classes == NUM_CLASSES else None
         at_size = known.get(name, {})
@@ -111,10 +111,6 @@ def list_teachers(filters: Sequence[str] = (), *, table: str | Path | None = Non
             remedy="Give a part of a name; for all of them, run `deepcait models --teachers`.",
         )
     return sorted(rows, key=lambda row: (-(row["top1"] or 0), row["name"]))
-
-
-def _fits(name: str, filters: Sequence[str]) -> bool:
-    return not filters or any(fnmatch.fnmatchcase(name, f if "*" in f else f"*{f}*") for f in filters)
 
 
 def _own_top1(name: str) -> float | None:

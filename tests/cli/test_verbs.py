@@ -33,6 +33,15 @@ def test_models_lists_every_variant(run, run_json):
     assert all(name in out for name in list_models())
 
 
+def test_models_takes_a_filter(run, run_json):
+    assert [model["name"] for model in run_json("models", "m48")] == list_models("m48") != []
+    assert list_models("cait_n*") == ["cait_nano_32"]
+    assert list_models("x*24_384") == []
+    code, out, err = run("models", "nothing")
+    assert (code, out) == (2, "")
+    assert "no model matches 'nothing'" in err
+
+
 def test_info(run, run_json, model_folder):
     facts = run_json("info", "cait_s24_224")
     assert set(facts) >= MODEL_KEYS | {"preprocessing", "classes"}
