@@ -1,7 +1,7 @@
 """Evaluate models on labelled images: top-1, top-5 and loss, exact for any batch size and number of processes.
 
 Examples:
-    deepcait eval runs/pets --data photos             test, else what the run held out; never what it trained on
+    deepcait eval runs/pets --data photos             the test images, else those that the run did not train on
     deepcait eval runs/pets --data photos --split val --json
     deepcait eval runs/a runs/b --data builtin:demo --out table.md    two models on the same images
     deepcait eval cait_s24_224 --data imagenet:ROOT --protocol imagenet    ImageNet's validation images
@@ -56,8 +56,8 @@ class Args(TableArgs, ImageArgs):
     data: str
     """Labelled images: a folder of class folders, a .csv, .parquet, .tar or .zip, imagenet:ROOT, builtin:demo, ..."""
     split: Literal["train", "val", "test", "all"] | None = None
-    """Part of the data, or of what the run held out (default: test, else val, else all; of a run never what it trained
-    on)."""
+    """Part of the data, or of the run's own split (default: test, else val, else all). For a run, the default never has
+    images that it was trained on."""
     protocol: Literal["folder", "imagenet", "real", "v2"] = "folder"
     """Evaluation protocol: folder (labels of the data), imagenet (ImageNet's validation), real (its ReaL labels), or v2
     (ImageNet-V2)."""

@@ -46,11 +46,10 @@ def notes_of(recipe: Recipe, order: Order, num_validation: int) -> list[str]:
         )
     by_loss = chosen_measure(recipe.keep.best_by, num_validation) == "loss"
     if 0 < num_validation < _FEW_VALIDATION_IMAGES and not by_loss:
-        stopping = " and early stopping rest" if recipe.keep.patience_epochs else " rests"
+        chosen = "the best epoch and early stopping are" if recipe.keep.patience_epochs else "the best epoch is"
         notes.append(
-            f"the best epoch{stopping} on {num_validation} validation image{'s' * (num_validation > 1)}: one more "
-            f"that is right moves the accuracy by {100 / num_validation:.1f} points; keep.best_by=loss "
-            "takes the loss, which moves less"
+            f"{chosen} decided by {num_validation} validation image{'s' * (num_validation > 1)}: a single prediction "
+            f"changes the accuracy by {100 / num_validation:.1f} percentage points. keep.best_by=loss is less noisy"
         )
     if recipe.schedule.warmup_epochs >= recipe.epochs:
         notes.append(

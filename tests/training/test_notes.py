@@ -49,16 +49,16 @@ def test_classes_drawn_equally_often_leave_out_others_anyway():
     assert notes_of(tiny_recipe(), Order(60, 32, class_labels=(0, 1) * 30), 1000) == []
 
 
-@pytest.mark.parametrize(("num", "said"), [(6, "on 6 validation images"), (1, "on 1 validation image:"), (100, None)])
+@pytest.mark.parametrize(("num", "said"), [(6, "by 6 validation images:"), (1, "by 1 validation image:"), (100, None)])
 def test_notes_of_few_validation_images(num, said):
     """Of a measure that one image moves much; by default so few choose by their loss."""
     assert notes_of(tiny_recipe(), Order(64, 32), num) == []
     notes = notes_of(tiny_recipe(keep=Keep(best_by="top1")), Order(64, 32), num)
     assert [said in told for told in notes] == ([True] if said else [])
     if num == 6:
-        assert "moves the accuracy by 16.7 points" in notes[0]
+        assert "a single prediction changes the accuracy by 16.7 percentage points" in notes[0]
     early = load_recipe("finetune", ["keep.best_by=top1"])
-    assert any("best epoch and early stopping rest on 6" in told for told in notes_of(early, Order(64, 32), 6))
+    assert any("best epoch and early stopping are decided by 6" in told for told in notes_of(early, Order(64, 32), 6))
 
 
 def test_a_dry_run_and_a_run_say_both(tmp_path, caplog):
