@@ -76,7 +76,7 @@ def test_a_dry_run_and_a_run_say_both(tmp_path, caplog):
     for lines in (planned, caplog.records):
         notes = [record.getMessage() for record in lines if record.levelname == "WARNING"]
         assert [line for line in notes if "takes 10 of 18 training images" in line], lines
-        assert [line for line in notes if "rests on 2 validation images" in line], lines
+        assert [line for line in notes if "is decided by 2 validation images" in line], lines
 
 
 def test_two_ways_to_even_out_classes_are_noted():
