@@ -93,7 +93,8 @@ def open_parts(
     same = {"columns": columns, "left_out": left_out}
     whole = open_source(spec, "train" if own else None, classes=classes, labels=labels, **same)
     if how.draws_val(own) or how.test_fraction or how.fold is not None:
-        drawn = record.indices(whole.names) if record is not None else _draw(spec, own, how, whole, columns)
+        keys = [part for part in PARTS if part != "val" or how.draws_val(own)]
+        drawn = record.indices(whole.names, keys) if record else _draw(spec, own, how, whole, columns)
         train, val, test = (Subset(whole, drawn.get(part, []), split=part) for part in PARTS)
     else:
         train, val, test = whole, Subset(whole, [], split="none"), Subset(whole, [], split="test")

@@ -54,13 +54,18 @@ class SplitRecord:
     parts: Mapping[str, Part]
     source: str = ""
 
-    def indices(self, names: Sequence[str]) -> dict[str, list[int]]:
-        """Return the positions of the parts in `names`, which one source has; those of a run that resumes.
+    def indices(self, names: Sequence[str], keys: Sequence[str] = PARTS) -> dict[str, list[int]]:
+        """Return the positions in `names` of the parts of a run that resumes.
+
+        Args:
+            names: of all images that the parts were drawn from.
+            keys: of these parts; others are splits of the data.
 
         Raises:
-            DataError: its names are not exactly those of the data.
+            DataError: the names of the parts are not exactly those of the data.
         """
-        own = [name for part in self.parts.values() for name in part.names]
+        parts = {key: part for key, part in self.parts.items() if key in keys}
+        own = [name for part in parts.values() for name in part.names]
         index_of = {name: index for index, name in enumerate(names)}
         missing = [name for name in own if name not in index_of]
         if sorted(own) != sorted(names):
@@ -69,7 +74,7 @@ class SplitRecord:
                 f"{self.where}: expected the images that were split then, got {got}.",
                 remedy="Restore the images, or start a new run in another --out.",
             )
-        return {key: sorted(index_of[name] for name in part.names) for key, part in self.parts.items()}
+        return {key: sorted(index_of[name] for name in part.names) for key, part in parts.items()}
 
 
 def digest_of(data: bytes) -> str:

@@ -7,8 +7,10 @@ import json
 import pytest
 
 from deepcait.data import Subset, open_source
+from deepcait.data.holding import Holding, open_parts
 from deepcait.data.record import digest_of, part_of_run, read_record, record_text
 from deepcait.errors import DataError
+from tests.data.test_labels_missing import png
 
 
 def test_round_trip(tmp_path):
@@ -32,6 +34,23 @@ def test_round_trip(tmp_path):
     for other in (backwards[1:], [*backwards, "cat/new.png"]):
         with pytest.raises(DataError, match="expected the images that were split then, got"):
             record.indices(other)
+
+
+def test_a_part_beside_a_split_of_the_data_is_drawn_again(tmp_path):
+    for split, num in (("train", 10), ("val", 4)):
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for number in range(num):
+                (tmp_path / "data" / split / name / f"{number}.png").write_bytes(png(number))
+    how = Holding(test_fraction=0.2)
+    first = open_parts(tmp_path / "data", how)
+    found = {"train": part_of_run(first.train), "val": part_of_run(first.val), "test": part_of_run(first.test)}
+    (tmp_path / "split.json").write_text(record_text(found))
+    again = open_parts(tmp_path / "data", how, record=read_record(tmp_path / "split.json"))
+    assert [list(part.names) for part in (again.train, again.val, again.test)] == [
+        list(part.names) for part in (first.train, first.val, first.test)
+    ]
+    assert (len(again.train), len(again.val), len(again.test)) == (16, 8, 4)
 
 
 def test_the_form_before_is_read(tmp_path):
