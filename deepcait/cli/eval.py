@@ -28,7 +28,7 @@ from deepcait.cli.console import Console, percent
 from deepcait.cli.engine import choose_engine
 from deepcait.cli.images import ImageArgs, image_options
 from deepcait.cli.options import image_size
-from deepcait.cli.tables import TableArgs, columns_of_run, table_columns
+from deepcait.cli.tables import TableArgs, table_columns
 from deepcait.errors import ConfigError, EvaluationWarning
 from deepcait.runtime.messages import is_main_process
 
@@ -151,11 +151,11 @@ def _open(args: Args) -> list[tuple[Source, Roles | None]]:
 
     Of a run they are those that it has not trained on; other models take the same.
     """
-    from deepcait.data.record import find_record
+    from deepcait.data.record import columns_for, find_record
     from deepcait.evaluation import open_for, open_with_roles
 
     given, records = table_columns(args), [find_record(spec) for spec in args.specs]
-    columns = {spec: given if given.settings else columns_of_run(spec, args.data) for spec in args.specs}
+    columns = {spec: columns_for(spec, args.data, given) for spec in args.specs}
     how = {"split": args.split, "protocol": args.protocol}
     opened = {
         spec: open_with_roles(args.data, record, columns=columns[spec], **how)
@@ -235,11 +235,13 @@ def _measure(
 
 def _chosen_by(spec: str) -> str:
     """What chose the best epoch of a run; "" for any other model."""
+    from deepcait.data.record import run_around
     from deepcait.training.best import MEASURES
     from deepcait.training.journal import read_state
 
-    folder = Path(spec).expanduser()
-    run = folder.parent if folder.name == "best" else folder
+    run = run_around(spec)
+    if run is None or (run / "last") in (place := Path(spec).expanduser().absolute(), *place.parents):
+        return ""
     return MEASURES.get(str(read_state(run).get("best_by")), "")
 
 

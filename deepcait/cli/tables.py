@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,23 +31,4 @@ def table_columns(args: TableArgs) -> Columns:
     """
     from deepcait.data import Columns
 
-    return Columns(label=args.label_column, image=args.image_column, suffix=args.image_suffix, root=args.image_root)
-
-
-def columns_of_run(spec: str, data: str) -> Columns:
-    """Return the columns that a run was trained with, if `data` is the run's own; for any other MODEL the usual ones.
-
-    Args:
-        spec: MODEL.
-        data: DATA.
-    """
-    from deepcait.data import Columns
-    from deepcait.training.recipe import RUN_CONFIG, load_recipe
-
-    folder = Path(spec).expanduser()
-    config = next((own / RUN_CONFIG for own in (folder, folder.parent) if (own / RUN_CONFIG).is_file()), None)
-    if config is None:
-        return Columns()
-    own = load_recipe(str(config.resolve())).data
-    same = own.source == data or (os.path.exists(data) and os.path.realpath(own.source) == os.path.realpath(data))
-    return own.columns() if same else Columns()
+    return Columns.from_settings(vars(args))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from deepcait.errors import ConfigError, DataError
+
+# Field of `Columns` -> its name in recipes, options and messages.
+_SETTINGS = {"label": "label_column", "image": "image_column", "suffix": "image_suffix", "root": "image_root"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +36,15 @@ class Columns:
                 remedy="Write it with its dot; folders belong to image_root.",
             )
 
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Columns:
+        """Return the columns that settings of a recipe or options of a command name. Raises ConfigError."""
+        return cls(**{field: str(settings.get(name) or "") for field, name in _SETTINGS.items()})
+
     @property
     def settings(self) -> list[str]:
         """What was said, by its name in recipes and options."""
-        named = {"label": "label_column", "image": "image_column", "suffix": "image_suffix", "root": "image_root"}
-        return [named[field.name] for field in fields(self) if getattr(self, field.name)]
+        return [name for field, name in _SETTINGS.items() if getattr(self, field)]
 
 
 USUAL = Columns()

@@ -10,10 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from deepcait.data.columns import USUAL, Columns
 from deepcait.data.source import Source, own_split
 from deepcait.data.split import spread
 from deepcait.errors import DataError, ImageError, some
 
+RUN_CONFIG = "config.yaml"  # makes a folder a run
 SPLIT_FILE = "split.json"
 PARTS = ("train", "val", "test")
 _FORMAT = "deepcait-split-2"
@@ -166,13 +170,40 @@ def _texts(value: Any) -> list[str]:
     return value
 
 
+def run_around(spec: str) -> Path | None:
+    """Return the folder of the run that a MODEL is from: itself, or around a model folder or weights file in it."""
+    path = Path(os.path.expanduser(spec)).absolute()
+    places = (path, *path.parents[:2]) if os.path.exists(path) else ()
+    return next((place for place in places if (place / RUN_CONFIG).is_file()), None)
+
+
 def find_record(spec: str) -> SplitRecord | None:
-    """Return the record of a run folder, or of the run around a model folder; None where there is none.
+    """Return the record of the run that a MODEL is from; None if it is not from a run, or the run has no record.
 
     Raises:
         DataError: the file is damaged.
     """
-    folder = Path(spec).expanduser()
-    places = (own / SPLIT_FILE for own in (folder, folder.parent) if (own / "config.yaml").is_file())
-    place = next((place for place in places if place.is_file()), None)
-    return None if place is None else read_record(place)
+    run = run_around(spec)
+    return read_record(run / SPLIT_FILE) if run is not None and (run / SPLIT_FILE).is_file() else None
+
+
+def columns_for(spec: str, data: str | os.PathLike[str], given: Columns = USUAL) -> Columns:
+    """Return the columns to read a DATA with for a MODEL: those given, else of a run's own data those of the run.
+
+    Raises:
+        DataError: the settings of the run can't be read.
+    """
+    run = run_around(spec)
+    if given != USUAL or run is None:
+        return given
+    try:
+        content = yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise DataError(
+            f"{run / RUN_CONFIG} can't be read: {error}.", remedy="Restore the file, which has the run's settings."
+        ) from error
+    settings = content.get("data") if isinstance(content, dict) else None
+    settings = settings if isinstance(settings, dict) else {}
+    own = settings.get("source")
+    same = own == os.fspath(data) or (own and os.path.exists(data) and os.path.realpath(own) == os.path.realpath(data))
+    return Columns.from_settings(settings) if same else USUAL

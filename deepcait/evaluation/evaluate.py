@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from deepcait.data import Preprocessing, Source
 from deepcait.data.columns import USUAL, Columns
-from deepcait.data.record import find_record
+from deepcait.data.record import columns_for, find_record
 from deepcait.errors import ConfigError, EvaluationWarning
 from deepcait.evaluation.batches import Batches, as_data, looks_raw, measure_batches
 from deepcait.evaluation.classes import model_classes, pretrained_cfg
@@ -103,7 +103,8 @@ def evaluate(
         num_workers: worker processes; does not change the result. A DataLoader has its own.
         split: train, val, test or all; None means test, else val, else all. For the model of a run None means test,
             else the run's own test part, else its validation part, without images that it trained on.
-        columns: of a table whose columns are not called as usual: `deepcait.data.Columns(label="breed")`.
+        columns: of a table whose columns are not called as usual: `deepcait.data.Columns(label="breed")`. If none are
+            given, the own data of a run is read with the columns that it was trained with.
         classes: index -> class name of the model; None means `label_names` of its `pretrained_cfg`, else the wnids for
             1,000 outputs and data with wnids, else the classes of the data, whose number must then be equal.
         class_mask: the classes that may be predicted: "data" for those of the data (as is usual for ImageNet-A and
@@ -139,7 +140,10 @@ def evaluate(
             counts, records, doubts = measure_batches(model, how, update)
         doubts += [doubt for doubt in [looks_raw(model, how)] if doubt]
         return _finished(counts.metrics(), records, doubts)
-    record = find_record(spec) if isinstance(spec, str) else None
+    record = None
+    if isinstance(spec, str):
+        record = find_record(spec)
+        columns = columns_for(spec, data, columns) if isinstance(data, str | os.PathLike) else columns
     how = {"split": split, "protocol": protocol, "options": options, "columns": columns}
     source, roles = open_with_roles(as_data(data, classes), record, **how)
     task = plan_task(source, protocol, real_labels)

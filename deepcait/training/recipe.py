@@ -13,6 +13,7 @@ from deepcait.data.augment import Augment
 from deepcait.data.holding import VALIDATE_ON
 from deepcait.data.labels import RULES
 from deepcait.data.mixing import Mix
+from deepcait.data.record import RUN_CONFIG
 from deepcait.errors import ConfigError, DeepcaitError, together
 from deepcait.training.aliases import rename_nodes
 from deepcait.training.best import MEASURES
@@ -32,7 +33,6 @@ from deepcait.training.settings import (
 )
 from deepcait.training.strict import overlay, read_assignment, read_text, read_yaml, to_yaml
 
-RUN_CONFIG = "config.yaml"
 RECIPES = Path(__file__).parent.parent / "recipes"
 # Its square, summed over any width, is a float32; beyond, every token is NaN or the norm's bias alone.
 _MAX_GAMMA = 1e15

@@ -126,7 +126,7 @@ class Data:
 
     def columns(self) -> Columns:
         """Return what is said about the columns of a table. Raises ConfigError."""
-        return Columns(label=self.label_column, image=self.image_column, suffix=self.image_suffix, root=self.image_root)
+        return Columns.from_settings(vars(self))
 
     def holding(self, seed: int) -> Holding:
         """Return how parts of the training images are held out."""

@@ -47,13 +47,14 @@ def test_a_table_of_other_columns_from_doctor_to_eval(capsys, table):
     train = ["train", "--data", table, "--out", "run", "--model", "builtin:nano", "--set", *SETTINGS, *small]
     assert main(train) == 0
     capsys.readouterr()
-    # The run's own columns for the run's own data; others are given, in Python too.
+    # The run's own columns for the run's own data, in Python too; others are given.
     _, own, _ = run(capsys, "eval", "run", "--data", table, "--split", "all")
     _, given, _ = run(capsys, "eval", "run", "--data", table, "--split", "all", *OPTIONS)
     assert (own["num_images"], own["loss"]) == (12, given["loss"])
     columns = deepcait.data.Columns(image="id", label="breed", suffix=".png", root="images")
-    metrics = deepcait.evaluate(deepcait.load("run", device="cpu"), table, split="all", columns=columns)
-    assert metrics.correct1 == own["correct1"]
+    for given in ({}, {"columns": columns}):
+        metrics = deepcait.evaluate(deepcait.load("run", device="cpu"), table, split="all", **given)
+        assert (metrics.num_images, metrics.correct1) == (12, own["correct1"])
     Path("y.csv").write_text(Path(table).read_text())
     code, told, _ = run(capsys, "eval", "run", "--data", "y.csv")
     assert code == 2

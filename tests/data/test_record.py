@@ -6,9 +6,17 @@ import json
 
 import pytest
 
-from deepcait.data import Subset, open_source
+from deepcait.data import Columns, Subset, open_source
 from deepcait.data.holding import Holding, open_parts
-from deepcait.data.record import digest_of, part_of_run, read_record, record_text
+from deepcait.data.record import (
+    columns_for,
+    digest_of,
+    find_record,
+    part_of_run,
+    read_record,
+    record_text,
+    run_around,
+)
 from deepcait.errors import DataError
 from tests.data.test_labels_missing import png
 
@@ -80,3 +88,21 @@ def test_damaged_files_are_refused(tmp_path, text):
         read_record(path)
     with pytest.raises(DataError, match="expected the split of a run"):
         read_record(tmp_path / "gone.json")
+
+
+def test_the_run_that_a_model_is_from(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    (run / "best").mkdir(parents=True)
+    (run / "config.yaml").write_text("data: {source: t.csv, label_column: breed}\n")
+    (run / "best" / "model.safetensors").write_bytes(b"")
+    for spec in (run, run / "best", run / "best" / "model.safetensors"):
+        assert run_around(str(spec)) == run
+    assert run_around(str(tmp_path)) is None
+    monkeypatch.chdir(run)  # a name is no path
+    assert (run_around("best"), run_around("builtin:nano"), find_record("builtin:nano")) == (run, None, None)
+    assert columns_for("best", "t.csv") == Columns(label="breed")
+    assert columns_for("best", "other.csv") == columns_for("builtin:nano", "t.csv") == Columns()
+    assert columns_for("best", "t.csv", Columns(label="dog")) == Columns(label="dog")
+    (run / "config.yaml").write_text("data: [")
+    with pytest.raises(DataError, match="can't be read"):
+        columns_for("best", "t.csv")
