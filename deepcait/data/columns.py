@@ -49,7 +49,7 @@ class Columns:
 
 USUAL = Columns()
 # How columns are named, for remedies.
-HOW_LABEL = "Name the column: train --set data.label_column=NAME; eval, doctor: --label-column NAME."
+HOW_LABEL = "Name the column: train --set data.label_column=NAME; eval, doctor: --label-column NAME; for split: label."
 HOW_IMAGE = "Name the column: train --set data.image_column=NAME; eval, doctor: --image-column NAME."
 
 

@@ -119,7 +119,7 @@ def require_labels(source: Source) -> list[int]:
             raise DataError(
                 f"{source.locate(index)}: expected a labelled image, got none of a class"
                 f"{f' ({why})' if why and not any(label is not None for label in source.labels) else ''}.",
-                remedy="Training needs a class for every image." + (f" {HOW_LABEL}" if "column" in why else ""),
+                remedy="Every image needs a class." + (f" {HOW_LABEL}" if "column" in why else ""),
             )
     return [label for label in source.labels if label is not None]
 

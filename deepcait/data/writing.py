@@ -12,7 +12,7 @@ from typing import Any
 from deepcait.data.folder import FolderSource
 from deepcait.data.holding import FOLD_COLUMN, Holding, column_values, open_parts
 from deepcait.data.manifest import FileReader, load_csv
-from deepcait.data.source import Source, innermost
+from deepcait.data.source import Source, innermost, require_labels
 from deepcait.data.spec import list_splits, open_source, parse_spec
 from deepcait.data.split import deal_folds
 from deepcait.errors import ConfigError, DataError
@@ -48,7 +48,8 @@ def write_split(
 
     Raises:
         ConfigError: nothing to draw, or a split that the data has already.
-        DataError: images inside an archive, a path or label that a table can't hold, or as `open_parts`.
+        DataError: images without a class or inside an archive, a path or label that a table can't hold, or as
+            `open_parts`.
     """
     place = Path(out)
     require_file(place, (".csv",), "--out")
@@ -59,7 +60,11 @@ def write_split(
     )
     parts = open_parts(data, how)
     sides: dict[str, Source] = {"train": parts.train, "val": parts.val, "test": parts.test}
-    sides |= {split: open_source(data, split, classes=parts.train.classes) for split in own if split != "train"}
+    for source in sides.values():
+        require_labels(source)
+    # Names as in training: an integer is never the index of another class.
+    known = {"classes": parts.train.classes, "labels": "names"}
+    sides |= {split: open_source(data, split, **known) for split in own if split != "train"}
     sides = {split: source for split, source in sides.items() if len(source)}
     for source in sides.values():
         _require_files(data, source)

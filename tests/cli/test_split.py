@@ -150,6 +150,32 @@ def test_what_is_refused(tmp_path, folder, run, words, said):
     assert not list(tmp_path.glob("*.csv"))
 
 
+def test_classes_that_are_integers_are_names(tmp_path, run):
+    root = fill(tmp_path / "data", ("1", "2", "3"))
+    assert run("split", "--data", root, "--out", tmp_path / "split.csv", "--test", 0.2)[0] == 0
+    for split in ("train", "test"):
+        source = open_source(tmp_path / "split.csv", split)
+        assert source.classes == ["1", "2", "3"]
+        assert [source.classes[label] for label in source.labels] == [Path(name).parent.name for name in source.names]
+    # In a split that is kept, too: 0 is not the first class.
+    rows = [f"data/{name}/{i}.png,{name}x,train\n" for name in "12" for i in range(4)]
+    (tmp_path / "t.csv").write_text("path,label,split\n" + "".join(rows) + "data/3/0.png,0,test\n")
+    code, _, err = run("split", "--data", tmp_path / "t.csv", "--out", tmp_path / "x.csv", "--val", 0.2)
+    assert code == 2
+    assert "got the class '0'" in " ".join(err.split())
+
+
+def test_images_without_a_class_are_refused(tmp_path, folder, run):
+    paths = [f"data/007/{i}.png" for i in range(4)]
+    for text in ("path\n" + "\n".join(paths), "path,label\n" + ",\n".join(paths[:3]) + f",\n{paths[3]},a\n"):
+        (tmp_path / "t.csv").write_text(text)
+        for words in (["--test", "0.2"], ["--folds", "2"]):
+            code, _, err = run("split", "--data", tmp_path / "t.csv", "--out", tmp_path / "x.csv", *words)
+            assert code == 2
+            assert "Every image needs a class" in " ".join(err.split())
+    assert not (tmp_path / "x.csv").exists()
+
+
 def test_data_that_a_table_can_not_hold(tmp_path, folder, run):
     archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
     odd = fill(tmp_path / "odd", ("5", "-1"))
