@@ -54,7 +54,7 @@ ORDER = {
         "samples", "png", "jpeg", "formats", "depth", "image", "inputs", "fetch", "listing", "labels", "columns",
         "source", "folder", "resample", "preprocessing", "snippet", "shards", "members", "table", "own", "stored",
         "split", "record", "manifest", "image_table", "parquet", "arrow", "zipped", "tar", "cifar", "matlab",
-        "imagenet", "benchmarks", "spec", "holding", "roles", "writing", "plausible", "faults", "workers",
+        "imagenet", "benchmarks", "spec", "holding", "pairing", "roles", "writing", "plausible", "faults", "workers",
         "dataset", "seeding", "order", "slide", "erasing", "policies", "augment", "mixing", "shrunk", "loader",
         "duplicates", "findings", "sides", "fix_list", "looking", "layout", "doctor",
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from deepcait.data.columns import USUAL, Columns
 from deepcait.data.folder import empty_classes, split_of
 from deepcait.data.holding import open_split
+from deepcait.data.pairing import Named, pair_images
 from deepcait.data.record import PARTS, SplitRecord, digest_of
 from deepcait.data.source import Source, Subset, describe, own_split
 from deepcait.data.spec import list_splits, open_source, parse_spec
@@ -63,9 +64,8 @@ class Roles:
 def roles_in(source: Source, record: SplitRecord) -> list[str]:
     """Return the role of each image in a run, by its path and label, wherever the files are now.
 
-    Two paths are one image if the shorter is the end of the longer: cat/1.jpg and photos/cat/1.jpg. If that is a file's
-    name alone, the labels must be the same, too. Images with the names of a part but other content, as some of them
-    show, are not that part's.
+    `pair_images` compares the names. Images with the names of a part but other content, as some of them show, are not
+    that part's.
     """
     found = _positions(source, record)
     roles = [HELD_OUT] * len(source)
@@ -150,7 +150,7 @@ def _part_of(
     role = _ROLE_OF_PART[key]
     found = _positions(source, record)[key]
     roles = roles_in(source, record)
-    indices = sorted(position for name, position in found if name not in part.unused and roles[position] == role)
+    indices = sorted({position for name, position in found if name not in part.unused and roles[position] == role})
     if not indices:
         return None
     wanted = len(part.names) - len(part.unused)
@@ -164,7 +164,8 @@ def _without_trained(source: Source, record: SplitRecord) -> tuple[Source, Roles
     kept = [index for index, role in enumerate(roles) if role != TRAINED_ON]
     if not kept:
         raise DataError(
-            f"{source.locate(0)}: the run trained on this image and on all {len(source):,} of the data.",
+            f"all {len(source):,} images have names and labels of images that the run trained on (the first is "
+            f"{source.locate(0)}).",
             remedy="Give images that it did not train on; --split all evaluates these all the same.",
         )
     counts = _count(roles[index] for index in kept)
@@ -180,31 +181,26 @@ def _count(roles: Iterable[str]) -> dict[str, int]:
 
 def _positions(source: Source, record: SplitRecord) -> dict[str, list[tuple[str, int]]]:
     """Part -> (name in the run, position in the source) of the images that both have."""
-    own = own_split(source)
-    here: dict[str, list[int]] = defaultdict(list)
-    places: list[tuple[str, str]] = []
-    for index, name in enumerate(source.names):
-        first, _, rest = name.partition("/")
-        inner = split_of(first) if not own and rest else None
-        places.append((inner or own, rest if inner else name))
-        here[name.rpartition("/")[2]].append(index)
-    found: dict[str, list[tuple[str, int]]] = {key: [] for key in PARTS}
+    here = [_named(source, index) for index in range(len(source))]
+    there: list[Named] = []
+    keys: list[str] = []
     for key, part in record.parts.items():
         labels = part.labels or [None] * len(part.names)
-        for name, label in zip(part.names, labels, strict=True):
-            for index in here.get(name.rpartition("/")[2], ()):
-                split, path = places[index]
-                number = source.labels[index]
-                same_label = label is None or (number is not None and source.classes[number] == label)
-                if not (split and part.split and split != part.split) and _is_one(path, name, same_label):
-                    found[key].append((name, index))
-        found[key] = _of_same_content(source, found[key], part.probes)
-    return found
+        there += [Named(name, part.split, label) for name, label in zip(part.names, labels, strict=True)]
+        keys += [key] * len(part.names)
+    found: dict[str, list[tuple[str, int]]] = {key: [] for key in PARTS}
+    for index, row in pair_images(here, there):
+        found[keys[row]].append((there[row].path, index))
+    return found | {key: _of_same_content(source, found[key], part.probes) for key, part in record.parts.items()}
 
 
-def _is_one(path: str, other: str, same_label: bool) -> bool:
-    short, long = sorted((path, other), key=len)
-    return (same_label or "/" in short) and (long == short or long.endswith("/" + short))
+def _named(source: Source, index: int) -> Named:
+    """The name of an image, its split apart from its path."""
+    name, number, own = source.names[index], source.labels[index], own_split(source)
+    label = "" if number is None else source.classes[number]
+    first, _, rest = name.partition("/")
+    inner = split_of(first) if not own and rest else None
+    return Named(rest if inner else name, inner or own, label)
 
 
 def _of_same_content(

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcait.data import open_source
+from deepcait.data import open_source, pairing
 from deepcait.data.holding import Holding, open_parts
-from deepcait.data.record import SplitRecord, part_of_run, read_record, record_text
+from deepcait.data.pairing import Named, pair_images
+from deepcait.data.record import Part, SplitRecord, part_of_run, read_record, record_text
 from deepcait.data.roles import CHOSE, HELD_OUT, TRAINED_ON, describe_roles, open_for_run, roles_in
 from deepcait.errors import DataError
 from deepcait.evaluation import open_with_roles
@@ -34,6 +35,22 @@ def record_of(tmp_path: Path, data: Path | str, how: Holding, *, used: int | Non
     found = {"train": part_of_run(parts.train, kept), "val": part_of_run(parts.val), "test": part_of_run(parts.test)}
     (tmp_path / "split.json").write_text(record_text(found, source=str(data)))
     return read_record(tmp_path / "split.json")
+
+
+IMAGES = [Named("b/a/1.png", "", None), Named("a/1.png", "", None), Named("2.png", "", None)]
+
+
+class ListOfNames:
+    """A source that is not read."""
+
+    kind, split = "csv", "all"
+
+    def __init__(self, names: list[str], labels: list[str]) -> None:
+        self.names, self.classes = names, sorted(set(labels))
+        self.labels = [self.classes.index(label) for label in labels]
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 @pytest.fixture
@@ -63,7 +80,7 @@ def test_the_order_of_what_is_evaluated(tmp_path, flat):
     assert (len(source), roles.counts, roles.part) == (2, {CHOSE: 2}, "val")
     for name in source.names:
         (flat / name).unlink()
-    with pytest.raises(DataError, match="on all 18 of the data"):
+    with pytest.raises(DataError, match="all 18 images have names"):
         open_for_run(flat, record)
     paint_noise(flat / "cat" / "new.png", 99)
     source, roles = open_for_run(flat, record)
@@ -100,7 +117,7 @@ def test_equal_names_in_two_splits_are_two_images(tmp_path, split):
         assert set(roles_in(open_source(split / part), record)) == {role}
         shutil.copytree(split / part, tmp_path / "moved" / part / "more" / part)
         assert set(roles_in(open_source(tmp_path / "moved" / part / "more" / part), record)) == {role}
-    with pytest.raises(DataError, match="the run trained on this image"):
+    with pytest.raises(DataError, match="all 8 images have names and labels of images that the run trained on"):
         open_for_run(split / "train", record)
 
 
@@ -118,6 +135,29 @@ def test_names_alone_are_not_enough(tmp_path, flat):
         paint_noise(tmp_path / "new" / "cat" / f"{number}.png", 5, number)
     source, roles = open_for_run(tmp_path / "new", record)
     assert (len(source), roles.counts) == (10, {HELD_OUT: 10})
+
+
+@pytest.mark.parametrize("prefix", ["", "photos/"])
+def test_names_that_end_alike_are_two_images(prefix):
+    train, test = Part(names=["a/1.png", "2.png"], labels=["a", "x"]), Part(names=["b/a/1.png"], labels=["b"])
+    record = SplitRecord(where="split.json", parts={"train": train, "val": Part(), "test": test})
+    source = ListOfNames([f"{prefix}a/1.png", f"{prefix}b/a/1.png", f"{prefix}2.png"], ["a", "b", "y"])
+    assert roles_in(source, record) == [TRAINED_ON, HELD_OUT, HELD_OUT]
+    found = pair_images([Named(f"{prefix}{name}", "", None) for name in train.names + test.names], IMAGES)
+    assert found == [(0, 1), (1, 2), (2, 0)]
+    assert pair_images(IMAGES, [Named(f"{prefix}{image.path}", "", None) for image in IMAGES]) == [
+        *((0, 0), (1, 1), (2, 2)),
+    ]
+
+
+def test_the_work_does_not_grow_with_repeated_names(monkeypatch):
+    images = [Named(f"{number}/image.png", "", None) for number in range(10_000)]
+    calls = []
+    monkeypatch.setattr(pairing, "_may_be_one", lambda *two: calls.append(two) or True)
+    for prefix in ("", "photos/"):
+        others = [image._replace(path=prefix + image.path) for image in images[::-1]]
+        assert pair_images(images, others) == [(index, 9_999 - index) for index in range(10_000)]
+    assert len(calls) == 20_000
 
 
 def test_the_form_before_has_no_content(tmp_path, flat):

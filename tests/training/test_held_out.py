@@ -135,7 +135,7 @@ def test_without_a_test_part_the_validation_part_counts_and_never_what_trained(t
     nothing = run_of(data, tmp_path / "all", "data.validate_on=none")
     capsys.readouterr()
     assert main(["eval", str(nothing.folder), "--data", data]) == 2
-    assert "the run trained on this image and on all 18" in " ".join(capsys.readouterr().err.split())
+    assert "all 18 images have names and labels of images that the run" in " ".join(capsys.readouterr().err.split())
 
 
 def test_roles_follow_moved_files_and_not_names_alone(tmp_path):
