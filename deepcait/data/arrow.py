@@ -23,6 +23,7 @@ from deepcait.data.image_table import (
     find_layout,
     image_bytes,
     read_cells,
+    require_same_layout,
 )
 from deepcait.data.labels import Label
 from deepcait.data.table import Table
@@ -96,12 +97,12 @@ def load_arrow(place: str, columns: Columns = USUAL) -> tuple[Table, ArrowReader
     splits: list[str | None] = []
     parts: list[str] = []
     layout: Layout | None = None
+    first: Path | None = None
     for word, folder in folders:
         for file in _data_files(folder):
             own, own_paths, own_labels = _read_file(file, folder, columns)
-            if layout not in (None, own):
-                raise DataError(f"{file}: expected the columns and classes of {files[0]}, got others.", remedy=_REMEDY)
-            layout = own
+            layout, first = layout or own, first or file
+            require_same_layout(file, own, first, layout)
             if own_paths:
                 files.append(str(file))
                 firsts.append(len(paths))
@@ -121,10 +122,7 @@ def load_arrow(place: str, columns: Columns = USUAL) -> tuple[Table, ArrowReader
         class_names=layout.class_names,
         note=note,
         unlabelled=layout.unlabelled,
-        columns=LazyColumns(
-            layout.others,
-            lambda name: [cell for file in files for cell in _map_file(file, [name]).column(0).to_pylist()],
-        ),
+        columns=LazyColumns(layout.others, lambda name: [cell for file in files for cell in _cells_of(file, name)]),
     )
     return table, ArrowReader(files, layout.image, firsts)
 
@@ -190,7 +188,9 @@ def _map_file(file: str, wanted: list[str] | None) -> Any:
     pyarrow = require("pyarrow", asked="arrow", extra="data")
     ipc = require("pyarrow.ipc", asked="arrow", extra="data")
     try:
-        table = ipc.open_stream(pyarrow.memory_map(file)).read_all()
+        # Without pyarrow's own threads, which a forked worker process does not have.
+        options = ipc.IpcReadOptions(use_threads=False)
+        table = ipc.open_stream(pyarrow.memory_map(file), options=options).read_all()
         table = table if wanted is None else table.select(wanted)
         table.validate(full=True)  # of offsets and texts, else a damaged file could lead anywhere in memory
     except Exception as error:  # pyarrow raises kinds of its own

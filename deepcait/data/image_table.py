@@ -16,6 +16,16 @@ IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
 
 
+# What must be the same in all files of one data set -> what messages call it.
+_COMPARED = {
+    "image": "different columns of images",
+    "path": "different columns of paths",
+    "label": "different columns of labels",
+    "class_names": "different classes",
+    "others": "different other columns",
+}
+
+
 @dataclass(frozen=True)
 class Layout:
     """The columns of a file: `path` is None where images are bare bytes, `label` where there are none.
@@ -158,6 +168,27 @@ def read_cells(file: str, layout: Layout, table: Any) -> tuple[list[str], list[L
         )
     # The hub writes -1 where a test set keeps its labels to itself.
     return [path.replace("\\", "/") for path in paths], [None if label == -1 else label for label in labels]
+
+
+def require_same_layout(file: object, own: Layout | None, first_file: object, first: Layout | None) -> None:
+    """Pass if a file has the columns and classes of the first one.
+
+    Raises:
+        DataError: it has others, and which; or it has no images.
+    """
+    remedy = "Give files of one data set, with the same columns and classes."
+    if own is None or first is None:
+        raise DataError(f"{file if own is None else first_file}: no column of images {{bytes, path}}.", remedy=remedy)
+    for field, what in _COMPARED.items():
+        one, other = getattr(first, field), getattr(own, field)
+        if one != other:
+            raise DataError(f"{first_file} and {file}: {what}: {_listed(one)} and {_listed(other)}.", remedy=remedy)
+
+
+def _listed(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(str, value))})"
+    return str(value or "none")
 
 
 def image_bytes(place: str, cell: Any) -> bytes:

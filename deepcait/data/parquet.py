@@ -3,6 +3,9 @@
 Opening reads labels and paths only. Bytes are fetched a row group at a time; the groups used last stay in memory, up
 to KEPT_BYTES in each process. Read in order this costs nothing; in a random order an image costs its group unless
 that is kept, so that files larger than that are better trained on as tar, zip or folders.
+
+Files are read without pyarrow's own threads: these may hold a file when Python ends, which aborts the process, and a
+forked worker process, which does not have them, waits for them without end.
 """
 
 from __future__ import annotations
@@ -14,7 +17,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from deepcait.data.columns import USUAL, Columns
-from deepcait.data.image_table import Layout, LazyColumns, class_names_of, find_layout, image_bytes, read_cells
+from deepcait.data.image_table import (
+    Layout,
+    LazyColumns,
+    class_names_of,
+    find_layout,
+    image_bytes,
+    read_cells,
+    require_same_layout,
+)
 from deepcait.data.labels import Label
 from deepcait.data.manifest import load_parquet_manifest
 from deepcait.data.shards import find_shards, open_binary, require_ranges, shard_stem, splits_of_shards
@@ -103,11 +114,7 @@ def load_parquet(place: str, columns: Columns = USUAL) -> tuple[Table, Reader]:
     if layouts[0] is None and len(files) == 1:
         return load_parquet_manifest(files[0], columns)
     for file, layout in zip(files, layouts, strict=True):
-        if layout is None or layout != layouts[0]:
-            raise DataError(
-                f"{file}: expected the columns and classes of {files[0]}, got others.",
-                remedy="Give files of one data set.",
-            )
+        require_same_layout(file, layout, files[0], layouts[0])
     layout = layouts[0]
     assert layout is not None
     paths: list[str] = []
@@ -146,7 +153,6 @@ def _read_rows(file: str, layout: Layout) -> tuple[list[str], list[Label], list[
         try:
             content = parquet.ParquetFile(opened)
             sizes = [content.metadata.row_group(group).num_rows for group in range(content.num_row_groups)]
-            # In this thread: pyarrow's own threads may hold the file when Python ends, which aborts the process.
             table = content.read(columns=wanted, use_threads=False)
         except Exception as error:  # pyarrow raises kinds of its own
             raise _damaged(file, error) from error
@@ -168,7 +174,7 @@ def _cells_of(file: str, column: str) -> list[object]:
     parquet = require("pyarrow.parquet", asked="parquet", extra="data")
     with open_binary(file) as opened:
         try:
-            return parquet.ParquetFile(opened).read(columns=[column]).column(column).to_pylist()
+            return parquet.ParquetFile(opened).read(columns=[column], use_threads=False).column(column).to_pylist()
         except Exception as error:  # pyarrow raises kinds of its own
             raise _damaged(file, error) from error
 

@@ -6,6 +6,7 @@ import pytest
 
 from deepcait.data import describe, list_splits, open_source
 from deepcait.data.source import require_labels
+from deepcait.data.spec import read_column
 from deepcait.errors import DataError, ImageError
 from tests.data.forms import write_parquet
 
@@ -173,8 +174,34 @@ def test_parquet_without_names_or_paths(tmp_path):
     with pytest.raises(ImageError, match="row 2: expected an image, got an empty cell"):
         source.read(2)
     parquet.write_table(table.rename_columns(["file", "fine_label", "name"]), tmp_path / "2.parquet")
-    with pytest.raises(DataError, match=r"2\.parquet: expected the columns and classes of"):
+    with pytest.raises(DataError, match=r"0\.parquet and \S+2\.parquet: different columns of labels: label and fine_l"):
         open_source(tmp_path)
+    parquet.write_table(pyarrow.table({"path": ["1.png"]}), tmp_path / "2.parquet")
+    with pytest.raises(DataError, match=r"2\.parquet: no column of images"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("with_images", [True, False])
+def test_pyarrow_starts_no_threads(tmp_path, monkeypatch, with_images):
+    """A forked worker process would wait for them without end."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    first = {"image": [b"1", b"2"]} if with_images else {"path": ["1.png", "2.png"]}
+    parquet.write_table(pyarrow.table({**first, "label": ["a", "b"], "patient": ["p", "q"]}), tmp_path / "x.parquet")
+    asked = []
+    for name in ("read", "read_row_group"):
+        own = getattr(parquet.ParquetFile, name)
+        monkeypatch.setattr(
+            parquet.ParquetFile,
+            name,
+            lambda *args, own=own, use_threads=True, **more: asked.append(use_threads) or own(*args, **more),
+        )
+    source = open_source(tmp_path / "x.parquet")
+    assert read_column(tmp_path / "x.parquet", "patient", source) == ["p", "q"]
+    if with_images:
+        assert source.read(1).data == b"2"
+    assert set(asked) == {False}
 
 
 @pytest.mark.parametrize("name", ["path", "File_Name"])
