@@ -64,16 +64,16 @@ def load_csv(place: str, columns: Columns = USUAL) -> tuple[Table, FileReader]:
     rows = _csv_rows(place, _read_text(place))
     if not rows:
         raise DataError(f"{place}: expected a row per image, got an empty file.", remedy="Check the path.")
-    found, ignored = _find_columns(place, rows[0][1], columns)
+    header = [cell.strip() for cell in rows[0][1]]
+    found, ignored = _find_columns(place, header, columns)
     if found is None:
-        found = {name: number for number, name in enumerate(COLUMNS) if number < len(rows[0][1])}
-        width = len(rows[0][1])
+        found = {name: number for number, name in enumerate(COLUMNS) if number < len(header)}
     else:
-        width, rows = len(rows[0][1]), rows[1:]
+        rows = rows[1:]
     for line, cells in rows:
-        if len(cells) != width:
+        if len(cells) != len(header):
             raise DataError(
-                f"{place}, line {line}: expected {width} columns, got {len(cells)}.",
+                f"{place}, line {line}: expected {len(header)} columns, got {len(cells)}.",
                 remedy="Put cells that hold the separator in double quotes.",
             )
     lines = [line for line, _ in rows]

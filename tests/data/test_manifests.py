@@ -181,6 +181,14 @@ def test_parquet_without_names_or_paths(tmp_path):
         open_source(tmp_path)
 
 
+def test_spaces_around_the_names_of_columns(tmp_path):
+    path = manifest(tmp_path, "path, label, patient \na/1.png, dog, p\nb/2.png, cat, q\n")
+    source = open_source(path)
+    assert source.classes == ["cat", "dog"]
+    assert describe(source).endswith("other columns: patient")
+    assert read_column(path, "patient", source) == ["p", "q"]
+
+
 @pytest.mark.parametrize("with_images", [True, False])
 def test_pyarrow_starts_no_threads(tmp_path, monkeypatch, with_images):
     """A forked worker process would wait for them without end."""
