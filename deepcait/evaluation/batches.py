@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from deepcait.data.own import WithClasses, dataset_classes
 from deepcait.data.source import Source
 from deepcait.errors import ConfigError, DataError
-from deepcait.evaluation.classes import map_classes, pretrained_cfg
+from deepcait.evaluation.classes import class_names, map_classes, pretrained_cfg
 from deepcait.evaluation.counts import Counts, score
 from deepcait.evaluation.masks import build_mask
 from deepcait.evaluation.measure import compute_logits, is_shared
@@ -112,7 +112,7 @@ def measure_batches(
         counts.metrics()  # raises: there is no image
     names = [f"{index:08d}" for index in range(done)]
     left_out = [f"the DataLoader yielded {done:,} of the {total:,} images of its dataset."] if done < total else []
-    return counts, join(parts, names, how.classes), left_out
+    return counts, join(parts, names, labelled.classes), left_out
 
 
 def looks_raw(model: nn.Module, how: Batches) -> str | None:
@@ -131,13 +131,17 @@ class _Labels:
     """Labels of batches as indices of the model, and the classes that may be predicted."""
 
     def __init__(self, how: Batches) -> None:
-        self.how = how
+        self.class_mask = how.class_mask
         self.own = dataset_classes(how.loader.dataset)
+        self.classes = how.classes
         self.index_of: dict[int, int] = {}
 
     def __call__(self, labels_B: Tensor, num_classes: int) -> tuple[Tensor, Tensor | None]:
         """Return the labels (B, 1) and the mask (K); raises as `measure_batches`."""
-        own = self.own or self.how.classes or [str(index) for index in range(num_classes)]
+        if self.own:
+            # All of them: which a batch has must not decide what the model's classes are.
+            self.classes = class_names(_Used(self.own, range(len(self.own))), self.classes, num_classes)
+        own = self.own or self.classes or [str(index) for index in range(num_classes)]
         used = set(labels_B.tolist())
         outside = [label for label in used if not 0 <= label < len(own)]
         if outside:
@@ -146,19 +150,19 @@ class _Labels:
                 remedy="Labels count from 0. Give the DataLoader of data with the model's classes.",
             )
         if not used <= self.index_of.keys():
-            mapping = map_classes(_Used(own, sorted(used)), self.how.classes, num_classes)  # pyrefly: ignore[bad-argument-type]
+            mapping = map_classes(_Used(own, sorted(used)), self.classes, num_classes)
             self.index_of |= {label: mapping[label] for label in used}
         labels_B1 = torch.tensor([[self.index_of[label]] for label in labels_B.tolist()])
-        mask_K = build_mask(self.how.class_mask, labels_B1[:, 0].unique().tolist(), self.how.classes, num_classes)
+        mask_K = build_mask(self.class_mask, labels_B1[:, 0].unique().tolist(), self.classes, num_classes)
         return labels_B1, mask_K
 
 
 @dataclass(frozen=True)
 class _Used:
-    """What `map_classes` reads of a source."""
+    """Classes and the labels in use, without images."""
 
     classes: list[str]
-    labels: list[int]
+    labels: Sequence[int]
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
-from deepcait.data import Preprocessing, Source
+from deepcait.data import Preprocessing
 from deepcait.data.labels import is_integer, map_labels
 from deepcait.errors import ConfigError, DataError, some
 from deepcait.weights.imagenet import NUM_CLASSES, wnids
+
+
+class Labelled(Protocol):
+    """Images of which only the classes are used, such as a `Source`."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Index -> class name."""
+        ...
+
+    @property
+    def labels(self) -> Sequence[int | None]:
+        """The class index of every image."""
+        ...
 
 
 def pretrained_cfg(model: Any) -> dict:
@@ -32,7 +46,7 @@ def model_classes(model: nn.Module) -> list[str] | None:
     return list(names) if names else None
 
 
-def class_names(source: Source, classes: Sequence[str] | None, num_classes: int) -> list[str] | None:
+def class_names(source: Labelled, classes: Sequence[str] | None, num_classes: int) -> list[str] | None:
     """Return index -> class name of the model, inferred for ImageNet models without names.
 
     They are inferred if the model has 1,000 classes and the data has wnids: published ImageNet models have their
@@ -50,7 +64,7 @@ def class_names(source: Source, classes: Sequence[str] | None, num_classes: int)
     return None if classes is None else list(classes)
 
 
-def map_classes(source: Source, classes: Sequence[str] | None, num_classes: int) -> list[int]:
+def map_classes(source: Labelled, classes: Sequence[str] | None, num_classes: int) -> list[int]:
     """Return the model's index of each class of the source; -1 for classes without images.
 
     Matched by name if the model has class names, else as `map_labels` reads integers. If the model has no names,
@@ -80,7 +94,7 @@ def map_classes(source: Source, classes: Sequence[str] | None, num_classes: int)
     return [index_of.get(name, -1) for name in source.classes]
 
 
-def describe_mapping(source: Source, classes: Sequence[str] | None) -> str:
+def describe_mapping(source: Labelled, classes: Sequence[str] | None) -> str:
     """Return one sentence about how the data's classes were mapped to the model's."""
     used = {source.classes[label] for label in source.labels if label is not None}
     if not used <= set(classes or ()) and all(map(is_integer, used)):
@@ -90,7 +104,7 @@ def describe_mapping(source: Source, classes: Sequence[str] | None) -> str:
     return f"{len(used):,} of the model's {len(classes):,} classes, by name"
 
 
-def _other_number(source: Source, num_classes: int) -> DataError:
+def _other_number(source: Labelled, num_classes: int) -> DataError:
     return DataError(
         f"classes: the model has {num_classes} classes, the data {len(source.classes)} ({some(source.classes)}).",
         remedy="Use a model trained on this data, or pass the model's class names with classes=.",

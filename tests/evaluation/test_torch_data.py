@@ -13,6 +13,7 @@ import deepcait
 from deepcait.data import Preprocessing, open_source
 from deepcait.errors import ConfigError, DataError, EvaluationWarning, ImageError
 from deepcait.evaluation import evaluate
+from deepcait.weights.imagenet import wnids
 
 
 class Images:
@@ -135,6 +136,23 @@ def test_an_iterable_is_evaluated_through_its_loader(nano):
     with pytest.raises(ConfigError, match="an iterable one") as caught:
         evaluate(nano, Stream())
     assert "DataLoader(dataset" in caught.value.remedy
+
+
+class Thousand(nn.Module):
+    """Predicts class 999 of 1,000 without names."""
+
+    def forward(self, images_BCHW):
+        return torch.eye(1000)[[999] * len(images_BCHW)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_wordnet_ids_are_those_of_imagenet(batch_size):
+    """As for a Dataset or DATA: a model of 1,000 classes without names has them in the order of ImageNet."""
+    data = TensorDataset(torch.randn(4, 3, 8, 8), torch.tensor([1, 0, 1, 1]))
+    data.classes = [wnids()[7], wnids()[999]]
+    metrics = evaluate(Thousand(), DataLoader(data, batch_size))
+    assert metrics.correct1 == 3
+    assert metrics.records.class_name(999) == wnids()[999]
 
 
 def loader_of(*parts) -> DataLoader:
