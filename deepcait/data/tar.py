@@ -1,8 +1,8 @@
 """WebDataset shards: tar files of images and labels, read in place by an index of offsets.
 
 Members whose names agree up to the first dot of the last part are one sample: `000012.jpg` and `000012.cls` (an
-integer or a class name) or `000012.json` (its key `label`). Where names have dots in them (`scan.v1.000.png`), those
-that agree up to the last one are. Shards without any label are read as class folders.
+integer or a class name), else `000012.json` (its key `label`). Where names have dots in them (`scan.v1.000.png`),
+those that agree up to the last one are. Shards without any label are read as class folders.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 from deepcait.data.formats import IMAGE_SUFFIXES, count_suffixes
@@ -142,8 +142,8 @@ def _parse_index(rows: Any, size: int) -> list[Entry] | None:
 
 def _scan(shard: str, size: int) -> list[Entry]:
     images: dict[str, list[tuple[str, int, int]]] = {}
-    labels: dict[str, dict[str, Label]] = {}
-    dotted: dict[str, dict[str, Label]] = {}  # of names with dots in them, by all but the last
+    labels: dict[str, dict[str, Label | DataError]] = {}
+    dotted: dict[str, dict[str, Label | DataError]] = {}  # of names with dots in them, by all but the last
     try:
         with open_binary(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for info in archive:
@@ -183,10 +183,9 @@ def _scan(shard: str, size: int) -> list[Entry]:
         own = labels.get(key)
         if own is None:  # nothing ties them together
             for member in members:
-                own = dotted.get(member[0].rpartition(".")[0], {})
-                entries.append(Entry(*member, own.get("cls", own.get("json"))))
+                entries.append(Entry(*member, _label_of(dotted.get(member[0].rpartition(".")[0], {}))))
         else:
-            entries.append(Entry(*_one_image(shard, key, members), own.get("cls", own.get("json"))))
+            entries.append(Entry(*_one_image(shard, key, members), _label_of(own)))
     return entries
 
 
@@ -209,14 +208,23 @@ def _one_image(shard: str, key: str, members: list[tuple[str, int, int]]) -> tup
     return chosen[0]
 
 
-def _read_label(archive: tarfile.TarFile, info: tarfile.TarInfo, shard: str, suffix: str) -> Label:
+def _label_of(found: Mapping[str, Label | DataError]) -> Label:
+    """The label of a sample: of its .cls, else of its .json; raises what is wrong with that one, and no other."""
+    label = found.get("cls", found.get("json"))
+    if isinstance(label, DataError):
+        raise label
+    return label
+
+
+def _read_label(archive: tarfile.TarFile, info: tarfile.TarInfo, shard: str, suffix: str) -> Label | DataError:
+    """The label in a file; the error if there is none, since the sample may have another file."""
     file = archive.extractfile(info) if info.size <= _MAX_LABEL_BYTES else None
     text = file.read().decode("utf-8", "replace").strip() if file else "a large file"
     label: Any = text
     if suffix == "json":
         try:
             content = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             content = None
         label = content.get("label", content.get("cls")) if isinstance(content, dict) else content
         if label is None and isinstance(content, dict):
@@ -224,7 +232,7 @@ def _read_label(archive: tarfile.TarFile, info: tarfile.TarInfo, shard: str, suf
     elif _WHOLE.fullmatch(text) and text == str(int(text[:_MAX_DIGITS])):
         label = int(text)  # with leading zeros it is a name
     if not isinstance(label, str | int) or isinstance(label, bool) or label == "":
-        raise DataError(
+        return DataError(
             f"{shard}: expected an integer or a class name in {info.name}, got {text[:60]!r}.",
             remedy="Write .cls as a number, or .json with the key label.",
         )

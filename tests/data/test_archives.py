@@ -281,6 +281,13 @@ def test_two_labels_of_one_kind_for_a_sample(tmp_path, first, second):
     assert both.classes == ["4"]
 
 
+@pytest.mark.parametrize("text", [b"{", b"[" * 100_000, b" " * 2**20 + b"4", b'{"label": [1]}'])
+@pytest.mark.parametrize("name", ["1.json", "1.meta.json", "0.json"])
+def test_the_json_of_a_sample_with_a_label_is_its_own_affair(tmp_path, name, text):
+    source = open_source(write_tar(tmp_path / "x.tar", {name: text, "1.jpg": b"", "1.cls": b"4"}))
+    assert source.classes == ["4"]
+
+
 def test_two_pictures_under_one_label(tmp_path):
     with pytest.raises(DataError, match="one image for the sample"):
         open_source(write_tar(tmp_path / "x.tar", {"1.jpg": b"", "1.png": b"", "1.cls": b"4"}))
