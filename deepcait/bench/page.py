@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from deepcait.runtime.environment import environment, processor
+from deepcait.runtime.environment import environment, num_cpus, processor
 
 
 def conditions() -> dict[str, Any]:
     """Return the processor in words, and the versions and the machine, as plain JSON."""
-    return {"cpu": f"{processor()}, {os.cpu_count()} threads", "environment": environment()}
+    return {"cpu": f"{processor()}, {num_cpus()} threads", "environment": environment()}
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

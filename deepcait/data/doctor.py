@@ -25,6 +25,7 @@ from deepcait.data.sides import fold_sides, split_groups
 from deepcait.data.source import Source, require_labels, with_options
 from deepcait.data.spec import list_splits, open_source, parse_spec
 from deepcait.errors import DataError, DeepcaitError
+from deepcait.runtime.environment import num_cpus
 
 # Starting workers costs seconds: so many images are read here faster.
 _FEW_IMAGES = 300
@@ -59,7 +60,8 @@ def examine(
 
     Args:
         spec: a DATA.
-        num_workers: processes that read; None takes one a core, and none for a few images; 0 reads here.
+        num_workers: processes that read; None means one per processor, at most 8, and 0 for few
+            images; 0 reads in this process.
         options: limits on images, as a training would set them.
         columns: of a table whose columns are not called as usual.
         group: column of the data whose values must not be in two splits or folds; "" takes usual names.
@@ -75,7 +77,7 @@ def examine(
     sources, unusable = _open_splits(spec, root, columns)
     total = sum(len(source) for source in sources.values())
     if num_workers is None:
-        num_workers = min(os.cpu_count() or 1, _MAX_WORKERS) if total > _FEW_IMAGES else 0
+        num_workers = min(num_cpus(), _MAX_WORKERS) if total > _FEW_IMAGES else 0
     done = 0
 
     def count(num: int) -> None:
