@@ -1,4 +1,4 @@
-"""What trains, what validates and what tests: the data's own splits, or parts of the training images held out."""
+"""The images to train, validate and test on: splits of the data, or parts of train that are held out."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ FOLD_COLUMN = "fold"
 
 @dataclass(frozen=True, kw_only=True)
 class Holding:
-    """How training images are held out, where the data itself has no such split.
+    """How images are held out from training, if the data has no such split.
 
     Args:
-        validate_on: auto: val, else a part of train; val or test, which must be there; none: no image; 0.1, as that
-            version did: val, else test, else a part of train.
-        val_fraction, seed: of the part that validates, see `stratified_split`.
-        test_fraction: of the part that nothing chooses by, drawn first and whatever the seed; 0 is none.
-        fold: the images of this fold validate, or with validate_on none are the test part; None: no folds.
-        group_column: images with one value in this column of the data stay together.
+        validate_on: auto: val, else a part of train; val or test: that split, which must exist; none: no images; 0.1:
+            as in version 0.1, val, else test, else a part of train.
+        val_fraction, seed: of the validation part, see `stratified_split`.
+        test_fraction: of the test part, which is drawn first and does not depend on the seed; 0 draws none.
+        fold: number of the fold to validate on; with validate_on none it is the test part. None: no folds.
+        group_column: column of the data; images with the same value in it stay together.
     """
 
     validate_on: str = "auto"
@@ -40,22 +40,22 @@ class Holding:
     seed: int = 0
 
     def draws_val(self, own: Sequence[str]) -> bool:
-        """Whether the images that validate are a part of the split train, of data with these splits."""
+        """Return whether the validation images are drawn from train, for data with these splits."""
         if self.fold is not None:
             return self.validate_on != "none"
         return "val" not in own and (self.validate_on == "auto" or (self.validate_on == "0.1" and "test" not in own))
 
     def val_split(self, own: Sequence[str]) -> str:
-        """The split of the data that validates, where none is drawn."""
+        """Return the split of the data to validate on, if none is drawn."""
         falls_back = self.validate_on == "0.1" and "test" in own and "val" not in own
         return "test" if self.validate_on == "test" or falls_back else "val"
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The images of a run: to train on, to validate on, and to test on, which the run never reads.
+    """The training, validation and test images of a run, which never reads those of test.
 
-    val and test may have no image.
+    val and test may be empty.
     """
 
     train: Source
@@ -73,18 +73,18 @@ def open_parts(
     record: SplitRecord | None = None,
     left_out: Collection[str] = (),
 ) -> Parts:
-    """Open the parts of a training; what is held out is a pure function of names and `how`.
+    """Open the parts of a training; the parts that are drawn follow from names and `how` alone.
 
     Args:
         spec: a DATA.
-        how: what is held out.
+        how: how images are held out.
         classes, labels, columns: as in `open_source`; the classes are those of the training images.
-        record: of the run that resumes; what it held out is held out again.
+        record: of the run to resume; the same images are held out again.
         left_out: absolute paths of class folders that are not read.
 
     Raises:
         ConfigError: settings that contradict each other or the data.
-        DataError: as `open_source`, no such column, or too few images to hold any out.
+        DataError: as `open_source`, no such column, or too few images to hold out any.
     """
     require_one_of(how.validate_on, VALIDATE_ON, "validate_on")
     require_one_of(labels, RULES, "labels")
@@ -120,7 +120,7 @@ def open_split(
     fraction: float = 0.1,
     seed: int = 0,
 ) -> Source:
-    """Open the images for a role: to train, to validate during training, to evaluate.
+    """Open the images for a role: to train on, to validate on during training, or to evaluate on.
 
         train   the split train
         val     the split val, else a stratified part of train, which `train` then leaves out
@@ -128,13 +128,13 @@ def open_split(
 
     Args:
         role: train, val or eval.
-        split: train, val, test or all, instead of what the role would take.
+        split: train, val, test or all, instead of the default of the role.
         validate_on, fraction, seed: as in `Holding`.
         classes, labels, columns: as in `open_source`.
 
     Raises:
         ConfigError: unknown role, split, kind or validate_on.
-        DataError: as `open_source`, or too few images to hold any out.
+        DataError: as `open_source`, or too few images to hold out any.
     """
     require_one_of(role, ROLES, "role")
     require_one_of(split, (*SPLITS, None), "split")
@@ -175,7 +175,7 @@ def _require_possible(spec: str | os.PathLike[str], own: Sequence[str], how: Hol
 def _draw(
     spec: str | os.PathLike[str], own: Sequence[str], how: Holding, whole: Source, columns: Columns
 ) -> dict[str, list[int]]:
-    """Part -> positions in the training images."""
+    """Return the positions in the training images of each part that is drawn."""
     groups = None
     if how.group_column:
         groups = column_values(spec, how.group_column, whole, columns)
@@ -200,7 +200,7 @@ def _draw(
 
 
 def _require_whole_groups(spec: str | os.PathLike[str], column: str, parts: Parts, columns: Columns) -> None:
-    """Raise if splits or folds of the data itself have images of one group on two sides; what is drawn never has."""
+    """Raise if splits or folds of the data separate images of one group; parts that are drawn never do."""
     side_of: dict[str, str] = {}
     for side, source in (("train", parts.train), ("val", parts.val), ("test", parts.test)):
         for value in column_values(spec, column, source, columns) if len(source) else ():
@@ -221,7 +221,7 @@ def _fold_of(spec: str | os.PathLike[str], how: Holding, whole: Source, columns:
         found = sorted(set(folds) - {""}, key=lambda fold: (len(fold), fold))
         got = f"{without:,} training images without a fold" if without else f"the folds {some(found) or '(none)'}"
         raise DataError(
-            f"{os.fspath(spec)}: data.fold={how.fold} needs images in that fold and in others, got {got}.",
+            f"{os.fspath(spec)}: data.fold={how.fold} needs images in that fold and in others; the data has {got}.",
             remedy="Choose one of the folds; `deepcait split --folds K` writes them from 0 to K - 1.",
         )
     part = "test" if how.validate_on == "none" else "val"
@@ -244,7 +244,7 @@ def column_values(
     values = read_column(spec, column, source, columns)
     if column != FOLD_COLUMN and not may_lack and "" in values:
         raise DataError(
-            f"{source.locate(values.index(''))}: expected a value in the column {column}, got none.",
-            remedy="Fill the column in every row; an image that belongs to no other is a group of its own.",
+            f"{source.locate(values.index(''))}: the column {column} is empty in this row.",
+            remedy="Fill in the column in every row; an image that belongs to no other image is a group of its own.",
         )
     return values

@@ -81,7 +81,7 @@ def expand_braces(pattern: str) -> list[str]:
     ['x-08.tar', 'x-09.tar', 'x-10.tar']
 
     Raises:
-        DataError: anything else in braces, or more files than anybody has.
+        DataError: anything else in braces, or more than 100,000 files.
     """
     found = _BRACES.search(pattern)
     if found is None:

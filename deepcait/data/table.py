@@ -23,11 +23,11 @@ class Table:
         where: what errors call the collection.
         paths: of each image, with "/" between parts.
         labels: class name, class index, or None where there is none.
-        splits: word for the split as it stands there ("validation"), None where there are no splits.
-        parts: the file that holds the image; tells apart equal paths of several files.
-        class_names: index -> name, where the collection fixes it: its labels are then indices or these names.
+        splits: name of the split in the data ("validation"); None if the data has no splits.
+        parts: name of the file that contains the image; distinguishes equal paths in several files.
+        class_names: index -> name, if the collection defines it; its labels are then indices or these names.
         note: what was assumed, for the user.
-        unlabelled: why images have no label, where none has: what was looked for and what was there.
+        unlabelled: if no image has a label, the reason: what was searched for and what was found.
         columns: the other columns by name, a value for each image.
     """
 
