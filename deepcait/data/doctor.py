@@ -110,7 +110,7 @@ def _open_splits(
     spec: str | os.PathLike[str], root: Path | None, columns: Columns
 ) -> tuple[dict[str, Source], list[Finding]]:
     """Open each split separately: one that can't be opened is a finding, unless it is the only one."""
-    # In folders a split whose images lie flat is told among the rest that lies around.
+    # In folders a split without class folders is among the findings of `look_around`.
     names = list(find_splits(root)) if root else list_splits(spec, columns)
     classes = class_names(root) if root else None
     if not names:
@@ -136,8 +136,8 @@ def _as_a_training(spec: str | os.PathLike[str], found: list[Finding], columns: 
             require_labels(source)
         require_classes(spec, samples)
     except DeepcaitError as error:
-        told = any(finding.kind in _ENDS_A_TRAINING for finding in found)
-        return [] if told else [Finding("refused", (os.fspath(spec),), f"{error.problem} {error.remedy}")]
+        reported = any(finding.kind in _ENDS_A_TRAINING for finding in found)
+        return [] if reported else [Finding("refused", (os.fspath(spec),), f"{error.problem} {error.remedy}")]
     return [Finding("doubtful", (os.fspath(spec),), str(doubt)) for doubt in doubts(spec, samples)]
 
 

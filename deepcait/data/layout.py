@@ -77,7 +77,7 @@ def _look_into_class(folder: Path, found: dict[str, list[str]], empty: str) -> N
         _sort_files(here, found, image=None)
         found["hidden_folder"] += [str(path) for path in _hidden_folders(here)]
         subs[:] = sorted(name for name in subs if not name.startswith("."))
-        # A sub-folder is told where it is empty itself, its class folder where no image is below.
+        # A sub-folder is reported if it is empty itself, its class folder if no image is below it.
         found["empty_folder"] += [str(here / name) for name in subs if not any((here / name).iterdir())]
 
 

@@ -69,7 +69,7 @@ def class_folders(where: str, paths: Sequence[str]) -> Tree:
         for path in parts
     ]
     with_splits = {path[0] for path in parts if len(path) >= 3 and split_of(path[0])}
-    # As of folders: a val that lies flat is told, a test without labels is left out.
+    # As for folders: a val without class folders is an error, a test without labels is left out.
     rows = [
         row for row, path in enumerate(parts) if not with_splits or path[0] in with_splits or split_of(path[0]) == "val"
     ]

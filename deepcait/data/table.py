@@ -191,7 +191,7 @@ def _rows(table: Table, split: str | None) -> list[int]:
 def _own_classes(table: Table, rule: str) -> tuple[list[str], str]:
     """Class names by index, from the data alone (its training split, if it has one), and what was assumed."""
     if table.class_names is not None:
-        return _told_apart(table.class_names)
+        return _distinct(table.class_names)
     rows = [row for row, word in enumerate(table.splits) if word and split_of(word) == "train"]
     found = {table.labels[row] for row in rows or range(len(table.paths))} - {None}
     classes = find_classes(table.where, found, rule)
@@ -210,19 +210,19 @@ def _label_names(table: Table, rows: list[int]) -> list[str | None]:
     if table.class_names is None:
         return [None if table.labels[row] is None else str(table.labels[row]) for row in rows]
     require_class_labels(table.where, table.labels, len(table.class_names))
-    own, _ = _told_apart(table.class_names)
+    own, _ = _distinct(table.class_names)
     labels = (table.labels[row] for row in rows)
     return [own[label] if isinstance(label, int) else label for label in labels]
 
 
-def _told_apart(names: Sequence[str]) -> tuple[list[str], str]:
+def _distinct(names: Sequence[str]) -> tuple[list[str], str]:
     """Unique class names, and how they were made unique: the hub's ImageNet has two classes called crane."""
     counts = Counter(names)
     twice = [name for name, count in counts.items() if count > 1]
     if not twice:
         return list(names), ""
     own = [name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(names)]
-    return own, f"classes of one name are told apart by their index ({some(twice)})"
+    return own, f"classes of the same name are distinguished by their index ({some(twice)})"
 
 
 def _names(table: Table, rows: list[int], split: str | None) -> list[str]:

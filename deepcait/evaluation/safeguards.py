@@ -142,8 +142,10 @@ def other_preprocessing(model: nn.Module, used: Preprocessing) -> str | None:
             facts.append((name, declared, got))
     if not facts:
         return None
-    told = "; ".join(f"{name} {_text(got)} instead of {_text(declared)}" for name, declared, got in facts)
-    return f"preprocessing: {told}, as the model declares. The accuracy is not that of the model as it was trained."
+    differences = "; ".join(f"{name} {_text(got)} instead of {_text(declared)}" for name, declared, got in facts)
+    return (
+        f"preprocessing: {differences}, as the model declares. The accuracy is not that of the model as it was trained."
+    )
 
 
 def declares_normalisation(model: nn.Module) -> bool:

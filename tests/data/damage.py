@@ -16,7 +16,7 @@ CLASSES = ("cat", "dog", "owl")
 Found = set[tuple[str, str]]
 
 
-def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
+def random_image(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
     """Smooth random colours, different for every seed."""
     pixels = np.random.default_rng(seed).integers(1, 255, (9, 11, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
@@ -29,14 +29,14 @@ def encoded(image: Image.Image, format: str, **options) -> bytes:
 
 
 def sound_folder(root: Path) -> Path:
-    """Three classes, four training and two validation pictures each, in three formats."""
+    """Three classes, four training and two validation images each, in three formats."""
     seed = 0
     for split, number in (("train", 4), ("val", 2)):
         for name in CLASSES:
             (root / split / name).mkdir(parents=True)
             for index in range(number):
                 suffix, format = ((".jpg", "JPEG"), (".png", "PNG"), (".webp", "WEBP"))[index % 3]
-                (root / split / name / f"{index}{suffix}").write_bytes(encoded(picture(seed), format))
+                (root / split / name / f"{index}{suffix}").write_bytes(encoded(random_image(seed), format))
                 seed += 1
     return root
 
@@ -68,7 +68,7 @@ def _exif(image: Image.Image, orientation: int) -> bytes:
 def _damaged_files() -> dict[str, tuple[str, bytes]]:
     """File name -> (kind of finding, bytes): damage that one file carries by itself."""
     jpeg, png = encoded(_noise(1000), "JPEG"), encoded(_noise(1001), "PNG")
-    frames = [picture(1010 + index) for index in range(2)]
+    frames = [random_image(1010 + index) for index in range(2)]
     return {
         "empty.jpg": ("empty_file", b""),
         "half.jpg": ("undecodable", jpeg[: len(jpeg) // 2]),
@@ -87,17 +87,17 @@ def _damaged_files() -> dict[str, tuple[str, bytes]]:
         "zeros.png": ("not_an_image", bytes(4096)),
         "icon.png": ("not_an_image", encoded(_noise(1006), "ICO")),
         "bomb.png": ("bomb", _grey_png(60_000, 60_000, bytes(1000))),
-        "png_inside.jpg": ("wrong_extension", encoded(picture(1020), "PNG")),
-        "dot.png": ("tiny", encoded(picture(1021, (2, 2)), "PNG")),
+        "png_inside.jpg": ("wrong_extension", encoded(random_image(1020), "PNG")),
+        "dot.png": ("tiny", encoded(random_image(1021, (2, 2)), "PNG")),
         "poster.png": ("huge", encoded(Image.new("RGB", (6000, 4100), "teal"), "PNG", compress_level=1)),
-        "strip.png": ("extreme_aspect", encoded(picture(1023, (400, 10)), "PNG")),
-        "lying.jpg": ("exif_turn", _exif(picture(1024), 6)),
-        "grey.jpg": ("not_rgb", encoded(picture(1025).convert("L"), "JPEG")),
-        "inks.jpg": ("not_rgb", encoded(picture(1026).convert("CMYK"), "JPEG")),
-        "glass.png": ("not_rgb", encoded(picture(1027).convert("RGBA"), "PNG")),
+        "strip.png": ("extreme_aspect", encoded(random_image(1023, (400, 10)), "PNG")),
+        "lying.jpg": ("exif_turn", _exif(random_image(1024), 6)),
+        "grey.jpg": ("not_rgb", encoded(random_image(1025).convert("L"), "JPEG")),
+        "inks.jpg": ("not_rgb", encoded(random_image(1026).convert("CMYK"), "JPEG")),
+        "glass.png": ("not_rgb", encoded(random_image(1027).convert("RGBA"), "PNG")),
         "deep.png": (
             "not_rgb",
-            encoded(Image.fromarray(np.asarray(picture(1028).convert("L")) * np.uint16(256)), "PNG"),
+            encoded(Image.fromarray(np.asarray(random_image(1028).convert("L")) * np.uint16(256)), "PNG"),
         ),
         "moving.webp": ("animated", encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)),
     }
@@ -131,12 +131,12 @@ def pipe(root: Path) -> Found:
 
 
 def hidden_folder(root: Path) -> Found:
-    _new(root / "train" / ".ipynb_checkpoints" / "1.png", encoded(picture(1100), "PNG"))
+    _new(root / "train" / ".ipynb_checkpoints" / "1.png", encoded(random_image(1100), "PNG"))
     return {("hidden_folder", str(root / "train" / ".ipynb_checkpoints"))}
 
 
 def hidden_folder_in_a_class(root: Path) -> Found:
-    _new(root / "val" / "owl" / ".cache" / "1.png", encoded(picture(1101), "PNG"))
+    _new(root / "val" / "owl" / ".cache" / "1.png", encoded(random_image(1101), "PNG"))
     return {("hidden_folder", str(root / "val" / "owl" / ".cache"))}
 
 
@@ -155,12 +155,12 @@ def empty_folder(root: Path) -> Found:
 
 
 def stray_folder(root: Path) -> Found:
-    _new(root / "more" / "cat" / "1.png", encoded(picture(1102), "PNG"))
+    _new(root / "more" / "cat" / "1.png", encoded(random_image(1102), "PNG"))
     return {("stray_folder", str(root / "more"))}
 
 
 def stray_image(root: Path) -> Found:
-    return {("stray_image", _new(root / "train" / "loose.png", encoded(picture(1103), "PNG")))}
+    return {("stray_image", _new(root / "train" / "loose.png", encoded(random_image(1103), "PNG")))}
 
 
 def stray_file(root: Path) -> Found:
@@ -172,26 +172,26 @@ def other_format(root: Path) -> Found:
 
 
 def class_missing_in_a_split(root: Path) -> Found:
-    _new(root / "train" / "hen" / "1.png", encoded(picture(1104), "PNG"))
+    _new(root / "train" / "hen" / "1.png", encoded(random_image(1104), "PNG"))
     return {("class_missing", "val/hen")}
 
 
 def class_only_in_validation(root: Path) -> Found:
-    _new(root / "val" / "elk" / "1.png", encoded(picture(1105), "PNG"))
+    _new(root / "val" / "elk" / "1.png", encoded(random_image(1105), "PNG"))
     return {("unknown_class", "val/elk")}
 
 
 def names_alike(root: Path) -> Found:
     for split in ("train", "val"):
-        _new(root / split / "Dog " / "1.png", encoded(picture(1106 + len(split)), "PNG"))
+        _new(root / split / "Dog " / "1.png", encoded(random_image(1106 + len(split)), "PNG"))
     return {("class_names_alike", str(root / split / name)) for split in ("train", "val") for name in ("dog", "Dog ")}
 
 
 def imbalance(root: Path) -> Found:
     for index in range(30):
-        _new(root / "train" / "dog" / f"more_{index}.png", encoded(picture(1200 + index), "PNG"))
+        _new(root / "train" / "dog" / f"more_{index}.png", encoded(random_image(1200 + index), "PNG"))
     for split in ("train", "val"):
-        _new(root / split / "yak" / "1.png", encoded(picture(1300 + len(split)), "PNG"))
+        _new(root / split / "yak" / "1.png", encoded(random_image(1300 + len(split)), "PNG"))
     return {("imbalance", "train/yak")}
 
 
@@ -199,17 +199,20 @@ def _twice(kind: str, one: str, two: str, seed: int) -> Callable[[Path], Found]:
     """The same pixels at two places, in two file formats."""
 
     def plant(root: Path) -> Found:
-        paths = _new(root / one, encoded(picture(seed), "PNG")), _new(root / two, encoded(picture(seed), "BMP"))
+        paths = (
+            _new(root / one, encoded(random_image(seed), "PNG")),
+            _new(root / two, encoded(random_image(seed), "BMP")),
+        )
         return {(kind, path) for path in paths}
 
     return plant
 
 
 def _alike(kind: str, one: str, two: str, seed: int) -> Callable[[Path], Found]:
-    """A picture, and the same smaller and through JPEG."""
+    """An image, and the same smaller and through JPEG."""
 
     def plant(root: Path) -> Found:
-        large = picture(seed, (96, 80))
+        large = random_image(seed, (96, 80))
         small = large.resize((72, 60))
         paths = _new(root / one, encoded(large, "PNG")), _new(root / two, encoded(small, "JPEG", quality=80))
         return {(kind, path) for path in paths}

@@ -109,7 +109,7 @@ def test_shards_beside_class_folders_are_not_taken_for_the_data(tmp_path):
     assert (open_source(tmp_path).kind, open_source(f"tar:{tmp_path}").kind) == ("folder", "tar")
 
 
-def test_equal_keys_in_two_shards_are_told_apart(tmp_path):
+def test_equal_keys_in_two_shards_are_distinguished(tmp_path):
     for number in range(2):
         write_tar(tmp_path / f"{number}.tar", samples(0))
     assert open_source(tmp_path).names == ["0/0000.jpg", "1/0000.jpg"]
@@ -217,7 +217,7 @@ def test_a_name_with_a_zero_byte_is_refused(tmp_path):
         open_source(tmp_path / "x.tar")
 
 
-def test_a_member_larger_than_any_picture_is_not_read(tmp_path, monkeypatch):
+def test_a_member_larger_than_any_image_is_not_read(tmp_path, monkeypatch):
     source = open_source(write_tar(tmp_path / "x.tar", samples(0)))
     source.reader.max_bytes = len(b"picture 0")
     assert source.read(0).data == b"picture 0"
@@ -288,7 +288,7 @@ def test_the_json_of_a_sample_with_a_label_is_its_own_affair(tmp_path, name, tex
     assert source.classes == ["4"]
 
 
-def test_two_pictures_under_one_label(tmp_path):
+def test_two_images_under_one_label(tmp_path):
     with pytest.raises(DataError, match="one image for the sample"):
         open_source(write_tar(tmp_path / "x.tar", {"1.jpg": b"", "1.png": b"", "1.cls": b"4"}))
 

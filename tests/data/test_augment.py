@@ -30,7 +30,7 @@ PAPER = "rand-m9-mstd0.5-inc1"
 
 
 def photograph(seed: int, width: int = 400, height: int = 300) -> Image.Image:
-    """A generated picture with gradients, a disc and noise, so that crops, warps and colours all show."""
+    """A generated image with gradients, a disc and noise, so that crops, warps and colours all show."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
     slopes = generator.uniform(-0.5, 0.5, (3, 2))
@@ -82,11 +82,11 @@ def test_bitwise_the_training_transform_of_timm(photographs, interpolation, img_
     theirs.transforms[-1].device = "cpu"
     results = set()
     for number in range(150):
-        picture = photographs[number % len(photographs)]
+        image = photographs[number % len(photographs)]
         seed_everything(number)
-        got = ours(picture.copy())
+        got = ours(image.copy())
         seed_everything(number)
-        assert torch.equal(got, theirs(picture.copy())), number
+        assert torch.equal(got, theirs(image.copy())), number
         results.add(float(got.sum()))
     assert got.shape == (3, *img_size)
     assert len(results) > 140  # it is random at all
@@ -103,13 +103,11 @@ def draws_of(resampler: str, seed: int, picture: Image.Image, **settings) -> tup
 
 def test_the_fast_resampler_draws_the_same_and_stays_within_two_levels(photographs):
     for number in range(60):
-        picture = photographs[number % len(photographs)]
-        fast, exact = (
-            draws_of(name, number, picture, rand_augment="", erase=number % 2) for name in ("torch", "pillow")
-        )
+        image = photographs[number % len(photographs)]
+        fast, exact = (draws_of(name, number, image, rand_augment="", erase=number % 2) for name in ("torch", "pillow"))
         assert fast[1] == exact[1]
         assert (fast[0] - exact[0]).abs().max() <= 2.01, number
-        fast, exact = (draws_of(name, number, picture) for name in ("torch", "pillow"))
+        fast, exact = (draws_of(name, number, image) for name in ("torch", "pillow"))
         assert fast[1] == exact[1], number
 
 
@@ -118,9 +116,9 @@ def test_sliding_is_pillows_warp_within_one_level(photographs, name):
     original, fill = NAME_TO_OP[name], (124, 116, 104)
     slide, apart, differing = Slide(name, original), 0, 0
     for number, amount in enumerate((-0.45, -0.3, -0.1, 0.0, 0.017, 0.2, 0.3, 0.45, 1.5, -2.0)):
-        for picture in (photographs[number], photograph(number, 61, 40), Image.new("RGB", (30, 20), (7, 99, 201))):
+        for image in (photographs[number], photograph(number, 61, 40), Image.new("RGB", (30, 20), (7, 99, 201))):
             options = {"resample": Image.Resampling.BICUBIC, "fillcolor": fill}
-            got, wanted = (np.asarray(op(picture, amount, **options)).astype(int) for op in (slide, original))
+            got, wanted = (np.asarray(op(image, amount, **options)).astype(int) for op in (slide, original))
             assert got.shape == wanted.shape
             apart = max(apart, np.abs(got - wanted).max())
             differing += (got != wanted).mean() / 30
@@ -131,11 +129,11 @@ def test_sliding_is_pillows_warp_within_one_level(photographs, name):
     assert slide(grey, 0.2, **options).tobytes() == original(grey, 0.2, **options).tobytes()
 
 
-def jpeg(picture: Image.Image, orientation: int | None = None) -> bytes:
+def jpeg(image: Image.Image, orientation: int | None = None) -> bytes:
     held, exif = io.BytesIO(), Image.Exif()
     if orientation:
         exif[0x0112] = orientation
-    picture.save(held, "JPEG", quality=95, exif=exif)
+    image.save(held, "JPEG", quality=95, exif=exif)
     return held.getvalue()
 
 
@@ -144,7 +142,7 @@ def jpeg(picture: Image.Image, orientation: int | None = None) -> bytes:
     [(1.0, (900, 700), 8), (1.0, (400, 300), 4), (1.0, (255, 260), 2), (1.0, (127, 300), 1), (0.02, (900, 700), 1)],
 )
 def test_a_jpeg_is_decoded_no_larger_than_needed_and_never_too_small(monkeypatch, scale, size, divisor):
-    picture = photograph(3, *size)
+    image = photograph(3, *size)
     augmentation = build_augmentation(
         Augment(scale=(scale, scale), ratio=(0.999, 1.001), rand_augment="", erase=0, flip=0), Preprocessing((64, 64))
     )
@@ -157,7 +155,7 @@ def test_a_jpeg_is_decoded_no_larger_than_needed_and_never_too_small(monkeypatch
     monkeypatch.setattr(augmentation, "_cut_pixels", cut)
     for seed in range(20):
         seed_everything(seed)
-        got = augmentation.finish(augmentation.read(jpeg(picture), "picture"))
+        got = augmentation.finish(augmentation.read(jpeg(image), "image"))
         (decoded, box, found), *_ = seen
         divisors.add(found)
         assert decoded == tuple(-(-side // found) for side in size)
@@ -165,7 +163,7 @@ def test_a_jpeg_is_decoded_no_larger_than_needed_and_never_too_small(monkeypatch
         larger = found * 2
         assert found == 8 or min(box[2] // larger, box[3] // larger) < 64  # nor decoded for nothing
         seed_everything(seed)
-        assert (got - augmentation(open_image(jpeg(picture)))).abs().mean() < 0.12  # the same part, slightly softer
+        assert (got - augmentation(open_image(jpeg(image)))).abs().mean() < 0.12  # the same part, slightly softer
         seen.clear()
     assert divisors == {divisor}
 
@@ -174,19 +172,19 @@ def test_turned_jpegs_and_exact_recipes_are_decoded_whole(monkeypatch):
     sizes = []
     augmentation = build_augmentation(Augment(scale=(1.0, 1.0), rand_augment=""), Preprocessing((32, 32)))
     monkeypatch.setattr(augmentation, "_divisor", lambda box: sizes.append(box) or 1)
-    augmentation.read(jpeg(photograph(1, 300, 200), orientation=6), "picture")
+    augmentation.read(jpeg(photograph(1, 300, 200), orientation=6), "image")
     assert sizes == []
     exact = build_augmentation(Augment(resampler="pillow"), Preprocessing((32, 32)))
     for orientation in (None, 6):
         data = jpeg(photograph(1, 300, 200), orientation)
         for seed in range(5):
             seed_everything(seed)
-            got = exact.finish(exact.read(data, "picture"))
+            got = exact.finish(exact.read(data, "image"))
             seed_everything(seed)
             assert torch.equal(got, exact(open_image(data)))
 
 
-def test_a_batch_is_finished_like_its_pictures(photographs):
+def test_a_batch_is_finished_like_its_images(photographs):
     augmentation = build_augmentation(Augment(erase=0.5), Preprocessing((32, 48)))
     seed_everything(0)
     items = [augmentation.change(picture) for picture in photographs]
@@ -302,7 +300,7 @@ def test_settings_that_do_not_fit(settings):
 
 
 @pytest.mark.parametrize("crop", ["random_resized", "pad", "none"])
-def test_grey_models_get_grey_pictures(photographs, crop):
+def test_grey_models_get_grey_images(photographs, crop):
     transform = build_augmentation(Augment(crop=crop), Preprocessing((32, 48), mean=(0.5,), std=(0.5,)))
     for seed in range(30):
         seed_everything(seed)

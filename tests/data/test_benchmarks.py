@@ -1,4 +1,4 @@
-"""The named benchmarks, in the layout of their official archives, with few pictures."""
+"""The named benchmarks, in the layout of their official archives, with few images."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_imagenet_labels_that_do_not_fit(tmp_path):
 
 
 def folders_are_labels(source) -> bool:
-    """Whether every picture counts as the class that its folder's name is."""
+    """Whether every image counts as the class that its folder's name is."""
     return all(
         int(source.classes[label]) == label == int(name.split("/")[0])
         for name, label in zip(source.names, source.labels, strict=True)

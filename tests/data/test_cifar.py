@@ -45,7 +45,7 @@ FINE = [f"fine{index:02d}" for index in range(100)]
 
 
 def write_cifar(root: Path, kind: str, form: str) -> tuple[np.ndarray, list[int]]:
-    """Write the official layout with four pictures a batch; returns all pictures (n, 3072) and labels, in order."""
+    """Write the official layout with four images a batch; returns all images (n, 3072) and labels, in order."""
     generator = np.random.default_rng(1)
     ten, python = kind == "cifar10", form == "python"
     folder = {"cifar10python": "cifar-10-batches-py", "cifar10binary": "cifar-10-batches-bin"}.get(
@@ -53,7 +53,7 @@ def write_cifar(root: Path, kind: str, form: str) -> tuple[np.ndarray, list[int]
     )
     (root / folder).mkdir(parents=True)
     batches = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"] if ten else ["train", "test"]
-    pictures, labels = [], []
+    images, labels = [], []
     for batch in batches:
         data = generator.integers(0, 256, (4, 3072), dtype=np.uint8)
         own = generator.integers(0, 10 if ten else 100, 4).tolist()
@@ -69,9 +69,9 @@ def write_cifar(root: Path, kind: str, form: str) -> tuple[np.ndarray, list[int]
             (root / folder / batch).write_bytes(python2_pickle(content))
         else:
             heads = [bytes([fine]) if ten else bytes([rough, fine]) for fine, rough in zip(own, coarse, strict=True)]
-            records = b"".join(head + picture.tobytes() for head, picture in zip(heads, data, strict=True))
+            records = b"".join(head + image.tobytes() for head, image in zip(heads, data, strict=True))
             (root / folder / f"{batch}.bin").write_bytes(records)
-        pictures.append(data)
+        images.append(data)
         labels += own
     names = CIFAR10 if ten else FINE
     if python:
@@ -80,7 +80,7 @@ def write_cifar(root: Path, kind: str, form: str) -> tuple[np.ndarray, list[int]
     else:
         name = "batches.meta.txt" if ten else "fine_label_names.txt"
         (root / folder / name).write_text("\n".join(names) + "\n\n")
-    return np.concatenate(pictures), labels
+    return np.concatenate(images), labels
 
 
 @pytest.mark.parametrize("form", ["python", "binary"])
@@ -162,7 +162,7 @@ BEFORE_PIXELS = b"T" + struct.pack("<i", 4 * 3072)
     ids=["signed", "by columns"],
 )
 def test_arrays_of_another_kind(tmp_path, change):
-    """Signed numbers, and an array that lies column by column: other pictures than the bytes in their order."""
+    """Signed numbers, and an array that lies column by column: other images than the bytes in their order."""
     write_cifar(tmp_path, "cifar10", "python")
     path = tmp_path / "cifar-10-batches-py" / "test_batch"
     whole = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Dataset and evaluation loader: every picture once, in order, errors that keep their words."""
+"""Dataset and evaluation loader: every image once, in order, errors that keep their words."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_samples(folder):
     assert dataset[4][1] == NO_LABEL
 
 
-def test_every_picture_once_in_order_with_the_last_batch_small():
+def test_every_image_once_in_order_with_the_last_batch_small():
     source, preprocessing = open_source("builtin:demo", "test"), Preprocessing((32, 32))
     batches = list(evaluation_loader(source, preprocessing, batch_size=64))
     assert [len(images) for images, _, _ in batches] == [64] * 7 + [52]

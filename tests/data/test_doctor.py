@@ -23,7 +23,7 @@ from deepcait.data.source import Subset
 from deepcait.errors import DataError, WriteError
 from deepcait.training.data import open_training_data
 from deepcait.training.recipe import load_recipe
-from tests.data.damage import DAMAGE, UNREADABLE, Found, encoded, picture, sound_folder
+from tests.data.damage import DAMAGE, UNREADABLE, Found, encoded, random_image, sound_folder
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_all_damage_at_once(ruin):
     root, planted = ruin
     before = contents(root)
     diagnosis = examine(root, num_workers=0)
-    # Other classes that were planted with one picture are small beside the large one, too.
+    # Other classes that were planted with one image are small beside the large one, too.
     extra = {("imbalance", "train/hen"), ("imbalance", "train/Dog ")}
     assert planted <= pairs(diagnosis)
     assert pairs(diagnosis) - planted <= extra
@@ -86,7 +86,7 @@ def test_workers_change_nothing(ruin):
     assert calls[-1] == (total, total)
 
 
-def test_every_kind_is_planted_or_told_here(ruin):
+def test_every_kind_is_planted_or_reported_here(ruin):
     _, planted = ruin
     untested = set(KINDS) - {kind for kind, _ in planted}
     assert untested == {
@@ -135,7 +135,7 @@ def test_a_link_to_itself_is_a_stray_file(root):
     assert pairs(examine(root)) == {("stray_file", str(root / "train" / "self"))}
 
 
-def test_a_split_without_pictures_is_a_finding(root):
+def test_a_split_without_images_is_a_finding(root):
     for path in (root / "val").rglob("*.*"):
         path.unlink()
     diagnosis = examine(root)
@@ -168,7 +168,7 @@ def test_a_fix_list_leaves_a_folder_that_can_be_read(ruin, tmp_path):
     assert len({look.pixels for look in looks}) == len(looks)
 
 
-def test_what_measures_stays_and_of_equal_pictures_the_first(root):
+def test_what_measures_stays_and_of_equal_images_the_first(root):
     """Left out is what a training is better off without, and no more."""
     twice, thrice = root / "train" / "cat" / "zz_twice.png", root / "train" / "cat" / "zz_thrice.png"
     for copy in (twice, thrice):
@@ -248,7 +248,7 @@ def test_fix_list_errors(root, tmp_path):
 
 
 class Deadly:
-    """A source one of whose pictures ends the process that reads it."""
+    """A source one of whose images ends the process that reads it."""
 
     def __init__(self, source, deadly: set[int]) -> None:
         self.source, self.deadly = source, deadly
@@ -278,7 +278,7 @@ def test_a_file_that_ends_its_reader_is_found(root):
 # ---- near duplicates
 
 
-def test_equal_bytes_of_another_shape_are_another_picture():
+def test_equal_bytes_of_another_shape_are_another_image():
     wide, tall = (pixel_hash(Image.new("RGB", size, "red")) for size in ((8, 4), (4, 8)))
     assert wide != tall
     assert pixel_hash(Image.new("RGB", (8, 4), "red")) == wide
@@ -294,7 +294,7 @@ def test_near_groups_agree_with_every_pair(block, monkeypatch):
     hashes = difference_hashes(thumbs)
     near = np.bitwise_count(hashes[:, None] ^ hashes[None]) <= 3
     near &= np.abs(thumbs[:, None].astype(int) - thumbs[None]).mean((2, 3, 4)) <= 8
-    for _ in range(3):  # near to one that is near, and so on: four of each picture
+    for _ in range(3):  # near to one that is near, and so on: four of each image
         near = near @ near
     groups = near_groups(thumbs)
     assert sorted(map(tuple, groups)) == sorted({tuple(np.flatnonzero(row)) for row in near if row.sum() > 1})
@@ -306,7 +306,7 @@ def test_near_groups_agree_with_every_pair(block, monkeypatch):
 def test_a_split_that_lies_flat_is_found_and_the_rest_is_read(tmp_path):
     for number, place in enumerate(("train/cat/a.png", "train/dog/b.png", "val/c.png", "test/d.png")):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / place).write_bytes(encoded(picture(number), "PNG"))
+        (tmp_path / place).write_bytes(encoded(random_image(number), "PNG"))
     diagnosis = examine(tmp_path)
     found = {finding.kind: finding for finding in diagnosis.findings}
     assert found["unusable_split"].paths == (str(tmp_path / "val"),)
@@ -315,7 +315,7 @@ def test_a_split_that_lies_flat_is_found_and_the_rest_is_read(tmp_path):
     assert diagnosis.num_images == {"train": 2}
 
 
-def test_flat_pictures_of_other_colours_are_not_alike():
+def test_flat_images_of_other_colours_are_not_alike():
     thumbs = np.stack([np.full((8, 9, 3), value, np.uint8) for value in (0, 60, 64, 200)])
     assert near_groups(thumbs) == [[1, 2]]
     assert near_groups(thumbs[:0]) == []

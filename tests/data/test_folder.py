@@ -114,8 +114,8 @@ def test_a_class_called_train_is_a_class(tmp_path):
     assert open_folder(tmp_path, None).classes == ["car", "plane", "train"]
 
 
-def test_a_split_that_lies_flat_beside_others_is_told(tmp_path):
-    """ImageNet as its archives unpack: training pictures would be measured in place of the flat val."""
+def test_a_split_that_lies_flat_beside_others_is_reported(tmp_path):
+    """ImageNet as its archives unpack: training images would be measured in place of the flat val."""
     root = plant(tmp_path / "a", "train/cat/1.png", "train/dog/1.png", "train/cat/2.png", "train/dog/2.png")
     assert len(open_split(root, "eval")) == 4
     plant(root, "val/1.png", "val/2.png")

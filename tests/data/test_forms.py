@@ -1,4 +1,4 @@
-"""The same pictures through every form: the same names, labels and tensors, with any workers, from any step."""
+"""The same images through every form: the same names, labels and tensors, with any workers, from any step."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class CountingSource(Subset):
 
 
 def tensors(source, num_workers: int, batch_size: int = 200) -> list[tuple[str, int, bytes]]:
-    """(name, label, bytes of the tensor) of every picture, as the loader delivers them."""
+    """(name, label, bytes of the tensor) of every image, as the loader delivers them."""
     loader = evaluation_loader(source, PREPROCESSING, batch_size=batch_size, num_workers=num_workers)
     return [
         (source.names[index], label, image.numpy().tobytes())
@@ -143,7 +143,7 @@ def test_a_late_start_is_exact_and_reads_nothing_it_skips(forms, form, monkeypat
     assert all((a[0] == b[0]).all() and (a[1] == b[1]).all() for a, b in zip(late, whole[12:], strict=True))
     slots = [slot.index for step in (6, 7, 8) for replica in (0, 1) for slot in order.slots(step, replica)]
     assert source.reads == slots
-    if form == "tar":  # no byte is fetched but those of these pictures
+    if form == "tar":  # no byte is fetched but those of these images
         assert [size for _, _, size in ranges] == [len(source.read(index).data) for index in slots]
 
 
@@ -195,7 +195,7 @@ def test_the_kind_in_front_says_the_same(forms, form):
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory) -> Chain:
-    """All 60,000 pictures in each form, one form after the other, the files of the hub last."""
+    """All 60,000 images in each form, one form after the other, the files of the hub last."""
     root = os.environ.get("DEEPCAIT_CIFAR")
     if not root:
         pytest.skip("DEEPCAIT_CIFAR does not name a folder with CIFAR-10 as folder/ and parquet/")
@@ -235,7 +235,7 @@ def test_all_of_cifar10_through_every_form(cifar, num_workers):
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("form", [*FORMS, "hub"])
 def test_a_late_start_in_cifar10_is_exact_and_reads_nothing_it_skips(cifar, form):
-    """50 steps from the middle of an epoch on: the bits of a run from the start, and only their pictures are read."""
+    """50 steps from the middle of an epoch on: the bits of a run from the start, and only their images are read."""
     source = cifar.sources[[*FORMS, "hub"].index(form)]
     order = Order(num_samples=60_000, global_batch_size=64, replicas=2, seed=3)
     transform = build_augmentation(Augment(repeats=1, crop="pad", rand_augment="", erase=0.0), PREPROCESSING)

@@ -1,4 +1,4 @@
-"""The image opener: every form a picture comes in, every way it can be broken."""
+"""The image opener: every form an image comes in, every way it can be broken."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 def gradient(height: int = HEIGHT, width: int = WIDTH) -> Image.Image:
-    """An RGB picture without symmetry and without black rows."""
+    """An RGB image without symmetry and without black rows."""
     rows, columns = np.mgrid[0:height, 0:width]
     pixels = np.stack([20 + columns * 200 // width, 30 + rows * 190 // height, 40 + (rows * columns) % 180], axis=-1)
     return Image.fromarray(pixels.astype(np.uint8))
@@ -72,7 +72,7 @@ def test_lossy_formats_come_close(format):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "WEBP"])
 def test_exif_turn(format, orientation):
-    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # orientation -> how to lay the upright picture down
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # orientation -> how to lay the upright image down
     laid = gradient() if orientation == 1 else gradient().transpose(Image.Transpose(undo[orientation]))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -84,7 +84,7 @@ def test_exif_turn(format, orientation):
     assert open_image(encoded(upright)).tobytes() == upright.tobytes(), "turned a second time"
 
 
-def test_damaged_exif_leaves_the_picture_as_it_lies():
+def test_damaged_exif_leaves_the_image_as_it_lies():
     data = encoded(gradient(), "PNG", exif=b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff")
     assert open_image(data).tobytes() == gradient().tobytes()
 

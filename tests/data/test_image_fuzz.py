@@ -85,21 +85,21 @@ def mutate(data: bytes, rng: random.Random, others: list[tuple[str, bytes]]) -> 
             donor = rng.choice(others)[1]
             start = rng.randrange(len(donor))
             mutated[position : position + 32] = donor[start : start + 32]
-    mend = data.startswith(b"\x89PNG") and rng.random() < 0.7
-    return with_checksums(bytes(mutated)) if mend else bytes(mutated)
+    repair = data.startswith(b"\x89PNG") and rng.random() < 0.7
+    return with_checksums(bytes(mutated)) if repair else bytes(mutated)
 
 
 def with_checksums(data: bytes) -> bytes:
     """A PNG whose chunks, as far as they can be followed, have the checksum of their content."""
-    mended, position = bytearray(data), 8
+    repaired, position = bytearray(data), 8
     while position + 12 <= len(data):
         (length,) = struct.unpack(">I", data[position : position + 4])
         end = position + 8 + length
         if end + 4 > len(data):
             break
-        mended[end : end + 4] = struct.pack(">I", zlib.crc32(data[position + 4 : end]))
+        repaired[end : end + 4] = struct.pack(">I", zlib.crc32(data[position + 4 : end]))
         position = end + 4
-    return bytes(mended)
+    return bytes(repaired)
 
 
 def peak_bytes() -> int:

@@ -1,4 +1,4 @@
-"""The pictures below a folder: which, in what order, and that links end."""
+"""The images below a folder: which, in what order, and that links end."""
 
 from __future__ import annotations
 

@@ -33,9 +33,9 @@ def photograph(index: int, size: tuple[int, int]) -> Image.Image:
     return open_image(demo.read(index).data).resize(size, Image.Resampling.BICUBIC)
 
 
-def file_of(picture: Image.Image, file_format: str = "JPEG", **options) -> bytes:
+def file_of(image: Image.Image, file_format: str = "JPEG", **options) -> bytes:
     held = io.BytesIO()
-    picture.save(held, file_format, **options)
+    image.save(held, file_format, **options)
     return held.getvalue()
 
 
@@ -95,13 +95,13 @@ def damaged(data: bytes, draw: random.Random) -> bytes:
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_every_picture_is_the_same_as_array(file_format, mode):
+def test_every_image_is_the_same_as_array(file_format, mode):
     data = file_of(photograph(1, (40, 31)).convert(mode), file_format)
     assert np.array_equal(decode_pixels(data, name="it"), np.asarray(open_image(data)))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turned_pictures_stand_upright(orientation):
+def test_turned_images_stand_upright(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = file_of(photograph(1, (40, 31)), exif=exif)
@@ -109,13 +109,13 @@ def test_turned_pictures_stand_upright(orientation):
 
 
 def test_only_plain_colour_is_decoded_quickly(monkeypatch):
-    picture = photograph(2, (40, 31))
-    assert quick(file_of(picture.convert("L"))) is None
-    assert quick(file_of(picture.convert("CMYK"))) is None
-    assert quick(file_of(picture, "PNG")) is None
-    assert quick(file_of(picture, "MPO", save_all=True, append_images=[picture])) is None
+    image = photograph(2, (40, 31))
+    assert quick(file_of(image.convert("L"))) is None
+    assert quick(file_of(image.convert("CMYK"))) is None
+    assert quick(file_of(image, "PNG")) is None
+    assert quick(file_of(image, "MPO", save_all=True, append_images=[image])) is None
     monkeypatch.setattr(image_module, "_decode", None)  # what is quick does not need it
-    assert decode_pixels(file_of(picture), name="it").shape == (31, 40, 3)
+    assert decode_pixels(file_of(image), name="it").shape == (31, 40, 3)
 
 
 def test_a_fraction_is_asked_for_once():

@@ -1,4 +1,4 @@
-"""CSV and parquet manifests, and parquet that holds pictures."""
+"""CSV and parquet manifests, and parquet that holds images."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_whole_numbers_are_names_and_indices_where_asked_or_of_a_model_that_has_
 
 
 @pytest.mark.parametrize("none", ["-1", ""])
-def test_minus_one_among_indices_is_a_picture_without_a_label(tmp_path, none):
+def test_minus_one_among_indices_is_an_image_without_a_label(tmp_path, none):
     source = open_source(manifest(tmp_path, f"path,label\n1.png,1\n2.png,{none}\n3.png,0\n"))
     assert (source.classes, source.labels) == (["0", "1"], [1, None, 0])
     with pytest.raises(DataError, match=r"2\.png: expected a labelled image"):
@@ -132,12 +132,12 @@ def test_a_parquet_manifest(tmp_path):
         open_source(tmp_path / "f.parquet")
 
 
-def test_parquet_with_pictures(tmp_path):
+def test_parquet_with_images(tmp_path):
     pytest.importorskip("pyarrow")
     (tmp_path / "data").mkdir()
     for split, labels in (("train", [1, 0, 1]), ("validation", [0, -1, None])):
-        pictures = [(f"{number}.png", f"{split} {number}".encode()) for number in range(3)]
-        write_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet", pictures, labels, ["cat", "dog"], group=2)
+        images = [(f"{number}.png", f"{split} {number}".encode()) for number in range(3)]
+        write_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet", images, labels, ["cat", "dog"], group=2)
     source = open_source(tmp_path, "val")
     assert (source.kind, source.classes, source.labels) == ("parquet", ["cat", "dog"], [0, None, None])
     assert [source.read(index).data for index in (2, 0, 1)] == [b"validation 2", b"validation 0", b"validation 1"]
@@ -150,12 +150,12 @@ def test_two_classes_of_one_name_stay_two(tmp_path):
     """The hub's ImageNet calls a bird and a machine crane: by name alone each would be taken for the last of them."""
     pytest.importorskip("pyarrow")
     for split in ("train", "validation"):
-        pictures = [(f"{number}.png", b"") for number in range(3)]
+        images = [(f"{number}.png", b"") for number in range(3)]
         names = ["crane", "dog", "crane"]
-        write_parquet(tmp_path / f"{split}-00000-of-00001.parquet", pictures, [0, 1, 2], names)
+        write_parquet(tmp_path / f"{split}-00000-of-00001.parquet", images, [0, 1, 2], names)
     train = open_source(tmp_path, "train")
     assert train.classes == ["crane (0)", "dog", "crane (2)"]
-    assert "classes of one name are told apart by their index (crane)" in describe(train)
+    assert "classes of the same name are distinguished by their index (crane)" in describe(train)
     assert open_source(tmp_path, "val", classes=train.classes).labels == train.labels == [0, 1, 2]
 
 
@@ -220,8 +220,8 @@ def test_paths_that_are_bytes(tmp_path, name):
     parquet.write_table(pyarrow.table({name: [b"1.png", b"2.png"], "label": [1, 0]}), tmp_path / "list.parquet")
     with pytest.raises(DataError, match=r"list\.parquet, row 0: expected a path, got .*1\.png.* as text"):
         open_source(tmp_path / "list.parquet")
-    pictures = [{"bytes": b"one", "path": None}, {"bytes": b"two", "path": b"2.png"}]
-    parquet.write_table(pyarrow.table({"image": pictures, "label": [1, 0]}), tmp_path / "images.parquet")
+    images = [{"bytes": b"one", "path": None}, {"bytes": b"two", "path": b"2.png"}]
+    parquet.write_table(pyarrow.table({"image": images, "label": [1, 0]}), tmp_path / "images.parquet")
     with pytest.raises(DataError, match=r"images\.parquet, row 1: expected text in the column image\.path"):
         open_source(tmp_path / "images.parquet")
 

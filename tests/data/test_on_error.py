@@ -1,4 +1,4 @@
-"""Unreadable pictures while training: raise, or skip by the order and up to a budget; evaluation never substitutes."""
+"""Unreadable images while training: raise, or skip by the order and up to a budget; evaluation never substitutes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SEED = 3
 
 @pytest.fixture(scope="module")
 def ruin(tmp_path_factory) -> tuple[Path, set[str]]:
-    """A folder with every damage that makes a picture unreadable, and their paths."""
+    """A folder with every damage that makes an image unreadable, and their paths."""
     root = sound_folder(tmp_path_factory.mktemp("ruin") / "photos")
     planted = set()
     for name in ("dangling link", "pipe", *(name for name in DAMAGE if "." in name)):
@@ -52,9 +52,15 @@ def batches(root: Path, source=None, **options) -> tuple[list, list[Unreadable]]
     """Some steps with skipping: what they hold, and what was told."""
     source = source or open_folder(root, "train")
     samples = TrainingSet(source, build_augmentation(Augment(erase=1.0), PREPROCESSING), SEED)
-    told: list[Unreadable] = []
-    plain = {"replicas": [0, 1, 2], "first_step": 0, "last_step": 8, "max_errors": 100, "on_unreadable": told.append}
-    return list(training_batches(samples, make_order(len(source)), **(plain | options))), told
+    reported: list[Unreadable] = []
+    plain = {
+        "replicas": [0, 1, 2],
+        "first_step": 0,
+        "last_step": 8,
+        "max_errors": 100,
+        "on_unreadable": reported.append,
+    }
+    return list(training_batches(samples, make_order(len(source)), **(plain | options))), reported
 
 
 def same(one: list, two: list) -> bool:
@@ -66,12 +72,12 @@ def same(one: list, two: list) -> bool:
 # ---- the order
 
 
-def test_the_next_readable_picture_takes_the_place(ruin):
+def test_the_next_readable_image_takes_the_place(ruin):
     root, planted = ruin
     source = open_folder(root, "train")
     order = make_order(len(source))
     bad = {index for index in range(len(source)) if source.locate(index) in planted}
-    taken, told = batches(root)
+    taken, reported = batches(root)
     expected = []
     for number, (images, labels) in enumerate(taken):
         for image, label, slot in zip(images, labels, order.slots(*divmod(number, 3)), strict=True):
@@ -82,7 +88,7 @@ def test_the_next_readable_picture_takes_the_place(ruin):
             expected += [source.locate(index) for index in row[: row.index(stands)]]
             assert label == source.labels[stands]
             assert torch.equal(image, batches_of(source, slot._replace(index=stands)))
-    assert [one.path for one in told] == expected
+    assert [one.path for one in reported] == expected
     assert len(set(expected)) > 5
 
 
@@ -92,9 +98,9 @@ def batches_of(source, slot) -> torch.Tensor:
 
 def test_a_sound_folder_is_not_changed_by_skipping(tmp_path):
     root = sound_folder(tmp_path)
-    skipping, told = batches(root)
+    skipping, reported = batches(root)
     assert same(skipping, batches(root, on_unreadable=None)[0])
-    assert told == []
+    assert reported == []
 
 
 @pytest.mark.parametrize("first_step", [1, 5])
@@ -106,15 +112,15 @@ def test_a_late_start_changes_no_bit(ruin, first_step):
 @pytest.mark.process
 @pytest.mark.slow
 def test_workers_change_no_bit(ruin):
-    here, told_here = batches(ruin[0])
-    there, told_there = batches(ruin[0], num_workers=2)
+    here, reported_here = batches(ruin[0])
+    there, reported_there = batches(ruin[0], num_workers=2)
     assert same(here, there)
-    assert told_here == told_there
-    assert told_here
-    assert all(one.path in one.problem for one in told_here)
+    assert reported_here == reported_there
+    assert reported_here
+    assert all(one.path in one.problem for one in reported_here)
 
 
-def test_a_row_without_a_readable_picture_ends(tmp_path):
+def test_a_row_without_a_readable_image_ends(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for index in range(4):
@@ -148,7 +154,7 @@ def run_recipe(**data):
 
 
 def trainer_of(folder: Path, recipe, root: Path) -> Trainer:
-    """A tiny network that trains on the pictures of a folder."""
+    """A tiny network that trains on the images of a folder."""
     source = open_folder(root, "train")
     samples = TrainingSet(source, build_augmentation(Augment(), PREPROCESSING), recipe.seed)
     order = Order(num_samples=len(source), global_batch_size=8, replicas=1, repeats=1, seed=recipe.seed)
@@ -165,8 +171,8 @@ def test_training_ends_and_counts_what_the_doctor_counts(ruin, tmp_path, caplog)
     trainer = trainer_of(tmp_path, run_recipe(max_errors=len(planted)), root)
     progress = trainer.fit()
     lines = [line for line in caplog.messages if line.startswith("skipped")]
-    told_by_doctor = {path for f in examine(root).findings if f.kind in UNREADABLE for path in f.paths}
-    assert set(progress.unreadable) == told_by_doctor == planted
+    reported_by_doctor = {path for f in examine(root).findings if f.kind in UNREADABLE for path in f.paths}
+    assert set(progress.unreadable) == reported_by_doctor == planted
     rows = rows_of(tmp_path)
     assert [row["path"] for row in rows] == progress.unreadable
     assert len(lines) == len(rows) == len(planted)  # each said once
@@ -258,7 +264,7 @@ def test_the_doctors_list_is_left_out(ruin, tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_picture_without_a_label_is_told_before_the_training(tmp_path, split):
+def test_an_image_without_a_label_is_reported_before_the_training(tmp_path, split):
     rows = ["1.png,0,train", "2.png,1,train", "3.png,0,val", f"4.png,-1,{split}"]
     (tmp_path / "list.csv").write_text("path,label,split\n" + "\n".join(rows) + "\n")
     recipe = section(section(tiny_recipe(), "augment", repeats=1), "data", source=str(tmp_path / "list.csv"))

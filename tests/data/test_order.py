@@ -144,7 +144,7 @@ def test_processes_share_what_one_computes(processes):
 
 
 def test_balanced_draws_are_equal_by_class():
-    labels = (0,) * 900 + (1,) * 90 + (3,) * 10  # class 2 has nobody
+    labels = (0,) * 900 + (1,) * 90 + (3,) * 10  # class 2 has no image
     order = Order(num_samples=1000, global_batch_size=50, class_labels=labels)
     drawn = Counter(labels[i] for epoch in range(6) for i in indices(epoch_slots(order, 0, epoch)))
     assert sum(drawn.values()) == 6000

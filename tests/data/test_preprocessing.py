@@ -43,8 +43,8 @@ def random_cases(num_cases: int, square: bool) -> list[tuple]:
     for _ in range(num_cases):
         height = rng.choice([32, 33, 224, 97])
         width = height if square else height + rng.choice([-16, 1, 40, 131])
-        picture = (rng.randrange(1, 500), rng.randrange(20, 500))
-        cases.append((picture, (height, width), rng.choice([1.0, 0.875, 0.9, 0.95])))
+        image = (rng.randrange(1, 500), rng.randrange(20, 500))
+        cases.append((image, (height, width), rng.choice([1.0, 0.875, 0.9, 0.95])))
     return cases
 
 

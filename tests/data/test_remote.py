@@ -1,4 +1,4 @@
-"""Shards behind URLs: a server on this machine is asked for the bytes of the pictures and for no others."""
+"""Shards behind URLs: a server on this machine is asked for the bytes of the images and for no others."""
 
 from __future__ import annotations
 

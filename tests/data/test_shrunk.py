@@ -1,4 +1,4 @@
-"""Shrunk and kept training pictures: the same pixels kept or not, never stale, made anew where damaged."""
+"""Shrunk and kept training images: the same pixels kept or not, never stale, made again if damaged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_kept_or_not_the_pixels_are_the_same(photos, tmp_path, monkeypatch):
     source, cache = open_folder(photos, None), tmp_path / "cache"
     plain = pixels(Shrunk(source, 32))
     assert pixels(Shrunk(source, 32, cache)) == plain
-    assert len(kept(cache)) == 3  # one picture is small enough
+    assert len(kept(cache)) == 3  # one image is small enough
     sizes = [open_image(Shrunk(source, 32).read(index).data).size for index in range(4)]
     assert sorted(sizes) == [(20, 30), (32, 32), (32, 69), (48, 32)]
     monkeypatch.setattr(shrunk, "shrink", lambda *_, **__: pytest.fail("decoded again"))

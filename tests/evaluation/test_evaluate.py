@@ -38,7 +38,7 @@ class ColourModel(nn.Module):
 
 @pytest.fixture
 def colours(tmp_path):
-    """17 pictures in class folders blue, green, red, one of the green ones in fact red."""
+    """17 images in class folders blue, green, red, one of the green ones in fact red."""
     for name, colour in COLOURS.items():
         (tmp_path / name).mkdir()
         for index in range(6 if name == "red" else 5):
@@ -111,10 +111,10 @@ def test_the_model_keeps_its_modes(colours):
     assert model.training
 
 
-def test_progress_is_told(colours):
-    told = []
-    evaluate(ColourModel(), colours, preprocessing=TO_4_PX, batch_size=10, progress=lambda *step: told.append(step))
-    assert told == [(10, 17), (17, 17)]
+def test_progress_is_reported(colours):
+    reported = []
+    evaluate(ColourModel(), colours, preprocessing=TO_4_PX, batch_size=10, progress=lambda *step: reported.append(step))
+    assert reported == [(10, 17), (17, 17)]
 
 
 def test_a_cait_brings_its_own_preprocessing():

@@ -50,15 +50,15 @@ def test_a_mask_that_does_not_fit():
     names = ["cat", "dog", "owl"]
     with pytest.raises(ConfigError, match=r"classes elk, fly, gnu, hen, ibex and 1 more"):
         build_mask(["cat", "elk", "fly", "gnu", "hen", "ibex", "jay"], [0], names, 3)
-    for classes, told in ((names, "dog"), (None, "1")):
-        with pytest.raises(ConfigError, match=f"{told}, a class of the data, is not in the mask[.]"):
+    for classes, reported in ((names, "dog"), (None, "1")):
+        with pytest.raises(ConfigError, match=f"{reported}, a class of the data, is not in the mask[.]"):
             build_mask(["0"], [0, 1, 2], classes, 3)
     with pytest.raises(ConfigError, match="expected 'data' or a list of classes, got 'cat'"):
         build_mask("cat", [0], names, 3)
 
 
 def test_an_answer_outside_of_the_mask_does_not_count(tmp_path):
-    """The model takes the two dark pictures for class 0, the light ones for class 3; the data has 1 and 2."""
+    """The model takes the two dark images for class 0, the light ones for class 3; the data has 1 and 2."""
     for label, greys in {"1": (10, 20), "2": (240, 250)}.items():
         (tmp_path / label).mkdir()
         for grey in greys:

@@ -158,17 +158,17 @@ def test_the_trap_of_numbers_that_begin_at_one(tmp_path, real, monkeypatch):
     trapped = measure(root, "real", real_labels=real)
     assert trapped.correct1 < REAL_CORRECT
     assert says(trapped, "shifted against each other")
-    # And without the comparison with the folders nobody would know.
+    # Without the comparison with the folders this is not found.
     monkeypatch.setattr(protocols, "_check_agreement", lambda source, labels: [])
     assert not says(measure(root, "real", real_labels=real), "shifted")
 
 
-@pytest.mark.parametrize(("num_agreed", "told"), [(3, True), (4, False), (8, False)])
-def test_half_of_the_folders_must_agree_with_the_real_labels(num_agreed, told):
+@pytest.mark.parametrize(("num_agreed", "reported"), [(3, True), (4, False), (8, False)])
+def test_half_of_the_folders_must_agree_with_the_real_labels(num_agreed, reported):
     """Eight images of the first class; the others are called the second one."""
     source = SimpleNamespace(classes=WNIDS, labels=[0] * 8)
     found = protocols._check_agreement(source, [[0]] * num_agreed + [[1]] * (8 - num_agreed))
-    assert bool(found) is told
+    assert bool(found) is reported
     assert all(f"{num_agreed} of 8 images" in warning for warning in found)
 
 

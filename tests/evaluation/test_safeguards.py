@@ -48,7 +48,7 @@ def answers_of(labels, accuracy, num_classes):
     return torch.where(torch.rand(labels.shape) < accuracy, labels, wrong)
 
 
-def test_logits_that_are_no_numbers_are_told():
+def test_logits_that_are_no_numbers_are_reported():
     logits = torch.eye(4).double()
     logits[1, 2], logits[3, 0] = float("nan"), float("inf")
     labels, rows = torch.arange(4)[:, None], torch.arange(4)
@@ -82,8 +82,8 @@ def test_a_permuted_class_order_is_found_and_proposed(num_classes, num_each, acc
     assert right >= 0.95 * num_classes
     # Read with the proposed order, the answers are as good as they were.
     again = {answer: label for label, answer in proposed.items()}
-    mended = torch.tensor([again.get(answer, -1) for answer in records.first_N.tolist()])
-    assert (mended == labels).float().mean() > accuracy - 0.05
+    corrected = torch.tensor([again.get(answer, -1) for answer in records.first_N.tolist()])
+    assert (corrected == labels).float().mean() > accuracy - 0.05
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 10, 100])
@@ -142,9 +142,9 @@ def test_evaluate_proposes_the_order(tmp_path, monkeypatch):
     reversed_names = GreyModel(names[::-1], **V2_MODEL)
     with pytest.warns(EvaluationWarning) as caught:
         metrics = evaluate(reversed_names, tmp_path, preprocessing=PLAIN)
-    told = [str(one.message) for one in caught]
-    assert list(metrics.warnings) == told
-    assert any("class order" in text for text in told)
+    reported = [str(one.message) for one in caught]
+    assert list(metrics.warnings) == reported
+    assert any("class order" in text for text in reported)
     assert metrics.proposed_order == {index: 11 - index for index in range(12)}
     monkeypatch.setattr(evaluate_module, "wrong_order", lambda records: None)
     assert not any("class order:" in text for text in evaluate(
@@ -219,9 +219,9 @@ def test_an_evaluation_names_the_largest_class_where_guessing_is_far(tmp_path):
             Image.new("RGB", (8, 8), (grey,) * 3).save(tmp_path / name / f"{i}.png")
     blind = GreyModel(num_classes=3, step=16)
     blind.greys_K = blind.greys_K + torch.tensor([0.0, 1000.0, 1000.0])  # the first class always wins
-    told = evaluate(blind, tmp_path, preprocessing=PLAIN).warnings
-    assert [text for text in told if "% is about chance" in text] == []
-    assert [text for text in told if "60.61 %, 40 of 66 images" in text]
+    reported = evaluate(blind, tmp_path, preprocessing=PLAIN).warnings
+    assert [text for text in reported if "% is about chance" in text] == []
+    assert [text for text in reported if "60.61 %, 40 of 66 images" in text]
 
 
 def test_evaluate_warns_of_guessing(tmp_path, monkeypatch):
@@ -256,7 +256,7 @@ class Declared(nn.Module):
         Declared(module=Declared(pretrained_cfg=OWN.to_pretrained_cfg())),
     ],
 )
-def test_another_preprocessing_than_the_model_s_own_is_told(model):
+def test_another_preprocessing_than_the_model_s_own_is_reported(model):
     assert other_preprocessing(model, OWN) is None
     text = other_preprocessing(model, Preprocessing((8, 8), crop_ratio=1.0))
     assert "mean 0.485 0.456 0.406 instead of 0.5 0.5 0.5" in text
@@ -286,7 +286,7 @@ def test_evaluate_warns_of_another_preprocessing(monkeypatch):
 
 
 class Trained(nn.Module):
-    """Tells light from dark, right only where pictures are normalised as in its training; declares nothing."""
+    """Tells light from dark, right only where images are normalised as in its training; declares nothing."""
 
     def __init__(self, mean, std):
         super().__init__()
@@ -331,8 +331,8 @@ def test_a_normalisation_that_shares_its_mean_or_its_deviation_with_the_right_on
         return make_records(labels[rows], (right if other.mean == IMAGENET_MEAN else wrong).first_N[rows], 4)
 
     for mean, std in ((IMAGENET_MEAN, (0.5, 0.5, 0.5)), ((0.5, 0.5, 0.5), IMAGENET_STD)):
-        told = safeguards.better_normalisation(wrong, Preprocessing((8, 8), mean, std), measure)
-        assert "256 of 256 images correctly; with mean" in told
+        reported = safeguards.better_normalisation(wrong, Preprocessing((8, 8), mean, std), measure)
+        assert "256 of 256 images correctly; with mean" in reported
     assert {(len(set(rows)), rows[0], rows[-1]) for rows in asked} == {(256, 0, 599)}
 
 
@@ -372,6 +372,6 @@ def test_imagenet_a_and_r_are_recognised_by_their_classes():
         assert expected_accuracy(resolved("cait_xxs24_224"), "folder", data) is None
 
 
-def test_another_accuracy_than_expected_is_told():
+def test_another_accuracy_than_expected_is_reported():
     assert differs(Expected(0.784, None), 0.7838) is None
     assert "expected 78.40 %" in differs(Expected(0.784, None), 0.74)

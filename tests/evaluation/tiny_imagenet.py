@@ -1,4 +1,4 @@
-"""A constructed ImageNet: pictures of one grey each, and a model that reads its answer off the grey."""
+"""A constructed ImageNet: images of one grey each, and a model that reads its answer off the grey."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VAL = {
     1: (3, 3, [3]),
     2: (0, 0, [0, 1]),
     3: (9, 2, [2]),  # the folder is wrong, ReaL and the model are right
-    4: (5, 5, []),  # nobody agreed: left out
+    4: (5, 5, []),  # without a label: left out
     5: (5, 6, [5, 6]),
     6: (1, 8, [1]),
     7: (2, 2, [7]),  # folder and model agree, ReaL says otherwise
@@ -52,7 +52,7 @@ class GreyModel(nn.Module):
 
 
 def paint(path: Path, answer: int, step: int = STEP) -> None:
-    """Write a picture to which the model gives this answer."""
+    """Write an image to which the model gives this answer."""
     path.parent.mkdir(parents=True, exist_ok=True)
     grey = 10 + step * answer
     Image.new("RGB", (SIZE, SIZE), (grey, grey, grey)).save(path, format="JPEG")

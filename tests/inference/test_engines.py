@@ -97,11 +97,11 @@ def test_a_missing_extra_is_one_line(model, monkeypatch, engine, package, extra)
 def test_no_compiler_is_one_paragraph(model, capsys, tmp_path):
     """torch.compile itself would end in a traceback of two pages."""
     Classifier(model, classes=None, preprocessing=Preprocessing((32, 32))).save(tmp_path / "model")
-    picture = str(next(Path(deepcait.__file__).parent.glob("assets/demo/test/*/*.png")))
+    image = str(next(Path(deepcait.__file__).parent.glob("assets/demo/test/*/*.png")))
     with config.patch({"cpp.cxx": ("/no/such/compiler",)}):
         with pytest.raises(ConfigError, match=r"no C\+\+ compiler") as caught:
             build_engine("compile", model)
-        assert main(["predict", str(tmp_path / "model"), picture, "--engine", "compile"]) == 2
+        assert main(["predict", str(tmp_path / "model"), image, "--engine", "compile"]) == 2
     assert "g++" in caught.value.remedy
     error = capsys.readouterr().err
     assert "compiler" in error

@@ -95,7 +95,7 @@ def test_a_plain_engine_gives_our_logits(form, sizes, tmp_path):
 @pytest.mark.process
 @pytest.mark.parametrize("name", ["cait_xxs24_224", "cait_s24_224", "cait_xs24_384"])
 def test_full_sizes(name, tmp_path, capsys):
-    """Gammas of order 1, random head mixing; the verb writes each form, the plain engine elsewhere gives our logits."""
+    """Gammas of order 1, random head mixing: written by the command, each form gives the same logits elsewhere."""
     torch.manual_seed(1)
     model = deepcait.create_model(name).eval()
     with torch.no_grad():
@@ -205,12 +205,12 @@ def test_the_graph_is_written_last_and_only_if_the_verification_holds(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("out", "told"),
+    ("out", "reported"),
     [("pets.xml", "must end in .onnx"), ("pets", "must end in .onnx"), (".", "must end in .onnx")],
 )
-def test_a_wrong_place(folder, out, told, capsys):
+def test_a_wrong_place(folder, out, reported, capsys):
     assert main(["export", str(folder / "model"), "--to", "onnx", "--out", out]) == 2
-    assert told in capsys.readouterr().err
+    assert reported in capsys.readouterr().err
 
 
 def test_a_model_in_training_is_asked_as_it_will_be_used(tmp_path):
@@ -244,7 +244,7 @@ def test_openvino_weights_in_16_bits(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "reported"),
     [
         (["--to", "onnx", "--precision", "bf16"], "onnx files are not written in bf16; they store weights in float32."),
         (["--to", "openvino", "--precision", "int8"], "they store weights in float32, or in fp16."),
@@ -252,9 +252,9 @@ def test_openvino_weights_in_16_bits(folder, tmp_path, capsys):
         (["--to", "openvino", "--precision", "fp16", "--tolerance", "1"], "--tolerance: expected 0 to 1"),
     ],
 )
-def test_formats_that_files_do_not_store(folder, tmp_path, capsys, options, told):
+def test_formats_that_files_do_not_store(folder, tmp_path, capsys, options, reported):
     assert main(["export", str(folder / "model"), "--out", str(tmp_path / "out.xml"), *options]) == 2
-    assert told in " ".join(capsys.readouterr().err.split())
+    assert reported in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
 
 
@@ -266,16 +266,16 @@ def test_a_tolerance_is_a_share_of_the_images():
 
 
 def test_operator_sets_are_of_onnx_alone_and_of_those_that_are_verified(folder, tmp_path, capsys):
-    def told(*options: str) -> str:
+    def reported(*options: str) -> str:
         assert main(["export", str(folder / "model"), *options]) == 2
         return capsys.readouterr().err
 
     oldest, newest = opsets()
     for opset in (oldest - 1, newest + 1):
-        text = told("--to", "onnx", "--out", str(tmp_path / "m.onnx"), "--opset", str(opset))
+        text = reported("--to", "onnx", "--out", str(tmp_path / "m.onnx"), "--opset", str(opset))
         assert f"expected {oldest} to {newest}, got {opset}" in text
     for form, suffix in (("openvino", ".xml"), ("pt2", ".pt2"), ("timm", ""), ("official", ".pth")):
-        assert "has no ONNX operator set" in told("--to", form, "--out", f"{tmp_path}/m{suffix}", "--opset", "18")
+        assert "has no ONNX operator set" in reported("--to", form, "--out", f"{tmp_path}/m{suffix}", "--opset", "18")
 
 
 @pytest.mark.parametrize("opset", [17, *(pytest.param(opset, marks=pytest.mark.slow) for opset in range(18, 26))])

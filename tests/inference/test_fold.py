@@ -26,7 +26,7 @@ def test_the_same_logits_and_maps(sizes):
         assert (folded(images_BCHW) - expected_BK).abs().max() < 1e-5 * expected_BK.std()
         maps = model.class_attention(images_BCHW)
         torch.testing.assert_close(folded.class_attention(images_BCHW), maps, rtol=1e-4, atol=1e-6)
-        # The test can fail: every parameter but those that nobody can see decides the logits.
+        # The test can fail: every parameter but those that have no effect decides the logits.
         model.blocks[0].gamma_2.mul_(1.01)
         assert (fold(model)(images_BCHW) - expected_BK).abs().max() > 1e-4 * expected_BK.std()
 

@@ -93,15 +93,15 @@ def test_a_classifier_takes_the_engine_that_has_it(model):
 
 
 def test_commands_take_it_and_refuse_in_one_paragraph(capsys):
-    picture = str(next(Path(deepcait.__file__).parent.glob("assets/demo/test/*/*.png")))
+    image = str(next(Path(deepcait.__file__).parent.glob("assets/demo/test/*/*.png")))
     answers = {}
     for precision in ("auto", "bf16"):
-        assert not main(["predict", "builtin:nano", picture, "--precision", precision, "--json"])
+        assert not main(["predict", "builtin:nano", image, "--precision", precision, "--json"])
         answers[precision] = json.loads(capsys.readouterr().out)[0]["predictions"][0]
     assert answers["auto"]["label"] == answers["bf16"]["label"]
     if native.has_bfloat16():
         assert answers["auto"]["probability"] != answers["bf16"]["probability"]
-    assert main(["predict", "builtin:nano", picture, "--precision", "fp16", "--engine", "onnx"]) == 2
+    assert main(["predict", "builtin:nano", image, "--precision", "fp16", "--engine", "onnx"]) == 2
     error = capsys.readouterr().err
     assert "the engine onnx does not compute in fp16 on a CPU" in error
     assert "Traceback" not in error
