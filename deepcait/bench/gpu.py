@@ -32,7 +32,7 @@ from deepcait.inference.fold import fold
 from deepcait.model import CaiT
 from deepcait.runtime.device import choose_device
 from deepcait.runtime.environment import environment
-from deepcait.training.compute import autocast, set_compute
+from deepcait.training.compute import autocast, compile_blocks, set_compute
 from deepcait.training.settings import Compute
 
 # Model, images per step, in the order in which they are measured. The first is measured in three precisions.
@@ -234,8 +234,7 @@ def _prepare(model: nn.Module, form: Form, precision: str) -> nn.Module:
     torch._functorch.config.activation_memory_budget = form.budget
     if form.compiled == "model":
         return cast("nn.Module", torch.compile(model, dynamic=False))
-    for block in [*cast("CaiT", model).blocks, *cast("CaiT", model).blocks_token_only]:
-        block.compile(dynamic=False)
+    compile_blocks(model)
     return model
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 from collections.abc import Mapping
 
 import torch
@@ -9,6 +12,8 @@ from torch import Tensor
 
 from deepcait.errors import ConfigError
 
+# Compute capability of the oldest GPUs that Triton compiles for: Volta.
+_TRITON_NEEDS = (7, 0)
 # Of what one copy from a GPU takes along: it is in the GPU's memory twice meanwhile.
 _STAGE_BYTES = 1 << 28
 
@@ -54,6 +59,17 @@ def _require_gpu(wanted: str) -> None:
         return
     remedy = "Use the device cpu, or install the driver and the PyTorch build for this device."
     raise ConfigError(f"device {wanted!r} is not available: {why}.", remedy=remedy)
+
+
+def why_not_compiled(device: torch.device) -> str:
+    """Return why kernels for a GPU can't be compiled on this machine; empty if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "no C compiler"
+    if torch.cuda.get_device_capability(device) < _TRITON_NEEDS:
+        return "Triton needs a newer GPU"
+    return ""
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from deepcait.model.cait import CaiT
 from deepcait.model.network import Network, NetworkConfig
 from deepcait.model.variants import CaiTConfig
-from deepcait.runtime.device import has_bf16
+from deepcait.runtime.device import has_bf16, why_not_compiled
 from deepcait.runtime.environment import num_cpus
 from deepcait.runtime.processes import Processes, num_local_processes
 from deepcait.training.recipe import Recipe
@@ -23,6 +23,8 @@ from deepcait.training.settings import Compute
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Data-loading workers that `auto` takes at most: beside a training on the CPU, for a GPU.
 _MOST_WORKERS = (4, 16)
+# Share of the activations that compiled blocks store where memory is small.
+_SMALL_BUDGET = 0.2
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
@@ -46,9 +48,25 @@ def choose_workers(asked: int | str, device: torch.device) -> int:
     return max(1, min(most, share - 1 if device.type == "cuda" else share // 2))
 
 
+def choose_compile(compute: Compute, device: torch.device) -> bool | str:
+    """Return how the steps of a training are compiled: auto takes blocks on a GPU whose kernels can be compiled here.
+
+    Without gradient checkpointing only, which stores less already, and for the backend reference: lean's operators are
+    closed to the compiler.
+    """
+    if compute.compile != "auto":
+        return compute.compile
+    open_blocks = compute.backend in ("auto", "reference") and not compute.grad_checkpointing
+    return "blocks" if open_blocks and device.type == "cuda" and not why_not_compiled(device) else False
+
+
 def choose_settings(recipe: Recipe, device: torch.device) -> Recipe:
-    """Return a recipe with what `auto` takes on a device, for precision and data-loading workers."""
-    compute = dataclasses.replace(recipe.compute, precision=choose_precision(recipe.compute.precision, device))
+    """Return a recipe with what `auto` takes on a device, for precision, compilation and data-loading workers."""
+    compute = dataclasses.replace(
+        recipe.compute,
+        precision=choose_precision(recipe.compute.precision, device),
+        compile=choose_compile(recipe.compute, device),
+    )
     data = dataclasses.replace(recipe.data, num_workers=choose_workers(recipe.data.num_workers, device))
     return dataclasses.replace(recipe, compute=compute, data=data)
 
@@ -64,12 +82,23 @@ def describe_choices(asked: Recipe, chosen: Recipe, device: torch.device) -> str
         precision += ", which this GPU only emulates"
     if device.type == "cuda":
         precision += ", TF32 for what stays fp32" if uses_tf32(chosen) else ", no TF32"
-    text = f"{device}, {precision}, {workers} data-loading worker{'s' * (workers != 1)}"
+    text = f"{device}, {precision}{_compilation(asked, chosen, device)}"
+    text += f", {workers} data-loading worker{'s' * (workers != 1)}"
     if asked.data.num_workers == "auto":
         processes = num_local_processes()
         shared = f" for {processes} processes" if processes > 1 else ""
         text += f" (auto: {num_cpus()} processors{shared})"
     return text
+
+
+def _compilation(asked: Recipe, chosen: Recipe, device: torch.device) -> str:
+    """What is compiled, and why; empty on a CPU where nothing is."""
+    by_default = " (auto)" if asked.compute.compile == "auto" else ""
+    if chosen.compute.compile:
+        return f", {'compiled blocks' if chosen.compute.compile == 'blocks' else 'compiled'}{by_default}"
+    if device.type == "cuda" and by_default and (reason := why_not_compiled(device)):
+        return f", not compiled ({reason})"
+    return ""
 
 
 def uses_tf32(recipe: Recipe) -> bool:
@@ -117,12 +146,12 @@ def describe_compute(model: Network, asked: Recipe, chosen: Recipe, device: torc
 def note_of(config: NetworkConfig, compute: Compute) -> str:
     """Return a note on settings that have no effect on this network; empty if there are none."""
     compute = expected_backend(compute)
-    if compute.memory != "small":
+    if compute.memory != "small" or (compute.compile == "blocks" and isinstance(config, CaiTConfig)):
         return ""
     if type(config) is not CaiTConfig:
         why = "it needs the blocks of a plain CaiT, and this network has others"
     elif compute.backend == "reference":
-        why = "it belongs to compute.backend=lean, not reference"
+        why = "it belongs to compute.backend=lean and compute.compile=blocks"
     else:
         return ""
     return f"compute.memory=small changes nothing here: {why}; compute.grad_checkpointing=true saves memory"
@@ -134,9 +163,48 @@ def autocast(precision: str, device: str = "cpu") -> contextlib.AbstractContextM
     return torch.autocast(device, dtype) if dtype else contextlib.nullcontext()
 
 
+@contextlib.contextmanager
+def compiled_memory(compute: Compute) -> Iterator[None]:
+    """Limit what compiled blocks store for the backward pass, inside the block, where compute.memory is small."""
+    if compute.compile != "blocks" or compute.memory != "small":
+        yield
+        return
+    import torch._functorch.config  # not part of `import torch`
+
+    before = torch._functorch.config.activation_memory_budget
+    torch._functorch.config.activation_memory_budget = _SMALL_BUDGET
+    try:
+        yield
+    finally:
+        torch._functorch.config.activation_memory_budget = before
+
+
+def not_compiled(compute: Compute) -> contextlib.AbstractContextManager:
+    """Return the context in which compiled modules compute as they would uncompiled, as `deepcait eval` does."""
+    if not compute.compile:  # spares the seconds that importing the compiler takes
+        return contextlib.nullcontext()
+    return cast("contextlib.AbstractContextManager", torch.compiler.set_stance("force_eager"))
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile each block of a CaiT in place: one compilation for all that are alike, whose state-dict keys stay.
+
+    Gradients of a block are complete before the next one's, so that several processes exchange them meanwhile.
+    """
+    if not isinstance(model, CaiT):
+        return
+    for block in [*model.blocks, *model.blocks_token_only]:
+        # Kernels chosen by a measurement would round otherwise in the next process: a resumed run has the same bits.
+        block.compile(dynamic=False, options={"deterministic": True})
+
+
 def wrap(model: nn.Module, compute: Compute, processes: Processes) -> nn.Module:
     """Return the model, compiled and wrapped for several processes if requested; the weights are shared."""
-    net = cast("nn.Module", torch.compile(model)) if compute.compile else model
+    net = model
+    if compute.compile == "blocks":
+        compile_blocks(model)
+    elif compute.compile:
+        net = cast("nn.Module", torch.compile(model))
     if processes.world_size == 1:
         return net
     on_gpu = next(model.parameters()).is_cuda

@@ -142,6 +142,9 @@ class Recipe:
         not_negative |= {"data.num_workers": workers} if isinstance(workers, int) else {}
         if isinstance(workers, str) and workers != "auto":
             yield ConfigError(f"data.num_workers: expected auto or a number, got {workers!r}.", remedy=_REMEDY)
+        if self.compute.compile not in (True, False, "auto", "blocks"):
+            problem = f"compute.compile: expected auto, blocks, true or false, got {self.compute.compile!r}."
+            yield ConfigError(problem, remedy=_REMEDY)
         not_negative |= {"keep.checkpoint_every_steps": k.checkpoint_every_steps}
         not_negative |= {"keep.checkpoint_every_s": k.checkpoint_every_s, "optimizer.clip_norm": o.clip_norm}
         for name, value in not_negative.items():
@@ -250,5 +253,5 @@ def _defaults(version: int) -> Recipe:
     if version > 1:
         return Recipe()
     data = Data(labels="0.1", validate_on="0.1", num_workers=2)
-    compute = Compute(backend="lean", precision="fp32")
+    compute = Compute(backend="lean", precision="fp32", compile=False)
     return Recipe(version=1, data=data, compute=compute, keep=Keep(best_by="top1"))

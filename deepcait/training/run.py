@@ -120,8 +120,9 @@ def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequen
         callbacks=callbacks if processes.is_main else (),
     )
     trainer = Trainer(job)
-    # Another machine may resume the run, with as many workers as suit it.
-    kept = dataclasses.replace(recipe, data=asked.data)
+    # Another machine may resume the run, with as many workers as suit it, and with or without a compiler.
+    compute = dataclasses.replace(recipe.compute, compile=asked.compute.compile)
+    kept = dataclasses.replace(recipe, data=asked.data, compute=compute)
     with _begun(job, kept, data, start, resume):
         processes.barrier()
         computed = describe_compute(job.model, asked, recipe, device)

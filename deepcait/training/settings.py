@@ -249,8 +249,10 @@ class Compute:
     """Precision of a training step: bf16 or fp16 (autocast; softmax and residual stream stay in fp32), fp32, or
     fp32-strict (without TF32 on a GPU). auto: fp32 on a CPU; on a GPU bf16, or fp16 if it has no bf16. A run keeps its
     precision when it is resumed."""
-    compile: bool = False
-    """true: steps run through torch.compile, which needs a C++ compiler; `--engine compile` sets it."""
+    compile: bool | str = "auto"
+    """How torch.compile is used in training steps; it needs a C++ compiler. blocks: each block of a CaiT is compiled.
+    true: the whole model, which takes longer; `--engine compile` sets it. false: not at all. auto: blocks on a GPU with
+    the backend reference, else false. Validation is never compiled."""
     grad_checkpointing: bool = False
     """true: blocks are computed again in the backward pass instead of storing their intermediate results."""
     channels_last: bool = False
@@ -259,8 +261,9 @@ class Compute:
     """Implementation of the patch blocks. reference: their layers, one by one. lean: two operators per block, which
     store less for the backward pass. auto: lean on a CPU, else reference; a resumed run keeps its own."""
     memory: str = "normal"
-    """Memory of the lean backend. normal: stores the outputs of linear layers. small: stores only the residual stream
-    (the input of every branch), and computes the rest again in the backward pass; results are bit-identical."""
+    """small: stores less for the backward pass, and computes it again. With the lean backend only the residual stream
+    (the input of every branch) is stored, and results are bit-identical; with compiled blocks about a fifth of the
+    activations. normal: stores the outputs of linear layers, or what the compiler chooses."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from deepcait.training.checkpoint import (
     save_checkpoint,
     state_tensors,
 )
-from deepcait.training.compute import set_compute, tf32, uses_tf32, wrap
+from deepcait.training.compute import compiled_memory, not_compiled, set_compute, tf32, uses_tf32, wrap
 from deepcait.training.events import Event
 from deepcait.training.guard import Guard
 from deepcait.training.job import Job
@@ -185,7 +185,7 @@ class Trainer:
         step, lr = self.progress.step, self.lr(self.progress.step)
         head_only = step < self.recipe.head_warmup_epochs * self.job.order.steps_per_epoch
         self.model.train()
-        with tf32(self.job.device, uses_tf32(self.recipe)):
+        with tf32(self.job.device, uses_tf32(self.recipe)), compiled_memory(self.recipe.compute):
             result = self.stepper(step, self.watch.timed(batches), lr, head_only=head_only, stop=request.asked)
         self.guard.count(self.progress, result, self.job.samples.source, self.job.order)
         if self.skips:
@@ -251,7 +251,8 @@ class Trainer:
         models: dict[str, nn.Module] = {"raw": self.model}
         if self.average:
             models["ema"] = self.average.module
-        row = validation.row(models, "ema" if self.average and self.recipe.ema.evaluated else "raw")
+        with not_compiled(self.recipe.compute):
+            row = validation.row(models, "ema" if self.average and self.recipe.ema.evaluated else "raw")
         score = score_of(row, validation.best_by)
         better = is_better(score, p.best_score)
         if better:

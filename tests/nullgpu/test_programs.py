@@ -16,6 +16,7 @@ TINY = (
     "--data", "builtin:demo", "--recipe", "demo", "--set", "compute.device=cuda", "compute.precision=bf16",
     "data.limit=64", "data.val_limit=32", "data.num_workers=0", "global_batch_size=16", "replicas=2", "ema.decay=0.9",
     "optimizer.clip_norm=1", "mix.mixup=0.2", "augment.erase=0.5", "keep.max_skipped_steps=1000000",
+    "compute.compile=false",
 )  # fmt: skip
 PROGRAM = ("-m", "tests.nullgpu.program")
 
@@ -36,6 +37,19 @@ def test_a_training_runs_on_the_device(trained):
     # Forward and backward pass of two replicas, four steps and an evaluation of two models.
     assert asked["counts"]["gemm"] > 1000
     assert asked["counts"]["to_device_pinned"] >= 8
+
+
+@pytest.mark.slow
+def test_a_training_with_compiled_blocks(nullgpu, tmp_path):
+    """The default where there is a compiler; a program without one says so, and trains."""
+    command = ["train", "--out", str(tmp_path / "run"), *TINY, "epochs=1", "compute.compile=auto"]
+    done = run(nullgpu, *PROGRAM, *command, "compute.memory=small", COUNTS=str(tmp_path / "c"))
+    assert done.returncode == 0, done.stderr
+    assert "compiled blocks (auto)" in done.stdout
+    asked = json.loads((tmp_path / "c").read_text())["counts"]
+    assert asked["gemm"] > 1000
+    done = run(nullgpu, *PROGRAM, *command, "--dry-run", PATH="", CC="")
+    assert "not compiled (no C compiler)" in done.stdout + done.stderr
 
 
 def test_it_is_evaluated_and_a_second_run_resumes(nullgpu, trained, tmp_path):

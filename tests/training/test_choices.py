@@ -8,27 +8,36 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo.testing
+import torch._functorch.config as functorch
 
 from deepcait.cli.main import main
 from deepcait.data.order import Order
 from deepcait.errors import ConfigError
 from deepcait.runtime import device as devices
+from deepcait.runtime.processes import Processes
 from deepcait.training import compute
 from deepcait.training.compute import (
+    choose_compile,
     choose_precision,
     choose_settings,
     choose_workers,
+    compiled_memory,
     describe_choices,
+    not_compiled,
+    set_compute,
     tf32,
     uses_tf32,
+    wrap,
 )
 from deepcait.training.notes import notes_of
 from deepcait.training.plan import plan
 from deepcait.training.recipe import Recipe, load_recipe
 from deepcait.training.resume import resumed_recipe
 from deepcait.training.run import train
+from deepcait.training.settings import Compute
 from tests.training.test_class_names import LETTERS, TINY, write
-from tests.training.tiny import section
+from tests.training.tiny import section, tiny_model
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 STORED = Path(__file__).parent / "run_0_1"
@@ -46,6 +55,7 @@ def processors(monkeypatch):
     def become(number: int, *, bf16: bool = True) -> None:
         monkeypatch.setattr(compute, "num_cpus", lambda: number)
         monkeypatch.setattr(compute, "has_bf16", lambda device: bf16)
+        monkeypatch.setattr(compute, "why_not_compiled", lambda device: "")
 
     become(8)
     return become
@@ -72,14 +82,80 @@ def test_workers_by_processors(processors, monkeypatch, number, local, cpu, gpu)
     assert choose_workers(0, GPU) == 0
 
 
+@pytest.mark.parametrize(
+    ("settings", "device", "expected"),
+    [
+        ({}, GPU, "blocks"),
+        ({}, CPU, False),
+        ({"backend": "reference"}, GPU, "blocks"),
+        ({"backend": "lean"}, GPU, False),
+        ({"grad_checkpointing": True}, GPU, False),
+        ({"compile": True}, CPU, True),
+        ({"compile": False}, GPU, False),
+        ({"compile": "blocks"}, CPU, "blocks"),
+    ],
+)
+def test_blocks_are_compiled_on_a_gpu(processors, settings, device, expected):
+    assert choose_compile(Compute(**settings), device) == expected
+
+
+def test_without_a_compiler_the_steps_are_not_compiled(processors, monkeypatch):
+    monkeypatch.setattr(compute, "why_not_compiled", lambda device: "no C compiler")
+    chosen = choose_settings(Recipe(), GPU)
+    assert chosen.compute.compile is False
+    assert "not compiled (no C compiler)" in describe_choices(Recipe(), chosen, GPU)
+
+
+def test_an_unknown_way_to_compile_is_refused():
+    with pytest.raises(ConfigError, match="compute.compile: expected auto, blocks, true or false, got 'all'"):
+        load_recipe("demo", ["compute.compile=all"])
+
+
+def test_all_blocks_are_compiled_once_and_validation_not_at_all(monkeypatch):
+    """Patch blocks share one graph; class blocks have two, as the first one's token is an expanded view.
+
+    Numbers and state-dict keys are those of the plain model.
+    """
+    counter = torch._dynamo.testing.CompileCounter()
+    # The real method, with a compiler that counts in the place of one that takes a minute.
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compile_module(self, backend=counter))
+    model, plain = (tiny_model(torch.float32, drop_path_rate=0.3, depth=3).train() for _ in range(2))
+    for one in (model, plain):
+        set_compute(one, Compute(backend="reference"))
+    net = wrap(model, Compute(compile="blocks"), Processes())
+    assert list(net.state_dict()) == list(plain.state_dict())
+    images_BCHW = torch.randn(4, 3, 16, 16)
+    logits = []
+    for one in (plain, net):
+        torch.manual_seed(0)
+        logits.append(one(images_BCHW))
+        logits[-1].square().sum().backward()
+    torch.testing.assert_close(*logits)
+    for own, other in zip(plain.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad)
+    assert counter.frame_count == 3
+    with not_compiled(Compute(compile="blocks")), torch.inference_mode():
+        net.eval()(images_BCHW[:3])
+    assert counter.frame_count == 3
+
+
+def test_the_compiler_saves_less_only_where_memory_is_small():
+    for settings, budget in (({"memory": "small"}, 0.2), ({}, 1.0), ({"memory": "small", "compile": False}, 1.0)):
+        with compiled_memory(Compute(**{"compile": "blocks"} | settings)):
+            assert functorch.activation_memory_budget == budget
+    assert functorch.activation_memory_budget == 1.0
+
+
 def test_one_line_says_what_and_why(processors):
     recipe = Recipe()
     line = lambda asked, device: describe_choices(asked, choose_settings(asked, device), device)  # noqa: E731
     assert line(recipe, CPU) == "cpu, fp32 (auto: cpu), 4 data-loading workers (auto: 8 processors)"
-    expected = "cuda:0, bf16 (auto: this GPU has it), TF32 for what stays fp32, 7 data-loading workers"
+    expected = "cuda:0, bf16 (auto: this GPU has it), TF32 for what stays fp32, compiled blocks (auto), "
+    expected += "7 data-loading workers"
     assert line(recipe, GPU) == f"{expected} (auto: 8 processors)"
     strict = section(section(recipe, "compute", precision="fp32-strict"), "data", num_workers=1)
-    assert line(strict, GPU) == "cuda:0, fp32-strict, no TF32, 1 data-loading worker"
+    assert line(strict, GPU) == "cuda:0, fp32-strict, no TF32, compiled blocks (auto), 1 data-loading worker"
     processors(8, bf16=False)
     assert "fp16 (auto: this GPU has no bf16)" in line(recipe, GPU)
     assert "bf16, which this GPU only emulates" in line(section(recipe, "compute", precision="bf16"), GPU)
