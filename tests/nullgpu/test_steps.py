@@ -15,7 +15,11 @@ import json, torch
 from deepcait.data import Preprocessing
 from deepcait.data.mixing import Mix
 from deepcait.runtime.device import to_host
+from torch.nn.parallel import DistributedDataParallel, distributed
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from deepcait.runtime.processes import Processes
 from deepcait.training.average import WeightAverage
+from deepcait.training.compute import wrap
 from deepcait.training.guard import Guard
 from deepcait.training.settings import Average, Compute, Optimizer
 from deepcait.training.teacher import Teacher
@@ -59,6 +63,29 @@ guard = Guard(None, 0, scales_gradients=False)
 count("finite", lambda: guard.require_finite_weights(model, 1))
 states = model.state_dict()
 count("to_host", lambda: to_host(states))
+
+torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+distributed._verify_param_shape_across_processes = lambda *_: True  # what it would compare is junk
+images = torch.zeros(4, 3, 16, 16, device=device)
+
+def exchange(_, bucket):
+    done = torch.futures.Future()
+    done.set_result(bucket.buffer())
+    return done
+
+nets = {"alone": model, "exchanged": wrap(model, Compute(), Processes(world_size=2))}
+nets["copied"] = DistributedDataParallel(model, device_ids=[0])
+for name, net in nets.items():
+    if isinstance(net, DistributedDataParallel):
+        net.register_comm_hook(None, exchange)
+    for _ in range(2):  # DDP groups its buckets after the first backward pass
+        model.zero_grad(set_to_none=True)
+        net(images).sum().backward()
+    model.zero_grad(set_to_none=True)
+    logits = net(images)
+    count(name, lambda: logits.sum().backward())
+    found[name]["launches"] = sum(found[name][kind] for kind in ("launch", "gemm", "copy_on_device", "fill"))
+found["parameters"] = len(list(model.parameters()))
 print(json.dumps(found))
 """
 
@@ -82,3 +109,10 @@ def test_the_host_waits_once_per_step(found, replicas):
 def test_the_weights_are_checked_and_copied_with_one_wait(found):
     assert (found["finite"]["waits"], found["finite"]["to_host"]) == (1, 1), found["finite"]["causes"]
     assert (found["to_host"]["waits"], found["to_host"]["to_host"]) == (1, 1), found["to_host"]["causes"]
+
+
+def test_several_processes_exchange_gradients_where_they_are(found):
+    """A few launches per bucket; without views of the buckets, each parameter's gradient is copied there and back."""
+    alone, exchanged, copied = (found[name]["launches"] for name in ("alone", "exchanged", "copied"))
+    assert exchanged - alone < found["parameters"] / 2
+    assert copied - exchanged > found["parameters"]
