@@ -137,7 +137,7 @@ def page(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
 Balanced accuracy on the test images, in percent, of the epoch that each measure of the validation images chooses: mean
 ± standard deviation of the seeds (which images, their order, the first weights of the head). `builtin:nano`
 fine-tuned by the recipe `finetune` for {EPOCHS} epochs in steps of 16 images. All rows choose from the same
-{len(rows)} trainings. {"; ".join(sizes)}.{" Not complete: " + "; ".join(missing) + "." if missing else ""}
+{len(rows)} trainings. Images: {"; ".join(sizes)}.{" Not complete: " + "; ".join(missing) + "." if missing else ""}
 
 {chr(10).join(table)}
 
@@ -159,10 +159,11 @@ def verdict(rows: list[dict[str, Any]]) -> str:
         points = [100 * (loss - top1) for loss, top1 in pairs]
         error = statistics.stdev(points) / len(points) ** 0.5
         better, worse = sum(point > 0 for point in points), sum(point < 0 for point in points)
+        last = sum(chosen(run["epochs"], "loss", patience) == len(run["epochs"]) - 1 for run in rows)
         lines.append(
             f"{words} the epoch that the loss chooses is {statistics.mean(points):+.2f} ± {error:.2f} points better "
             f"than that of top-1 (mean and its standard error): better in {better}, worse in {worse} of "
-            f"{len(points)} runs."
+            f"{len(points)} runs. The loss chose the last epoch in {last} of them."
         )
     return "\n".join(lines)
 
