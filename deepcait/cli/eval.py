@@ -96,9 +96,9 @@ def run(args: Args) -> int | None:
     from deepcait.runtime.processes import join_processes, leave_processes
 
     _require_sound(args)
-    processes = join_processes()
+    join_processes()
     try:
-        device = choose_device(args.device, processes.local_rank)
+        device = choose_device(args.device)
         console = Console(json=args.json)
         rows: list[dict[str, Any]] = []
         records: list[Records] = []

@@ -68,7 +68,7 @@ def run(args: Args) -> int | None:
     results = _results(args)
     console = Console(json=args.json)
     paths = [path for place in args.images for path in list_images(place)]
-    classifier = load(args.spec, img_size=img_size, device=choose_device(args.device, 0))
+    classifier = load(args.spec, img_size=img_size, device=choose_device(args.device))
     classifier.image_options = image_options(args, classifier.image_options)
     target = None if args.class_ is None else classifier.index(args.class_)
     what = {"name": args.spec, "target": target, "methods": methods, "steps": args.steps}

@@ -57,7 +57,7 @@ def run(args: Args) -> int | None:
     if args.out is not None:
         require_file(args.out, (), "--out")
     console = Console(json=args.json)
-    device = choose_device(args.device, 0)
+    device = choose_device(args.device)
     several: Several | None = None
     reason = ""
     with console.progress("evaluating the best model") as progress:

@@ -61,7 +61,7 @@ def write_at_end(folder: Path, *, device: str = "auto", recipe: Recipe | None = 
         return None
     try:
         with progress("report: evaluating the best model") as update:
-            path = write_report(folder, progress=update, device=choose_device(device, 0), recipe=recipe)
+            path = write_report(folder, progress=update, device=choose_device(device), recipe=recipe)
     # Any error: a missing page must not make a finished training fail.
     except (Exception, KeyboardInterrupt) as error:
         problem = f"{type(error).__name__} {error}".strip()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deepcait.errors import ConfigError
+from deepcait.runtime.processes import local_rank
 
 # Compute capability of the oldest GPUs that Triton compiles for: Volta.
 _TRITON_NEEDS = (7, 0)
@@ -18,8 +19,11 @@ _TRITON_NEEDS = (7, 0)
 _STAGE_BYTES = 1 << 28
 
 
-def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
-    """Return the device a run computes on.
+def choose_device(wanted: str) -> torch.device:
+    """Return the device that a process computes on: each process of a machine has a GPU of its own.
+
+    Args:
+        wanted: auto (a GPU of NVIDIA if there is one, else the CPU), cpu, cuda, cuda:1, mps, ...
 
     Raises:
         ConfigError: the device is not available.
@@ -34,7 +38,7 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
         raise ConfigError(problem, remedy="Use auto, cpu, cuda, or cuda:1 for the second GPU.") from None
     try:
         if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", local_rank)
+            device = torch.device("cuda", local_rank())
         torch.zeros(1, device=device).item()  # the device `meta` exists, but computes nothing
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         # PyTorch continues with advice on operators and lists of its backends.

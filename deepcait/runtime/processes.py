@@ -88,6 +88,12 @@ def num_local_processes() -> int:
     return int(number) if "RANK" in os.environ and number.isdecimal() and int(number) else num_processes()
 
 
+def local_rank() -> int:
+    """Return this process's number among those that torchrun started on this machine; 0 without torchrun."""
+    number = os.environ.get("LOCAL_RANK", "")
+    return int(number) if "RANK" in os.environ and number.isdecimal() else 0
+
+
 def join_processes(timeout_s: float = 600.0) -> Processes:
     """Join the processes that torchrun started; without torchrun, a single process.
 

@@ -86,7 +86,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequ
 
 
 def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequence[Callback], resume: bool) -> Outcome:
-    device = choose_device(recipe.compute.device, processes.local_rank)
+    device = choose_device(recipe.compute.device)
     asked, recipe = recipe, choose_settings(recipe, device)
     _logger.info("start: %s", start_of(recipe))
     data = open_training_data(recipe, folder)

@@ -70,6 +70,19 @@ def test_devices_that_compute_and_others():
             choose_device(wanted)
 
 
+def test_a_gpu_is_chosen_by_the_number_of_the_process_on_its_machine(monkeypatch):
+    """Not by its rank among all: the second machine's first process has the first GPU there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: torch.ones(1))
+    for name, value in (("RANK", "9"), ("WORLD_SIZE", "16"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:1")
+    assert choose_device("cuda:0") == torch.device("cuda:0")
+    monkeypatch.delenv("RANK")
+    assert choose_device("cuda") == torch.device("cuda:0")
+
+
 @pytest.mark.parametrize("wanted", ["mps", "cuda:99", "xpu", "hpu", "tpu", "meta"])
 def test_a_device_that_is_absent_is_one_sentence(wanted):
     if wanted == "mps" and torch.backends.mps.is_available():
