@@ -19,6 +19,13 @@ _TRITON_NEEDS = (7, 0)
 _STAGE_BYTES = 1 << 28
 
 
+def device_type(wanted: str) -> str:
+    """Return the type of the device that `choose_device` returns, such as cuda; reserves no device."""
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted.partition(":")[0]
+
+
 def choose_device(wanted: str) -> torch.device:
     """Return the device that a process computes on: each process of a machine has a GPU of its own.
 
@@ -28,8 +35,7 @@ def choose_device(wanted: str) -> torch.device:
     Raises:
         ConfigError: the device is not available.
     """
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    wanted = device_type(wanted) if wanted == "auto" else wanted
     _require_gpu(wanted)
     try:
         device = torch.device(wanted)

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from deepcait.model.cait import CaiT
 from deepcait.model.network import Network, NetworkConfig
 from deepcait.model.variants import CaiTConfig
-from deepcait.runtime.device import has_bf16, why_not_compiled
+from deepcait.runtime.device import device_type, has_bf16, why_not_compiled
 from deepcait.runtime.environment import num_cpus
 from deepcait.runtime.processes import Processes, num_local_processes
 from deepcait.training.recipe import Recipe
@@ -130,11 +130,10 @@ def set_compute(model: Network, compute: Compute) -> None:
 
 
 def expected_backend(compute: Compute) -> Compute:
-    """Return the same settings with "auto" replaced by the backend that it takes on this device; reserves no device."""
+    """Return the same settings with backend "auto" replaced by the backend that it takes on the device of the run."""
     if compute.backend != "auto":
         return compute
-    on_gpu = compute.device.startswith("cuda") or (compute.device == "auto" and torch.cuda.is_available())
-    return dataclasses.replace(compute, backend="reference" if on_gpu else "lean")
+    return dataclasses.replace(compute, backend="lean" if device_type(compute.device) == "cpu" else "reference")
 
 
 def describe_compute(model: Network, asked: Recipe, chosen: Recipe, device: torch.device) -> str:

@@ -73,7 +73,13 @@ def test_a_shared_storage_counts_once_and_weights_do_not():
 
 @pytest.mark.parametrize(
     ("device", "has_gpu", "backend"),
-    [("auto", False, "lean"), ("auto", True, "reference"), ("cpu", True, "lean"), ("cuda:1", False, "reference")],
+    [
+        ("auto", False, "lean"),
+        ("auto", True, "reference"),
+        ("cpu", True, "lean"),
+        ("cuda:1", False, "reference"),
+        ("mps", False, "reference"),
+    ],
 )
 def test_the_backend_that_auto_is_going_to_take(monkeypatch, device, has_gpu, backend):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
