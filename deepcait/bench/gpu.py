@@ -32,7 +32,7 @@ from deepcait.inference.fold import fold
 from deepcait.model import CaiT
 from deepcait.runtime.device import choose_device
 from deepcait.runtime.environment import environment
-from deepcait.training.compute import autocast, compile_blocks, set_compute
+from deepcait.training.compute import allows_tf32, autocast, compile_blocks, set_compute, tf32
 from deepcait.training.settings import Compute
 
 # Model, images per step, in the order in which they are measured. The first is measured in three precisions.
@@ -41,8 +41,6 @@ QUICK_CASES = (("cait_xxs24_224", 4),)
 BATCHES = (1, 8, 64, 256)
 # What the compiler may save of the activations it would save on its own.
 _SMALL_BUDGET = 0.2
-# With TF32 for what stays fp32, or without.
-_MATMUL = {"fp32": "high", "fp32-strict": "highest", "bf16": "high", "fp16": "high"}
 
 
 @dataclass(frozen=True)
@@ -106,8 +104,8 @@ def measure_ceilings(session: Session) -> None:
             Timed("product bf16", lambda: half @ half),
             Timed("product fp32", lambda: full @ full),
         ]
-        torch.set_float32_matmul_precision("high")
-        take_turns(programs, session.rounds)
+        with tf32(session.device, True):
+            take_turns(programs, session.rounds)
         copy_ms, half_ms, full_ms = (max(1e-6, program.facts()["gpu_ms"]) for program in programs)
         session.record(
             "ceilings",
@@ -125,7 +123,13 @@ def measure_parity(session: Session) -> None:
     for precision in ("fp32-strict", "fp32", "bf16", "fp16"):
         for form in forms if not session.quick else forms[:2]:
             name = f"parity {form.name} {precision}"
-            session.attempt(name, lambda form=form, precision=precision: _parity(session, form, precision))
+            _attempt(session, name, precision, lambda form=form, precision=precision: _parity(session, form, precision))
+
+
+def _attempt(session: Session, name: str, precision: str, work: Callable[[], None]) -> None:
+    """Do a part of the work with TF32 for what stays fp32, as a run of this precision does."""
+    with tf32(session.device, allows_tf32(precision)):
+        session.attempt(name, work)
 
 
 def _parity(session: Session, form: Form, precision: str) -> None:
@@ -137,7 +141,6 @@ def _parity(session: Session, form: Form, precision: str) -> None:
     model.set_backend("reference")
     expected = _gradients(model.double(), model, images_BCHW.double(), labels_B, "fp32")
     model = model.float().to(session.device)
-    torch.set_float32_matmul_precision(_MATMUL[precision])
     net = _prepare(model, form, precision)
     got = _gradients(model, net, images_BCHW.to(session.device), labels_B.to(session.device), precision)
     errors = [_relative_error(one, other) for one, other in zip(got, expected, strict=True)]
@@ -170,8 +173,10 @@ def measure_training(session: Session) -> None:
         for precision in ("bf16", "fp32", "fp32-strict") if index == 0 else ("bf16",):
             forms = FORMS if precision == "bf16" and not session.quick else PLAIN_FORMS
             part = f"train {name} {precision}"
-            session.attempt(
+            _attempt(
+                session,
                 part,
+                precision,
                 lambda name=name, batch=batch, precision=precision, forms=forms: _train_case(
                     session, name, batch, precision, forms
                 ),
@@ -179,7 +184,6 @@ def measure_training(session: Session) -> None:
 
 
 def _train_case(session: Session, name: str, batch: int, precision: str, forms: tuple[Form, ...]) -> None:
-    torch.set_float32_matmul_precision(_MATMUL[precision])
     config = open_model(name).config
     images_BCHW = torch.randn(batch, config.in_chans, *config.img_size, device=session.device)
     labels_B = torch.randint(0, config.num_classes, (batch,), device=session.device)
@@ -252,11 +256,12 @@ def measure_inference(session: Session) -> None:
     for precision in ("fp32", "bf16"):
         for batch in BATCHES[:2] if session.quick else BATCHES:
             part = f"inference {precision} batch {batch}"
-            session.attempt(part, lambda batch=batch, precision=precision: _infer(session, batch, precision))
+            _attempt(
+                session, part, precision, lambda batch=batch, precision=precision: _infer(session, batch, precision)
+            )
 
 
 def _infer(session: Session, batch: int, precision: str) -> None:
-    torch.set_float32_matmul_precision(_MATMUL[precision])
     ours, peer = (model.to(session.device).eval() for model in build_pair("cait_xxs24_224"))
     images_BCHW = torch.randn(batch, 3, 224, 224, device=session.device)
     nets: dict[str, Callable[[Tensor], Tensor]] = {"model": ours, "timm": peer, "folded": fold(cast("CaiT", ours))}

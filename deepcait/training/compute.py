@@ -101,9 +101,14 @@ def _compilation(asked: Recipe, chosen: Recipe, device: torch.device) -> str:
     return ""
 
 
+def allows_tf32(precision: str) -> bool:
+    """Whether matrix products that stay in float32 may round their inputs to TF32 on a GPU."""
+    return precision != "fp32-strict"
+
+
 def uses_tf32(recipe: Recipe) -> bool:
-    """Whether matrix products that stay in float32 may round their inputs to TF32 on a GPU; runs of 0.1 did not."""
-    return recipe.compute.precision != "fp32-strict" and recipe.version > 1
+    """Whether a run allows TF32; runs of 0.1 did not."""
+    return allows_tf32(recipe.compute.precision) and recipe.version > 1
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from deepcait.model.network import Network, NetworkConfig, as_module
 from deepcait.model.networks import build_model
 from deepcait.model.variants import CaiTConfig
 from deepcait.runtime.processes import Processes, num_local_processes, num_processes
-from deepcait.training.compute import set_compute
+from deepcait.training.compute import set_compute, tf32, uses_tf32
 from deepcait.training.optimizer import build_optimizer, parameter_groups
 from deepcait.training.recipe import Recipe
 from deepcait.training.step import Stepper
@@ -66,17 +66,18 @@ def measure_speed(
     shape = (model.config.in_chans, *model.config.img_size)
     optimizer = build_optimizer(parameter_groups(model, recipe.optimizer), recipe.optimizer)
     batch = 2 if order.replica_batch_size % 2 == 0 else 1
-    while True:
-        images_BCHW = torch.zeros(batch, *shape, device=device)
-        step = _stepper(recipe, module, optimizer, model.num_classes, batch, teacher is not None)
-        seconds = min(_timed(lambda: step(images_BCHW)) for _ in range(2))  # noqa: B023
-        if seconds >= _LONG_S or 2 * batch > order.replica_batch_size:
-            break
-        batch *= 2
-    module.eval()
-    with torch.no_grad():
-        forward_s = _timed(lambda: module(images_BCHW).sum().item())
-        teacher_s = _timed(lambda: teacher(images_BCHW).sum().item()) if teacher else 0.0
+    with tf32(device, uses_tf32(recipe)):
+        while True:
+            images_BCHW = torch.zeros(batch, *shape, device=device)
+            step = _stepper(recipe, module, optimizer, model.num_classes, batch, teacher is not None)
+            seconds = min(_timed(lambda: step(images_BCHW)) for _ in range(2))  # noqa: B023
+            if seconds >= _LONG_S or 2 * batch > order.replica_batch_size:
+                break
+            batch *= 2
+        module.eval()
+        with torch.no_grad():
+            forward_s = _timed(lambda: module(images_BCHW).sum().item())
+            teacher_s = _timed(lambda: teacher(images_BCHW).sum().item()) if teacher else 0.0
     return Speed(
         step_s=seconds / batch,
         forward_s=forward_s / batch,

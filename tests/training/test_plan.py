@@ -9,11 +9,12 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import torch
 
 from deepcait.cli.main import main
 from deepcait.data.order import Order
 from deepcait.errors import ConfigError, DeepcaitError, RunError, SettingsError, together
-from deepcait.model import CaiTConfig
+from deepcait.model import CaiT, CaiTConfig
 from deepcait.model.convnet import ConvConfig
 from deepcait.training import estimate, run
 from deepcait.training import plan as planning
@@ -23,7 +24,7 @@ from deepcait.training.recipe import load_recipe
 from deepcait.training.settings import Average, Compute, Keep, Optimizer
 from deepcait.training.sound import require_sound
 from tests.training.test_class_names import LETTERS, TINY, write
-from tests.training.tiny import tiny_recipe
+from tests.training.tiny import tiny_model, tiny_recipe
 
 Usage = namedtuple("Usage", "total used free")  # noqa: PYI024 - as shutil's
 PARTS = """
@@ -185,6 +186,20 @@ def test_time_is_steps_or_reading_and_validation(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert expected_s(by(1), speed, 2.0, order, 0) == images * 5.0 / 2
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", "high"), ("fp32-strict", "highest")])
+def test_speed_is_measured_with_the_tf32_of_the_run(monkeypatch, precision, allowed):
+    """A GPU is pretended by its name: what decides is the setting during the step."""
+    found = []
+    recipe = dataclasses.replace(tiny_recipe(), compute=Compute(device="cpu", precision=precision))
+    pretended = torch.device("cuda")
+    monkeypatch.setattr(CaiT, "to", lambda self, device: self)
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device=None, zeros=torch.zeros, **how: zeros(*shape, **how))
+    monkeypatch.setattr(estimate, "_reading", lambda *_: found.append(torch.get_float32_matmul_precision()) or 1.0)
+    monkeypatch.setattr(estimate, "_timed", lambda work: found.append(torch.get_float32_matmul_precision()) or 1.0)
+    estimate.measure_speed(recipe, tiny_model(), None, None, Order(32, global_batch_size=8, replicas=2), pretended)
+    assert found == [allowed, allowed, allowed, "highest"]
 
 
 def test_a_large_network_is_measured_with_fewer_blocks():
