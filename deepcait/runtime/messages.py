@@ -28,6 +28,15 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
 
 
+def size_text(num_bytes: int) -> str:
+    """Return a number of bytes as people read it.
+
+    >>> size_text(3 << 19), size_text(5 << 30)
+    ('1.5 MiB', '5.00 GiB')
+    """
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
+
+
 def print_nowhere(stream: TextIO) -> None:
     """Discard further output of a stream and its buffer: its reader has exited."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

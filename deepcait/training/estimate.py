@@ -22,9 +22,10 @@ from deepcait.errors import ImageError, RunError
 from deepcait.model.network import Network, NetworkConfig, as_module
 from deepcait.model.networks import build_model
 from deepcait.model.variants import CaiTConfig
+from deepcait.runtime.messages import size_text
 from deepcait.runtime.processes import Processes, num_local_processes, num_processes
 from deepcait.training.compute import set_compute, tf32, uses_tf32
-from deepcait.training.optimizer import build_optimizer, parameter_groups
+from deepcait.training.optimizer import build_optimizer, num_states, parameter_groups
 from deepcait.training.recipe import Recipe
 from deepcait.training.step import Stepper
 from deepcait.training.teacher import Teacher
@@ -120,17 +121,40 @@ def expected_s(recipe: Recipe, speed: Speed, factor: float, order: Order, num_va
     return (images * image_s + evaluations * evaluation_s) / num_processes()
 
 
-def disk_bytes(recipe: Recipe, num_params: int, num_moving: int) -> int:
-    """Return the bytes that the files of a run take at most: checkpoints, `best`, `last`, and one that is written.
+def count_params(model: Network) -> tuple[int, int]:
+    """Return the numbers of parameters of a network: all of them, and those that are trained."""
+    parameters = [parameter for _, parameter in model.named_parameters()]
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return sum(parameter.numel() for parameter in parameters), sum(parameter.numel() for parameter in trained)
+
+
+def resident_bytes(recipe: Recipe, num_params: int, num_trained: int) -> int:
+    """Return the bytes of memory of a run: weights and their average, gradients and states of those that are trained.
 
     Args:
         recipe: of the run.
-        num_params: of the network. num_moving: those that are trained.
+        num_params, num_trained: as `count_params` returns them.
     """
-    averaged = bool(recipe.ema.decay)
-    states = (recipe.optimizer.momentum > 0) if recipe.optimizer.name == "sgd" else 2
-    model = 4 * num_params * (1 + averaged)
-    return (recipe.keep.checkpoints + 1) * (model + 4 * num_moving * states) + 3 * model
+    return _model_bytes(recipe, num_params) + 4 * num_trained * (1 + num_states(recipe.optimizer))
+
+
+def disk_bytes(recipe: Recipe, num_params: int, num_trained: int) -> int:
+    """Return the bytes that the files of a run take at most: checkpoints, models, and one more while it is written.
+
+    With warmup_stable_decay that includes the checkpoint and the models from before the decay.
+
+    Args:
+        recipe: of the run.
+        num_params, num_trained: as `count_params` returns them.
+    """
+    model = _model_bytes(recipe, num_params)
+    checkpoint = model + 4 * num_trained * num_states(recipe.optimizer)
+    stable = recipe.schedule.kind == "warmup_stable_decay"
+    return (recipe.keep.checkpoints + 1 + stable) * checkpoint + (3 + 2 * stable) * model
+
+
+def _model_bytes(recipe: Recipe, num_params: int) -> int:
+    return 4 * num_params * (1 + bool(recipe.ema.decay))
 
 
 def require_disk(folder: Path, needed: int) -> int:
@@ -143,7 +167,7 @@ def require_disk(folder: Path, needed: int) -> int:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise RunError(
-            f"{folder}: the run's files take up to {_size(needed)}, and {_size(free)} are free there.",
+            f"{folder}: the run's files take up to {size_text(needed)}, and {size_text(free)} are free there.",
             remedy="Free space, choose another --out, or lower keep.checkpoints.",
         )
     return free
@@ -161,8 +185,8 @@ def shared_memory_note(recipe: Recipe, shape: Sequence[int], order: Order) -> st
     if free is None or free >= needed:
         return ""
     return (
-        f"the data-loading workers need up to {_size(needed)} of shared memory, and /dev/shm has {_size(free)} free; "
-        "in Docker use --shm-size, else fewer data.num_workers or more replicas"
+        f"the data-loading workers need up to {size_text(needed)} of shared memory, and /dev/shm has "
+        f"{size_text(free)} free; in Docker use --shm-size, else fewer data.num_workers or more replicas"
     )
 
 
@@ -212,7 +236,3 @@ def _timed(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return max(1e-9, time.perf_counter() - began)
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"

@@ -113,6 +113,20 @@ def build_optimizer(groups: list[dict], optimizer: Optimizer, *, peak_lr: float 
     return torch.optim.AdamW(groups, lr=optimizer.lr, betas=betas, eps=optimizer.eps, fused=True)
 
 
+def num_states(optimizer: Optimizer) -> int:
+    """Return how many numbers an optimizer keeps for each trained one: 2 for adamw, 1 for sgd with momentum, ...
+
+    Counted after a step on a small matrix: timm's optimizers have no list of theirs. Some keep less of a large one.
+    """
+    parameter = nn.Parameter(torch.zeros(8, 8))
+    built = build_optimizer([{"params": [parameter]}], optimizer)
+    parameter.grad = torch.zeros_like(parameter)
+    with torch.compiler.set_stance("force_eager"):  # some compile their step, which takes a minute
+        built.step()
+    state = built.state[parameter].values()
+    return sum(isinstance(value, torch.Tensor) and value.shape == parameter.shape for value in state)
+
+
 def _build_timm(groups: list[dict], optimizer: Optimizer, lr: float) -> torch.optim.Optimizer:
     from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 

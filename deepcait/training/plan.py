@@ -19,16 +19,19 @@ from deepcait.model.network import Network, NetworkConfig, as_module
 from deepcait.model.networks import build_model, is_model_name
 from deepcait.parts import blamed, is_part
 from deepcait.runtime.device import choose_device
+from deepcait.runtime.messages import size_text
 from deepcait.training.best import chosen_measure, describe_choice
 from deepcait.training.compute import choose_settings, describe_choices, expected_backend, note_of
 from deepcait.training.data import TrainingData, build_order, open_training_data
 from deepcait.training.estimate import (
     build_smaller,
+    count_params,
     disk_bytes,
     expected_s,
     measure_speed,
     needed_shared_bytes,
     require_disk,
+    resident_bytes,
     shared_memory_note,
 )
 from deepcait.training.footprint import (
@@ -83,7 +86,7 @@ def plan(recipe: Recipe, folder: Path | None = None, *, resume: bool = False) ->
     facts |= _time(recipe, model, config, teacher.to(device) if teacher else None, samples, order, device, data)
     shape = (config.in_chans, *config.img_size)
     facts["shared_memory_bytes"] = needed_shared_bytes(recipe, shape, order)
-    facts["disk_bytes"] = disk_bytes(recipe, facts["params"], facts["trained_params"])
+    facts["disk_bytes"] = disk_bytes(recipe, *count_params(model))
     facts["disk_free_bytes"] = None if folder is None or resume else require_disk(folder, facts["disk_bytes"])
     facts |= {"device": str(device), "precision": recipe.compute.precision, "num_workers": recipe.data.num_workers}
     facts["compute"] = describe_choices(asked, recipe, device)
@@ -151,7 +154,7 @@ def _facts(recipe: Recipe, config: NetworkConfig, data: TrainingData, order: Ord
 def _costs(recipe: Recipe, model: Network, config: NetworkConfig, order: Order) -> dict[str, Any]:
     """Memory and arithmetic of a step, counted."""
     batch, shape = order.replica_batch_size, (config.in_chans, *config.img_size)
-    trained = sum(parameter.numel() for _, parameter in model.named_parameters() if parameter.requires_grad)
+    num_params, num_trained = count_params(model)
     if is_part(recipe.model):
         module = as_module(model)
         with blamed(f"model {recipe.model}"):
@@ -165,10 +168,9 @@ def _costs(recipe: Recipe, model: Network, config: NetworkConfig, order: Order) 
         how = {"device": device, "precision": compute.precision}
         every = {name: expected_backend(dataclasses.replace(one, **how)) for name, one in CHOICES.items()}
         choices = {name: training_bytes(config, one, batch) for name, one in every.items()}
-    copies = 3 + bool(recipe.ema.decay) + (recipe.optimizer.name == "adamw")
     return {
-        "trained_params": trained,
-        "weights_and_optimizer_bytes": 4 * copies * config.num_params(),
+        "trained_params": num_trained,
+        "weights_and_optimizer_bytes": resident_bytes(recipe, num_params, num_trained),
         "activation_bytes": kept,
         "activation_bytes_of": choices,
         "step_flops": step_flops,
@@ -238,24 +240,24 @@ def _lines(facts: dict, recipe: Recipe, replica_batch: int) -> list[str]:
         + (f" x {facts['global_batch_size']} / {recipe.optimizer.lr_batch})" if recipe.optimizer.lr_batch else ")"),
         f"               [{curve}]",
         f"compute        {facts['compute']}",
-        f"memory         {_size(resident)} weights, gradients, optimizer and average",
-        f"               {_size(facts['activation_bytes'])} saved for the backward pass of a replica of {replica_batch}"
-        f" ({recipe.compute.precision})",
-        "               " + ", ".join(f"{_size(size)} {name}" for name, size in choices.items()),
+        f"memory         {size_text(resident)} weights, gradients, optimizer and average",
+        f"               {size_text(facts['activation_bytes'])} saved for the backward pass of a replica of "
+        f"{replica_batch} ({recipe.compute.precision})",
+        "               " + ", ".join(f"{size_text(size)} {name}" for name, size in choices.items()),
         f"arithmetic     {facts['train_flops']:.3g} floating-point operations for {facts['images']:,} images; "
         f"{facts['computed_flops']:.3g} with what the backward pass computes again"
         + (" and the teacher" if taught else ""),
         f"time           {at_most}about {_span(facts['expected_s'])} on this machine: {facts['images_per_s']:,.3g} "
         f"images per second in a step, {facts['read_images_per_s']:,.3g} read; measured on a few images",
-        f"disk           up to {_size(facts['disk_bytes'])} for checkpoints and models"
-        + ("" if free is None else f", {_size(free)} free"),
+        f"disk           up to {size_text(facts['disk_bytes'])} for checkpoints and models"
+        + ("" if free is None else f", {size_text(free)} free"),
     ]
     if facts["best_by"]:
         lines.insert(2, f"validation     {describe_choice(recipe.keep.best_by, facts['val_images'])}")
     if taught:
         lines.insert(2, f"teacher        {taught['origin']}")
         cost = f"               {taught['params']:,} parameters, {taught['gmacs']:.3g} GMACs per image"
-        lines.insert(3, f"{cost}, {_size(taught['weights_bytes'])} of memory")
+        lines.insert(3, f"{cost}, {size_text(taught['weights_bytes'])} of memory")
     return [line for line in lines if line.strip()]
 
 
@@ -265,7 +267,3 @@ def _span(seconds: float) -> str:
         if seconds >= (1 if unit == "minutes" else 2) * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{math.ceil(seconds)} second{'s' * (seconds > 1)}"
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"

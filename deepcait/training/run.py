@@ -20,7 +20,7 @@ from deepcait.runtime.processes import Processes, is_lost_process, join_processe
 from deepcait.training.best import describe_choice
 from deepcait.training.compute import choose_settings, describe_compute
 from deepcait.training.data import TrainingData, build_order, open_training_data
-from deepcait.training.estimate import disk_bytes, require_disk, shared_memory_note
+from deepcait.training.estimate import count_params, disk_bytes, require_disk, shared_memory_note
 from deepcait.training.events import Callback
 from deepcait.training.job import Job
 from deepcait.training.lora import add_lora
@@ -148,9 +148,7 @@ def _begun(job: Job, recipe: Recipe, data: TrainingData, start: Resolved, resume
         yield
         return
     if not (job.folder / RUN_CONFIG).exists():
-        parameters = [parameter for _, parameter in job.model.named_parameters()]
-        trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-        require_disk(job.folder, disk_bytes(recipe, sum(p.numel() for p in parameters), trained))
+        require_disk(job.folder, disk_bytes(recipe, *count_params(job.model)))
     with held(job.folder, resume):
         write_run_files(job.folder, recipe, data)
         keep_start(job.folder, start)

@@ -18,9 +18,11 @@ from deepcait.model import CaiT, CaiTConfig
 from deepcait.model.convnet import ConvConfig
 from deepcait.training import estimate, run
 from deepcait.training import plan as planning
-from deepcait.training.estimate import Speed, disk_bytes, expected_s, smaller
+from deepcait.training.estimate import Speed, disk_bytes, expected_s, resident_bytes, smaller
+from deepcait.training.optimizer import num_states
 from deepcait.training.plan import plan
 from deepcait.training.recipe import load_recipe
+from deepcait.training.schedule import Schedule
 from deepcait.training.settings import Average, Compute, Keep, Optimizer
 from deepcait.training.sound import require_sound
 from tests.training.test_class_names import LETTERS, TINY, write
@@ -250,6 +252,38 @@ def test_the_disk_is_counted_and_the_count_holds(data, tmp_path):
     adamw, sgd = (tiny_recipe(optimizer=Optimizer(name=name), keep=Keep(checkpoints=2)) for name in ("adamw", "sgd"))
     assert disk_bytes(adamw, 1000, 1000) == 3 * 4 * 3000 + 3 * 4000
     assert disk_bytes(sgd, 1000, 10) == 3 * 4 * 1010 + 3 * 4000
+    stable = dataclasses.replace(sgd, schedule=Schedule(kind="warmup_stable_decay", warmup_epochs=0))
+    assert disk_bytes(stable, 1000, 10) == 4 * 4 * 1010 + 5 * 4000
+
+
+def test_the_disk_of_a_run_that_can_be_prolonged_is_counted(data, tmp_path):
+    """It has one checkpoint and two models more, from before the decay."""
+    recipe = tiny(data, "schedule.kind=warmup_stable_decay", "schedule.decay_epochs=1", "keep.checkpoints=1")
+    run.train(recipe, tmp_path / "run")
+    files = [path for path in (tmp_path / "run").rglob("*.safetensors")]
+    assert len([path for path in files if "stable" in path.parts]) == 3
+    header_bytes = 2**15  # at most, per file
+    tensor_bytes = sum(path.stat().st_size - header_bytes for path in files)
+    assert tensor_bytes < plan(recipe)["disk_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "momentum", "number"),
+    [("adamw", 0.9, 2), ("sgd", 0.9, 1), ("sgd", 0.0, 0), ("timm:lion", 0.9, 1), ("timm:adan", 0.9, 4)],
+)
+def test_the_states_of_an_optimizer_are_counted(name, momentum, number):
+    optimizer = Optimizer(name=name, momentum=momentum)
+    assert num_states(optimizer) == number
+    assert resident_bytes(tiny_recipe(optimizer=optimizer), 1000, 10) == 4000 + 40 * (1 + number)
+    averaged = tiny_recipe(optimizer=optimizer, ema=Average(decay=0.9))
+    assert resident_bytes(averaged, 1000, 1000) == 8000 + 4000 * (1 + number)
+
+
+def test_memory_of_a_head_alone(data):
+    """Only what is trained has gradients and states of the optimizer."""
+    facts = plan(tiny(data, "train=head"))
+    assert facts["trained_params"] < 0.1 * facts["params"]
+    assert facts["weights_and_optimizer_bytes"] == 4 * (facts["params"] + 3 * facts["trained_params"])
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(data, tmp_path, monkeypatch, capsys):
