@@ -62,7 +62,7 @@ ORDER = {
         "schedule", "losses", "strict", "aliases", "best", "settings", "recipe", "keys", "own", "resume", "compute",
         "footprint", "optimizer", "average", "checkpoint", "lora", "journal", "prolong", "data", "start", "notes",
         "teacher", "trackers", "sound", "step", "estimate", "guard", "events", "validation", "watch", "skips",
-        "run_folder", "plan", "job", "trainer", "run",
+        "run_folder", "ready", "plan", "job", "trainer", "run",
     ],
     "evaluation": [
         "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",

@@ -45,11 +45,11 @@ from deepcait.training.footprint import (
 from deepcait.training.lora import add_lora
 from deepcait.training.notes import notes_of
 from deepcait.training.optimizer import chosen_class_weights, freeze, parameter_groups
-from deepcait.training.recipe import Recipe
-from deepcait.training.run_folder import require_startable
+from deepcait.training.ready import require_ready
+from deepcait.training.recipe import RUN_CONFIG, Recipe
 from deepcait.training.schedule import LearningRate
 from deepcait.training.sound import require_sound
-from deepcait.training.start import planned_config, start_model
+from deepcait.training.start import kept_start, planned_config, start_model
 from deepcait.training.teacher import Teacher, load_teacher
 
 _logger = logging.getLogger(__name__)
@@ -67,14 +67,15 @@ def plan(recipe: Recipe, folder: Path | None = None, *, resume: bool = False) ->
     Raises:
         DeepcaitError: whatever would stop the real run before its first step, as far as it can be seen here.
     """
-    if folder is not None:
-        require_startable(folder, resume)
-    require_sound(recipe)
+    if folder is None:
+        require_sound(recipe)
+    else:
+        recipe = require_ready(recipe, folder, resume)
     data = open_training_data(recipe, folder)
     order = build_order(recipe, data.train)
     device = choose_device(recipe.compute.device)
     asked, recipe = recipe, choose_settings(recipe, device)
-    model, config = _network(recipe, list(data.train.classes))
+    model, config = _network(recipe, list(data.train.classes), folder)
     preprocessing = _preprocessing(recipe, model, config)
     samples = TrainingSet(data.train, build_augmentation(recipe.augment, preprocessing), recipe.seed)
     # Built for its errors alone.
@@ -87,7 +88,8 @@ def plan(recipe: Recipe, folder: Path | None = None, *, resume: bool = False) ->
     shape = (config.in_chans, *config.img_size)
     facts["shared_memory_bytes"] = needed_shared_bytes(recipe, shape, order)
     facts["disk_bytes"] = disk_bytes(recipe, *count_params(model))
-    facts["disk_free_bytes"] = None if folder is None or resume else require_disk(folder, facts["disk_bytes"])
+    is_new = folder is not None and not (folder / RUN_CONFIG).exists()
+    facts["disk_free_bytes"] = require_disk(folder, facts["disk_bytes"]) if is_new else None
     facts |= {"device": str(device), "precision": recipe.compute.precision, "num_workers": recipe.data.num_workers}
     facts["compute"] = describe_choices(asked, recipe, device)
     for line in _lines(facts, recipe, order.replica_batch_size):
@@ -100,13 +102,14 @@ def plan(recipe: Recipe, folder: Path | None = None, *, resume: bool = False) ->
     return facts
 
 
-def _network(recipe: Recipe, classes: list[str]) -> tuple[Network, NetworkConfig]:
+def _network(recipe: Recipe, classes: list[str], folder: Path | None) -> tuple[Network, NetworkConfig]:
     """The network of a run with its trained parameters marked: one's own is built, any other has shapes alone."""
     if is_part(recipe.model):
-        model: Any = start_model(recipe, classes).model
+        kept = kept_start(folder, recipe) if folder is not None else None
+        model: Any = (kept or start_model(recipe, classes)).model
         config: Any = model.config
     else:
-        config = planned_config(recipe, len(classes))
+        config = planned_config(recipe, len(classes), folder)
         with torch.device("meta"):
             model = build_model(config)
     if recipe.train == "lora":

@@ -25,12 +25,10 @@ from deepcait.training.events import Callback
 from deepcait.training.job import Job
 from deepcait.training.lora import add_lora
 from deepcait.training.notes import describe_plan, notes_of
-from deepcait.training.own import with_digests
-from deepcait.training.prolong import require_prolongable
+from deepcait.training.ready import require_ready
 from deepcait.training.recipe import RUN_CONFIG, Recipe
-from deepcait.training.run_folder import ModelFolders, held, require_startable, write_run_files
-from deepcait.training.sound import require_sound
-from deepcait.training.start import has_start, keep_start, kept_start, start_model, start_of
+from deepcait.training.run_folder import ModelFolders, held, write_run_files
+from deepcait.training.start import keep_start, kept_start, start_model, start_of
 from deepcait.training.teacher import load_teacher
 from deepcait.training.trainer import Trainer
 from deepcait.training.validation import Validation
@@ -66,10 +64,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequ
         Stopped: asked to stop; saved and resumable.
     """
     # Before the processes meet: afterwards the first may have written what another looks for.
-    require_startable(folder, resume)
-    require_prolongable(folder, recipe)
-    require_sound(recipe, has_start=has_start(folder))
-    recipe = with_digests(recipe, folder)
+    recipe = require_ready(recipe, folder, resume)
     processes = join_processes()
     try:
         return _train(recipe, folder, processes, callbacks, resume)

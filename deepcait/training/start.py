@@ -24,6 +24,7 @@ from deepcait.weights.spec import Resolved, describe, resolve
 
 _logger = logging.getLogger(__name__)
 START_FILE = "start.json"
+_KEPT = ("spec", "kind", "name", "classes", "pretrained_cfg")
 # Above it AdamW is known to undo what trained weights know (deit issue 88).
 _HIGH_LR = 5e-4
 
@@ -70,8 +71,16 @@ def shape_of(recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def planned_config(recipe: Recipe, num_classes: int) -> NetworkConfig:
-    """Return the configuration that training would use, without touching weights."""
+def planned_config(recipe: Recipe, num_classes: int, folder: Path | None = None) -> NetworkConfig:
+    """Return the configuration that training would use, without touching weights.
+
+    Args:
+        recipe: of the run.
+        num_classes: of the data.
+        folder: of the run; if it is resumed, its initial model need not exist any more.
+    """
+    if folder is not None and (facts := _kept_facts(folder, recipe)):
+        return config_of(facts["config"])
     config = named_config(recipe.model) if is_model_name(recipe.model) else config_of(describe(recipe.model)["config"])
     config = config.replace(**shape_of(recipe), num_classes=num_classes)
     return apply_overrides(config, dataclasses.asdict(recipe.ablation))
@@ -83,7 +92,7 @@ def keep_start(folder: Path, found: Resolved) -> None:
     Raises:
         RunError: the folder can't be written.
     """
-    facts = {name: getattr(found, name) for name in ("spec", "kind", "name", "classes", "pretrained_cfg")}
+    facts = {name: getattr(found, name) for name in _KEPT}
     facts["config"] = dataclasses.asdict(found.model.config)
     replace_text(folder / START_FILE, json.dumps(facts, indent=1) + "\n")
 
@@ -98,22 +107,29 @@ def kept_start(folder: Path, recipe: Recipe) -> Resolved | None:
 
     So a run continues where the model that it started from was moved, deleted, or can't be fetched any more.
     """
-    kept = folder / START_FILE
-    if not has_start(folder) or newest_checkpoint(folder / "checkpoints")[0] is None:
+    facts = _kept_facts(folder, recipe)
+    if facts is None:
         return None
     seed_everything(derive_seed("init", recipe.seed))
-    try:
-        facts = json.loads(kept.read_text(encoding="utf-8"))
-        if is_part(recipe.model):
-            return _own_start(recipe, facts)
-        model = build_model(config_of(facts.pop("config")))
-        model.pretrained_cfg = facts["pretrained_cfg"]
-        found = Resolved(model=model, **facts)
-    except (ValueError, TypeError, KeyError):
-        _logger.warning("%s is unreadable; looking for %s instead", START_FILE, recipe.model)
-        return None
+    if is_part(recipe.model):
+        return _own_start(recipe, facts)
+    model = build_model(config_of(facts["config"]))
+    model.pretrained_cfg = facts["pretrained_cfg"]
+    found = Resolved(model=model, **{name: facts[name] for name in _KEPT})
     _describe(found, recipe)
     return found
+
+
+def _kept_facts(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """What `keep_start` wrote; None if there is no checkpoint with the weights yet, or the file is unreadable."""
+    if not has_start(folder) or newest_checkpoint(folder / "checkpoints")[0] is None:
+        return None
+    try:
+        facts = json.loads((folder / START_FILE).read_text(encoding="utf-8"))
+        return {name: facts[name] for name in (*_KEPT, "config")}
+    except (OSError, ValueError, TypeError, KeyError):
+        _logger.warning("%s is unreadable; looking for %s instead", START_FILE, recipe.model)
+        return None
 
 
 def _own_start(recipe: Recipe, facts: dict[str, Any]) -> Resolved:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import linecache
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import deepcait
 from deepcait.cli.main import main
 from deepcait.data.order import Order
 from deepcait.errors import ConfigError, DeepcaitError, RunError, SettingsError, together
@@ -239,6 +241,32 @@ def test_an_unreadable_image_or_a_run_that_is_there_stops_the_dry_run(data, tmp_
         plan(tiny(data))
 
 
+def test_a_run_whose_initial_model_is_gone_is_planned_from_its_folder(data, tmp_path):
+    deepcait.load("builtin:nano").save(tmp_path / "nano")
+    few = [f"data.source={data}", "data.num_workers=0", "epochs=1", "global_batch_size=6", "replicas=1"]
+    recipe = load_recipe("demo", [f"model={tmp_path / 'nano'}", *few])
+    run.train(recipe, tmp_path / "run")
+    shutil.rmtree(tmp_path / "nano")
+    with pytest.raises(DeepcaitError, match="nano"):
+        plan(recipe, tmp_path / "other")
+    facts = plan(recipe, tmp_path / "run", resume=True)
+    assert facts["params"] == sum(p.numel() for p in deepcait.open_run(tmp_path / "run").last.model.parameters())
+
+
+def test_a_part_whose_source_has_changed_stops_the_dry_run(parts, data):
+    recipe = tiny(data, "epochs=1", "loss=python:parts_of_plan:make_loss")
+    run.train(recipe, parts / "run")
+    source = parts / "parts_of_plan.py"
+    source.write_text(source.read_text().replace("** 2", "** 4"))
+    linecache.checkcache()
+    for start in (
+        lambda: run.train(recipe, parts / "run", resume=True),
+        lambda: plan(recipe, parts / "run", resume=True),
+    ):
+        with pytest.raises(RunError, match="got other source"):
+            start()
+
+
 # -- disk and shared memory -------------------------------------------------------------------------------------------
 
 
@@ -289,7 +317,7 @@ def test_memory_of_a_head_alone(data):
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(10**9, 10**9 - 1000, 1000))
     argv = ["train", "--data", data, "--recipe", "scratch_32", "--out", str(tmp_path / "deep" / "run")]
-    for more in (["--dry-run"], []):
+    for more in (["--dry-run"], ["--dry-run", "--resume"], []):
         assert main([*argv, *more, "--set", *TINY]) == 2
         told = " ".join(capsys.readouterr().err.split())
         assert "the run's files take up to" in told

@@ -98,11 +98,16 @@ def test_what_cannot_be_prolonged(tmp_path, capsys):
     assert "constant" in caught.value.remedy
     assert main.main(["train", "--out", str(cosine.folder), "--resume", "--set", "epochs=2"]) == 2
     assert "can't be prolonged" in " ".join(capsys.readouterr().err.split())
+    command = ["train", "--resume", "--set", "epochs=2", "--out"]
+    assert main.main([*command, str(cosine.folder), "--dry-run"]) == 2
+    assert "can't be prolonged" in " ".join(capsys.readouterr().err.split())
     gone = train(tmp_path / "gone", 1, CONSTANT, {"keep.optimizer": False})
     assert not (gone.folder / "checkpoints").exists()
     assert prolong(gone.folder, 1).state == "finished"
     with pytest.raises(RunError, match=r"no checkpoint to continue from \(keep.optimizer was false\)"):
         prolong(gone.folder, 2)
+    assert main.main([*command, str(gone.folder), "--dry-run"]) == 2
+    assert "no checkpoint to continue from" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(ConfigError, match="epochs"):  # shorter
         deepcait.train(None, train(tmp_path / "two", 2, CONSTANT).folder, resume=True, settings={"epochs": 1})
     early = train(tmp_path / "early", 4, CONSTANT, {"keep.patience_epochs": 1, "optimizer.lr": 0.0})
