@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +33,7 @@ from deepcait.training.average import WeightAverage
 from deepcait.training.optimizer import load_optimizer_tensors, optimizer_tensors
 
 FORMAT = 1
+_FRESH_NS = 2_000_000_000
 _NAME = re.compile(r"step_(\d{8})-([0-9a-f]{16})\.safetensors")
 
 
@@ -219,10 +222,24 @@ def _parts(path: Path) -> tuple[int, str]:
 
 def _problem(path: Path) -> str | None:
     try:
-        digest = _digest(path)
+        digest = _digest_once(path)
     except OSError as error:
         return error.strerror or str(error)
     return None if digest == _parts(path)[1] else "content and name do not match: damaged or truncated"
+
+
+def _digest_once(path: Path) -> str:
+    """The digest of a file, which is read again only if it may have changed since."""
+    stat = path.stat()
+    # A change within the resolution of the file system's clock would not show.
+    if time.time_ns() - stat.st_mtime_ns < _FRESH_NS:
+        return _digest(path)
+    return _known_digest(path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _known_digest(path: Path, _inode: int, _size: int, _mtime_ns: int) -> str:
+    return _digest(path)
 
 
 def _digest(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 
 import pytest
 import torch
@@ -193,3 +194,17 @@ def test_a_start_that_is_half_known_is_looked_for_again(tmp_path, caplog, conten
     save(tmp_path / "checkpoints", 5)
     assert kept_start(tmp_path, tiny_recipe()) is None
     assert caplog.messages == ["start.json is unreadable; looking for cait_xxs24_224 instead"]
+
+
+def test_a_checkpoint_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    path = save_checkpoint(tmp_path, Progress(step=1), {"a": torch.ones(4)}, keep=1)
+    read, digest = [], checkpoint._digest
+    monkeypatch.setattr(checkpoint, "_digest", lambda path: read.append(path) or digest(path))
+    an_hour_ago = time.time() - 3600
+    os.utime(path, (an_hour_ago, an_hour_ago))
+    for _ in range(3):
+        assert newest_checkpoint(tmp_path) == (path, [])
+    assert read == [path]
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    os.utime(path, (an_hour_ago + 1, an_hour_ago + 1))
+    assert newest_checkpoint(tmp_path)[0] is None
