@@ -88,6 +88,11 @@ def has_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Return the widest floating-point type of a device, in which numbers are added up: mps has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors, contiguous and without gradients, in the CPU's memory; those on a CPU are not copied.
 

@@ -131,17 +131,14 @@ def read_checkpoint(path: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
     """
     with safe_open(path, framework="pt") as file:
         header = json.loads((file.metadata() or {}).get("deepcait", "{}"))
-        if header.get("format") != FORMAT:
+        if header.get("format") != FORMAT or "progress" not in header:
             raise RunError(
                 f"{path}: expected checkpoint format {FORMAT}, got {header.get('format')!r}.",
                 remedy="Resume with the version of deepcait that wrote it, or start again in another folder.",
             )
         # Copies, so that no tensor stays tied to a file that will be deleted.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    progress = header["progress"]
-    # Before `keep.best_by` top-1 chose the best evaluation.
-    progress.setdefault("best_score", progress["best_top1"] if progress["best_step"] else None)
-    return Progress(**progress), tensors
+    return _progress_of(header), tensors
 
 
 def state_tensors(
@@ -200,8 +197,17 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def read_progress(path: Path) -> Progress:
-    """Return the numbers of a checkpoint without its tensors."""
-    return Progress(**_header(path).get("progress", {}))
+    """Return the numbers of a checkpoint without its tensors; those of step 0 if its header has none."""
+    return _progress_of(_header(path))
+
+
+def _progress_of(header: Mapping[str, Any]) -> Progress:
+    known = {one.name for one in dataclasses.fields(Progress)}
+    progress = Progress(**{name: value for name, value in header.get("progress", {}).items() if name in known})
+    # Before `keep.best_by` top-1 chose the best evaluation.
+    if "best_score" not in header.get("progress", {}) and progress.best_step:
+        progress.best_score = progress.best_top1
+    return progress
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import nn
 from deepcait.errors import ConfigError
 from deepcait.model.network import Network
 from deepcait.parts import split_call
+from deepcait.runtime.device import sum_dtype
 from deepcait.training.settings import Optimizer
 
 TIMM = "timm:"
@@ -223,7 +224,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
 def _like(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
     """A tensor of the state on the parameter's device and in its memory layout."""
     # The step counter of a fused optimizer lives on the parameter's device too.
-    value = value.to(parameter.device)
+    value = value.to(parameter.device, sum_dtype(parameter.device) if value.dtype == torch.float64 else value.dtype)
     if value.shape != parameter.shape:
         return value
     # A fused update walks through memory: it must lie there as the parameter does, channels last or not.

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deepcait.data.mixing import Mixer
 from deepcait.data.seeding import derive_seed
+from deepcait.runtime.device import sum_dtype
 from deepcait.runtime.processes import Processes
 from deepcait.training.compute import autocast
 from deepcait.training.losses import build_loss
@@ -80,7 +81,7 @@ class Stepper:
         """Run the step with this number; `batches` yields one batch for each replica of this process."""
         set_lr(self.optimizer, lr, head_only=head_only)
         self.optimizer.zero_grad(set_to_none=True)
-        sums_3 = torch.zeros(3, dtype=torch.float64, device=self.device)
+        sums_3 = torch.zeros(3, dtype=sum_dtype(self.device), device=self.device)
         for replica in self.replicas:
             images_BCHW, labels_B = next(batches)
             sums_3[:2] += self._replica(step, replica, images_BCHW, labels_B)
@@ -89,7 +90,7 @@ class Stepper:
         self.scaler.unscale_(self.optimizer)
         norm = grad_norm(self.parameters)
         # The one value of the step that the host waits for; until here a GPU has all work in its queue.
-        loss, correct, asked, norm_value = torch.cat([sums_3, norm.double()[None]]).tolist()
+        loss, correct, asked, norm_value = torch.cat([sums_3, norm.to(sums_3.dtype)[None]]).tolist()
         loss, correct = loss / self.recipe.replicas, correct / self.recipe.replicas
         updated = math.isfinite(loss) and math.isfinite(norm_value)
         if updated and self.recipe.optimizer.clip_norm:
@@ -135,7 +136,7 @@ class Stepper:
             share = self.processes.world_size / self.recipe.replicas
             self.scaler.scale(loss * share).backward()
         correct = targets_BK.gather(1, logits_BK.detach().argmax(1, keepdim=True)).mean()
-        return torch.stack([loss.detach().double(), correct.double()])
+        return torch.stack([loss.detach(), correct]).to(sum_dtype(self.device))
 
     def _synchronised(self, replica: int) -> contextlib.AbstractContextManager:
         # Gradients are exchanged once a step, with the last replica.

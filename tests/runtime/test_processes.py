@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deepcait.errors import ConfigError
-from deepcait.runtime.device import _groups, choose_device, to_host
+from deepcait.runtime.device import _groups, choose_device, sum_dtype, to_host
 from deepcait.runtime.processes import Processes, join_processes, num_processes
 
 SLURM = ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS")
@@ -95,6 +95,11 @@ def test_a_device_that_is_absent_is_one_sentence(wanted):
     assert "\n" not in problem
     assert len(problem) < 160
     assert "[" not in problem
+
+
+def test_sums_are_in_float64_but_on_a_device_that_has_none():
+    assert sum_dtype(torch.device("cpu")) == sum_dtype(torch.device("cuda")) == torch.float64
+    assert sum_dtype(torch.device("mps")) == torch.float32
 
 
 def test_tensors_of_a_cpu_are_not_copied():

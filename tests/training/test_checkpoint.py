@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from deepcait.errors import RunError
 from deepcait.training import checkpoint
-from deepcait.training.checkpoint import Progress, newest_checkpoint, read_checkpoint, save_checkpoint
+from deepcait.training.checkpoint import Progress, newest_checkpoint, read_checkpoint, read_progress, save_checkpoint
 from deepcait.training.start import kept_start
 from tests.disk import inode, watch_disk
 from tests.training.tiny import tiny_model, tiny_recipe
@@ -208,3 +208,24 @@ def test_a_checkpoint_is_read_once_until_it_changes(tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     os.utime(path, (an_hour_ago + 1, an_hour_ago + 1))
     assert newest_checkpoint(tmp_path)[0] is None
+
+
+@pytest.mark.parametrize("header", [{}, {"format": checkpoint.FORMAT}])
+def test_a_header_without_progress(tmp_path, header):
+    """Its step is not known, so nothing is resumed from it."""
+    path = tmp_path / "checkpoint.safetensors"
+    save_file({"a": torch.ones(1)}, path, metadata={"deepcait": json.dumps(header)})
+    assert read_progress(path) == Progress()
+    with pytest.raises(RunError, match="expected checkpoint format"):
+        read_checkpoint(path)
+
+
+def test_progress_is_read_alike_with_and_without_the_tensors(tmp_path):
+    """Before keep.best_by there was no score; a later version may add numbers."""
+    path = tmp_path / "checkpoint.safetensors"
+    progress = {"step": 3, "best_step": 2, "best_top1": 0.5, "of_a_later_version": 1}
+    header = {"format": checkpoint.FORMAT, "progress": progress}
+    save_file({"a": torch.ones(1)}, path, metadata={"deepcait": json.dumps(header)})
+    assert (
+        read_progress(path) == read_checkpoint(path)[0] == Progress(step=3, best_step=2, best_top1=0.5, best_score=0.5)
+    )
