@@ -30,6 +30,7 @@ from deepcait.training.recipe import RUN_CONFIG, Recipe
 from deepcait.training.run_folder import ModelFolders, held, write_run_files
 from deepcait.training.start import keep_start, kept_start, start_model, start_of
 from deepcait.training.teacher import load_teacher
+from deepcait.training.trackers import Tracker, open_trackers
 from deepcait.training.trainer import Trainer
 from deepcait.training.validation import Validation
 from deepcait.weights.spec import Resolved
@@ -118,7 +119,7 @@ def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequen
     # Another machine may resume the run, with as many workers as suit it, and with or without a compiler.
     compute = dataclasses.replace(recipe.compute, compile=asked.compute.compile)
     kept = dataclasses.replace(recipe, data=asked.data, compute=compute)
-    with _begun(job, kept, data, start, resume):
+    with _begun(job, kept, data, start, resume) as trackers:
         processes.barrier()
         computed = describe_compute(job.model, asked, recipe, device)
         _logger.info(describe_plan(recipe, order, processes.world_size, computed))
@@ -126,7 +127,7 @@ def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequen
         for note in (shared_memory_note(recipe, shape, order), *notes_of(recipe, order, num_validation)):
             if note:
                 _logger.warning(note)
-        progress = trainer.fit()
+        progress = trainer.fit(trackers)
     return Outcome(
         folder=folder,
         steps=progress.step,
@@ -137,17 +138,25 @@ def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequen
 
 
 @contextlib.contextmanager
-def _begun(job: Job, recipe: Recipe, data: TrainingData, start: Resolved, resume: bool) -> Iterator[None]:
-    """Hold the run's folder while it is written, with the files that precede the first step; in the main process."""
+def _begun(job: Job, recipe: Recipe, data: TrainingData, start: Resolved, resume: bool) -> Iterator[list[Tracker]]:
+    """Hold the run's folder while it is written, with the files that precede the first step; in the main process.
+
+    Yields:
+        The trackers, which are closed at the end.
+    """
     if not job.processes.is_main:
-        yield
+        yield []
         return
     if not (job.folder / RUN_CONFIG).exists():
         require_disk(job.folder, disk_bytes(recipe, *count_params(job.model)))
-    with held(job.folder, resume):
+    with held(job.folder, resume), contextlib.ExitStack() as stack:
+        # Before the files that make the folder a run: where a tracker can't be opened, the run can be started again.
+        trackers = open_trackers(job.recipe, job.folder)
+        for tracker in trackers:
+            stack.callback(tracker.close)
         write_run_files(job.folder, recipe, data)
         keep_start(job.folder, start)
-        yield
+        yield trackers
 
 
 def _validation(

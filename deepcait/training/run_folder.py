@@ -22,6 +22,7 @@ from deepcait.training.data import TrainingData
 from deepcait.training.journal import REMEDY, read_state, replace_text
 from deepcait.training.lora import ADAPTERS, merged, save_adapters
 from deepcait.training.recipe import Recipe
+from deepcait.training.trackers import FILES
 from deepcait.weights.artefact import save_artefact
 from deepcait.weights.spec import Resolved
 
@@ -29,7 +30,7 @@ from deepcait.weights.spec import Resolved
 _NOT_OF_THE_MODEL = ("about", "keep", "compute", "data")
 _LOCK = "run.lock"
 # What a kill in the first moment of a run leaves behind; 0.1 wrote .config.yaml.new.
-_LEFT_BEHIND = (".config.yaml*.new", _LOCK, f".{_LOCK}.*")
+_LEFT_BEHIND = (".config.yaml*.new", _LOCK, f".{_LOCK}.*", *FILES)
 
 
 def require_startable(folder: Path, resume: bool) -> None:

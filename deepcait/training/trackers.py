@@ -1,8 +1,9 @@
 """Trackers: what is called with every row of metrics.jsonl, for TensorBoard, wandb, trackio, or one's own.
 
 A tracker is a callable of a row, a dictionary with `kind` ("train" or "eval"), `step` and numbers; if it has a method
-`close`, that is called at the end. One's own is named like every part, `python:package.module:factory`; the factory
-may take `folder`, the run's, and `config`, its settings as a nested dictionary.
+`close`, that is called at the end. Your own is named like every part, `python:package.module:factory`; the factory
+may take `folder`, that of the run, and `config`, its settings as a nested dictionary. A tracker that can't be opened
+is an error before the first step; one that fails later ends no training.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from deepcait.errors import ConfigError
+from deepcait.errors import ConfigError, DeepcaitError
 from deepcait.optional import require
 from deepcait.parts import blamed, build, is_part, source_digest, split_call, takes
 from deepcait.training.journal import replace_text
@@ -23,27 +25,46 @@ from deepcait.training.settings import Keep
 
 TRACKERS = ("wandb", "trackio")
 IDS_FILE = "tracker.json"
+FILES = ("tensorboard", "wandb", IDS_FILE, f".{IDS_FILE}.*.new")
+"""Names of what trackers write into the folder of a run, as patterns."""
+_logger = logging.getLogger(__name__)
 _PROJECT = "deepcait"
 _ASKED = "keep.tracker"
 
 
-@dataclasses.dataclass(frozen=True)
 class Tracker:
-    """A tracker at work.
+    """An open tracker. If it fails, its first failure is logged and the training continues.
 
-    log: called with a row. close: called at the end, whatever ends the training.
+    Args:
+        name: for that message, with the setting that asks for it.
+        log: called with a row.
+        end: called once at the end, whatever ends the training.
     """
 
-    log: Callable[[dict], Any]
-    close: Callable[[], Any] = lambda: None
+    def __init__(self, name: str, log: Callable[[dict], Any], end: Callable[[], Any] = lambda: None) -> None:
+        self.name, self._log, self._end = name, log, end
+        self._failed = False
 
     def __call__(self, row: dict) -> None:
         """Log a row."""
-        self.log(row)
+        self._attempt(self._log, dict(row))
+
+    def close(self) -> None:
+        """End the tracker."""
+        self._attempt(self._end)
+
+    def _attempt(self, work: Callable[..., Any], *args: Any) -> None:
+        try:
+            with blamed(self.name):
+                work(*args)
+        except DeepcaitError as error:
+            if not self._failed:
+                _logger.warning("%s The training continues; further failures are not logged.", error.problem)
+            self._failed = True
 
 
 def open_trackers(recipe: Recipe, folder: Path) -> list[Tracker]:
-    """Return the trackers that a recipe asks for.
+    """Return the trackers that a recipe asks for, open; they may write into the folder of the run, which exists.
 
     Raises:
         ConfigError: an unknown tracker, a package that is missing, or a tracker that fails to start.
@@ -83,11 +104,7 @@ def _own(name: str, recipe: Recipe, folder: Path) -> Tracker:
         problem = f"{_ASKED}: expected a callable of a row, got {type(tracker).__name__} from {name}."
         raise ConfigError(problem, remedy="Give it a method __call__(row), or return a function.")
 
-    def log(row: dict) -> None:
-        with blamed(f"{_ASKED}: {name}"):
-            tracker(dict(row))
-
-    return Tracker(log, getattr(tracker, "close", lambda: None))
+    return Tracker(f"{_ASKED}: {name}", tracker, getattr(tracker, "close", lambda: None))
 
 
 def _find_service(text: str) -> tuple[str, Any, dict[str, Any]]:
@@ -105,14 +122,16 @@ def _find_service(text: str) -> tuple[str, Any, dict[str, Any]]:
 def _service(text: str, recipe: Recipe, folder: Path) -> Tracker:
     name, module, arguments = _find_service(text)
     arguments = {"project": _PROJECT, "name": folder.name, "config": _settings(recipe), **arguments}
+    known = _read_ids(folder).get(name)
     if name == "wandb":
-        folder.mkdir(parents=True, exist_ok=True)
-        arguments = {"id": _read_ids(folder).get(name), "resume": "allow", "dir": str(folder), **arguments}
+        arguments = {"id": known, "resume": "allow", "dir": str(folder), **arguments}
+    elif known:  # trackio finds a run by its name
+        arguments |= {"name": known, "resume": "allow"}
     with blamed(f"{_ASKED}: {name}.init"):
         run = module.init(**arguments)
-    if name == "wandb":
-        replace_text(folder / IDS_FILE, json.dumps(_read_ids(folder) | {name: run.id}) + "\n")
-    return Tracker(lambda row: run.log(_numbers(row), step=row["step"]), run.finish)
+        found = run.id if name == "wandb" else run.name
+    replace_text(folder / IDS_FILE, json.dumps(_read_ids(folder) | {name: found}) + "\n")
+    return Tracker(f"{_ASKED}: {name}", lambda row: run.log(_numbers(row), step=row["step"]), run.finish)
 
 
 def _import(name: str) -> Any:
@@ -161,4 +180,4 @@ def _tensorboard(folder: Path) -> Tracker:
             writer.add_scalar(name, value, row["step"])
         writer.flush()
 
-    return Tracker(write, writer.close)
+    return Tracker("keep.tensorboard", write, writer.close)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -40,7 +40,7 @@ from deepcait.training.resume import deciding_settings, require_same_settings
 from deepcait.training.schedule import LearningRate
 from deepcait.training.skips import Skips
 from deepcait.training.step import Stepper, StepResult
-from deepcait.training.trackers import open_trackers
+from deepcait.training.trackers import Tracker
 from deepcait.training.validation import Validation
 from deepcait.training.watch import Watch
 
@@ -86,15 +86,15 @@ class Trainer:
         shape = job.model.config
         self.stepper.warm_up_ddp(torch.zeros(job.order.replica_batch_size, shape.in_chans, *shape.img_size))
         self.guard = Guard(job.folder, recipe.keep.max_skipped_steps, scales_gradients=fp16)
-        # Last: a tracker may write into the run's folder, which must stay as it is if anything above fails.
-        main = job.processes.is_main
-        self.trackers = open_trackers(recipe, job.folder) if main else []
-        self.journal = Journal(job.folder, active=main, listeners=[*self.trackers])
+        self.journal = Journal(job.folder, active=job.processes.is_main)
         skips = recipe.data.on_error == "skip"
         self.skips = Skips(recipe.data.max_errors, self.journal, job.processes) if skips else None
 
-    def fit(self) -> Progress:
+    def fit(self, trackers: Sequence[Tracker] = ()) -> Progress:
         """Train to the end of the recipe.
+
+        Args:
+            trackers: called with every row of metrics, in the main process.
 
         Raises:
             Stopped: a signal asked for an end (`STOP_SIGNALS`); the run is saved and resumable.
@@ -102,12 +102,11 @@ class Trainer:
             RunError: too many images are unreadable, or the disk is full.
             ImageError: an image is unreadable, and the recipe's data.on_error is raise.
         """
+        self.journal.listeners = list(trackers)
         self._restore()
         self._state("running")
         self.watch = Watch(self.last_step, self.recipe.global_batch_size)
-        with contextlib.ExitStack() as stack, StopRequest() as request:
-            for one in (self.watch, *self.trackers):
-                stack.callback(one.close)
+        with contextlib.closing(self.watch), StopRequest() as request:
             self.request = request
             try:
                 self._run(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import deepcait
-from deepcait.errors import ConfigError
+from deepcait.errors import ConfigError, RunError
 
 TINY = {
     "data": {"limit": 40, "val_limit": 20, "num_workers": 0},
@@ -37,10 +38,19 @@ def plain():
 def broken():
     import not_there_at_all
 
-def later():
-    def track(row):
+class Failing:
+    def __call__(self, row):
         import not_there_at_all
-    return track
+
+    def close(self):
+        raise OSError("no connection")
+
+class Closing:
+    def __call__(self, row):
+        pass
+
+    def close(self):
+        raise OSError("no connection")
 
 number = lambda: 3
 """
@@ -74,7 +84,6 @@ def test_ones_own_hears_every_row_and_is_closed(tmp_path, module, capsys):
     ("name", "words"),
     [
         ("broken", "broken failed with ModuleNotFoundError: No module named 'not_there_at_all'"),
-        ("later", "later failed with ModuleNotFoundError: No module named 'not_there_at_all'"),
         ("number", "expected a callable of a row, got int"),
         ("missing", "has no attribute 'missing'"),
     ],
@@ -83,6 +92,41 @@ def test_errors_of_ones_own(tmp_path, module, name, words):
     with pytest.raises(ConfigError, match=words) as caught:
         train(tmp_path / "run", f"{module}:{name}")
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Failing", "Failing failed with ModuleNotFoundError: No module named 'not_there_at_all'"),
+        ("Closing", "Closing failed with OSError: no connection"),
+    ],
+)
+def test_a_tracker_that_fails_is_logged_once_and_ends_no_training(tmp_path, module, caplog, name, words):
+    assert train(tmp_path / "run", f"{module}:{name}").state == "finished"
+    (line,) = [line for line in caplog.messages if "keep.tracker" in line]
+    assert words in line
+    assert "my_trackers.py:" in line
+
+
+def test_trackers_are_opened_when_the_run_may_write(tmp_path, monkeypatch):
+    """Not where the disk is too small; and one that fails leaves a folder in which the run can be started again."""
+    opened = []
+
+    def tracker(folder, config):
+        opened.append(sorted(path.name for path in folder.iterdir()))
+        (folder / "tensorboard").mkdir()
+        raise OSError("no connection")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda place: types.SimpleNamespace(free=1000))
+        with pytest.raises(RunError, match="the run's files take up to"):
+            train(tmp_path / "run", (tracker, {}))
+    assert opened == []
+    with pytest.raises(ConfigError, match="no connection"):
+        train(tmp_path / "run", (tracker, {}))
+    assert opened == [["run.lock"]]
+    (tmp_path / "run" / "tracker.json").write_text("{}")
+    assert train(tmp_path / "run", "").state == "finished"
 
 
 class Wandb(types.ModuleType):
@@ -121,6 +165,18 @@ def test_wandb_gets_config_project_and_entity_and_keeps_its_id(tmp_path, monkeyp
     assert wandb.finished == 2
     assert [step for step, _ in wandb.rows] == [row["step"] for row in run.metrics]
     assert wandb.rows[-1][1]["eval/top1"] == run.best["top1"]
+
+
+def test_trackio_continues_its_run(tmp_path, monkeypatch):
+    """It finds a run by its name, which it may have changed."""
+    inits = []
+    run = types.SimpleNamespace(name="run-2", log=lambda numbers, step: None, finish=lambda: None)
+    trackio = types.ModuleType("trackio")
+    trackio.init = lambda **arguments: inits.append(arguments) or run
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    stopped = train(tmp_path / "run", "trackio", callbacks=[lambda event: event.stop() if event.step == 1 else None])
+    assert deepcait.train(None, stopped.folder, resume=True).state == "finished"
+    assert [(one["name"], one.get("resume")) for one in inits] == [("run", None), ("run-2", "allow")]
 
 
 def test_errors_of_wandb_are_reported_as_what_they_are(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The loop: what is not finite is skipped, counted and named; a run goes on to the same bits; the best is kept."""
+"""The loop: what is not finite is skipped, counted and named; a run resumes bit-exactly; the best is kept."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_interrupted_anywhere_it_ends_with_the_same_bytes(tmp_path, uninterrupte
 
 
 def test_rows_are_on_the_disk_before_the_checkpoint_says_so(tmp_path, monkeypatch):
-    """After a power cut a checkpoint ahead of its rows would leave a gap that nobody fills."""
+    """After a power cut a checkpoint ahead of its rows would leave a gap."""
     done = []
     flush, save = loop.Journal.flush, loop.save_checkpoint
     monkeypatch.setattr(loop.Journal, "flush", lambda self: (done.append("flush"), flush(self))[1])
@@ -344,7 +344,7 @@ def test_a_wish_that_came_too_late_goes_on_to_who_listened_before():
             signal.raise_signal(signal.SIGTERM)
             assert heard == []
         assert heard == [signal.SIGTERM]
-        granted = StopRequest()  # nobody else need hear of it
+        granted = StopRequest()
         with contextlib.suppress(Stopped), granted:
             signal.raise_signal(signal.SIGTERM)
             raise Stopped("stopped")
@@ -354,7 +354,7 @@ def test_a_wish_that_came_too_late_goes_on_to_who_listened_before():
         signal.signal(signal.SIGTERM, before)
 
 
-def test_the_first_error_is_told_where_there_is_no_room_for_the_state(tmp_path, monkeypatch):
+def test_the_first_error_is_reported_where_there_is_no_room_for_the_state(tmp_path, monkeypatch):
     state = loop.Journal.state
 
     def full(self, name, *args, **how):
@@ -424,7 +424,7 @@ def test_a_checkpoint_of_another_recipe_is_one_paragraph(tmp_path, changes, monk
         ("mix", {"mixup": 0.25}, "mix.mixup: {}", "mix.mixup: 0.25"),
     ],
 )
-def test_settings_that_somebody_changed_in_between_are_told(tmp_path, section_name, changes, expected, got):
+def test_settings_that_somebody_changed_in_between_are_reported(tmp_path, section_name, changes, expected, got):
     recipe = full_recipe()
     train(tmp_path, recipe, model=deep_model())
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -458,9 +458,7 @@ def test_settings_that_decide_no_result_may_change_in_between(tmp_path, uninterr
     assert outcome(tmp_path) == uninterrupted
 
 
-def test_what_fails_before_the_first_step_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
-    """Half a TensorBoard folder would be refused as the folder of a run."""
-    monkeypatch.setattr(loop, "open_trackers", lambda recipe, folder: (folder / "tensorboard").mkdir() or [])
+def test_what_fails_before_the_first_step_leaves_the_folder_as_it_was(tmp_path):
     odd = tiny_recipe(global_batch_size=6, mix=Mix())
     with pytest.raises(ConfigError):
         Trainer(tiny_job(tmp_path, odd))
@@ -558,7 +556,7 @@ def test_the_head_warms_up_alone(tmp_path):
 
 
 def test_it_learns(tmp_path):
-    """Small numbers fit: the loss of fixed pictures falls, whatever else is tested."""
+    """Small numbers fit: the loss of fixed images falls, whatever else is tested."""
     recipe = tiny_recipe(epochs=15, optimizer=Optimizer(lr=3e-3, lr_batch=0))
     train(tmp_path, recipe, model=tiny_model(torch.float32))
     losses = [row["loss"] for row in read_metrics(tmp_path) if row["kind"] == "train"]
