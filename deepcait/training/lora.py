@@ -1,8 +1,8 @@
-"""LoRA: the network's linear layers stay as they are, and low-rank updates beside them are trained, through PEFT.
+"""LoRA through PEFT: the weights of linear layers are frozen, and a low-rank update of each is trained.
 
     y = W x + (alpha / rank) B A x        A: (rank, in), random; B: (out, rank), 0 at the start
 
-"LoRA: Low-Rank Adaptation of Large Language Models" (Hu et al., 2022). The head is trained as a whole.
+"LoRA: Low-Rank Adaptation of Large Language Models" (Hu et al., 2022). All weights of the head are trained.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def require_lora() -> Any:
 
 
 def add_lora(model: Network, lora: Lora, seed: int) -> None:
-    """Put updates beside the chosen layers of a network, in place; their start follows from the seed.
+    """Add updates to the chosen layers of a network, in place; their initial values follow from the seed.
 
     Raises:
         ConfigError: PEFT is not installed, or a pattern that no linear layer's name matches.
@@ -44,9 +44,15 @@ def add_lora(model: Network, lora: Lora, seed: int) -> None:
 
 
 def merged(model: nn.Module) -> nn.Module:
-    """Return a copy of a network with its updates added to the layers: the plain network again."""
+    """Return the plain network: its updates are added to the weights of their layers.
+
+    The network itself stays as it is. Tensors without an update are shared with it, not copied.
+    """
     layer_type = _layer_type()
-    model = copy.deepcopy(model)
+    layers = [module.get_base_layer() for module in model.modules() if isinstance(module, layer_type)]
+    updated = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    kept = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in updated]
+    model = copy.deepcopy(model, {id(tensor): tensor for tensor in kept})
     for name, module in list(model.named_modules()):
         if isinstance(module, layer_type):
             module.merge()
@@ -56,7 +62,7 @@ def merged(model: nn.Module) -> nn.Module:
 
 
 def save_adapters(folder: Path, model: Network, lora: Lora) -> None:
-    """Write the updates and the head in PEFT's form, which `peft.PeftModel.from_pretrained` puts on a network.
+    """Write the updates and the head in PEFT's format, for `peft.PeftModel.from_pretrained`.
 
     Raises:
         WriteError: the folder can't be written.
@@ -86,16 +92,25 @@ def _layer_type() -> Any:
     return require("peft.tuners.tuners_utils", asked="train=lora", extra="lora").BaseTunerLayer
 
 
+def _names(linear: list[str]) -> str:
+    if not linear:
+        return "The network has no linear layers but the head: use train=all or train=head."
+    return f"Choose among {some(linear, 6)}; * stands for any text."
+
+
 def _targets(model: Network, lora: Lora) -> list[str]:
     linear = [name for name, module in as_module(model).named_modules() if isinstance(module, nn.Linear)]
     linear = [name for name in linear if not is_head(model, f"{name}.weight")]
     chosen = []
     for pattern in lora.targets:
         found = [name for name in linear if fnmatchcase(name, pattern)]
-        if not found:
-            problem = f"lora.targets: expected patterns of names of linear layers, got {pattern!r}, which none has."
-            raise ConfigError(problem, remedy=f"Names are {some(linear, 6)}; * stands for any text.")
+        if not found and lora.targets != Lora().targets:
+            problem = f"lora.targets: no linear layer has a name like {pattern!r}."
+            raise ConfigError(problem, remedy=_names(linear))
         chosen += found
-    if not chosen:
+    if not lora.targets:
         raise ConfigError("lora.targets: expected at least one pattern, got none.", remedy="For example ['*.qkv'].")
+    if not chosen:
+        problem = f"lora.targets: no linear layer of this network has a usual name ({', '.join(lora.targets)})."
+        raise ConfigError(problem, remedy=_names(linear))
     return sorted(set(chosen))

@@ -31,6 +31,7 @@ _FREE_ON_RESUME = (
     "keep.optimizer",
     "keep.tensorboard",
     "keep.tracker",
+    "lora.save",
 )
 # The data themselves are compared, by names and labels: whoever moved them may write the new place into config.yaml.
 _COMPARED_BY_CONTENT = ("data.source", "data.exclude", "data.image_root")

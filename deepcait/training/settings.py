@@ -190,7 +190,8 @@ class Lora:
     alpha: float = 16.0
     """Scale of the updates: they are multiplied by alpha / rank."""
     targets: tuple[str, ...] = ("*.qkv", "*.q", "*.k", "*.v", "*.proj")
-    """Name patterns of the linear layers that get updates, such as *.fc1 in MLPs; the head is trained as a whole."""
+    """Name patterns of the linear layers that get updates, such as *.fc1 in MLPs; the head is trained as a whole.
+    Names of the default that the network does not have are ignored."""
     save: str = "merged"
     """merged: models are saved with the updates added to their layers. adapters: also the updates alone, in PEFT's
     format, in best/adapters and last/adapters."""
