@@ -9,10 +9,10 @@ Examples:
     deepcait train --data photos --out runs/t --teacher runs/photos --set epochs=10 mix.mixup=0.2
     torchrun --nproc-per-node 8 -m deepcait train --data imagenet:ROOT --out runs/xxs24 --recipe pretrain
 
-`deepcait recipes` lists recipes and every key; `config.yaml` of a run has the value of every key.
-At the end the run writes RUN/report.html, a self-contained page.
-Ctrl-C or SIGTERM: the step is finished and saved, exit code 75; --resume continues bit-exactly.
-The same from Python: deepcait.train(data, out, ...).
+`deepcait recipes` lists the recipes and all settings; config.yaml of a run contains the values of all settings.
+At the end, the report is written to RUN/report.html, one self-contained page.
+Ctrl-C or SIGTERM stops a run after the current step and saves it (exit code 75); --resume continues bit-exactly.
+In Python: deepcait.train(data, out, ...).
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ class Args:
     teacher: str | None = None
     """Teacher for distillation: any MODEL, timm:NAME[,weights=PATH], python:package.module:factory."""
     device: str | None = None
-    """Device: auto, cpu, cuda, cuda:1, mps; without it the recipe's compute.device."""
+    """Device: auto, cpu, cuda, cuda:1 or mps (default: the recipe's compute.device)."""
     engine: Literal["eager", "compile"] | None = None
-    """How steps are computed; compile needs a C++ compiler."""
+    """How steps are computed: eager, or compile (torch.compile, which needs a C++ compiler; default: the recipe's
+    compute.compile)."""
     resume: bool = False
     """Resume the run in --out, or start it if it does not exist."""
     dry_run: bool = False

@@ -1,4 +1,4 @@
-"""What a training takes beside memory: time, measured on a few small steps; disk and shared memory, counted."""
+"""Estimates for a training: time, measured on a few small steps; memory, disk and shared memory, counted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _MAX_READ_S, _MAX_READ = 1.0, 16
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Seconds per image, each by itself: a training step, a forward pass, the teacher's, and reading it."""
+    """Seconds per image of a training step, a forward pass, the teacher's forward pass, and reading."""
 
     step_s: float
     forward_s: float
@@ -50,14 +50,14 @@ class Speed:
 def measure_speed(
     recipe: Recipe, model: Network, teacher: Teacher | None, samples: TrainingSet, order: Order, device: torch.device
 ) -> Speed:
-    """Take a few steps of growing batches with random images, and read a few images.
+    """Measure a few training steps with batches of growing size, and the reading of a few images.
 
     Args:
         recipe: of the run.
-        model: the network, or the same one with fewer blocks: see `smaller`.
-        teacher: of distillation.
+        model: the network, or one with fewer blocks: see `smaller`.
+        teacher: the teacher of a distillation.
         samples, order: the training data.
-        device: where the run computes.
+        device: the device of the run.
 
     Raises:
         DeepcaitError: what would stop the real run: the loss fails, an image is unreadable, ...
@@ -88,7 +88,7 @@ def measure_speed(
 
 
 def smaller(config: NetworkConfig) -> tuple[NetworkConfig, float]:
-    """Return a configuration that is measured fast, with fewer blocks if it is large, and the factor of its time."""
+    """Return a configuration that is quick to measure, with fewer blocks if it is large, and the ratio of MACs."""
     if not isinstance(config, CaiTConfig) or config.macs() <= _MANY_MACS:
         return config, 1.0
     fewer = config.replace(depth=max(1, int(config.depth * _MANY_MACS / config.macs())))
@@ -96,20 +96,20 @@ def smaller(config: NetworkConfig) -> tuple[NetworkConfig, float]:
 
 
 def build_smaller(config: NetworkConfig) -> tuple[Network, float]:
-    """Return such a network, with random weights, and the factor of its time."""
+    """Return the network of `smaller` with random weights, and the same ratio."""
     fewer, factor = smaller(config)
     return build_model(fewer), factor
 
 
 def expected_s(recipe: Recipe, speed: Speed, factor: float, order: Order, num_validation: int) -> float:
-    """Return the seconds of a run: steps, or reading where it is slower; and validation.
+    """Return the expected seconds of a run: its steps, or reading if that is slower, and its validations.
 
     Args:
         recipe: of the run.
         speed: as measured.
-        factor: of the network's times, see `smaller`.
+        factor: the ratio that `smaller` returned; times of the network are multiplied by it.
         order: of the training data.
-        num_validation: images.
+        num_validation: number of validation images.
     """
     workers = recipe.num_workers
     compute_s, read_s = speed.step_s * factor + speed.teacher_s, speed.read_s / max(1, workers)
@@ -158,10 +158,10 @@ def _model_bytes(recipe: Recipe, num_params: int) -> int:
 
 
 def require_disk(folder: Path, needed: int) -> int:
-    """Return the bytes that are free where a run is going to be written.
+    """Return the free bytes on the disk of a run folder, which need not exist yet.
 
     Raises:
-        RunError: they are too few.
+        RunError: there are fewer than needed.
     """
     place = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
     free = shutil.disk_usage(place).free
@@ -191,7 +191,7 @@ def shared_memory_note(recipe: Recipe, shape: Sequence[int], order: Order) -> st
 
 
 def needed_shared_bytes(recipe: Recipe, shape: Sequence[int], order: Order) -> int:
-    """Return the bytes of shared memory that the workers of this machine's processes fill at most."""
+    """Return the most shared memory, in bytes, that the data-loading workers of this machine use."""
     pixel_bytes = 4 if recipe.augment.transform else 1  # one's own transform may return floats
     image_bytes = math.prod(shape) * pixel_bytes
     return num_local_processes() * shared_bytes(recipe.num_workers, order.replica_batch_size * image_bytes)
@@ -200,7 +200,7 @@ def needed_shared_bytes(recipe: Recipe, shape: Sequence[int], order: Order) -> i
 def _stepper(
     recipe: Recipe, module: nn.Module, optimizer: torch.optim.Optimizer, num_classes: int, batch: int, taught: bool
 ) -> Callable[[Tensor], object]:
-    """A function that takes a step of one replica; the teacher's logits are zeros, since its time counts apart."""
+    """A function that takes a step of one replica; its teacher is replaced by zeros and measured separately."""
     one = dataclasses.replace(recipe, global_batch_size=batch, replicas=1)
     device = next(module.parameters()).device
     labels_B = torch.arange(batch, device=device) % num_classes
@@ -218,7 +218,7 @@ def _stepper(
 
 
 def _reading(recipe: Recipe, samples: TrainingSet, order: Order) -> float:
-    """Seconds to read and change an image, in one process."""
+    """Seconds to read and augment an image, in one process."""
     began, count = time.perf_counter(), 0
     for slot in order.slots(0, 0)[:_MAX_READ]:
         try:
