@@ -95,7 +95,7 @@ def test_precisions_on_images(tmp_path, capsys):
     assert f"{short['correct']:,}" in (tmp_path / "precision_builtin_nano.md").read_text()
 
 
-def test_the_picture_is_of_the_figures(tmp_path):
+def test_the_plot_is_of_the_results(tmp_path):
     agg = pytest.importorskip("matplotlib.axes")
     found = {"median_s": 0.1, "p95_s": 0.2, "images_per_s": 10.0}
     engines = {name: {"ours": found, "timm": found | {"images_per_s": 5.0}} for name in ("eager", "onnx")}
@@ -180,7 +180,7 @@ def test_ratio_says_how_many_times_faster():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "output"),
     [
         (["--rounds", "1"], "--rounds"),
         (["--batch", "0"], "--batch"),
@@ -190,6 +190,6 @@ def test_ratio_says_how_many_times_faster():
         (["--threads", "0"], "--threads"),
     ],
 )
-def test_mistakes(capsys, options, told):
+def test_mistakes(capsys, options, output):
     assert main(["bench", "cait_xxs24_224", *options]) == 2
-    assert told in capsys.readouterr().err
+    assert output in capsys.readouterr().err

@@ -119,7 +119,7 @@ def require_counted_activations(threads):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "output"),
     [
         (["--train", "--batch", "1,2"], "--batch"),
         (["--train", "--rounds", "1"], "--rounds"),
@@ -129,9 +129,9 @@ def require_counted_activations(threads):
         (["--cost", "--threads", "0"], "--threads"),
     ],
 )
-def test_mistakes(capsys, options, told):
+def test_mistakes(capsys, options, output):
     assert main(["bench", "builtin:nano", *options]) == 2
-    assert told in capsys.readouterr().err
+    assert output in capsys.readouterr().err
 
 
 def test_cost_of_a_network_that_timm_lacks(capsys):

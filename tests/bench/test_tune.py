@@ -45,7 +45,7 @@ def change(folder: Path, **changes) -> None:
 
 
 def test_the_fastest_is_chosen(monkeypatch, tuned):
-    """The clock is told what each lane takes, so the answer is known."""
+    """The clock gets the time of each lane, so the result is known."""
     seconds = {("eager", 1): 0.2, ("eager", 2): 0.1, ("eager", 4): 0.4}
 
     def clock(lanes, rounds, progress):
@@ -103,10 +103,10 @@ def test_predict_uses_what_lies_with_the_model(model, capsys):
     assert main(["predict", str(model), PHOTO, "--engine", "eager", "--json"]) == 0
     expected = json.loads(capsys.readouterr().out)
     assert main(["predict", str(model), PHOTO, "--json"]) == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out) == expected
-    assert "engine eager, fp32, 1 threads" in told.err
-    assert str(model / FILE) in told.err
+    output = capsys.readouterr()
+    assert json.loads(output.out) == expected
+    assert "engine eager, fp32, 1 threads" in output.err
+    assert str(model / FILE) in output.err
 
 
 def test_eval_uses_it_and_says_so(model, tmp_path, capsys):
@@ -115,15 +115,15 @@ def test_eval_uses_it_and_says_so(model, tmp_path, capsys):
         shutil.copy(PHOTO, tmp_path / "data" / name)
     options = ["eval", str(model), "--data", str(tmp_path / "data"), "--json"]
     assert main(options) == 0
-    told = capsys.readouterr()
-    assert "engine eager, fp32, 1 threads" in told.err
-    found = json.loads(told.out)
+    output = capsys.readouterr()
+    assert "engine eager, fp32, 1 threads" in output.err
+    found = json.loads(output.out)
     assert found["engine"] == "eager"
     # Another size is another model: the choice is not for it.
     assert main([*options, "--img-size", "48"]) == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out)["engine"] is None
-    assert "engine eager" not in told.err
+    output = capsys.readouterr()
+    assert json.loads(output.out)["engine"] is None
+    assert "engine eager" not in output.err
 
 
 @pytest.mark.parametrize(("options", "batch"), [([], None), (["--max-batch", "5"], 5), (["--engine", "eager"], 16)])
@@ -138,7 +138,7 @@ def test_serve_uses_it_down_to_the_batch(model, monkeypatch, options, batch):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "output"),
     [
         ({"machine": {"cpu": "an abacus"}}, "measured with cpu an abacus"),
         ({"model": {"params": 1, "img_size": 32}}, "measured with params 1"),
@@ -148,11 +148,11 @@ def test_serve_uses_it_down_to_the_batch(model, monkeypatch, options, batch):
         ({"model": []}, "TypeError"),
     ],
 )
-def test_a_choice_that_does_not_hold_is_told_and_not_used(model, changes, told, capsys):
+def test_a_choice_that_does_not_hold_is_reported_and_not_used(model, changes, output, capsys):
     if "machine" in changes:
         changes = {"machine": json.loads((model / FILE).read_text())["machine"] | changes["machine"]}
     change(model, **changes)
-    with pytest.raises(ChoiceError, match=told):
+    with pytest.raises(ChoiceError, match=output):
         read_choice(model, describe(model))
     assert main(["predict", str(model), PHOTO]) == 0
     error = capsys.readouterr().err
@@ -179,9 +179,9 @@ def test_a_name_has_no_folder(tmp_path, capsys):
     file = str(weights / "model.safetensors")
     options = ["--autotune", "--json", *QUICK]
     assert main(["bench", file, *options]) == 0
-    told = capsys.readouterr()
-    assert "not stored" in told.err
-    (result,) = json.loads(told.out)["tuned"]
+    output = capsys.readouterr()
+    assert "not stored" in output.err
+    (result,) = json.loads(output.out)["tuned"]
     assert set(result["choice"]) == {"engine", "precision", "threads", "batch"}
     assert main(["bench", file, *options, "--out", str(tmp_path / "kept")]) == 0
     assert (tmp_path / "kept" / FILE).is_file()

@@ -53,7 +53,7 @@ keep: {log_every_steps: 1, checkpoint_every_steps: 3, checkpoint_every_s: 0}
 class Bench:
     """What every run of these tests starts from.
 
-    data: class folders, 24 training and 8 test pictures a class. recipe: the file. model: the folder of a tiny CaiT.
+    data: class folders, 24 training and 8 test images per class. recipe: the file. model: the folder of a tiny CaiT.
     """
 
     data: Path

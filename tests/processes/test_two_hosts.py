@@ -62,7 +62,7 @@ def start_hosts(stack, bench, hosts, run, log, *, max_restarts=0):
     return agents
 
 
-def told(agents):
+def output(agents):
     return "\n".join(f"--- host {n}\n{agent.stdout}\n{agent.stderr}" for n, agent in enumerate(agents))
 
 
@@ -70,7 +70,7 @@ def test_two_hosts_train_one_run(bench, hosts, tmp_path, straight_pair):
     with ExitStack() as stack:
         agents = start_hosts(stack, bench, hosts, tmp_path / "run", tmp_path / "log")
         codes = [agent.wait(120) for agent in agents]
-        assert codes == [0, 0], told(agents)
+        assert codes == [0, 0], output(agents)
     assert result(tmp_path / "run") == result(straight_pair)
     assert "step 45/45" in agents[0].stdout + agents[1].stdout
     assert sorted(agent.stdout.count("step 45/45") for agent in agents) == [0, 1]  # only rank 0 prints
@@ -89,7 +89,7 @@ def test_a_worker_of_one_host_dies(bench, hosts, tmp_path, straight_pair, dying)
         began = time.monotonic()
         codes = [agent.wait() for agent in agents]
         print(f"host {dying}'s worker died; both hosts finished {time.monotonic() - began:.0f} s later")
-        assert codes == [0, 0], told(agents)
+        assert codes == [0, 0], output(agents)
     assert read_state(run)["state"] == "finished"
     assert sum(agent.stdout.count("resuming from step_") for agent in agents) == 1
     assert result(run) == result(straight_pair)

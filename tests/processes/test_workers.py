@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.process, pytest.mark.xdist_group("processes")]
 WORKS = """
 import time
 
-def slow(picture):
+def slow(image):
     time.sleep(0.05)
     return 0
 
@@ -29,7 +29,7 @@ if __name__ == "__main__":
 HANGS = """
 import signal, time
 
-def hang(picture):
+def hang(image):
     print("hangs", flush=True)
     time.sleep(600)
 

@@ -29,7 +29,7 @@ def test_every_cell_is_a_network_of_its_own(name):
     grid = load_grid(name)
     cells = cells_of(grid, 2)
     assert len({cell.name for cell in cells}) == len(cells) == 2 * len(grid.rows) * len(grid.columns)
-    told = set()
+    texts = set()
     for cell in cells:
         recipe = cell_recipe(grid, PLAN, cell, Path("cells"))
         config = cell_config(grid, PLAN, cell, Path("cells"), 10)
@@ -39,8 +39,8 @@ def test_every_cell_is_a_network_of_its_own(name):
         assert recipe.keep.evaluate_every_epochs == recipe.epochs
         assert config.num_patches in (16, 36, 64)
         assert (recipe.teacher.spec == "T") == cell.teacher
-        told.add(recipe.to_yaml())
-    assert len(told) == len(cells), "two cells are the same training"
+        texts.add(recipe.to_yaml())
+    assert len(texts) == len(cells), "two cells are the same training"
 
 
 @pytest.mark.parametrize("name", ISSUE)

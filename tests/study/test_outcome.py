@@ -21,7 +21,7 @@ def test_mean_and_spread():
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "told"),
+    ("one", "other", "output"),
     [
         ((0.60, 0.61), (0.50, 0.51), "+10.00"),
         ((0.50, 0.51), (0.60, 0.61), "-10.00"),
@@ -34,8 +34,8 @@ def test_mean_and_spread():
         ((0.6,), (0.5, 0.51), "+9.50, one seed: spread unknown"),
     ],
 )
-def test_a_difference_inside_the_spread_is_none_seen(one, other, told):
-    assert verdict(place(*one), place(*other)) == told
+def test_a_difference_inside_the_spread_is_not_significant(one, other, output):
+    assert verdict(place(*one), place(*other)) == output
 
 
 def test_the_error_of_counting_by_hand():
@@ -44,7 +44,7 @@ def test_the_error_of_counting_by_hand():
     assert noise_of(one, other) == pytest.approx(2 * (2 * 0.25 / 400) ** 0.5)
 
 
-def test_failures_and_open_cells_are_told():
+def test_failures_and_open_cells_are_reported():
     assert verdict(place(0.5, failed=1), place(0.5, 0.5)) == "failed"
     assert verdict(place(0.5, 0.5), place(failed=2)) == "the reference failed"
     assert verdict(place(), place(0.5, 0.5)) == "not done yet"

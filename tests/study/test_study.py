@@ -39,20 +39,20 @@ def whole(tmp_path_factory) -> Path:
     return out
 
 
-def told(out: Path) -> dict:
+def output(out: Path) -> dict:
     return json.loads((out / "results.json").read_text())
 
 
 def same_table(one: Path, other: Path) -> None:
-    """Byte for byte; the machine is told apart, a child process may count its threads otherwise."""
+    """Byte for byte; the machine is not compared, a child process may count its threads otherwise."""
     assert (one / "table.md").read_bytes() == (other / "table.md").read_bytes()
-    a, b = told(one), told(other)
+    a, b = output(one), output(other)
     a.pop("environment"), b.pop("environment")
     assert a == b
 
 
 def test_what_a_study_writes(whole):
-    found = told(whole)
+    found = output(whole)
     assert [cell["state"] for cell in found["cells"]] == ["finished"] * 4
     for place in found["table"]:
         cells = [c for c in found["cells"] if c["row"] == place["row"]]
@@ -74,7 +74,7 @@ def test_what_a_study_writes(whole):
 
 
 def test_the_command_on_the_page_computes_the_table_anew(whole, tmp_path):
-    words = told(whole)["command"].split()
+    words = output(whole)["command"].split()
     assert words[0] == "deepcait"
     words = [{"DATA": "builtin:demo", "FOLDER": str(tmp_path / "again")}.get(word, word) for word in words[1:]]
     assert run(*words) == 0
@@ -191,7 +191,7 @@ def test_a_cell_that_diverges_is_a_result(tmp_path, monkeypatch):
     out = tmp_path / "study"
     assert run(*command(out)) == 0
     assert "failed (1 of 2)" in (out / "table.md").read_text()
-    places = {place["row"]: place for place in told(out)["table"]}
+    places = {place["row"]: place for place in output(out)["table"]}
     assert (places["uniform-10"]["mean"], places["uniform-10"]["failed"]) == (None, 1)
     assert places["off"]["mean"] is not None
     counted = count_steps(monkeypatch)
@@ -203,7 +203,7 @@ def test_a_follow_up_starts_from_its_run_and_fails_with_it(tmp_path, monkeypatch
     out = tmp_path / "study"
     words = command(out, "--seeds", "1", name="resolution", only="up48", epochs=4)
     assert run(*words) == 0
-    cells = {cell["row"]: cell for cell in told(out)["cells"]}
+    cells = {cell["row"]: cell for cell in output(out)["cells"]}
     assert [cells[row]["epochs"] for row in ("base", "same", "up48")] == [4, 1, 1]
     section = json.loads((out / "cells" / "up48--top1--seed0" / "best" / "config.json").read_text())["deepcait"]
     assert section["config"]["img_size"] == [48, 48]
@@ -215,14 +215,14 @@ def test_a_follow_up_starts_from_its_run_and_fails_with_it(tmp_path, monkeypatch
 
     monkeypatch.setattr(Trainer, "_step", diverging)
     assert run(*command(tmp_path / "bad", "--seeds", "1", name="resolution", only="up48")) == 0
-    assert [cell["state"] for cell in told(tmp_path / "bad")["cells"]] == ["failed"] * 3
+    assert [cell["state"] for cell in output(tmp_path / "bad")["cells"]] == ["failed"] * 3
 
 
 def test_distillation_with_a_teacher_of_another_kind(whole, tmp_path):
     teacher = str(whole / "cells" / "off--top1--seed0")
     out = tmp_path / "study"
     assert run(*command(out, "--teacher", teacher, "--seeds", "1", name="distillation", only="hard")) == 0
-    assert told(out)["plan"]["teacher"]["name"] == "off--top1--seed0"
+    assert output(out)["plan"]["teacher"]["name"] == "off--top1--seed0"
     assert "Teacher: off--top1--seed0, top-1" in (out / "table.md").read_text()
     config = (out / "cells" / "hard--top1--seed0" / "config.yaml").read_text()
     assert teacher in config

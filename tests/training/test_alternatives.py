@@ -51,7 +51,7 @@ def test_plan_and_training_agree_on_the_network(assignment):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "output"),
     [
         (["compute.memory=small"], ""),
         (["ablation.residual=rezero"], ""),
@@ -59,7 +59,7 @@ def test_plan_and_training_agree_on_the_network(assignment):
         (["compute.memory=small", "compute.attention=plain"], "it belongs to compute.backend=lean, not reference"),
     ],
 )
-def test_a_setting_that_changes_nothing_is_told(tmp_path, settings, told, caplog):
+def test_a_setting_that_changes_nothing_is_reported(tmp_path, settings, output, caplog):
     recipe = load_recipe("scratch_32", [*TINY_CAIT, *settings, "data.limit=16", "data.val_limit=4"])
     facts = plan(recipe)
     planned = list(caplog.messages)
@@ -67,8 +67,8 @@ def test_a_setting_that_changes_nothing_is_told(tmp_path, settings, told, caplog
     train(recipe, tmp_path / "run")
     for lines in (planned, caplog.messages):
         notes = [line for line in lines if "compute.memory=small changes nothing" in line]
-        assert len(notes) == bool(told)
-        assert told in "".join(notes)
+        assert len(notes) == bool(output)
+        assert output in "".join(notes)
     kept = facts["activation_bytes_of"]
     assert (kept["with compute.memory=small"] < kept["as it is by default"]) == ("rezero" not in "".join(settings))
 
@@ -100,7 +100,7 @@ FIRST_WEIGHTS_SUM = -1.5800312146148485
     ["ablation.residual=resnet", "shape.num_heads=5", "ablation={class_token: inserted, insert_at: 2}"]
     + ["data.limit=-1", "ablation.residuals=none", "shape.dept=3"],
 )
-def test_mistakes_are_told_before_anything_is_written(assignment, tmp_path):
+def test_mistakes_are_reported_before_anything_is_written(assignment, tmp_path):
     with pytest.raises(ConfigError):
         run(tmp_path / "run", load_recipe("scratch_32", [*TINY_CAIT, assignment]))
     assert not (tmp_path / "run").exists()
@@ -117,7 +117,7 @@ def test_a_limit_takes_classes_evenly_and_always_the_same():
     assert limited(source, 64).names == some.names
     assert some.indices == sorted(some.indices)  # in the order of the source
     assert limited(source, 0) is limited(source, 10**6) is limited(source, len(source)) is source
-    # Not the first pictures of each class.
+    # Not the first images of each class.
     first = [index for label in range(10) for index in [i for i, one in enumerate(source.labels) if one == label][:2]]
     assert limited(source, 20).names != [source.names[index] for index in first]
 

@@ -236,11 +236,11 @@ def test_a_gpu_that_is_not_there_is_one_sentence(tmp_path, monkeypatch, capsys, 
     image = next((Path(devices.__file__).parent.parent / "assets" / "demo" / "test").rglob("*.png"))
     words = [{"OUT": str(tmp_path / "out"), "IMAGE": str(image)}.get(word, word) for word in argv]
     assert main([*words, "--device", device]) == 2
-    told = " ".join(capsys.readouterr().err.split())
+    output = " ".join(capsys.readouterr().err.split())
     sentence = f"error: device '{device}' is not available: PyTorch finds no "
-    assert told.startswith(sentence)
-    assert told.count("error:") == 1
-    assert "http" not in told
+    assert output.startswith(sentence)
+    assert output.count("error:") == 1
+    assert "http" not in output
     assert not (tmp_path / "out").exists()
 
 

@@ -130,8 +130,8 @@ def test_without_a_test_part_the_validation_part_counts_and_never_what_trained(t
     for name in kept(run)["val"]:
         (tmp_path / "mixed" / name).unlink(missing_ok=True)
     assert main(["eval", str(run.folder), "--data", str(tmp_path / "mixed")]) == 0
-    assert "2 images, 1 classes; held out: they neither" in (told := capsys.readouterr().out.splitlines()[0])
-    assert "; 5 others that the run trained on are left out" in told
+    assert "2 images, 1 classes; held out: they neither" in (output := capsys.readouterr().out.splitlines()[0])
+    assert "; 5 others that the run trained on are left out" in output
     nothing = run_of(data, tmp_path / "all", "data.validate_on=none")
     capsys.readouterr()
     assert main(["eval", str(nothing.folder), "--data", data]) == 2

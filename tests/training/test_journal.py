@@ -60,7 +60,7 @@ def test_half_written_rows_are_cut_and_what_follows_is_whole(journal, tail):
     "damaged", [b"\0\0\0\0", b'{"kind": "train", "step": "2"}', b'{"kind": "train", "step": null}']
 )
 def test_a_row_that_the_disk_damaged_costs_itself_alone(journal, damaged):
-    """Those behind it were waited for before the checkpoint: nobody writes them again."""
+    """Those behind it were waited for before the checkpoint: they are not written again."""
     path = journal.folder / "metrics.jsonl"
     first, *others = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(damaged + b"\n" + b"".join(others))

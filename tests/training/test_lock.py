@@ -35,20 +35,20 @@ def recipe_of(data: str, *settings: str):
 
 def test_a_run_is_locked_while_it_is_written(data, tmp_path):
     recipe, out = recipe_of(data), tmp_path / "run"
-    told = []
+    output = []
 
     def second(event) -> None:
         if event.kind == "step" and event.step == 1:
             for resume in (False, True):
                 with pytest.raises(RunError) as caught:
                     train(recipe, out, resume=resume)
-                told.append(caught.value.problem)
+                output.append(caught.value.problem)
             assert (out / "run.lock").is_file()
 
     train(recipe, out, callbacks=[second])
-    assert len(told) == 2
+    assert len(output) == 2
     assert all(
-        f"{out}: process {os.getpid()} on {claim.platform.node()} is writing there, since" in one for one in told
+        f"{out}: process {os.getpid()} on {claim.platform.node()} is writing there, since" in one for one in output
     )
     assert not [path for path in out.iterdir() if "lock" in path.name]
 
@@ -114,10 +114,10 @@ def test_a_second_process_names_the_first_and_a_kill_frees_the_run(data, tmp_pat
                 break
             time.sleep(0.1)
         second = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        told = " ".join(second.stderr.split())
+        output = " ".join(second.stderr.split())
         assert second.returncode == 2
-        assert f"run: process {first.pid} on " in told
-        assert "choose another --out" in told
+        assert f"run: process {first.pid} on " in output
+        assert "choose another --out" in output
     finally:
         first.send_signal(signal.SIGKILL)
         first.wait()
@@ -143,12 +143,12 @@ def test_other_outputs_are_locked_too(data, tmp_path, monkeypatch, capsys, argv,
     monkeypatch.chdir(tmp_path)
     with hold(Path(out)):
         assert main(argv) == 2
-        told = " ".join(capsys.readouterr().err.split())
-        assert f"{out}: process {os.getpid()} on " in told
+        output = " ".join(capsys.readouterr().err.split())
+        assert f"{out}: process {os.getpid()} on " in output
     assert main([*argv, "--json"]) in (0, 3)
 
 
-def test_srun_without_torchrun_is_told_before_anything_is_written(data, tmp_path, monkeypatch, capsys):
+def test_srun_without_torchrun_is_reported_before_anything_is_written(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_NTASKS", "2")
     argv = ["train", "--data", data, "--recipe", "scratch_32", "--out", str(tmp_path / "run"), "--set", *TINY]
     assert main(argv) == 2

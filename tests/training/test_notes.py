@@ -38,7 +38,7 @@ def taken(order):
 def test_notes_of_a_batch_that_does_not_fit_tell_what_the_order_does(num, batch, repeats, note):
     order = Order(num, batch, replicas=4, repeats=repeats)
     notes = notes_of(tiny_recipe(), order, 1000)
-    assert [note in told for told in notes] == ([True] if note else [])
+    assert [note in output for output in notes] == ([True] if note else [])
     counts = taken(order)
     if note and "takes " in note and " of " in note:
         assert f"takes {len(counts)} of {num}" in notes[0]
@@ -54,11 +54,11 @@ def test_notes_of_few_validation_images(num, said):
     """Of a measure that one image moves much; by default so few choose by their loss."""
     assert notes_of(tiny_recipe(), Order(64, 32), num) == []
     notes = notes_of(tiny_recipe(keep=Keep(best_by="top1")), Order(64, 32), num)
-    assert [said in told for told in notes] == ([True] if said else [])
+    assert [said in output for output in notes] == ([True] if said else [])
     if num == 6:
         assert "a single prediction changes the accuracy by 16.7 percentage points" in notes[0]
     early = load_recipe("finetune", ["keep.best_by=top1"])
-    assert any("best epoch and early stopping are decided by 6" in told for told in notes_of(early, Order(64, 32), 6))
+    assert any("best epoch and early stopping are decided by 6" in note for note in notes_of(early, Order(64, 32), 6))
 
 
 def test_a_dry_run_and_a_run_say_both(tmp_path, caplog):

@@ -97,12 +97,12 @@ def test_all_keys_and_values_of_a_recipe_that_are_wrong_are_one_error(tmp_path, 
     path.write_text("epoch: 3\nseed: x\nepochs: -1\noptimizer: {lr: -1, lrr: 2}\nmix: {mixup: -1}\n")
     argv = ["train", "--data", "nowhere", "--out", str(tmp_path / "run"), "--recipe", str(path)]
     assert main([*argv, "--json", "--set", "compute.precision=fp8", "kepp.x=1"]) == 2
-    told = json.loads(capsys.readouterr().out)
+    output = json.loads(capsys.readouterr().out)
     wrong = ["mine.yaml:1:1: epoch: unknown key", "mine.yaml:2:1: seed: expected a whole number", "epochs: expected 1"]
     wrong += ["optimizer.lrr: unknown key", "mix: expected mixup", "compute.precision: expected auto", "kepp: unknown"]
-    assert [text for text in wrong if text not in told["error"]] == []
-    assert told["error"].startswith("7 settings are not valid. (1) ")
-    assert "Did you mean 'epochs'?" in told["remedy"]
+    assert [text for text in wrong if text not in output["error"]] == []
+    assert output["error"].startswith("7 settings are not valid. (1) ")
+    assert "Did you mean 'epochs'?" in output["remedy"]
     assert not (tmp_path / "run").exists()
 
 
@@ -115,11 +115,11 @@ def test_settings_that_do_not_fit_each_other_are_one_error_before_anything_is_op
         monkeypatch.setattr(module, "open_training_data", lambda *_: pytest.fail("the data was opened"))
         with pytest.raises(SettingsError) as caught:
             start()
-        told = caught.value.problem
+        output = caught.value.problem
         for text in ("is not divisible by replicas", "augment.repeats (4)", "schedule.min_lr", "loss: expected ce"):
-            assert text in told
+            assert text in output
         for text in ("optimizer.name", "keep.tracker", "augment.rand_augment", "cait_nano_33", "teacher: expected"):
-            assert text in told
+            assert text in output
         assert len(caught.value.errors) == 10
 
 
@@ -128,7 +128,7 @@ def test_every_recipe_is_sound():
         require_sound(load_recipe(name))
 
 
-def test_a_batch_that_several_processes_cannot_share_is_told_at_once(monkeypatch):
+def test_a_batch_that_several_processes_cannot_share_is_reported_at_once(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ConfigError, match="replicas.*multiple of the number of processes"):
@@ -148,11 +148,11 @@ def test_errors_together_are_listed_once():
 @pytest.mark.parametrize("teacher", ["runs/nothing", "timm:nonsense", "timm:resnet18,weights=nothing.pth"])
 def test_a_teacher_that_is_not_there_is_the_error_of_the_real_run(data, tmp_path, capsys, teacher):
     command = ["train", "--data", data, "--recipe", "scratch_32", "--teacher", teacher, "--out", str(tmp_path / "run")]
-    told = []
+    output = []
     for more in ([], ["--dry-run"]):
         assert main([*command, *more, "--set", *TINY]) == 2
-        told.append(capsys.readouterr().err)
-    assert told[0] == told[1]
+        output.append(capsys.readouterr().err)
+    assert output[0] == output[1]
 
 
 def test_a_teacher_of_other_classes_is_found_by_the_dry_run(data):
@@ -319,9 +319,9 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(data, tm
     argv = ["train", "--data", data, "--recipe", "scratch_32", "--out", str(tmp_path / "deep" / "run")]
     for more in (["--dry-run"], ["--dry-run", "--resume"], []):
         assert main([*argv, *more, "--set", *TINY]) == 2
-        told = " ".join(capsys.readouterr().err.split())
-        assert "the run's files take up to" in told
-        assert "lower keep.checkpoints" in told
+        output = " ".join(capsys.readouterr().err.split())
+        assert "the run's files take up to" in output
+        assert "lower keep.checkpoints" in output
         assert not (tmp_path / "deep").exists()
 
 
@@ -352,12 +352,12 @@ def test_own_network_loss_and_data_are_planned(parts, capsys):
     assert facts["step_flops"] > 0
     assert facts["expected_s"] > 0
     assert main([*argv, f"loss={module}:make_broken_loss"]) == 2
-    told = json.loads(capsys.readouterr().out)
-    assert "make_broken_loss failed with AttributeError" in told["error"]
+    output = json.loads(capsys.readouterr().out)
+    assert "make_broken_loss failed with AttributeError" in output["error"]
     assert main([*argv, "loss=python:parts_of_plan:nothing", "augment.transform=python:nowhere:x"]) == 2
-    told = json.loads(capsys.readouterr().out)
-    assert "(1) augment.transform" in told["error"]
-    assert "(2) loss" in told["error"]
+    output = json.loads(capsys.readouterr().out)
+    assert "(1) augment.transform" in output["error"]
+    assert "(2) loss" in output["error"]
 
 
 def test_the_precision_of_the_recipe_is_measured():

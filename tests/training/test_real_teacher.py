@@ -45,7 +45,7 @@ FACTORY = """
 
 @torch.no_grad()
 def agreement(model, preprocessing, teacher, source) -> int:
-    """On how many pictures the two give the same first answer."""
+    """The number of images with the same first prediction."""
     model.eval()
     count = 0
     for images, _, _ in evaluation_loader(source, preprocessing, batch_size=50):

@@ -78,7 +78,7 @@ def test_a_key_of_another_section_is_led_to_its_own(given, problem, meant):
 
 @pytest.mark.parametrize("given", ["1e30", "-1e16"])
 def test_a_first_value_that_norms_cannot_square(tmp_path, given):
-    """The network would be its last bias, whatever the picture: a training for nothing."""
+    """The network would be its last bias, whatever the image: a training for nothing."""
     assert "layer_scale_init: expected at most 1e+15 in size" in refused(tmp_path, f"layer_scale_init: {given}").problem
 
 

@@ -1,4 +1,4 @@
-"""A job small enough for a test: a network of 2 + 2 blocks on random pictures, trained without the command."""
+"""A job small enough for a test: a network of 2 + 2 blocks on random images, trained without the command."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Pixels:
         self.images = torch.randn(num_samples, 3, 16, 16, generator=generator)
         self.images[list(poisoned)] = float("nan")
         self.labels = [index % K for index in range(num_samples)]
-        self.names = [f"picture_{index:02d}.png" for index in range(num_samples)]
+        self.names = [f"image_{index:02d}.png" for index in range(num_samples)]
         self.source = self.transform = self
         self.reads: list[int] = []
 
