@@ -8,27 +8,28 @@ from pathlib import Path
 import pytest
 
 import deepcait
+from deepcait import api
 from deepcait.cli import main
 from deepcait.errors import ConfigError, RunError
 from deepcait.training.checkpoint import newest_checkpoint
 from deepcait.training.recipe import Recipe, load_recipe
 from deepcait.training.schedule import LearningRate, Schedule
+from tests.training.tiny import SMALL_RUN
 
-TINY = {
-    "data": {"limit": 40, "val_limit": 20, "num_workers": 0},
-    "global_batch_size": 20,
-    "replicas": 1,
-    "keep.log_every_steps": 1,
-    "ema.decay": 0.9,
-    "schedule.warmup_epochs": 0.5,
-}
+TINY = SMALL_RUN | {"ema.decay": 0.9, "schedule.warmup_epochs": 0.5}
 CONSTANT = {"schedule.kind": "constant"}
 DECAY = {"schedule.kind": "warmup_stable_decay", "schedule.decay_epochs": 0.5, "schedule.min_lr": 0.0}
 
 
+@pytest.fixture(autouse=True)
+def _no_report(monkeypatch):
+    """Half of the time of so small a run, and not what these tests are about."""
+    monkeypatch.setattr(api, "write_at_end", lambda *_, **__: None)
+
+
 def train(out: Path, epochs: int, *more: dict, **how) -> deepcait.Run:
     settings = {key: value for one in (TINY, *more) for key, value in one.items()} | {"epochs": epochs}
-    return deepcait.train("builtin:demo", out, model="builtin:nano", recipe="demo", settings=settings, **how)
+    return deepcait.train("builtin:demo", out, model="cait_nano_32", recipe="demo", settings=settings, **how)
 
 
 def prolong(out: Path, epochs: int) -> deepcait.Run:

@@ -12,14 +12,9 @@ import pytest
 
 import deepcait
 from deepcait.errors import ConfigError, RunError
+from tests.training.tiny import SMALL_RUN
 
-TINY = {
-    "data": {"limit": 40, "val_limit": 20, "num_workers": 0},
-    "epochs": 1,
-    "global_batch_size": 20,
-    "replicas": 1,
-    "keep.log_every_steps": 1,
-}
+TINY = SMALL_RUN | {"epochs": 1}
 OWN = """
 class Tracker:
     def __init__(self, folder, config, words="rows"):
@@ -58,7 +53,7 @@ number = lambda: 3
 
 def train(out: Path, tracker, **more) -> deepcait.Run:
     settings = TINY | {"keep.tracker": tracker} | more.pop("settings", {})
-    return deepcait.train("builtin:demo", out, model="builtin:nano", recipe="demo", settings=settings, **more)
+    return deepcait.train("builtin:demo", out, model="cait_nano_32", recipe="demo", settings=settings, **more)
 
 
 @pytest.fixture

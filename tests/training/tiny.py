@@ -24,6 +24,15 @@ from deepcait.training.trainer import Trainer
 from deepcait.training.validation import Validation
 from tests.model.wild import tiny_config, wild_model
 
+# A run through deepcait.train in half a second: beside model="cait_nano_32" and recipe="demo".
+SMALL_RUN = {
+    "start": "random",
+    "shape": {"embed_dim": 8, "depth": 1, "num_heads": 2, "patch_size": 16, "cls_depth": 1},
+    "data": {"limit": 40, "val_limit": 20, "num_workers": 0},
+    "global_batch_size": 20,
+    "replicas": 1,
+    "keep.log_every_steps": 1,
+}
 CPU = torch.device("cpu")
 NO_MIX = Mix(mixup=0.0, cutmix=0.0)
 K = 7
