@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from deepcait.model import CaiT, CaiTConfig, variant_config
 from deepcait.weights.artefact import save_artefact
 from deepcait.weights.timm_layout import model_args
 from tests.inference.tiny import SIZES, scrambled
+from tests.processes.harness import DEMO
 
 TINY = CaiTConfig(num_classes=7, **SIZES)
 
@@ -30,6 +32,13 @@ TINY = CaiTConfig(num_classes=7, **SIZES)
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("bench") / "tiny"
     return save_artefact(path, scrambled(), preprocessing={}, classes=None)
+
+
+@pytest.fixture(scope="module")
+def shallow(tmp_path_factory):
+    """One block of each kind: an export takes seconds per block."""
+    path = tmp_path_factory.mktemp("bench") / "shallow"
+    return save_artefact(path, scrambled(**SIZES | {"depth": 1, "cls_depth": 1}), preprocessing={}, classes=None)
 
 
 def test_ours_beside_timm(folder, tmp_path, capsys):
@@ -81,15 +90,20 @@ def test_the_best_is_no_less_exact_than_the_peer():
 
 
 def test_precisions_on_images(tmp_path, capsys):
-    options = ["--data", "builtin:demo", "--engine", "eager", "--precision", "all", "--batch", "50", "--rounds", "2"]
+    for images in (DEMO / "test").iterdir():
+        (tmp_path / "data" / images.name).mkdir(parents=True)
+        for image in sorted(images.iterdir())[:5]:
+            shutil.copy(image, tmp_path / "data" / images.name)
+    data = ["--data", str(tmp_path / "data")]
+    options = [*data, "--engine", "eager", "--precision", "all", "--batch", "10", "--rounds", "2"]
     assert not main(["bench", "builtin:nano", *options, "--json", "--out", str(tmp_path)])
     (result,) = json.loads(capsys.readouterr().out)["precisions"]
     plain, short = result["rows"]
     assert (plain["precision"], short["precision"]) == ("fp32", "bf16")
     assert plain["correct"] == result["network_correct"]
-    assert plain["same_top1"] == result["num_images"] == 500
+    assert plain["same_top1"] == result["num_images"] == 50
     assert plain["rms"] < 1e-5
-    assert abs(short["correct"] - plain["correct"]) <= 5
+    assert abs(short["correct"] - plain["correct"]) <= 2
     if native.has_bfloat16():
         assert 1e-5 < short["rms"] < 2e-2
     assert f"{short['correct']:,}" in (tmp_path / "precision_builtin_nano.md").read_text()
@@ -109,9 +123,9 @@ def test_the_plot_is_of_the_results(tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
-def test_each_engine_runs_the_peer_too(folder, engine):
+def test_each_engine_runs_the_peer_too(shallow, engine):
     pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine))
-    ours, peer = build_pair(str(folder))
+    ours, peer = build_pair(str(shallow))
     images_BCHW = torch.randn(3, 3, 32, 32)
     with torch.inference_mode():
         expected_BK = peer(images_BCHW)

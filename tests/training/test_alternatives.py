@@ -145,7 +145,7 @@ def stop_after(steps: int, monkeypatch) -> None:
         ("scratch_32", [*TINY_CAIT, "ablation={residual: scalar, class_token: average}", "drop_path_rate=0.2"]),
         # Weights, gradients and the optimizer's state lie in memory in one order, after resuming too.
         ("scratch_32", [*TINY_CAIT, "ablation={residual: none}", "compute.channels_last=true"]),
-        ("teacher_32", TINY),
+        ("teacher_32", [*TINY, "data.limit=48", "data.val_limit=10"]),
     ],
 )
 def test_stopped_and_gone_on_with_it_ends_with_the_same_bytes(name, assignments, tmp_path, monkeypatch):
@@ -166,7 +166,7 @@ def test_stopped_and_gone_on_with_it_ends_with_the_same_bytes(name, assignments,
 
 def test_the_small_cait_learns_from_the_convolutional_teacher(tmp_path):
     """The way that `nano_32` goes: a teacher's run folder, another network, the same classes."""
-    run(tmp_path / "teacher", load_recipe("teacher_32", TINY))
+    run(tmp_path / "teacher", load_recipe("teacher_32", [*TINY, "data.limit=16", "data.val_limit=10"]))
     student = load_recipe("nano_32", [*TINY_CAIT, f"teacher.spec={tmp_path / 'teacher'}"])
     outcome = run(tmp_path / "student", student)
     assert outcome.steps == 4
