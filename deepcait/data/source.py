@@ -117,7 +117,7 @@ def require_labels(source: Source) -> list[int]:
         if label is None:
             why = getattr(innermost(source), "unlabelled", "")
             raise DataError(
-                f"{source.locate(index)}: expected a labelled image, got none of a class"
+                f"{source.locate(index)} has no class"
                 f"{f' ({why})' if why and not any(label is not None for label in source.labels) else ''}.",
                 remedy="Every image needs a class." + (f" {HOW_LABEL}" if "column" in why else ""),
             )

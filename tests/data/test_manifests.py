@@ -74,7 +74,7 @@ def test_whole_numbers_are_names_and_indices_where_asked_or_of_a_model_that_has_
 def test_minus_one_among_indices_is_an_image_without_a_label(tmp_path, none):
     source = open_source(manifest(tmp_path, f"path,label\n1.png,1\n2.png,{none}\n3.png,0\n"))
     assert (source.classes, source.labels) == (["0", "1"], [1, None, 0])
-    with pytest.raises(DataError, match=r"2\.png: expected a labelled image"):
+    with pytest.raises(DataError, match=r"2\.png has no class"):
         require_labels(source)
 
 
