@@ -200,8 +200,19 @@ def _share(positions: Sequence[int]) -> Sequence[int]:
 
 
 def compute_logits(model: nn.Module, images_BCHW: Tensor) -> Tensor:
-    """Return the logits (B, K). Raises ShapeError if the model returns something else."""
-    logits_BK = model(images_BCHW)
+    """Return the logits (B, K), in halves of the batch if a GPU's memory is too small for all.
+
+    Raises:
+        ShapeError: the model returns something else.
+    """
+    try:
+        logits_BK = model(images_BCHW)
+    except torch.OutOfMemoryError:
+        if len(images_BCHW) == 1:
+            raise
+        logits_BK = None  # outside of the handler, whose traceback holds the activations
+    if logits_BK is None:
+        return torch.cat([compute_logits(model, half) for half in images_BCHW.chunk(2)])
     if not isinstance(logits_BK, Tensor) or logits_BK.ndim != 2 or logits_BK.shape[0] != images_BCHW.shape[0]:
         got = tuple(logits_BK.shape) if isinstance(logits_BK, Tensor) else type(logits_BK).__name__
         raise ShapeError(

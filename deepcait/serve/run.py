@@ -152,11 +152,15 @@ def require_names(allow_hosts: Sequence[str], cors_origins: Sequence[str]) -> No
 
 
 def _warm_up(service: Service) -> None:
-    """Run the network on a full batch and a single image, and explain one, so that first requests are not slow."""
+    """Run the network on a full batch and a single image, and explain one, so that first requests are not slow.
+
+    On a GPU every size of a batch has kernels of its own, which are loaded at its first use.
+    """
     classifier, limits = service.classifier, service.limits
     height, width = classifier.preprocessing.img_size
     image_1CHW = classifier.preprocessing(Image.new("RGB", (width, height)))[None]
-    for num_images in (min(limits.max_batch, limits.max_queue), 1):  # there is no larger batch
+    most = min(limits.max_batch, limits.max_queue)  # there is no larger batch
+    for num_images in range(most, 0, -1) if classifier.device.type == "cuda" else (most, 1):
         classifier.logits(image_1CHW.expand(num_images, -1, -1, -1))
     if service.explainable is not None:
         classifier.logits_and_attention(image_1CHW)

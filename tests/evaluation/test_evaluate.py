@@ -92,6 +92,26 @@ def test_batch_size_and_workers_change_nothing(colours):
     assert len(results) == 1
 
 
+def test_a_batch_that_does_not_fit_into_memory_is_halved(colours):
+    """As on a GPU with too little memory; a single image that does not fit ends the evaluation."""
+    model, sizes = ColourModel(["red", "green", "blue"]), []
+    fits = evaluate(model, colours, preprocessing=TO_4_PX)
+
+    def limit(most: int):
+        def refuse(module, inputs):
+            sizes.append(len(inputs[0]))
+            if sizes[-1] > most:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        return model.register_forward_pre_hook(refuse)
+
+    with limit(3):
+        assert evaluate(model, colours, preprocessing=TO_4_PX, batch_size=16) == fits
+    assert [size for size in sizes if size <= 3] == [2] * 8 + [1]
+    with limit(0), pytest.raises(torch.OutOfMemoryError):
+        evaluate(model, colours, preprocessing=TO_4_PX)
+
+
 @pytest.mark.process
 def test_workers_change_nothing(colours):
     model = ColourModel(["red", "green", "blue"])

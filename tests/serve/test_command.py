@@ -11,6 +11,7 @@ import sys
 import threading
 
 import pytest
+import torch
 import uvicorn
 
 from deepcait.cli.main import main
@@ -123,6 +124,16 @@ def test_the_first_batch_is_no_larger_than_the_queue(classifier, monkeypatch):
     monkeypatch.setattr(classifier, "logits", lambda images: sizes.append(len(images)))
     serve(classifier, name="test", port=0, limits=Limits(max_batch=10**9, max_queue=40), listening=lambda _: None)
     assert sizes == [40, 1]
+
+
+def test_on_a_gpu_every_size_of_a_batch_is_warmed_up(classifier, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    monkeypatch.setattr(classifier, "logits", lambda images: sizes.append(len(images)))
+    monkeypatch.setattr(classifier, "logits_and_attention", lambda images: None)
+    monkeypatch.setattr(classifier, "device", torch.device("cuda"))
+    serve(classifier, name="test", port=0, limits=Limits(max_batch=4), listening=lambda _: None)
+    assert sizes == [4, 3, 2, 1]
 
 
 @pytest.mark.parametrize("has_attention", [True, False])
