@@ -138,7 +138,7 @@ def require_exact_gelu(act: Any) -> None:
 def find_change(module: nn.Module | None, kind: type[nn.Module], forward: Callable) -> str:
     """Return why a call of the module differs from its class's forward; empty if it does not."""
     if type(module) is not kind:
-        return f"is {type(module).__name__} instead of {kind.__name__}"
+        return f"is {_name(type(module), kind)} instead of {_name(kind, type(module))}"
     state: dict[str, Any] = module.__dict__
     if (
         state["_forward_hooks"]
@@ -150,6 +150,11 @@ def find_change(module: nn.Module | None, kind: type[nn.Module], forward: Callab
     if "forward" in state or kind.forward is not forward:
         return "has another forward"
     return "is compiled separately" if "_compiled_call_impl" in state else ""
+
+
+def _name(kind: type, other: type) -> str:
+    """The name of a class; with its module where the other class has the same name."""
+    return f"{kind.__module__}.{kind.__name__}" if kind.__name__ == other.__name__ else kind.__name__
 
 
 def modes_in_the_way(tokens: Tensor) -> str:

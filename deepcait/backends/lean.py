@@ -111,7 +111,7 @@ class Lean(Backend):
         if (id(block), why) in self._reported:
             return
         self._reported |= {(id(blocks[index]), reason) for reason, which in changes.items() for index in which}
-        logger.log(level, "the reference computes %s", _text(changes))
+        logger.log(level, "computed layer by layer (backend reference, same results): %s", _text(changes))
 
 
 def _text(changes: Mapping[str, Sequence[int]]) -> str:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from deepcait.model.cait import CaiT
 from deepcait.model.convnet import ConvNet
 from deepcait.model.network import NetworkConfig
 from deepcait.model.networks import build_model
+from deepcait.runtime.flops import ProductCounter
 from deepcait.training.compute import autocast, set_compute
 from deepcait.training.settings import Compute
 
@@ -108,32 +106,6 @@ def training_flops(config: NetworkConfig, compute: Compute, batch: int) -> int:
     with torch.device("meta"), ProductCounter() as counter:
         model(torch.empty(batch, config.in_chans, *config.img_size)).sum().backward()
     return counter.flops
-
-
-def forward_flops(forward: Callable[[Tensor], Tensor], images_BCHW: Tensor) -> int:
-    """Return the floating-point operations of a forward pass, really computed."""
-    with ProductCounter() as counter:
-        forward(images_BCHW)
-    return counter.flops
-
-
-class ProductCounter(TorchDispatchMode):
-    """Counts the floating-point operations of the operators that run inside it, by PyTorch's formulas and ours.
-
-    PyTorch's own `FlopCounterMode` registers hooks on all modules, and with hooks the reference computes every block.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator and count it."""
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        count = flop_registry.get(func._overloadpacket)
-        self.flops += count(*args, **kwargs, out_val=out) if count else 0
-        return out
 
 
 def _empty(config: NetworkConfig, compute: Compute) -> CaiT | ConvNet:

@@ -19,6 +19,7 @@ from deepcait.model.network import Network, NetworkConfig, as_module
 from deepcait.model.networks import build_model, is_model_name
 from deepcait.parts import blamed, is_part
 from deepcait.runtime.device import choose_device
+from deepcait.runtime.flops import forward_flops
 from deepcait.runtime.messages import size_text
 from deepcait.training.best import chosen_measure, describe_choice
 from deepcait.training.compute import choose_settings, describe_choices, expected_backend, note_of
@@ -36,7 +37,6 @@ from deepcait.training.estimate import (
 )
 from deepcait.training.footprint import (
     CHOICES,
-    forward_flops,
     own_bytes,
     own_flops,
     training_bytes,
@@ -51,6 +51,7 @@ from deepcait.training.schedule import LearningRate
 from deepcait.training.sound import require_sound
 from deepcait.training.start import kept_start, planned_config, start_model
 from deepcait.training.teacher import Teacher, load_teacher
+from deepcait.weights.own import count_network
 
 _logger = logging.getLogger(__name__)
 _BARS = " .:-=+*#%@"
@@ -82,7 +83,7 @@ def plan(recipe: Recipe, folder: Path | None = None, *, resume: bool = False) ->
     Mixer(recipe.mix, len(data.train.classes), order.replica_batch_size)
     chosen_class_weights(recipe.optimizer.class_weights, lambda: list(order.class_labels or [0]), config.num_classes)
     teacher = load_teacher(recipe.teacher, preprocessing, data.train.classes) if recipe.teacher.spec else None
-    facts = _facts(recipe, config, data, order) | _costs(recipe, model, config, order)
+    facts = _facts(recipe, model, config, data, order) | _costs(recipe, model, config, order)
     facts |= _teaching(recipe, teacher, preprocessing, facts)
     facts |= _time(recipe, model, config, teacher.to(device) if teacher else None, samples, order, device, data)
     shape = (config.in_chans, *config.img_size)
@@ -126,18 +127,19 @@ def _preprocessing(recipe: Recipe, model: Network, config: NetworkConfig) -> Pre
     return Preprocessing(config.img_size, mean=one, std=one)
 
 
-def _facts(recipe: Recipe, config: NetworkConfig, data: TrainingData, order: Order) -> dict[str, Any]:
+def _facts(recipe: Recipe, model: Network, config: NetworkConfig, data: TrainingData, order: Order) -> dict[str, Any]:
     """What follows from the recipe and the number of images."""
     num_validation = len(data.validation)
     lr = LearningRate(recipe.schedule, recipe.peak_lr, recipe.epochs, order.steps_per_epoch)
     steps = recipe.epochs * order.steps_per_epoch
+    num_params, macs = count_network(model) if is_part(recipe.model) else (config.num_params(), config.macs())
     return {
         "model": str(recipe.model),
         # A name means random or released weights as the recipe says; any other MODEL has its own.
         "start": recipe.start if is_model_name(recipe.model) else "own",
         "img_size": list(config.img_size),
-        "params": config.num_params(),
-        "gmacs": config.macs() / 1e9,
+        "params": num_params,
+        "gmacs": macs / 1e9,
         "classes": len(data.train.classes),
         "train_images": len(data.train),
         "val_images": num_validation,

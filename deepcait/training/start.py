@@ -19,7 +19,7 @@ from deepcait.training.checkpoint import newest_checkpoint
 from deepcait.training.compute import note_of
 from deepcait.training.journal import replace_text
 from deepcait.training.recipe import Recipe
-from deepcait.weights.own import split_weights
+from deepcait.weights.own import count_network, split_weights
 from deepcait.weights.spec import Resolved, describe, resolve
 
 _logger = logging.getLogger(__name__)
@@ -146,7 +146,8 @@ def _describe(found: Resolved, recipe: Recipe) -> None:
     config = found.model.config
     kind = "a CaiT" if isinstance(config, CaiTConfig) else "a convolutional teacher"
     kind = str(found.spec) if found.kind == "own" else kind
-    facts = f"{config.num_params():,} parameters, {config.macs() / 1e9:.3g} GMACs per image"
+    num_params, macs = count_network(found.model) if found.kind == "own" else (config.num_params(), config.macs())
+    facts = f"{num_params:,} parameters, {macs / 1e9:.3g} GMACs per image"
     _logger.info("model: %s, %s", found.name or kind, facts)
     if isinstance(config, AblationConfig) and config.options:
         options = ", ".join(f"{name} {value}" for name, value in config.options.items())

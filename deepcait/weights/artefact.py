@@ -80,6 +80,7 @@ class StoredModel:
         section: a model folder's section `deepcait`: recipe, metrics, provenance, evaluated, ...; else empty.
         folder: path of a model folder.
         weights: which weights of a folder these are.
+        counted: parameters and multiply-adds of one image, where the config does not know them.
     """
 
     config: Any
@@ -91,6 +92,7 @@ class StoredModel:
     section: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     weights: Which = "raw"
+    counted: tuple[int, int] | None = None
 
     @property
     def name(self) -> str | None:

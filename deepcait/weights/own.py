@@ -76,7 +76,27 @@ def describe_own(spec: str) -> StoredModel:
         pretrained_cfg=network.pretrained_cfg,
         provenance={"source": str(spec)},
         section=stored.section if stored else {},
+        counted=count_network(network),
     )
+
+
+def count_network(network: Any) -> tuple[int, int]:
+    """Return parameters, and multiply-adds of one image, of a network as it is.
+
+    The config of a CaiT with other blocks describes a plain CaiT.
+    """
+    mode = network.training
+    with torch.no_grad():
+        counts = _count(network.eval(), network.config.in_chans, network.config.img_size)
+    network.train(mode)
+    return counts
+
+
+def _count(network: Any, in_chans: int, img_size: tuple[int, int]) -> tuple[int, int]:
+    from deepcait.runtime.flops import forward_flops  # imports what takes seconds
+
+    flops = forward_flops(network, torch.zeros(1, in_chans, *img_size))
+    return sum(parameter.numel() for parameter in network.parameters()), flops // 2
 
 
 def _read(folder: Path) -> StoredModel:
@@ -126,11 +146,9 @@ def _complete(network: Any, spec: str, img_size: int | tuple[int, int] | None) -
 
 
 def _describe(network: Any, spec: str, img_size: tuple[int, int], in_chans: int) -> OwnConfig:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
-    with blamed(f"model {spec}: images of (1, {in_chans}, {img_size[0]}, {img_size[1]})"), torch.no_grad(), counter:
+    with blamed(f"model {spec}: images of (1, {in_chans}, {img_size[0]}, {img_size[1]})"), torch.no_grad():
         logits = network.eval()(torch.zeros(1, in_chans, *img_size))
+        num_params, macs = _count(network, in_chans, img_size)
     blocks = getattr(network, "blocks", ())
     return OwnConfig(
         factory=str(spec),
@@ -138,8 +156,8 @@ def _describe(network: Any, spec: str, img_size: tuple[int, int], in_chans: int)
         in_chans=in_chans,
         num_classes=logits.shape[-1] if isinstance(logits, Tensor) else 0,
         depth=len(blocks) if isinstance(blocks, Sequence | nn.ModuleList | nn.Sequential) else 0,
-        params=sum(parameter.numel() for parameter in network.parameters()),
-        multiply_adds=counter.get_total_flops() // 2,
+        params=num_params,
+        multiply_adds=macs,
     )
 
 

@@ -166,6 +166,8 @@ def describe(spec: str | Path) -> dict[str, Any]:
     spec = str(spec)
     stored = _find(spec, None, shapes_only=True)
     facts = describe_config(stored.config)
+    if stored.counted:
+        facts |= {"params": stored.counted[0], "gmacs": round(stored.counted[1] / 1e9, 4)}
     if spec in variant_names() or stored.provenance.get("hub_id") in {r.hub_id for r in RELEASED.values()}:
         name = facts["name"] or spec
         facts |= {"released": name in RELEASED} | _accuracies(name)

@@ -198,7 +198,9 @@ def test_a_change_has_its_effect(name, part, caplog):
         if CHANGES[name][0] not in TAKEN:
             (record,) = caplog.records  # one line: this block alone, and why
             assert (record.name, record.levelno) == ("deepcait.backends", logging.WARNING)
-            assert record.getMessage().startswith(f"the reference computes block 0: {part}")
+            assert record.getMessage().startswith(
+                f"computed layer by layer (backend reference, same results): block 0: {part}"
+            )
     # Where a module's bias or norm makes it invisible (queries and keys after the softmax), its gradient shows it.
     assert any(found), "the change itself did nothing: nothing was tested"
 
@@ -355,7 +357,9 @@ def test_one_line_says_which_blocks_and_why_until_something_else_changes(caplog)
     for _ in range(3):
         model(images)
     text = "block 0: attn.qkv has hooks; block 1: mlp.act is ReLU instead of GELU"
-    assert [record.getMessage() for record in caplog.records] == [f"the reference computes {text}"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"computed layer by layer (backend reference, same results): {text}"
+    ]
     assert model.describe_backend() == f"lean (auto); the reference for {text}"
     handle.remove()
     model.blocks[1].mlp.act = nn.GELU()

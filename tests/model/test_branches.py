@@ -10,7 +10,7 @@ from deepcait.backends import branches
 from deepcait.backends.heads import talking_heads, talking_heads_backward
 from deepcait.backends.products import linear, linear_backward
 from deepcait.model import CaiT
-from deepcait.training.footprint import ProductCounter
+from deepcait.runtime.flops import ProductCounter
 from tests.model.wild import relative_error, some_images, timm_twin, tiny_config, wild_model
 
 CONFIG = tiny_config(depth=3, drop_path_rate=0.4)

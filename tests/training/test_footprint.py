@@ -9,8 +9,9 @@ import torch
 
 from deepcait.bench.work import Work
 from deepcait.model import CaiT, CaiTConfig
+from deepcait.runtime.flops import ProductCounter
 from deepcait.training.compute import autocast, expected_backend, note_of, set_compute
-from deepcait.training.footprint import CHOICES, ProductCounter, kept_bytes, training_bytes, training_flops
+from deepcait.training.footprint import CHOICES, kept_bytes, training_bytes, training_flops
 from deepcait.training.settings import Compute
 
 CONFIG = CaiTConfig(embed_dim=32, depth=3, num_heads=2, img_size=32, patch_size=8, num_classes=5, drop_path_rate=0.2)

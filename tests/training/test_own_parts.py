@@ -19,6 +19,8 @@ import deepcait
 from deepcait.cli.main import main
 from deepcait.data import Preprocessing
 from deepcait.errors import ConfigError, DataError, RunError, WeightsError
+from deepcait.weights import describe
+from deepcait.weights.own import count_network
 from tests.documents.shown import ROOT, blocks
 
 PAGE = ROOT / "docs" / "guides" / "own_parts.md"
@@ -218,6 +220,19 @@ def test_a_classifier_of_a_subclass_names_it(place):
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(again.logits(images), classifier.logits(images))
     assert again.cait.class_attention(images).shape[0] == 2
+
+
+def test_the_parameters_of_a_subclass_are_counted(place):
+    """Its config is that of a plain CaiT, whose count is another."""
+    from my_parts import GatedCaiT
+
+    sizes = {"depth": 1, "embed_dim": 32, "num_heads": 2}
+    model, plain = GatedCaiT(num_classes=3, **sizes), deepcait.create_model("cait_nano_32", num_classes=3, **sizes)
+    assert count_network(plain) == (plain.config.num_params(), plain.config.macs())
+    facts = describe("python:my_parts:GatedCaiT(num_classes=3, depth=1, embed_dim=32, num_heads=2)")
+    assert facts["params"] == sum(parameter.numel() for parameter in model.parameters())
+    assert facts["params"] != model.config.num_params()
+    assert facts["gmacs"] == round(count_network(model)[1] / 1e9, 4)
 
 
 class Iterable:
