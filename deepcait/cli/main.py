@@ -42,7 +42,7 @@ COMMANDS = {
     "export": "export a model: ONNX, OpenVINO, torch.export, timm, official checkpoint",
     "push": "upload a model to the Hugging Face hub, with a model card",
     "help": "explain an error, or what DATA and MODEL are",
-    "demo": "run an example of two minutes: predict, explain, fine-tune, evaluate, export",
+    "demo": "run an example of a few minutes: predict, explain, fine-tune, evaluate, export",
 }
 # Commands whose log is their output, on stdout.
 _NARRATING = ("train", "study", "demo")
