@@ -44,7 +44,9 @@ ORDER = {
         "ablation", "convnet", "networks",
     ],
     "backends": ["exact", "reference", "operators", "heads", "products", "branches", "lean"],
-    "runtime": ["state", "messages", "signals", "environment", "flops", "processes", "device", "files", "claim", "lettering"],
+    "runtime": [
+        "state", "messages", "signals", "environment", "flops", "processes", "device", "files", "claim", "lettering",
+    ],
     "weights": [
         "published", "nests", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "reshape", "adapt",
         "timm_layout", "foreign", "artefact", "registry", "own", "hints", "imagenet", "spec", "create", "verification",
