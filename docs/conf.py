@@ -21,7 +21,7 @@ html_title = f"deepcait {version}"
 html_copy_source = False
 highlight_language = "none"
 
-# Markdown as the repository shows it: links between headings, pictures with a width.
+# Markdown as the repository shows it: links between headings, images with a width.
 myst_enable_extensions = ["html_image", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 
@@ -34,7 +34,7 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 
-# One page a module, written anew by every build into docs/api/ (not kept in git).
+# One page per module, written again by every build into docs/api/ (not kept in git).
 apidoc_modules = [
     {
         "path": "../deepcait",

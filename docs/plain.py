@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-# A heading that napoleon knows stands alone on its line; what is indented below it is its list.
+# A heading of napoleon is alone on its line; what is indented below it is its list.
 _SECTION = re.compile(r"(Args|Returns|Yields|Raises|Attributes):$")
 _ENTRY = re.compile(r"[a-z]\w*(, [a-z]\w*)*: \S")
 
 
 def as_rst(lines: list[str]) -> list[str]:
-    """Return a docstring's lines for Sphinx: formulas and tables stay as they stand, lists of names become lists."""
+    """Return a docstring's lines for Sphinx: formulas and tables stay unchanged, lists of names become lists."""
     out: list[str] = []
     section = ""
     for paragraph in _paragraphs(lines):
@@ -43,7 +43,7 @@ def _paragraphs(lines: list[str]) -> Iterator[list[str]]:
 
 
 def _entry(line: str) -> str:
-    """`name: meaning` as an item of a list; a line that goes on is moved below it."""
+    """`name: meaning` as an item of a list; a continuation line is moved below it."""
     if line.startswith(" "):
         return f"  {_marked(line.strip())}"
     name, _, meaning = line.partition(":")
@@ -65,7 +65,7 @@ def _returned(paragraph: list[str]) -> list[str]:
 
 
 def _prose(paragraph: list[str]) -> list[str]:
-    """Text, up to a line that is indented or begins a table; from there as it stands."""
+    """Text, up to a line that is indented or begins a table; from there unchanged."""
     for index, line in enumerate(paragraph):
         if line.startswith((" ", "|")):
             return [*map(_marked, paragraph[:index]), "", "::", "", *(f"    {rest}" for rest in paragraph[index:])]

@@ -4,7 +4,7 @@
 
 ROOT/test: CIFAR-10's 10,000 test images in class folders, on which builtin:nano was not trained: half of each class is
 to learn from, half is the test. The ten classes are put together in five arbitrary pairs, so that the model's own
-classes are no answer. It was trained on images of the same kind, so its features fit better than yours will.
+classes are not the solution. It was trained on images of the same kind, so its features fit better than yours will.
 METHOD: some of full, head, lora, scratch; without any, all. Rows that finetuning.json has are not trained again.
 """
 

@@ -31,9 +31,9 @@ SET = ("epochs", "seed", "optimizer.lr", "schedule.warmup_epochs")
 TEACHER_COMMAND = "deepcait train --recipe teacher_32 --data folder:ROOT --out TEACHER"
 CARD = """# cait_nano_32
 
-The small model that travels in the package: `builtin:nano`. {params:,} parameters, {megabytes:.1f} MB, 32 x 32 pixels, the ten classes of CIFAR-10.
+The small model in the package: `builtin:nano`. {params:,} parameters, {megabytes:.1f} MB, 32 x 32 pixels, the ten classes of CIFAR-10.
 
-Top-1 {top1:.2%} ({correct1:,} of the 10,000 test images of CIFAR-10; 95 %: {low:.2%} to {high:.2%}), top-5 {top5:.2%}. Good enough to try every verb offline and to start a fine-tuning of small pictures from; it knows nothing but these ten classes.
+Top-1 {top1:.2%} ({correct1:,} of the 10,000 test images of CIFAR-10; 95 %: {low:.2%} to {high:.2%}), top-5 {top5:.2%}. It is good enough to try every command offline and to start a fine-tuning on small images; it predicts only these ten classes.
 
 | | |
 | --- | --- |
@@ -43,17 +43,17 @@ Top-1 {top1:.2%} ({correct1:,} of the 10,000 test images of CIFAR-10; 95 %: {low
 | with | {versions}; {threads} thread of {processor} |
 | teacher | a small convolutional network, {teacher_top1:.2%} of the same test images; `{teacher_command}` |
 | distillation | {distillation} |
-| without it | {plain_epochs} epochs by labels alone, `{plain_command}`: {plain_top1:.2%} where the same epochs with the teacher, stage 1, end at {stage1_top1:.2%}; one seed each, and twice the error of counting is about 1.1 points |
-| curve | docs/results/nano.csv; figures: docs/results/nano.json |
+| without it | {plain_epochs} epochs with labels only, `{plain_command}`: {plain_top1:.2%} while the same epochs with the teacher, stage 1, end at {stage1_top1:.2%}; one seed each, and twice the sampling error is about 1.1 points |
+| curve | docs/results/nano.csv; data: docs/results/nano.json |
 
-The same commands at these commits, with these versions and one thread, give the rows of the curve again, number for number. The best epoch was chosen by the test images, which CIFAR-10 has no validation images for; the last epoch has {last_top1:.2%}.
+The same commands at these commits, with these versions and one thread, reproduce the rows of the curve exactly. The best epoch was selected on the test images, because CIFAR-10 has no validation images; the last epoch has {last_top1:.2%}.
 
 Data: CIFAR-10, Alex Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. Licence of the weights: Apache-2.0.
 """
 
 
 def main() -> None:
-    """Copy the model, measure it, write what is known of it."""
+    """Copy the model, measure it, write its facts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--teacher", type=Path, required=True)
@@ -117,7 +117,7 @@ def setting(recipe: Any, name: str) -> Any:
 
 
 def describe(runs: list[Path], teacher: Path) -> dict[str, Any]:
-    """What is known of the training."""
+    """Facts of the training."""
     of_teacher = [row for row in rows_of(teacher) if row["kind"] == "eval"]
     return {
         "stages": [stage(run, first=number == 0) for number, run in enumerate(runs)],

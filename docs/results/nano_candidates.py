@@ -6,7 +6,7 @@
 ROOT/train holds CIFAR-10's training images in class folders; a twentieth of them is held out, the same 2,500 by which
 the teacher was chosen, and the candidates are compared by these alone. The test images take no part.
 TEACHER: the run of `teacher_32` or its model folder.
-NAME: candidates, in the order in which they are trained; without any, all. A run that was stopped (SIGTERM) goes on
+NAME: candidates, in the order in which they are trained; without any, all. A run that was stopped (SIGTERM) resumes
 when the same command is given again. `--estimate` takes 60 steps of each and writes the processor time of its
 training, in hours, without that of the worker that reads images.
 Writes nano_candidates.json beside this file: commands, curve and hours of each.
@@ -87,7 +87,7 @@ def estimate(args: argparse.Namespace, name: str) -> float:
 
 
 def train(args: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Train a candidate, or go on with it; return what it came to.
+    """Train a candidate, or resume it; return its result.
 
     Raises:
         SystemExit: with the command's exit code, where it did not end: 75 for a run that can be resumed.

@@ -52,7 +52,7 @@ def history(run: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Copy the model, measure it, write what is known of it."""
+    """Copy the model, measure it, write its facts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", required=True)

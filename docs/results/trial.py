@@ -1,10 +1,10 @@
-"""Ten minutes of a newcomer, timed: clone, environment, and the tutorial on a folder of photographs of one's own.
+"""Time the steps of a new user: clone, environment, and the tutorial on a folder of images.
 
-    python docs/results/trial.py PHOTOS PICTURE
+    python docs/results/trial.py PHOTOS IMAGE
 
-PHOTOS is a folder of class folders; PICTURE one picture. Everything else happens in a new folder: a clone of this
+PHOTOS is a folder of class folders; IMAGE is one image. Everything else happens in a new folder: a clone of this
 checkout, a new environment, installed with the extras that the tutorial names, then its commands. Each step's seconds
-go to trial.json, with what it printed last. Not measured: the time that somebody needs to read.
+go to trial.json, with what it printed last. The time for reading is not measured.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ TUTORIAL = [
     "env/bin/deepcait train --data photos --out runs/first --model builtin:nano --dry-run",
     "env/bin/deepcait train --data photos --out runs/first --model builtin:nano",
     "env/bin/deepcait eval runs/first --data photos --split val",
-    "env/bin/deepcait predict runs/first picture.jpg --topk 3",
-    "env/bin/deepcait explain runs/first picture.jpg --out looks",
+    "env/bin/deepcait predict runs/first image.jpg --topk 3",
+    "env/bin/deepcait explain runs/first image.jpg --out explanation",
     "env/bin/deepcait export runs/first --to timm --out pets",
     "env/bin/deepcait export runs/first --to pt2 --out pets.pt2",
 ]
@@ -59,7 +59,7 @@ def timed(command: str, cwd: Path) -> dict:
     return {"command": command, "seconds": round(seconds, 1), "last_line": lines[-1] if lines else ""}
 
 
-def asked(cwd: Path) -> list[dict]:
+def served(cwd: Path) -> list[dict]:
     """Start the service, ask it once over HTTP, end it; the seconds until it answered at all, and of the answer."""
     command = f"env/bin/deepcait serve runs/first --port {PORT}"
     began = time.perf_counter()
@@ -74,8 +74,8 @@ def asked(cwd: Path) -> list[dict]:
                     raise SystemExit(f"{command}: ended with {server.returncode}") from None
                 time.sleep(0.05)
         up = time.perf_counter()
-        head = '--x\r\nContent-Disposition: form-data; name="image"; filename="picture.jpg"\r\n\r\n'
-        body = head.encode() + (cwd / "picture.jpg").read_bytes() + b"\r\n--x--\r\n"
+        head = '--x\r\nContent-Disposition: form-data; name="image"; filename="image.jpg"\r\n\r\n'
+        body = head.encode() + (cwd / "image.jpg").read_bytes() + b"\r\n--x--\r\n"
         request = urllib.request.Request(f"http://127.0.0.1:{PORT}/predict?topk=2", data=body)
         request.add_header("Content-Type", "multipart/form-data; boundary=x")
         with urllib.request.urlopen(request, timeout=60) as answer:
@@ -92,18 +92,18 @@ def asked(cwd: Path) -> list[dict]:
 
 def main() -> None:
     """Go the whole way and write what it took."""
-    photos, picture = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
+    photos, image = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     with tempfile.TemporaryDirectory() as folder:
-        house = Path(folder) / "deepcait"
-        subprocess.run(["git", "clone", "-q", str(ROOT), str(house)], check=True)
-        shutil.copytree(photos, house / "photos")
-        shutil.copy2(picture, house / "picture.jpg")
-        install = [timed(command, house) for command in INSTALL]
-        steps = [*[timed(command, house) for command in TUTORIAL], *asked(house)]
+        clone = Path(folder) / "deepcait"
+        subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+        shutil.copytree(photos, clone / "photos")
+        shutil.copy2(image, clone / "image.jpg")
+        install = [timed(command, clone) for command in INSTALL]
+        steps = [*[timed(command, clone) for command in TUTORIAL], *served(clone)]
     facts = {
         "what": "the tutorial from a fresh clone, each command once, one after the other",
-        "command": "python docs/results/trial.py PHOTOS PICTURE",
+        "command": "python docs/results/trial.py PHOTOS IMAGE",
         "date": datetime.date.today().isoformat(),
         "commit": commit.strip(),
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Walk through the commands with 250 photographs and the disorder of a real folder; no file may vanish unsaid.
+"""Run the commands on 250 photographs in a disordered folder; no file may be dropped without a message.
 
     python docs/results/walk/walk.py PHOTOS OUT
 
@@ -138,7 +138,7 @@ def main() -> None:
     lost = {}
     found = call("doctor", *where, "--fix-list", str(out / "fix.txt"), codes=(0, 2, 3))
     lost["doctor"] = unnamed(planted, found, (BROKEN, OTHER))
-    # The doctor's list is what a user does next; what it can't mend, the message of train names.
+    # The doctor's list is what a user does next; what it can't fix, the message of train names.
     training = [*where, "--out", run, "--model", "builtin:nano"]
     settings = ["--set", "epochs=2", "data.test_fraction=0.2", f"data.exclude={out / 'fix.txt'}"]
     listed = (out / "fix.txt").read_text(encoding="utf-8")
@@ -150,7 +150,7 @@ def main() -> None:
     found = call("train", *training, *settings)
     lost["train"] = unnamed(planted, found + listed, (BROKEN, OTHER))
     found = call("eval", run, *where)
-    held_out = "test part of the run" in found and "held out: they neither trained the model" in found
+    held_out = "test part of the run" in found and "held out: used neither for training" in found
     lost["eval"] = [] if held_out else [found.splitlines()[0]]
     answers = out / "answers.jsonl"
     found = call("predict", run, str(data), "--out", str(answers), codes=(3,))
