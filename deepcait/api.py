@@ -47,18 +47,18 @@ def train(
     """Train a model and return its run, as `deepcait train` does.
 
     Args:
-        data: labelled images, the DATA of the command; or a dataset of one's own, or a dictionary of them by split.
+        data: labelled images, the DATA of the command; or your own dataset, or a dictionary of them by split.
             None with `resume` means the run's own.
         out: folder of the run; must not hold one yet, unless `resume`.
         model: to start from: a name, a model or run folder, a weights file, `builtin:nano`; None means the recipe's
-            (`cait_xxs24_224` for finetune). Or a network of one's own.
+            (`cait_xxs24_224` for finetune). Or your own network.
         recipe: name of a recipe, or path of a .yaml file.
         teacher: for distillation: any model, or `timm:NAME`.
         resume: resume the run in `out`, or start it if there is none; a finished one is returned as it is, unless
             `settings` prolong it ({"epochs": N}), which constant and warmup_stable_decay schedules allow.
         settings: values that override the recipe, by dotted name (`{"optimizer.lr": 1e-4}`) or nested
             (`{"optimizer": {"lr": 1e-4}}`); `deepcait.recipe_keys()` lists them. `loss` and `augment.transform` take
-            parts of one's own: an object, a class, or (factory, keyword arguments), as do the arguments above.
+            your own parts: an object, a class, or (factory, keyword arguments), as do the arguments above.
         callbacks: called as `callback(event)` in the main process; see `deepcait.training.events.Event`. An exception
             in one ends the training.
 
@@ -133,7 +133,7 @@ class Run:
 
     Args:
         folder: of the run.
-        model: what it was trained from, where that is a network of one's own, whose code a folder does not hold.
+        model: what it was trained from, if that is a user-defined network, whose code a folder does not contain.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, model: str = "") -> None:
@@ -290,7 +290,7 @@ def _with_arguments(recipe: Recipe, data: str | None, model: str | None, teacher
 
 
 class _Stopping:
-    """Whether a callback asked the training to stop."""
+    """Whether a callback requested a stop."""
 
     def __init__(self) -> None:
         self.asked = False

@@ -57,7 +57,7 @@ def load(
 
     Args:
         model: MODEL: a model name (its released weights), `hf-hub:owner/name`, a model or run folder, a weights file,
-            `builtin:nano`, or a network of one's own: `python:package.module:factory[,weights=FOLDER]`, or the factory.
+            `builtin:nano`, or a user-defined network: `python:package.module:factory[,weights=FOLDER]`, or the factory.
         img_size: another image size than the stored one; the position embedding is resized.
         device: None means a GPU if there is one.
         engine: computes the logits, one of `deepcait.inference.ENGINES`; None means the network itself.
@@ -65,7 +65,7 @@ def load(
             bf16, fp16 and int8 use the engine eager.
         threads: number of threads of the engine.
         tta: test-time augmentation: "flip" predicts the mean for an image and its mirror image; None predicts once.
-        weights: of a network of one's own: the model or run folder that it was saved to.
+        weights: of a user-defined network: the model or run folder that it was saved to.
         image_options: limits on images; None means the defaults, and the value range of the model's training.
         spec: former name of `model`.
 

@@ -87,7 +87,7 @@ def build(name: str, asked: str, *args: Any, **arguments: Any) -> Any:
     Args:
         name: a `Part`, or its text.
         asked: the setting that names it, for messages.
-        args, arguments: what the factory is called with beside the arguments in the name.
+        args, arguments: passed to the factory in addition to the arguments in the name.
 
     Raises:
         ConfigError: no such factory, or one that fails.
@@ -146,7 +146,7 @@ def is_importable(name: str) -> bool:
         return False
     try:
         place, _ = split_call(name.removeprefix(PYTHON), name)
-    except ConfigError:  # an argument that is no literal
+    except ConfigError:  # an argument that is not a literal
         return False
     return not place.startswith("__main__:") and "<locals>" not in place and "<lambda>" not in place
 
@@ -180,11 +180,11 @@ def blamed(what: str) -> Iterator[None]:
         yield
     except DeepcaitError:
         raise
-    except Exception as error:  # one's own code may raise anything
+    except Exception as error:  # user code may raise anything
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise ConfigError(
             f"{what} failed with {type(error).__name__}: {error} ({frame.filename}:{frame.lineno}).",
-            remedy="Correct it there; in Python, the exception above has the whole traceback.",
+            remedy="Correct it there; in Python, the exception above has the full traceback.",
         ) from error
 
 
@@ -213,7 +213,7 @@ def _import(place: str, asked: str) -> Callable[..., Any]:
     except (ImportError, ValueError) as error:
         problem = f"{asked}: expected python:package.module:factory, got '{PYTHON}{place}' ({error})."
         raise ConfigError(problem, remedy=remedy) from error
-    except Exception as error:  # one's own module may raise anything
+    except Exception as error:  # a user's module may raise anything
         with blamed(f"{asked}: importing {module}"):
             raise error
     try:

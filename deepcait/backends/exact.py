@@ -18,11 +18,11 @@ from torch.nn.modules import module as torch_module
 from deepcait.model.attention import ClassAttention, TalkingHeadsAttention
 from deepcait.model.block import LayerScaleBlock, Mlp
 
-# A quantized or distributed weight is of another class, which has arithmetic of its own.
+# A quantized or distributed weight is of another class, which has its own arithmetic.
 _PLAIN_TENSORS = (nn.Parameter, Tensor, FakeTensor)
 
 
-class Changed(Exception):  # noqa: N818 - the answer to a question, not a fault
+class Changed(Exception):  # noqa: N818 - a result, not an error
     """Raised for a module that does not compute what its class computes from its weights.
 
     Args: path of the module, empty for the checked root; the change, such as "has hooks". It has no __init__,
@@ -71,7 +71,7 @@ def list_parts(kinds: Mapping[str, tuple[type[nn.Module], str]]) -> tuple[Part, 
 def read_parts(root: nn.Module, parts: Iterable[Part], dtype: torch.dtype) -> tuple[dict[str, Any], list[Tensor]]:
     """Return the modules of a tree by their paths, and all their parameters in the order of the parts.
 
-    Runs for every block in every forward pass, hence plain loops and dictionaries.
+    Runs for every block in every forward pass, so it uses plain loops and dictionaries.
 
     Args:
         root: the module to which the first part belongs.

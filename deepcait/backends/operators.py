@@ -12,7 +12,7 @@ def operator(name: str) -> Callable[[Callable], Any]:
     """Decorator: make a function on tensors an operator of PyTorch, on every device.
 
     `torch.library.custom_op` does the same, but its first call imports torch._dynamo, which takes longer than the
-    answer of a small model.
+    result of a small model.
 
     Args:
         name: "deepcait::name".

@@ -58,7 +58,7 @@ def count_activations(
 def inference_bytes(config: NetworkConfig, batch: int) -> int:
     """Count the peak activation memory of inference with the engine eager, in bytes.
 
-    Two blocks are enough, since more of them have the same peak. One thread, since each thread has buffers of its own,
+    Two blocks are enough, since more of them have the same peak. One thread, since each thread has its own buffers,
     with which memory would not be a linear function of the batch size.
     """
     shallow = config.replace(depth=min(2, config.depth)) if type(config) is CaiTConfig else config

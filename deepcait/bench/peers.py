@@ -80,7 +80,7 @@ def build_baseline(baseline: Baseline) -> nn.Module:
 def count_macs(model: nn.Module, img_size: int, in_chans: int = 3) -> int:
     """Count the multiply-adds of one image in matrix products and convolutions.
 
-    The counter does not see into fused attention, so build the model without it.
+    The counter does not count inside fused attention, so build the model without it.
 
     Args:
         model: on the meta device.

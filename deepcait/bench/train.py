@@ -160,7 +160,7 @@ def _loss(one: Contestant, images_BCHW: Tensor, labels_B: Tensor, precision: str
 def _count(
     one: Contestant, step: Callable[[], None], images_BCHW: Tensor, labels_B: Tensor, precision: str
 ) -> dict[str, int | None]:
-    """Bytes saved by the forward pass, and the work of a whole step."""
+    """Bytes saved by the forward pass, and the operations of a step."""
     one.prepare()
     torch.manual_seed(SEED)
     step()  # compiles now, and creates the optimizer's state

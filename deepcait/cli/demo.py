@@ -1,4 +1,4 @@
-"""Run an example of a few minutes, offline: predict, explain, fine-tune and compare with training from scratch, export.
+"""Run a short example, offline: predict, explain, fine-tune and compare with training from scratch, export.
 
 Examples:
     deepcait demo

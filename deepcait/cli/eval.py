@@ -8,7 +8,7 @@ Examples:
     deepcait eval cait_s24_224 --data imagenet:ROOT --protocol real        with ReaL labels; v2: ImageNet-V2
     deepcait eval cait_s24_224 --data imagenet-a --class-mask data    only its 200 classes can be predicted
     deepcait eval cait_s24_224 --data photos --img-size 224,288,320   several resolutions
-    deepcait eval runs/pets --data photos --per-image answers.csv --plots figures
+    deepcait eval runs/pets --data photos --per-image per_image.csv --plots figures
     torchrun --nproc-per-node 2 -m deepcait eval cait_s24_224 --data imagenet:ROOT --protocol imagenet
 """
 
@@ -56,8 +56,8 @@ class Args(TableArgs, ImageArgs):
     data: str
     """Labelled images: a folder of class folders, a .csv, .parquet, .tar or .zip, imagenet:ROOT, builtin:demo, ..."""
     split: Literal["train", "val", "test", "all"] | None = None
-    """Part of the data, or of the run's own split (default: test, else val, else all). For a run, the default never has
-    images that it was trained on."""
+    """Part of the data, or of the run's own split (default: test, else val, else all). For a run, the default never
+    includes images that it was trained on."""
     protocol: Literal["folder", "imagenet", "real", "v2"] = "folder"
     """Evaluation protocol: folder (labels of the data), imagenet (ImageNet's validation), real (its ReaL labels), or v2
     (ImageNet-V2)."""
@@ -169,7 +169,7 @@ def _open(args: Args) -> list[tuple[Source, Roles | None]]:
     }
     if len({tuple(source.names) for source, _ in (opened | others).values()}) > 1:
         raise ConfigError(
-            f"eval: expected runs that held out the same images, got others ({', '.join(args.specs)}).",
+            f"eval: the runs held out different images ({', '.join(args.specs)}).",
             remedy="Evaluate each run alone, or all with --split all or on images that none was trained on.",
         )
     return [(opened | others)[spec] for spec in args.specs]
@@ -250,7 +250,7 @@ def _more_warnings(metrics: Metrics, expected: Expected | None, source: Source, 
     from deepcait.weights.imagenet import subset_name
 
     warnings = []
-    # Of a part of the images a warning says so already.
+    # A warning already reports that only a part of the images is evaluated.
     if expected is not None and not any("not comparable" in text for text in metrics.warnings):
         text = differs(expected, metrics.top1)
         warnings += [text] if text else []
@@ -264,7 +264,7 @@ def _more_warnings(metrics: Metrics, expected: Expected | None, source: Source, 
 
 
 def _perhaps_seen(found: Resolved, source: Source, args: Args) -> list[str]:
-    """A warning where nothing tells which of the images a run trained on."""
+    """A warning if it is unknown which of the images a run trained on."""
     if found.kind != "run" or source.split != "all" or args.split is not None:
         return []
     return [

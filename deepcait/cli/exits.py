@@ -16,7 +16,7 @@ STOPPED = 75  # on request; the same command with --resume resumes
 
 
 class Refused(Exception):  # noqa: N818 - it is not an error
-    """A check failed; the message says which."""
+    """A check failed; the message names it."""
 
 
 def leave(code: int) -> NoReturn:
@@ -33,7 +33,7 @@ def leave(code: int) -> NoReturn:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
-        pass  # nobody reads it
+        pass  # no process reads it
     except OSError as error:
         code = code or MISTAKE
         print(f"error: the output can't be written: {error.strerror}.", file=sys.stderr, flush=True)

@@ -18,9 +18,10 @@ class ImageArgs:
     max_bytes: int | None = None
     """Largest accepted size of a file in bytes (default: 100 MiB)."""
     max_value: int | None = None
-    """White value of images with more than 8 bits per channel, such as 4095 (default: the model's, else the file's)."""
+    """Pixel value that is white in images with more than 8 bits per channel, such as 4095 (default: the model's, else
+    the file's)."""
     accept_truncated: bool = False
-    """Accept files with a missing end if the last row of the image can be decoded."""
+    """Accept truncated files whose last row of pixels can still be decoded."""
 
 
 def image_options(args: ImageArgs, default: ImageOptions | None = None) -> ImageOptions:

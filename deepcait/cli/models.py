@@ -135,7 +135,9 @@ def _print_peers(console: Console, peers: list[dict]) -> None:
         for row in peers
     ]
     console.table(columns, rows)
-    console.say("\nGMACs of all models are counted alike: matrix products and convolutions. Re-evaluated: by timm")
+    console.say(
+        "\nGMACs of all models are counted in the same way: matrix products and convolutions. Re-evaluated: by timm"
+    )
     console.say("(results/results-imagenet.csv), same weights and image size. Blank: no value was read in a source.")
 
 

@@ -117,7 +117,7 @@ def _mistake(kind: type, argv: Sequence[str], command: str, told: str) -> Config
 
 
 def _as_settings(option: str, argv: Sequence[str]) -> list[str]:
-    """Corrections for a recipe key that was given as an option, by its whole name or its last words."""
+    """Corrections for a recipe key that was given as an option, by its full name or its last words."""
     from deepcait.training.recipe import Recipe
     from deepcait.training.strict import list_keys
 
@@ -126,7 +126,7 @@ def _as_settings(option: str, argv: Sequence[str]) -> list[str]:
     keys = [key for key in every if not any(other.startswith(f"{key}.") for other in every)]
     keys = [key for key in keys if not key.startswith("about.")]
     asked = option.removeprefix("--").replace("-", "_")
-    if any(other.startswith(f"{asked}.") for other in every):  # a section, which says nothing about the key
+    if any(other.startswith(f"{asked}.") for other in every):  # a section, which does not determine the key
         return []
     same = [key for key in keys if asked in (key, key.rpartition(".")[2])]
     found = same or [key for key in keys if key.endswith(f"_{asked}")]

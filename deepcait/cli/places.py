@@ -30,7 +30,7 @@ class Given:
     content: bytes | None = None
 
     def load(self, max_bytes: int) -> ImageInput:
-        """Return what `Classifier.open` takes. Raises ImageError where a URL can't be fetched."""
+        """Return an argument of `Classifier.open`. Raises ImageError if a URL can't be fetched."""
         from deepcait.data.fetch import fetch_image, is_url
 
         if self.content is not None:
@@ -48,7 +48,7 @@ class Places:
     Attributes:
         images: in the order of the arguments.
         left_out: for each folder or pattern with files that are not images, how many there are.
-        only_files: every image was named by itself.
+        only_files: every image was given by its own path.
     """
 
     max_bytes: int
@@ -108,9 +108,9 @@ class Places:
             else:
                 others.append(path)
         if len(self.images) == before:
-            got = f", with {count_suffixes(others)}" if others else ""
+            got = f", only {count_suffixes(others)}" if others else ""
             raise DataError(
-                f"{pattern}: expected a pattern that matches images, got none{got}.",
+                f"{pattern}: no image matches this pattern{got}.",
                 remedy="Check it: `*` is any part of a name, `**` any number of folders.",
             )
         self._leave_out(pattern, count_suffixes(others))
@@ -136,7 +136,7 @@ class Places:
         lines = [os.fsdecode(line.strip()) for line in content.removeprefix(b"\xef\xbb\xbf").splitlines()]
         named = [line if is_url(line) else os.path.join(folder, line) for line in lines if line]
         if not named:
-            raise DataError(f"{name}: expected one path per line, got none.", remedy="Name images in it.")
+            raise DataError(f"{name}: the list is empty.", remedy="Write one path per line.")
         self.images += [Given(line) for line in named]
 
     def _leave_out(self, place: str, files: str) -> None:

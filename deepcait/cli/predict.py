@@ -6,7 +6,7 @@ Examples:
     deepcait predict runs/pets "photos/**/*.jpg" names.txt https://example.org/cat.jpg     patterns, lists, URLs
     find photos -name "*.jpg" | deepcait predict runs/pets -      paths, or one image, from standard input
     deepcait predict runs/pets photos/ --out predictions.csv  one row per prediction; .jsonl: one line per image
-    deepcait predict runs/pets photos/ --min-probability 0.5      images below have no prediction
+    deepcait predict runs/pets photos/ --min-probability 0.5      images without such a class have no prediction
     deepcait predict runs/pets photos/ --engine eager     the same predictions, faster for many images
     deepcait predict runs/pets photos/ --embeddings features.npz    one row per image
 """
@@ -58,7 +58,7 @@ class Args(ImageArgs):
     """Test-time augmentation: flip averages the probabilities of the image and its mirror image."""
     on_error: Literal["skip", "stop"] | None = None
     """Images that can't be read: skip reports the error in their place and exits with 3 at the end, stop ends there
-    (default: skip for folders, patterns and lists, stop for images that are named)."""
+    (default: skip for folders, patterns and lists, stop for images given by name)."""
     out: str | None = None
     """Write to this file, .csv or .jsonl, instead of printing."""
     embeddings: Path | None = None
@@ -152,7 +152,7 @@ def _require_sound(args: Args) -> None:
 def _predict(
     classifier: Classifier, images: Sequence[Given], args: Args, skip: bool, features: list[Tensor]
 ) -> list[dict[str, Any]]:
-    """The results of one batch, one per image in their order; features are appended if they are asked for."""
+    """The results of one batch, one per image in their order; features are appended if they are requested."""
     import torch
 
     results: list[dict[str, Any]] = []
@@ -189,7 +189,7 @@ def _print(console: Console, result: dict[str, Any]) -> None:
 
 
 def _report_errors(errors: list[dict[str, Any]], num_images: int, console: Console) -> int | None:
-    """Say what was skipped; the exit code."""
+    """Print which files were skipped; return the exit code."""
     if not errors:
         return None
     console.note(f"skipped {len(errors):,} of {num_images:,} images that can't be read (--on-error stop ends there):")

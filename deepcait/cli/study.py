@@ -74,12 +74,12 @@ def run(args: Args) -> int | None:
     console = Console(json=args.json, narrates=True)
     only = tuple(name.strip() for name in args.only.split(",") if name.strip())
     grid = load_grid(args.name).only(only)
-    wished = _wished(args, grid, only)
+    requested = _requested(args, grid, only)
     if args.dry_run:
-        _dry_run(args, grid, wished, console)
+        _dry_run(args, grid, requested, console)
         return
     fixed = {"epochs": args.epochs, "images": args.images, "val_images": args.val_images or None}
-    plan = start_study(args.out, wished, fixed, lambda: _plan(args, grid, wished, console))
+    plan = start_study(args.out, requested, fixed, lambda: _plan(args, grid, requested, console))
     console.say(f"{grid.title}: {len(grid.rows)} x {len(grid.columns)} cells, {plan.seeds} seeds, {plan.epochs} epochs")
     found = run_study(args.out, grid, plan)
     console.say(f"\n{markdown(found, grid)}")
@@ -91,7 +91,7 @@ def run(args: Args) -> int | None:
     console.result(found)
 
 
-def _wished(args: Args, grid: Grid, only: tuple[str, ...]) -> StudyPlan:
+def _requested(args: Args, grid: Grid, only: tuple[str, ...]) -> StudyPlan:
     """The plan of the options, with the recipe's epochs and images by default."""
     from deepcait.runtime.files import require_folder
     from deepcait.study.plan import StudyPlan
@@ -137,13 +137,13 @@ def _wished(args: Args, grid: Grid, only: tuple[str, ...]) -> StudyPlan:
     )
 
 
-def _plan(args: Args, grid: Grid, wished: StudyPlan, console: Console) -> tuple[StudyPlan, dict]:
+def _plan(args: Args, grid: Grid, requested: StudyPlan, console: Console) -> tuple[StudyPlan, dict]:
     from deepcait.study.plan import check_cells, fit_to_budget
 
-    check_cells(grid, wished)
+    check_cells(grid, requested)
     if args.budget is None:
-        return wished, {}
-    plan, measured = fit_to_budget(grid, wished, args.budget)
+        return requested, {}
+    plan, measured = fit_to_budget(grid, requested, args.budget)
     console.say(
         f"fits {args.budget:g} hours: {plan.epochs} epochs of {plan.images:,} images, {plan.val_images:,} for "
         f"validation, {measured['expected_hours']:.2g} hours expected"
@@ -151,13 +151,13 @@ def _plan(args: Args, grid: Grid, wished: StudyPlan, console: Console) -> tuple[
     return plan, measured
 
 
-def _dry_run(args: Args, grid: Grid, wished: StudyPlan, console: Console) -> None:
+def _dry_run(args: Args, grid: Grid, requested: StudyPlan, console: Console) -> None:
     from deepcait.data import open_split
     from deepcait.data.split import limited
     from deepcait.study.grid import cells_of
     from deepcait.study.plan import cell_config
 
-    plan, measured = _plan(args, grid, wished, console)
+    plan, measured = _plan(args, grid, requested, console)
     samples = limited(open_split(plan.data, "train"), plan.images)
     facts, rows = [], []
     for cell in cells_of(grid, 1):

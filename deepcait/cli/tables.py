@@ -24,7 +24,7 @@ class TableArgs:
 
 
 def table_columns(args: TableArgs) -> Columns:
-    """Return what a command line says about the columns of a table.
+    """Return the settings of a command line for the columns of a table.
 
     Raises:
         ConfigError: a suffix that can't be one.

@@ -111,7 +111,7 @@ def load_arrow(place: str, columns: Columns = USUAL) -> tuple[Table, ArrowReader
             splits += [word] * len(own_paths)
             parts += [file.stem] * len(own_paths)
     if layout is None or not paths:
-        raise DataError(f"{place}: expected images, got no rows.", remedy=_REMEDY)
+        raise DataError(f"{place}: the data set has no rows.", remedy=_REMEDY)
     table = Table(
         kind="arrow",
         where=place,
@@ -142,7 +142,7 @@ def _split_folders(root: Path) -> tuple[list[tuple[str | None, Path]], str]:
     others = [name for name in names if not split_of(name)]
     if len(others) == len(names):
         raise DataError(
-            f"{root}: expected the splits train, val or test, got {some(names) or 'none'}.",
+            f"{root}: none of the splits is train, val or test: {some(names) or 'there are no splits'}.",
             remedy="Give the folder of one of them.",
         )
     note = f"splits not used: {', '.join(others)}" if others else ""
@@ -155,10 +155,10 @@ def _data_files(folder: Path) -> list[Path]:
     named = [entry.get("filename") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
     names = [name for name in named if isinstance(name, str) and _is_plain(name)]
     if not names or len(names) < len(named):
-        raise DataError(f"{folder / _STATE}: expected the names of arrow files, got none.", remedy=_REMEDY)
+        raise DataError(f"{folder / _STATE}: the names of the arrow files are missing.", remedy=_REMEDY)
     if state.get("_indices_data_files"):
         raise DataError(
-            f"{folder}: expected rows in the order of the files, got an order of its own (indices).",
+            f"{folder}: the data set is a selection or a new order of rows (indices), which is not read.",
             remedy="Save it again: datasets.load_from_disk(...).flatten_indices().save_to_disk(...).",
         )
     return [folder / name for name in names]
@@ -172,7 +172,7 @@ def _read_file(file: Path, folder: Path, columns: Columns) -> tuple[Layout, list
     layout = find_layout(str(file), table.schema, columns, named or class_names_of(table.schema))
     if layout is None:
         raise DataError(
-            f"{file}: expected a column of images {{bytes, path}}, got {', '.join(map(repr, table.schema.names))}.",
+            f"{file}: no column of images {{bytes, path}}; the columns are {', '.join(map(repr, table.schema.names))}.",
             remedy="A table of paths is read as csv, jsonl or parquet.",
         )
     wanted = [layout.image, *([layout.label] if layout.label else [])]
@@ -193,9 +193,11 @@ def _map_file(file: str, wanted: list[str] | None) -> Any:
         table = ipc.open_stream(pyarrow.memory_map(file), options=options).read_all()
         table = table if wanted is None else table.select(wanted)
         table.validate(full=True)  # of offsets and texts, else a damaged file could lead anywhere in memory
-    except Exception as error:  # pyarrow raises kinds of its own
-        got = "no such file" if isinstance(error, FileNotFoundError) else f"{error}"
-        raise DataError(f"{file}: expected an arrow file, got {got}.", remedy=_REMEDY) from error
+    except Exception as error:  # pyarrow raises its own kinds
+        what = (
+            "there is no such file" if isinstance(error, FileNotFoundError) else f"not a readable arrow file: {error}"
+        )
+        raise DataError(f"{file}: {what}.", remedy=_REMEDY) from error
     return table
 
 
@@ -203,13 +205,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        got = "no such file" if isinstance(error, FileNotFoundError) else f"{error}"
-        raise DataError(f"{path}: expected what datasets.save_to_disk writes, got {got}.", remedy=_REMEDY) from error
+        missing = isinstance(error, FileNotFoundError)
+        what = "there is no such file" if missing else f"not written by datasets.save_to_disk: {error}"
+        raise DataError(f"{path}: {what}.", remedy=_REMEDY) from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a JSON object, got {type(content).__name__}.", remedy=_REMEDY)
     return content
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name is one of this folder: it leads nowhere else."""
+    """Whether a name is a plain file name, which can't point outside the folder."""
     return name not in ("", ".", "..") and not set(name) & set("/\\\0:")

@@ -21,7 +21,7 @@ from deepcait.data.slide import SLIDES, Slide
 from deepcait.errors import ConfigError
 from deepcait.parts import blamed, build
 
-# What timm reads, number by number; it skips silently what it does not know (`mstd` without a number, `tx`).
+# What timm reads, number by number; it silently skips unknown parts (`mstd` without a number, `tx`).
 _RAND_AUGMENT = re.compile(
     r"rand(-(m\d+|n[1-9]\d?|p(0?\.\d+|0|1|1\.0)|mstd(\d+|\d*\.\d+)|mmax\d+|inc[01]|t(weights|3a|3aw)))*"
 )
@@ -75,7 +75,7 @@ class Augment:
         if self.policy not in POLICIES or (self.policy != "none" and self.rand_augment):
             problem = f"augment.policy: expected {', '.join(POLICIES)}, got {self.policy!r}"
             problem += f" with rand_augment={self.rand_augment!r}." if self.rand_augment else "."
-            raise ConfigError(problem, remedy='Choose one; a policy needs augment.rand_augment="" beside it.')
+            raise ConfigError(problem, remedy='Choose one; a policy also needs augment.rand_augment="".')
         if self.repeats < 1 or not 0 <= self.erase <= 1 or not 0 <= self.flip <= 1:
             raise ConfigError(
                 f"augment: expected repeats >= 1 and probabilities in [0, 1], got repeats={self.repeats}, "
@@ -236,11 +236,11 @@ class OwnAugmentation(Augmentation):
             raise ConfigError(problem, remedy="It takes a PIL image and returns one, or a tensor (C, H, W).")
 
     def read(self, data: bytes, name: str, options: ImageOptions = DEFAULT) -> Changed:
-        """Decode an image and change it. Raises ImageError, naming it, and ConfigError where the transform fails."""
+        """Decode an image and change it. Raises ImageError, naming it, and ConfigError if the transform fails."""
         return self.change(decode_image(data, name=name, options=options))
 
     def change(self, image: Image.Image) -> Changed:
-        """Change a decoded image. Raises ConfigError where the transform fails or returns another size."""
+        """Change a decoded image. Raises ConfigError if the transform fails or returns another size."""
         with blamed("augment.transform"):
             changed = self.transform(image.convert("L" if self.preprocessing.channels == 1 else "RGB"))
         if isinstance(changed, Image.Image):
@@ -268,7 +268,7 @@ def build_augmentation(augment: Augment, preprocessing: Preprocessing) -> Augmen
     It draws from the global generators of Python, NumPy and torch: seed them first.
 
     Raises:
-        ConfigError: a RandAugment string that timm can't read, or a transform of one's own that can't be built.
+        ConfigError: a RandAugment string that timm can't read, or a user-defined transform that can't be built.
     """
     return OwnAugmentation(augment, preprocessing) if augment.transform else Augmentation(augment, preprocessing)
 
@@ -320,7 +320,7 @@ def guard_posterize(transform: Any) -> Any:
 class _Posterize:
     """Posterize that keeps 0 bits: a black image.
 
-    Pillow 13 refuses 0 bits, which magnitude 10 asks for; Pillow had always returned black before, and that is
+    Pillow 13 refuses 0 bits, which magnitude 10 requires; earlier versions of Pillow returned black, and that is
     what the released models were trained with. A class, so that it can travel to a worker process.
     """
 

@@ -72,7 +72,7 @@ def load_cars(root: str) -> tuple[Table, FileReader]:
                 rows += [(f"cars_{split}/{name}", whole_number(label, file) - 1, split) for name, label in cars]
             return _listed("cars", folder, rows, _car_names(folder / "devkit" / "cars_meta.mat"))
     raise DataError(
-        f"{path}: expected cars_annos.mat and car_ims/, or devkit/ with cars_train/ and cars_test/, got neither.",
+        f"{path}: neither cars_annos.mat with car_ims/ nor devkit/ with cars_train/ and cars_test/ is there.",
         remedy="Unpack the official archives there.",
     )
 
@@ -169,4 +169,4 @@ def _json(file: Path) -> Any:
 
 
 def _not_official(file: Path, got: str) -> DataError:
-    return DataError(f"{file}: expected the official annotations, got {got}.", remedy="Fetch the official file again.")
+    return DataError(f"{file}: not the official annotations: {got}.", remedy="Fetch the official file again.")

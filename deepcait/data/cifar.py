@@ -139,7 +139,7 @@ def read_pickle(file: str, data: bytes) -> Any:
         return _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
     except Exception as error:  # damaged pickles raise nearly anything
         raise DataError(
-            f"{file}: expected a pickle of plain arrays as in the official archive, got {error}.",
+            f"{file}: not a pickle of plain arrays as in the official archive: {error}.",
             remedy="Fetch the official archive again.",
         ) from error
 
@@ -152,7 +152,7 @@ def _require_bounded(data: bytes) -> None:
 
 
 class _Array:
-    """Stands in for numpy's array while a pickle is read; keeps its bytes."""
+    """A substitute for numpy's array while a pickle is read; keeps its bytes."""
 
     def __init__(self) -> None:
         self.shape: tuple[int, ...] = ()
@@ -167,7 +167,7 @@ class _Array:
 
 
 class _DType:
-    """Stands in for numpy's data type while a pickle is read."""
+    """A substitute for numpy's data type while a pickle is read."""
 
     def __init__(self, name: str, *_: object) -> None:
         self.name = name
@@ -212,8 +212,8 @@ def _find(kind: str, root: Path) -> tuple[Path, _Archive]:
                 return folder, archive
     first = ARCHIVES[kind][0]
     raise DataError(
-        f"{root}: expected the files of the official archive ({first.folder} with {first.names} and "
-        f"{first.files['train'][0]}, or {ARCHIVES[kind][1].folder}), got none or not all of them.",
+        f"{root}: the files of the official archive are missing or incomplete ({first.folder} with {first.names} and "
+        f"{first.files['train'][0]}, or {ARCHIVES[kind][1].folder}).",
         remedy="Unpack the archive and give its folder, or the folder above.",
     )
 
@@ -235,7 +235,7 @@ def _read_batch(file: str, archive: _Archive) -> tuple[list[int], list[int]]:
     if archive.label_bytes:
         record = archive.label_bytes + _NUM_BYTES
         if not data or len(data) % record:
-            raise _other(file, f"{len(data):,} bytes, which are no records of {record:,}")
+            raise _other(file, f"{len(data):,} bytes, not a multiple of the record size {record:,}")
         starts = range(0, len(data), record)
         return [data[start + archive.label_bytes - 1] for start in starts], [
             start + archive.label_bytes for start in starts
@@ -249,7 +249,7 @@ def _read_batch(file: str, archive: _Archive) -> tuple[list[int], list[int]]:
         raise _other(file, f"{len(labels):,} labels and images of shape {array.shape}")
     first = data.find(array.data)
     if first < 0:
-        raise _other(file, "images that do not lie there byte by byte")
+        raise _other(file, "images that are not stored byte by byte")
     return labels, [first + number * _NUM_BYTES for number in range(len(labels))]
 
 

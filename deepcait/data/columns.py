@@ -1,4 +1,4 @@
-"""Which columns of a table are the image and the label, where their names do not say it, and where the files are."""
+"""Settings of a table: which columns are the image and the label, and the folder and suffix of the files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SETTINGS = {"label": "label_column", "image": "image_column", "suffix": "image_
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """What a user says about a table (CSV, JSON lines, parquet, arrow); empty texts leave it to the usual names.
+    """The user's settings of a table (CSV, JSON lines, parquet, arrow); empty texts mean the usual names.
 
     Args:
         label: column of the class.
@@ -43,7 +43,7 @@ class Columns:
 
     @property
     def settings(self) -> list[str]:
-        """What was said, by its name in recipes and options."""
+        """The settings that are not empty, by their names in recipes and options."""
         return [name for field, name in _SETTINGS.items() if getattr(self, field)]
 
 

@@ -50,7 +50,7 @@ class ImageDataset(Dataset):
 
 
 class _PixelDataset(ImageDataset):
-    """The same with the images still in 8-bit pixels where a `Preprocessing` makes them."""
+    """The same with the images still in 8-bit pixels if a `Preprocessing` makes them."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         if not isinstance(self.transform, Preprocessing):
@@ -111,7 +111,7 @@ class RaisingLoader(DataLoader):
         except (RuntimeError, EOFError, OSError) as error:
             if exhausted := self._reader.ended_by or lack(error):
                 raise exhausted from error
-            # torch says so, or a batch that the worker had sent can't be fetched from it any more.
+            # torch reports it, or a batch that the worker had sent can't be fetched from it any more.
             places = self._reader.places_of_dead(error)
             if not places and not isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
                 raise
@@ -129,7 +129,7 @@ def evaluation_loader(
 ) -> RaisingLoader:
     """Return a loader of every image once, in the order of the source; the last batch can be smaller.
 
-    Yields (images_BCHW float32, labels_B int64, indices_B int64); label NO_LABEL where there is none. Where the
+    Yields (images_BCHW float32, labels_B int64, indices_B int64); label NO_LABEL if there is none. Where the
     transform is a `Preprocessing`, images travel to the device as 8-bit pixels and are normalised there.
 
     Raises:
@@ -183,7 +183,7 @@ class _BatchReader(Dataset):
             items = [self._read(index) for index in indices]
         except DeepcaitError as error:
             return error
-        except Exception as error:  # what is no lack of anything is raised again
+        except Exception as error:  # an error that is not an exhausted resource is raised again
             if get_worker_info() is None or (exhausted := lack(error)) is None:
                 raise
             return exhausted

@@ -53,7 +53,7 @@ def band_fault(data: bytes) -> ImageError | None:
 
 def _bands(num: int) -> ImageError:
     return ImageError(
-        f"expected an image of one band (grey) or three (red, green, blue), got {num} bands.",
+        f"the image has {num} bands; only one band (grey) or three (red, green, blue) can be read.",
         remedy="Keep the three bands that you want as an RGB image, e.g. `gdal_translate -b 1 -b 2 -b 3 IN OUT`.",
     )
 
@@ -62,7 +62,7 @@ def declared_max(image: Image.Image, data: bytes) -> int:
     """Return the largest value that a 16-bit image declares; 65535 if it declares none.
 
     TIFF: BitsPerSample and MaxSampleValue. PNG: sBIT, where the values were stored as they are and not scaled to the
-    full range as the standard asks (then they repeat or leave empty the bits below).
+    full range, which the standard requires (then they repeat or leave empty the bits below).
     """
     tags: Any = getattr(image, "tag_v2", None)
     if tags is not None:
@@ -85,14 +85,14 @@ def sixteen_bits(image: Image.Image, data: bytes) -> np.ndarray:
     Of colour Pillow keeps the high byte; read once more with the bytes of each value exchanged, it keeps the low one.
 
     Raises:
-        ImageError: a form where that can't be done.
+        ImageError: a form of RGB for which that can't be done.
     """
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)
     with open_header(data) as again:
         if not all(_PLAIN_DEEP.match(_raw_mode(tile)) for tile in again.tile):
             raise ImageError(
-                "expected 16-bit RGB whose range can be set, got a form of it that is read by its high bytes only.",
+                "only the high bytes of this form of 16-bit RGB can be read, so its range can't be set.",
                 remedy="Save it as 16-bit grey or RGB, without transparency.",
             )
         again.tile = [tile._replace(args=_exchanged(tile.args)) for tile in again.tile]
@@ -111,9 +111,9 @@ def to_rgb(image: Image.Image, *, data: bytes = b"", deep: bool = False, max_val
     Args:
         image: decoded.
         data: its file.
-        deep: its colour has 16 bits a value in the file.
-        max_value: the value that is white, of grey and colour deeper than 8 bits; 0 takes what the file says, else the
-            largest that its type holds (65535; 1 of floating point).
+        deep: its colour has 16 bits per value in the file.
+        max_value: the value that is white, of grey and colour deeper than 8 bits; 0 takes the value of the file, else
+            the largest of its type (65535; 1 of floating point).
 
     Raises:
         ImageError: values outside the range.

@@ -13,7 +13,7 @@ import numpy as np
 from deepcait.data.columns import USUAL, Columns
 from deepcait.data.depth import FEW_LEVELS, few_levels
 from deepcait.data.duplicates import THUMB_SHAPE, equal_groups, near_groups
-from deepcait.data.findings import Diagnosis, Finding, by_gravity, together
+from deepcait.data.findings import Diagnosis, Finding, merge_paths, sort_by_severity
 from deepcait.data.folder import find_splits
 from deepcait.data.formats import IMAGE_SUFFIXES, SUFFIXES
 from deepcait.data.holding import open_split
@@ -68,7 +68,7 @@ def examine(
         progress: called with (done, total) images.
 
     Raises:
-        ConfigError: MODEL of no known kind.
+        ConfigError: an unknown kind of MODEL.
         DataError: nothing is there, or no split can be opened.
     """
     kind, place = parse_spec(spec)
@@ -102,7 +102,7 @@ def examine(
         kind,
         {split: len(source) for split, source in sources.items()},
         list(dict.fromkeys(name for source in sources.values() for name in source.classes)),
-        by_gravity(findings),
+        sort_by_severity(findings),
     )
 
 
@@ -175,11 +175,13 @@ def _oddities(sound: list[_Seen]) -> list[Finding]:
     deep = [one for one in sound if one.look.levels]
     brightest = max((one.look.levels for one in deep), default=FEW_LEVELS)
     if brightest < FEW_LEVELS:  # of all of them: one image may well be dark
-        findings += together("few_levels", [one.place for one in deep], few_levels(brightest))
+        findings += merge_paths("few_levels", [one.place for one in deep], few_levels(brightest))
     animated = [one.place for one in sound if one.look.animated]
-    findings += together("exif_turn", turned, f"{len(turned):,} images are turned when read, as their EXIF says")
-    findings += together("not_rgb", [one.place for one in others], f"{len(others):,} images become RGB: {modes}")
-    findings += together("animated", animated, f"{len(animated):,} files of several frames: the first is read")
+    findings += merge_paths(
+        "exif_turn", turned, f"{len(turned):,} images are rotated when read, according to their EXIF data"
+    )
+    findings += merge_paths("not_rgb", [one.place for one in others], f"{len(others):,} images become RGB: {modes}")
+    findings += merge_paths("animated", animated, f"{len(animated):,} files have several frames: the first is read")
     return findings
 
 
@@ -192,11 +194,11 @@ def _equal(sound: list[_Seen]) -> list[Finding]:
         labels = list(dict.fromkeys(str(one.label) for one in ones))
         splits = list(dict.fromkeys(one.split for one in ones))
         if len(labels) > 1:
-            text = f"equal pixels under the labels {', '.join(labels)}: which is right is yours to say"
+            text = f"equal pixels under the labels {', '.join(labels)}: decide which label is correct"
             findings.append(Finding("two_labels", paths, text, paths))
         if len(splits) > 1:
             # What measures stays; training does without.
-            text = f"equal pixels in {', '.join(splits)}: the accuracy on what was trained with is no accuracy"
+            text = f"equal pixels in {', '.join(splits)}: an accuracy on training images is not meaningful"
             trained = tuple(one.place for one in ones if one.split == splits[0])
             findings.append(Finding("leak", paths, text, trained))
         if len(labels) == 1 and len(splits) == 1:
@@ -234,10 +236,10 @@ def _class_findings(sources: dict[str, Source]) -> list[Finding]:
         if not found:
             continue  # without labels
         paths = [f"{split}/{name}" for name in missing]
-        findings += together("class_missing", paths, f"{len(missing)} classes of {first} have no image in {split}")
+        findings += merge_paths("class_missing", paths, f"{len(missing)} classes of {first} have no image in {split}")
         paths = [f"{split}/{name}" for name in unknown]
-        findings += together("unknown_class", paths, f"{len(unknown)} classes of {split} are not in {first}")
+        findings += merge_paths("unknown_class", paths, f"{len(unknown)} classes of {split} are not in {first}")
     largest, most = max(counts[first].items(), key=lambda pair: pair[1], default=("", 0))
     small = [f"{first}/{name}" for name, num in counts[first].items() if num * _IMBALANCE < most]
     text = f"{len(small)} classes are less than a tenth of {largest} ({most:,} images): consider data.balanced"
-    return findings + together("imbalance", small, text)
+    return findings + merge_paths("imbalance", small, text)

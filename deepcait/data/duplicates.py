@@ -9,10 +9,10 @@ from collections.abc import Hashable, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-# A thumbnail is 8 rows of 9 pixels: 8 differences a row make the 64 bits of the hash.
+# A thumbnail is 8 rows of 9 pixels: 8 differences per row make the 64 bits of the hash.
 THUMB_SHAPE = (8, 9, 3)
 MAX_DISTANCE = 3
-# Of 255, on average: the hash knows edges only, so flat images of any colour would be the same to it.
+# Of 255, on average: the hash depends on edges only, so flat images of any colour would be the same to it.
 _MAX_DIFFERENCE = 8.0
 _BLOCK = 1024
 

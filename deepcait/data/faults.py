@@ -12,13 +12,13 @@ from deepcait.errors import DataError
 
 _SHARED_MEMORY = Path("/dev/shm")
 _FEWER = "use fewer worker processes (data.num_workers, --workers; 0 needs none)"
-# What PyTorch and Python say of the same lack in different places.
+# Messages of PyTorch and Python for the same exhausted resource.
 _TOO_MANY_FILES = ("Too many open files", "ancdata")
 _NO_SHARED_MEMORY = ("shared memory", "</torch_", "Bus error")
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 # For the semaphores of a few queues.
 _LEAST_SHARED_BYTES = 2**18
-# Handles that a process opens beside those of its workers, and for each worker.
+# Handles that a process opens in addition to those of its workers, and for each worker.
 _SPARE_HANDLES, _HANDLES_OF_WORKER = 16, 8
 
 
@@ -31,7 +31,9 @@ def fault(error: BaseException, doing: str) -> DataError:
     """
     said = " ".join(str(error).split())[:300]
     problem = f"A data-loading worker failed while it {doing}: {type(error).__name__}: {said.rstrip('.')}."
-    return lack(error) or DataError(problem, remedy="data.num_workers=0 (--workers 0) shows where it comes from.")
+    return lack(error) or DataError(
+        problem, remedy="data.num_workers=0 (--workers 0) shows where the error comes from."
+    )
 
 
 def lack(error: BaseException) -> DataError | None:
@@ -45,7 +47,7 @@ def lack(error: BaseException) -> DataError | None:
         return _no_shared_memory()
     if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
         return DataError(
-            "A data-loading worker found no memory left.",
+            "A data-loading worker ran out of memory.",
             remedy=f"Use smaller batches, or {_FEWER}. More: `deepcait help out-of-memory`.",
         )
     if isinstance(error, BlockingIOError):
@@ -68,7 +70,7 @@ def require_means(num_workers: int) -> None:
     """Raise unless workers can be started: enough shared memory, and enough open files allowed.
 
     Raises:
-        DataError: one of them is lacking; the processes that start the workers would end without a word.
+        DataError: one of them is missing; the processes that start the workers would end without a message.
     """
     free = shared_memory()
     if free is not None and free < _LEAST_SHARED_BYTES:
@@ -89,8 +91,8 @@ def killed(places: list[str]) -> DataError:
     reading = f" while it read {', '.join(places)}" if places else ""
     return DataError(
         f"A data-loading worker was killed{reading}.",
-        remedy="Mostly the system ends it for lack of memory: use fewer workers or smaller images; "
-        "`deepcait doctor` says whether the file causes it. More: `deepcait help out-of-memory`.",
+        remedy="The usual cause is lack of memory: use fewer workers or smaller images. "
+        "`deepcait doctor` finds out whether a file crashes its reader. More: `deepcait help out-of-memory`.",
     )
 
 

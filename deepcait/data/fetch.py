@@ -34,11 +34,11 @@ def fetch_image(url: str, *, max_bytes: int = MAX_BYTES) -> bytes:
             announced = int(answer.headers.get("Content-Length") or len(content))
     except HTTPError as error:
         raise ImageError(
-            f"{url}: expected an image, got HTTP status {error.code} ({error.reason}).", remedy="Check the URL."
+            f"{url}: the server answered with HTTP status {error.code} ({error.reason}).", remedy="Check the URL."
         ) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise ImageError(
-            f"{url}: expected an answer of the server, got {getattr(error, 'reason', None) or error}.",
+            f"{url}: the server can't be reached: {getattr(error, 'reason', None) or error}.",
             remedy="Check the URL and the network; HTTPS_PROXY and HTTP_PROXY name a proxy.",
         ) from error
     if max(announced, len(content)) > max_bytes:

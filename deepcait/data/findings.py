@@ -26,7 +26,7 @@ KINDS = {
     "near_leak": (WARNING, "images that look alike in two splits or folds"),
     "split_group": (
         WARNING,
-        "groups (patients) in two splits or folds: `deepcait split --group` keeps them whole",
+        "groups (patients) in two splits or folds: `deepcait split --group` keeps groups together",
     ),
     "doubtful": (WARNING, "data that may not be what you meant: `deepcait help doubtful-data`"),
     "class_missing": (WARNING, "classes without an image in a split"),
@@ -87,7 +87,7 @@ class Diagnosis:
     """All findings of the doctor in one data source.
 
     kind: of the source. num_images: split -> images. classes: names, of all splits.
-    findings: by gravity, then in the order of KINDS.
+    findings: by severity, then in the order of KINDS.
     """
 
     kind: str
@@ -129,12 +129,12 @@ class Diagnosis:
         }
 
 
-def together(kind: str, paths: list[str], text: str, leave_out: tuple[str, ...] = ()) -> list[Finding]:
+def merge_paths(kind: str, paths: list[str], text: str, leave_out: tuple[str, ...] = ()) -> list[Finding]:
     """Return one finding for all paths; none if there are no paths."""
     return [Finding(kind, tuple(paths), text, leave_out)] if paths else []
 
 
-def by_gravity(findings: list[Finding]) -> list[Finding]:
+def sort_by_severity(findings: list[Finding]) -> list[Finding]:
     """Return the findings in the order of KINDS: errors first."""
     rank = {kind: number for number, kind in enumerate(KINDS)}
     return sorted(findings, key=lambda finding: rank[finding.kind])

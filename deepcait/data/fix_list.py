@@ -31,7 +31,8 @@ def write_fix_list(
     for place in places:
         if "\n" in place or "\r" in place:
             raise DataError(
-                f"{os.fspath(path)}: expected paths of one line, got {place!r}.", remedy="Rename that file by hand."
+                f"{os.fspath(path)}: the path {place!r} contains a line break, which a fix list can't store.",
+                remedy="Rename that file by hand.",
             )
     said = {place: f"{_COMMENT} {' '.join(reason.split())}\n" for place, reason in (reasons or {}).items()}
     text = "".join(f"{said.get(place, '')}{_absolute(place)}\n" for place in places)
@@ -48,7 +49,7 @@ def read_fix_list(path: str | os.PathLike[str]) -> list[str]:
         data = Path(os.path.expanduser(path)).read_bytes()
     except OSError as error:
         raise DataError(
-            f"{os.fspath(path)}: expected a fix list, got {error.strerror}.",
+            f"{os.fspath(path)}: the fix list can't be read: {error.strerror}.",
             remedy="`deepcait doctor --data D --fix-list FILE` writes one.",
         ) from error
     text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
@@ -66,7 +67,7 @@ def leave_out(source: Source, path: str | os.PathLike[str]) -> Source:
     kept = [index for index in range(len(source)) if _absolute(source.locate(index)) not in unwanted]
     if not kept and len(source):
         raise DataError(
-            f"{os.fspath(path)}: expected a list that leaves images, got one that names all {len(source)}.",
+            f"{os.fspath(path)}: the fix list names all {len(source)} images.",
             remedy="Correct the data instead.",
         )
     return source if len(kept) == len(source) else Subset(source, kept, split=source.split)

@@ -81,10 +81,10 @@ def open_folder(
 ) -> FolderSource:
     """Open class folders; file names are listed, no image is read.
 
-    Without `classes` the mapping is that of the training split, where there is one, else of the
+    Without `classes` the mapping is that of the training split, if there is one, else of the
     folders themselves (sorted as text; by number when all are integers). With `classes` (fixed by
     training) folders are mapped to them, see `map_labels`. Order: class by class, files in natural order.
-    An empty class folder is an error where it would define a class (train, or no splits, and
+    An empty class folder is an error if it would define a class (train, or no splits, and
     `classes` not given); elsewhere that class just has no image here.
 
     Args:
@@ -139,7 +139,7 @@ def find_splits(root: str | os.PathLike[str]) -> dict[str, Path]:
     nothing but such folders is there.
 
     Raises:
-        DataError: two folders for one split, or split folders whose images lie flat.
+        DataError: two folders for one split, or split folders whose images are not in class folders.
     """
     root = Path(root)
     _require_folder(root)
@@ -151,11 +151,11 @@ def find_splits(root: str | os.PathLike[str]) -> dict[str, Path]:
             continue
         if split in splits:
             raise DataError(
-                f"{root}: expected one folder for the split {split}, got {splits[split].name} and {name}.",
+                f"{root}: two folders for the split {split}: {splits[split].name} and {name}.",
                 remedy="Rename or merge one of them.",
             )
         splits[split] = _unnested(root / name)
-    # One folder alone is no set of classes; but "train", which may be all that a model is measured on.
+    # One folder alone is not a set of classes; but "train", which may be all that a model is measured on.
     several = len(visible) > 1 or [split_of(name) for name in visible] in (["val"], ["test"])
     if not splits and several and all(split_of(name) for name in visible):
         for name in visible:
@@ -172,7 +172,7 @@ def _unnested(folder: Path) -> Path:
 
 
 def require_sorted(root: Path, splits: Mapping[str, Path], wanted: Sequence[str]) -> None:
-    """Raise if one split has images without class folders beside splits with them: other images would replace them.
+    """Raise if one split has images without class folders, although others have class folders.
 
     Args:
         root: the folder above the splits.
@@ -209,7 +209,7 @@ def subfolders(folder: Path) -> list[str]:
             return sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
     except OSError as error:
         raise DataError(
-            f"{folder}: expected a readable folder, got {error}.", remedy="Check the path and its permissions."
+            f"{folder}: the folder can't be read: {error}.", remedy="Check the path and its permissions."
         ) from error
 
 
@@ -217,7 +217,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:
-        if error.errno == errno.ELOOP:  # a link to itself leads nowhere, like one to nothing
+        if error.errno == errno.ELOOP:  # a link to itself has no target, like a broken one
             return False
         raise
 
@@ -263,15 +263,15 @@ def _own_classes(
 
 def _require_folder(root: Path) -> None:
     if not root.is_dir():
-        got = "a file" if root.exists() else "no such folder"
-        raise DataError(f"{root}: expected a folder of class folders, got {got}.", remedy="Check the path.")
+        what = "this is a file, not a folder of class folders" if root.exists() else "there is no such folder"
+        raise DataError(f"{root}: {what}.", remedy="Check the path.")
 
 
 def _require_split(root: Path, splits: dict[str, Path], split: str) -> Path:
     if split not in splits:
-        got = ", ".join(splits) or "class folders without splits"
+        found = f"the splits are {', '.join(splits)}" if splits else "the class folders have no splits"
         raise DataError(
-            f"{root}: expected the split {split}, got {got}.",
+            f"{root}: there is no split {split}; {found}.",
             remedy=f"Choose one that is there, or add a folder {split}/.",
         )
     return splits[split]
@@ -282,7 +282,7 @@ def _flat_images(folder: Path) -> DataError:
     labels = label_file(folder)
     if labels is not None:
         return DataError(
-            f"{folder}: expected one sub-folder a class, got images lying flat.",
+            f"{folder}: the images are not in class folders.",
             remedy=f"Give {labels}: it names the label of each image.",
         )
     if any(path.name.startswith("ILSVRC2012_val_") for path in folder.iterdir()):
@@ -290,4 +290,4 @@ def _flat_images(folder: Path) -> DataError:
             "These are ImageNet's validation images: give imagenet:ROOT, with ROOT above this folder and a file of "
             "labels or the unpacked ILSVRC2012_devkit_t12 in it."
         )
-    return DataError(f"{folder}: expected one sub-folder a class, got images lying flat.", remedy=remedy)
+    return DataError(f"{folder}: the images are not in class folders.", remedy=remedy)

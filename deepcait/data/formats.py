@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 
 from deepcait.errors import ImageError
 
-# What Pillow logs ("More samples per pixel than can be decoded") is said by our errors.
+# What Pillow logs ("More samples per pixel than can be decoded") is part of our errors.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
@@ -73,17 +73,15 @@ def open_header(data: bytes, *, name: str = "image bytes") -> ImageFile.ImageFil
     kind = format_of(data)
     if kind is None:
         raise ImageError(
-            f"{name}: expected an image ({', '.join(FORMATS)}), got a file that starts with {data[:8]!r}.",
+            f"{name}: not an image ({', '.join(FORMATS)}): the file starts with {data[:8]!r}.",
             remedy="Convert it to one of these formats, or remove it.",
         )
     if kind == "HEIF":
         _register_heif(name)
     Image.preinit() if kind in ("JPEG", "PNG", "GIF", "BMP") else Image.init()
     if kind not in Image.OPEN:
-        raise ImageError(
-            f"{name}: expected an image that this Pillow reads, got {kind}.", remedy="Install Pillow from its wheel."
-        )
-    # Image.open would warn of large images in words of its own; whoever calls decides by the size.
+        raise ImageError(f"{name}: the installed Pillow can't read {kind}.", remedy="Install Pillow from its wheel.")
+    # Image.open would warn of large images itself; the caller decides by the size.
     factory, _ = Image.OPEN[kind]
     image = factory(io.BytesIO(data), "")
     image.format = image.format or kind
@@ -116,7 +114,7 @@ def count_suffixes(names: Iterable[str]) -> str:
 def _register_heif(name: str) -> None:
     if importlib.util.find_spec("pillow_heif") is None:
         raise ImageError(
-            f"{name}: expected an image that is read without further packages, got HEIF (HEIC).",
+            f"{name}: HEIF (HEIC) needs the package pillow-heif.",
             remedy='pip install "deepcait[heif]", or convert it to JPEG.',
         )
     import pillow_heif

@@ -145,7 +145,7 @@ def open_split(
         wanted = split or next((name for name in ("test", "val") if name in own), "all")
     else:
         wanted = split or ("train" if role == "train" else "val" if how.draws_val(own) else how.val_split(own))
-    # Splits of the data are evaluated whole.
+    # Splits of the data are evaluated completely.
     whole = role == "eval" and "test" in own
     if wanted not in ("train", "val") or whole or not how.draws_val(own):
         return open_source(spec, wanted, classes=classes, labels=labels, columns=columns)
@@ -168,7 +168,7 @@ def _require_possible(spec: str | os.PathLike[str], own: Sequence[str], how: Hol
         other = "data.test_fraction" if how.test_fraction else f"data.validate_on={how.validate_on}"
         raise ConfigError(
             f"data.fold: the fold is what validates, so {other} can't be set too.",
-            remedy="Leave one of them out; `deepcait split --test F --folds K` writes a split test beside the folds.",
+            remedy="Leave one of them out; `deepcait split --test F --folds K` writes a split test and folds.",
         )
 
 
@@ -192,7 +192,7 @@ def _draw(
         if not held:
             what = f"groups in {how.group_column}" if groups is not None else "images"
             raise DataError(
-                f"{os.fspath(spec)}: expected a class with 2 {what} or more to hold one out, got none.",
+                f"{os.fspath(spec)}: no class has 2 or more {what}, so none can be held out.",
                 remedy="Add images, or a folder val/ of class folders, or train with data.validate_on=none.",
             )
         drawn["train"], drawn[part] = [left[index] for index in kept], [left[index] for index in held]
@@ -207,8 +207,8 @@ def _require_whole_groups(spec: str | os.PathLike[str], column: str, parts: Part
             if side_of.setdefault(value, side) != side:
                 raise DataError(
                     f"{os.fspath(spec)}: data.group_column={column}: {value!r} is in {side_of[value]} and in {side}.",
-                    remedy=f"`deepcait split --group {column}` writes splits or folds that keep groups whole; or leave "
-                    "data.group_column out.",
+                    remedy=f"`deepcait split --group {column}` writes splits or folds that keep groups together; or "
+                    "omit data.group_column.",
                 )
 
 
@@ -245,6 +245,6 @@ def column_values(
     if column != FOLD_COLUMN and not may_lack and "" in values:
         raise DataError(
             f"{source.locate(values.index(''))}: the column {column} is empty in this row.",
-            remedy="Fill in the column in every row; an image that belongs to no other image is a group of its own.",
+            remedy="Fill in the column in every row; give an image without a group its own value.",
         )
     return values

@@ -98,7 +98,7 @@ def open_image(
 
     Args:
         source: the file's bytes, or the path of the file.
-        name: what errors call the image; the path where there is one.
+        name: what errors call the image; the path if there is one.
         options: limits and range.
         max_bytes, max_pixels: instead of those of `options`.
 
@@ -110,7 +110,7 @@ def open_image(
         ConfigError: a limit that can't be.
 
     Warns:
-        DeepcaitWarning: 16 bits a value in an unknown range, of which few levels are left.
+        DeepcaitWarning: 16 bits per value in an unknown range, of which few levels are left.
     """
     options = replace(
         options,
@@ -146,13 +146,13 @@ def decode_image(
         data: the file's bytes.
         name: what errors call the image.
         options: limits and range.
-        shrink: called with width and height of a JPEG that lies upright, before it is decoded; returns 1, 2, 4 or 8,
+        shrink: called with width and height of a JPEG that is upright, before it is decoded; returns 1, 2, 4 or 8,
             the divisor of both sides. Its decoder then leaves out what would be averaged away (DCT scaling).
         levels: how many of 256 levels an image can have used is appended, if it is deeper than 8 bits in an unknown
             range.
 
     Returns:
-        Mode "RGB", upright, sides ceil(side / divisor). It may still carry what the file says of itself: take pixels
+        Mode "RGB", upright, sides ceil(side / divisor). It may still have the metadata of the file: take pixels
         or parts of it, no more.
 
     Raises:
@@ -193,7 +193,7 @@ def _open(data: bytes, name: str, options: ImageOptions, decode: Callable[..., D
         with open_header(data, name=name) as image:
             width, height = image.size
             if width < 1 or height < 1:
-                raise ImageError(f"{name}: expected pixels, got {width} x {height}.", remedy="Remove the file.")
+                raise ImageError(f"{name}: the image has no pixels ({width} x {height}).", remedy="Remove the file.")
             if width * height > options.max_pixels:
                 raise _too_many_pixels(name, f"{width} x {height} pixels", options.max_pixels)
             try:
@@ -215,7 +215,7 @@ def _open(data: bytes, name: str, options: ImageOptions, decode: Callable[..., D
         if bands is not None:
             raise ImageError(f"{name}: {bands.problem}", remedy=bands.remedy) from error
         raise ImageError(
-            f"{name}: expected a whole image, got one that can't be decoded ({type(error).__name__}: {error}).",
+            f"{name}: the image can't be decoded ({type(error).__name__}: {error}).",
             remedy="The file is damaged or truncated: fetch it again, or remove it.",
         ) from error
 
@@ -239,17 +239,17 @@ def read_image_bytes(path: str | os.PathLike[str], *, name: str | None = None, m
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
-            raise ImageError(f"{name}: expected an image file, got {what}.", remedy="Give the path of one image.")
+            raise ImageError(f"{name}: not an image file but {what}.", remedy="Give the path of one image.")
         _require_byte_count(status.st_size, name, max_bytes)
         with open(path, "rb") as file:
             return file.read(status.st_size + 1)  # no more than that is set aside for it
     except FileNotFoundError as error:
-        raise ImageError(f"{name}: expected an image file, got no such file.", remedy="Check the path.") from error
+        raise ImageError(f"{name}: there is no such file.", remedy="Check the path.") from error
     except ImageError:
         raise
     except (OSError, ValueError) as error:
         raise ImageError(
-            f"{name}: expected a readable file, got {error}.", remedy="Check the path and its permissions."
+            f"{name}: the file can't be read: {error}.", remedy="Check the path and its permissions."
         ) from error
 
 
@@ -275,7 +275,7 @@ def _decode(
     image.load()
     if image.format == "PNG" and png_misses_pixels(data, image):
         raise ImageError(
-            f"{name}: expected {image.width} x {image.height} pixels as the header says, got fewer.",
+            f"{name}: the file has fewer than the {image.width} x {image.height} pixels of its header.",
             remedy="The file is damaged: fetch it again, or remove it.",
         )
     if image.mode == "RGB" and not deep and not image.has_transparency_data:
@@ -314,13 +314,13 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation; 1 (upright) if there is none or it can't be read."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # the pixels are whole; viewers show such an image as it lies, and so do we
+    except Exception:  # the pixels are complete; viewers show such an image unrotated, and so does deepcait
         return 1
 
 
 def _require_byte_count(num_bytes: int, name: str, max_bytes: int) -> None:
     if num_bytes == 0:
-        raise ImageError(f"{name}: expected an image, got an empty file.", remedy="Fetch it again, or remove it.")
+        raise ImageError(f"{name}: the file is empty.", remedy="Fetch it again, or remove it.")
     if num_bytes > max_bytes:
         raise ImageError(
             f"{name}: expected at most {max_bytes:,} bytes, got {num_bytes:,}.",

@@ -28,7 +28,7 @@ _COMPARED = {
 
 @dataclass(frozen=True)
 class Layout:
-    """The columns of a file: `path` is None where images are bare bytes, `label` where there are none.
+    """The columns of a file: `path` is None if images are bare bytes, `label` if there are none.
 
     unlabelled: why there is no label: the columns that were looked for, and those there are.
     others: other columns of text and whole numbers.
@@ -43,7 +43,7 @@ class Layout:
 
 
 class LazyColumns(Mapping[str, Sequence[object]]):
-    """Columns that are read when they are asked for.
+    """Columns that are read on first access.
 
     Args:
         names: of the columns.
@@ -71,8 +71,8 @@ def find_layout(file: str, schema: Any, columns: Columns, class_names: Mapping[s
     Args:
         file: for messages.
         schema: pyarrow's.
-        columns: what the user says.
-        class_names: column -> names of its classes, where the file has some.
+        columns: the user's settings.
+        class_names: column -> names of its classes, if the file has some.
 
     Raises:
         DataError: no column of that name.
@@ -86,14 +86,14 @@ def find_layout(file: str, schema: Any, columns: Columns, class_names: Mapping[s
         image: str | None = schema.names[column_of(file, schema.names, columns.image, "image_column")]
         image = image if image in structs + binary else None
     else:
-        # Some programs write texts as bytes: what is called a path or a name is no image.
+        # Some programs write text as bytes: a column called path or name does not contain images.
         images = structs or [name for name in binary if "path" not in name.lower() and "name" not in name.lower()]
         image = next((name for name in IMAGE_COLUMNS if name in images), images[0] if images else None)
     if image is None:
         return None
     if columns.root or columns.suffix:
         raise ConfigError(
-            f"{file}: {' and '.join(columns.settings)}: expected a table of paths, got one that holds the images.",
+            f"{file}: {' and '.join(columns.settings)}: this table contains the images, not their paths.",
             remedy="Leave image_root and image_suffix out.",
         )
     path = f"{image}.path" if image in structs and fields[image].get_field_index("path") >= 0 else None
@@ -146,7 +146,7 @@ def read_cells(file: str, layout: Layout, table: Any) -> tuple[list[str], list[L
         table: pyarrow's, with the columns of the images (or their paths alone) and the labels.
 
     Raises:
-        DataError: a path that is no text, or a label that is neither a name nor an integer.
+        DataError: a path that is not text, or a label that is neither a name nor an integer.
     """
     num_rows = len(table)
     compute = require("pyarrow.compute", asked="parquet", extra="data")
@@ -164,9 +164,9 @@ def read_cells(file: str, layout: Layout, table: Any) -> tuple[list[str], list[L
     if odd is not None:
         raise DataError(
             f"{file}: expected integers or class names in the column {layout.label}, got {odd!r}.",
-            remedy="One label an image.",
+            remedy="Give one label per image.",
         )
-    # The hub writes -1 where a test set keeps its labels to itself.
+    # The hub writes -1 if the labels of a test set are not published.
     return [path.replace("\\", "/") for path in paths], [None if label == -1 else label for label in labels]
 
 
@@ -196,7 +196,7 @@ def image_bytes(place: str, cell: Any) -> bytes:
     data = cell["bytes"] if isinstance(cell, dict) else cell
     if not isinstance(data, bytes):
         raise ImageError(
-            f"{place}: expected an image, got an empty cell.",
-            remedy="A table with paths only is a manifest: give it a column path.",
+            f"{place}: the cell has no image.",
+            remedy="If the table has paths instead of images, call their column path.",
         )
     return data

@@ -1,7 +1,7 @@
 """ImageNet-1k and ImageNet-V2 from the layout of their official archives.
 
-A released model's class index is the position of a class's wnid among all 1,000, sorted. Two other numberings lie
-in wait: the devkit's ids (1 to 1000, in another order; only its meta.mat tells which wnid is meant), and
+A released model's class index is the position of a class's wnid among all 1,000, sorted. Two other numberings
+can be confused with it: the devkit's ids (1 to 1000, in another order; only its meta.mat maps them to wnids), and
 ImageNet-V2's folders 0 to 999 sorted as text.
 """
 
@@ -39,19 +39,19 @@ def imagenet_splits(root: str) -> list[str]:
 
 
 def open_imagenet(root: str, split: str | None, classes: Sequence[str] | None) -> Source:
-    """Open ImageNet-1k: train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, or val/ flat with a file of labels.
+    """Open ImageNet-1k: train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, or all images in val/ with a file of labels.
 
-    The label file of a flat val lies beside it: the devkit's ground truth together with meta.mat, one wnid a line,
-    or lines `ILSVRC2012_val_00000001.JPEG 65` (a class index) or `... n01751748`.
+    The label file of a val without class folders is in or above it: the devkit's ground truth with meta.mat, one wnid
+    per line, or lines `ILSVRC2012_val_00000001.JPEG 65` (a class index) or `... n01751748`.
 
     Raises:
-        DataError: no such folders, folders that are no wnids, or a flat val without labels.
+        DataError: no such folders, folders whose names are not wnids, or a val without class folders and labels.
     """
     folders = _split_folders(root)
     wanted = [split] if split is not None else list(folders)
     if split is not None and split not in folders:
         raise DataError(
-            f"{root}: expected the split {split}, got {', '.join(folders)}.", remedy="Choose one that is there."
+            f"{root}: there is no split {split}; the splits are {', '.join(folders)}.", remedy="Choose one of them."
         )
     base = folders[wanted[0]].parent
     flat = [name for name in wanted if not subfolders(folders[name])]
@@ -106,7 +106,7 @@ def open_imagenet_v2(root: str, split: str | None, classes: Sequence[str] | None
     crowded = [names[label or 0] for label, count in counts.items() if count > V2_NUM_EACH]
     if crowded:
         raise DataError(
-            f"{path}: expected {V2_NUM_EACH} images in each folder, got more in {some(crowded)}.",
+            f"{path}: more than {V2_NUM_EACH} images in the folders {some(crowded)}.",
             remedy="A faulty archive had 20; fetch imagenetv2-matched-frequency again.",
         )
     whole = len(listed) == V2_NUM_CLASSES * V2_NUM_EACH
@@ -131,11 +131,11 @@ def _split_folders(root: str) -> dict[str, Path]:
     path = Path(os.path.expanduser(root))
     if (path / "ILSVRC" / "Data" / "CLS-LOC").is_dir():
         path = path / "ILSVRC" / "Data" / "CLS-LOC"
-    names = subfolders(path)  # raises where there is no such folder
+    names = subfolders(path)  # raises if there is no such folder
     found = {split: path / name for split, words in SPLIT_NAMES.items() for name in names if name.lower() in words}
     if not {"train", "val"} & set(found):
         raise DataError(
-            f"{path}: expected the folders train and val of ImageNet, got {some(names) or 'no folder'}.",
+            f"{path}: ImageNet's folders train and val are missing; found {some(names) or 'no folder'}.",
             remedy="Give the folder above them.",
         )
     # The test set is published without labels.
@@ -147,8 +147,8 @@ def _require_wnids(root: str, source: FolderSource) -> None:
     wrong = [source.classes[label] for label in sorted(used) if not _WNID.fullmatch(source.classes[label])]
     if wrong:
         raise DataError(
-            f"{root}: expected class folders called by wnids such as n01440764, got {some(wrong)}.",
-            remedy="Take the kind folder: for other classes, imagenet-v2: for folders 0 to 999.",
+            f"{root}: class folders must have wnids such as n01440764 as names; these do not: {some(wrong)}.",
+            remedy="Use `folder:` for other classes, `imagenet-v2:` for folders 0 to 999.",
         )
 
 
@@ -167,7 +167,7 @@ def _flat_labels(root: Path, folder: Path) -> dict[str, Label]:
     """File name -> wnid or class index of a flat val."""
     files = [name for name in walk_images(folder) if "/" not in name]
     if not files:
-        raise DataError(f"{folder}: expected images, got none.", remedy="Unpack ILSVRC2012_img_val.tar there.")
+        raise DataError(f"{folder}: no images found.", remedy="Unpack ILSVRC2012_img_val.tar there.")
     places = [base / part for base in (root, folder.parent, folder) for part in _DEVKITS]
     for place in places:
         for name in _LABEL_FILES:
@@ -177,8 +177,8 @@ def _flat_labels(root: Path, folder: Path) -> dict[str, Label]:
         if (place / _GROUND_TRUTH).is_file():
             return _from_devkit(place / _GROUND_TRUTH, files)
     raise DataError(
-        f"{folder}: expected class folders, or beside it a file of labels ({', '.join(_LABEL_FILES)}, or the devkit's "
-        f"{_GROUND_TRUTH} with meta.mat), got images lying flat without labels.",
+        f"{folder}: the images are not in class folders, and there is no file of labels ({', '.join(_LABEL_FILES)}, or "
+        f"the devkit's {_GROUND_TRUTH} with meta.mat).",
         remedy="Unpack ILSVRC2012_devkit_t12.tar.gz into the same root.",
     )
 
@@ -187,9 +187,9 @@ def _from_devkit(path: Path, files: list[str]) -> dict[str, Label]:
     meta = path.parent / "meta.mat"
     if not meta.is_file():
         raise DataError(
-            f"{path}: expected meta.mat beside it, got none.",
-            remedy="The numbers in it are ids of the devkit, in another order than the model's classes; only "
-            "meta.mat of the same devkit tells them apart.",
+            f"{path}: meta.mat is missing in this folder.",
+            remedy="Copy meta.mat of the same devkit to this folder: the numbers are ids of the devkit, in another "
+            "order than the model's classes, and only meta.mat maps them to classes.",
         )
     rows = rows_of(load_matlab(meta, "synsets"), meta, "ILSVRC2012_ID", "WNID")
     wnid_of = {str(number): str(wnid) for number, wnid in rows}

@@ -25,7 +25,7 @@ def jpeg_pixels(data: bytes, header: Image.Image) -> np.ndarray | None:
     """Decode a JPEG; return None if Pillow has to do it.
 
     Both decode with libjpeg-turbo, whose exact transforms give equal pixels. Whatever it so much as warns about is
-    Pillow's to judge, so that there is one opinion of what a damaged image is.
+    left to Pillow, so that one decoder decides which images are damaged.
 
     Args:
         data: the file's bytes.

@@ -1,4 +1,4 @@
-"""Which class a label is. Labels are names, integers too; they are mapped to class indices here and nowhere else."""
+"""Map labels to class indices. Labels are names, also if they are integers. All mapping happens here."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TypeAlias
 
 from deepcait.errors import DataError, some
 
-# A class name, an integer that the data itself stores as a number, or None where there is no label.
+# A class name, an integer that the data itself stores as a number, or None if there is no label.
 Label: TypeAlias = str | int | None
-# What integers mean (`data.labels`). auto is names where classes are found; where they are given, names if the classes
+# What integers mean (`data.labels`). auto is names if classes are found; where they are given, names if the classes
 # contain all of them, else indices. 0.1 is what that version did: numbers in tables are indices, folders are names.
 RULES = ("auto", "names", "indices", "0.1")
 _MAX_INDEX = 100_000
@@ -47,7 +47,7 @@ def find_classes(where: object, labels: Iterable[Label], rule: str = "auto") -> 
         rule: one of RULES.
 
     Raises:
-        DataError: numbers and names mixed, or labels that can't be indices where `rule` says that they are.
+        DataError: numbers and names mixed, or labels that can't be indices if `rule` says that they are.
     """
     found = set(labels) - {None}
     numbers = [label for label in found if isinstance(label, int)]
@@ -59,7 +59,7 @@ def find_classes(where: object, labels: Iterable[Label], rule: str = "auto") -> 
         )
     if numbers and not all(map(is_integer, names)):
         raise DataError(
-            f"{where}: expected class names or integers as labels, got both ({names[0]!r} and {numbers[0]}).",
+            f"{where}: labels are class names or integers, not both ({names[0]!r} and {numbers[0]}).",
             remedy="Write every label the same way.",
         )
     texts = {str(label) for label in found}
@@ -104,16 +104,16 @@ def map_labels(where: object, names: Iterable[str], classes: Sequence[str], rule
         return _as_indices(where, used, len(classes))
     if unknown:
         raise DataError(
-            f"{where}: expected one of the {len(classes):,} trained classes ({some(classes)}), got the class "
-            f"{some([repr(name) for name in unknown])}.",
+            f"{where}: unknown class {some([repr(name) for name in unknown])}: the model has {len(classes):,} classes "
+            f"({some(classes)}).",
             remedy="Rename those labels to classes of the model, remove them, or use a model trained on this data. "
             + _MORE,
         )
     twice = [name for name in used if list(classes).count(name) > 1] if len(index_of) < len(classes) else []
     if twice:
         raise DataError(
-            f"{where}: expected the model to have one of each name, got two or more of {some(twice)}.",
-            remedy="Name the data's classes by index, or give the model's classes names of their own.",
+            f"{where}: the model has several classes with the same name: {some(twice)}.",
+            remedy="Name the data's classes by index, or give each class of the model a different name.",
         )
     return {name: index_of[name] for name in used}
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepcait.data.findings import Finding, together
+from deepcait.data.findings import Finding, merge_paths
 from deepcait.data.folder import find_splits, split_of, subfolders
 from deepcait.data.formats import OTHER_SUFFIXES
 from deepcait.data.labels import sort_classes
@@ -45,7 +45,7 @@ def look_around(root: Path) -> list[Finding]:
         findings += _names_alike(folder, names)
     for kind, text in _TEXTS.items():
         leave_out = tuple(found[kind]) if kind == "empty_class" else ()
-        findings += together(kind, found[kind], text.format(num=len(found[kind])), leave_out)
+        findings += merge_paths(kind, found[kind], text.format(num=len(found[kind])), leave_out)
     return findings
 
 
@@ -57,14 +57,14 @@ def _kind_beside_splits(path: Path) -> str:
 
 
 _TEXTS = {
-    "unusable_split": "{num} split without class folders, its images lie flat: sort them, or take the folder away",
+    "unusable_split": "{num} split whose images are not in class folders: sort them, or remove the folder",
     "empty_class": "{num} class folders without an image: training refuses a class that nothing teaches",
     "hidden_folder": "{num} hidden folders: never read, no class",
     "empty_folder": "{num} folders without an image",
-    "stray_folder": "{num} folders beside the splits: never read",
-    "stray_image": "{num} images beside the class folders: without a class, never read",
+    "stray_folder": "{num} folders next to the splits: not read",
+    "stray_image": "{num} images next to the class folders: they have no class and are not read",
     "unsupported_format": "{num} images of a format that is never read: convert them to JPEG or PNG",
-    "stray_file": "{num} files that are no images: never read",
+    "stray_file": "{num} files that are not images: not read",
     "hidden_file": "{num} hidden files: never read",
 }
 

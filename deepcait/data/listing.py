@@ -23,12 +23,12 @@ def list_images(path: str | os.PathLike[str]) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise DataError(f"{path}: expected an image or a folder, got no such path.", remedy="Check the path.")
+        raise DataError(f"{path}: there is no such file or folder.", remedy="Check the path.")
     names, others = walk_files(path)
     if not names:
-        got = f", with {count_suffixes(others)}" if others else ""
+        got = f", only {count_suffixes(others)}" if others else ""
         raise DataError(
-            f"{path}: expected images ({' '.join(IMAGE_SUFFIXES)}), got a folder without any{got}.",
+            f"{path}: no images ({' '.join(IMAGE_SUFFIXES)}) in this folder{got}.",
             remedy="Give a folder that holds images, directly or in sub-folders.",
         )
     return [path / name for name in names]
@@ -90,4 +90,4 @@ def _leads_back(root: Path, place: Path) -> bool:
 
 
 def _refuse_listing(error: OSError) -> None:
-    raise DataError(f"{error.filename}: expected a readable folder, got {error}.", remedy="Check its permissions.")
+    raise DataError(f"{error.filename}: the folder can't be read: {error}.", remedy="Check its permissions.")

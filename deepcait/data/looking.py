@@ -134,7 +134,7 @@ def _one_by_one(source: Source, indices: list[int]) -> Iterator[tuple[int, Look]
                     (look,) = pool.submit(_look_in_worker, range(index, index + 1)).result()
                     yield index, look
                 except BrokenProcessPool:
-                    text = f"{source.locate(index)}: expected an image, got the end of the process that read it."
+                    text = f"{source.locate(index)}: the process that read this image crashed."
                     yield index, Look(fault=("ends_its_reader", text))
                     break
 

@@ -28,7 +28,7 @@ COLUMNS = {
     "split": ("split", "subset", "partition", "set"),
 }
 _MAX_DIGITS = 18  # of a label that is taken for a number
-_UNLABELLED = -1  # as the hub writes it where a test set keeps its labels to itself
+_UNLABELLED = -1  # as the hub writes it if the labels of a test set are not published
 _WHOLE = re.compile("-?[0-9]+")
 _NO_FILE = "Manifests list files; parquet that holds the images themselves has a column image {bytes, path}."
 
@@ -54,7 +54,7 @@ class FileReader:
 def load_csv(place: str, columns: Columns = USUAL) -> tuple[Table, FileReader]:
     """Read a manifest of text: commas, semicolons or tabs, with a header or without.
 
-    Without a header the columns are path, label and, where there is a third, split. An empty cell, or -1 where all
+    Without a header the columns are path, label and, if there is a third, split. An empty cell, or -1 where all
     labels are whole numbers, is an image without a label.
 
     Raises:
@@ -63,7 +63,7 @@ def load_csv(place: str, columns: Columns = USUAL) -> tuple[Table, FileReader]:
     place = find_one(place, ".csv")
     rows = _csv_rows(place, _read_text(place))
     if not rows:
-        raise DataError(f"{place}: expected a row per image, got an empty file.", remedy="Check the path.")
+        raise DataError(f"{place}: the file is empty.", remedy="Write one row per image.")
     header = [cell.strip() for cell in rows[0][1]]
     found, ignored = _find_columns(place, header, columns)
     if found is None:
@@ -86,7 +86,7 @@ def load_jsonl(place: str, columns: Columns = USUAL) -> tuple[Table, FileReader]
     """Read a manifest of JSON lines: an object an image, its keys what a CSV's columns are called.
 
     Raises:
-        DataError: no such file, another encoding, a line that is no object, keys missing.
+        DataError: no such file, another encoding, a line that is not an object, keys missing.
     """
     place = find_one(place, ".jsonl")
     texts = _read_text(place).split("\n")  # other ends of lines may be within a JSON text
@@ -122,8 +122,8 @@ def load_parquet_manifest(place: str, columns: Columns = USUAL) -> tuple[Table, 
         try:
             # In this thread: pyarrow's own threads may hold the file when Python ends, which aborts the process.
             table = parquet.ParquetFile(file).read(use_threads=False)
-        except Exception as error:  # pyarrow raises kinds of its own, ValueErrors and OSErrors
-            raise DataError(f"{place}: expected a parquet file, got {error}.", remedy="Fetch it again.") from error
+        except Exception as error:  # pyarrow raises its own kinds, ValueErrors and OSErrors
+            raise DataError(f"{place}: not a readable parquet file: {error}.", remedy="Fetch it again.") from error
     found, ignored = _find_columns(place, table.column_names, columns)
     if found is None:
         raise _missing(place, table.column_names)
@@ -139,7 +139,7 @@ def _read_text(place: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise DataError(f"{place}, line {line}: expected UTF-8, got {error}.", remedy="Save it as UTF-8.") from error
+        raise DataError(f"{place}, line {line}: the text is not UTF-8: {error}.", remedy="Save it as UTF-8.") from error
 
 
 def _csv_rows(place: str, text: str) -> list[tuple[int, list[str]]]:
@@ -154,7 +154,7 @@ def _csv_rows(place: str, text: str) -> list[tuple[int, list[str]]]:
                 rows.append((reader.line_num, cells))
     except csv.Error as error:
         raise DataError(
-            f"{place}, line {reader.line_num}: expected cells of text, got {error}.",
+            f"{place}, line {reader.line_num}: the line is not valid CSV: {error}.",
             remedy="Correct that line.",
         ) from error
     return rows
@@ -181,7 +181,7 @@ def _find_columns(place: str, header: Sequence[str], said: Columns) -> tuple[dic
 
 def _missing(place: str, header: Sequence[str]) -> DataError:
     return DataError(
-        f"{place}: expected the columns path and label (and split), got {', '.join(header) or 'none'}.",
+        f"{place}: no column of paths found; the columns are {', '.join(header) or 'missing'}.",
         remedy=f"{HOW_IMAGE} {_NO_FILE}",
     )
 
@@ -224,7 +224,7 @@ def _manifest(
 
 
 def _path(cell: Any, suffix: str) -> Any:
-    """A path with "/" between parts, and the suffix behind it where it has none of an image."""
+    """A path with "/" between parts, and the suffix behind it if it has none of an image."""
     if suffix and isinstance(cell, int) and not isinstance(cell, bool):
         cell = str(cell)
     if not isinstance(cell, str) or not cell:

@@ -23,9 +23,9 @@ def load_matlab(path: Path, name: str) -> Any:
         content = loadmat(str(path), squeeze_me=True, variable_names=[name])
         return content[name]
     except Exception as error:  # scipy raises nearly anything for damaged files
-        got = f"no variable {name}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        what = f"it has no variable {name}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
         raise DataError(
-            f"{path}: expected the official annotations, got {got}.", remedy="Fetch the official file again."
+            f"{path}: not the official annotations: {what}.", remedy="Fetch the official file again."
         ) from error
 
 
@@ -39,7 +39,7 @@ def rows_of(structure: Any, path: Path, *fields: str) -> list[tuple]:
     missing = [field for field in fields if field not in (array.dtype.names or ())]
     if missing:
         raise DataError(
-            f"{path}: expected the fields {', '.join(fields)}, got no {missing[0]}.",
+            f"{path}: the field {missing[0]} is missing.",
             remedy="Fetch the official file again.",
         )
     columns = [[_plain(value) for value in array[field]] for field in fields]

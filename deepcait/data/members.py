@@ -23,7 +23,7 @@ def safe_name(archive: str, name: str) -> str:
     plain = name.replace("\\", "/")
     if plain.startswith("/") or re.match(r"[A-Za-z]:/", plain) or ".." in plain.split("/") or "\0" in plain:
         raise DataError(
-            f"{archive}: expected names inside the archive, got {name!r}, which leads out of it.",
+            f"{archive}: the name {name!r} points outside the archive.",
             remedy="Do not unpack this archive; pack the images again.",
         )
     return "/".join(part for part in plain.split("/") if part not in ("", "."))
@@ -53,7 +53,7 @@ def class_folders(where: str, paths: Sequence[str]) -> Tree:
     """Find <class>/<image> or <split>/<class>/<image> in paths; a single folder around everything is ignored.
 
     Raises:
-        DataError: images that lie in no class folder.
+        DataError: images that are not in a class folder.
     """
     parts = [path.split("/") for path in paths]
     while (
@@ -76,13 +76,13 @@ def class_folders(where: str, paths: Sequence[str]) -> Tree:
     for row in rows:
         if len(parts[row]) < (3 if with_splits else 2):
             raise DataError(
-                f"{where}: expected one folder a class, got {paths[row]!r} lying flat.",
+                f"{where}: {paths[row]!r} is not in a class folder.",
                 remedy="Sort the images into class folders, e.g. cat/1.jpg: the folder's name is the label.",
             )
     words = {word: split_of(word) for word in with_splits}
     if len(set(words.values())) < len(words):
         raise DataError(
-            f"{where}: expected one folder a split, got {', '.join(sorted(words))}.", remedy="Merge or rename them."
+            f"{where}: several folders for one split: {', '.join(sorted(words))}.", remedy="Merge or rename them."
         )
     return Tree(
         rows=rows,

@@ -44,12 +44,12 @@ class Mixer:
     """Turn images and integer labels into (mixed) images and target distributions.
 
     One lambda, and one choice of mixup or cutmix, for the whole batch; the partner of image i is image B - 1 - i.
-    timm's implementation, on seeds of ours.
+    timm's implementation, with our seeds.
 
     Args:
         mix: what to do.
         num_classes: K.
-        replica_batch_size: B; must be even where images are mixed.
+        replica_batch_size: B; must be even if images are mixed.
 
     Raises:
         ConfigError: an odd batch can't be paired.

@@ -1,9 +1,9 @@
 """The order of training data as a pure function of (seed, epoch, position).
 
-The samples of an epoch are permuted, each repeated `repeats` times in a row, and dealt like cards to the
-replicas: position q of the dealt row belongs to replica q mod R. A replica stands in for one GPU of the
+The samples of an epoch are permuted, each repeated `repeats` times in a row, and distributed in turn to the
+replicas: position q of the dealt row belongs to replica q mod R. A replica corresponds to one GPU of the
 paper. One step takes the next G / R cards of every replica. So copies of one image fall to different
-replicas, and neither the number of processes nor a restart can change who gets what.
+replicas, and neither the number of processes nor a restart can change which samples a replica gets.
 """
 
 from __future__ import annotations
@@ -92,12 +92,12 @@ class Order:
 
     def _permutation(self, epoch: int) -> list[int]:
         if epoch not in self._drawn:
-            self._drawn.clear()  # one epoch at a time is asked for
+            self._drawn.clear()  # only one epoch is used at a time
             generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
             if self.class_labels is None:
                 drawn = torch.randperm(self.num_samples, generator=generator)
             else:
-                # torch.multinomial knows no more than 2^24 samples; this is what it does.
+                # torch.multinomial is limited to 2^24 samples; this is its algorithm.
                 draws = torch.rand(self.num_samples, generator=generator, dtype=torch.float64)
                 drawn = torch.searchsorted(self._reach, draws).clamp_(max=self.num_samples - 1)
             self._drawn[epoch] = drawn.tolist()

@@ -41,8 +41,8 @@ class DatasetReader:
             image = to_image(self.datasets[split][index][0])
         except DeepcaitError as error:
             raise ImageError(f"{self.locate(row)}: {error.problem}", remedy=error.remedy) from error
-        except Exception as error:  # one's own code may raise anything
-            problem = f"{self.locate(row)}: expected an image, got {type(error).__name__}: {error}."
+        except Exception as error:  # user code may raise anything
+            problem = f"{self.locate(row)}: the dataset raised {type(error).__name__}: {error}."
             raise ImageError(problem, remedy="Correct the dataset's __getitem__.") from error
         held = io.BytesIO()
         image.save(held, "BMP")
@@ -90,7 +90,7 @@ def load_own(place: str) -> tuple[Table, DatasetReader]:
     for split, dataset in zip(split_names, datasets.values(), strict=True):
         if dataset_classes(dataset) != classes:
             raise DataError(
-                f"{place}: expected the same classes in every split, got others in {split}.",
+                f"{place}: the split {split} has other classes than the first split.",
                 remedy="Give every split the same list `classes`.",
             )
         paths += [f"{split}/{index:08d}" if split else f"{index:08d}" for index in range(len(dataset))]
@@ -114,7 +114,7 @@ class WithClasses:
         classes: what its labels are indices of; None means numbers up to the largest label.
 
     Raises:
-        DataError: an item fails, or its label is none.
+        DataError: an item fails, or its label is not a name or index.
     """
 
     def __init__(self, dataset: Any, classes: Sequence[str] | None) -> None:
@@ -153,12 +153,14 @@ def _build_once(place: str) -> Any:
 def _require_dataset(place: str, dataset: Any) -> None:
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         iterable = hasattr(dataset, "__iter__")
-        reason = "neither" if not iterable else "an iterable has no order to repeat, so no run on it resumes exactly"
-        raise DataError(
-            f"{place}: expected a map-style dataset, got {type(dataset).__name__} ({reason}).", remedy=_REMEDY
+        reason = (
+            "it has no __len__ or no __getitem__"
+            if not iterable
+            else "an iterable has no fixed order, so a run can't resume"
         )
+        raise DataError(f"{place}: {type(dataset).__name__} is not a map-style dataset ({reason}).", remedy=_REMEDY)
     if dataset_classes(dataset) is None:
-        raise DataError(f"{place}: expected a dataset with classes, got none.", remedy=_REMEDY)
+        raise DataError(f"{place}: the dataset has no `classes`.", remedy=_REMEDY)
 
 
 def _labels(place: str, dataset: Any, num_classes: int) -> list[int | str]:
@@ -179,11 +181,13 @@ def _read_labels(place: str, dataset: Any) -> list[int | str]:
     if found is None or len(found) != len(dataset):
         try:
             found = [dataset[index][1] for index in range(len(dataset))]
-        except Exception as error:  # one's own code may raise anything
-            problem = f"{place}: expected (image, label) of each item, got {type(error).__name__}: {error}."
+        except Exception as error:  # user code may raise anything
+            problem = (
+                f"{place}: the labels can't be read from the items (image, label): {type(error).__name__}: {error}."
+            )
             raise DataError(problem, remedy=_REMEDY) from error
     try:
         return [label if isinstance(label, str) else int(label) for label in found]
     except (TypeError, ValueError, RuntimeError) as error:
-        problem = f"{place}: expected a class index or name as the label of each item, got something else ({error})."
+        problem = f"{place}: a label is not a class index or name ({error})."
         raise DataError(problem, remedy=_REMEDY) from error

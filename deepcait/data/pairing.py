@@ -20,7 +20,7 @@ def pair_images(here: Sequence[Named], there: Sequence[Named]) -> list[tuple[int
 
     Equal paths are one image. An image without an equal one is compared by the end of its path, of which the longest
     counts: photos/cat/1.jpg is cat/1.jpg, unless one of the lists has both. Splits that are known must be the same; so
-    must classes where a path is a file's name alone.
+    must classes if a path is a file's name alone.
     """
     by_path = _by_path(there, range(len(there)))
     equal = [
@@ -39,7 +39,7 @@ def pair_images(here: Sequence[Named], there: Sequence[Named]) -> list[tuple[int
 def _longest_ends(
     images: Sequence[Named], others: Sequence[Named], left: Iterable[int], left_others: Iterable[int]
 ) -> Iterator[tuple[int, int]]:
-    """(position in images, position in others) where the path of the other is the end of the image's."""
+    """(position in images, position in others) if the path of the other is the end of the image's."""
     by_path = _by_path(others, left_others)
     for index in left:
         path, found = images[index].path, []

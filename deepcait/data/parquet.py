@@ -93,9 +93,9 @@ class ParquetReader:
             return self._open[1].read_row_group(group, columns=[self.column], use_threads=False).column(0)
         except DataError as error:
             raise ImageError(error.problem, remedy=error.remedy) from error
-        except Exception as error:  # pyarrow raises kinds of its own
+        except Exception as error:  # pyarrow raises its own kinds
             raise ImageError(
-                f"{self.locate(row)}: expected a readable row group, got {error}.",
+                f"{self.locate(row)}: the row group can't be read: {error}.",
                 remedy="The file is damaged: fetch it again.",
             ) from error
 
@@ -154,7 +154,7 @@ def _read_rows(file: str, layout: Layout) -> tuple[list[str], list[Label], list[
             content = parquet.ParquetFile(opened)
             sizes = [content.metadata.row_group(group).num_rows for group in range(content.num_row_groups)]
             table = content.read(columns=wanted, use_threads=False)
-        except Exception as error:  # pyarrow raises kinds of its own
+        except Exception as error:  # pyarrow raises its own kinds
             raise _damaged(file, error) from error
     return *read_cells(file, layout, table), sizes
 
@@ -165,7 +165,7 @@ def _layout(file: str, columns: Columns) -> Layout | None:
     with open_binary(file) as opened:
         try:
             schema = parquet.read_schema(opened)
-        except Exception as error:  # pyarrow raises kinds of its own
+        except Exception as error:  # pyarrow raises its own kinds
             raise _damaged(file, error) from error
     return find_layout(file, schema, columns, class_names_of(schema))
 
@@ -175,9 +175,9 @@ def _cells_of(file: str, column: str) -> list[object]:
     with open_binary(file) as opened:
         try:
             return parquet.ParquetFile(opened).read(columns=[column], use_threads=False).column(column).to_pylist()
-        except Exception as error:  # pyarrow raises kinds of its own
+        except Exception as error:  # pyarrow raises its own kinds
             raise _damaged(file, error) from error
 
 
 def _damaged(file: str, error: Exception) -> DataError:
-    return DataError(f"{file}: expected a parquet file, got {error}.", remedy="Fetch it again.")
+    return DataError(f"{file}: not a readable parquet file: {error}.", remedy="Fetch it again.")

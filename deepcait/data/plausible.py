@@ -46,10 +46,10 @@ def require_classes(spec: str | os.PathLike[str], samples: Source) -> None:
     used = [samples.classes[label] for label in sorted({label for label in samples.labels if label is not None})]
     if len(used) > 1:
         return
-    got = f"one class: {used[0]}" if used else "none"
+    found = f"all images are of the class {used[0]}" if used else "no image has a class"
     raise DataError(
-        f"{os.fspath(spec)}: expected images of two classes or more, got {got}.",
-        remedy=_what_was_meant(spec, used) or "Add images of another class: there is nothing to tell apart.",
+        f"{os.fspath(spec)}: {found}; training needs two classes or more.",
+        remedy=_what_was_meant(spec, used) or "Add images of another class.",
     )
 
 
@@ -70,7 +70,7 @@ def doubts(spec: str | os.PathLike[str], samples: Source) -> list[Doubt]:
 
 
 def lost_levels(samples: Source) -> list[str]:
-    """Return a sentence if 16-bit images use few levels, judged by a few of them; the doctor checks all."""
+    """Return a sentence if 16-bit images use few levels, based on a few of them; the doctor checks all."""
     levels: list[int] = []
     for index in range(0, len(samples), -(-len(samples) // _NUM_LOOKED_AT)):
         try:
@@ -116,7 +116,7 @@ def _dominant(counts: Counter[str]) -> Doubt | None:
         return None
     return Doubt(
         f"{100 * most / counts.total():.1f} % of the training images are of the class {name}: a model that always "
-        "answers it is right as often",
+        "predicts this class has this accuracy",
         "Set data.balanced=true, and look at balanced accuracy",
     )
 
@@ -144,15 +144,15 @@ def _several_in_one(names: Sequence[str]) -> Doubt | None:
         if len(shared) > (1 if separator in "|;" else max(1, 0.2 * len(names))):
             return Doubt(
                 f"labels look like several in one ({some([repr(name) for name in shared], 3)}): each combination is a "
-                "class of its own",
-                "Several labels for an image are not part of this version; keep one for each",
+                "separate class",
+                "Several labels per image are not supported; keep one for each image",
             )
     return None
 
 
 def _numbers(names: Sequence[str], num_images: int) -> list[Doubt]:
     """Class names that are values to predict, or one for each image."""
-    remedy = "Numbers are not predicted in this version; make a class of each range of them"
+    remedy = "Regression is not supported; make a class of each range of numbers"
     if len(names) > 1 and all(re.fullmatch(r"[+-]?\d+\.\d+(e[+-]?\d+)?", name) for name in names):
         return [Doubt(f"labels look like numbers to predict ({some(names, 3)}): each number is a class", remedy)]
     if len(names) > _FEW_NUMBERS and 2 * len(names) > num_images:
@@ -162,7 +162,7 @@ def _numbers(names: Sequence[str], num_images: int) -> list[Doubt]:
 
 
 def _around(root: Path, names: Sequence[str]) -> list[Doubt]:
-    """What the folders say: class folders one level deeper, and more of them beside the splits."""
+    """Doubts about the folders: class folders one level deeper, or more of them next to the splits."""
     splits = find_splits(root)
     found = []
     base = splits.get("train", root)

@@ -13,7 +13,7 @@ _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type of the header -> values
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _PIECE_BYTES = 2**20
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Chunks that the pixels, their transparency and their frames follow from; Pillow judges them.
+# Chunks that determine pixels, transparency and frames; Pillow checks them.
 _NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT")
 _USEFUL = (b"eXIf", b"sBIT")  # orientation and range, if they are sound
 
@@ -22,7 +22,7 @@ def only_pixels(data: bytes) -> bytes:
     """Return a PNG with only the chunks of its pixels: Pillow refuses an image for errors in other chunks.
 
     Args:
-        data: that begins as a PNG does; the same object comes back where there is nothing to leave out.
+        data: begins like a PNG; the same object is returned if there is nothing to leave out.
     """
     kept, position, dropped = [_SIGNATURE], len(_SIGNATURE), False
     while position + 12 <= len(data):
@@ -84,7 +84,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 def png_misses_pixels(data: bytes, image: Image.Image) -> bool:
     """Whether the compressed pixels of a PNG end before its last row.
 
-    Counting means inflating again, so it happens only where one of the last two rows is all
+    Counting means inflating again, so it happens only if one of the last two rows is all
     zero: that is what Pillow leaves where nothing was written (with interlacing, too).
 
     Args:
@@ -109,7 +109,7 @@ def _expected_bytes(data: bytes) -> int:
         columns = max(0, -(-(width - left) // right_step))
         rows = max(0, -(-(height - top) // down_step))
         if columns:
-            total += rows * (1 + (columns * bits + 7) // 8)  # one filter byte a row
+            total += rows * (1 + (columns * bits + 7) // 8)  # one filter byte per row
     return total
 
 

@@ -27,7 +27,7 @@ _INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _PIL_MODES = {1: "L", 3: "RGB"}
-# timm's meaning of a configuration that does not say.
+# timm's default for a configuration without it.
 _TIMM_CROP_PCT = 0.875
 MAX_ASPECT = 32
 # The image is resized to the model's size divided by this: a thousandth would fill all memory.
@@ -44,9 +44,10 @@ class Preprocessing:
 
     Bitwise what timm's evaluation transform computes (crop mode "center").
     Deviation: an image so long and thin that a side would be resized to more than 32 times the
-    target's longer side loses its outer parts first; whole, 50 KB on disk could fill all memory.
+    target's longer side loses its outer parts first; otherwise 50 KB on disk could fill all memory.
 
-    One path for every command: pixels as integers, then numbers, an image or a batch at a time, with the same bits.
+    One path for every command: pixels as integers, then numbers. An image gives bit-identical results alone and in a
+    batch.
 
     Args:
         img_size: (H, W) in pixels.
@@ -115,7 +116,7 @@ class Preprocessing:
             pixels: uint8, (C, H, W) or (B, C, H, W).
 
         Returns:
-            The same shape in float32, on the same device; the same bits for an image alone and in a batch.
+            The same shape in float32, on the same device; bit-identical for an image alone and in a batch.
         """
         mean_C11, std_C11 = (_per_channel(values, pixels.device) for values in (self.mean, self.std))
         if pixels.ndim == 3 or pixels.device.type != "cpu":
@@ -234,7 +235,7 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 def _tuple_of(kind: type, values: Any, field: str) -> tuple:
-    """A tuple of numbers, exactly converted: 224.0 is no pixel count, and "224" no number."""
+    """A tuple of numbers, exactly converted: 224.0 is not a pixel count, and "224" is not a number."""
     try:
         values = tuple(values)
     except TypeError:

@@ -30,7 +30,7 @@ class Part:
     """Images with one role in a run.
 
     Args:
-        split: of the data, that they were taken from; "" where the data has no splits.
+        split: of the data, that they were taken from; "" if the data has no splits.
         names: as the source has them.
         labels: class name of each; empty if not known.
         unused: names of those that the run left out (`data.exclude`, `data.limit`).
@@ -73,9 +73,9 @@ class SplitRecord:
         index_of = {name: index for index, name in enumerate(names)}
         missing = [name for name in own if name not in index_of]
         if sorted(own) != sorted(names):
-            got = f"{some([repr(name) for name in missing])} missing" if missing else "others than the record lists"
+            what = f"missing are {some([repr(name) for name in missing])}" if missing else "there are new ones"
             raise DataError(
-                f"{self.where}: expected the images that were split then, got {got}.",
+                f"{self.where}: the images are not those of the recorded split: {what}.",
                 remedy="Restore the images, or start a new run in another --out.",
             )
         return {key: sorted(index_of[name] for name in part.names) for key, part in parts.items()}
@@ -110,7 +110,7 @@ def _probes(source: Source) -> dict[str, str]:
     for index in spread(source.names, _NUM_PROBES):
         try:
             probes[source.names[index]] = digest_of(source.read(index).data)
-        except ImageError:  # training will say so, or leaves it out
+        except ImageError:  # training reports it, or leaves it out
             continue
     return probes
 
@@ -149,8 +149,8 @@ def read_record(path: str | os.PathLike[str]) -> SplitRecord:
             raise ValueError("another format")
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise DataError(
-            f"{os.fspath(path)}: expected the split of a run ({_FORMAT}), got {type(error).__name__}: {error}.",
-            remedy="Restore the file; without it, nothing tells which images trained the run.",
+            f"{os.fspath(path)}: not a readable record of a split ({_FORMAT}): {type(error).__name__}: {error}.",
+            remedy="Restore the file; only it lists the images that the run trained on.",
         ) from error
     return SplitRecord(where=os.fspath(path), parts=parts, source=str(content.get("source", "")))
 

@@ -24,7 +24,7 @@ def resize_pixels(pixels_HWC: np.ndarray, size: tuple[int, int], interpolation: 
         interpolation: one of FAST_FILTERS.
 
     Returns:
-        The same with the size asked for.
+        The same with the requested size.
     """
     pixels_1HWC = torch.from_numpy(pixels_HWC if pixels_HWC.ndim == 3 else pixels_HWC[..., None])[None]
     # Channels stay last, in the input and in the output: torch is fastest so, and Pillow wants them so.

@@ -45,11 +45,11 @@ class Roles:
 
     def __str__(self) -> str:
         if self.counts.keys() == {HELD_OUT}:
-            text = "held out: they neither trained the model nor chose its epoch"
+            text = "held out: used neither for training nor to choose the epoch"
         elif self.counts.keys() == {CHOSE}:
             text = "these images chose the best epoch, so the accuracy is optimistic"
         elif self.counts.keys() == {TRAINED_ON}:
-            text = "trained on: this is no accuracy on new images"
+            text = "trained on: this is not an accuracy on new images"
         else:
             text = ", ".join(f"{num:,} {name}" for name, num in self.counts.items())
         left_out = f"; {self.left_out:,} others that the run trained on are left out" if self.left_out else ""
@@ -121,7 +121,7 @@ def open_for_run(
 
 
 def _open(spec: str | os.PathLike[str], split: str | None, columns: Columns) -> Source:
-    """Open a split; class folders without an image, which training may have left out by a fix list, are no error."""
+    """Open a split; class folders without images, which a fix list may have excluded, are not an error."""
     kind, place = parse_spec(spec)
     empty = empty_classes(Path(os.path.expanduser(place))) if kind == "folder" else frozenset()
     return open_source(spec, split, columns=columns, left_out=empty)
@@ -206,7 +206,7 @@ def _named(source: Source, index: int) -> Named:
 def _of_same_content(
     source: Source, found: Sequence[tuple[str, int]], probes: Mapping[str, str]
 ) -> list[tuple[str, int]]:
-    """Those of the images with the names of a part that are it: none if the content of most that can tell differs."""
+    """The images of a part, found by name: none if the content of most of those that can be compared differs."""
     differing, num_same = set(), 0
     for name, position in found:
         if name in probes:

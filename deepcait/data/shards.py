@@ -21,7 +21,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _T = TypeVar("_T")
 _OTHER_SERVER = "Fetch the files and give their path, or use another server; `python -m http.server` sends whole files."
-_SEND_RANGES: set[str] = set()  # servers that were asked
+_SEND_RANGES: set[str] = set()  # servers that were checked
 
 
 def is_url(place: str) -> bool:
@@ -46,9 +46,7 @@ def find_shards(place: str, suffix: str) -> list[str]:
         missing = [shard for shard in shards if not os.path.isfile(shard)]
         if missing:
             more = f" (and {len(missing) - 1} more of {len(shards)})" if len(missing) > 1 else ""
-            raise DataError(
-                f"{missing[0]}{more}: expected a {suffix} file, got no such file.", remedy="Check the path."
-            )
+            raise DataError(f"{missing[0]}{more}: there is no such file.", remedy="Check the path.")
         return shards
     names = []
     for folder, subfolders, files in os.walk(path):
@@ -58,7 +56,7 @@ def find_shards(place: str, suffix: str) -> list[str]:
             (prefix / name).as_posix() for name in files if name.lower().endswith(suffix) and not name.startswith(".")
         ]
     if not names:
-        raise DataError(f"{path}: expected {suffix} files, got none.", remedy="Check the path.")
+        raise DataError(f"{path}: no {suffix} files in this folder.", remedy="Check the path.")
     return [str(path / name) for name in sorted(names, key=natural_key)]
 
 
@@ -115,7 +113,7 @@ def splits_of_shards(shards: list[str], place: str) -> list[str | None]:
     if len({split is None for split in splits}) > 1:
         odd = shards[splits.index(None)]
         raise DataError(
-            f"{odd}: expected a split in the name of every file (train, val or test) or of none, got none here.",
+            f"{odd}: this file name has no split (train, val or test), but others have.",
             remedy="Rename it, or give a pattern that leaves it out.",
         )
     return splits
@@ -144,7 +142,7 @@ def size_and_stamp(place: str) -> tuple[int, str]:
             info = filesystem.info(path)
             size = info["size"]
             if size is None:
-                raise OSError("the server does not tell its size")
+                raise OSError("the server does not report its size")
             return int(size), f"{size} {filesystem.ukey(path)} {info.get('ETag', '')}".rstrip()
         status = os.stat(place)
         return status.st_size, f"{status.st_size} {status.st_mtime_ns}"
@@ -195,7 +193,9 @@ def read_range(place: str, offset: int, size: int) -> bytes:
 
 
 def require_ranges(place: str) -> None:
-    """Raise if a server over HTTP sends whole files only: each image would cost its shard. Each server is asked once.
+    """Raise if a server over HTTP sends whole files only: each image would need its whole shard.
+
+    Each server is checked once.
 
     Raises:
         DataError: it does.
@@ -218,7 +218,7 @@ def require_ranges(place: str) -> None:
 
 
 def _whole_files(place: str) -> str:
-    return f"{place}: expected a server that sends parts of a file (Range), got one that sends all of it."
+    return f"{place}: the server does not send parts of a file (Range requests), only whole files."
 
 
 def _split_word(name: str) -> str | None:
@@ -239,5 +239,6 @@ def _guarded(place: str, action: Callable[[], _T], kind: type[DataError]) -> _T:
     except Exception as error:  # each file system of fsspec raises its own kinds
         if not isinstance(error, OSError | ValueError) and not is_url(place):
             raise
-        got = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
-        raise kind(f"{place}: expected a readable file, got {got}.", remedy="Check the path and its rights.") from error
+        missing = isinstance(error, FileNotFoundError)
+        what = "there is no such file" if missing else f"the file can't be read: {type(error).__name__}: {error}"
+        raise kind(f"{place}: {what}.", remedy="Check the path and its permissions.") from error

@@ -12,7 +12,7 @@ from deepcait.data.holding import FOLD_COLUMN, column_values
 from deepcait.data.source import Source
 from deepcait.data.spec import column_names
 
-# A column of one of these names is taken for groups without being asked.
+# A column of one of these names is used for groups by default.
 GROUP_COLUMNS = (
     *("group", "group_id", "patient", "patient_id", "subject", "subject_id", "case_id", "person", "person_id"),
     *("video", "video_id", "sequence_id", "scene_id", "session_id", "site_id", "individual_id"),
@@ -22,7 +22,7 @@ GROUP_COLUMNS = (
 def fold_sides(
     spec: str | os.PathLike[str], sources: Mapping[str, Source], columns: Columns = USUAL
 ) -> dict[str, list[str]]:
-    """Return for each split the side of its images: the split, or `fold 3` where the data has folds."""
+    """Return for each split the side of its images: the split, or `fold 3` if the data has folds."""
     sides = {split: [split] * len(source) for split, source in sources.items()}
     if FOLD_COLUMN in column_names(spec, columns):
         for split, source in sources.items():
@@ -56,7 +56,7 @@ def split_groups(
         Finding(
             "split_group",
             tuple(place for places in own.values() for place in places),
-            f"{column} {value} is in {', '.join(own)}: what is known of it in one helps in the other",
+            f"{column} {value} is in {', '.join(own)}: an image of one can help to predict the other",
         )
         for value, own in where.items()
         if len(own) > 1

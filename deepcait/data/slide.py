@@ -45,7 +45,7 @@ def slide_rows(image: Image.Image, slope: float, shift_px: float, fill: tuple[in
 
     Args:
         image: mode "RGB".
-        slope: pixels a row.
+        slope: pixels per row.
         shift_px: of all rows.
         fill: the color, three numbers.
     """

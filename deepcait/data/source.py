@@ -95,7 +95,7 @@ def options_of(source: Source) -> ImageOptions:
 
 
 def own_split(source: Source) -> str:
-    """Return the split of the data itself that images are from; "" where it has none, or all are taken."""
+    """Return the split of the data itself that images are from; "" if it has none, or all are taken."""
     split = innermost(source).split
     return split if split in ("train", "val", "test") else ""
 

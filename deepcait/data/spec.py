@@ -39,7 +39,7 @@ _SUFFIX_KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".parquet": "p
 class Kind:
     """How one kind of source is opened.
 
-    open: (what stands behind the colon, split or None for all, classes or None, what integers mean) -> Source.
+    open: (the text after the colon, split or None for all, classes or None, what integers mean) -> Source.
     splits: the same place -> names of its splits, a part of train, val, test.
     """
 
@@ -119,13 +119,13 @@ def parse_spec(spec: str | os.PathLike[str]) -> tuple[str, str]:
 
     Raises:
         ConfigError: an unknown kind.
-        DataError: a path that does not exist, or a file of no known kind.
+        DataError: a path that does not exist, or a file of unknown kind.
     """
     spec = os.fspath(spec)
     if is_part(spec):
         return "python", spec
     if not spec:
-        raise DataError("Data: expected a path, got an empty text.", remedy="Give a path; a dot is this folder.")
+        raise DataError("Data: the path is empty.", remedy="Give a path; a dot is this folder.")
     # Two letters at least: "C:" is a drive.
     prefixed = re.fullmatch(r"([A-Za-z][A-Za-z0-9-]+):(?!//)(.*)", spec, flags=re.DOTALL)
     path = Path(os.path.expanduser(spec))
@@ -137,11 +137,10 @@ def parse_spec(spec: str | os.PathLike[str]) -> tuple[str, str]:
     elif suffix in _SUFFIX_KINDS:
         kind, place = _SUFFIX_KINDS[suffix], spec
     else:
-        got = "a file of no known kind" if path.exists() else "no such path"
+        what = "the kind of this file is not known" if path.exists() else "there is no such path"
         raise DataError(
-            f"Data {spec!r}: expected a folder of class folders, or a file ending in {', '.join(_SUFFIX_KINDS)}, "
-            f"got {got}.",
-            remedy="Check the path, or try builtin:demo.",
+            f"Data {spec!r}: {what}.",
+            remedy=f"Give a folder of class folders, a file ending in {', '.join(_SUFFIX_KINDS)}, or builtin:demo.",
         )
     if kind not in KINDS:
         near = difflib.get_close_matches(kind, KINDS, n=1)
@@ -206,7 +205,7 @@ def open_source(
         left_out: absolute paths of class folders that are not read, of the kind folder.
 
     Raises:
-        ConfigError: an unknown kind, split name or meaning of integers; columns of what is no table.
+        ConfigError: an unknown kind, split name or meaning of integers; columns for data that is not a table.
         DataError: nothing there, no such split, an unknown class.
     """
     require_one_of(split, (*SPLITS, None), "split")
@@ -227,9 +226,9 @@ def read_column(spec: str | os.PathLike[str], column: str, source: Source, colum
     table = _table_of(spec, columns)
     names = [] if table is None else list(table.columns)
     if table is None or column not in names:
-        got = ", ".join(names) or "none"
+        found = f"the other columns are {', '.join(names)}" if names else "there are no other columns"
         raise DataError(
-            f"{os.fspath(spec)}: expected a column {column!r} beside paths and labels, got {got}.",
+            f"{os.fspath(spec)}: no column {column!r} besides paths and labels; {found}.",
             remedy="Name a column of the table."
             if names
             else "Groups and folds are columns of a table of images: `deepcait split` writes one.",
@@ -238,7 +237,7 @@ def read_column(spec: str | os.PathLike[str], column: str, source: Source, colum
 
 
 def column_names(spec: str | os.PathLike[str], columns: Columns = USUAL) -> list[str]:
-    """Return the names of the columns of a DATA beside paths, labels and splits; none where it is not a table."""
+    """Return the names of the columns of a DATA other than paths, labels and splits; none where it is not a table."""
     table = _table_of(spec, columns)
     return [] if table is None else list(table.columns)
 

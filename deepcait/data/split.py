@@ -94,7 +94,7 @@ def deal_folds(
 def limited(source: Source, limit: int) -> Source:
     """Return at most `limit` samples of a source, each class in proportion; 0, or more than there are, takes all.
 
-    Within a class the images are ranked as for the split, with a seed of its own, so the choice follows from names
+    Within a class the images are ranked as for the split, with another seed, so the choice depends on names
     alone. A smaller limit takes a part of what a larger one takes, but for rounding between classes.
     """
     if not limit or limit >= len(source):

@@ -1,4 +1,4 @@
-"""On-disk cache of shard indices: beside the data, or in the cache folder if that is read-only."""
+"""On-disk cache of shard indices: next to the data, or in the cache folder if that is read-only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deepcait.runtime.files import write_bytes
 
 
 def places_of_index(place: str) -> list[Path]:
-    """Possible places of a file's index: beside it, and in the cache folder; for a URL only the latter."""
+    """Possible places of a file's index: next to it, and in the cache folder; for a URL only the latter."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepcait" / "index"
     absolute = place if is_url(place) else os.path.abspath(place)
     cached = cache / f"{hashlib.sha256(absolute.encode('utf-8', 'surrogateescape')).hexdigest()}.json"

@@ -22,7 +22,7 @@ class Table:
         kind: csv, parquet, tar, ...
         where: what errors call the collection.
         paths: of each image, with "/" between parts.
-        labels: class name, class index, or None where there is none.
+        labels: class name, class index, or None if there is none.
         splits: name of the split in the data ("validation"); None if the data has no splits.
         parts: name of the file that contains the image; distinguishes equal paths in several files.
         class_names: index -> name, if the collection defines it; its labels are then indices or these names.
@@ -63,7 +63,7 @@ class TableSource:
         rows: of the table, in reading order.
         names, labels: of each of these rows.
         note: what was assumed, printed by `describe`.
-        unlabelled: why images have no label, where none has.
+        unlabelled: why images have no label, if none has.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ def open_table(
 ) -> TableSource:
     """Choose the rows of a split and give them names and labels, as `open_folder` does.
 
-    An image's name is its path, without the split's folder where one split is taken, with it where all are: the
+    An image's name is its path, without the split's folder if one split is taken, with it if all are: the
     same images have the same names in every form. Without `classes` the labels of the training split, sorted, are
     the classes.
 
@@ -145,7 +145,7 @@ def open_table(
 
 
 def table_column(table: Table, column: str, split: str | None, names: Sequence[str]) -> list[str]:
-    """Return the values of a column as text for images that `open_table` names so, "" where there is none."""
+    """Return the values of a column as text for images that `open_table` names so, "" if there is none."""
     rows = _rows(table, split)
     row_of = dict(zip(_names(table, rows, split), rows, strict=True))
     values = table.columns[column]
@@ -153,9 +153,9 @@ def table_column(table: Table, column: str, split: str | None, names: Sequence[s
 
 
 def _as_text(value: object) -> str:
-    if value is None or value != value:  # NaN, which pandas writes for nothing
+    if value is None or value != value:  # NaN, which pandas writes for a missing value
         return ""
-    # A column of whole numbers with a gap in it comes as 3.0.
+    # A column of whole numbers with a missing value is read as 3.0.
     return re.sub(r"(?<=[0-9])\.0$", "", str(value).strip())
 
 
@@ -181,11 +181,10 @@ def _rows(table: Table, split: str | None) -> list[int]:
     if rows:
         return rows
     if split is not None and table.paths:
-        got = ", ".join(table_splits(table)) or "data without splits"
-        raise DataError(
-            f"{table.where}: expected the split {split}, got {got}.", remedy="Choose one that is there, or all."
-        )
-    raise DataError(f"{table.where}: expected images, got none.", remedy="Check the path.")
+        splits = ", ".join(table_splits(table))
+        found = f"the splits are {splits}" if splits else "the data has no splits"
+        raise DataError(f"{table.where}: there is no split {split}; {found}.", remedy="Choose one of them, or all.")
+    raise DataError(f"{table.where}: no images found.", remedy="Check the path.")
 
 
 def _own_classes(table: Table, rule: str) -> tuple[list[str], str]:

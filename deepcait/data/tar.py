@@ -77,7 +77,7 @@ def load_tar(place: str) -> tuple[Table, TarReader]:
     """List the samples of shards: a file, a pattern, a folder, or URLs.
 
     Raises:
-        DataError: a shard that is no tar, damaged, compressed or unsafe, or without images.
+        DataError: a shard that is not a tar file, damaged, compressed or unsafe, or without images.
     """
     shards = find_shards(place, ".tar")
     require_ranges(shards[0])
@@ -121,7 +121,7 @@ def index_shard(shard: str) -> list[Entry]:
 
 
 def _why_unlabelled(shard: str) -> str:
-    """What was looked for, and the suffixes that the first members of a shard have."""
+    """The expected suffixes, and those of the first members of a shard."""
     with open_binary(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         names = [info.name for info in itertools.islice(archive, _NUM_LISTED) if info.isreg()]
     return f"no .cls or .json of the same name in the shard, which has {count_suffixes(names)}"
@@ -167,7 +167,7 @@ def _scan(shard: str, size: int) -> list[Entry]:
                     if suffix in own:
                         raise DataError(
                             f"{shard}: expected one .{suffix} for the sample {key!r}, got another: {name}.",
-                            remedy="Give each sample a name of its own, and pack the shard again.",
+                            remedy="Give each sample a different name, and pack the shard again.",
                         )
                     own[suffix] = _read_label(archive, info, shard, suffix)
             _require_end(file, archive.offset, shard)
@@ -175,13 +175,13 @@ def _scan(shard: str, size: int) -> list[Entry]:
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"{shard}: expected a whole, uncompressed tar file, got {error}.",
+            f"{shard}: not a complete, uncompressed tar file: {error}.",
             remedy="Fetch it again; unpack .tar.gz to .tar, which can be read from the middle.",
         ) from error
     entries = []
     for key, members in images.items():
         own = labels.get(key)
-        if own is None:  # nothing ties them together
+        if own is None:  # their names have no common key
             for member in members:
                 entries.append(Entry(*member, _label_of(dotted.get(member[0].rpartition(".")[0], {}))))
         else:
@@ -244,6 +244,6 @@ def _require_end(file: IO[bytes], offset: int, shard: str) -> None:
     file.seek(offset)
     if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
         raise DataError(
-            f"{shard}: expected a member or the end at byte {offset:,}, got something else.",
+            f"{shard}: neither a member nor the end of the archive at byte {offset:,}.",
             remedy="The shard is damaged: fetch it again.",
         )

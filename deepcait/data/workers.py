@@ -27,7 +27,7 @@ class Worker(_BASE.Process):
     """A worker process that ends when its main process ends.
 
     It ignores SIGTERM (see `start_worker`), so that ending it means killing it: torch ends workers that do not end by
-    themselves, and Python all that are left when the main process ends. Of a main process that was killed it hears
+    themselves, and Python all that are left when the main process ends. That the main process was killed is noticed
     through a pipe; torch looks for another parent, which is always the server.
     """
 
@@ -43,7 +43,7 @@ class Worker(_BASE.Process):
         return _arrive, (), self.__dict__
 
     @staticmethod
-    def _Popen(process: Any) -> Any:  # noqa: N802 - the name that multiprocessing asks for
+    def _Popen(process: Any) -> Any:  # noqa: N802 - the name that multiprocessing requires
         popen = _BASE.Process._Popen(process)
         popen.terminate = popen.kill
         return popen
@@ -53,7 +53,7 @@ class _WithoutMain(Worker):
     """A worker that does not import the script that started it."""
 
     @staticmethod
-    def _Popen(process: Any) -> Any:  # noqa: N802 - the name that multiprocessing asks for
+    def _Popen(process: Any) -> Any:  # noqa: N802 - the name that multiprocessing requires
         main = sys.modules["__main__"]
         # By these two multiprocessing finds the script, which a worker would run again from its first line.
         hidden = {name: getattr(main, name) for name in ("__spec__", "__file__") if hasattr(main, name)}
@@ -89,7 +89,7 @@ class _Queue(queues.Queue):
 class _Context(type(_BASE)):  # pyrefly: ignore[invalid-inheritance]
     Process = Worker
 
-    def Queue(self, maxsize: int = 0) -> _Queue:  # noqa: N802 - the name that multiprocessing asks for
+    def Queue(self, maxsize: int = 0) -> _Queue:  # noqa: N802 - the name that multiprocessing requires
         """Return a queue between processes."""
         return _Queue(maxsize, ctx=self.get_context())
 
@@ -127,7 +127,7 @@ def needs_main(value: Any) -> bool:
     found = _Mentions(b"__main__")
     try:
         pickle.Pickler(found).dump(value)
-    except Exception:  # not for this pickler to report: multiprocessing has reducers of its own
+    except Exception:  # not for this pickler to report: multiprocessing has its own reducers
         return True
     return found.found
 
@@ -179,7 +179,7 @@ def start_worker(_: int = 0) -> None:
 def _outlive_signals() -> None:
     """Make the server ignore signals to the process group, since its end would end all workers.
 
-    It ends with its main process. What it forks hears signals as usual, whoever's process it is.
+    It ends with its main process. Processes that it forks receive signals as usual.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     os.register_at_fork(after_in_child=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS))

@@ -97,7 +97,7 @@ def _require_sound(
         raise ConfigError("split: --val and --test leave no image to train on.", remedy="Give smaller fractions.")
     if folds and (val or "val" in own):
         raise ConfigError(
-            "--folds: each fold validates once, so there is no split val beside folds.",
+            "--folds: each fold validates once, so folds exclude a split val.",
             remedy="Omit --val, or split data without val.",
         )
     if folds < 0:
@@ -111,7 +111,7 @@ def _require_files(data: str | os.PathLike[str], source: Source) -> None:
     inner = innermost(source)
     if not isinstance(inner, FolderSource) and not isinstance(getattr(inner, "reader", None), FileReader):
         raise DataError(
-            f"{os.fspath(data)}: expected images that are files, got a {source.kind} that contains them.",
+            f"{os.fspath(data)}: the images are inside a {source.kind}, so a table can't list them by path.",
             remedy="Unpack it; or train with data.test_fraction, which holds out a part of any data.",
         )
 

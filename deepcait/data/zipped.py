@@ -87,7 +87,7 @@ def load_zip(place: str) -> tuple[Table, ZipReader]:
     require_ranges(place)
     entries = _list(place)
     if not entries:
-        raise DataError(f"{place}: expected images, got none.", remedy="Pack class folders with images.")
+        raise DataError(f"{place}: no images found.", remedy="Pack class folders with images.")
     tree = class_folders(place, [entry.name for entry in entries])
     table = Table(kind="zip", where=place, paths=tree.paths, labels=tree.labels, splits=tree.splits)
     return table, ZipReader(place, [entries[row] for row in tree.rows])
@@ -99,7 +99,7 @@ def _list(place: str) -> list[Entry]:
             infos = archive.infolist()
     except (zipfile.BadZipFile, OSError, NotImplementedError, OverflowError, struct.error, UnicodeDecodeError) as error:
         raise DataError(
-            f"{place}: expected a zip archive, got {error}.", remedy="Fetch it again, or pack it again."
+            f"{place}: not a readable zip archive: {error}.", remedy="Fetch it again, or pack it again."
         ) from error
     entries = []
     for info in infos:

@@ -77,7 +77,7 @@ def measure_batches(
     """
     if is_shared():
         raise ConfigError(
-            "data: a DataLoader can't be shared between processes, since each of them has one of its own.",
+            "data: a DataLoader can't be shared between processes, since each process has its own.",
             remedy="Give the Dataset; every process then evaluates a part of it.",
         )
     if isinstance(how.class_mask, str):

@@ -201,7 +201,7 @@ def _require_no_options(**given: Any) -> None:
     for name, value in given.items():
         if value not in (None, "folder", USUAL):
             raise ConfigError(
-                f"{name}: expected none for a DataLoader, got {str(value)!r}.",
+                f"{name} ({str(value)!r}) can't be used with a DataLoader.",
                 remedy="Leave it out, or give DATA or a Dataset.",
             )
 

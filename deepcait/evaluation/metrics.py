@@ -175,7 +175,7 @@ def list_classes(records: Records) -> list[dict[str, Any]]:
 
 
 def list_confusion(records: Records) -> list[dict[str, int]]:
-    """Return the cells of the confusion matrix that are not 0: {label, answer, num_images}."""
+    """Return the cells of the confusion matrix that are not 0: {label, answer (the prediction), num_images}."""
     cells_C2, numbers_C = count_cells(records.label_N, records.first_N)
     return [
         {"label": label, "answer": answer, "num_images": number}

@@ -52,7 +52,7 @@ class Task:
         source: the images that count.
         labels: for each of them the model's class indices that are right; None takes the source's own label.
         num_skipped: images that the protocol leaves out.
-        warnings: what looks wrong before any model has answered.
+        warnings: what looks wrong before any model is evaluated.
     """
 
     protocol: str
@@ -106,9 +106,9 @@ def open_with_roles(
     options: ImageOptions | None = None,
     columns: Columns = USUAL,
 ) -> tuple[Source, Roles | None]:
-    """Open what a model is evaluated on, and say what these images were to its training.
+    """Open the images for the evaluation of a model, and determine how its training used them.
 
-    Of a run the images are those of `open_for_run`, unless a protocol of its own fixes them.
+    For a run, the images are those of `open_for_run`, unless the protocol defines the images.
 
     Args:
         data, split, protocol, options, columns: as in `open_for`.
@@ -119,14 +119,14 @@ def open_with_roles(
     """
     require_protocol(protocol)
     roles = None
-    # One's own datasets number their images: only those of the same name are the same.
+    # User-defined datasets number their images: only those of the same name are the same.
     own = is_part(os.fspath(data)) if isinstance(data, str | os.PathLike) else data.kind == "python"
     if own and record is not None and record.source != data:
         record = None
     if not isinstance(data, str | os.PathLike):
         if split not in (None, data.split):
             raise ConfigError(
-                f"split: expected none, since the source is open already, got {split!r}.",
+                f"split ({split!r}) can't be used with a source that is already open.",
                 remedy="Open that split of it, or give the data as MODEL.",
             )
         source = data
@@ -166,7 +166,7 @@ def plan_task(source: Source, protocol: str, real_labels: str | os.PathLike[str]
     """
     if real_labels is not None and protocol != "real":
         raise ConfigError(
-            f"real_labels: expected none for the protocol {protocol}, got {os.fspath(real_labels)!r}.",
+            f"real_labels ({os.fspath(real_labels)!r}) can't be used with the protocol {protocol}.",
             remedy="Give --protocol real.",
         )
     if protocol == "real":
@@ -179,7 +179,7 @@ def plan_task(source: Source, protocol: str, real_labels: str | os.PathLike[str]
 
 
 def check_complete(task: Task, num_classes: int) -> list[str]:
-    """Return what is missing for a figure that can be compared with published ones.
+    """Return what is missing for a result that can be compared with published ones.
 
     Args:
         task: as planned.
@@ -191,7 +191,7 @@ def check_complete(task: Task, num_classes: int) -> list[str]:
     num_images = len(task.source) + task.num_skipped
     if task.protocol in ("imagenet", "real") and num_images != NUM_VAL:
         return [
-            f"{task.protocol}: expected the {NUM_VAL:,} validation images, got {num_images:,}; the figures are not "
+            f"{task.protocol}: expected the {NUM_VAL:,} validation images, got {num_images:,}; the results are not "
             "comparable with published ones."
         ]
     if task.protocol == "v2":
@@ -224,7 +224,7 @@ def read_real_labels(path: str | os.PathLike[str] | None = None) -> list[list[in
         labels = None
     if not isinstance(labels, list) or not all(isinstance(own, list) and _are_indices(own) for own in labels):
         raise DataError(
-            f"{path}: expected a JSON list with one list of class indices an image, got something else.",
+            f"{path}: not a JSON list with one list of class indices per image.",
             remedy="Give real.json of the ReaL labels, as published.",
         )
     return labels
@@ -246,14 +246,14 @@ def _plan_real(source: Source, path: str | os.PathLike[str] | None) -> Task:
     for position, index in enumerate(indices):
         if index is None or not 0 <= index < len(entries):
             raise DataError(
-                f"{source.locate(position)}: expected a file name ILSVRC2012_val_00000001.JPEG to {len(entries):08d}: "
-                "the ReaL labels follow these numbers, got another name.",
+                f"{source.locate(position)}: the file name is not one of ILSVRC2012_val_00000001.JPEG to "
+                f"{len(entries):08d}; ReaL labels are assigned by these numbers.",
                 remedy="Evaluate ImageNet's validation images under their official names.",
             )
     twice = [f"{index + 1:08d}" for index, number in Counter(indices).items() if number > 1 and index is not None]
     if twice:
         raise DataError(
-            f"real: expected each validation image once, got {some(twice, _NUM_SHOWN)} more than once.",
+            f"real: these validation images occur more than once: {some(twice, _NUM_SHOWN)}.",
             remedy="Remove the copies.",
         )
     labels = [entries[index or 0] for index in indices]
@@ -264,7 +264,7 @@ def _plan_real(source: Source, path: str | os.PathLike[str] | None) -> Task:
 
 
 def _check_agreement(source: Source, labels: Sequence[Sequence[int]]) -> list[str]:
-    """Compare ReaL labels with those of the folders, where both are known; no model is asked."""
+    """Compare ReaL labels with those of the folders, if both are known; no model is used."""
     index_of = {wnid: index for index, wnid in enumerate(wnids())}
     own = [None if label is None else index_of.get(source.classes[label]) for label in source.labels]
     pairs = [(index, accepted) for index, accepted in zip(own, labels, strict=True) if index is not None and accepted]
@@ -272,7 +272,7 @@ def _check_agreement(source: Source, labels: Sequence[Sequence[int]]) -> list[st
     if not pairs or agreed >= _LEAST_AGREEMENT * len(pairs):
         return []
     return [
-        f"real: the labels agree with the folders on {agreed:,} of {len(pairs):,} images, where nine in ten is usual: "
+        f"real: the labels agree with the folders on {agreed:,} of {len(pairs):,} images, although 90 % is usual: "
         "images and labels are shifted against each other, or the images are not in their classes' folders."
     ]
 
@@ -282,14 +282,14 @@ def _check_v2(source: Source, num_classes: int) -> list[str]:
     wrong = [f"{index} ({counts[str(index)]})" for index in range(num_classes) if counts[str(index)] != V2_NUM_EACH]
     if not wrong:
         return []
-    expected = f"v2: expected folders 0 to {num_classes - 1:,} with {V2_NUM_EACH} images each, got another number in"
+    problem = f"v2: the folders 0 to {num_classes - 1:,} must have {V2_NUM_EACH} images each; not so in"
     if num_classes == V2_NUM_CLASSES:
         raise DataError(
-            f"{expected} {len(wrong):,} of them: {some(wrong, _NUM_SHOWN)}.",
-            remedy="Fetch imagenetv2-matched-frequency again; a part of it is measured with --protocol folder and "
+            f"{problem} {len(wrong):,} of them: {some(wrong, _NUM_SHOWN)}.",
+            remedy="Fetch imagenetv2-matched-frequency again; a part of it can be evaluated with --protocol folder and "
             "--data imagenet-v2:ROOT.",
         )
-    return [f"{expected} {some(wrong, _NUM_SHOWN)}; the figures are not comparable with published ones."]
+    return [f"{problem} {some(wrong, _NUM_SHOWN)}; the results are not comparable with published ones."]
 
 
 def _open_val(protocol: str, place: str, split: str | None) -> Source:

@@ -59,7 +59,7 @@ class Map:
     grid: float32 (rows, columns), the same per patch.
     lowest: the value shown in the darkest colour.
     faithfulness: None if it was not measured.
-    original: what it lies over when it is shown.
+    original: the image under the map when it is shown.
     """
 
     method: str
@@ -79,7 +79,7 @@ class Map:
             ConfigError: the map was computed without an image.
         """
         if self.original is None:
-            raise ConfigError("this map has no image to lie over.", remedy="Make it with Classifier.explain(image).")
+            raise ConfigError("this map has no image to be drawn on.", remedy="Make it with Classifier.explain(image).")
         box = self.original.box
         return drawing.overlay_original(self.original.image, box, self.values, opacity=opacity, lowest=self.lowest)
 

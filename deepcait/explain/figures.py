@@ -257,7 +257,7 @@ def _name_points(axes: Any, names: Sequence[str]) -> None:
         for far in (6, 14, 24):
             sides += [(6, -box.height - far), (-box.width - 6, far), (6, far), (-box.width - 6, -box.height - far)]
         boxes = [(x + dx, y + dy, x + dx + box.width, y + dy + box.height) for dx, dy in sides]
-        free = [number for number, wished in enumerate(boxes) if not any(_overlap(wished, other) for other in taken)]
+        free = [number for number, box in enumerate(boxes) if not any(_overlap(box, other) for other in taken)]
         chosen = free[0] if free else 0
         taken.append(boxes[chosen])
         text.set_position((sides[chosen][0] / px, sides[chosen][1] / px))

@@ -31,7 +31,7 @@ MAX_DRIFT = 5e-5
 # Of weights that are stored in 16 bits, which makes some 1e-3.
 _MAX_DRIFT_FP16 = 2e-2
 BATCHES = (1, 3, 8)
-CODE_SUFFIX = ".py"  # of the preprocessing in numpy and Pillow, beside an exported file
+CODE_SUFFIX = ".py"  # of the preprocessing in numpy and Pillow, next to an exported file
 
 
 def export_file(
@@ -53,14 +53,14 @@ def export_file(
     Args:
         model: a CaiT.
         form: what to write.
-        out: the file, .onnx, .xml (OpenVINO; its .bin lies beside) or .pt2; the JSON is `pets.onnx.json`, so that
-            other forms of other models may lie beside.
+        out: the file, .onnx, .xml (OpenVINO; with a .bin in the same folder) or .pt2; the JSON is `pets.onnx.json`, so
+            that other models can be exported to the same folder in other formats.
         images_BCHW: real images, preprocessed, at least 8.
         about: goes into the JSON: preprocessing, classes and the like.
         precision: of the weights in the file: auto, which is fp32, or fp16 for OpenVINO.
         tolerance: with fp16, the share of images whose best class may differ.
         opset: ONNX operator set of the file; None is PyTorch's choice.
-        code: written beside as `pets.onnx.py`: how an image becomes the input; empty for no such file.
+        code: written to the same folder as `pets.onnx.py`: how an image becomes the input; empty for no such file.
 
     Returns:
         The verification, and the files written (none if it does not hold).
@@ -127,8 +127,8 @@ def require_stored(form: str, precision: str) -> str:
     raise ConfigError(
         f"export: {form} files are not written in {precision}; they store weights in float32"
         + (", or in fp16." if form == "openvino" else "."),
-        remedy="Leave --precision out. The program that opens the file chooses what it computes in; OpenVINO takes "
-        "bfloat16 by default where the processor has it.",
+        remedy="Leave --precision out. The program that opens the file chooses the precision; OpenVINO "
+        "computes in bfloat16 by default if the processor supports it.",
     )
 
 

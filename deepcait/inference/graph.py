@@ -84,7 +84,7 @@ def write_onnx(model: nn.Module, path: Path, opset: int | None = None) -> None:
 
 
 def _require_written(path: Path, opset: int) -> None:
-    """Raise if the exporter, which only warns then, could not convert a graph to the operator set asked for."""
+    """Raise if the exporter, which only warns then, could not convert a graph to the requested operator set."""
     onnx = require("onnx", asked="onnx", extra="export")
     found = {one.version for one in onnx.load(path, load_external_data=False).opset_import if not one.domain}
     if found != {opset}:

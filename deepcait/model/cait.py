@@ -253,7 +253,7 @@ class CaiT(nn.Module):
         """Choose what computes the blocks of the patch stage.
 
         A backend computes the same function in another way. It is used for a block only if every part of the block is
-        unmodified; other blocks are computed by calling them, and the logger `deepcait.backends` says which and why.
+        unmodified; other blocks are computed by calling them, and the logger `deepcait.backends` reports which and why.
 
         Args:
             name: "reference" calls every block. "lean" fuses each branch into one operator that saves little for the

@@ -53,7 +53,7 @@ def require_cait(model: object) -> CaiT:
 
 
 def config_of(fields: Mapping[str, Any]) -> CaiTConfig | ConvConfig | OwnConfig:
-    """Return the configuration with these fields: a network of one's own, a teacher's, or a CaiT's.
+    """Return the configuration with these fields: a user-defined network's, a teacher's, or a CaiT's.
 
     Raises:
         TypeError: no network has these fields.

@@ -30,7 +30,7 @@ _LISTED = 20
 def write_report(folder: str | Path, out: str | Path | None = None, **measuring: Any) -> Path:
     """Write the report of a run, finished or not, and return its path.
 
-    If the data or the model can't be read any more, the page says so and has the other parts.
+    If the data or the model can't be read any more, the page reports it and has the other parts.
 
     Args:
         folder: of the run.

@@ -150,7 +150,7 @@ def _require_comparable(records: Sequence[Record]) -> None:
     places = [record.folder.resolve() for record in records]
     twice = [str(place) for place in dict.fromkeys(places) if places.count(place) > 1]
     if twice:
-        raise RunError(f"report: expected different runs, got {some(twice)} twice.", remedy="Give each run once.")
+        raise RunError(f"report: {some(twice)} is given twice.", remedy="Give each run once.")
     first = records[0]
     for record in records[1:]:
         if record.data.get("classes") != first.data.get("classes"):
@@ -186,7 +186,7 @@ def _row(record: Record, split: SplitRecord | None, measuring: dict[str, Any]) -
         row |= {"test_top1": test.correct / test.num_images}
     if "top1" not in row and "test_top1" not in row:
         raise RunError(
-            f"{record.folder}: expected a run with an evaluation, got none yet.",
+            f"{record.folder}: this run has not been evaluated yet.",
             remedy="Wait for its first epoch, or leave it out; without validation, train with data.test_fraction.",
         )
     return row

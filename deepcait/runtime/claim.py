@@ -59,7 +59,7 @@ def hold(place: Path, lock: Path | None = None) -> Iterator[None]:
 
     Args:
         place: what is going to be written, for messages.
-        lock: its lock; None is a hidden file beside it.
+        lock: its lock; None is a hidden file next to it.
 
     Raises:
         RunError: another process holds it; the message names it.

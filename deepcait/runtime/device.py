@@ -40,7 +40,7 @@ def choose_device(wanted: str) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        problem = f"device {wanted!r} is not available: it is no name of a device."
+        problem = f"device {wanted!r} is not available: there is no device of this name."
         raise ConfigError(problem, remedy="Use auto, cpu, cuda, or cuda:1 for the second GPU.") from None
     try:
         if device.type == "cuda" and device.index is None:
@@ -57,7 +57,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def _require_gpu(wanted: str) -> None:
-    """Raise if a GPU is asked for that PyTorch does not find; its own messages are several sentences."""
+    """Raise if a requested GPU is not found by PyTorch; its own messages are several sentences."""
     kind, _, index = wanted.partition(":")
     if kind == "cuda" and not torch.cuda.is_available():
         why = "PyTorch finds no NVIDIA GPU" if torch.version.cuda else "this PyTorch is built without CUDA"

@@ -18,7 +18,7 @@ _ENOUGH_FONTS = 2000
 
 
 def shorten(name: str, longest: int = _LONGEST) -> str:
-    """Return a name with its middle left out where it is longer.
+    """Return a name with its middle left out if it is longer.
 
     >>> shorten("house finch, linnet, Carpodacus mexicanus", 21)
     'house finc… mexicanus'
@@ -32,7 +32,7 @@ def shorten(name: str, longest: int = _LONGEST) -> str:
 def fit_font(text: str, own: str | None = None) -> tuple[str | None, str]:
     """Return (font file, text) that can be drawn.
 
-    The font is `own` where it has every character, else the first one on this machine that does. If there is none, it
+    The font is `own` if it has every character, else the first one on this machine that does. If there is none, it
     is `own`, and characters that it lacks are written as \\uXXXX.
 
     Args:
@@ -66,7 +66,7 @@ def name_ticks(axis: Any, names: Sequence[str], **options: Any) -> None:
 
 
 def write_text(text: Any, words: str) -> None:
-    """Give a text of matplotlib a user's words as they are: `$` is no formula, and the font has their characters."""
+    """Set a user's text in matplotlib: `$` does not start a formula, and the font has the characters."""
     font_manager = importlib.import_module("matplotlib.font_manager")
     own = font_manager.findfont(text.get_fontproperties())
     path, drawn = fit_font(words, own)
@@ -77,7 +77,7 @@ def write_text(text: Any, words: str) -> None:
 
 @functools.lru_cache(maxsize=64)
 def pillow_font(path: str | None, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return a font of Pillow: a file's, or Pillow's own where `path` is None."""
+    """Return a font of Pillow: a file's, or Pillow's own if `path` is None."""
     return ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
 
 
@@ -86,7 +86,12 @@ def _has(path: str | None, character: str) -> bool:
     """Whether a font has a character."""
     if character == " ":
         return True
-    if unicodedata.category(character) in ("Cc", "Cn", "Co", "Cs"):  # controls, and what is no character
+    if unicodedata.category(character) in (
+        "Cc",
+        "Cn",
+        "Co",
+        "Cs",
+    ):  # control characters, and code points that are not characters
         return False
     try:
         font = pillow_font(path, _SIZE)

@@ -1,6 +1,6 @@
 """Messages through Python's logging, and progress bars on stderr.
 
-Every module logs to a logger of its own name, `deepcait....`. Users of the library configure these loggers as usual;
+Every module logs to a logger with its name, `deepcait....`. Users of the library configure these loggers as usual;
 the command shows them, and progress bars, through `shown`.
 """
 

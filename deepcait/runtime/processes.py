@@ -97,7 +97,7 @@ def local_rank() -> int:
 def join_processes(timeout_s: float = 600.0) -> Processes:
     """Join the processes that torchrun started; without torchrun, a single process.
 
-    Each start gets a key prefix of its own in the store, which torchrun keeps over restarts: with the addresses of
+    Each start gets its own key prefix in the store, which torchrun keeps over restarts: with the addresses of
     dead workers left in it, restarts hang or fail (pytorch issues 135712, 167288).
 
     Raises:
@@ -154,8 +154,8 @@ def _place() -> tuple[int, int, int, int]:
 def _agree_on_name(store: dist.Store, rank: int, world_size: int, timeout_s: float) -> str:
     """Return a name for this start: equal on all processes, and not used before in the store.
 
-    torchrun's restart count does not suffice: with several hosts, a host that only sees another one return restarts
-    without counting. So every process publishes a new token; rank 0 proposes the tokens that it sees, and continues
+    torchrun's restart count does not suffice: with several hosts, a host that only notices the return of another one
+    restarts without counting. So every process publishes a new token; rank 0 proposes those it finds, and continues
     once every process has confirmed exactly these. The token of a dead process is never confirmed.
     """
     token = secrets.token_hex(8)

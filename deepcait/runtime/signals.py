@@ -30,7 +30,7 @@ class WaitedTooLongError(BaseException):
 
 
 class StopRequest:
-    """Defer the signals that ask for an end; a second one ends the process at once.
+    """Defer the signals that request a stop; a second one ends the process at once.
 
     The work inside checks `asked` regularly. A signal that was not handled (it came during the last evaluation) is
     passed on to the Python handler that was installed before. A signal that was ignored before (`nohup`) stays ignored.
@@ -101,7 +101,7 @@ def waiting() -> Iterator[None]:
 
 
 class _Guard:
-    """A thread that hears signals as they arrive, whatever the main thread is doing, and insists on them.
+    """A thread that receives signals as they arrive, whatever the main thread is doing, and enforces them.
 
     Args:
         request: whose signals these are.

@@ -98,7 +98,7 @@ class Service:
     # -- checks ----------------------------------------------------------------------------------------------------
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; count it."""
+        """Respond to one request; count it."""
         if scope["type"] != "http":
             raise ValueError(f"expected http, got {scope['type']}")
         began_s = time.perf_counter()
@@ -152,7 +152,9 @@ class Service:
                     raise RequestError(403, problem, remedy=remedy)
         if len(framed_by) > 1 or (scope["http_version"] == "1.0" and b"transfer-encoding" in framed_by):
             # A proxy in front may find the end of the body elsewhere (RFC 9112, 6.1 and 6.3).
-            problem = "the length of the body is ambiguous: Transfer-Encoding in HTTP/1.0 or beside Content-Length."
+            problem = (
+                "the length of the body is ambiguous: Transfer-Encoding in HTTP/1.0, or together with Content-Length."
+            )
             raise RequestError(400, problem, remedy="Send Content-Length, or chunks in HTTP/1.1, not both.")
         if num_bytes > self.limits.max_header_bytes:
             raise RequestError(

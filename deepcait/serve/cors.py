@@ -48,7 +48,7 @@ class Cors:
         return {**message, "headers": [*message.get("headers", ()), *headers]}
 
     def preflight(self, scope: Scope, origin: str) -> ASGIApp | None:
-        """Return the answer to a preflight request, by which a browser asks before it sends another; else None."""
+        """Return the response to a preflight request, which a browser sends before another request; else None."""
         asked = dict(scope["headers"])
         if not self.origins or scope["method"] != "OPTIONS" or b"access-control-request-method" not in asked:
             return None

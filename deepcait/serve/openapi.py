@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document of the service: its paths, what they take, and what they answer."""
+"""The OpenAPI 3.1 document of the service: its paths, their requests and their responses."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class Protocol(H11Protocol):
         if self.conn.trailing_data[0] and self.conn.our_state is h11.IDLE:
             seconds = self.limits.header_timeout_s
             problem = f"the headers did not arrive within {seconds:g} s."
-            self._refuse(RequestError(408, problem, remedy="Send the whole request at once."))
+            self._refuse(RequestError(408, problem, remedy="Send the complete request at once."))
         else:
             self.transport.close()
 
@@ -118,7 +118,7 @@ class Protocol(H11Protocol):
         self._refused = True
         self.counters.add("refused_connections_total", status=error.status)
         if self.cycle is not None and not self.cycle.response_complete:
-            # The body ended in the middle of a request, which stops without a response of its own.
+            # The body ended in the middle of a request, which stops without a separate response.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):

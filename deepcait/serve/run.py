@@ -127,7 +127,7 @@ def listen_on(host: str, port: int) -> socket.socket:
             raise
     except (OSError, UnicodeError) as error:  # UnicodeError for a name with labels that are empty or too long
         raise ConfigError(
-            f"{host}:{port}: expected a free address of this machine, got {getattr(error, 'strerror', None) or error}.",
+            f"{host}:{port}: the service can't listen at this address: {getattr(error, 'strerror', None) or error}.",
             remedy="Choose another --port (0 chooses a free one), or another --host.",
         ) from error
     return listener

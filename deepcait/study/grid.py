@@ -117,7 +117,7 @@ class Cell:
 
 
 def cells_of(grid: Grid, seeds: int) -> list[Cell]:
-    """Return every cell, seed after seed, so that a study that is stopped early has whole tables first."""
+    """Return every cell, seed after seed, so that a study that is stopped early has complete tables."""
     return [Cell(row=r, column=c, seed=seed) for seed in range(seeds) for r in grid.rows for c in grid.columns]
 
 
@@ -159,7 +159,7 @@ def parse_grid(name: str, text: str) -> Grid:
     )
     if len(set(ids)) < len(ids) or lost:
         wrong = f"{lost[0]!r} is not the id of a row or column" if lost else "an id is used twice"
-        raise ConfigError(f"study {name}: {wrong}.", remedy="Give every row and column an id of its own.")
+        raise ConfigError(f"study {name}: {wrong}.", remedy="Give every row and column a different id.")
     return grid
 
 

@@ -168,39 +168,40 @@ class Cost:
     validate_s: float
 
 
-def fit_to_budget(grid: Grid, wished: StudyPlan, hours: float) -> tuple[StudyPlan, dict[str, Any]]:
+def fit_to_budget(grid: Grid, requested: StudyPlan, hours: float) -> tuple[StudyPlan, dict[str, Any]]:
     """Return the plan with as many epochs and images as fit the budget, and the measured speeds.
 
     First the epochs are reduced, to a quarter of the recipe's at least, then the images. Nothing is written.
 
     Args:
-        grid: the study. wished: its plan with the recipe's own epochs and images, and all validation images.
+        grid: the study. requested: its plan with the recipe's own epochs and images, and all validation images.
         hours: compute budget of one machine for all cells.
 
     Raises:
         ConfigError: the budget is too small.
     """
-    samples, validation = (open_split(wished.data, role) for role in ("train", "val"))
+    samples, validation = (open_split(requested.data, role) for role in ("train", "val"))
     seconds = hours * 3600
     _logger.info("measuring the speed of %d networks on this machine ...", len(grid.rows) * len(grid.columns))
-    costs = measure(grid, wished, samples)
+    costs = measure(grid, requested, samples)
     shares = {cell.name: cell.row.epochs for cell in cells_of(grid, 1)}
-    per_epoch_image = wished.seeds * sum(cost.train_s * shares[name] for name, cost in costs.items())
-    per_validated = wished.seeds * sum(cost.validate_s for cost in costs.values())
+    per_epoch_image = requested.seeds * sum(cost.train_s * shares[name] for name, cost in costs.items())
+    per_validated = requested.seeds * sum(cost.validate_s for cost in costs.values())
     num_validated = min(len(validation), int(_VALIDATION_SHARE * seconds / per_validated))
     num_validated = num_validated if num_validated == len(validation) else num_validated // 10 * 10
     left_s = _MARGIN * seconds - num_validated * per_validated
     total = left_s / per_epoch_image  # image passes per cell, over all epochs
-    most = min(wished.images or len(samples), len(samples))
-    least_epochs = max(1, wished.epochs // 4)
+    most = min(requested.images or len(samples), len(samples))
+    least_epochs = max(1, requested.epochs // 4)
     if total >= most * least_epochs:
-        images, epochs = most, min(wished.epochs, int(total / most))
+        images, epochs = most, min(requested.epochs, int(total / most))
     else:
         images, epochs = int(total / least_epochs) // 10 * 10, least_epochs
     if images < _MIN_IMAGES or num_validated < 10:
         needed = (_MIN_IMAGES * least_epochs * per_epoch_image / (_MARGIN - _VALIDATION_SHARE)) / 3600
         raise ConfigError(
-            f"--budget {hours:g} h is too small: {grid.name} with {wished.seeds} seeds needs at least {needed:.2g} h.",
+            f"--budget {hours:g} h is too small: {grid.name} with {requested.seeds} seeds needs at least "
+            f"{needed:.2g} h.",
             remedy="Allow more hours, or use fewer --seeds or a part of the study (--only).",
         )
     expected_s = images * epochs * per_epoch_image + num_validated * per_validated
@@ -210,7 +211,7 @@ def fit_to_budget(grid: Grid, wished: StudyPlan, hours: float) -> tuple[StudyPla
         "images_per_s": {name: 1 / cost.train_s for name, cost in costs.items()},
         "threads": torch.get_num_threads(),
     }
-    return dataclasses.replace(wished, images=images, epochs=epochs, val_images=num_validated), facts
+    return dataclasses.replace(requested, images=images, epochs=epochs, val_images=num_validated), facts
 
 
 def measure(grid: Grid, plan: StudyPlan, samples: Source, steps: int = 3) -> dict[str, Cost]:

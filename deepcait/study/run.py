@@ -40,13 +40,13 @@ _WAIT_S = 2.0
 
 
 def start_study(
-    folder: Path, wished: StudyPlan, fixed: Mapping[str, int | None], make_plan: Callable[[], tuple[StudyPlan, dict]]
+    folder: Path, requested: StudyPlan, fixed: Mapping[str, int | None], make_plan: Callable[[], tuple[StudyPlan, dict]]
 ) -> StudyPlan:
     """Return the plan of the study in a folder; a new one is made and stored if there is none.
 
     Args:
         folder: of the study.
-        wished: the plan of the options; a stored plan must agree with it.
+        requested: the plan of the options; a stored plan must agree with it.
         fixed: epochs, images and val_images if they were given (not left to a budget), else None.
         make_plan: returns the plan and the measured speeds; called by one machine only.
 
@@ -72,7 +72,7 @@ def start_study(
     plan = read_plan(folder / PLAN_FILE)
     sizes: dict[str, Any] = {"epochs": plan.epochs, "images": plan.images, "val_images": plan.val_images}
     sizes |= {name: size for name, size in fixed.items() if size is not None}
-    asked = dataclasses.replace(wished, **sizes)
+    asked = dataclasses.replace(requested, **sizes)
     if asked != plan:
         names = [f.name for f in dataclasses.fields(plan) if getattr(plan, f.name) != getattr(asked, f.name)]
         raise ConfigError(
@@ -170,7 +170,7 @@ def _report(folder: Path, grid: Grid, plan: StudyPlan) -> dict[str, Any]:
 
 @contextmanager
 def _stopping() -> Iterator[None]:
-    """Turn the signals that ask for an end into `Stopped` between two runs; a run handles them itself and saves first.
+    """Turn the signals that request a stop into `Stopped` between two runs; a run handles them itself and saves first.
 
     A signal that is ignored (`nohup`) stays ignored.
     """

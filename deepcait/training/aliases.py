@@ -16,7 +16,7 @@ _logger = logging.getLogger(__name__)
 class Alias:
     """The new name of an old key.
 
-    key: dotted name of the setting now. values: old value -> new value, where they changed too.
+    key: dotted name of the setting now. values: old value -> new value, if they changed too.
     """
 
     key: str

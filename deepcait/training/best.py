@@ -12,7 +12,7 @@ MEASURES = {
     "balanced_accuracy": "validation balanced accuracy",
     "macro_f1": "validation macro F1",
 }
-"""The values of `keep.best_by` beside auto, and their words."""
+"""The values of `keep.best_by` other than auto, and their names in messages."""
 # Below it, one image moves top-1 by more than 0.2 points: epochs differ by less. docs/results/best_by.md
 MANY_IMAGES = 500
 

@@ -2,7 +2,7 @@
 
 `step_00001200-<digest>.safetensors` holds the weights, their average, the optimizer's state and, in its header,
 the few numbers of `Progress` and the settings that decide results. It holds no random state: all that is random
-follows from seed and step. The file is written beside its place, hashed, flushed and renamed, so a kill or a full
+follows from seed and step. The file is written next to its place, hashed, flushed and renamed, so a kill or a full
 disk leaves the older one valid.
 """
 
@@ -49,7 +49,7 @@ class Progress:
     best_top1: float = -1.0
     """Of the best evaluation."""
     best_score: float | None = None
-    """Its value of the measure that chooses it, more is better; None where that was not a number."""
+    """Its value of the measure that chooses it, more is better; None if that was not a number."""
     loss_sum: float = 0.0
     """Of the steps since the last row of the log."""
     loss_steps: int = 0
@@ -59,7 +59,7 @@ class Progress:
     """In a row, up to now."""
     skipped_total: int = 0
     unreadable: list[str] = field(default_factory=list)
-    """Paths of the training images that were passed over."""
+    """Paths of the training images that were skipped."""
     stopped_early: bool = False
     scaler: dict = field(default_factory=dict)
     """State of the fp16 gradient scaler."""
@@ -98,12 +98,12 @@ def save_checkpoint(
         move_file(whole, path)
     except (OSError, SafetensorError) as error:
         raise RunError(
-            f"{folder}: expected to write a checkpoint of step {progress.step}, got: {error}.",
+            f"{folder}: the checkpoint of step {progress.step} can't be written: {error}.",
             remedy="Free space or give write access, then --resume; the previous checkpoint was not changed.",
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    # Any other of this step or a later one was passed over on resuming, or is replaced by this one.
+    # Any other of this step or a later one was skipped on resuming, or is replaced by this one.
     others = [other for other in _candidates(folder) if other != path]
     earlier = sorted((other for other in others if _parts(other)[0] < progress.step), reverse=True)[: keep - 1]
     for old in set(others) - set(earlier):
@@ -180,9 +180,8 @@ def load_tensors(
             average.load_state_dict(parts["ema"])
     except (RuntimeError, KeyError) as error:
         raise RunError(
-            f"{path}: expected the weights and states of the run's recipe, got others "
-            f"({str(error).splitlines()[0].rstrip(':')}).",
-            remedy="Bring config.yaml back to what the run began with, or start a new run in another --out.",
+            f"{path}: the weights and states do not fit the run's recipe ({str(error).splitlines()[0].rstrip(':')}).",
+            remedy="Restore the config.yaml with which the run began, or start a new run in another --out.",
         ) from error
 
 

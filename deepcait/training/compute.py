@@ -21,7 +21,7 @@ from deepcait.training.recipe import Recipe
 from deepcait.training.settings import Compute
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Data-loading workers that `auto` takes at most: beside a training on the CPU, for a GPU.
+# Data-loading workers that `auto` takes at most: with a training on the CPU, and for a GPU.
 _MOST_WORKERS = (4, 16)
 # Share of the activations that compiled blocks store where memory is small.
 _SMALL_BUDGET = 0.2
@@ -198,7 +198,7 @@ def compile_blocks(model: nn.Module) -> None:
     if not isinstance(model, CaiT):
         return
     for block in [*model.blocks, *model.blocks_token_only]:
-        # Kernels chosen by a measurement would round otherwise in the next process: a resumed run has the same bits.
+        # Kernels chosen by a measurement would round otherwise in the next process: a resumed run is bit-identical.
         block.compile(dynamic=False, options={"deterministic": True})
 
 

@@ -42,19 +42,19 @@ def open_training_data(recipe: Recipe, folder: Path | None = None) -> TrainingDa
 
     Args:
         recipe: of the run.
-        folder: of the run: what it held out at its beginning, as `split.json` says, is held out again.
+        folder: of the run: the images that it held out at its beginning (`split.json`) are held out again.
 
     Raises:
         DataError, ConfigError: no data, no classes, a class in validation that training lacks, or an image
             without a label.
     """
     if not recipe.data.source:
-        raise ConfigError("--data: expected a DATA, got none.", remedy="Give --data, for example a folder.")
+        raise ConfigError("--data is missing.", remedy="Give --data, for example a folder.")
     messages = []
     how = recipe.data.holding(recipe.seed)
     known = folder is not None and (folder / SPLIT_FILE).is_file()
     record = read_record(folder / SPLIT_FILE) if folder is not None and known else None
-    left_out = read_fix_list(recipe.data.exclude) if recipe.data.exclude else ()  # folders of it are no classes
+    left_out = read_fix_list(recipe.data.exclude) if recipe.data.exclude else ()  # folders in it are not classes
     columns = recipe.data.columns()
     parts = open_parts(
         recipe.data.source,

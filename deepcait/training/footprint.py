@@ -53,7 +53,7 @@ def own_bytes(model: nn.Module, shape: Sequence[int], compute: Compute, batch: i
     """Return the same as `training_bytes` for a network of any kind, which really computes two and four images.
 
     Args:
-        model: a network of one's own, in training mode afterwards.
+        model: a user-defined network, in training mode afterwards.
         shape: (C, H, W) of an image.
         compute: its precision counts.
         batch: images, of one replica.

@@ -35,7 +35,7 @@ class Guard:
         Raises:
             DivergedError: too many in a row; the message names the images of the batch.
         """
-        # The fp16 scaler finds its scale by overflowing now and then: a finite loss is no alarm there.
+        # The fp16 scaler finds its scale by overflowing now and then: a finite loss is not an alarm there.
         searching = self.scales_gradients and math.isfinite(result.loss)
         progress.skipped_steps = 0 if result.updated or searching else progress.skipped_steps + 1
         progress.skipped_total += not result.updated
@@ -57,7 +57,7 @@ class Guard:
             return
         broken = [name for name, value in state.items() if not value.isfinite().all()]
         if broken:
-            problem = f"step {step}: expected finite weights after the update, got others in {broken[0]}"
+            problem = f"step {step}: the weights are not finite after the update, in {broken[0]}"
             raise self._diverged(f"{problem}{f' and {len(broken) - 1} more' if len(broken) > 1 else ''}.")
 
     def _diverged(self, problem: str, more: str = "") -> DivergedError:
@@ -65,6 +65,6 @@ class Guard:
         return DivergedError(
             f"{problem} The last good checkpoint is {path.name if path else 'none yet'}.{more}",
             remedy="Start another run (--out) with a lower optimizer.lr, optimizer.clip_norm=1, or without fp16; "
-            "--model with this run's folder begins with its best weights, where it has some. More in "
+            "--model with this run's folder begins with its best weights, if there are any. More in "
             "`deepcait help non-finite-loss`.",
         )

@@ -1,7 +1,7 @@
-"""The log files of a run: numbers that follow from its seed, and its times in a file of their own.
+"""The log files of a run: numbers that depend on its seed, and a separate file with times.
 
 `metrics.jsonl` holds only what seed and step decide, so an interrupted run ends with the same bytes.
-`errors.jsonl` names the images that were passed over because they could not be read.
+`errors.jsonl` names the images that were skipped because they could not be read.
 `timing.jsonl` holds whatever depends on the clock or the host. `metrics.csv` is the first as a table.
 """
 
@@ -51,7 +51,7 @@ class Journal:
 
     def metrics(self, kind: str, step: int, **values: float | int | None) -> None:
         """Write one row: `kind` is train or eval."""
-        # NaN and infinity are no JSON; a skipped step has such a gradient.
+        # NaN and infinity are not JSON; a skipped step has such a gradient.
         finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
         row = {"kind": kind, "step": step, **finite}
         self._append("metrics.jsonl", row)
@@ -104,7 +104,7 @@ class Journal:
 
     def _lines(self, name: str) -> list[str]:
         path = self.folder / name
-        # What a power cut left in place of a row is no row, text or not.
+        # What a power cut left in place of a row is not a row, text or not.
         return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
 
 

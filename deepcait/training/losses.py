@@ -14,7 +14,7 @@ from deepcait.errors import ConfigError
 from deepcait.parts import blamed, build, is_part, split_call
 
 LOSSES = ("ce", "bce", "focal")
-# Of logits (B, K), targets (B, K) and the teacher's logits (B, K), where there is a teacher.
+# Of logits (B, K), targets (B, K) and the teacher's logits (B, K), if there is a teacher.
 Loss: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -57,7 +57,7 @@ def build_loss(
     """Return a loss by its name.
 
     Args:
-        name: ce, bce, focal or focal(gamma=2.0), or a part of one's own.
+        name: ce, bce, focal or focal(gamma=2.0), or a user-defined part.
         class_weights_K: weight of each class in the label's term.
         label_smoothing: of the targets, which bce does without.
         settings: kind, alpha and tau of `distillation`, which adds a teacher's term to a loss of ours.
@@ -68,7 +68,7 @@ def build_loss(
     if is_part(name):
         if class_weights_K is not None:
             problem = f"optimizer.class_weights: expected false with the loss {name}, got true."
-            raise ConfigError(problem, remedy="A loss of one's own weighs classes itself.")
+            raise ConfigError(problem, remedy="A user-defined loss has to weight the classes itself.")
         return OwnLoss(build(name, "loss"), name)
     kind, arguments = split_call(name, "loss")
     functions = {"ce": cross_entropy, "bce": binary_cross_entropy, "focal": focal}
@@ -104,7 +104,7 @@ def binary_cross_entropy(logits_BK: Tensor, targets_BK: Tensor, class_weights_K:
     """Return the mean binary cross-entropy over images and classes; every mixed class is a full target.
 
     Source: Touvron et al. 2022 (DeiT III), arXiv:2204.07118, section 3.2, and its code: targets above 0 count as 1,
-        so there is no label smoothing beside it.
+        so there is no label smoothing in addition.
     """
     logits_BK = _float(logits_BK)
     return F.binary_cross_entropy_with_logits(logits_BK, (targets_BK > 0).to(logits_BK.dtype), weight=class_weights_K)

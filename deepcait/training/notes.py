@@ -8,7 +8,7 @@ from deepcait.training.best import chosen_measure
 from deepcait.training.recipe import Recipe
 from deepcait.training.start import start_of
 
-# Where one image is more than a point of accuracy.
+# With fewer images, one image is more than a percentage point of accuracy.
 _FEW_VALIDATION_IMAGES = 100
 # Part of the images that an epoch may leave out unsaid.
 _LEFT_OUT = 0.1
@@ -68,7 +68,7 @@ def _notes_of_epoch(order: Order) -> list[str]:
     num, batch = order.num_samples, order.global_batch_size
     if batch > num * order.repeats:
         return [
-            f"a step takes {batch} images and there are {num:,}: every one stands in it about {batch / num:.1f} times, "
+            f"a step takes {batch} images and there are {num:,}: each occurs in it about {batch / num:.1f} times, "
             "augmented differently; global_batch_size is larger than the data"
         ]
     taken = batch * order.steps_per_epoch

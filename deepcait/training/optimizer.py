@@ -39,15 +39,15 @@ def freeze(model: Network, train: str, patterns: Sequence[str] = (), num_blocks:
     for pattern in patterns:
         _require_match("freeze", pattern, names)
     if num_blocks > model.config.depth:
-        problem = f"freeze_blocks: expected at most {model.config.depth}, the blocks that there are, got {num_blocks}."
-        raise ConfigError(problem, remedy="Give a smaller number; train=head moves the head alone.")
+        problem = f"freeze_blocks: expected at most {model.config.depth}, the number of blocks, got {num_blocks}."
+        raise ConfigError(problem, remedy="Give a smaller number; train=head trains only the head.")
     for name, parameter in model.named_parameters():
         wanted = train == "all" or is_head(model, name) or (train in parts and parts[train] in name)
         kept = any(fnmatchcase(name, pattern) for pattern in patterns)
         deep = num_blocks and layer_of(name, model.config.depth) <= num_blocks
         parameter.requires_grad_(wanted and not kept and not deep)
     if not any(parameter.requires_grad for _, parameter in model.named_parameters()):
-        raise ConfigError("freeze: expected a parameter that moves, got none.", remedy="Freeze fewer names.")
+        raise ConfigError("freeze: no parameter is left to train.", remedy="Freeze fewer names.")
 
 
 def is_head(model: Network, name: str) -> bool:
@@ -146,7 +146,7 @@ def _build_timm(groups: list[dict], optimizer: Optimizer, lr: float) -> torch.op
     how: dict[str, Any] = {"weight_decay": optimizer.weight_decay, "momentum": optimizer.momentum, **arguments}
     try:
         return create_optimizer_v2(groups, opt=name, lr=lr, **how)
-    except Exception as error:  # each has arguments of its own, and some need packages
+    except Exception as error:  # each has its own arguments, and some need packages
         problem = f"optimizer.name: timm could not build {optimizer.name}: {type(error).__name__}: {error}."
         raise ConfigError(problem, remedy="Correct its arguments, or choose another.") from error
 
@@ -255,7 +255,7 @@ def class_weights(labels: list[int], num_classes: int) -> torch.Tensor:
 
 
 def read_factor(text: str) -> tuple[str, float]:
-    """Return pattern and factor of a text such as blocks.*=0.1. Raises ConfigError if it is none."""
+    """Return pattern and factor of a text such as blocks.*=0.1. Raises ConfigError for other text."""
     pattern, equals, factor = text.rpartition("=")
     try:
         value = float(factor)
@@ -270,5 +270,5 @@ def read_factor(text: str) -> tuple[str, float]:
 def _require_match(setting: str, pattern: str, names: Sequence[str]) -> None:
     if not any(fnmatchcase(name, pattern) for name in names):
         near = difflib.get_close_matches(pattern, names, n=2, cutoff=0.3) or names[:2]
-        problem = f"{setting}: expected a pattern of parameter names, got {pattern!r}, which none has."
-        raise ConfigError(problem, remedy=f"Names are {' and '.join(near)}, for example; * stands for any text.")
+        problem = f"{setting}: no parameter name matches {pattern!r}."
+        raise ConfigError(problem, remedy=f"Names are {' and '.join(near)}, for example; * matches any text.")

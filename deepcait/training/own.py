@@ -52,9 +52,9 @@ def with_digests(recipe: Recipe, folder: Path) -> Recipe:
         expected = getattr(before, name) if before else ""
         if expected and expected != digests[name]:
             raise RunError(
-                f"{folder}: expected {SETTINGS[name]} {part} of the source that the run began with "
-                f"({expected[:12]}), got other source ({digests[name][:12] or 'none'}).",
-                remedy="Bring its code back, or start a new run in another --out. More: `deepcait help existing-run`.",
+                f"{folder}: the source of {SETTINGS[name]} {part} has changed since the run began (digest "
+                f"{expected[:12]}, now {digests[name][:12] or 'none'}).",
+                remedy="Restore its code, or start a new run in another --out. More: `deepcait help existing-run`.",
             )
         _logger.info("%s: %s, source %s", SETTINGS[name], part, digests[name][:12] or "not known")
         if not is_importable(known):

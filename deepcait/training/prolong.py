@@ -54,7 +54,7 @@ def stable_folder(folder: Path) -> Path:
 
 
 def keep_stable_models(folder: Path) -> None:
-    """Copy the models of this moment beside the checkpoint in `stable_folder`."""
+    """Copy the current models to the folder of the checkpoint in `stable_folder`."""
     for name in _MODELS:
         if (folder / name).is_dir():
             _copy(folder / name, stable_folder(folder) / name)

@@ -230,13 +230,13 @@ def _find(name_or_path: str, folder: Path) -> Path:
         return path
     near = difflib.get_close_matches(name_or_path, recipe_names(), n=1)
     hint = f"Did you mean {near[0]}?" if near else f"The recipes are {', '.join(recipe_names())}."
-    raise ConfigError(f"expected a recipe's name or a .yaml file, got {name_or_path!r}.", remedy=hint)
+    raise ConfigError(f"There is no recipe {name_or_path!r}.", remedy=hint)
 
 
 def _read(path: Path, readers: tuple[Path, ...], version: int) -> Recipe:
     if path in readers:
         chain = " -> ".join(reader.name for reader in (*readers, path))
-        raise ConfigError(f"extends: expected an end, got a circle: {chain}.", remedy="Take one `extends` out.")
+        raise ConfigError(f"extends: recipes extend each other in a circle: {chain}.", remedy="Remove one `extends`.")
     root = read_yaml(read_text(path), str(path))
     if path.name == RUN_CONFIG and not any(key.value == "version" for key, _ in root.value):
         version = 1

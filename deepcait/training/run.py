@@ -56,13 +56,13 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequ
     Args:
         recipe: with `data.source` filled.
         folder: of the run; must not hold one yet, unless `resume`.
-        resume: continue the run in `folder`, or start it where there is none; a finished one stays as it is, unless the
+        resume: continue the run in `folder`, or start it if there is none; a finished one stays as it is, unless the
             recipe has more epochs.
         callbacks: called with each `Event` in the main process.
 
     Raises:
         DeepcaitError: what the user can correct, before anything is written where possible.
-        Stopped: asked to stop; saved and resumable.
+        Stopped: a stop was requested; saved and resumable.
     """
     # Before the processes meet: afterwards the first may have written what another looks for.
     recipe = require_ready(recipe, folder, resume)
@@ -72,9 +72,8 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequ
     except RuntimeError as error:
         if processes.world_size > 1 and is_lost_process(error):
             raise RunError(
-                f"expected all {processes.world_size} processes to continue together, got: "
-                f"{str(error).splitlines()[0]}",
-                remedy="Look for the error of the process that ended first; then --resume.",
+                f"One of the {processes.world_size} processes was lost: {str(error).splitlines()[0]}",
+                remedy="Find the error of the process that ended first; then --resume.",
             ) from error
         raise
     finally:
@@ -162,7 +161,7 @@ def _begun(job: Job, recipe: Recipe, data: TrainingData, start: Resolved, resume
 def _validation(
     recipe: Recipe, source: Source, classes: Sequence[str], preprocessing: Preprocessing, device: torch.device
 ) -> Validation | None:
-    """What measures the models of a run; None where no image validates."""
+    """What measures the models of a run; None if no image validates."""
     if not len(source):
         return None
     how: dict = {"best_by": recipe.keep.best_by, "num_workers": recipe.num_workers}

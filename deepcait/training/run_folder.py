@@ -45,7 +45,7 @@ def require_startable(folder: Path, resume: bool) -> None:
         if not resume:
             _require_no_run(folder)
     elif folder.exists() and any(not any(map(entry.match, _LEFT_BEHIND)) for entry in folder.iterdir()):
-        raise RunError(f"{folder}: expected an empty folder, got other files.", remedy="Choose another --out.")
+        raise RunError(f"{folder} contains other files.", remedy="Choose another --out.")
 
 
 def _require_no_run(folder: Path) -> None:
@@ -181,14 +181,13 @@ def _require_same_data(folder: Path, facts: dict) -> None:
         same = before["fingerprint"] == facts["fingerprint"]
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"{folder / 'data.json'}: expected what was noted of the run's data, got something else.",
+            f"{folder / 'data.json'}: the record of the run's data can't be read.",
             remedy="Remove it to continue without comparing the data, or start a new run in another --out.",
         ) from error
     if not same:
         raise RunError(
-            f"{folder}: expected the data that the run began with ({before['num_train']} training and "
-            f"{before['num_validation']} validation images), got other names or labels ({facts['num_train']} and "
-            f"{facts['num_validation']}).",
-            remedy="Bring the data back to what it was, or start a new run in another --out. More in "
-            "`deepcait help changed-data`.",
+            f"{folder}: names or labels of the data have changed since the run began: {before['num_train']} training "
+            f"and {before['num_validation']} validation images then, "
+            f"{facts['num_train']} and {facts['num_validation']} now.",
+            remedy="Restore the data, or start a new run in another --out. More in `deepcait help changed-data`.",
         )

@@ -34,7 +34,7 @@ class Schedule:
             raise ConfigError(problem, remedy="Choose one.")
         if not self.decay_epochs >= 0:
             problem = f"schedule.decay_epochs: expected 0 or more, got {self.decay_epochs}."
-            raise ConfigError(problem, remedy="0 is no decay, as in schedule.kind=constant.")
+            raise ConfigError(problem, remedy="0 means no decay, as in schedule.kind=constant.")
 
 
 @dataclass(frozen=True)

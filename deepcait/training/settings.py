@@ -47,7 +47,7 @@ class Shape:
 class Ablation:
     """Alternatives to the paper's design choices, for ablations; null is the model's own (for CaiT the first value).
 
-    `AblationConfig` says what each one does. With all of them null, the network is the plain CaiT.
+    `AblationConfig` describes each of them. With all of them null, the network is the plain CaiT.
     """
 
     residual: str | None = None
@@ -125,7 +125,7 @@ class Data:
     """Number of validation images to use, drawn in the same way; 0 uses all."""
 
     def columns(self) -> Columns:
-        """Return what is said about the columns of a table. Raises ConfigError."""
+        """Return the settings of the columns of a table. Raises ConfigError."""
         return Columns.from_settings(vars(self))
 
     def holding(self, seed: int) -> Holding:
@@ -207,7 +207,7 @@ class Lora:
 
 @dataclass(frozen=True, kw_only=True)
 class Average:
-    """Exponential moving average of the weights, saved beside the raw ones."""
+    """Exponential moving average of the weights, saved in addition to the raw ones."""
 
     decay: float = 0.0
     """Decay of the moving average of the weights (EMA); 0 is off. The paper's code uses 0.99996, but the paper reports

@@ -25,7 +25,7 @@ from deepcait.training.teacher import require_teacher
 from deepcait.training.trackers import require_trackers
 from deepcait.weights.hub import HUB_PREFIX
 
-# Stands for what only the data and the model say.
+# A placeholder for values that only the data and the model determine.
 _NUM_CLASSES, _IMG_SIZE = 2, 224
 
 

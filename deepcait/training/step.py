@@ -27,7 +27,7 @@ class StepResult:
     """Result of a step, over all replicas of all processes.
 
     loss: mean over the images. correct: mean target mass on the predicted class. grad_norm: before clipping.
-    updated: False where the guard skipped the update. stop: some process was asked to stop.
+    updated: False if the guard skipped the update. stop: a stop of some process was requested.
     """
 
     loss: float

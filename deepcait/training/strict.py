@@ -34,7 +34,7 @@ def read_yaml(text: str, origin: str) -> yaml.MappingNode:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(
-            f"{origin}: expected YAML, got: {' '.join(str(error).split())}.", remedy="Correct the file."
+            f"{origin}: not valid YAML: {' '.join(str(error).split())}.", remedy="Correct the file."
         ) from None
     if root is None:
         return yaml.MappingNode("tag:yaml.org,2002:map", [])
@@ -49,10 +49,10 @@ def overlay(base: Settings, node: yaml.MappingNode, origin: str, path: str = "",
     """Return a copy of a dataclass with values replaced by those of a YAML mapping.
 
     Args:
-        base: a frozen dataclass; its annotations say which keys and types there are.
+        base: a frozen dataclass; its annotations define the keys and their types.
         node: from `read_yaml`.
         origin: name of the file, for messages.
-        path: where in the file this mapping stands, for messages.
+        path: the place of this mapping in the file, for messages.
         whole: what base is a section of, for messages; None: base itself.
 
     Raises:
@@ -112,7 +112,7 @@ def read_assignment(assignment: str) -> tuple[yaml.MappingNode, str]:
         node: Any = yaml.compose(value, Loader=yaml.SafeLoader) or _text_node("null", "null")
     except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{origin}: expected YAML, got: {reason}.", remedy="Put the value in quotes.") from None
+        raise ConfigError(f"{origin}: not valid YAML: {reason}.", remedy="Put the value in quotes.") from None
     for key in reversed(path.strip().split(".")):
         node = yaml.MappingNode("tag:yaml.org,2002:map", [(_text_node("str", key), node)])
     return node, origin
@@ -131,11 +131,11 @@ def read_text(path: Path) -> str:
     """
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise ConfigError(f"{path}: expected settings, got more than a megabyte.", remedy="Check the path.")
+            raise ConfigError(f"{path}: larger than a megabyte, so not a settings file.", remedy="Check the path.")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
-        raise ConfigError(f"{path}: expected a YAML file, got: {reason}.", remedy="Check the path.") from None
+        raise ConfigError(f"{path}: the file can't be read: {reason}.", remedy="Check the path.") from None
 
 
 def _text_node(kind: str, value: str) -> yaml.ScalarNode:
@@ -147,7 +147,7 @@ def _plain(value: Any) -> Any:
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, str) else value  # a part of one's own is its name
+    return str(value) if isinstance(value, str) else value  # a user-defined part is stored by its name
 
 
 def _place(node: yaml.Node) -> str:
@@ -239,5 +239,5 @@ def _scalar(node: yaml.Node) -> Any:
         return node
     try:
         return yaml.SafeLoader("").construct_object(node)
-    except (yaml.YAMLError, ValueError, AttributeError):  # an unknown tag; a date or number that is none
+    except (yaml.YAMLError, ValueError, AttributeError):  # an unknown tag; an invalid date or number
         return node

@@ -29,10 +29,10 @@ class Teacher:
 
     Args:
         module: any classifier.
-        seen: the student's preprocessing: how the images that come were normalised.
+        seen: the student's preprocessing: how the given images were normalised.
         mean, std: of the teacher, by channel, of values in [0, 1].
-        img_size: height and width that the teacher wants to see.
-        columns: index of the teacher's column for each of the student's classes; None where they are the same.
+        img_size: height and width of the teacher's input.
+        columns: index of the teacher's column for each of the student's classes; None if they are the same.
         origin: a line for the user: who teaches, and where its normalisation comes from.
     """
 
@@ -103,7 +103,8 @@ def load_teacher(settings: Distillation, seen: Preprocessing, classes: Sequence[
         std=std,
         img_size=img_size,
         columns=None,
-        origin=f"{settings.spec}: sees {img_size[0]} x {img_size[1]} px, mean {list(mean)}, std {list(std)} ({source})",
+        origin=f"{settings.spec}: input {img_size[0]} x {img_size[1]} px, mean {list(mean)}, "
+        f"std {list(std)} ({source})",
     )
     num_logits = _count_logits(teacher, seen, settings.spec)
     own_classes = _class_names(own_classes or cfg.get("label_names"), num_logits, classes)
@@ -119,7 +120,7 @@ def load_teacher(settings: Distillation, seen: Preprocessing, classes: Sequence[
 
 
 def require_teacher(settings: Distillation) -> None:
-    """Pass if there is such a teacher, as far as its name and this machine's files say; loads and fetches nothing.
+    """Pass if the teacher's name is known or its files exist on this machine; loads and downloads nothing.
 
     Raises:
         ConfigError: no such model, file or factory.
@@ -167,9 +168,9 @@ def _split_timm(text: str) -> tuple[str, str]:
     if not timm.is_model(name.partition(".")[0]):
         near = timm.list_models(f"*{name.partition('.')[0]}*")[:3]
         hint = f"Did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them."
-        raise ConfigError(f"teacher: expected the name of a timm model, got {name!r}.", remedy=hint)
+        raise ConfigError(f"teacher: timm has no model {name!r}.", remedy=hint)
     if path and not Path(path).is_file():
-        raise ConfigError(f"teacher: expected a weights file, got {path!r}.", remedy="Check the path.")
+        raise ConfigError(f"teacher: there is no weights file {path!r}.", remedy="Check the path.")
     return name, path
 
 
@@ -183,11 +184,11 @@ def _build_timm(text: str, num_classes: int) -> nn.Module:
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=_fetch(name))
     except Exception as error:  # timm and the hub's client raise many kinds
         told = error.problem if isinstance(error, WeightsError) else str(error)
-        remedy = f"Fetch {_address(name)} where there is a connection, and give --teacher timm:{name},weights=PATH."
+        remedy = f"Fetch {_address(name)} on a machine with a connection, and give --teacher timm:{name},weights=PATH."
         if path:
             remedy = f"Give a file of this model, as timm.create_model(..., checkpoint_path=PATH) reads it; not {path}."
         raise WeightsError(
-            f"teacher timm:{name}: expected its weights, got: {_reason(told) or type(error).__name__}.", remedy=remedy
+            f"teacher timm:{name}: the weights can't be loaded: {_reason(told) or type(error).__name__}.", remedy=remedy
         ) from error
 
 
@@ -205,7 +206,7 @@ def _head_of(name: str, path: str) -> int | None:
     heads = cfg.classifier if cfg is not None else None
     try:
         tensors = load_state_dict(path)
-    except Exception:  # timm says why when it loads the file
+    except Exception:  # timm reports why when it loads the file
         return None
     for head in (heads,) if isinstance(heads, str) else heads or ():
         for key in (f"{head}.bias", f"{head}.weight"):
@@ -217,7 +218,7 @@ def _head_of(name: str, path: str) -> int | None:
 def _fetch(name: str) -> dict[str, str]:
     """Download the weights of a timm model as those of MODEL are, once and verified, and pass their path to timm.
 
-    The few that are on no hub, or in a form of their own, are left to timm.
+    The few that are not on the hub, or have another format, are left to timm.
     """
     from timm.models import get_pretrained_cfg
 
@@ -253,7 +254,7 @@ def _build_own(spec: str) -> nn.Module:
 
 
 def _require_normalisation(mean: Sequence[float], std: Sequence[float], num_channels: int) -> None:
-    # One value stands for all channels, and a grey student's image for three.
+    # One value is used for all channels, and a grey student's image for three.
     if len({len(mean), len(std), num_channels} - {1}) > 1 or min(std) <= 0:
         raise ConfigError(
             f"teacher.mean, teacher.std: expected one value per channel ({num_channels}) and std above 0, got "
@@ -287,7 +288,7 @@ def _columns(own: Sequence[str] | None, wanted: Sequence[str], spec: str) -> Ten
     missing = [name for name in wanted if name not in index_of]
     if missing:
         raise ConfigError(
-            f"teacher {spec}: expected it to know every class of the student, got none for {', '.join(missing[:5])}"
+            f"teacher {spec}: it lacks these classes of the student: {', '.join(missing[:5])}"
             f"{' ...' if len(missing) > 5 else ''}.",
             remedy="Take a teacher trained on these classes.",
         )
@@ -297,11 +298,11 @@ def _columns(own: Sequence[str] | None, wanted: Sequence[str], spec: str) -> Ten
 def _count_logits(teacher: Teacher, seen: Preprocessing, spec: str) -> int:
     try:
         answer = teacher(torch.zeros(1, seen.channels, *seen.img_size))
-    except Exception as error:  # any network stands here, and each refuses in its own way
+    except Exception as error:  # any network can be here, and each raises its own error
         told = _reason(str(error)) or type(error).__name__
         raise ConfigError(
-            f"teacher {spec}: expected an answer to images of {teacher.img_size[0]} x {teacher.img_size[1]} px with "
-            f"{seen.channels} channels, got: {told}.",
+            f"teacher {spec}: the forward pass failed for an image of {teacher.img_size[0]} x {teacher.img_size[1]} px "
+            f"with {seen.channels} channels: {told}.",
             remedy="Set teacher.img_size to the side in pixels that it was built for (own takes what it declares), or "
             "take another teacher.",
         ) from error
@@ -313,7 +314,7 @@ def _count_logits(teacher: Teacher, seen: Preprocessing, spec: str) -> int:
         )
     if not answer.isfinite().all():
         raise ConfigError(
-            f"teacher {spec}: expected logits that are numbers, got infinite ones or none.",
+            f"teacher {spec}: the logits contain NaN or infinity.",
             remedy="Its weights or its normalisation are damaged; take another teacher.",
         )
     return answer.shape[1]

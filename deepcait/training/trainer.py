@@ -97,7 +97,7 @@ class Trainer:
             trackers: called with every row of metrics, in the main process.
 
         Raises:
-            Stopped: a signal asked for an end (`STOP_SIGNALS`); the run is saved and resumable.
+            Stopped: a signal requested a stop (`STOP_SIGNALS`); the run is saved and resumable.
             DivergedError: losses or weights stopped being finite; the last checkpoint is named.
             RunError: too many images are unreadable, or the disk is full.
             ImageError: an image is unreadable, and the recipe's data.on_error is raise.
@@ -156,7 +156,7 @@ class Trainer:
                 self._checkpoint(stable=True)
             batches = batches or self._batches()
             result = self._step(batches, request)
-            # An evaluation that is due is left to the resumed run: a stop was asked for now.
+            # An evaluation that is due is left to the resumed run: a stop was requested now.
             if result.stop:
                 self._stop()
             if self._checkpoint_due() and not self._evaluation_due():

@@ -27,7 +27,7 @@ class Validation:
         classes: index -> class name of the models.
         preprocessing: image -> image_CHW.
         best_by: the recipe's `keep.best_by`.
-        num_workers: processes that decode, where there are many images.
+        num_workers: processes that decode, if there are many images.
 
     Attributes:
         best_by: the measure that it chooses; the metrics have it.

@@ -72,7 +72,7 @@ class StoredModel:
 
     Args:
         config: the model's, with the stored image size and number of classes; a `NetworkConfig`.
-        state_dict: tensors that own their memory; on the meta device, or empty, if only facts were asked for.
+        state_dict: tensors that own their memory; on the meta device, or empty, if only facts were requested.
         classes: a name for each row of the head, None if unknown.
         pretrained_cfg: preprocessing and more, with timm's keys.
         kind: the kind of their source.
@@ -116,7 +116,7 @@ def save_artefact(
 
     Args:
         folder: its path.
-        model: a CaiT, or a network of one's own, whose class is recorded; possibly wrapped by torch.compile or
+        model: a CaiT, or a user-defined network, whose class is recorded; possibly wrapped by torch.compile or
             DistributedDataParallel.
         preprocessing: with timm's keys (mean, std, crop_pct, interpolation, crop_mode, ...), a `pretrained_cfg`.
             What follows from the model, such as input_size, is taken from the model.

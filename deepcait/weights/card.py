@@ -90,7 +90,7 @@ def _facts(found: Resolved, licence: str, data: str) -> dict[str, str]:
     facts = describe_config(found.model.config)
     size = " x ".join(map(str, image_size(found.model.config)))
     return {
-        "model": found.name or "a CaiT of its own sizes",
+        "model": found.name or "a CaiT with custom sizes",
         "parameters": f"{facts['params']:,}",
         "multiply-adds": f"{facts['gmacs']:.2f} G for one image",
         "image": f"{size} px, {found.model.config.in_chans} channel{'s' * (found.model.config.in_chans > 1)}",

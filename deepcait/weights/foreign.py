@@ -1,4 +1,4 @@
-"""Networks that need code of somebody else: noted when they are saved, and never imported because a folder says so."""
+"""Networks that need other code than deepcait: recorded when saved; code that a folder names is never imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deepcait.errors import WeightsError
 
 
 def foreign_class(network: nn.Module) -> str:
-    """Return which class keeps a network from being built by deepcait alone, as module:name; empty where none does."""
+    """Return which class keeps a network from being built by deepcait alone, as module:name; empty if none does."""
     parts = [type(network)] if hasattr(network, "part") else map(type, network.modules())
     for kind in parts:
         if hasattr(network, "part") or kind.__module__.partition(".")[0] not in ("deepcait", "torch"):
@@ -21,7 +21,7 @@ def foreign_class(network: nn.Module) -> str:
 
 
 def require_code(folder: Path, description: Mapping[str, Any], have: bool) -> None:
-    """Pass where a folder's network is deepcait's own, or the caller has its code: no folder chooses what is imported.
+    """Pass if a folder's network is deepcait's own, or the caller has its code: no folder chooses what is imported.
 
     Raises:
         WeightsError: it needs other code; the message names the class.
@@ -31,7 +31,7 @@ def require_code(folder: Path, description: Mapping[str, Any], have: bool) -> No
         return
     factory = foreign.get("factory") or "python:package.module:factory"
     raise WeightsError(
-        f"{folder}: expected a network of deepcait, got weights of {foreign.get('class')}; code that a folder names is "
-        "not imported.",
+        f"{folder}: these are weights of {foreign.get('class')}, which is not part of deepcait; code that a folder "
+        "names is not imported.",
         remedy=f"Read that code, then name it: {factory},weights={folder}.",
     )

@@ -236,7 +236,7 @@ def _shape_of(tensor: Tensor) -> Tensor:
 def _read_safetensors(path: Path, take: Callable[[Tensor], Tensor]) -> StateDict:
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: take(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 - it is no dict
+            return {key: take(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 - it is not a dict
     except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"{path}: the file is damaged or truncated; safetensors reports: {_first_line(error)}.",

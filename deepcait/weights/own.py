@@ -1,4 +1,4 @@
-"""A network of one's own: built by its factory, checked, and described as far as training and saving need it."""
+"""A user-defined network: built by its factory, checked, and described as far as training and saving need it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def build_own(
         spec: a `Part` or its name. The factory is called with num_classes; an object is copied.
         weights: a model or run folder that such a network was saved to.
         num_classes: K; None takes as many as the weights have, else what the factory makes.
-        img_size: what the network does not say itself.
+        img_size: used if the network does not declare it.
         changes: settings such as drop_path_rate: passed to a factory that takes them, else logged as a warning.
 
     Raises:
@@ -65,7 +65,7 @@ def build_own(
 
 
 def describe_own(spec: str) -> StoredModel:
-    """Return what is known of a network of one's own, without tensors. Raises as `build_own`."""
+    """Return the facts of a user-defined network, without tensors. Raises as `build_own`."""
     part, path = split_weights(spec)
     network, stored = build_own(part if path else spec, path)
     return StoredModel(
@@ -123,7 +123,7 @@ def _build(spec: str, num_classes: int | None, changes: dict[str, Any]) -> Any:
 
 
 def _complete(network: Any, spec: str, img_size: int | tuple[int, int] | None) -> None:
-    """Give a network what the protocol has and it lacks."""
+    """Add the attributes of the protocol that a network lacks."""
     network.part = str(spec)
     cfg = getattr(network, "pretrained_cfg", None) or {}
     cfg = dict(cfg) if isinstance(cfg, Mapping) else vars(cfg)
@@ -135,7 +135,7 @@ def _complete(network: Any, spec: str, img_size: int | tuple[int, int] | None) -
         size: Any = img_size or getattr(network, "img_size", None) or (cfg.get("input_size") or (None,))[-2:]
         size = (size, size) if isinstance(size, int) else tuple(size)
         if len(size) != 2 or None in size:
-            problem = f"model {spec}: expected to know its image size, got none."
+            problem = f"model {spec}: the image size is not known."
             raise ConfigError(problem, remedy="Give the network an attribute img_size, or set img_size.")
         chans = getattr(network, "in_chans", None) or (cfg.get("input_size") or (3,))[0]
         network.config = _describe(network, spec, size, chans)
@@ -177,7 +177,7 @@ def _load(network: nn.Module, stored: StoredModel, spec: str) -> None:
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:3]]
         raise WeightsError(
-            f"{stored.folder}: expected the weights of {spec}, got others ({' '.join(lines)}).",
+            f"{stored.folder}: the weights do not fit {spec} ({' '.join(lines)}).",
             remedy="Name the factory and the arguments that the weights were trained with.",
         ) from error
 

@@ -64,11 +64,11 @@ def save_for_hub(folder: Path, found: Resolved) -> Path:
         ConfigError: the folder holds something else.
         WeightsError: it can't be written.
     """
-    story = {key: without_paths(found.section.get(key)) for key in ("recipe", "metrics")}
+    metadata = {key: without_paths(found.section.get(key)) for key in ("recipe", "metrics")}
     return write_timm(
         dataclasses.replace(
             found,
-            section=found.section | story,
+            section=found.section | metadata,
             provenance=without_paths(found.provenance),
             pretrained_cfg=without_paths(found.pretrained_cfg),
         ),

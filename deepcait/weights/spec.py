@@ -89,7 +89,7 @@ def resolve(
 
     Args:
         spec: a model name, `hf-hub:owner/name`, a model or run folder, a Keras SavedModel of cait-tf, a weights
-            file, `builtin:nano`, or a network of one's own, `python:package.module:factory[,weights=FOLDER]` or a
+            file, `builtin:nano`, or a user-defined network, `python:package.module:factory[,weights=FOLDER]` or a
             `Part`. A model name has priority over a folder of the same name; `./name` means the folder.
         start: for a model name: its released weights, or random ones.
         num_classes, img_size: of the model; None means as stored. For a weights file whose patches do not form a
@@ -98,7 +98,7 @@ def resolve(
             integers 0 to 999 mean the classes of an ImageNet model.
         keep_rows: but copy the rows of classes with equal names.
         ablation: ablation options to apply; see `AblationConfig`.
-        weights: of a network of one's own, a model or run folder.
+        weights: of a user-defined network, a model or run folder.
         overrides: other fields of `CaiTConfig`: those independent of weights, such as drop_path_rate, and those
             that weights can be adapted to: in_chans, patch_size, a larger depth.
 

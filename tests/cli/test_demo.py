@@ -49,5 +49,5 @@ def test_the_demo_runs_through(tmp_path, monkeypatch, capsys):
 def test_a_folder_that_holds_something_is_refused_at_once(tmp_path, capsys):
     (tmp_path / "letter.txt").write_text("x")
     assert main(["demo", "--out", str(tmp_path)]) == 2
-    assert "expected an empty folder" in " ".join(capsys.readouterr().err.split())
+    assert "contains other files" in " ".join(capsys.readouterr().err.split())
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]

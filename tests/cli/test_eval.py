@@ -76,7 +76,7 @@ def test_split_val_of_a_run_is_what_its_training_held_out(run, model_folder, pho
     for split in ([], ["--split", "val"]):
         code, shown, told = run(*both, *split)
         assert (code, shown) == (2, "")
-        assert "held out the same images" in " ".join(told.split())
+        assert "held out different images" in " ".join(told.split())
     assert run(*both, "--split", "all")[0] == 0
     # A model that is of no run takes the images of the run beside it.
     shown = run("eval", tmp_path / "run", model_folder, "--data", photos)[1]
@@ -90,7 +90,7 @@ def test_split_val_of_a_run_is_what_its_training_held_out(run, model_folder, pho
     (tmp_path / "run" / "split.json").write_text("{}")
     code, _, told = run("eval", tmp_path / "run", "--data", photos)
     assert code == 2
-    assert "expected the split of a run" in " ".join(told.split())
+    assert "not a readable record of a split" in " ".join(told.split())
 
 
 def test_one_row_an_image(run, run_json, model_folder, photos, tmp_path):

@@ -77,7 +77,7 @@ def test_urls(run, run_json, model_folder, photos, server):
     (named,) = run_json("predict", model_folder, photos / "cat" / "0.png")
     assert fetched == named | {"file": f"{server}/cat/0.png"}
     for path, options, said in (
-        ("gone.png", (), "got HTTP status 404"),
+        ("gone.png", (), "answered with HTTP status 404"),
         ("cat/0.png", ("--max-bytes", "100"), "expected at most 100 bytes, got more"),
         ("cat/0.png?short", (), "bytes, got"),
     ):
@@ -91,9 +91,9 @@ def test_urls(run, run_json, model_folder, photos, server):
     ("paths", "said"),
     [
         (["gone.png"], "no such file or folder"),
-        (["gone*.png"], "a pattern that matches images, got none"),
-        (["*.md"], "got none, with 1 file (.md 1)"),
-        (["empty.txt"], "expected one path per line, got none"),
+        (["gone*.png"], "no image matches this pattern"),
+        (["*.md"], "no image matches this pattern, only 1 file (.md 1)"),
+        (["empty.txt"], "the list is empty"),
     ],
 )
 def test_paths_without_images_are_errors_before_any_work(run, photos, monkeypatch, paths, said):

@@ -96,7 +96,7 @@ def test_patterns_and_splits_of_shards(tmp_path):
     with pytest.raises(DataError, match=r"003\.tar.*no such file"):
         open_source(f"{tmp_path}/train-{{000..003}}.tar")
     write_tar(tmp_path / "extra.tar", samples(0))
-    with pytest.raises(DataError, match=r"extra\.tar.*split in the name of every file"):
+    with pytest.raises(DataError, match=r"extra\.tar.*this file name has no split"):
         open_source(tmp_path)
 
 
@@ -191,7 +191,7 @@ def test_a_read_only_place_keeps_its_index_in_the_cache(tmp_path, scans, monkeyp
 @pytest.mark.parametrize("write", [write_tar, write_zip])
 def test_names_that_lead_out_are_refused(tmp_path, write, name):
     path = write(tmp_path / ("x.tar" if write is write_tar else "x.zip"), {"a/1.jpg": b"", name: b""})
-    with pytest.raises(DataError, match="leads out of it"):
+    with pytest.raises(DataError, match="points outside the archive"):
         open_source(path)
 
 
@@ -213,7 +213,7 @@ def test_a_name_with_a_zero_byte_is_refused(tmp_path):
         info = tarfile.TarInfo("1.jpg")
         info.pax_headers = {"path": "a/1\0.jpg"}
         archive.addfile(info)
-    with pytest.raises(DataError, match="leads out of it"):
+    with pytest.raises(DataError, match="points outside the archive"):
         open_source(tmp_path / "x.tar")
 
 
@@ -260,7 +260,7 @@ def test_damaged_tars_are_never_taken_for_shorter_ones(tmp_path):
 def test_labels_that_are_none(tmp_path, label):
     with pytest.raises(DataError, match=r"1\.json"):
         open_source(write_tar(tmp_path / "x.tar", {"1.jpg": b"", "1.json": label}))
-    with pytest.raises(DataError, match="got both"):
+    with pytest.raises(DataError, match="names or integers, not both"):
         open_source(write_tar(tmp_path / "y.tar", {"1.jpg": b"", "1.cls": b"cat", "2.jpg": b"", "2.cls": b"4"}))
     with pytest.raises(DataError, match="expected labels from 0, got -3"):
         open_source(write_tar(tmp_path / "z.tar", {"1.jpg": b"", "1.cls": b"-3"}))
@@ -353,13 +353,13 @@ def test_zip_of_class_folders(tmp_path):
         write_zip(tmp_path / "v.zip", {}) and open_source(f"zip:{tmp_path}")
     plain = open_source(write_zip(tmp_path / "y.zip", {"dog/1.jpg": b"", "cat/deep/er/1.jpg": b""}))
     assert plain.names == ["dog/1.jpg", "cat/deep/er/1.jpg"]
-    with pytest.raises(DataError, match="lying flat"):
+    with pytest.raises(DataError, match="is not in a class folder"):
         open_source(write_zip(tmp_path / "z.zip", {"1.jpg": b"", "cat/1.jpg": b""}))
-    with pytest.raises(DataError, match="'val/1.jpg' lying flat"):
+    with pytest.raises(DataError, match="'val/1.jpg' is not in a class folder"):
         open_source(
             write_zip(tmp_path / "f.zip", {"train/cat/1.jpg": b"", "val/1.jpg": b"", "test/2.jpg": b""}), "train"
         )
-    with pytest.raises(DataError, match="expected images"):
+    with pytest.raises(DataError, match="no images found"):
         open_source(write_zip(tmp_path / "e.zip", {"a.txt": b""}))
 
 

@@ -64,7 +64,7 @@ def test_a_column_that_is_not_there_is_an_error_that_lists_those_there_are(image
         open_source(path, columns=Columns(label="bred", image="id_code"))
     with pytest.raises(DataError, match="Did you mean 'id_code'"):
         open_source(path, columns=Columns(image="id_cod"))
-    with pytest.raises(DataError, match=r"columns path and label.*data\.image_column"):
+    with pytest.raises(DataError, match=r"no column of paths.*data\.image_column"):
         open_source(path)
 
 
@@ -94,7 +94,7 @@ def test_parquet_with_images_takes_the_columns_that_are_named(images):
     parquet.write_table(table, "x.parquet")
     source = open_source("x.parquet", columns=Columns(label="genre", image="thumb"))
     assert (source.classes, source.labels, source.read(1).data) == (["x", "y"], [0, 1] * 2, png(201))
-    with pytest.raises(ConfigError, match="image_root: expected a table of paths, got one that holds the images"):
+    with pytest.raises(ConfigError, match="image_root: this table contains the images"):
         open_source("x.parquet", columns=Columns(label="genre", root="images"))
     with pytest.raises(DataError, match="'image', 'thumb', 'artist', 'genre'"):
         open_source("x.parquet", columns=Columns(label="style"))
@@ -103,7 +103,7 @@ def test_parquet_with_images_takes_the_columns_that_are_named(images):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b'{"path": "caf\xe9.png"}\n', "line 1: expected UTF-8"),
+        (b'{"path": "caf\xe9.png"}\n', "line 1: the text is not UTF-8"),
         (b'{"path": "a.png", "label": ["cat"]}\n', "line 1: expected a class name"),
     ],
 )
@@ -187,15 +187,15 @@ def spoil(path: Path, **changes) -> None:
 
 def test_what_is_wrong_with_a_saved_folder_is_said(tmp_path, saved):
     spoil(saved / "dataset_dict.json", splits=["one", "two"])
-    with pytest.raises(DataError, match=r"expected the splits train, val or test, got one, two.*folder of one"):
+    with pytest.raises(DataError, match=r"none of the splits is train, val or test: one, two.*folder of one"):
         open_source(saved)
     spoil(saved / "dataset_dict.json", splits=["../train"])
     with pytest.raises(DataError, match="expected a list of splits"):
         open_source(saved)
     train = saved / "train"
     for change, said in (
-        ({"_data_files": []}, "expected the names of arrow files"),
-        ({"_data_files": [{"filename": "../x.arrow"}]}, "expected the names of arrow files"),
+        ({"_data_files": []}, "the names of the arrow files are missing"),
+        ({"_data_files": [{"filename": "../x.arrow"}]}, "the names of the arrow files are missing"),
         ({"_data_files": [{"filename": "gone.arrow"}]}, "no such file"),
         ({"_indices_data_files": [{"filename": "i.arrow"}]}, "flatten_indices"),
     ):
@@ -215,7 +215,7 @@ def test_damaged_arrow_files_are_refused_or_read_never_worse(tmp_path):
     data = file.read_bytes()
     for end in (0, 3, 100, len(data) // 2):
         file.write_bytes(data[:end])
-        with pytest.raises(DataError, match="expected an arrow file|got no rows"):
+        with pytest.raises(DataError, match="not a readable arrow file|no such file|has no rows"):
             open_source(folder)
     for place in range(0, len(data), 7):
         file.write_bytes(data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :])
@@ -232,5 +232,5 @@ def test_an_arrow_file_that_ends_while_it_is_used_is_an_error_of_the_image(tmp_p
     source = open_source(folder)
     (file,) = folder.glob("*.arrow")
     file.write_bytes(b"")
-    with pytest.raises(ImageError, match="expected an arrow file"):
+    with pytest.raises(ImageError, match="not a readable arrow file|no such file"):
         source.read(0)

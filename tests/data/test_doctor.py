@@ -230,13 +230,13 @@ def test_a_fix_list_that_an_editor_marked_as_utf8(tmp_path):
 
 def test_fix_list_errors(root, tmp_path):
     for name in ("a\nb.png", "a\rb.png"):
-        with pytest.raises(DataError, match="one line"):
+        with pytest.raises(DataError, match="contains a line break"):
             write_fix_list(tmp_path / "list.txt", [name])
     with pytest.raises(WriteError, match="cannot write"):
         write_fix_list(root / "train" / "cat" / "0.jpg" / "list.txt", [])
     with pytest.raises(WriteError, match="cannot write"):
         write_fix_list(tmp_path / ("x" * 254), [])
-    with pytest.raises(DataError, match="expected a fix list"):
+    with pytest.raises(DataError, match="the fix list can't be read"):
         read_fix_list(tmp_path / "list.txt")
     source = open_folder(root, "train")
     write_fix_list(tmp_path / "list.txt", [source.locate(index) for index in range(len(source))])

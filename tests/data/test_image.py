@@ -320,13 +320,13 @@ def test_places_that_hold_no_file(tmp_path):
     with pytest.raises(ImageError, match="no such file"):
         open_image(tmp_path / "gone.png")
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(ImageError, match="got a folder"):
+    with pytest.raises(ImageError, match="not an image file but a folder"):
         open_image(tmp_path / "folder.png")
-    with pytest.raises(ImageError, match="readable"):
+    with pytest.raises(ImageError, match="can't be read"):
         open_image("nul\0byte.png")
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.png")
-        with pytest.raises(ImageError, match="got a pipe or device"):
+        with pytest.raises(ImageError, match="but a pipe or device"):
             open_image(tmp_path / "pipe.png")
 
 

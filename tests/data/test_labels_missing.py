@@ -98,7 +98,7 @@ def test_json_lines_are_a_manifest(tmp_path):
     [
         ("{}\n[1]\n", "line 2: expected a JSON object"),
         ("{'a': 1}\n", "line 1"),
-        ('{"a": 1}\n', "columns path and label"),
+        ('{"a": 1}\n', "no column of paths"),
     ],
 )
 def test_wrong_json_lines_are_refused_with_their_line(tmp_path, text, said):

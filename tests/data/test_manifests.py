@@ -48,7 +48,7 @@ def test_splits_of_a_manifest(tmp_path):
     assert (val.names, val.classes, val.labels) == (["x/3.png"], ["cat", "dog"], [0])
     assert val.locate(0) == str(tmp_path / "x/3.png")
     assert open_source(path).names == ["train/1.png", "train/2.png", "Validation/x/3.png"]
-    with pytest.raises(DataError, match="expected the split test, got train, val"):
+    with pytest.raises(DataError, match="no split test; the splits are train, val"):
         open_source(path, "test")
 
 
@@ -60,7 +60,7 @@ def test_whole_numbers_are_names_and_indices_where_asked_or_of_a_model_that_has_
     assert "integers, taken as class indices 0 to 2 (1 unused)" in describe(indices)
     assert open_source(path, classes=["a", "b", "c"]).labels == [2, 0]
     assert open_source(path, classes=["0", "1", "2"], labels="names").labels == [2, 0]
-    with pytest.raises(DataError, match="got the class '2'"):
+    with pytest.raises(DataError, match="unknown class '2'"):
         open_source(path, classes=["0", "1"], labels="names")
     assert open_source(path, classes=["a", "b", "c"]).classes == ["a", "b", "c"]
     with pytest.raises(DataError, match="expected class indices 0 to 1, got 2"):
@@ -90,13 +90,13 @@ def test_minus_one_among_indices_is_an_image_without_a_label(tmp_path, none):
         ("path,label\n1.png,a\n,b\n", "line 3: expected a path"),
         ("path,label\n1.png,a\n2\0.png,b\n", "line 3: expected a path"),
         ("path,label,split\n1.png,a,train\n2.png,a,extra\n", "line 3: expected the split .* got 'extra'"),
-        ("photo,species\n1.png,a\n", "expected the columns path and label .* got photo, species"),
+        ("photo,species\n1.png,a\n", "no column of paths found; the columns are photo, species"),
         ("path,label\n1.png,a\n1.png,b\n", r"1\.png more than once"),
-        ("path,label\n", "expected images, got none"),
-        ("", "empty file"),
-        ('path,label\n1.png,"a\n', "line 2: expected cells"),
-        (b"path,label\n1.png,\xff\n", "line 2: expected UTF-8"),
-        ("path,label,split\n1.png,a,train\n2.png,zebra,val\n", r"list\.csv: expected one of the 1 trained.*'zebra'"),
+        ("path,label\n", "no images found"),
+        ("", "the file is empty"),
+        ('path,label\n1.png,"a\n', "line 2: the line is not valid CSV"),
+        (b"path,label\n1.png,\xff\n", "line 2: the text is not UTF-8"),
+        ("path,label,split\n1.png,a,train\n2.png,zebra,val\n", r"list\.csv: unknown class 'zebra'"),
     ],
 )
 def test_manifests_that_do_not_fit(tmp_path, text, message):
@@ -107,7 +107,7 @@ def test_manifests_that_do_not_fit(tmp_path, text, message):
 def test_a_manifest_maps_to_trained_classes_by_name(tmp_path):
     path = manifest(tmp_path, "1.png,dog\n2.png,cat\n")
     assert open_source(path, classes=["cow", "dog", "cat"]).labels == [1, 2]
-    with pytest.raises(DataError, match="got the class 'cat'"):
+    with pytest.raises(DataError, match="unknown class 'cat'"):
         open_source(path, classes=["cow", "dog"])
 
 
@@ -125,7 +125,7 @@ def test_a_parquet_manifest(tmp_path):
     assert (source.names, source.labels) == (["1.png", "2.png"], [1, 0])
     assert "other columns: w" in describe(source)
     parquet.write_table(pyarrow.table({"x": [1]}), tmp_path / "x.parquet")
-    with pytest.raises(DataError, match="expected the columns path and label"):
+    with pytest.raises(DataError, match="no column of paths found"):
         open_source(tmp_path / "x.parquet")
     parquet.write_table(pyarrow.table({"path": ["1.png"], "label": [0.5]}), tmp_path / "f.parquet")
     with pytest.raises(DataError, match="row 0: expected a class name or a whole number, got 0.5"):
@@ -171,7 +171,7 @@ def test_parquet_without_names_or_paths(tmp_path):
     assert (source.classes, source.labels[:3]) == (["0", "4"], [1, 0, 0])
     assert "integers, taken as class names" in describe(source)
     assert source.read(4).data == b"two"
-    with pytest.raises(ImageError, match="row 2: expected an image, got an empty cell"):
+    with pytest.raises(ImageError, match="row 2: the cell has no image"):
         source.read(2)
     parquet.write_table(table.rename_columns(["file", "fine_label", "name"]), tmp_path / "2.parquet")
     with pytest.raises(DataError, match=r"0\.parquet and \S+2\.parquet: different columns of labels: label and fine_l"):
@@ -234,7 +234,7 @@ def test_damaged_parquet(tmp_path):
     source = open_source(path)
     for broken in (b"", b"PAR1", whole[:-20], b"x" * 100):
         path.write_bytes(broken)
-        with pytest.raises(DataError, match=r"x\.parquet: expected a parquet file"):
+        with pytest.raises(DataError, match=r"x\.parquet: not a readable parquet file"):
             open_source(path)
     path.unlink()
     with pytest.raises(ImageError, match="no such file"):
@@ -252,5 +252,5 @@ def test_parquet_without_columns(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     pyarrow = pytest.importorskip("pyarrow")
     parquet.write_table(pyarrow.table({}), tmp_path / "m.parquet")
-    with pytest.raises(DataError, match="expected the columns path and label.*got none"):
+    with pytest.raises(DataError, match="no column of paths found; the columns are missing"):
         open_source(tmp_path / "m.parquet")

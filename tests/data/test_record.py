@@ -40,7 +40,7 @@ def test_round_trip(tmp_path):
     backwards = list(source.names)[::-1]
     assert [backwards[index] for index in record.indices(backwards)["train"]] == backwards
     for other in (backwards[1:], [*backwards, "cat/new.png"]):
-        with pytest.raises(DataError, match="expected the images that were split then, got"):
+        with pytest.raises(DataError, match="not those of the recorded split"):
             record.indices(other)
 
 
@@ -84,9 +84,9 @@ def test_the_form_before_is_read(tmp_path):
 def test_damaged_files_are_refused(tmp_path, text):
     path = tmp_path / "split.json"
     path.write_text(text)
-    with pytest.raises(DataError, match="expected the split of a run"):
+    with pytest.raises(DataError, match="not a readable record of a split"):
         read_record(path)
-    with pytest.raises(DataError, match="expected the split of a run"):
+    with pytest.raises(DataError, match="not a readable record of a split"):
         read_record(tmp_path / "gone.json")
 
 

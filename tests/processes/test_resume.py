@@ -215,15 +215,15 @@ def test_changed_data_is_refused(bench, stopped_run, capsys):
         assert main(bench.train(stopped_run, "--resume")) == 2
     finally:
         extra.unlink()
-    assert "expected the data that the run began with" in " ".join(capsys.readouterr().err.split())
+    assert "the data have changed since the run began" in " ".join(capsys.readouterr().err.split())
     assert everything(stopped_run) == before
 
 
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("data.json", "", "data.json: expected what was noted of the run's data"),
-        ("data.json", "{}", "data.json: expected what was noted of the run's data"),
+        ("data.json", "", "data.json: the record of the run's data can't be read"),
+        ("data.json", "{}", "data.json: the record of the run's data can't be read"),
         ("config.yaml", "", "config.yaml does not contain the settings of a run"),
         ("config.yaml", "a: [b", "config.yaml: expected YAML"),
     ],

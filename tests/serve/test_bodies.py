@@ -85,7 +85,7 @@ def test_the_body_of_an_explanation(service):
 # name -> bytes on the wire, status, words of the answer
 REFUSED = {
     "nothing": (raw(b""), 400, "empty"),
-    "no image": (raw(b"words"), 400, "expected an image"),
+    "no image": (raw(b"words"), 400, "not an image"),
     "half an image": (raw(PNG[: len(PNG) // 2]), 400, "damaged"),
     "an SVG": (raw(b"<svg/>", "image/svg+xml"), 415, "image/svg+xml"),
     "text": (raw(b"words", "text/plain"), 415, "text/plain"),
@@ -115,7 +115,7 @@ REFUSED = {
     "base64 of URLs": (as_json({"images": ["-_-_"]}), 400, "base64"),
     "letters that are not ASCII": (as_json({"images": ["äöüß"]}), 400, "base64"),
     "an empty image": (as_json({"images": [""]}), 400, "empty"),
-    "base64 of words": (as_json(encoded(b"words")), 400, "expected an image"),
+    "base64 of words": (as_json(encoded(b"words")), 400, "not an image"),
     "one bad image among good ones": (as_json(encoded(PNG, b"x")), 400, "image 2"),
     "five images of at most four": (as_json({"images": 5 * ["QUJD"]}), 413, "at most 4"),
     "20,000 images": (as_json({"images": 20_000 * [""]}), 413, "at most 4"),

@@ -63,7 +63,7 @@ def _refuse_names(original):
 def test_a_port_that_is_taken():
     with listen_on("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: expected a free address"):
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: the service can't listen"):
             listen_on("127.0.0.1", port)
 
 

@@ -170,7 +170,7 @@ def test_the_small_cait_learns_from_the_convolutional_teacher(tmp_path):
     student = load_recipe("nano_32", [*TINY_CAIT, f"teacher.spec={tmp_path / 'teacher'}"])
     outcome = run(tmp_path / "student", student)
     assert outcome.steps == 4
-    with pytest.raises(ConfigError, match="know every class"):
+    with pytest.raises(ConfigError, match="lacks these classes"):
         run(
             tmp_path / "other",
             dataclasses.replace(student, data=dataclasses.replace(student.data, source=pets(tmp_path))),

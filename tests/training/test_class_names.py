@@ -175,5 +175,5 @@ def test_an_unknown_integer_in_val_is_an_error_and_no_index(tmp_path):
     root = tmp_path / "data"
     write(root, "folder", ("1", "2", "3"))
     (root / "val" / "1").rename(root / "val" / "0")
-    with pytest.raises(DataError, match="got the class '0'"):
+    with pytest.raises(DataError, match="unknown class '0'"):
         train(load_recipe("scratch_32", [*TINY, f"data.source={root}"]), tmp_path / "run")

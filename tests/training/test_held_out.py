@@ -74,7 +74,7 @@ def test_eval_takes_the_test_part_in_every_form(tmp_path, capsys, form):
     assert main(["eval", str(run.folder), "--data", data]) == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert "test part of the run: 6 images, 3 classes" in first
-    assert first.endswith("; held out: they neither trained the model nor chose its epoch")
+    assert first.endswith("; held out: used neither for training nor to choose the epoch")
     for name, role, part in (("val", "chose the best epoch", "val"), ("train", "trained on", "train")):
         assert main(["eval", str(run.folder), "--data", data, "--split", name, "--json"]) == 0
         shown = json.loads(capsys.readouterr().out)
@@ -106,7 +106,7 @@ def test_the_recorded_split_is_what_resuming_uses(tmp_path, monkeypatch):
     opened = open_training_data(recipe, run.folder)
     assert [opened.train.names, opened.validation.names, opened.test.names] == list(before.values())
     (Path(data) / "a" / "new.png").write_bytes((Path(data) / "a" / "0_0.png").read_bytes())
-    with pytest.raises(DataError, match="expected the images that were split then, got others"):
+    with pytest.raises(DataError, match="not those of the recorded split: there are new ones"):
         open_training_data(recipe, run.folder)
 
 
@@ -130,7 +130,7 @@ def test_without_a_test_part_the_validation_part_counts_and_never_what_trained(t
     for name in kept(run)["val"]:
         (tmp_path / "mixed" / name).unlink(missing_ok=True)
     assert main(["eval", str(run.folder), "--data", str(tmp_path / "mixed")]) == 0
-    assert "2 images, 1 classes; held out: they neither" in (output := capsys.readouterr().out.splitlines()[0])
+    assert "2 images, 1 classes; held out: used neither" in (output := capsys.readouterr().out.splitlines()[0])
     assert "; 5 others that the run trained on are left out" in output
     nothing = run_of(data, tmp_path / "all", "data.validate_on=none")
     capsys.readouterr()
@@ -203,9 +203,9 @@ def test_groups_and_folds(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("form", "settings", "error", "said"),
     [
-        ("folder", ["data.group_column=patient"], DataError, "expected a column 'patient'.*`deepcait split`"),
-        ("csv", ["data.group_column=pateint"], DataError, "expected a column 'pateint'.*got patient"),
-        ("csv", ["data.fold=0"], DataError, "expected a column 'fold'"),
+        ("folder", ["data.group_column=patient"], DataError, "no column 'patient'.*`deepcait split`"),
+        ("csv", ["data.group_column=pateint"], DataError, "no column 'pateint'.*the other columns are patient"),
+        ("csv", ["data.fold=0"], DataError, "no column 'fold'"),
         ("csv", ["data.fold=0", PART], ConfigError, "data.test_fraction can't be set too"),
         ("folder", ["data.test_fraction=1"], ConfigError, "data.test_fraction: expected a number in"),
         ("folder", ["data.test_fraction=-0.1"], ConfigError, "data.test_fraction: expected a number in"),

@@ -29,10 +29,10 @@ def taken(order):
         (64, 32, 1, None),
         (71, 32, 1, None),  # a tenth
         (72, 32, 1, "takes 64 of 72"),
-        (10, 32, 1, "a step takes 32 images and there are 10: every one stands in it about 3.2 times"),
+        (10, 32, 1, "a step takes 32 images and there are 10: each occurs in it about 3.2 times"),
         (60, 32, 4, "an epoch takes 8 of 60 training images, each 4 times"),
         (20, 32, 4, None),  # one step, of 8 images in 4 copies
-        (7, 32, 4, "every one stands in it about 4.6 times"),
+        (7, 32, 4, "each occurs in it about 4.6 times"),
     ],
 )
 def test_notes_of_a_batch_that_does_not_fit_tell_what_the_order_does(num, batch, repeats, note):

@@ -44,7 +44,7 @@ def test_the_class_stage_and_the_head_never_count_as_blocks():
     freeze(model, "all", num_blocks=2)
     left = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert left == {"blocks_token_only", "norm", "head"}
-    with pytest.raises(ConfigError, match="at most 2, the blocks that there are, got 3"):
+    with pytest.raises(ConfigError, match="at most 2, the number of blocks, got 3"):
         freeze(model, "all", num_blocks=3)
     freeze(model, "all")
     assert all(parameter.requires_grad for parameter in model.parameters())

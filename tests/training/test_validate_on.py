@@ -62,10 +62,10 @@ def test_val_is_taken_where_there_is_one(tmp_path):
 
 
 def test_a_split_that_is_not_there_is_an_error(data):
-    with pytest.raises(DataError, match="expected the split val"):
+    with pytest.raises(DataError, match="there is no split val"):
         opened(data, "data.validate_on=val")
     shutil.rmtree(data / "test")
-    with pytest.raises(DataError, match="expected the split test"):
+    with pytest.raises(DataError, match="there is no split test"):
         opened(data, "data.validate_on=test")
     with pytest.raises(ConfigError, match=r"data\.validate_on"):
         opened(data, "data.validate_on=train")
