@@ -63,7 +63,7 @@ MISTAKES = {
     "service that waits less than nothing": (["serve", MODEL, "--max-wait-ms", "-1"], "--max-wait-ms"),
     "unknown split": (["eval", MODEL, "--data", PHOTOS, "--split", "dev"], "dev"),
     "absent split": (["eval", MODEL, "--data", PHOTOS, "--split", "test"], "test"),
-    "real without val": (["eval", MODEL, "--data", PHOTOS, "--protocol", "real"], "train and val of ImageNet"),
+    "real without val": (["eval", MODEL, "--data", PHOTOS, "--protocol", "real"], "folders train and val are missing"),
     "real labels without real": (["eval", MODEL, "--data", PHOTOS, "--real-labels", "notes.txt"], "--protocol real"),
     "v2 of other folders": (["eval", MODEL, "--data", PHOTOS, "--protocol", "v2"], "folders 0 to 999"),
     "no class mask": (["eval", MODEL, "--data", PHOTOS, "--class-mask", "gone.txt"], "one class per line"),
