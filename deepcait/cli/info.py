@@ -85,7 +85,7 @@ def _lines(facts: dict) -> list[tuple[str, str]]:
         ("classes", _classes(facts["classes"], facts["preprocessing"].get("num_classes"))),
     ]
     for key in ("provenance", "metrics"):
-        texts = [f"{name} {value}" for name, value in (facts.get(key) or {}).items() if _is_short(value)]
+        texts = [_fact(name, value) for name, value in (facts.get(key) or {}).items() if _is_short(value)]
         lines.append((key, ", ".join(texts)))
     return [(label, text) for label, text in lines if text]
 
@@ -115,8 +115,21 @@ def _activations(facts: dict) -> list[list[str]]:
 def _classes(names: list[str] | None, num_classes: int | None) -> str:
     if not names:
         return f"{num_classes:,}, without names" if num_classes else ""
-    shown = ", ".join(names[:_NUM_SHOWN])
-    return f"{len(names):,}: {shown}" + (" ..." if len(names) > _NUM_SHOWN else "")
+    from deepcait.weights.imagenet import readable
+
+    # Of the synonyms of an ImageNet class, the first.
+    shown = [readable(name).partition(", ")[0] if readable(name) != name else name for name in names[:_NUM_SHOWN]]
+    return f"{len(names):,}: {', '.join(shown)}" + (" ..." if len(names) > _NUM_SHOWN else "")
+
+
+def _fact(name: str, value: object) -> str:
+    """Return one fact as text: accuracies in percent, counts with commas, other numbers with four digits."""
+    if isinstance(value, float):
+        is_accuracy = name.endswith(("top1", "top5", "_accuracy", "_f1"))
+        value = percent(value) if is_accuracy else f"{value:.4g}"
+    elif isinstance(value, int) and not isinstance(value, bool):
+        value = f"{value:,}"
+    return f"{name.replace('_', ' ')} {value}"
 
 
 def _is_short(value: object) -> bool:

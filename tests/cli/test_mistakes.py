@@ -74,7 +74,7 @@ MISTAKES = {
     "unknown device": (["eval", MODEL, "--data", PHOTOS, "--device", "gpu"], "gpu"),
     "no such data": (["eval", MODEL, "--data", "phottos"], "phottos"),
     "data of unknown kind": (["eval", MODEL, "--data", "notes.txt"], "notes.txt"),
-    "data of an empty variable": (["doctor", "--data", ""], "empty text"),
+    "data of an empty variable": (["doctor", "--data", ""], "the path is empty"),
     "data of an unknown user": (["doctor", "--data", "~nobody-of-that-name/photos"], "no such path"),
     "data of a name too long": (["doctor", "--data", "x" * 300], "too long"),
     "fix list in a missing folder": (["doctor", "--data", PHOTOS, "--fix-list", "missing/list.txt"], "--fix-list"),

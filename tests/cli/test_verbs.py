@@ -50,6 +50,8 @@ def test_info(run, run_json, model_folder):
     assert code == 0
     assert "cat, dog, owl" in out
     assert "32 x 32 px" in out
+    assert "1,000: tench, goldfish, " in run("info", "cait_s24_224")[1]
+    assert "correct1 8,273, correct5 9,908, top1 82.73 %, top5 99.08 %, loss 0.5359, " in run("info", "builtin:nano")[1]
     (row,) = run_json("info", model_folder, "--batch", "3")["activations"]
     assert (row["img_size"], row["batch"]) == ([32, 32], 3)
     assert f"{row['training_bytes'] / 2**20:.1f}" in run("info", model_folder, "--batch", "3")[1]

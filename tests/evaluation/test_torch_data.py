@@ -172,7 +172,7 @@ def loader_of(*parts) -> DataLoader:
         (None, "NoneType is not a map-style dataset"),
         (TensorDataset(torch.randn(4, 3, 32, 32), torch.zeros(4).long()), "expected floats from 0 to 1"),
         ([(Image.new("RGB", (8, 8)), None)], "a label is not a class index or name"),
-        ([Image.new("RGB", (8, 8))], r"expected \(image, label\)"),
+        ([Image.new("RGB", (8, 8))], "labels can't be read from the items"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
