@@ -82,7 +82,7 @@ def test_mistakes_are_named(tmp_path, pictures):
     classifier = make_classifier()
     with pytest.raises(ConfigError, match="topk"):
         classifier.predict(pictures, topk=0)
-    with pytest.raises(ImageError, match="there is no such file"):
+    with pytest.raises(ImageError, match="not an image file but a folder"):
         classifier.predict(tmp_path)
     with pytest.raises(ShapeError):
         classifier.logits(torch.zeros(3, 32, 32))

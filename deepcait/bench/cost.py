@@ -182,7 +182,7 @@ def name_of(figure: str) -> str:
 
 def markdown(result: dict[str, Any], command: str, plot: str) -> str:
     """The results as a page."""
-    names = ["grows", "x", *(f"{name_of(key)}, {side}" for key in FIGURES for side in SIDES)]
+    names = ["grows", "x", *(f"{name_of(key)}, {side}" for key in FIGURES for side in ("deepcait", "timm"))]
     points = markdown_table(names, [_cells(row) for row in result["points"]])
     first = result["points"][0]
     return "\n\n".join(

@@ -22,11 +22,12 @@ def markdown(result: dict[str, Any], command: str) -> str:
     ]
     for row in result["batches"]:
         low, high = row["best_quartiles"][0], row["best_quartiles"][2]
+        own, peer = row["best_ours"].removesuffix(" ours"), row["best_peer"].removesuffix(" timm")
         lines += [
             "",
-            f"Batch {row['batch']}: deepcait's fastest engine whose error is no larger ({row['best_ours']}) is "
-            f"{row['best_ratio']:.2f} times as fast as timm's fastest ({row['best_peer']}; quartiles {low:.2f} to "
-            f"{high:.2f}) and reaches {row['of_limit']:.2f} of the limit.",
+            f"Batch {row['batch']}: deepcait's fastest engine whose error is no larger ({own}) is "
+            f"{row['best_ratio']:.2f} times as fast as timm's fastest ({peer}; quartiles {low:.2f} to {high:.2f}) and "
+            f"reaches {row['of_limit']:.2f} of the limit.",
             *(_best_line(precision, found) for precision, found in row["best"].items()),
             "",
             *markdown_table(COLUMNS, table(row)),

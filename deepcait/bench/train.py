@@ -201,7 +201,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for name, found in result["steps"].items():
         low, _, high = found["quartiles_s"]
-        cells = [name, f"{found['median_s']:.3f}", f"{low:.3f} to {high:.3f}"]
+        cells = [name.replace("ours", "deepcait"), f"{found['median_s']:.3f}", f"{low:.3f} to {high:.3f}"]
         for key in ("times_timm", "times_timm_compiled"):
             cells += _ratio_cells(found.get(key))
         if found["operators"] is None:
