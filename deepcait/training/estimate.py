@@ -192,7 +192,7 @@ def shared_memory_note(recipe: Recipe, shape: Sequence[int], order: Order) -> st
 
 def needed_shared_bytes(recipe: Recipe, shape: Sequence[int], order: Order) -> int:
     """Return the most shared memory, in bytes, that the data-loading workers of this machine use."""
-    pixel_bytes = 4 if recipe.augment.transform else 1  # a user-defined transform may return floats
+    pixel_bytes = 4 if recipe.augment.transform else 1  # one's own transform may return floats
     image_bytes = math.prod(shape) * pixel_bytes
     return num_local_processes() * shared_bytes(recipe.num_workers, order.replica_batch_size * image_bytes)
 

@@ -95,7 +95,7 @@ def _layer_type() -> Any:
 def _names(linear: list[str]) -> str:
     if not linear:
         return "The network has no linear layers but the head: use train=all or train=head."
-    return f"Choose among {some(linear, 6)}; * matches any text."
+    return f"Choose among {some(linear, 6)}; * stands for any text."
 
 
 def _targets(model: Network, lora: Lora) -> list[str]:
@@ -109,7 +109,7 @@ def _targets(model: Network, lora: Lora) -> list[str]:
             raise ConfigError(problem, remedy=_names(linear))
         chosen += found
     if not lora.targets:
-        raise ConfigError("lora.targets is empty.", remedy="For example ['*.qkv'].")
+        raise ConfigError("lora.targets: expected at least one pattern, got none.", remedy="For example ['*.qkv'].")
     if not chosen:
         problem = f"lora.targets: no linear layer of this network has a usual name ({', '.join(lora.targets)})."
         raise ConfigError(problem, remedy=_names(linear))

@@ -104,7 +104,7 @@ def plan(recipe: Recipe, folder: Path | None = None, *, resume: bool = False) ->
 
 
 def _network(recipe: Recipe, classes: list[str], folder: Path | None) -> tuple[Network, NetworkConfig]:
-    """The network of a run with its trained parameters marked; only a user-defined one is built with tensors."""
+    """The network of a run with its trained parameters marked: one's own is built, any other has shapes alone."""
     if is_part(recipe.model):
         kept = kept_start(folder, recipe) if folder is not None else None
         model: Any = (kept or start_model(recipe, classes)).model
@@ -135,7 +135,7 @@ def _facts(recipe: Recipe, model: Network, config: NetworkConfig, data: Training
     num_params, macs = count_network(model) if is_part(recipe.model) else (config.num_params(), config.macs())
     return {
         "model": str(recipe.model),
-        # For a name, the recipe chooses random or released weights; any other MODEL has its own.
+        # A name means random or released weights as the recipe says; any other MODEL has its own.
         "start": recipe.start if is_model_name(recipe.model) else "own",
         "img_size": list(config.img_size),
         "params": num_params,

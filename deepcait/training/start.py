@@ -25,7 +25,7 @@ from deepcait.weights.spec import Resolved, describe, resolve
 _logger = logging.getLogger(__name__)
 START_FILE = "start.json"
 _KEPT = ("spec", "kind", "name", "classes", "pretrained_cfg")
-# Above it AdamW is known to destroy trained weights (deit issue 88).
+# Above it AdamW is known to undo what trained weights know (deit issue 88).
 _HIGH_LR = 5e-4
 
 

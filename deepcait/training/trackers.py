@@ -1,4 +1,4 @@
-"""Trackers: what is called with every row of metrics.jsonl, for TensorBoard, wandb, trackio, or user code.
+"""Trackers: what is called with every row of metrics.jsonl, for TensorBoard, wandb, trackio, or one's own.
 
 A tracker is a callable of a row, a dictionary with `kind` ("train" or "eval"), `step` and numbers; if it has a method
 `close`, that is called at the end. Your own is named like every part, `python:package.module:factory`; the factory
@@ -36,7 +36,7 @@ class Tracker:
     """An open tracker. If it fails, its first failure is logged and the training continues.
 
     Args:
-        name: for that message, with the setting that selects it.
+        name: for that message, with the setting that asks for it.
         log: called with a row.
         end: called once at the end, whatever ends the training.
     """
@@ -64,7 +64,7 @@ class Tracker:
 
 
 def open_trackers(recipe: Recipe, folder: Path) -> list[Tracker]:
-    """Return the trackers of a recipe, open; they may write into the folder of the run, which exists.
+    """Return the trackers that a recipe asks for, open; they may write into the folder of the run, which exists.
 
     Raises:
         ConfigError: an unknown tracker, a package that is missing, or a tracker that fails to start.

@@ -116,7 +116,7 @@ def test_merged_alone_is_the_default(tmp_path):
     [
         ({"lora.targets": ["*.nothing"]}, r"no linear layer has a name like '\*.nothing'"),
         ({"lora.targets": ["head"]}, "no linear layer has a name like 'head'"),
-        ({"lora.targets": []}, "lora.targets is empty"),
+        ({"lora.targets": []}, "at least one pattern"),
         ({"lora.rank": 0}, "rank of 1 or more"),
         ({"lora.alpha": 0.0}, "alpha above 0"),
         ({"lora.save": "both"}, "expected merged or adapters"),
