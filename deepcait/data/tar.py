@@ -84,7 +84,7 @@ def load_tar(place: str) -> tuple[Table, TarReader]:
     words = splits_of_shards(shards, place)
     found = [(number, entry) for number, shard in enumerate(shards) for entry in index_shard(shard)]
     if not found:
-        raise DataError(f"{place}: expected images ({' '.join(IMAGE_SUFFIXES)}), got none.", remedy="Check the shards.")
+        raise DataError(f"{place}: no images ({' '.join(IMAGE_SUFFIXES)}) in these shards.", remedy="Check the shards.")
     names = [entry.name for _, entry in found]
     splits: list[str | None] = [words[number] for number, _ in found]
     labels: list[Label] = [entry.label for _, entry in found]

@@ -109,7 +109,7 @@ def speed_rows() -> list[str]:
             ratios = [f"{row['engines'][name]['ratio']:.2f}" for name in ("eager", "compile", "onnx", "openvino")]
             best = [f"{row['best_ratio']:.2f} ({row['best_ours'].split()[0]}, {row['best_peer'].split()[0]})"]
             cells = [facts["model"].split("_")[1].upper(), str(row["batch"]), *ratios, *best, f"{row['of_limit']:.2f}"]
-            rows.append(" ".join(("|", " | ".join(cells), f"| [figures](../results/{path.stem}.md) |")))
+            rows.append(" ".join(("|", " | ".join(cells), f"| [results](../results/{path.stem}.md) |")))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The page on security: every promise has a test, and the package holds none of the calls that could break one."""
+"""The page on security: every property has a test, and the package has none of the calls that could break one."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def test_each_of_them_would_be_found(source):
     assert dangerous_calls("torch.load(path, weights_only=True)\nyaml.compose(text)\nmodel.eval()") == []
 
 
-def test_every_promise_has_a_test():
-    rows = re.findall(r"^\| (?!---|promise)(.+?) \| (.*) \|$", PAGE, re.MULTILINE)
+def test_every_property_has_a_test():
+    rows = re.findall(r"^\| (?!---|property)(.+?) \| (.*) \|$", PAGE, re.MULTILINE)
     assert len(rows) >= 25
-    for promise, tests in rows:
-        assert re.search(r"\[`test_\w+`\]\(\.\./\.\./tests/", tests), promise
+    for row, tests in rows:
+        assert re.search(r"\[`test_\w+`\]\(\.\./\.\./tests/", tests), row
