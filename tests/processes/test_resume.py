@@ -225,7 +225,7 @@ def test_changed_data_is_refused(bench, stopped_run, capsys):
         ("data.json", "", "data.json: the record of the run's data can't be read"),
         ("data.json", "{}", "data.json: the record of the run's data can't be read"),
         ("config.yaml", "", "config.yaml does not contain the settings of a run"),
-        ("config.yaml", "a: [b", "config.yaml: expected YAML"),
+        ("config.yaml", "a: [b", "config.yaml: not valid YAML"),
     ],
 )
 def test_a_damaged_file_of_a_run_is_named(bench, stopped_run, capsys, name, content, problem):

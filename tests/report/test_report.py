@@ -230,7 +230,7 @@ def test_thinned_out_at_even_distances(run):
     [
         ([], "no run was given"),
         (["RUN", "RUN", "c"], "c: no such folder"),
-        (["RUN", "RUN", "RUN"], "expected different runs"),
+        (["RUN", "RUN", "RUN"], "is given twice"),
         (["nowhere"], "no such folder"),
         (["RUN", "--images", "0"], "--images: expected 1 or more"),
         (["RUN", "--out", "no/such/folder/x.html"], "the folder no/such/folder does not exist"),

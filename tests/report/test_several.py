@@ -146,7 +146,7 @@ def test_what_differs_is_said_and_other_classes_are_refused(folds, table, tmp_pa
     capsys.readouterr()
     for runs, said in (
         ([*folds, two], "have other classes (only one has c)"),
-        ([*folds, folds[0]], "expected different runs"),
+        ([*folds, folds[0]], "is given twice"),
         ([*folds, str(tmp_path)], "holds no run"),
     ):
         assert main(["report", *runs, "--out", str(tmp_path / "y.html")]) == 2
