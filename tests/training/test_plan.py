@@ -170,7 +170,7 @@ def test_the_teacher_counts(caplog):
     assert (teacher["params"], teacher["weights_bytes"]) == (taught["params"], 4 * taught["params"])
     assert teacher["gmacs"] == pytest.approx(taught["gmacs"], rel=0.05)
     assert taught["computed_flops"] - alone["computed_flops"] == teacher["flops"] > 0
-    assert any(line.startswith("teacher        builtin:nano: sees 32 x 32 px") for line in caplog.messages)
+    assert any(line.startswith("teacher        builtin:nano: input 32 x 32 px") for line in caplog.messages)
 
 
 # -- time -------------------------------------------------------------------------------------------------------------

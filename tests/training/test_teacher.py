@@ -416,7 +416,7 @@ def test_train_with_a_teacher_from_end_to_end(tmp_path, monkeypatch, capsys):
     argv += ["schedule.warmup_epochs=0", "mix.probability=1.0"]
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert "teacher python:my_teacher_of_colours:Colours: sees 32 x 32 px" in out
+    assert "teacher python:my_teacher_of_colours:Colours: input 32 x 32 px" in out
     teacher = sys.modules.pop("my_teacher_of_colours").Colours
     assert teacher.calls == 1 + 2 * 2 * 2  # the check, then epochs x steps x replicas
     said = deepcait.load(tmp_path / "run").predict([tmp_path / "photos" / "cat" / "0.png"])
