@@ -56,7 +56,10 @@ def test_plan_and_training_agree_on_the_network(assignment):
         (["compute.memory=small"], ""),
         (["ablation.residual=rezero"], ""),
         (["compute.memory=small", "ablation.residual=rezero"], "it needs the blocks of a plain CaiT"),
-        (["compute.memory=small", "compute.attention=plain"], "it belongs to compute.backend=lean and compute.compile=blocks"),
+        (
+            ["compute.memory=small", "compute.attention=plain"],
+            "it belongs to compute.backend=lean and compute.compile=blocks",
+        ),
     ],
 )
 def test_a_setting_that_changes_nothing_is_reported(tmp_path, settings, output, caplog):
