@@ -308,7 +308,7 @@ def test_a_timm_model_with_weights_from_a_file(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("spec", "kind", "words"),
     [
-        ("timm:resnet1O", ConfigError, "name of a timm model"),
+        ("timm:resnet1O", ConfigError, "timm has no model"),
         ("timm:resnet10t,wieghts=x", ConfigError, "timm:NAME,weights=PATH"),
         ("timm:resnet10t,weights=/nowhere/x.pth", ConfigError, "weights file"),
         ("no_such_model", ConfigError, "no_such_model"),
