@@ -21,11 +21,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from deepcait.errors import ConfigError, DeepcaitError
 
 PYTHON, OBJECT = "python:", "object:"
+WEIGHTS = ",weights="
 _CALL = re.compile(r"\s*([^()]*?)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _MAX_SHOWN = 120  # characters of an attribute
 _MAX_LISTED = 64  # items of a container that are looked at
@@ -49,6 +51,25 @@ class Part(str):
 def is_part(name: str) -> bool:
     """Whether a setting names a user-defined part."""
     return name.startswith((PYTHON, OBJECT))
+
+
+def split_weights(spec: str) -> tuple[str, str | None]:
+    """Split `python:package.module:factory,weights=PATH` into the part and the path; a `Part` has no path.
+
+    >>> split_weights("python:nets:Small,weights=runs/small")
+    ('python:nets:Small', 'runs/small')
+    """
+    name, found, path = ("", "", "") if isinstance(spec, Part) else spec.rpartition(WEIGHTS)
+    return (name, path) if found else (spec, None)
+
+
+def path_of(spec: str) -> Path:
+    """Return where the weights of a MODEL are: its own path, or the one that a network of one's own names.
+
+    >>> path_of("python:nets:Small,weights=runs/small").as_posix(), path_of("runs/pets").as_posix()
+    ('runs/small', 'runs/pets')
+    """
+    return Path((split_weights(spec)[1] if is_part(spec) else None) or spec).expanduser()
 
 
 def is_plain(value: Any) -> bool:

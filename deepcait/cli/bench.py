@@ -218,6 +218,7 @@ def _precisions(args: Args) -> list[str]:
 
 def _tune(spec: str, args: Args, console: Console) -> dict:
     from deepcait.bench.tune import keep, table, tune
+    from deepcait.parts import path_of
 
     with console.progress("measuring") as progress:
         result = tune(
@@ -238,7 +239,8 @@ def _tune(spec: str, args: Args, console: Console) -> dict:
         f"fastest: {choice['engine']}, {choice['precision']}, {choice['threads']} threads, {choice['batch']} images "
         f"per call: {result['images_per_s']:.1f} images/s"
     )
-    folder = args.out or (Path(spec) if Path(spec).is_dir() else None)
+    place = path_of(spec)
+    folder = args.out or (place if place.is_dir() else None)
     if folder is None:
         console.say(f"not stored: {spec} is not a folder; use --out FOLDER")
         return result

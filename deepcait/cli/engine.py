@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepcait.cli.console import Console
@@ -35,20 +34,23 @@ def choose_engine(
 
     from deepcait.inference.precision import engine_for
     from deepcait.inference.tuned import FILE, Choice, ChoiceError, read_choice
+    from deepcait.parts import path_of
     from deepcait.weights.spec import describe
+
+    folder = path_of(spec)
 
     on_cpu = device == "cpu" if device else not torch.cuda.is_available()
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     named = asked is not None or precision != "auto"
-    if named or img_size is not None or not on_cpu or not alone or not Path(spec, FILE).is_file():
+    if named or img_size is not None or not on_cpu or not alone or not (folder / FILE).is_file():
         return Choice(engine=engine_for(asked, precision), precision=precision)
     try:
-        choice = read_choice(Path(spec), describe(spec))
+        choice = read_choice(folder, describe(spec))
     except ChoiceError as error:
         console.note(f"the stored choice of an engine is not used: {error}")
         return Choice()
     console.note(
         f"engine {choice.engine}, {choice.precision}, {choice.threads} threads, {choice.batch} images per call: "
-        f"measured on this machine ({Path(spec, FILE)}); --engine chooses another"
+        f"measured on this machine ({folder / FILE}); --engine chooses another"
     )
     return choice

@@ -236,11 +236,12 @@ def _measure(
 def _chosen_by(spec: str) -> str:
     """What chose the best epoch of a run; "" for any other model."""
     from deepcait.data.record import run_around
+    from deepcait.parts import path_of
     from deepcait.training.best import MEASURES
     from deepcait.training.journal import read_state
 
     run = run_around(spec)
-    if run is None or (run / "last") in (place := Path(spec).expanduser().absolute(), *place.parents):
+    if run is None or (run / "last") in (place := path_of(spec).absolute(), *place.parents):
         return ""
     return MEASURES.get(str(read_state(run).get("best_by")), "")
 

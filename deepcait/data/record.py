@@ -16,6 +16,7 @@ from deepcait.data.columns import USUAL, Columns
 from deepcait.data.source import Source, own_split
 from deepcait.data.split import spread
 from deepcait.errors import DataError, ImageError, some
+from deepcait.parts import path_of
 
 RUN_CONFIG = "config.yaml"  # makes a folder a run
 SPLIT_FILE = "split.json"
@@ -171,9 +172,12 @@ def _texts(value: Any) -> list[str]:
 
 
 def run_around(spec: str) -> Path | None:
-    """Return the folder of the run that a MODEL is from: itself, or around a model folder or weights file in it."""
-    path = Path(os.path.expanduser(spec)).absolute()
-    places = (path, *path.parents[:2]) if os.path.exists(path) else ()
+    """Return the folder of the run that a MODEL is from: itself, or around a model folder or weights file in it.
+
+    Of a network of one's own it is that of its weights; the file of averaged weights is RUN/best/ema/FILE.
+    """
+    path = path_of(spec).absolute()
+    places = (path, *path.parents[:3]) if os.path.exists(path) else ()
     return next((place for place in places if (place / RUN_CONFIG).is_file()), None)
 
 

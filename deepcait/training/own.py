@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.errors import RunError
-from deepcait.parts import Part, is_importable, is_part, source_digest
+from deepcait.parts import Part, is_importable, is_part, source_digest, split_weights
 from deepcait.training.recipe import RUN_CONFIG, Recipe, load_recipe
-from deepcait.weights.own import split_weights
 
 _logger = logging.getLogger(__name__)
 # Digest -> the setting that names the part.
@@ -47,7 +46,7 @@ def with_digests(recipe: Recipe, folder: Path) -> Recipe:
     before = load_recipe(str((folder / RUN_CONFIG).resolve())).digests if (folder / RUN_CONFIG).is_file() else None
     digests = {}
     for name, part in parts.items():
-        known = part if isinstance(part, Part) else split_weights(part)[0]
+        known, _ = split_weights(part)
         digests[name] = source_digest(known, SETTINGS[name])
         expected = getattr(before, name) if before else ""
         if expected and expected != digests[name]:

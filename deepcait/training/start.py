@@ -14,12 +14,12 @@ from deepcait.model.alternatives import AblationConfig, apply_overrides
 from deepcait.model.network import NetworkConfig
 from deepcait.model.networks import build_model, config_of, is_model_name, named_config
 from deepcait.model.variants import CaiTConfig
-from deepcait.parts import is_part
+from deepcait.parts import is_part, split_weights
 from deepcait.training.checkpoint import newest_checkpoint
 from deepcait.training.compute import note_of
 from deepcait.training.journal import replace_text
 from deepcait.training.recipe import Recipe
-from deepcait.weights.own import count_network, split_weights
+from deepcait.weights.own import count_network
 from deepcait.weights.spec import Resolved, describe, resolve
 
 _logger = logging.getLogger(__name__)
@@ -134,8 +134,8 @@ def _kept_facts(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
 
 def _own_start(recipe: Recipe, facts: dict[str, Any]) -> Resolved:
     """The network that the factory of a user's part returns."""
-    part, path = split_weights(recipe.model)
-    found = resolve(part if path else recipe.model, classes=facts["classes"], **shape_of(recipe))
+    part, _ = split_weights(recipe.model)
+    found = resolve(part, classes=facts["classes"], **shape_of(recipe))
     found.model.pretrained_cfg = facts["pretrained_cfg"]
     found = dataclasses.replace(found, spec=facts["spec"], pretrained_cfg=facts["pretrained_cfg"])
     _describe(found, recipe)

@@ -12,11 +12,10 @@ from torch.nn import functional as F
 
 from deepcait.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deepcait.errors import ConfigError, WeightsError
-from deepcait.parts import build, is_part, source_digest
+from deepcait.parts import build, is_part, source_digest, split_weights
 from deepcait.training.settings import Distillation
 from deepcait.weights.hub import HUB_PREFIX, WEIGHTS_FILES, fetch_repository
 from deepcait.weights.imagenet import wnids_of
-from deepcait.weights.own import split_weights
 from deepcait.weights.spec import describe, resolve
 
 _TIMM = "timm:"

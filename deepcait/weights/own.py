@@ -13,23 +13,12 @@ from torch import Tensor, nn
 
 from deepcait.errors import ConfigError, WeightsError
 from deepcait.model.network import OwnConfig
-from deepcait.parts import Part, blamed, build, takes
+from deepcait.parts import Part, blamed, build, split_weights, takes
 from deepcait.weights.artefact import StoredModel, read_artefact
 from deepcait.weights.registry import pretrained_cfg_of
 
 _logger = logging.getLogger(__name__)
-WEIGHTS = ",weights="
 _PROTOCOL = "A network is a torch module: images (B, C, H, W) -> logits (B, K), its last layer called head."
-
-
-def split_weights(spec: str) -> tuple[str, str | None]:
-    """Split `python:package.module:factory,weights=PATH` into the part and the path.
-
-    >>> split_weights("python:nets:Small,weights=runs/small")
-    ('python:nets:Small', 'runs/small')
-    """
-    name, found, path = spec.rpartition(WEIGHTS)
-    return (name, path) if found else (spec, None)
 
 
 def build_own(
@@ -53,7 +42,7 @@ def build_own(
         ConfigError: the factory fails, or makes another thing than a network.
         WeightsError: weights of another network.
     """
-    stored = None if weights is None else _read(Path(weights))
+    stored = None if weights is None else _read(Path(weights).expanduser())
     if num_classes is None and stored is not None:
         num_classes = stored.config.num_classes
     network = _build(spec, num_classes, dict(changes or {}))
@@ -67,7 +56,7 @@ def build_own(
 def describe_own(spec: str) -> StoredModel:
     """Return the facts of a user-defined network, without tensors. Raises as `build_own`."""
     part, path = split_weights(spec)
-    network, stored = build_own(part if path else spec, path)
+    network, stored = build_own(part, path)
     return StoredModel(
         kind="own",
         config=network.config,

@@ -16,7 +16,7 @@ from deepcait.model.convnet import ConvNet
 from deepcait.model.network import NetworkConfig
 from deepcait.model.networks import TEACHERS, build_model, is_model_name, named_config
 from deepcait.model.variants import CaiTConfig, variant_config, variant_names
-from deepcait.parts import is_part
+from deepcait.parts import WEIGHTS, is_part, split_weights
 from deepcait.weights.adapt import AdaptReport, build_loaded
 from deepcait.weights.artefact import Kind, StoredModel, is_artefact, read_artefact, validate_config
 from deepcait.weights.hints import listing, nowhere
@@ -30,7 +30,7 @@ from deepcait.weights.layouts import (
     read_weights,
     variant_name,
 )
-from deepcait.weights.own import build_own, describe_own, split_weights
+from deepcait.weights.own import build_own, describe_own
 from deepcait.weights.published import published
 from deepcait.weights.registry import (
     NANO_NAME,
@@ -236,8 +236,10 @@ def _resolve_random(name: str, config: NetworkConfig, classes: Sequence[str] | N
 
 
 def _resolve_own(spec: str, weights: str | Path | None, classes: Sequence[str] | None, **how: Any) -> Resolved:
-    part, path = (spec, None) if weights is not None else split_weights(spec)
-    model, stored = build_own(spec if path is None else part, weights or path, **how)
+    part, path = split_weights(spec)
+    weights = weights or path
+    model, stored = build_own(part, weights, **how)
+    spec = f"{part}{WEIGHTS}{weights}" if weights else str(spec)  # the run of these weights is found by it
     names = classes if classes is not None else stored.classes if stored else getattr(model, "classes", None)
     known = stored.provenance if stored else {}
     return Resolved(
@@ -247,7 +249,7 @@ def _resolve_own(spec: str, weights: str | Path | None, classes: Sequence[str] |
         name=None,
         classes=None if names is None else list(names),
         pretrained_cfg=model.pretrained_cfg | (stored.pretrained_cfg if stored else {}),
-        provenance=known | {"source": str(spec)},
+        provenance=known | {"source": spec},
         section=stored.section if stored else {},
     )
 

@@ -95,8 +95,11 @@ def test_the_run_that_a_model_is_from(tmp_path, monkeypatch):
     (run / "best").mkdir(parents=True)
     (run / "config.yaml").write_text("data: {source: t.csv, label_column: breed}\n")
     (run / "best" / "model.safetensors").write_bytes(b"")
-    for spec in (run, run / "best", run / "best" / "model.safetensors"):
-        assert run_around(str(spec)) == run
+    (run / "best" / "ema").mkdir()
+    (run / "best" / "ema" / "model.safetensors").write_bytes(b"")
+    for inner in (".", "best", "best/model.safetensors", "best/ema/model.safetensors"):
+        assert run_around(str(run / inner)) == run
+        assert run_around(f"python:nets:Small(depth=2),weights={run / inner}") == run
     assert run_around(str(tmp_path)) is None
     monkeypatch.chdir(run)  # a name is no path
     assert (run_around("best"), run_around("builtin:nano"), find_record("builtin:nano")) == (run, None, None)

@@ -205,6 +205,46 @@ def test_load_names_the_class_and_imports_nothing(place):
         deepcait.load(f"python:my_parts:SmallNet(width=5),weights={folder}")
 
 
+def small_run(place: Path) -> deepcait.Run:
+    """A run of SmallNet(width=4) on a flat folder of 40 images: 24 train, 8 val, 8 test; in `place`/runs/own."""
+    from my_parts import SmallNet, Stripes
+
+    for index, (image, label) in enumerate(map(Stripes(40).__getitem__, range(40))):
+        folder = place / "photos" / Stripes.classes[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{index}.png")
+    settings = {"epochs": 1, "global_batch_size": 8, "replicas": 1, "data.num_workers": 0}
+    settings |= {"data.test_fraction": 0.2, "data.val_fraction": 0.25}
+    return deepcait.train(place / "photos", place / "runs/own", model=(SmallNet, {"width": 4}), settings=settings)
+
+
+def test_a_run_of_an_own_network_is_evaluated_on_what_it_held_out(place, capsys):
+    from my_parts import SmallNet
+
+    run = small_run(place)
+    split = json.loads((run.folder / "split.json").read_text())
+    num_test = len(split["test"])
+    assert 0 < num_test < 40
+    factory = "python:my_parts:SmallNet(width=4)"
+    for model in (
+        run,
+        run.classifier,
+        run.last,
+        deepcait.Run(run.folder, model=factory),
+        deepcait.Run(run.folder, model=f"{factory},weights=elsewhere"),  # what the run itself started from
+        deepcait.load((SmallNet, {"width": 4}), weights=run.folder),
+        deepcait.load(f"{factory},weights=runs/own/last"),
+    ):
+        metrics = deepcait.evaluate(model, place / "photos")
+        assert (metrics.num_images, metrics.roles.name, metrics.roles.part) == (num_test, "held out", "test")
+    for folder, chosen in (("runs/own", True), ("runs/own/best", True), ("runs/own/last", False)):
+        capsys.readouterr()
+        assert main(["eval", f"{factory},weights={folder}", "--data", "photos"]) == 0
+        said = capsys.readouterr().out
+        assert f"test part of the run: {num_test} images" in said
+        assert ("best epoch     chosen by" in said) is chosen
+
+
 def test_a_classifier_of_a_subclass_names_it(place):
     from my_parts import GatedCaiT
 
