@@ -268,7 +268,7 @@ class Classifier:
             ConfigError, ImageError: as `predict`.
         """
         _require_positive("topk", topk)
-        predictions, features = Predictions(), [torch.empty(0, self.model.num_features, dtype=torch.float32)]
+        predictions, features = Predictions(), [torch.empty(0, self.cait.num_features, dtype=torch.float32)]
         for images_BCHW in self._batches(images, batch_size):
             logits_BK, features_BD = self.logits_and_features(images_BCHW)
             predictions += self.rank(logits_BK, topk, min_probability)
@@ -283,7 +283,7 @@ class Classifier:
             ConfigError, ImageError: as `predict`.
         """
         parts = [self.features(images_BCHW) for images_BCHW in self._batches(images, batch_size)]
-        return torch.cat([torch.empty(0, self.model.num_features, dtype=torch.float32), *parts])
+        return torch.cat([torch.empty(0, self.cait.num_features, dtype=torch.float32), *parts])
 
     def _batches(self, images: ImageInput | Sequence[ImageInput], batch_size: int) -> Iterator[Tensor]:
         """Yield the images preprocessed, (B, C, H, W), at most `batch_size` at once."""

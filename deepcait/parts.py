@@ -17,6 +17,7 @@ import importlib
 import inspect
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -70,6 +71,20 @@ def path_of(spec: str) -> Path:
     ('runs/small', 'runs/pets')
     """
     return Path((split_weights(spec)[1] if is_part(spec) else None) or spec).expanduser()
+
+
+def model_in(folder: str | os.PathLike[str], model: str) -> str:
+    """Return the MODEL, quoted for a shell, that names what a folder holds: it holds no code of a network of one's own.
+
+    Args:
+        folder: a run or model folder.
+        model: what its run started from.
+
+    >>> model_in("runs/pets", "cait_xxs24_224"), model_in("runs/small", "python:nets:Small(width=8)")
+    ('runs/pets', "'python:nets:Small(width=8),weights=runs/small'")
+    """
+    folder = os.fspath(folder)
+    return shlex.quote(f"{split_weights(model)[0]}{WEIGHTS}{folder}" if is_part(model) else folder)
 
 
 def is_plain(value: Any) -> bool:

@@ -107,7 +107,7 @@ def run(args: Args) -> int | None:
             tta=args.tta,
         )
         classifier.image_options = image_options(args, classifier.image_options)
-        features = [torch.empty(0, classifier.model.num_features)]
+        features = [] if args.embeddings is None else [torch.empty(0, classifier.cait.num_features)]
         batch_size = args.batch_size or chosen.batch or 32
         for start in range(0, len(places.images), batch_size):
             part = _predict(classifier, places.images[start : start + batch_size], args, skip, features)

@@ -63,6 +63,7 @@ class Args:
 def run(args: Args) -> int | None:
     """Train, and print the result."""
     from deepcait.api import choose_recipe, run_recipe
+    from deepcait.parts import model_in
 
     console = Console(json=args.json, narrates=True)
     assignments = settings(args.set)
@@ -88,7 +89,7 @@ def run(args: Args) -> int | None:
     best = trained.best
     console.say(f"done: {_describe_best(best, recipe)}")
     console.say(f"model:     {args.out / 'best'}")
-    console.say(f"next:      deepcait predict {args.out} IMAGE")
+    console.say(f"next:      deepcait predict {model_in(args.out, recipe.model)} IMAGE")
     console.result(
         {
             "run": str(args.out),

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from deepcait.errors import RunError
+from deepcait.parts import model_in
 from deepcait.runtime.files import replace_folder
 from deepcait.training.checkpoint import newest_checkpoint, read_progress, read_settings, step_of
 from deepcait.training.journal import read_state
@@ -45,7 +46,8 @@ def require_prolongable(folder: Path, recipe: Recipe) -> None:
         problem = f"{folder}: the run stopped early, before its last epoch; a longer one would have ended there too."
     else:
         return
-    raise RunError(problem, remedy=f"Start a new run from its model: --model {folder / 'last'} and another --out.")
+    last = model_in(folder / "last", recipe.model)
+    raise RunError(problem, remedy=f"Start a new run from its model: --model {last} and another --out.")
 
 
 def stable_folder(folder: Path) -> Path:
@@ -80,7 +82,8 @@ def restore_point(folder: Path, recipe: Recipe, steps_per_epoch: int) -> tuple[P
     if stable is None:
         raise RunError(
             f"{stable_folder(folder)}: no valid checkpoint from before the decay of the learning rate.",
-            remedy=f"Start a new run from a model of this one: --model {folder / 'last'} and another --out.",
+            remedy="Start a new run from a model of this one: "
+            f"--model {model_in(folder / 'last', recipe.model)} and another --out.",
         )
     aside = folder / f"epoch_{before}"
     for name in _MODELS:

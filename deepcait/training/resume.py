@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.errors import ConfigError, RunError, some
+from deepcait.parts import model_in
 from deepcait.training.aliases import rename_settings
 from deepcait.training.recipe import Recipe, load_recipe
 from deepcait.training.schedule import CAN_BE_LONGER
@@ -65,7 +66,7 @@ def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:
         changes = some([f"{name}: {_said(before[name])} -> {_said(now[name])}" for name in differing])
         raise ConfigError(
             f"Cannot resume {folder}: settings differ from the original run ({changes}).",
-            remedy=f"Omit them, or start a new run in another --out with --model {folder}. {_MORE}",
+            remedy=f"Omit them, or {_new_run(folder, own)}",
         )
     return given
 
@@ -76,8 +77,8 @@ def _longer(folder: Path, given: Recipe) -> Recipe:
         raise ConfigError(
             f"epochs: {folder} can't be prolonged: its learning rate (schedule.kind={given.schedule.kind}) was planned "
             "for its number of epochs from the first step on.",
-            remedy=f"Start a new run from its model: --model {folder / 'last'} and another --out. A run that begins "
-            "with --set schedule.kind=constant or warmup_stable_decay can be prolonged.",
+            remedy=f"Start a new run from its model: --model {model_in(folder / 'last', given.model)} and another "
+            "--out. A run that begins with --set schedule.kind=constant or warmup_stable_decay can be prolonged.",
         )
     return given
 
@@ -105,8 +106,12 @@ def require_same_settings(folder: Path, before: Mapping[str, Any], recipe: Recip
         expected, got = (some([f"{name}: {_said(of[name])}" for name in differing]) for of in (before, now))
         raise RunError(
             f"{folder / 'config.yaml'}: settings were changed since the run began, from {expected} to {got}.",
-            remedy=f"Restore them, or start a new run in another --out with --model {folder}. {_MORE}",
+            remedy=f"Restore them, or {_new_run(folder, recipe)}",
         )
+
+
+def _new_run(folder: Path, recipe: Recipe) -> str:
+    return f"start a new run in another --out with --model {model_in(folder, recipe.model)}. {_MORE}"
 
 
 def _said(value: Any) -> str:

@@ -245,6 +245,23 @@ def test_a_run_of_an_own_network_is_evaluated_on_what_it_held_out(place, capsys)
         assert ("best epoch     chosen by" in said) is chosen
 
 
+def test_the_printed_next_step_and_the_remedy_of_resuming_work(place, capsys):
+    small = small_run(place)
+    model = "python:my_parts:SmallNet(width=4)"
+    few = ["--set", "epochs=1", "global_batch_size=8", "replicas=1", "data.num_workers=0"]
+    train = ["train", "--data", "photos", *few]
+    assert main([*train, "--model", model, "--out", "runs/two"]) == 0
+    (command,) = re.findall(r"next: +deepcait (.*) IMAGE", capsys.readouterr().out)
+    (image, *_) = (place / "photos").rglob("*.png")
+    assert main([*shlex.split(command), str(image)]) == 0
+    assert main([*shlex.split(command), str(image), "--embeddings", "features.npz"]) == 2  # it has no tokens
+    with pytest.raises(ConfigError, match="only a CaiT has"):
+        small.classifier.embed(image)
+    assert main([*train, "loss=bce", "mix.label_smoothing=0", "--model", model, "--out", "runs/two", "--resume"]) == 2
+    (again,) = re.findall(r"--model\s+('.*?')", capsys.readouterr().err)
+    assert main([*train, "--model", *shlex.split(again), "--out", "runs/three"]) == 0
+
+
 def test_a_classifier_of_a_subclass_names_it(place):
     from my_parts import GatedCaiT
 
