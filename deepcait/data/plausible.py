@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deepcait.data.depth import FEW_LEVELS, few_levels
 from deepcait.data.folder import FolderSource, find_splits, label_file, split_of, subfolders
@@ -65,7 +67,8 @@ def doubts(spec: str | os.PathLike[str], samples: Source) -> list[Doubt]:
     found = [_dominant(counts), _splits_as_classes(names), _several_in_one(names), *_numbers(names, counts.total())]
     kind, place = parse_spec(spec)
     if kind == "folder" and isinstance(_innermost(samples), FolderSource):
-        found += _around(Path(os.path.expanduser(place)), names)
+        root = Path(os.path.expanduser(place))
+        found += _deeper(root, samples) + _beside(root, names)
     return [doubt for doubt in found if doubt is not None]
 
 
@@ -104,10 +107,34 @@ def _what_was_meant(spec: str | os.PathLike[str], used: Sequence[str]) -> str | 
             return f"Give {labels}: it names the label of each image."
     inner = base / used[0] if used else base
     below = subfolders(inner) if inner.is_dir() else []
-    if len(below) > 1 and not splits:
-        what = "splits" if all(map(split_of, below)) else "classes"
-        return f"Give {inner}: the {what} ({some(below)}) are in it."
-    return None
+    return _give(inner, below) if len(below) > 1 and not splits else None
+
+
+def folder_meant(source: Any, classes: Sequence[str]) -> str:
+    """Return the remedy for a folder above the class folders of a model; "" if it is not such a folder.
+
+    Args:
+        source: the images, whose labels are not classes of the model.
+        classes: index -> class name of the model.
+    """
+    opened = _innermost(source)
+    if not isinstance(opened, FolderSource):
+        return ""
+    for name in opened.classes:
+        folder = opened.base / name
+        if not folder.is_dir():  # a split's
+            continue
+        below = subfolders(folder)
+        inner = [folder / one for one in below] if below and all(map(split_of, below)) else [folder]
+        found = {one for place in inner for one in subfolders(place)}
+        if found and found <= set(classes):
+            return _give(folder, below)
+    return ""
+
+
+def _give(folder: Path, below: Sequence[str]) -> str:
+    what = "splits" if all(map(split_of, below)) else "classes"
+    return f"Give {folder}: the {what} ({some(below)}) are in it."
 
 
 def _dominant(counts: Counter[str]) -> Doubt | None:
@@ -161,19 +188,38 @@ def _numbers(names: Sequence[str], num_images: int) -> list[Doubt]:
     return []
 
 
-def _around(root: Path, names: Sequence[str]) -> list[Doubt]:
-    """Doubts about the folders: class folders one level deeper, or more of them next to the splits."""
+def _deeper(root: Path, samples: Source) -> list[Doubt]:
+    """Classes whose images are all in two or more folders below the class folder, unlike the other classes.
+
+    Classes that are all divided, into folders of other names, are taken for what they are: one folder per patient.
+    """
+    base = find_splits(root).get("train", root)
+    folders: dict[str, set[str]] = defaultdict(set)
+    for path, label in zip(samples.names, samples.labels, strict=True):
+        name = samples.classes[label] if label is not None else ""
+        folders[name].add(posixpath.dirname(f"/{path}".partition(f"/{name}/")[2]))
+    below: dict[str, list[str]] = {}
+    for name, own in folders.items():
+        above = posixpath.commonpath(own)
+        if above not in own:
+            below[f"{name}/{above}".rstrip("/")] = sorted({posixpath.relpath(one, above).split("/")[0] for one in own})
+    every = [one for own in below.values() for one in own]
+    inner = sorted(set(every))
+    if not below or (len(below) == len(folders) and len(inner) == len(every)):
+        return []
+    where = "any of these folders, or sort the images by class first"
+    return [
+        Doubt(
+            f"all images of {some(list(below))} are in subfolders ({some(inner)}), which may be the classes",
+            f"If they are, give {base / next(iter(below)) if len(below) == 1 else where}",
+        )
+    ]
+
+
+def _beside(root: Path, names: Sequence[str]) -> list[Doubt]:
+    """Folders next to the splits with class folders of the same names."""
     splits = find_splits(root)
     found = []
-    base = splits.get("train", root)
-    deeper = [subfolders(base / name) for name in names if (base / name).is_dir()]
-    if len(deeper) > 1 and len(deeper[0]) > 1 and all(below == deeper[0] for below in deeper):
-        found.append(
-            Doubt(
-                f"all class folders hold the same folders ({some(deeper[0])}): are the classes one level deeper?",
-                f"If they are, give one of the folders in {base}, or sort the images by class first",
-            )
-        )
     for path in sorted(root.iterdir()) if splits else ():
         beside = path.is_dir() and not path.name.startswith(".") and not split_of(path.name)
         if beside and len(set(subfolders(path)) & set(names)) > 1:

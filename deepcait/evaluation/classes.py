@@ -9,6 +9,7 @@ from torch import nn
 
 from deepcait.data import Preprocessing
 from deepcait.data.labels import is_integer, map_labels
+from deepcait.data.plausible import folder_meant
 from deepcait.errors import ConfigError, DataError, some
 from deepcait.weights.imagenet import NUM_CLASSES, wnids
 
@@ -90,7 +91,10 @@ def map_classes(source: Labelled, classes: Sequence[str] | None, num_classes: in
             return list(range(num_classes))
         if not all(map(is_integer, used)):
             raise _other_number(source, num_classes)
-    index_of = map_labels("classes", used, classes or [str(index) for index in range(num_classes)])
+    try:
+        index_of = map_labels("classes", used, classes or [str(index) for index in range(num_classes)])
+    except DataError as error:
+        raise DataError(error.problem, remedy=folder_meant(source, classes or ()) or error.remedy) from error
     return [index_of.get(name, -1) for name in source.classes]
 
 

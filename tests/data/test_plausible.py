@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import deepcait
 from deepcait.data import list_splits, open_source, open_split
 from deepcait.data.doctor import examine
 from deepcait.data.folder import find_splits, split_of
@@ -128,7 +129,40 @@ def test_classes_called_like_splits_are_doubted(tmp_path, caplog):
 
 def test_classes_one_level_deeper_are_doubted(tmp_path, caplog):
     fill(tmp_path, "camera_1/cat", "camera_1/dog", "camera_2/cat", "camera_2/dog")
-    assert any("hold the same folders (cat, dog)" in note for note in notes(tmp_path, caplog))
+    (note,) = notes(tmp_path, caplog)
+    assert "all images of camera_1, camera_2 are in subfolders (cat, dog), which may be the classes" in note
+
+
+@pytest.mark.parametrize("inner", ["photos", "photos/all"])
+def test_one_class_that_holds_classes_is_doubted(tmp_path, caplog, inner):
+    fill(tmp_path, f"{inner}/cat", f"{inner}/dog", f"{inner}/frog", "other")
+    (note,) = notes(tmp_path, caplog)
+    assert f"all images of {inner} are in subfolders (cat, dog, frog), which may be the classes" in note
+    assert note.endswith(f"If they are, give {tmp_path / inner}")
+
+
+def test_classes_one_level_deeper_in_a_split_are_doubted(tmp_path, caplog):
+    fill(tmp_path, "train/photos/cat", "train/photos/dog", "train/other", "val/photos/cat", "val/other")
+    (note,) = notes(tmp_path, caplog)
+    assert note.endswith(f"If they are, give {tmp_path / 'train' / 'photos'}")
+
+
+def test_class_folders_with_images_beside_subfolders_are_not_doubted(tmp_path, caplog):
+    fill(tmp_path, "cat", "cat/more", "cat/others", "dog/images", "owl")
+    assert notes(tmp_path, caplog) == []
+
+
+@pytest.mark.parametrize("folders", [("up/photos/{}",), ("up/photos/{}", "up/other")])
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_evaluating_a_folder_too_high_names_the_right_one(tmp_path, folders, split):
+    names = [f"{split}{name}" for name in ("airplane", "bird")]
+    fill(tmp_path, *(folder.format(name) for folder in folders for name in names))
+    with pytest.raises(DataError, match=f"Give {tmp_path / 'up' / 'photos'}: the .* are in it") as caught:
+        deepcait.evaluate(deepcait.load("builtin:nano"), tmp_path / "up")
+    assert "Rename" not in str(caught.value)
+    fill(tmp_path, "up/photos/fox")
+    with pytest.raises(DataError, match="Rename those labels"):
+        deepcait.evaluate(deepcait.load("builtin:nano"), tmp_path / "up")
 
 
 def test_a_split_that_is_not_read_is_doubted(tmp_path, caplog):
