@@ -119,7 +119,10 @@ class Trainer:
                 with contextlib.suppress(DeepcaitError):
                     self._state("failed", error=error.problem)
                 if isinstance(error, ImageError):
-                    more = "`deepcait doctor` finds all of them; more: `deepcait help unreadable-images`."
+                    more = (
+                        "`deepcait doctor` finds all of them; --resume with --set data.on_error=skip continues without "
+                        "them. More: `deepcait help unreadable-images`."
+                    )
                     raise ImageError(error.problem, remedy=f"{error.remedy} {more}") from error
                 raise
         self.journal.write_table()

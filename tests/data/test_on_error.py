@@ -220,6 +220,7 @@ def test_raise_is_the_default_and_names_the_file(ruin, tmp_path):
         trainer_of(tmp_path, recipe, ruin[0]).fit()
     assert any(path in caught.value.problem for path in ruin[1])
     assert "deepcait doctor" in caught.value.remedy
+    assert "--resume with --set data.on_error=skip" in caught.value.remedy
     assert not (tmp_path / "errors.jsonl").exists()
     assert read_state(tmp_path)["state"] == "failed"
 
