@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepcait.errors import ConfigError, WeightsError
+from deepcait.errors import ConfigError, WeightsError, some
 from deepcait.model.network import OwnConfig
-from deepcait.parts import Part, blamed, build, split_weights, takes
+from deepcait.parts import WEIGHTS, Part, blamed, build, split_weights, takes
 from deepcait.weights.artefact import StoredModel, read_artefact
 from deepcait.weights.registry import pretrained_cfg_of
 
@@ -164,11 +165,20 @@ def _load(network: nn.Module, stored: StoredModel, spec: str) -> None:
     try:
         network.load_state_dict(stored.state_dict)
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:3]]
+        lines = [_shortened(line.strip()) for line in str(error).splitlines()[1:3]]
+        factory = (stored.section.get("foreign") or {}).get("factory")
+        name = f": {factory}{WEIGHTS}{stored.folder}" if factory else ""
         raise WeightsError(
             f"{stored.folder}: the weights do not fit {spec} ({' '.join(lines)}).",
-            remedy="Name the factory and the arguments that the weights were trained with.",
+            remedy=f"Name the factory and the arguments that the weights were trained with{name}.",
         ) from error
+
+
+def _shortened(line: str) -> str:
+    """A line of torch's error with three of its keys."""
+    head, *_ = line.partition('"')
+    keys = re.findall(r'"[^"]*"', line)
+    return f"{head}{some(keys, 3)}." if len(keys) > 3 else line
 
 
 def _no_checkpointing(enable: bool = True) -> None:

@@ -274,6 +274,13 @@ def test_a_classifier_of_a_subclass_names_it(place):
     with pytest.raises(WeightsError, match="my_parts:GatedCaiT"):
         deepcait.load(place / "saved")
     again = deepcait.load((GatedCaiT, sizes), weights=place / "saved")
+    wrong = "python:my_parts:GatedCaiT(depth=3, embed_dim=32, num_heads=2)"
+    with pytest.raises(WeightsError) as caught:
+        deepcait.load(wrong, weights=place / "saved")
+    assert re.search(r'Missing key\(s\) in state_dict: ("[^"]+", ){2}"[^"]+" and \d+ more\.', str(caught.value))
+    assert len(str(caught.value)) < 600
+    with pytest.raises(WeightsError, match=r"trained with: python:my_parts:SmallNet\(width=4\),weights=.*best\."):
+        deepcait.load("python:my_parts:SmallNet(width=5)", weights=small_run(place).folder)
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(again.logits(images), classifier.logits(images))
     assert again.cait.class_attention(images).shape[0] == 2
