@@ -118,7 +118,7 @@ def test_settings_that_do_not_fit_each_other_are_one_error_before_anything_is_op
         output = caught.value.problem
         for text in ("is not divisible by replicas", "augment.repeats (4)", "schedule.min_lr", "loss: expected ce"):
             assert text in output
-        for text in ("optimizer.name", "keep.tracker", "augment.rand_augment", "cait_nano_33", "teacher: timm has no model"):
+        for text in ("optimizer.name", "keep.tracker", "augment.rand_augment", "cait_nano_33", "timm has no model"):
             assert text in output
         assert len(caught.value.errors) == 10
 
