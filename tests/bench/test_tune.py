@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -130,7 +131,8 @@ def test_eval_uses_it_and_says_so(model, tmp_path, capsys):
 def test_serve_uses_it_down_to_the_batch(model, monkeypatch, options, batch):
     change(model, batch=3)
     seen = []
-    monkeypatch.setattr("deepcait.serve.run.serve", lambda *_, limits, threads, **__: seen.append((limits, threads)))
+    serving = importlib.import_module("deepcait.serve.run")  # by its name: other tests import the package again
+    monkeypatch.setattr(serving, "serve", lambda *_, limits, threads, **__: seen.append((limits, threads)))
     assert main(["serve", str(model), *options]) == 0
     ((limits, threads),) = seen
     assert limits.max_batch == (batch or 3)

@@ -87,7 +87,7 @@ def load(plant, collate=default_collate) -> list:
         (no_shared_memory, default_collate, "more shared memory than there is", "--shm-size"),
         (no_shared_memory, first_of, "more shared memory than there is", "--shm-size"),  # found by the sending thread
         (no_handles, first_of, "Too many open files", "ulimit -n"),
-        (no_memory, default_collate, "no memory left", "smaller batches"),
+        (no_memory, default_collate, "ran out of memory", "smaller batches"),
         (unsendable, first_of, "failed while it sent a batch: ", "data.num_workers=0"),
         (None, wrong, "failed while it assembled a batch: TypeError: no such thing.", "data.num_workers=0"),
         (kills, default_collate, "was killed while it read image_5.png", "lack of memory"),

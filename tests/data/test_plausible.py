@@ -59,7 +59,7 @@ def notes(data: Path | str, caplog) -> list[str]:
 
 
 def test_one_class_is_refused(tmp_path):
-    assert "got one class: cat. Add images of another class" in refusal(fill(tmp_path, "cat"))
+    assert "all images are of the class cat; training needs two classes or more. Add images of another class" in refusal(fill(tmp_path, "cat"))
 
 
 def test_a_folder_too_high_is_refused_with_the_right_one(tmp_path):
@@ -175,7 +175,7 @@ def test_a_split_that_is_not_read_is_doubted(tmp_path, caplog):
 def test_one_class_with_nearly_everything_is_doubted(tmp_path, caplog):
     fill(tmp_path, "cat", images=40)
     fill(tmp_path, "dog", images=3)
-    assert any("are of the class cat: a model that always answers it" in note for note in notes(tmp_path, caplog))
+    assert any("are of the class cat: a model that always " in note for note in notes(tmp_path, caplog))
 
 
 def table(root: Path, labels: list[str]) -> Path:
