@@ -1,9 +1,9 @@
 """Checkpoints: everything a run needs to resume bit-exactly, in one file with a digest of its content in its name.
 
-`step_00001200-<digest>.safetensors` holds the weights, their average, the optimizer's state and, in its header,
-the few numbers of `Progress` and the settings that decide results. It holds no random state: all that is random
-follows from seed and step. The file is written next to its place, hashed, flushed and renamed, so a kill or a full
-disk leaves the older one valid.
+`step_00001200-<digest>.safetensors` holds the weights, their average, the states of the optimizer and of a user's
+loss and, in its header, the few numbers of `Progress` and the settings that decide results. It holds no random state:
+all that is random follows from seed and step. The file is written next to its place, hashed, flushed and renamed, so a
+kill or a full disk leaves the older one valid.
 """
 
 from __future__ import annotations
@@ -142,13 +142,21 @@ def read_checkpoint(path: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
 
 
 def state_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None, loss: nn.Module | None = None
 ) -> dict[str, torch.Tensor]:
-    """Return all tensors that a run needs to resume, under the names that `load_tensors` reads."""
+    """Return all tensors that a run needs to resume, under the names that `load_tensors` reads.
+
+    Args:
+        model, optimizer, average: of the run.
+        loss: a user's loss that is a torch module; None for any other.
+    """
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"optimizer/{name}": value for name, value in optimizer_tensors(optimizer).items()}
     if average:
         tensors |= {f"ema/{name}": value for name, value in average.state_dict().items()}
+    if loss is not None:
+        # Copies, because buffers may share memory, which safetensors refuses.
+        tensors |= {f"loss/{name}": value.clone() for name, value in loss.state_dict().items()}
     return tensors
 
 
@@ -158,18 +166,19 @@ def load_tensors(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
+    loss: nn.Module | None = None,
 ) -> None:
     """Load the tensors that `state_tensors` returned.
 
     Args:
         tensors: as `read_checkpoint` returns them.
         path: where they come from.
-        model, optimizer, average: what takes them.
+        model, optimizer, average, loss: what takes them. The state of the loss may be missing, as in older versions.
 
     Raises:
         RunError: they are of another model or recipe.
     """
-    parts: dict[str, dict] = {"model": {}, "optimizer": {}, "ema": {}}
+    parts: dict[str, dict] = {"model": {}, "optimizer": {}, "ema": {}, "loss": {}}
     for key, value in tensors.items():
         part, _, name = key.partition("/")
         parts[part][name] = value
@@ -178,6 +187,8 @@ def load_tensors(
         load_optimizer_tensors(optimizer, parts["optimizer"])
         if average:
             average.load_state_dict(parts["ema"])
+        if loss is not None and parts["loss"]:
+            loss.load_state_dict(parts["loss"])
     except (RuntimeError, KeyError) as error:
         raise RunError(
             f"{path}: the weights and states do not fit the run's recipe ({str(error).splitlines()[0].rstrip(':')}).",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepcait.errors import ConfigError
-from deepcait.parts import blamed, build, is_part, split_call
+from deepcait.parts import Part, blamed, build, is_part, split_call
 
 LOSSES = ("ce", "bce", "focal")
 # Of logits (B, K), targets (B, K) and the teacher's logits (B, K), if there is a teacher.
@@ -25,14 +26,24 @@ class OwnLoss:
         part: a callable of (logits, targets, teacher's logits or None) that returns a scalar; a torch module is moved
             to the device of the logits.
         name: of the part, for messages.
+
+    Raises:
+        ConfigError: not a callable, or a module with a trainable parameter or a state that is not a tensor.
     """
 
     def __init__(self, part: Callable[..., Tensor], name: str) -> None:
         if not callable(part):
             problem = f"loss {name}: expected a callable of (logits, targets, teacher), got {type(part).__name__}."
             raise ConfigError(problem, remedy="Let the factory return one, for example a torch module.")
+        if isinstance(part, nn.Module):
+            _require_storable(part, name)
         self.part = part
         self.name = name
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The part if it is a torch module, whose state a checkpoint holds."""
+        return self.part if isinstance(self.part, nn.Module) else None
 
     def __call__(self, logits_BK: Tensor, targets_BK: Tensor, teacher_BK: Tensor | None) -> Tensor:
         """Return the loss, a scalar; logits are at least float32.
@@ -49,6 +60,29 @@ class OwnLoss:
             got = f"a tensor of {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ConfigError(f"loss {self.name}: expected a scalar tensor, got {got}.", remedy="Return its mean.")
         return loss
+
+
+def _build_own(name: str) -> Callable[..., Tensor]:
+    """The part of this name; a module given as an object is copied, as a network is: another run begins as this one."""
+    part = build(name, "loss")
+    if isinstance(part, nn.Module) and isinstance(name, Part) and name.arguments is None:
+        with blamed(f"loss {name}: copying it"):
+            return copy.deepcopy(part)
+    return part
+
+
+def _require_storable(part: nn.Module, name: str) -> None:
+    """Raise unless a run can restore the module: the optimizer has only the parameters of the network."""
+    trainable = [key for key, parameter in part.named_parameters() if parameter.requires_grad]
+    if trainable:
+        raise ConfigError(
+            f"loss {name}: its parameter {trainable[0]} would not be trained, only those of the network are.",
+            remedy="Make it a buffer (register_buffer), freeze it (requires_grad_(False)), or put it into the network.",
+        )
+    other = [key for key, value in part.state_dict().items() if not isinstance(value, Tensor)]
+    if other:
+        problem = f"loss {name}: expected a state of tensors, which a checkpoint can hold, got another {other[0]}."
+        raise ConfigError(problem, remedy="Keep it in a buffer (register_buffer).")
 
 
 def build_loss(
@@ -69,7 +103,7 @@ def build_loss(
         if class_weights_K is not None:
             problem = f"optimizer.class_weights: expected false with the loss {name}, got true."
             raise ConfigError(problem, remedy="A user-defined loss has to weight the classes itself.")
-        return OwnLoss(build(name, "loss"), name)
+        return OwnLoss(_build_own(name), name)
     kind, arguments = split_call(name, "loss")
     functions = {"ce": cross_entropy, "bce": binary_cross_entropy, "focal": focal}
     if kind not in functions or arguments.keys() - ({"gamma"} if kind == "focal" else set()):

@@ -34,6 +34,7 @@ from deepcait.training.events import Event
 from deepcait.training.guard import Guard
 from deepcait.training.job import Job
 from deepcait.training.journal import Journal, read_state
+from deepcait.training.losses import OwnLoss
 from deepcait.training.optimizer import build_optimizer, chosen_class_weights, freeze, parameter_groups
 from deepcait.training.prolong import keep_stable_models, restore_point, stable_folder
 from deepcait.training.resume import deciding_settings, require_same_settings
@@ -50,8 +51,8 @@ _logger = logging.getLogger(__name__)
 class Trainer:
     """A training run in progress.
 
-    Everything that changes is in the model, the average, the optimizer, the scaler and `progress`: what a
-    checkpoint holds.
+    Everything that changes is in the model, the average, the optimizer, the user's loss, the scaler and `progress`:
+    what a checkpoint holds.
     """
 
     def __init__(self, job: Job) -> None:
@@ -83,6 +84,7 @@ class Trainer:
             teacher=job.teacher,
             class_weights_K=None if weights_K is None else weights_K.to(job.device),
         )
+        self.loss = self.stepper.loss.module if isinstance(self.stepper.loss, OwnLoss) else None
         shape = job.model.config
         self.stepper.warm_up_ddp(torch.zeros(job.order.replica_batch_size, shape.in_chans, *shape.img_size))
         self.guard = Guard(job.folder, recipe.keep.max_skipped_steps, scales_gradients=fp16)
@@ -277,7 +279,7 @@ class Trainer:
             return
         self.journal.flush()
         self.progress.scaler = self.scaler.state_dict()
-        tensors = state_tensors(self.model, self.optimizer, self.average)
+        tensors = state_tensors(self.model, self.optimizer, self.average, self.loss)
         keep, settings = self.recipe.keep.checkpoints, deciding_settings(self.recipe)
         if stable:
             save_checkpoint(stable_folder(self.job.folder), self.progress, tensors, keep=1, settings=settings)
@@ -318,7 +320,9 @@ class Trainer:
             return
         require_same_settings(self.job.folder, read_settings(path), self.recipe)
         self.progress, tensors = read_checkpoint(path)
-        load_tensors(tensors, path, self.model, self.optimizer, self.average)
+        load_tensors(tensors, path, self.model, self.optimizer, self.average, self.loss)
+        if self.loss is not None and self.loss.state_dict() and not any(key.startswith("loss/") for key in tensors):
+            _logger.warning("%s has no state of the loss, which starts again", path.name)
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
         self.journal.cut(self.progress.step, self.progress.evaluated_step)

@@ -19,6 +19,7 @@ import deepcait
 from deepcait.cli.main import main
 from deepcait.data import Preprocessing
 from deepcait.errors import ConfigError, DataError, RunError, WeightsError
+from deepcait.training.checkpoint import newest_checkpoint, read_checkpoint, state_tensors
 from deepcait.weights import describe
 from deepcait.weights.own import count_network
 from tests.documents.shown import ROOT, blocks
@@ -146,6 +147,87 @@ def test_resumes_exactly_after_a_kill(place, network):
     assert main(["train", "--out", "killed", "--resume"]) == 0
     assert main([*train, "whole"]) == 0
     assert content(place / "killed") == content(place / "whole")
+
+
+SCHEDULED = """
+import torch
+
+class Scheduled(FocalLoss):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, *given):
+        self.count += 1
+        return super().forward(*given) / self.count
+
+class Learned(FocalLoss):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+class Frozen(Learned):
+    def __init__(self):
+        super().__init__()
+        self.requires_grad_(False)
+
+class Counted(FocalLoss):
+    def get_extra_state(self):
+        return {"count": 1}
+"""
+
+
+@pytest.fixture
+def losses(place):
+    with open(place / "my_parts.py", "a") as file:
+        file.write(SCHEDULED)
+    import my_parts
+
+    return my_parts
+
+
+@pytest.mark.parametrize("form", ["factory", "object"])
+def test_the_state_of_a_loss_is_resumed(place, losses, form):
+    """A stopped run has the weights of an uninterrupted one, also if it resumes with the object that it began with."""
+    loss = losses.Scheduled() if form == "object" else losses.Scheduled
+    settings = {"loss": loss, "epochs": 2}
+    whole = own_run(place / "whole", settings=settings)
+    stop = [lambda event: event.stop() if event.step == 2 else None]
+    assert own_run(place / "parts", settings=settings, callbacks=stop).state == "stopped"
+    assert own_run(place / "parts", settings=settings, resume=True).state == "finished"
+    assert content(place / "parts" / "run") == content(whole.folder)
+    _, tensors = read_checkpoint(newest_checkpoint(whole.folder / "checkpoints")[0])
+    assert tensors["loss/count"] == json.loads((whole.folder / "status.json").read_text())["step"]
+
+
+def test_a_checkpoint_without_the_state_of_a_loss_is_resumed(place, losses, monkeypatch, caplog):
+    settings = {"loss": losses.Scheduled}
+    stop = [lambda event: event.stop()]
+    with monkeypatch.context() as patch:
+        without = lambda model, optimizer, average, loss: state_tensors(model, optimizer, average)  # noqa: E731
+        patch.setattr("deepcait.training.trainer.state_tensors", without)
+        own_run(place, settings=settings, callbacks=stop)
+    assert own_run(place, settings=settings, resume=True).state == "finished"
+    assert "has no state of the loss" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [("Learned", "its parameter weight would not be trained"), ("Counted", "expected a state of tensors")],
+)
+def test_a_loss_that_a_run_would_not_restore_is_refused(place, losses, capsys, loss, said):
+    path = recipe_file(place, NETWORKS[1])
+    train = ["train", "--recipe", str(path), "--out", "run", "--set", f"loss=python:my_parts:{loss}"]
+    for command in (train, [*train, "--dry-run"]):
+        assert main(command) == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert said in error
+        assert "register_buffer" in error
+    assert not (place / "run").exists()
+
+
+def test_a_loss_with_frozen_parameters_trains(place, losses):
+    assert own_run(place, settings={"loss": losses.Frozen}).state == "finished"
 
 
 def own_run(place: Path, **how) -> deepcait.Run:
