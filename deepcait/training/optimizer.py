@@ -14,9 +14,8 @@ from deepcait.errors import ConfigError
 from deepcait.model.network import Network
 from deepcait.parts import split_call
 from deepcait.runtime.device import sum_dtype
-from deepcait.training.settings import Optimizer
+from deepcait.training.settings import TIMM, Optimizer
 
-TIMM = "timm:"
 # Of a group, set when it is built and at every step.
 _GROUP_SETTINGS = ("lr", "lr_scale", "weight_decay")
 _NUMBERS = {"bool": bool, "int": int, "float": float}

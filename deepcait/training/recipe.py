@@ -19,6 +19,8 @@ from deepcait.training.aliases import rename_nodes
 from deepcait.training.best import MEASURES
 from deepcait.training.schedule import Schedule
 from deepcait.training.settings import (
+    OPTIMIZERS,
+    TIMM,
     Ablation,
     About,
     Average,
@@ -105,7 +107,6 @@ class Recipe:
             "data.labels": (self.data.labels, RULES),
             "data.validate_on": (self.data.validate_on, VALIDATE_ON),
             "data.on_error": (self.data.on_error, ("raise", "skip")),
-            "optimizer.name": (self.optimizer.name.partition(":")[0], ("adamw", "sgd", "timm")),
             "teacher.kind": (self.teacher.kind, ("hard", "soft")),
             "keep.best_by": (self.keep.best_by, ("auto", *MEASURES)),
             "compute.precision": (self.compute.precision, ("auto", "fp32", "fp32-strict", "bf16", "fp16")),
@@ -117,7 +118,7 @@ class Recipe:
             for name, (value, allowed) in one_of.items()
             if value not in allowed
         ]
-        errors += [*self._out_of_range(), *self._not_a_share()]
+        errors += [*_wrong_optimizer(self.optimizer.name), *self._out_of_range(), *self._not_a_share()]
         if errors:
             raise together(errors)
 
@@ -220,6 +221,21 @@ def load_recipe(name_or_path: str, assignments: Sequence[str] = (), *, version: 
     if errors:
         raise together(errors)
     return recipe
+
+
+def _wrong_optimizer(name: str) -> Iterator[ConfigError]:
+    """An error for a name that is neither built in nor timm:NAME; NAME is checked when the optimizer is built."""
+    if name in OPTIMIZERS or (name.startswith(TIMM) and name != TIMM):
+        return
+    from timm.optim import list_optimizers
+
+    if name.lower() in OPTIMIZERS:
+        remedy = f"Did you mean {name.lower()}?"
+    else:
+        is_timm = name.partition("(")[0].lower() in list_optimizers()
+        remedy = f"Did you mean {TIMM}{name}?" if is_timm else "Choose one."
+    expected = f"expected {', '.join(OPTIMIZERS)} or {TIMM}NAME (for example {TIMM}lamb)"
+    yield ConfigError(f"optimizer.name: {expected}, got {name!r}.", remedy=remedy)
 
 
 def _find(name_or_path: str, folder: Path) -> Path:

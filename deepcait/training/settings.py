@@ -9,6 +9,10 @@ from deepcait.data.holding import Holding
 from deepcait.data.image import MAX_BYTES, MAX_PIXELS, ImageOptions
 from deepcait.errors import ConfigError
 
+OPTIMIZERS = ("adamw", "sgd")
+TIMM = "timm:"
+"""The prefix of the optimizers of timm."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class About:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -235,6 +236,24 @@ def test_settings_of_the_command_line(assignment, read):
             load_recipe("pretrain", [assignment])
         assert "--set" in caught.value.problem
         assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("lamb", "Did you mean timm:lamb?"),
+        ("lion(betas=(0.9, 0.95))", "Did you mean timm:lion(betas=(0.9, 0.95))?"),
+        ("AdamW", "Did you mean adamw?"),
+        ("timm", "Choose one."),
+        ("timm:", "Choose one."),
+        ("adamw:fast", "Choose one."),
+        ("sgdx", "Choose one."),
+    ],
+)
+def test_a_name_that_is_no_optimizer_is_refused(name, remedy):
+    with pytest.raises(ConfigError, match="expected adamw, sgd or timm:NAME") as caught:
+        load_recipe("demo", [f"optimizer.name={json.dumps(name)}"])
+    assert caught.value.remedy == remedy
 
 
 def test_later_settings_win():
