@@ -35,15 +35,20 @@ def with_parts(recipe: Recipe, parts: dict[str, Part]) -> Recipe:
     return recipe
 
 
-def with_digests(recipe: Recipe, folder: Path) -> Recipe:
+def with_digests(recipe: Recipe, folder: Path | None) -> Recipe:
     """Return the recipe with the digests of its parts' source.
+
+    Args:
+        recipe: of the run.
+        folder: of the run that is resumed; None for a new run.
 
     Raises:
         RunError: the run in the folder began with other source.
         ConfigError: there is no such part.
     """
     parts = own_parts(recipe)
-    before = load_recipe(str((folder / RUN_CONFIG).resolve())).digests if (folder / RUN_CONFIG).is_file() else None
+    config = None if folder is None else folder / RUN_CONFIG
+    before = load_recipe(str(config.resolve())).digests if config is not None and config.is_file() else None
     digests = {}
     for name, part in parts.items():
         known, _ = split_weights(part)

@@ -72,11 +72,12 @@ def plan(recipe: Recipe, folder: Path | None = None, *, resume: bool = False) ->
         require_sound(recipe)
     else:
         recipe = require_ready(recipe, folder, resume)
-    data = open_training_data(recipe, folder)
+    known = folder if resume else None  # a new run replaces what is there
+    data = open_training_data(recipe, known)
     order = build_order(recipe, data.train)
     device = choose_device(recipe.compute.device)
     asked, recipe = recipe, choose_settings(recipe, device)
-    model, config = _network(recipe, list(data.train.classes), folder)
+    model, config = _network(recipe, list(data.train.classes), known)
     preprocessing = _preprocessing(recipe, model, config)
     samples = TrainingSet(data.train, build_augmentation(recipe.augment, preprocessing), recipe.seed)
     # Built for its errors alone.
@@ -89,7 +90,7 @@ def plan(recipe: Recipe, folder: Path | None = None, *, resume: bool = False) ->
     shape = (config.in_chans, *config.img_size)
     facts["shared_memory_bytes"] = needed_shared_bytes(recipe, shape, order)
     facts["disk_bytes"] = disk_bytes(recipe, *count_params(model))
-    is_new = folder is not None and not (folder / RUN_CONFIG).exists()
+    is_new = folder is not None and not (resume and (folder / RUN_CONFIG).exists())
     facts["disk_free_bytes"] = require_disk(folder, facts["disk_bytes"]) if is_new else None
     facts |= {"device": str(device), "precision": recipe.compute.precision, "num_workers": recipe.data.num_workers}
     facts["compute"] = describe_choices(asked, recipe, device)

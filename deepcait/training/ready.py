@@ -26,5 +26,5 @@ def require_ready(recipe: Recipe, folder: Path, resume: bool) -> Recipe:
     """
     require_startable(folder, resume)
     require_prolongable(folder, recipe)
-    require_sound(recipe, has_start=has_start(folder))
-    return with_digests(recipe, folder)
+    require_sound(recipe, has_start=resume and has_start(folder))
+    return with_digests(recipe, folder if resume else None)

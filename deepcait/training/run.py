@@ -84,7 +84,8 @@ def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequen
     device = choose_device(recipe.compute.device)
     asked, recipe = recipe, choose_settings(recipe, device)
     _logger.info("start: %s", start_of(recipe))
-    data = open_training_data(recipe, folder)
+    known = folder if resume else None  # a new run replaces what is there
+    data = open_training_data(recipe, known)
     for message in data.messages:
         _logger.info(message)
     for doubt in data.doubts:
@@ -92,7 +93,7 @@ def _train(recipe: Recipe, folder: Path, processes: Processes, callbacks: Sequen
     if num_validation := len(data.validation):
         _logger.info(describe_choice(recipe.keep.best_by, num_validation))
     classes = list(data.train.classes)
-    start = kept_start(folder, recipe) or start_model(recipe, classes)
+    start = (kept_start(known, recipe) if known else None) or start_model(recipe, classes)
     if recipe.train == "lora":
         add_lora(start.model, recipe.lora, recipe.seed)
     preprocessing = Preprocessing.from_pretrained_cfg(start.pretrained_cfg)
@@ -146,7 +147,7 @@ def _begun(job: Job, recipe: Recipe, data: TrainingData, start: Resolved, resume
     if not job.processes.is_main:
         yield []
         return
-    if not (job.folder / RUN_CONFIG).exists():
+    if not resume or not (job.folder / RUN_CONFIG).exists():
         require_disk(job.folder, disk_bytes(recipe, *count_params(job.model)))
     with held(job.folder, resume), contextlib.ExitStack() as stack:
         # Before the files that make the folder a run: where a tracker can't be opened, the run can be started again.

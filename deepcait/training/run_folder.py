@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from deepcait.data import Preprocessing, Source
-from deepcait.data.record import PARTS, SPLIT_FILE, part_of_run, record_text
+from deepcait.data.record import PARTS, RUN_CONFIG, SPLIT_FILE, part_of_run, record_text
 from deepcait.errors import RunError, WeightsError, WriteError
 from deepcait.model.network import Network, as_module
 from deepcait.runtime.claim import hold, require_free
@@ -22,34 +23,45 @@ from deepcait.training.data import TrainingData
 from deepcait.training.journal import REMEDY, read_state, replace_text
 from deepcait.training.lora import ADAPTERS, merged, save_adapters
 from deepcait.training.recipe import Recipe
+from deepcait.training.start import START_FILE
 from deepcait.training.trackers import FILES
 from deepcait.weights.artefact import save_artefact
 from deepcait.weights.spec import Resolved
 
+_logger = logging.getLogger(__name__)
 # Sections of the recipe that a trained model need not remember.
 _NOT_OF_THE_MODEL = ("about", "keep", "compute", "data")
 _LOCK = "run.lock"
 # What a kill in the first moment of a run leaves behind; 0.1 wrote .config.yaml.new.
 _LEFT_BEHIND = (".config.yaml*.new", _LOCK, f".{_LOCK}.*", *FILES)
+# What a run writes before its first checkpoint. A checkpoint, a model or any other file keeps the folder as it is.
+_BEFORE_CHECKPOINT = (
+    *(*_LEFT_BEHIND, ".*.new", RUN_CONFIG, "data.json", "environment.json", SPLIT_FILE, START_FILE, "status.json"),
+    *("metrics.jsonl", "metrics.csv", "errors.jsonl", "timing.jsonl"),
+)
 
 
 def require_startable(folder: Path, resume: bool) -> None:
     """Raise if the folder holds a run and `resume` is False, or anything else.
+
+    A run without a checkpoint or a model is logged, and replaced by `held`.
 
     Raises:
         RunError: the folder holds a run, something else, or a process of this machine writes there.
     """
     require_folder(folder, "--out")
     require_free(folder, folder / _LOCK)
-    if (folder / "config.yaml").exists():
+    if (folder / RUN_CONFIG).exists():
         if not resume:
             _require_no_run(folder)
+            _logger.warning("%s: the run there has no checkpoint and no model; a new run replaces it", folder)
     elif folder.exists() and any(not any(map(entry.match, _LEFT_BEHIND)) for entry in folder.iterdir()):
         raise RunError(f"{folder} contains other files.", remedy="Choose another --out.")
 
 
 def _require_no_run(folder: Path) -> None:
-    if (folder / "config.yaml").exists():
+    """Raise if the folder holds a run that has come to a checkpoint or a model, or that has other files in it."""
+    if (folder / RUN_CONFIG).exists() and not _is_replaceable(folder):
         state = read_state(folder).get("state", "unfinished")
         raise RunError(
             f"{folder} already contains a run ({state}).",
@@ -57,9 +69,32 @@ def _require_no_run(folder: Path) -> None:
         )
 
 
+def _is_replaceable(folder: Path) -> bool:
+    """Whether a folder has only what a run writes before its first checkpoint."""
+
+    def is_early(entry: Path) -> bool:
+        if entry.name == "checkpoints" and entry.is_dir():
+            return not any(entry.iterdir())
+        return any(map(entry.match, _BEFORE_CHECKPOINT))
+
+    return all(is_early(entry) and not entry.is_symlink() for entry in folder.iterdir())
+
+
+def _clear(folder: Path) -> None:
+    """Remove a run that `_is_replaceable`; config.yaml last, so that a kill leaves a run that can be replaced."""
+    try:
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == RUN_CONFIG):
+            if entry.name.startswith((_LOCK, f".{_LOCK}.")):  # held by this process, or awaited by another
+                continue
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    except OSError as error:
+        problem = f"{folder}: the run there can't be replaced: {error.strerror or error}."
+        raise RunError(problem, remedy="Choose another --out.") from error
+
+
 @contextlib.contextmanager
 def held(folder: Path, resume: bool) -> Iterator[None]:
-    """Create a run's folder, and hold its lock while the run is written.
+    """Create a run's folder, and hold its lock while the run is written; a new run removes what precedes it there.
 
     Raises:
         RunError: the folder can't be written, another process writes the run, or has written one meanwhile.
@@ -73,6 +108,8 @@ def held(folder: Path, resume: bool) -> Iterator[None]:
     with hold(folder, folder / _LOCK):
         if not resume:
             _require_no_run(folder)
+            if (folder / RUN_CONFIG).exists():
+                _clear(folder)
         yield
 
 
@@ -97,7 +134,7 @@ def write_run_files(folder: Path, recipe: Recipe, data: TrainingData) -> None:
     for unfinished in folder.glob(".*.new"):  # of a process that was killed; models are folders
         shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
     # The recipe first: it is what makes a folder a run.
-    replace_text(folder / "config.yaml", recipe.to_yaml())
+    replace_text(folder / RUN_CONFIG, recipe.to_yaml())
     replace_text(folder / "data.json", json.dumps(facts, indent=1) + "\n")
     replace_text(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
     if not (folder / SPLIT_FILE).exists():

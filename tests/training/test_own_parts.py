@@ -226,6 +226,33 @@ def test_a_loss_that_a_run_would_not_restore_is_refused(place, losses, capsys, l
     assert not (place / "run").exists()
 
 
+def test_a_run_that_failed_before_its_first_checkpoint_is_replaced(place, losses, capsys):
+    """With other settings, other source and other data than the failed run began with."""
+    source = place / "my_parts.py"
+    code = source.read_text()
+    broken = code.replace("super().forward(*given) / self.count", "None / self.count")
+    train = ["train", "--recipe", str(recipe_file(place, NETWORKS[1])), "--set", "loss=python:my_parts:Scheduled"]
+    source.write_text(broken)
+    sys.modules.pop("my_parts")
+    assert main([*train, "--out", "run"]) == 2
+    assert json.loads((place / "run" / "status.json").read_text())["state"] == "failed"
+    source.write_text(code)
+    sys.modules.pop("my_parts")
+    train += ["seed=3", "data.val_fraction=0.4"]
+    line = "run: the run there has no checkpoint and no model; a new run replaces it"
+    before = {path: path.read_bytes() for path in (place / "run").iterdir()}
+    capsys.readouterr()
+    assert main([*train, "--out", "run", "--dry-run"]) == 0
+    assert line in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in (place / "run").iterdir()} == before
+    assert main([*train, "--out", "run"]) == 0
+    assert line in capsys.readouterr().out
+    assert main([*train, "--out", "whole"]) == 0
+    assert content(place / "run") == content(place / "whole")
+    split = [json.loads((place / name / "split.json").read_text()) for name in ("run", "whole")]
+    assert split[0] == split[1]
+
+
 def test_a_loss_with_frozen_parameters_trains(place, losses):
     assert own_run(place, settings={"loss": losses.Frozen}).state == "finished"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 
@@ -53,6 +54,45 @@ def test_a_kill_at_any_file_leaves_a_startable_folder(tmp_path, monkeypatch, rec
         *("config.yaml", "data.json", "environment.json", "split.json"),
     ]
     assert json.loads((folder / "data.json").read_text())["num_train"] == 20
+
+
+@pytest.mark.parametrize(
+    ("kept", "startable"),
+    [
+        (None, True),
+        ("checkpoints/step_00000003-0123456789abcdef.safetensors", False),
+        ("checkpoints/stable/step_00000003-0123456789abcdef.safetensors", False),
+        ("best/model.safetensors", False),
+        ("last/model.safetensors", False),
+        ("notes.txt", False),
+        ("tensorboard/events", True),
+        ("status.json", True),
+    ],
+)
+def test_only_a_run_without_checkpoint_and_model_is_replaced(tmp_path, recipe, data, kept, startable):
+    folder = tmp_path / "run"
+    write_run_files(folder, recipe, data)
+    (folder / "checkpoints").mkdir()
+    if kept:
+        (folder / kept).parent.mkdir(parents=True, exist_ok=True)
+        (folder / kept).write_text("")
+    before = sorted(folder.rglob("*"))
+    with contextlib.nullcontext() if startable else pytest.raises(RunError, match="already contains a run"):
+        require_startable(folder, resume=False)
+    assert sorted(folder.rglob("*")) == before
+    with contextlib.nullcontext() if startable else pytest.raises(RunError, match="already contains a run"):
+        with run_module.held(folder, resume=False):
+            assert [path.name for path in folder.iterdir()] == ["run.lock"]
+    assert sorted(folder.rglob("*")) == ([] if startable else before)
+
+
+def test_links_are_not_removed(tmp_path, recipe, data):
+    folder = tmp_path / "run"
+    write_run_files(folder, recipe, data)
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="already contains a run"):
+        require_startable(folder, resume=False)
 
 
 def test_other_data_than_the_run_began_with_are_refused(tmp_path, recipe, data):
