@@ -49,7 +49,7 @@ def train(
     Args:
         data: labelled images, the DATA of the command; or your own dataset, or a dictionary of them by split.
             None with `resume` means the run's own.
-        out: folder of the run; must not hold one yet, unless `resume`.
+        out: folder of the run; must not hold one yet, unless `resume` or it has neither checkpoint nor model.
         model: to start from: a name, a model or run folder, a weights file, `builtin:nano`; None means the recipe's
             (`cait_xxs24_224` for finetune). Or your own network.
         recipe: name of a recipe, or path of a .yaml file.

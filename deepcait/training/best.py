@@ -65,8 +65,10 @@ def describe_choice(best_by: str, num_images: int) -> str:
     """Return in one sentence how the best epoch is chosen.
 
     >>> describe_choice("auto", 120)
-    'the best epoch is chosen by validation loss: 120 validation images'
+    'the best epoch is chosen by validation loss (cross-entropy): 120 validation images'
     """
     measure = chosen_measure(best_by, num_images)
     images = f"{num_images:,} validation image{'s' * (num_images != 1)}"
-    return f"the best epoch is chosen by {MEASURES[measure]}: {images}"
+    # Validation computes cross-entropy, whatever loss trains.
+    which = " (cross-entropy)" if measure == "loss" else ""
+    return f"the best epoch is chosen by {MEASURES[measure]}{which}: {images}"

@@ -55,7 +55,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequ
 
     Args:
         recipe: with `data.source` filled.
-        folder: of the run; must not hold one yet, unless `resume`.
+        folder: of the run; must not hold one yet, unless `resume` or it has neither checkpoint nor model.
         resume: continue the run in `folder`, or start it if there is none; a finished one stays as it is, unless the
             recipe has more epochs.
         callbacks: called with each `Event` in the main process.

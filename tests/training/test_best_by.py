@@ -69,7 +69,8 @@ def test_early_stopping_follows_the_measure(tmp_path, best_by, ends):
 def test_auto_is_the_loss_of_few_images_and_top1_of_many():
     assert [chosen_measure("auto", number) for number in (1, 499, 500, 50_000)] == ["loss", "loss", "top1", "top1"]
     assert chosen_measure("balanced_accuracy", 10) == "balanced_accuracy"
-    assert describe_choice("auto", 120) == "the best epoch is chosen by validation loss: 120 validation images"
+    line = "the best epoch is chosen by validation loss (cross-entropy): 120 validation images"
+    assert describe_choice("auto", 120) == line
     assert describe_choice("auto", 5000).endswith("by validation top-1: 5,000 validation images")
 
 
