@@ -6,7 +6,6 @@ Importing this package is fast: dependencies such as PyTorch are imported when a
 from __future__ import annotations
 
 import importlib
-import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,10 +54,6 @@ _HOME = {
     "recipe_keys": "deepcait.training.keys",
     "train": "deepcait.api",
 }
-
-
-# Silent unless the user configures logging, or the command shows the messages.
-logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """Messages through Python's logging, and progress bars on stderr.
 
-Every module logs to a logger with its name, `deepcait....`. Users of the library configure these loggers as usual;
-the command shows them, and progress bars, through `shown`.
+Every module logs to a logger with its name, `deepcait....`. Users of the library configure these loggers as usual; if
+they do not, Python prints warnings on stderr. The command shows all messages, and progress bars, through `shown`.
 """
 
 from __future__ import annotations
@@ -49,10 +49,8 @@ def shown(*, on_stdout: bool = False) -> Iterator[None]:
     Args:
         on_stdout: print messages on stdout, for commands whose messages are their output; else on stderr.
     """
-    if not is_main_process():
-        yield
-        return
-    handler, level = _Handler(on_stdout), _ROOT.level
+    # Without a handler, Python prints warnings on stderr.
+    handler, level = _Handler(on_stdout) if is_main_process() else logging.NullHandler(), _ROOT.level
     _ROOT.addHandler(handler)
     _ROOT.setLevel(logging.INFO)
     try:

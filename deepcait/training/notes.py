@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from deepcait.data.order import Order
 from deepcait.model.networks import is_model_name, named_config
+from deepcait.parts import is_part
 from deepcait.training.best import chosen_measure
 from deepcait.training.recipe import Recipe
 from deepcait.training.start import start_of
+from deepcait.weights.own import split_weights
 
 # With fewer images, one image is more than a percentage point of accuracy.
 _FEW_VALIDATION_IMAGES = 100
@@ -36,10 +38,11 @@ def describe_plan(recipe: Recipe, order: Order, world_size: int, computed: str) 
 def notes_of(recipe: Recipe, order: Order, num_validation: int) -> list[str]:
     """Return likely mistakes, a sentence each.
 
-    Warm-ups that never end, initial values that do harm or nothing, batches that do not fit the number of images, and
-    too few validation images to compare epochs.
+    Warm-ups that never end, random weights that are frozen, initial values that do harm or nothing, batches that do not
+    fit the number of images, and too few validation images to compare epochs.
     """
     notes = [*_notes_of_layer_scale(recipe), *_notes_of_fp16(recipe), *_notes_of_epoch(order)]
+    notes += _notes_of_frozen(recipe)
     if recipe.data.balanced and recipe.optimizer.class_weights is True:
         notes.append(
             "data.balanced and optimizer.class_weights both even out the classes: together they favour the small ones"
@@ -79,6 +82,22 @@ def _notes_of_epoch(order: Order) -> list[str]:
             f"{batch}; the next takes others. A smaller global_batch_size leaves out fewer"
         ]
     return []
+
+
+def _notes_of_frozen(recipe: Recipe) -> list[str]:
+    """Weights that were not loaded and are not trained, for a while or at all."""
+    own = is_part(recipe.model) and split_weights(recipe.model)[1] is None
+    if not own and not (is_model_name(recipe.model) and recipe.start == "random"):
+        return []
+    if recipe.train != "all":
+        frozen, remedy = f"train is {recipe.train}", "train=all trains all weights"
+    elif recipe.head_warmup_epochs:
+        frozen = f"head_warmup_epochs is {recipe.head_warmup_epochs:g}"
+        remedy = "head_warmup_epochs=0 trains all weights from the start"
+    else:
+        return []
+    unless = f", unless the factory of {recipe.model} loads trained ones" if own else ""
+    return [f"{frozen}: the weights that it does not train are random{unless}; {remedy}"]
 
 
 def _notes_of_fp16(recipe: Recipe) -> list[str]:

@@ -1,4 +1,4 @@
-"""Messages of the package: silent for a library user who asks for none, shown by the command, in one process only."""
+"""Messages of the package: a library user who asks for none gets warnings; the command shows all, in one process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOGGER = logging.getLogger("deepcait.training.trainer")
 @pytest.mark.parametrize(
     ("configured", "lines"),
     [
-        ("", []),
+        ("", ["two"]),  # what a run warns of
         ("logging.basicConfig(level='INFO')", ["INFO:deepcait.training.x:one", "WARNING:deepcait.training.x:two"]),
     ],
 )
@@ -32,6 +32,17 @@ def test_a_library_user_hears_what_logging_is_configured_for(configured, lines):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == ""
     assert done.stderr.splitlines() == lines
+
+
+@pytest.mark.process
+def test_other_processes_of_a_command_print_nothing():
+    program = (
+        "import logging; from deepcait.runtime.messages import shown\n"
+        "with shown(): logging.getLogger('deepcait.training.x').warning('two')"
+    )
+    environment = os.environ | {"RANK": "1", "WORLD_SIZE": "2"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
 
 
 def test_the_command_shows_messages_and_only_while_it_runs(capsys):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -13,7 +16,8 @@ from deepcait.training.plan import plan
 from deepcait.training.recipe import load_recipe
 from deepcait.training.run import train
 from deepcait.training.settings import Keep
-from tests.training.tiny import tiny_recipe
+from tests.documents.shown import ROOT
+from tests.training.tiny import SMALL_RUN, tiny_recipe
 
 
 def taken(order):
@@ -77,6 +81,43 @@ def test_a_dry_run_and_a_run_say_both(tmp_path, caplog):
         notes = [record.getMessage() for record in lines if record.levelname == "WARNING"]
         assert [line for line in notes if "takes 10 of 18 training images" in line], lines
         assert [line for line in notes if "is decided by 2 validation images" in line], lines
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            ["start=random"],
+            "head_warmup_epochs is 1: the weights that it does not train are random; head_warmup_epochs=0",
+        ),
+        (["start=random", "train=head"], "train is head: the weights that it does not train are random; train=all"),
+        (["start=random", "train=lora"], "train is lora: the weights that it does not train are random; train=all"),
+        (["model=python:nets:Small"], "are random, unless the factory of python:nets:Small loads trained ones"),
+        (["start=random", "head_warmup_epochs=0"], None),
+        (["model=python:nets:Small,weights=runs/small"], None),
+        (["model=runs/photos", "start=random", "train=head"], None),
+        ([], None),
+    ],
+)
+def test_frozen_weights_that_are_random_are_noted(settings, said):
+    notes = notes_of(load_recipe("finetune", settings), Order(64, 32), 1000)
+    assert [said in note for note in notes] == ([True] if said else [])
+
+
+@pytest.mark.process
+def test_a_run_from_python_prints_its_notes(tmp_path):
+    """On stderr, where logging is not configured."""
+    settings = SMALL_RUN | {"epochs": 1, "head_warmup_epochs": 1}
+    program = (
+        "import deepcait\n"
+        f"deepcait.train('builtin:demo', 'run', model='cait_nano_32', recipe='demo', settings={settings!r})"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "only the head moves: head_warmup_epochs is 1, epochs 1" in done.stderr
+    assert "the weights that it does not train are random" in done.stderr
+    assert "plan:" not in done.stderr
 
 
 def test_two_ways_to_even_out_classes_are_noted():
