@@ -201,7 +201,7 @@ def test_an_error_of_one_process_alone_is_in_the_summary(bench, tmp_path):
     root_cause = process.stderr.partition("Root Cause")[2]
     assert "error: " in root_cause
     assert f"{tmp_path}/data1" in root_cause
-    assert "remedy: Check the path" in root_cause
+    assert "remedy: " in root_cause
 
 
 def test_a_pair_killed_then_asked_to_stop_then_resumed(bench, tmp_path, nursery, straight_pair):
