@@ -16,6 +16,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from deepcait.runtime import messages  # noqa: E402
+
 # The same examples in every run; a slow machine is no failure.
 settings.register_profile("deepcait", deadline=None, derandomize=True)
 settings.load_profile("deepcait")
@@ -83,6 +85,7 @@ def _seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    messages._LOGGED.clear()
 
 
 @pytest.fixture(scope="module")

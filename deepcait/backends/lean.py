@@ -26,6 +26,7 @@ from deepcait.errors import some
 from deepcait.model.ablation import AblatedBlock
 from deepcait.model.attention import TalkingHeadsAttention
 from deepcait.model.block import draw_keep
+from deepcait.runtime.messages import log_once
 
 logger = logging.getLogger("deepcait.backends")
 
@@ -111,7 +112,7 @@ class Lean(Backend):
         if (id(block), why) in self._reported:
             return
         self._reported |= {(id(blocks[index]), reason) for reason, which in changes.items() for index in which}
-        logger.log(level, "computed layer by layer (backend reference, same results): %s", _text(changes))
+        log_once(logger, level, f"computed layer by layer (backend reference, same results): {_text(changes)}")
 
 
 def _text(changes: Mapping[str, Sequence[int]]) -> str:

@@ -20,6 +20,7 @@ from deepcait import display
 _PLAIN_LINE_EVERY_S = 10.0
 _REDRAW_EVERY_S = 0.25
 _ROOT = logging.getLogger("deepcait")
+_LOGGED: set[tuple[str, str]] = set()
 
 
 def is_main_process() -> bool:
@@ -35,6 +36,13 @@ def size_text(num_bytes: int) -> str:
     ('1.5 MiB', '5.00 GiB')
     """
     return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
+
+
+def log_once(logger: logging.Logger, level: int, text: str) -> None:
+    """Log a message that holds for several copies of a model, as a training makes them, once in this process."""
+    if (logger.name, text) not in _LOGGED:
+        _LOGGED.add((logger.name, text))
+        logger.log(level, "%s", text)
 
 
 def print_nowhere(stream: TextIO) -> None:

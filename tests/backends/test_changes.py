@@ -6,6 +6,7 @@ with the reference they must agree, in training and in evaluation, and differ fr
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 
@@ -16,6 +17,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepcait.backends import branches
+from deepcait.runtime import messages
 from tests.model.wild import ablated, relative_error, some_images, tiny_config, wild_model
 
 CONFIG = tiny_config(depth=2, drop_path_rate=0.3)
@@ -191,6 +193,7 @@ def test_a_change_has_its_effect(name, part, caplog):
     for training in (True, False):
         expected = outcome("reference", training, lambda model: act(model, path))
         caplog.clear()
+        messages._LOGGED.clear()
         assert_same(outcome("lean", training, lambda model: act(model, path)), expected)
         wanted, wanted_grads = unchanged(training)
         same = torch.equal(expected[0], wanted) and torch.equal(expected[1]["images"], wanted_grads["images"])
@@ -356,6 +359,7 @@ def test_one_line_says_which_blocks_and_why_until_something_else_changes(caplog)
     model.blocks[1].mlp.act = nn.ReLU()
     for _ in range(3):
         model(images)
+    copy.deepcopy(model)(images)  # as a training makes copies, for averages and for saving
     text = "block 0: attn.qkv has hooks; block 1: mlp.act is ReLU instead of GELU"
     assert [record.getMessage() for record in caplog.records] == [
         f"computed layer by layer (backend reference, same results): {text}"
