@@ -94,7 +94,7 @@ def describe_choices(asked: Recipe, chosen: Recipe, device: torch.device) -> str
 def _compilation(asked: Recipe, chosen: Recipe, device: torch.device) -> str:
     """What is compiled, and why; empty on a CPU where nothing is."""
     by_default = " (auto)" if asked.compute.compile == "auto" else ""
-    if chosen.compute.compile:
+    if chosen.compute.compile in (True, "blocks"):
         return f", {'compiled blocks' if chosen.compute.compile == 'blocks' else 'compiled'}{by_default}"
     if device.type == "cuda" and by_default and (reason := why_not_compiled(device)):
         return f", not compiled ({reason})"
@@ -185,7 +185,7 @@ def compiled_memory(compute: Compute) -> Iterator[None]:
 
 def not_compiled(compute: Compute) -> contextlib.AbstractContextManager:
     """Return the context in which compiled modules compute as they would uncompiled, as `deepcait eval` does."""
-    if not compute.compile:  # spares the seconds that importing the compiler takes
+    if compute.compile in (False, "auto"):  # spares the seconds that importing the compiler takes
         return contextlib.nullcontext()
     return cast("contextlib.AbstractContextManager", torch.compiler.set_stance("force_eager"))
 
@@ -207,7 +207,7 @@ def wrap(model: nn.Module, compute: Compute, processes: Processes) -> nn.Module:
     net = model
     if compute.compile == "blocks":
         compile_blocks(model)
-    elif compute.compile:
+    elif compute.compile is True:
         net = cast("nn.Module", torch.compile(model))
     if processes.world_size == 1:
         return net

@@ -140,6 +140,15 @@ def test_all_blocks_are_compiled_once_and_validation_not_at_all(monkeypatch):
     assert counter.frame_count == 3
 
 
+def test_what_is_not_chosen_yet_is_not_compiled(monkeypatch):
+    """A trainer that gets a recipe as it is, on a CPU."""
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled"))
+    model = tiny_model(torch.float32)
+    assert wrap(model, Compute(), Processes()) is model
+    with not_compiled(Compute()):
+        assert torch.compiler.is_compiling() is False
+
+
 def test_the_compiler_saves_less_only_where_memory_is_small():
     for settings, budget in (({"memory": "small"}, 0.2), ({}, 1.0), ({"memory": "small", "compile": False}, 1.0)):
         with compiled_memory(Compute(**{"compile": "blocks"} | settings)):
