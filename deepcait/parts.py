@@ -65,7 +65,7 @@ def split_weights(spec: str) -> tuple[str, str | None]:
 
 
 def path_of(spec: str) -> Path:
-    """Return where the weights of a MODEL are: its own path, or the one that a network of one's own names.
+    """Return where the weights of a MODEL are: its own path, or the one in the MODEL of a user-defined network.
 
     >>> path_of("python:nets:Small,weights=runs/small").as_posix(), path_of("runs/pets").as_posix()
     ('runs/small', 'runs/pets')
@@ -74,7 +74,7 @@ def path_of(spec: str) -> Path:
 
 
 def model_in(folder: str | os.PathLike[str], model: str) -> str:
-    """Return the MODEL, quoted for a shell, that names what a folder holds: it holds no code of a network of one's own.
+    """Return the MODEL for the model in a folder, quoted for a shell; for a user-defined network with its factory.
 
     Args:
         folder: a run or model folder.

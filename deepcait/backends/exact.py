@@ -153,7 +153,7 @@ def find_change(module: nn.Module | None, kind: type[nn.Module], forward: Callab
 
 
 def _name(kind: type, other: type) -> str:
-    """The name of a class; with its module where the other class has the same name."""
+    """The name of a class; with its module if the other class has the same name."""
     return f"{kind.__module__}.{kind.__name__}" if kind.__name__ == other.__name__ else kind.__name__
 
 

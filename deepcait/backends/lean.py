@@ -64,7 +64,8 @@ class Lean(Backend):
         try:
             return self._take(block, tokens.dtype)
         except Changed as change:
-            if not torch.compiler.is_compiling():
+            known = (id(block), str(change)) in self._reported  # the others are not looked at in every pass
+            if not known and not torch.compiler.is_compiling():
                 self._report(block, str(change), blocks, self._changes(blocks, tokens.dtype), level=logging.WARNING)
             return block
 

@@ -32,15 +32,13 @@ from deepcait.inference.fold import fold
 from deepcait.model import CaiT
 from deepcait.runtime.device import choose_device
 from deepcait.runtime.environment import environment
-from deepcait.training.compute import allows_tf32, autocast, compile_blocks, set_compute, tf32
+from deepcait.training.compute import SMALL_BUDGET, allows_tf32, autocast, compile_blocks, set_compute, tf32
 from deepcait.training.settings import Compute
 
 # Model, images per step, in the order in which they are measured. The first is measured in three precisions.
 CASES = (("cait_xxs24_224", 128), ("cait_s24_224", 64), ("cait_m36_384", 8))
 QUICK_CASES = (("cait_xxs24_224", 4),)
 BATCHES = (1, 8, 64, 256)
-# What the compiler may save of the activations it would save on its own.
-_SMALL_BUDGET = 0.2
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ FORMS = (
     Form("timm, compiled", compiled="model"),
     Form("reference, compiled", "reference", compiled="model"),
     Form("reference, compiled blocks", "reference", compiled="blocks"),
-    Form("reference, compiled, memory small", "reference", compiled="model", budget=_SMALL_BUDGET),
+    Form("reference, compiled, memory small", "reference", compiled="model", budget=SMALL_BUDGET),
 )
 PLAIN_FORMS = tuple(form for form in FORMS if form.name in ("timm", "reference", "lean"))
 

@@ -14,7 +14,7 @@ from typing import Any
 from deepcait.data.depth import FEW_LEVELS, few_levels
 from deepcait.data.folder import FolderSource, find_splits, label_file, split_of, subfolders
 from deepcait.data.image import decode_image
-from deepcait.data.source import Source, options_of
+from deepcait.data.source import Source, innermost, options_of
 from deepcait.data.spec import parse_spec
 from deepcait.errors import DataError, ImageError, some
 
@@ -66,7 +66,7 @@ def doubts(spec: str | os.PathLike[str], samples: Source) -> list[Doubt]:
     names = list(counts)
     found = [_dominant(counts), _splits_as_classes(names), _several_in_one(names), *_numbers(names, counts.total())]
     kind, place = parse_spec(spec)
-    if kind == "folder" and isinstance(_innermost(samples), FolderSource):
+    if kind == "folder" and isinstance(innermost(samples), FolderSource):
         root = Path(os.path.expanduser(place))
         found += _deeper(root, samples) + _beside(root, names)
     return [doubt for doubt in found if doubt is not None]
@@ -85,12 +85,6 @@ def lost_levels(samples: Source) -> list[str]:
             return []
     brightest = max(levels, default=FEW_LEVELS)
     return [few_levels(brightest)] if brightest < FEW_LEVELS else []
-
-
-def _innermost(source: Source) -> Source:
-    while (inner := getattr(source, "source", None)) is not None:
-        source = inner
-    return source
 
 
 def _what_was_meant(spec: str | os.PathLike[str], used: Sequence[str]) -> str | None:
@@ -117,7 +111,7 @@ def folder_meant(source: Any, classes: Sequence[str]) -> str:
         source: the images, whose labels are not classes of the model.
         classes: index -> class name of the model.
     """
-    opened = _innermost(source)
+    opened = innermost(source)
     if not isinstance(opened, FolderSource):
         return ""
     for name in opened.classes:
@@ -189,9 +183,9 @@ def _numbers(names: Sequence[str], num_images: int) -> list[Doubt]:
 
 
 def _deeper(root: Path, samples: Source) -> list[Doubt]:
-    """Classes whose images are all in two or more folders below the class folder, unlike the other classes.
+    """Classes whose images are all in two or more folders below the class folder.
 
-    Classes that are all divided, into folders of other names, are taken for what they are: one folder per patient.
+    Nothing is reported if every class has such folders with other names, for example one folder per patient.
     """
     base = find_splits(root).get("train", root)
     folders: dict[str, set[str]] = defaultdict(set)

@@ -20,6 +20,7 @@ from deepcait.parts import path_of
 
 RUN_CONFIG = "config.yaml"  # makes a folder a run
 SPLIT_FILE = "split.json"
+_RUN_FILES = (SPLIT_FILE, "data.json", "status.json")
 PARTS = ("train", "val", "test")
 _FORMAT = "deepcait-split-2"
 _FORMAT_1 = "deepcait-split-1"  # has names of train and val only
@@ -174,11 +175,13 @@ def _texts(value: Any) -> list[str]:
 def run_around(spec: str) -> Path | None:
     """Return the folder of the run that a MODEL is from: itself, or around a model folder or weights file in it.
 
-    Of a network of one's own it is that of its weights; the file of averaged weights is RUN/best/ema/FILE.
+    For a user-defined network it is the run of its weights; the file of averaged weights is RUN/best/ema/FILE. Other
+    programs have a config.yaml, too: a run has one of its other files as well.
     """
     path = path_of(spec).absolute()
     places = (path, *path.parents[:3]) if os.path.exists(path) else ()
-    return next((place for place in places if (place / RUN_CONFIG).is_file()), None)
+    runs = (place for place in places if (place / RUN_CONFIG).is_file())
+    return next((place for place in runs if any((place / name).is_file() for name in _RUN_FILES)), None)
 
 
 def find_record(spec: str) -> SplitRecord | None:

@@ -19,8 +19,10 @@ _PAPER, _INK, _FAINT = (255, 255, 255), (28, 30, 34), (90, 94, 102)
 
 
 def enlarge(frame: Image.Image, min_side_px: int = MIN_SIDE_PX) -> Image.Image:
-    """Return the image as RGB, its pixels repeated until the shorter side is large enough, or the longer one is at most
-    MAX_SIDE_PX."""
+    """Return the image as RGB, its pixels repeated until the shorter side is large enough.
+
+    The longer side is not enlarged beyond MAX_SIDE_PX.
+    """
     factor = max(1, min(-(-min_side_px // min(frame.size)), MAX_SIDE_PX // max(frame.size)))
     return frame.convert("RGB").resize((frame.width * factor, frame.height * factor), Image.Resampling.NEAREST)
 

@@ -11,10 +11,12 @@ from torch.utils.flop_counter import flop_registry
 
 
 class ProductCounter(TorchDispatchMode):
-    """Counts the floating-point operations of the operators that run inside it, by PyTorch's formulas and ours.
+    """Counts the floating-point operations of the operators that run inside it.
 
-    PyTorch's own `FlopCounterMode` registers hooks on all modules: with hooks the reference computes every block, and
-    without gradients class attention fails in it.
+    The formulas are those of PyTorch, and those that deepcait registers for its own operators.
+
+    PyTorch's own `FlopCounterMode` registers hooks on all modules, so that the backend reference computes every block;
+    without gradients it fails in class attention.
     """
 
     def __init__(self) -> None:

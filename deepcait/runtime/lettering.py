@@ -86,12 +86,8 @@ def _has(path: str | None, character: str) -> bool:
     """Whether a font has a character."""
     if character == " ":
         return True
-    if unicodedata.category(character) in (
-        "Cc",
-        "Cn",
-        "Co",
-        "Cs",
-    ):  # control characters, and code points that are not characters
+    # Control characters, and code points that are not characters.
+    if unicodedata.category(character) in ("Cc", "Cn", "Co", "Cs"):
         return False
     try:
         font = pillow_font(path, _SIZE)

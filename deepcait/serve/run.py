@@ -154,7 +154,7 @@ def require_names(allow_hosts: Sequence[str], cors_origins: Sequence[str]) -> No
 def _warm_up(service: Service) -> None:
     """Run the network on a full batch and a single image, and explain one, so that first requests are not slow.
 
-    On a GPU every size of a batch has kernels of its own, which are loaded at its first use.
+    On a GPU every batch size has its own kernels, which are loaded at its first use.
     """
     classifier, limits = service.classifier, service.limits
     height, width = classifier.preprocessing.img_size

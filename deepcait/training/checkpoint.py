@@ -132,8 +132,10 @@ def read_checkpoint(path: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
     with safe_open(path, framework="pt") as file:
         header = json.loads((file.metadata() or {}).get("deepcait", "{}"))
         if header.get("format") != FORMAT or "progress" not in header:
+            own = header.get("format") == FORMAT
+            what = "it has no progress" if own else f"expected checkpoint format {FORMAT}, got {header.get('format')!r}"
             raise RunError(
-                f"{path}: expected checkpoint format {FORMAT}, got {header.get('format')!r}.",
+                f"{path}: {what}.",
                 remedy="Resume with the version of deepcait that wrote it, or start again in another folder.",
             )
         # Copies, so that no tensor stays tied to a file that will be deleted.

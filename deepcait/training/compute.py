@@ -23,8 +23,8 @@ from deepcait.training.settings import Compute
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Data-loading workers that `auto` takes at most: with a training on the CPU, and for a GPU.
 _MOST_WORKERS = (4, 16)
-# Share of the activations that compiled blocks store where memory is small.
-_SMALL_BUDGET = 0.2
+# Share of the activations that compiled blocks store if memory is small.
+SMALL_BUDGET = 0.2
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
@@ -92,7 +92,7 @@ def describe_choices(asked: Recipe, chosen: Recipe, device: torch.device) -> str
 
 
 def _compilation(asked: Recipe, chosen: Recipe, device: torch.device) -> str:
-    """What is compiled, and why; empty on a CPU where nothing is."""
+    """What is compiled, or why nothing is; empty on a CPU if nothing is."""
     by_default = " (auto)" if asked.compute.compile == "auto" else ""
     if chosen.compute.compile in (True, "blocks"):
         return f", {'compiled blocks' if chosen.compute.compile == 'blocks' else 'compiled'}{by_default}"
@@ -169,14 +169,14 @@ def autocast(precision: str, device: str = "cpu") -> contextlib.AbstractContextM
 
 @contextlib.contextmanager
 def compiled_memory(compute: Compute) -> Iterator[None]:
-    """Limit what compiled blocks store for the backward pass, inside the block, where compute.memory is small."""
+    """Limit what compiled blocks store for the backward pass, inside the context, if compute.memory is small."""
     if compute.compile != "blocks" or compute.memory != "small":
         yield
         return
     import torch._functorch.config  # not part of `import torch`
 
     before = torch._functorch.config.activation_memory_budget
-    torch._functorch.config.activation_memory_budget = _SMALL_BUDGET
+    torch._functorch.config.activation_memory_budget = SMALL_BUDGET
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
@@ -116,12 +117,14 @@ def build_optimizer(groups: list[dict], optimizer: Optimizer, *, peak_lr: float 
 def num_states(optimizer: Optimizer) -> int:
     """Return how many numbers an optimizer keeps for each trained one: 2 for adamw, 1 for sgd with momentum, ...
 
-    Counted after a step on a small matrix: timm's optimizers have no list of theirs. Some keep less of a large one.
+    Counted after a step on a small matrix: timm's optimizers do not declare it. Some keep less for a large matrix.
     """
     parameter = nn.Parameter(torch.zeros(8, 8))
     built = build_optimizer([{"params": [parameter]}], optimizer)
     parameter.grad = torch.zeros_like(parameter)
-    with torch.compiler.set_stance("force_eager"):  # some compile their step, which takes a minute
+    # Some of timm's compile their step, which takes a minute; else the compiler is not imported, which takes seconds.
+    timm = optimizer.name.startswith(TIMM)
+    with torch.compiler.set_stance("force_eager") if timm else contextlib.nullcontext():
         built.step()
     state = built.state[parameter].values()
     return sum(isinstance(value, torch.Tensor) and value.shape == parameter.shape for value in state)

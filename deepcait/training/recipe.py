@@ -110,6 +110,7 @@ class Recipe:
             "teacher.kind": (self.teacher.kind, ("hard", "soft")),
             "keep.best_by": (self.keep.best_by, ("auto", *MEASURES)),
             "compute.precision": (self.compute.precision, ("auto", "fp32", "fp32-strict", "bf16", "fp16")),
+            "compute.compile": (str(self.compute.compile).lower(), ("auto", "blocks", "true", "false")),
             "compute.backend": (self.compute.backend, BACKENDS),
             "compute.memory": (self.compute.memory, ("normal", "small")),
         }
@@ -143,9 +144,6 @@ class Recipe:
         not_negative |= {"data.num_workers": workers} if isinstance(workers, int) else {}
         if isinstance(workers, str) and workers != "auto":
             yield ConfigError(f"data.num_workers: expected auto or a number, got {workers!r}.", remedy=_REMEDY)
-        if self.compute.compile not in (True, False, "auto", "blocks"):
-            problem = f"compute.compile: expected auto, blocks, true or false, got {self.compute.compile!r}."
-            yield ConfigError(problem, remedy=_REMEDY)
         not_negative |= {"keep.checkpoint_every_steps": k.checkpoint_every_steps}
         not_negative |= {"keep.checkpoint_every_s": k.checkpoint_every_s, "optimizer.clip_norm": o.clip_norm}
         for name, value in not_negative.items():

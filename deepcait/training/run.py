@@ -150,7 +150,7 @@ def _begun(job: Job, recipe: Recipe, data: TrainingData, start: Resolved, resume
     if not resume or not (job.folder / RUN_CONFIG).exists():
         require_disk(job.folder, disk_bytes(recipe, *count_params(job.model)))
     with held(job.folder, resume), contextlib.ExitStack() as stack:
-        # Before the files that make the folder a run: where a tracker can't be opened, the run can be started again.
+        # Before the files that make the folder a run: if a tracker can't be opened, the run can be started again.
         trackers = open_trackers(job.recipe, job.folder)
         for tracker in trackers:
             stack.callback(tracker.close)

@@ -182,23 +182,21 @@ def _build_timm(text: str, num_classes: int) -> nn.Module:
             return timm.create_model(name, num_classes=_head_of(name, path) or num_classes, checkpoint_path=path)
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=_fetch(name))
     except Exception as error:  # timm and the hub's client raise many kinds
-        told = error.problem if isinstance(error, WeightsError) else str(error)
+        why = _reason(error.problem if isinstance(error, WeightsError) else str(error)) or type(error).__name__
         remedy = f"Fetch {_address(name)} on a machine with a connection, and give --teacher timm:{name},weights=PATH."
         if path:
             remedy = f"Give a file of this model, as timm.create_model(..., checkpoint_path=PATH) reads it; not {path}."
-        raise WeightsError(
-            f"teacher timm:{name}: the weights can't be loaded: {_reason(told) or type(error).__name__}.", remedy=remedy
-        ) from error
+        raise WeightsError(f"teacher timm:{name}: the weights can't be loaded: {why}.", remedy=remedy) from error
 
 
-def _reason(told: str) -> str:
+def _reason(message: str) -> str:
     """The lines of another program's error as one sentence, cut where it goes into every tensor."""
-    text = " ".join(line.strip() for line in told.splitlines() if line.strip()).rstrip(".")
+    text = " ".join(line.strip() for line in message.splitlines() if line.strip()).rstrip(".")
     return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]} ..."
 
 
 def _head_of(name: str, path: str) -> int | None:
-    """The number of classes of the head in a weights file of timm; None if it can't be told."""
+    """The number of classes of the head in a weights file of timm; None if it is not known."""
     from timm.models import get_pretrained_cfg, load_state_dict
 
     cfg = get_pretrained_cfg(name)
@@ -298,10 +296,10 @@ def _count_logits(teacher: Teacher, seen: Preprocessing, spec: str) -> int:
     try:
         answer = teacher(torch.zeros(1, seen.channels, *seen.img_size))
     except Exception as error:  # any network can be here, and each raises its own error
-        told = _reason(str(error)) or type(error).__name__
+        reason = _reason(str(error)) or type(error).__name__
         raise ConfigError(
             f"teacher {spec}: the forward pass failed for an image of {teacher.img_size[0]} x {teacher.img_size[1]} px "
-            f"with {seen.channels} channels: {told}.",
+            f"with {seen.channels} channels: {reason}.",
             remedy="Set teacher.img_size to the side in pixels that it was built for (own takes what it declares), or "
             "take another teacher.",
         ) from error

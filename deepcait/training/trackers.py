@@ -3,7 +3,7 @@
 A tracker is a callable of a row, a dictionary with `kind` ("train" or "eval"), `step` and numbers; if it has a method
 `close`, that is called at the end. Your own is named like every part, `python:package.module:factory`; the factory
 may take `folder`, that of the run, and `config`, its settings as a nested dictionary. A tracker that can't be opened
-is an error before the first step; one that fails later ends no training.
+is an error before the first step; one that fails later does not end the training.
 """
 
 from __future__ import annotations

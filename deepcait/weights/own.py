@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcait.errors import ConfigError, WeightsError, some
+from deepcait.model.mode import evaluation_mode
 from deepcait.model.network import OwnConfig
 from deepcait.parts import WEIGHTS, Part, blamed, build, split_weights, takes
 from deepcait.weights.artefact import StoredModel, read_artefact
@@ -75,11 +76,8 @@ def count_network(network: Any) -> tuple[int, int]:
 
     The config of a CaiT with other blocks describes a plain CaiT.
     """
-    mode = network.training
-    with torch.no_grad():
-        counts = _count(network.eval(), network.config.in_chans, network.config.img_size)
-    network.train(mode)
-    return counts
+    with evaluation_mode(network):
+        return _count(network, network.config.in_chans, network.config.img_size)
 
 
 def _count(network: Any, in_chans: int, img_size: tuple[int, int]) -> tuple[int, int]:

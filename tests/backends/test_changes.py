@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deepcait.backends import branches
+from deepcait.backends import branches, lean
 from deepcait.runtime import messages
 from tests.model.wild import ablated, relative_error, some_images, tiny_config, wild_model
 
@@ -351,6 +351,17 @@ def test_an_unchanged_model_is_lean_and_silent(caplog):
     assert (model.backend, model.describe_backend()) == ("auto", "lean (auto)")
     assert model.describe_backend("cuda") == "reference (auto)"
     assert not caplog.records
+
+
+def test_all_blocks_are_checked_for_the_line_once_and_not_in_every_pass(monkeypatch):
+    calls, changes = [], lean.Lean._changes
+    monkeypatch.setattr(lean.Lean, "_changes", lambda self, *args: calls.append(1) or changes(self, *args))
+    model, images = wild_model(CONFIG), some_images(CONFIG)
+    for block in model.blocks:
+        block.mlp.act = nn.ReLU()
+    for _ in range(3):
+        model(images)
+    assert len(calls) == 1
 
 
 def test_one_line_says_which_blocks_and_why_until_something_else_changes(caplog):

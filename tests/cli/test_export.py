@@ -15,13 +15,13 @@ from deepcait.weights.registry import pretrained_cfg_of
 
 
 def test_to_timm(run_json, model_folder, tmp_path):
-    told = run_json("export", model_folder, "--to", "timm", "--out", tmp_path / "pets")
-    assert (told["to"], told["holds"]) == ("timm", True)
-    assert told["proof"]["reader"] == f"timm {timm.__version__}"
-    assert told["proof"]["drift"] <= 1e-5
+    printed = run_json("export", model_folder, "--to", "timm", "--out", tmp_path / "pets")
+    assert (printed["to"], printed["holds"]) == ("timm", True)
+    assert printed["proof"]["reader"] == f"timm {timm.__version__}"
+    assert printed["proof"]["drift"] <= 1e-5
     theirs = timm.create_model(f"local-dir:{tmp_path / 'pets'}", pretrained=True)
     ours = deepcait.load(model_folder).model.state_dict()
-    assert told["proof"]["num_tensors"] == len(ours)
+    assert printed["proof"]["num_tensors"] == len(ours)
     assert all(torch.equal(tensor, ours[key]) for key, tensor in theirs.state_dict().items())
     assert list(theirs.pretrained_cfg["label_names"]) == ["cat", "dog", "owl"]
 

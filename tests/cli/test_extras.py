@@ -59,10 +59,10 @@ def test_a_missing_package_names_its_extra(case, model_folder, photos, monkeypat
             monkeypatch.delitem(sys.modules, module)
     block(monkeypatch, *packages)
     code = main([word.replace("{model}", str(model_folder)).replace("{photos}", str(photos)) for word in argv])
-    told = capsys.readouterr().err
-    assert code == 2, told
-    assert f"deepcait[{extra}]" in told
-    assert "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert code == 2, printed
+    assert f"deepcait[{extra}]" in printed
+    assert "Traceback" not in printed
 
 
 def test_any_package_of_an_extra_is_traced_to_it():

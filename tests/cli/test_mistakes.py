@@ -141,7 +141,7 @@ def test_a_mistake_is_one_object_with_json(run, places, model_folder, photos, mi
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "printed"),
     [
         ("eval x --data y --split foo", "--split: expected train, val, test or all, got 'foo'. remedy: `deepcait eval"),
         ("eval x --data y --split=tset", "got 'tset'. remedy: Did you mean test?"),
@@ -176,13 +176,13 @@ def test_a_mistake_is_one_object_with_json(run, places, model_folder, photos, mi
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_a_value_that_does_not_fit_is_told_in_our_words(run, monkeypatch, command, told, encoding):
+def test_a_value_that_does_not_fit_is_told_in_our_words(run, monkeypatch, command, printed, encoding):
     monkeypatch.setattr(
         tyro._fmtlib, "_FORCE_UTF8_BOXES", encoding == "utf-8", raising=False
     )  # in frames of either kind
     code, out, err = run(*command.split())
     assert (code, out) == (2, "")
-    assert told in " ".join(err.split())
+    assert printed in " ".join(err.split())
     assert "None" not in err
 
 

@@ -41,8 +41,8 @@ def run(capsys, *argv: str) -> tuple[int, dict, str]:
 
 
 def test_a_table_of_other_columns_from_doctor_to_eval(capsys, table):
-    code, told, _ = run(capsys, "doctor", "--data", table, *OPTIONS)
-    assert (code, told["num_classes"]) == (0, 2)
+    code, printed, _ = run(capsys, "doctor", "--data", table, *OPTIONS)
+    assert (code, printed["num_classes"]) == (0, 2)
     small = ["epochs=1", "global_batch_size=4", "replicas=1", "data.num_workers=0", "head_warmup_epochs=0"]
     train = ["train", "--data", table, "--out", "run", "--model", "builtin:nano", "--set", *SETTINGS, *small]
     assert main(train) == 0
@@ -56,17 +56,17 @@ def test_a_table_of_other_columns_from_doctor_to_eval(capsys, table):
         metrics = deepcait.evaluate(deepcait.load("run", device="cpu"), table, split="all", **given)
         assert (metrics.num_images, metrics.correct1) == (12, own["correct1"])
     Path("y.csv").write_text(Path(table).read_text())
-    code, told, _ = run(capsys, "eval", "run", "--data", "y.csv")
+    code, printed, _ = run(capsys, "eval", "run", "--data", "y.csv")
     assert code == 2
-    assert "id, label, breed" in told["error"]
+    assert "id, label, breed" in printed["error"]
 
 
 def test_a_column_that_is_not_there_ends_with_a_sentence(capsys, table):
-    code, told, _ = run(capsys, "doctor", "--data", table, "--image-column", "id", "--label-column", "bred")
-    assert (code, told["remedy"]) == (2, "Did you mean 'breed'?")
-    code, told, _ = run(capsys, "eval", "builtin:nano", "--data", "builtin:demo", "--label-column", "x")
+    code, printed, _ = run(capsys, "doctor", "--data", table, "--image-column", "id", "--label-column", "bred")
+    assert (code, printed["remedy"]) == (2, "Did you mean 'breed'?")
+    code, printed, _ = run(capsys, "eval", "builtin:nano", "--data", "builtin:demo", "--label-column", "x")
     assert code == 2
-    assert "label_column: expected a table" in told["error"]
+    assert "label_column: expected a table" in printed["error"]
 
 
 def test_remedies_name_what_there_is():

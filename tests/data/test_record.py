@@ -94,6 +94,8 @@ def test_the_run_that_a_model_is_from(tmp_path, monkeypatch):
     run = tmp_path / "run"
     (run / "best").mkdir(parents=True)
     (run / "config.yaml").write_text("data: {source: t.csv, label_column: breed}\n")
+    assert run_around(str(run / "best")) is None  # another program's
+    (run / "data.json").write_text("{}")
     (run / "best" / "model.safetensors").write_bytes(b"")
     (run / "best" / "ema").mkdir()
     (run / "best" / "ema" / "model.safetensors").write_bytes(b"")

@@ -243,10 +243,10 @@ def test_every_command_of_the_page(page, place, capsys):
 def test_what_a_run_leaves_is_what_the_page_says(things):
     text = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
     table = re.search(r"^A run folder contains:\n\n.*\n.*\n((?:\|.*\n)+)", text, re.MULTILINE)[1]
-    told = [name for row in table.splitlines() for name in re.findall(r"`([\w./]+)`", row.split("|")[1])]
+    printed = [name for row in table.splitlines() for name in re.findall(r"`([\w./]+)`", row.split("|")[1])]
     left = {path.name + "/" * path.is_dir() for path in (things / "run").iterdir()}
-    assert set(told) == left
-    assert len(told) == len(set(told))
+    assert set(printed) == left
+    assert len(printed) == len(set(printed))
 
 
 def test_what_is_not_run_is_cluster_launch_files_and_docker():

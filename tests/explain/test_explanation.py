@@ -302,9 +302,9 @@ def test_many_pictures_of_one_name(tmp_path, capsys):
     out = tmp_path / "out"
     command = ["explain", "builtin:nano", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out), "--json"]
     assert main([*command, "--steps", "0", "--method", "gradient, rollout", "--class", "3"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [one["class"]["index"] for one in told["images"]] == [3, 3]
-    assert [set(one["maps"]) for one in told["images"]] == 2 * [{"class-attention", "rollout", "gradient"}]
+    printed = json.loads(capsys.readouterr().out)
+    assert [one["class"]["index"] for one in printed["images"]] == [3, 3]
+    assert [set(one["maps"]) for one in printed["images"]] == 2 * [{"class-attention", "rollout", "gradient"}]
     assert sorted(path.name for path in out.iterdir()) == ["000_same_name", "001_same_name", "index.html"]
 
 

@@ -141,6 +141,6 @@ def test_without_the_extra_one_line_says_how(tmp_path, capsys, monkeypatch, opti
     picture = min((DEMO / "test" / "ship").iterdir())
     command = ["explain", "builtin:nano", str(picture), "--out", str(tmp_path / "o"), "--steps", "0", option, "--json"]
     assert main(command) == 2
-    told = json.loads(capsys.readouterr().out)
-    assert word in told["error"]
-    assert told["remedy"] == 'Install it: pip install "deepcait[explain]"'
+    printed = json.loads(capsys.readouterr().out)
+    assert word in printed["error"]
+    assert printed["remedy"] == 'Install it: pip install "deepcait[explain]"'

@@ -68,7 +68,7 @@ def test_operations_counted_of_a_step_are_those_of_the_plain_path_and_the_maps_o
 def test_operations_told_to_the_counter_are_those_of_the_products_inside(small, train):
     """Each of our operators is one to PyTorch's counter, which believes a formula; its lines are counted one by one.
 
-    So are the shapes and types that a compiler is told.
+    So are the shapes and types that a compiler is printed.
     """
 
     def told_and_done(operator, *inputs):
@@ -77,8 +77,8 @@ def test_operations_told_to_the_counter_are_those_of_the_products_inside(small, 
             with FlopCounterMode(display=False) as counter:
                 outputs = run(*inputs)
             counted.append(counter.get_total_flops())
-        told, done = counted
-        assert told == done > 0, operator
+        printed, done = counted
+        assert printed == done > 0, operator
         torch.library.opcheck(operator, inputs, test_utils=("test_schema", "test_faketensor"))
         return outputs
 

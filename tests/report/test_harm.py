@@ -164,15 +164,15 @@ def test_another_model_than_the_one_counted_is_told(run, tmp_path):
     """What training counted is shown beside what the saved model answers now."""
     folder = copy_of(run, tmp_path)
     record = read_run(folder)
-    told = record.best["correct1"]
-    wrong = dataclasses.replace(record, eval_rows=[record.best | {"correct1": told - 1}])
+    printed = record.best["correct1"]
+    wrong = dataclasses.replace(record, eval_rows=[record.best | {"correct1": printed - 1}])
     results = measure_run(record)
     (tmp_path / "page.html").write_text(render_report(wrong, results, ""), encoding="utf-8")
     words = section(read_page(tmp_path / "page.html"), "metrics").text
-    assert f"{told} of 24 correct, NOT the same as during training: {told - 1} of 24." in words
+    assert f"{printed} of 24 correct, NOT the same as during training: {printed - 1} of 24." in words
     unknown = dataclasses.replace(record, eval_rows=[{"top1": 0.5, "epoch": 1}])
     (tmp_path / "page.html").write_text(render_report(unknown, results, ""), encoding="utf-8")
-    assert section(read_page(tmp_path / "page.html"), "metrics").text.endswith(f"{told} of 24 correct.")
+    assert section(read_page(tmp_path / "page.html"), "metrics").text.endswith(f"{printed} of 24 correct.")
 
 
 def test_top5_of_six_classes(run, tmp_path):

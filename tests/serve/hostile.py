@@ -188,12 +188,12 @@ def attack(running: Live, draw: random.Random, number: int, predictions, outcome
             open_ended.append(connection)
         kind, data, must_be_refused = hostile(draw)
         reply = running.ask(data)
-        told = f"{kind} (number {index}): {reply.status} {reply.body[:300]!r} to {data[:300]!r}"
+        printed = f"{kind} (number {index}): {reply.status} {reply.body[:300]!r} to {data[:300]!r}"
         outcome.answered[kind, reply.status] += 1
         if must_be_refused or reply.status != 200:
-            assert 400 <= reply.status < 500, told
-            assert reply.headers["content-type"] == "application/json", told
-            assert set(reply.json) == {"error", "remedy"}, told
+            assert 400 <= reply.status < 500, printed
+            assert reply.headers["content-type"] == "application/json", printed
+            assert set(reply.json) == {"error", "remedy"}, printed
         if index % EVERY == 0:
             assert_same(running.predict(GOOD).json[0], predictions)
             outcome.good += 1

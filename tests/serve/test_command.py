@@ -43,9 +43,9 @@ from tests.serve.conftest import small_classifier, without_attention
 def test_mistakes(capsys, monkeypatch, options, word):
     monkeypatch.setattr(socket, "getaddrinfo", _refuse_names(socket.getaddrinfo))
     assert main(["serve", "builtin:nano", *options, "--json"]) == 2
-    told = json.loads(capsys.readouterr().out)
-    assert set(told) == {"error", "remedy"}
-    assert word in told["error"]
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed) == {"error", "remedy"}
+    assert word in printed["error"]
 
 
 def _refuse_names(original):
@@ -153,9 +153,9 @@ def test_without_the_extra(capsys, monkeypatch, package):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, package, None)
     assert main(["serve", "builtin:nano", "--json"]) == 2
-    told = json.loads(capsys.readouterr().out)
-    assert package in told["error"]
-    assert told["remedy"] == 'pip install "deepcait[serve]"'
+    printed = json.loads(capsys.readouterr().out)
+    assert package in printed["error"]
+    assert printed["remedy"] == 'pip install "deepcait[serve]"'
     monkeypatch.undo()
     importlib.import_module("deepcait.serve.run")
 

@@ -120,8 +120,8 @@ def test_what_is_no_origin(origin, word, capsys):
     with pytest.raises(ConfigError):
         Cors([PETS, origin])
     assert main(["serve", "gone", "--cors-origin", origin, "--json"]) == 2  # before the model is looked for
-    told = json.loads(capsys.readouterr().out)
-    assert word in told["error"] + told["remedy"]
+    printed = json.loads(capsys.readouterr().out)
+    assert word in printed["error"] + printed["remedy"]
 
 
 def test_origins_are_compared_as_browsers_write_them():

@@ -76,7 +76,7 @@ PICTURE = picture_bytes()
 TYPE = "Content-Type"
 # name -> bytes on the wire, status, a word of the answer
 REFUSED = {
-    "no picture": (ask_form(part(b"I am no picture")), 400, "not an image"),
+    "not an image": (ask_form(part(b"I am not an image")), 400, "not an image"),
     "an empty file": (ask_form(part(b"")), 400, "empty"),
     "a truncated picture": (ask_form(part(PICTURE[: len(PICTURE) // 2])), 400, "damaged"),
     "a bomb": (ask_form(part(bomb())), 400, "1,000,000 pixels"),
@@ -84,7 +84,7 @@ REFUSED = {
     "an SVG": (ask_form(part(b"<svg xmlns='http://www.w3.org/2000/svg'/>", kind="image/svg+xml")), 415, "svg"),
     "text as a part": (ask_form(part(PICTURE, kind="text/html")), 415, "text/html"),
     "a part of an empty type": (ask_form(part(PICTURE, kind="")), 415, "an image type"),
-    "a part without a type that is no picture": (ask_form(part(b"words", kind=None)), 400, "not an image"),
+    "a part without a type that is not an image": (ask_form(part(b"words", kind=None)), 400, "not an image"),
     "another type": (request(body=b"<a/>", headers={TYPE: "application/xml"}), 415, "application/xml"),
     "no content type": (request(body=PICTURE, headers={TYPE: None}), 415, "none"),
     "another multipart": (

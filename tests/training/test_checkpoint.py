@@ -216,7 +216,7 @@ def test_a_header_without_progress(tmp_path, header):
     path = tmp_path / "checkpoint.safetensors"
     save_file({"a": torch.ones(1)}, path, metadata={"deepcait": json.dumps(header)})
     assert read_progress(path) == Progress()
-    with pytest.raises(RunError, match="expected checkpoint format"):
+    with pytest.raises(RunError, match="expected checkpoint format|it has no progress"):
         read_checkpoint(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_without_a_compiler_the_steps_are_not_compiled(processors, monkeypatch):
 
 
 def test_an_unknown_way_to_compile_is_refused():
-    with pytest.raises(ConfigError, match="compute.compile: expected auto, blocks, true or false, got 'all'"):
+    with pytest.raises(ConfigError, match="compute.compile: expected auto or blocks or true or false, got 'all'"):
         load_recipe("demo", ["compute.compile=all"])
 
 
@@ -145,8 +146,7 @@ def test_what_is_not_chosen_yet_is_not_compiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled"))
     model = tiny_model(torch.float32)
     assert wrap(model, Compute(), Processes()) is model
-    with not_compiled(Compute()):
-        assert torch.compiler.is_compiling() is False
+    assert isinstance(not_compiled(Compute()), contextlib.nullcontext)
 
 
 def test_the_compiler_saves_less_only_where_memory_is_small():

@@ -307,6 +307,12 @@ def test_the_states_of_an_optimizer_are_counted(name, momentum, number):
     assert resident_bytes(averaged, 1000, 1000) == 8000 + 4000 * (1 + number)
 
 
+def test_the_states_are_counted_without_the_compiler(monkeypatch):
+    """Importing it takes seconds, which every start of a training would pay."""
+    monkeypatch.setattr(torch.compiler, "set_stance", lambda *_: pytest.fail("imported the compiler"))
+    assert num_states(Optimizer()) == 2
+
+
 def test_memory_of_a_head_alone(data):
     """Only what is trained has gradients and states of the optimizer."""
     facts = plan(tiny(data, "train=head"))

@@ -102,9 +102,9 @@ def test_the_page_runs(hub, place, monkeypatch, capsys):
             num_run += 1
     assert num_run >= 20
     assert len(hub.commits) == 1  # the dry run sent nothing
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for part in ("changed channels 3 -> 1", "resampled patches 16 px -> 8 px", "added 1 blocks", "bit-identical"):
-        assert part in told
+        assert part in printed
 
 
 @pytest.mark.parametrize("line", ["deepcait predict gone cat.jpg", "deepcait models --gone", "deepcait gone"])

@@ -70,11 +70,11 @@ def test_what_was_pushed_loads_here_and_in_timm(hub, folder, logits, tmp_path, m
     assert main(["push", str(folder), "owner/pets", "--data", "CIFAR-10", "--license", "mit", "--json", *IMAGE]) == 0
     answer = capsys.readouterr()
     assert hub.token not in answer.out + answer.err
-    told = json.loads(answer.out)
-    assert told["files"] == ["README.md", "class_attention.png", "config.json", "model.safetensors"]
-    assert told["url"].startswith(f"{hub.endpoint}/owner/pets/commit/")
+    printed = json.loads(answer.out)
+    assert printed["files"] == ["README.md", "class_attention.png", "config.json", "model.safetensors"]
+    assert printed["url"].startswith(f"{hub.endpoint}/owner/pets/commit/")
     (commit,) = hub.commits
-    assert sorted(commit["paths"]) == told["files"]
+    assert sorted(commit["paths"]) == printed["files"]
     monkeypatch.delenv("HF_TOKEN")
     expected = logits(resolve(folder).model)
     found = resolve("hf-hub:owner/pets")

@@ -195,9 +195,9 @@ def test_training_starts_from_them_and_says_what_became_of_them(tiny, tmp_path, 
     run = tmp_path / "run"
     command = ["train", "--data", str(tmp_path / "photos"), "--out", str(run), "--recipe", "finetune"]
     assert main([*command, "--model", str(tmp_path / "w.safetensors"), "--set", *words]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for part in ("changed channels 3 -> 1", "resampled patches 8 px -> 4 px", "added 1 blocks", "head 5 -> 2"):
-        assert part in told
+        assert part in printed
     config = resolve(run).model.config
     assert (config.in_chans, config.patch_size, config.depth, config.num_classes) == (1, 4, 3, 2)
     assert main(["predict", str(run), str(tmp_path / "photos")]) == 0
