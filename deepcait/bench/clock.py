@@ -52,6 +52,18 @@ class Lane:
         return quantiles(self.calls_s, n=20, method="inclusive")[-1] if len(self.calls_s) > 1 else self.calls_s[0]
 
 
+def waited_for(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """Return the program, followed by waiting for the GPU if it computes there."""
+    if device.type != "cuda":
+        return run
+
+    def run_and_wait() -> None:
+        run()
+        torch.cuda.synchronize(device)
+
+    return run_and_wait
+
+
 def require_count(option: str, *counts: int | None, least: int = 1) -> None:
     """Raise if a count is too small; None means that it is chosen later.
 

@@ -17,8 +17,8 @@ def markdown(result: dict[str, Any], command: str) -> str:
         "",
         f"    {command}",
         "",
-        f"{result['threads']} threads, medians of {result['rounds']} alternating rounds; {result['cpu']}; "
-        f"commit {result['environment']['commit']}.",
+        f"{result['threads']} threads, medians of {result['rounds']} alternating rounds; "
+        f"{result.get('gpu', result['cpu'])}; commit {result['environment']['commit']}.",
     ]
     for row in result["batches"]:
         low, high = row["best_quartiles"][0], row["best_quartiles"][2]
@@ -35,7 +35,8 @@ def markdown(result: dict[str, Any], command: str) -> str:
     memory = result["memory_bytes"]
     lines += [
         "",
-        "MiB: growth of the process at its peak during the first call of this size; engines keep that memory. Error: "
+        "MiB: growth of the process (on a GPU, of its allocated memory) at its peak during the first call of this "
+        "size; engines keep that memory. Error: "
         "root mean square difference from the model's own logits, divided by their standard deviation. Of limit: the "
         "time of the matrix products alone in the same precision, divided by deepcait's time.",
         "",

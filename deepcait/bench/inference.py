@@ -8,17 +8,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from deepcait.bench.clock import Lane, ratio, set_up, take_turns
-from deepcait.bench.limit import count_products, product_lanes
+from deepcait.bench.clock import Lane, ratio, set_up, take_turns, waited_for
+from deepcait.bench.limit import count_products, product_lanes, products_on
 from deepcait.bench.memory import first_call_bytes, live_bytes
 from deepcait.bench.page import conditions
 from deepcait.errors import ConfigError
-from deepcait.inference.engines import ENGINES, KINDS, build_engine, openvino_default
+from deepcait.inference.engines import ENGINES, KINDS, TORCH_ENGINES, build_engine, openvino_default
 from deepcait.inference.fold import fold
-from deepcait.inference.precision import ON_CPU, choose_precision
+from deepcait.inference.precision import ON_CPU, ON_GPU, choose_precision
 from deepcait.model import CaiT, CaiTConfig
 from deepcait.model.networks import require_cait
+from deepcait.runtime.device import choose_device, has_bf16
 from deepcait.runtime.environment import version
+from deepcait.training.compute import autocast
 from deepcait.weights import resolve
 from deepcait.weights.create import create_model
 from deepcait.weights.registry import list_models
@@ -27,6 +29,7 @@ from deepcait.weights.timm_layout import model_args, nearest_architecture, requi
 SEED = 0
 # Errors below this are float32 rounding: of two such results neither is more exact.
 _SAME_ERROR = 1e-5
+_CPU = torch.device("cpu")
 
 
 def compare_engines(
@@ -37,17 +40,20 @@ def compare_engines(
     batches: Sequence[int] = (1, 8),
     rounds: int = 20,
     threads: int | None = None,
+    device: str = "cpu",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Time a model and timm's on each engine in the same precision, in turns.
 
     Args:
         spec: a MODEL; a model name gets random weights, since speed does not depend on them.
-        engines: some of `ENGINES`.
-        precisions: fp32, bf16; empty means fp32, and OpenVINO's default on this processor.
+        engines: some of `ENGINES`; on a GPU some of `TORCH_ENGINES`.
+        precisions: fp32, bf16; empty means fp32, and OpenVINO's default on this processor; on a GPU fp32, and bf16 or
+            fp16.
         batches: images per call.
         rounds: timed rounds.
         threads: threads of every engine; None keeps PyTorch's number.
+        device: cpu, or cuda, on which only PyTorch's engines compute.
         progress: called with the rounds done and the rounds in total, over all batch sizes.
 
     Returns:
@@ -58,21 +64,22 @@ def compare_engines(
         whose error is no larger; `of_limit`: the limit in its precision divided by its time.
 
     Raises:
-        ConfigError: a number is out of range, timm does not have the model, or an engine can't run here.
+        ConfigError: a number is out of range, timm does not have the model, or an engine or the device is missing.
     """
-    require_engines(engines)
+    place = choose_device(device)
+    require_engines(engines, place)
     threads = set_up(rounds, batches, threads)
-    ours, peer = build_pair(spec)
-    runs = build_contestants(ours, peer, engines, threads, list(precisions) or default_precisions(engines))
+    ours, peer = (cast("CaiT", model.to(place)) for model in build_pair(spec))
+    runs = build_contestants(ours, peer, engines, threads, list(precisions) or default_precisions(engines, place))
     rows = []
     for number, batch in enumerate(batches):
-        images_BCHW = torch.randn(batch, ours.config.in_chans, *ours.config.img_size)
+        images_BCHW = torch.randn(batch, ours.config.in_chans, *ours.config.img_size).to(place)
 
         def so_far(done: int, total: int, number: int = number) -> None:
             progress(number * (total + 1) + done, len(batches) * (total + 1))
 
         rows.append(_measure(ours, runs, images_BCHW, rounds, threads, so_far))
-    measured_on = conditions()
+    measured_on = conditions(place)
     measured_on["environment"]["engines"] = _engine_versions(engines)
     return {
         "model": spec,
@@ -87,18 +94,25 @@ def compare_engines(
     }
 
 
-def require_engines(engines: Sequence[str]) -> None:
-    """Raise unless all engines are known and there is at least one.
+def require_engines(engines: Sequence[str], device: torch.device = _CPU) -> None:
+    """Raise unless there is at least one engine, and all are known and compute on the device.
 
     Raises:
-        ConfigError: an engine is unknown, or there is none.
+        ConfigError: an engine is unknown, does not compute on the device, or there is none.
     """
+    able = ENGINES if device.type == "cpu" else TORCH_ENGINES
     for name in engines or [""]:
-        if name not in ENGINES:
+        if name in able:
+            continue
+        if name in ENGINES:
             raise ConfigError(
-                f"--engine: expected one or more of {', '.join(ENGINES)}, got {name or 'none'}.",
-                remedy=f"For all of them: --engine {','.join(ENGINES)}",
+                f"--engine: {name} computes on the CPU only.",
+                remedy=f"On a GPU, use --engine {','.join(able)}, or omit --device.",
             )
+        raise ConfigError(
+            f"--engine: expected one or more of {', '.join(able)}, got {name or 'none'}.",
+            remedy=f"For all of them: --engine {','.join(able)}",
+        )
 
 
 def build_pair(spec: str) -> tuple[CaiT, nn.Module]:
@@ -143,8 +157,10 @@ def build_peer(config: CaiTConfig) -> nn.Module:
     return timm.create_model(nearest_architecture(config), num_classes=config.num_classes, **sizes)
 
 
-def default_precisions(engines: Sequence[str]) -> list[str]:
-    """Return fp32, and OpenVINO's default precision on this processor."""
+def default_precisions(engines: Sequence[str], device: torch.device = _CPU) -> list[str]:
+    """Return fp32, and OpenVINO's default precision on this processor, or the half precision of a GPU."""
+    if device.type == "cuda":
+        return ["fp32", "bf16" if has_bf16(device) else "fp16"]
     return list(dict.fromkeys(("fp32", openvino_default() if "openvino" in engines else "fp32")))
 
 
@@ -159,10 +175,11 @@ def build_contestants(
         ConfigError: none of the engines offers a precision.
     """
     runs: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {}
+    device_type = next(ours.parameters()).device.type
     for precision in precisions:
-        offering = [engine for engine in engines if precision in ON_CPU[engine]]
+        offering = [engine for engine in engines if precision in (ON_CPU[engine] if device_type == "cpu" else ON_GPU)]
         if not offering:
-            choose_precision(precision, engines[0])
+            choose_precision(precision, engines[0], device_type)
         for engine in offering:
             name = engine if precision == "fp32" else f"{engine} {precision}"
             runs[name, "ours"] = build_engine(engine, ours, threads=threads, precision=precision)
@@ -176,7 +193,9 @@ def _build_peer_engine(
     if engine == "compile":
         # Static shapes are fastest for timm's model: one compilation per batch size.
         return _compiled(peer, precision)
-    return KINDS[engine](Peer(peer, config, autocast=engine == "eager" and precision == "bf16"), threads, precision)
+    on_cpu = next(peer.parameters()).device.type == "cpu"  # on a GPU, the engine itself uses autocast
+    wrapped = Peer(peer, config, autocast=on_cpu and engine == "eager" and precision == "bf16")
+    return KINDS[engine](wrapped, threads, precision)
 
 
 class Peer(nn.Module):
@@ -206,7 +225,7 @@ def _compiled(peer: nn.Module, precision: str) -> Callable[[Tensor], Tensor]:
     run = torch.compile(peer, dynamic=False)
 
     def forward(images_BCHW: Tensor) -> Tensor:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with torch.inference_mode(), autocast(precision, images_BCHW.device.type):
             return run(images_BCHW).float()
 
     return forward
@@ -221,18 +240,19 @@ def _measure(
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Measure one batch size: every engine, both models, and the limit."""
-    batch = len(images_BCHW)
+    batch, device = len(images_BCHW), images_BCHW.device
     with torch.inference_mode():
-        expected_BK = ours(images_BCHW)
+        expected_BK = ours(images_BCHW).cpu()
     lanes, memory, errors = {}, {}, {}
     for key, run in runs.items():
         if key[0].startswith("compile"):
             run(images_BCHW)  # compiles now: outside the rounds, and its memory is not counted
-        logits_BK, memory[key] = first_call_bytes(lambda run=run: run(images_BCHW))
-        errors[key] = logit_error(logits_BK, expected_BK)
-        lanes[key] = Lane(" ".join(key), lambda run=run: run(images_BCHW))
+        logits_BK, memory[key] = first_call_bytes(lambda run=run: run(images_BCHW), device)
+        errors[key] = logit_error(logits_BK.cpu(), expected_BK)
+        lanes[key] = Lane(" ".join(key), waited_for(lambda run=run: run(images_BCHW), device))
+    openvino = any("openvino" in name for name, _ in runs)
     limits = {
-        precision: _limit_lanes(ours.config, batch, precision, any("openvino" in name for name, _ in runs), threads)
+        precision: _limit_lanes(ours.config, batch, precision, openvino, threads, device)
         for precision in dict.fromkeys(_precision(name) for name, _ in runs)
     }
     every = [*lanes.values(), *(lane for some in limits.values() for lane in some)]
@@ -270,7 +290,16 @@ def _measure(
 
 
 def logit_error(logits_BK: Tensor, expected_BK: Tensor) -> dict[str, float]:
-    """Error of logits, divided by the standard deviation of the expected: root mean square and largest."""
+    """Error of logits, divided by the standard deviation of the expected: root mean square and largest.
+
+    Raises:
+        ConfigError: they contain NaN or infinity.
+    """
+    if not (logits_BK.isfinite().all() and expected_BK.isfinite().all()):
+        raise ConfigError(
+            "bench: the model's logits contain NaN or infinity.",
+            remedy="Use weights whose logits are finite. In fp16 they may overflow: use --precision fp32,bf16.",
+        )
     difference_BK, std = (logits_BK - expected_BK).double(), expected_BK.double().std()
     return {
         "rms": (difference_BK.square().mean().sqrt() / std).item(),
@@ -295,8 +324,13 @@ def _best(
     return found if limit is None else found | {"of_limit": ratio(lanes[own], limit)["ratio"]}
 
 
-def _limit_lanes(config: CaiTConfig, batch: int, precision: str, openvino: bool, threads: int) -> list[Lane]:
-    products = product_lanes(config, batch, openvino=openvino, threads=threads, precision=precision)
+def _limit_lanes(
+    config: CaiTConfig, batch: int, precision: str, openvino: bool, threads: int, device: torch.device
+) -> list[Lane]:
+    if device.type == "cpu":
+        products = product_lanes(config, batch, openvino=openvino, threads=threads, precision=precision)
+    else:
+        products = {"PyTorch": waited_for(products_on(device, config, batch, precision), device)}
     return [Lane(name, run) for name, run in products.items()]
 
 
@@ -324,7 +358,8 @@ def _figures(lane: Lane, batch: int, memory: int, limit: Lane) -> dict[str, floa
 
 def compare_memory(ours: CaiT, peer: nn.Module, batch: int) -> dict[str, Any]:
     """Peak activation memory in PyTorch in bytes, without weights, counted."""
-    images_BCHW = torch.zeros(batch, ours.config.in_chans, *ours.config.img_size)
+    device = next(ours.parameters()).device
+    images_BCHW = torch.zeros(batch, ours.config.in_chans, *ours.config.img_size, device=device)
     own, theirs = (live_bytes(cast("nn.Module", model), images_BCHW) for model in (fold(ours), peer))
     return {"batch": batch, "ours": own, "timm": theirs, "ratio": own / theirs}
 

@@ -95,6 +95,14 @@ def product_lanes(
     return lanes
 
 
+def products_on(device: torch.device, config: CaiTConfig, batch: int, precision: str) -> Callable[[], object]:
+    """Return the products on a GPU, in PyTorch, with inputs of this precision."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    products = Products(config).to(device, dtype)
+    inputs = [tensor.to(device, dtype) for tensor in products.inputs(batch)]
+    return lambda: products(*inputs)
+
+
 def count_products(config: CaiTConfig) -> int:
     """Multiply-adds of `Products` per image."""
     D, N = config.embed_dim, config.num_patches

@@ -69,11 +69,16 @@ def live_bytes(model: nn.Module, images_BCHW: Tensor) -> int:
     return counter.peak
 
 
-def first_call_bytes(call: Callable[[], T]) -> tuple[T, int]:
+def first_call_bytes(call: Callable[[], T], device: torch.device) -> tuple[T, int]:
     """Return a call's result, and by how many bytes the process grew at its peak (0 if unknown).
 
-    Engines keep their memory, so only the first call of a size shows it.
+    Engines keep their memory, so only the first call of a size shows it. On a GPU: the peak of its memory above what
+    was allocated before.
     """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return call(), torch.cuda.max_memory_allocated(device) - before
     _give_back()
     before = _resident("VmRSS")
     try:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
+
 from deepcait.runtime.environment import environment, num_cpus, processor
 
 
-def conditions() -> dict[str, Any]:
-    """Return the processor in words, and the versions and the machine, as plain JSON."""
-    return {"cpu": f"{processor()}, {num_cpus()} threads", "environment": environment()}
+def conditions(device: torch.device | None = None) -> dict[str, Any]:
+    """Return the processor and the GPU in words, and the versions and the machine, as plain JSON."""
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device is not None and device.type == "cuda" else {}
+    return gpu | {"cpu": f"{processor()}, {num_cpus()} threads", "environment": environment()}
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -3,6 +3,7 @@
 Examples:
     deepcait bench cait_xxs24_224 --json                 every engine, deepcait against timm
     deepcait bench cait_xxs24_224 --engine eager,openvino --batch 1,8 --out docs/results
+    deepcait bench cait_xxs24_224 --device cuda          eager and compiled, on a GPU
     deepcait bench cait_xxs24_224 --train --compiled    a training step, with the memory of activations
     deepcait bench cait_xxs24_224 --cost --rounds 5     time and memory by batch size, tokens and depth
     deepcait bench runs/pets --autotune                  the fastest engine, threads and batch size; stored
@@ -31,7 +32,7 @@ from deepcait.errors import ConfigError
 _ENGINES = "the benchmark of engines"
 _USES = {
     "--data": {"workers", "batch_size"},
-    _ENGINES: {"engine", "batch", "threads", "precision"},
+    _ENGINES: {"engine", "batch", "threads", "precision", "device"},
     "--autotune": {"engine", "batch", "threads", "precision", "tolerance"},
     "--train": {"batch", "threads", "compiled", "precision"},
     "--cost": {"threads"},
@@ -48,8 +49,11 @@ class Args:
     """Models to benchmark; a model name gets random weights."""
     against: Literal["timm"] = "timm"
     """Baseline of the comparison."""
-    engine: str = "eager,compile,onnx,openvino"
-    """Engines, separated by commas."""
+    engine: str | None = None
+    """Engines, separated by commas (default: eager,compile,onnx,openvino; on a GPU eager,compile)."""
+    device: str = "cpu"
+    """Device of the engines: cpu, cuda, or auto (a GPU if there is one). For a training step on a GPU: python -m
+    deepcait.bench.gpu --part train."""
     autotune: bool = False
     """Find the fastest engine and settings; other commands use them from tuned.json in the model's folder or --out."""
     train: bool = False
@@ -129,6 +133,7 @@ def _refuse_contradictions(args: Args) -> None:
         if getattr(args, name) != getattr(Args, name):
             option, users = f"--{name.replace('_', '-')}", [what for what in _USES if name in _USES[what]]
             other = f", or add {users[0]}" if len(users) == 1 else "" if args.specs else ", or name a model"
+            other = f", or {ways[0]}" if ways and users == [_ENGINES] else other
             raise ConfigError(
                 f"{option} is not used by {' and '.join(asked)}.",
                 remedy=f"Omit {option}{other}.",
@@ -139,15 +144,19 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
     from deepcait.bench.engine_page import COLUMNS, markdown, table
     from deepcait.bench.inference import compare_engines
     from deepcait.bench.plots import draw_engines
+    from deepcait.runtime.device import choose_device
 
+    device = choose_device(args.device)
+    engines = _engines(args, device.type)
     with console.progress("measuring") as progress:
         result = compare_engines(
             spec,
-            engines=[name for name in args.engine.split(",") if name],
+            engines=engines,
             precisions=_precisions(args),
             batches=whole_numbers(args.batch or "1,8", "--batch"),
             rounds=args.rounds,
             threads=args.threads,
+            device=str(device),
             progress=progress,
         )
     for row in result["batches"]:
@@ -159,7 +168,8 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
         )
     batch_names = "_".join(f"b{row['batch']}" for row in result["batches"])
     name = f"bench_{_file_name(spec)}_{batch_names}"
-    command = f"deepcait bench {shlex.quote(spec)} --engine {args.engine} --batch {args.batch or '1,8'}"
+    command = f"deepcait bench {shlex.quote(spec)} --engine {','.join(engines)} --batch {args.batch or '1,8'}"
+    command += f" --device {args.device}" if args.device != "cpu" else ""
     command += f" --rounds {args.rounds}" + (f" --threads {args.threads}" if args.threads else "")
     command += f" --precision {args.precision}" if args.precision != "auto" else ""
     _write(args.out, name, command, result, markdown(result, command), console)
@@ -184,7 +194,7 @@ def _measure_precisions(spec: str, args: Args, console: Console) -> dict:
         result = compare_precisions(
             spec,
             args.data,
-            engines=[name for name in args.engine.split(",") if name],
+            engines=_engines(args),
             precisions=_precisions(args),
             batch=batch,
             rounds=args.rounds,
@@ -193,11 +203,20 @@ def _measure_precisions(spec: str, args: Args, console: Console) -> dict:
         )
     console.say(f"{spec} on {result['num_images']:,} images, {result['threads']} threads")
     console.table(COLUMNS, table(result))
-    command = f"deepcait bench {shlex.quote(spec)} --data DATA --engine {args.engine} --precision {args.precision}"
-    command += f" --batch {batch} --rounds {args.rounds} --threads {result['threads']}"
+    command = f"deepcait bench {shlex.quote(spec)} --data DATA --engine {','.join(_engines(args))}"
+    command += f" --precision {args.precision} --batch {batch} --rounds {args.rounds} --threads {result['threads']}"
     result["data"] = Path(args.data).name
     _write(args.out, f"precision_{_file_name(spec)}", command, result, markdown(result, command), console)
     return result
+
+
+def _engines(args: Args, device_type: str = "cpu") -> list[str]:
+    """The values of --engine; without it, all engines of the device."""
+    from deepcait.inference.engines import ENGINES, TORCH_ENGINES
+
+    if args.engine is None:
+        return list(ENGINES if device_type == "cpu" else TORCH_ENGINES)
+    return [name for name in args.engine.split(",") if name]
 
 
 def _precisions(args: Args) -> list[str]:
@@ -223,7 +242,7 @@ def _tune(spec: str, args: Args, console: Console) -> dict:
     with console.progress("measuring") as progress:
         result = tune(
             spec,
-            engines=[name for name in args.engine.split(",") if name],
+            engines=_engines(args),
             precisions=_precisions(args),
             tolerance=args.tolerance or 0.0,
             threads=[] if args.threads is None else [args.threads],

@@ -29,6 +29,8 @@ from deepcait.runtime.state import undisturbed
 _log = logging.getLogger(__name__)
 
 ENGINES = ("eager", "compile", "onnx", "openvino")
+# Those that compute on a GPU too.
+TORCH_ENGINES = ("eager", "compile")
 
 
 @undisturbed()
@@ -57,7 +59,7 @@ def build_engine(name: str, model: nn.Module, *, threads: int | None = None, pre
     require_packages(name)
     precision = choose_precision(precision, name, _device_type(model))
     # On a CPU the folded model itself has the format of its products; graphs are written from float32.
-    in_model = precision == "bf16" and name in ("eager", "compile") and _device_type(model) == "cpu"
+    in_model = precision == "bf16" and name in TORCH_ENGINES and _device_type(model) == "cpu"
     return KINDS[name](fold(model, precision if in_model else "fp32"), threads, precision)
 
 

@@ -213,5 +213,5 @@ def wrap(model: nn.Module, compute: Compute, processes: Processes) -> nn.Module:
         return net
     on_gpu = next(model.parameters()).is_cuda
     devices = [processes.local_rank] if on_gpu else None
-    # Gradients that are views of what is exchanged: two launches fewer per parameter and step.
+    # Gradients that are views of what is exchanged: one copy fewer per parameter and step.
     return DistributedDataParallel(net, device_ids=devices, gradient_as_bucket_view=on_gpu)

@@ -39,6 +39,22 @@ def test_every_part_runs_to_its_end(nullgpu, tmp_path):
     }
 
 
+def test_engines_are_compared_on_the_device(nullgpu, tmp_path):
+    program = PROGRAM.replace("deepcait.bench.gpu", "deepcait.cli.main")
+    program = "import deepcait.bench.inference as b\nb.logit_error = lambda *_: {'rms': 0.0, 'drift': 0.0}\n" + program
+    command = ["bench", "builtin:nano", "--device", "cuda", "--engine", "eager", "--batch", "2", "--rounds", "2"]
+    done = run(nullgpu, "-c", program, *command, "--json")
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)["models"]
+    assert set(found["batches"][0]["engines"]) == {"eager", "eager bf16"}
+    assert set(found["batches"][0]["best"]) == {"fp32", "bf16"}
+    assert "gpu" in found
+    for engine in ("openvino", "eager,onnx"):
+        refused = run(nullgpu, "-c", program, *command[:4], "--engine", engine)
+        assert refused.returncode == 2
+        assert f"--engine: {engine.split(',')[-1]} computes on the CPU only." in refused.stderr
+
+
 def test_a_failed_part_does_not_end_the_others(nullgpu, tmp_path):
     broken = PROGRAM.replace("sys.exit", "import deepcait.bench.gpu as gpu\ngpu._train_case = None\nsys.exit")
     done = run(nullgpu, "-c", broken, "--out", str(tmp_path), "--quick", "--part", "train,ceilings")
