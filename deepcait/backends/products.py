@@ -1,11 +1,14 @@
 """The products of a linear layer, forward and backward, by the fastest library on this processor.
 
 On a CPU in float32, `torch.nn.functional.linear` calls the BLAS that PyTorch was built with, and a 1 x 1 convolution
-calls oneDNN: the same sums. Where that BLAS does not use the widest vectors of the processor, oneDNN is more than
-twice as fast (results: docs/dev/log.md); elsewhere they are equally fast. Other types and devices are not affected.
+calls oneDNN: the same sums. On a processor with AVX512, oneDNN is about twice as fast, since that BLAS uses its widest
+vectors on Intel's processors only; without AVX512, oneDNN's gradients take twice as long (results: docs/dev/log.md).
+Other types and devices are not affected.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor
@@ -57,11 +60,16 @@ def _nothing(grad: Tensor) -> tuple[Tensor, Tensor]:
 
 def _images(rows: Tensor) -> int:
     """Into how many equal images the rows are split for a convolution; 0: use a linear layer."""
-    if rows.dtype != torch.float32 or rows.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if rows.dtype != torch.float32 or rows.device.type != "cpu" or not _has_fast_convolutions():
         return 0
     num_rows = rows.numel() // rows.shape[-1]
     counts = range(_LEAST_IMAGES, _MOST_IMAGES + 1) if num_rows else ()
     return next((count for count in counts if num_rows % count == 0), 0)
+
+
+@functools.cache
+def _has_fast_convolutions() -> bool:
+    return torch.backends.mkldnn.is_available() and "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def _as_nhwc(rows: Tensor, count: int) -> Tensor:
