@@ -24,9 +24,9 @@ def leave_for_torchrun(text: str) -> None:
     """Write this process's error to torchrun's error file, so that torchrun's summary shows it."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path and is_under_torchrun():
-        told = {"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        record = {"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}}
         with suppress(OSError):
-            Path(path).write_text(json.dumps(told), encoding="utf-8")
+            Path(path).write_text(json.dumps(record), encoding="utf-8")
 
 
 def print_any_character() -> None:

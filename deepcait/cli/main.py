@@ -150,9 +150,9 @@ def _show_warning(
 ) -> None:
     """Print deepcait's warnings as one line, and those of libraries as Python does."""
     if not issubclass(category, DeepcaitWarning):
-        _tell(warnings.formatwarning(message, category, filename, lineno, line).rstrip(), file or sys.stderr)
+        _try_print(warnings.formatwarning(message, category, filename, lineno, line).rstrip(), file or sys.stderr)
     elif is_main_process():
-        _tell(f"note: {message}", sys.stderr)
+        _try_print(f"note: {message}", sys.stderr)
 
 
 def _mistake(problem: str, remedy: str, as_json: bool) -> int:
@@ -161,11 +161,13 @@ def _mistake(problem: str, remedy: str, as_json: bool) -> int:
     leave_for_torchrun(f"error: {problem}\nremedy: {remedy}")
     # Outside torchrun, RANK may be a leftover, without a rank 0 that prints; stdout is still rank 0's only.
     if is_main_process() or not is_under_torchrun():
-        told = as_json and is_main_process() and _tell(json.dumps({"error": problem, "remedy": remedy}), sys.stdout)
-        if not told:
+        printed = (
+            as_json and is_main_process() and _try_print(json.dumps({"error": problem, "remedy": remedy}), sys.stdout)
+        )
+        if not printed:
             for label, text in (("error", problem), ("remedy", remedy)):
                 line = f"{label}: {' '.join(text.split())}"
-                _tell(textwrap.fill(line, _LINE_WIDTH, break_long_words=False, break_on_hyphens=False), sys.stderr)
+                _try_print(textwrap.fill(line, _LINE_WIDTH, break_long_words=False, break_on_hyphens=False), sys.stderr)
     return exits.MISTAKE
 
 
@@ -178,11 +180,11 @@ def _defect() -> int:
 
 def _end(text: str, code: int) -> int:
     if is_main_process():
-        _tell(text, sys.stderr)
+        _try_print(text, sys.stderr)
     return code
 
 
-def _tell(text: str, stream: TextIO) -> bool:
+def _try_print(text: str, stream: TextIO) -> bool:
     """Print why the command ended; False if that fails (a full disk, or the reader has exited)."""
     try:
         print(text, file=stream, flush=True)
@@ -218,9 +220,9 @@ def _out_of_memory(error: Exception) -> tuple[str, str] | None:
     """Problem and remedy if memory ran out; None for other errors."""
     said = " ".join(str(error).split())
     # PyTorch has an error class for accelerators' memory (not imported here), but none for main memory.
-    told = ("can't allocate memory", "not enough memory")
+    texts = ("can't allocate memory", "not enough memory")
     ours = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if not ours and not (isinstance(error, RuntimeError) and any(words in said for words in told)):
+    if not ours and not (isinstance(error, RuntimeError) and any(words in said for words in texts)):
         return None
     return (
         f"out of memory: {said[:200] or type(error).__name__}",

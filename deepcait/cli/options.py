@@ -35,9 +35,9 @@ def parse_options(kind: type, argv: Sequence[str], *, command: str, description:
     if {"-h", "--help"} & set(argv):
         print(help_text(kind, command, description))
         return None
-    told = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(printed):
             args = tyro.cli(
                 kind,
                 args=list(argv),
@@ -48,7 +48,7 @@ def parse_options(kind: type, argv: Sequence[str], *, command: str, description:
     except SystemExit as end:
         if not end.code:
             return None
-        raise _mistake(kind, argv, command, told.getvalue()) from None
+        raise _mistake(kind, argv, command, printed.getvalue()) from None
     _warn_of_old_names(kind, argv)
     return args
 
@@ -93,7 +93,7 @@ def settings(given: Iterable[Sequence[str]]) -> list[str]:
     return [text for texts in given for text in texts]
 
 
-def _mistake(kind: type, argv: Sequence[str], command: str, told: str) -> ConfigError:
+def _mistake(kind: type, argv: Sequence[str], command: str, printed: str) -> ConfigError:
     known = [*_options(kind), "--help"]
     for word in argv:
         name = word.partition("=")[0].replace("_", "-")
@@ -106,7 +106,7 @@ def _mistake(kind: type, argv: Sequence[str], command: str, told: str) -> Config
                 if near
                 else f"`deepcait {command} --help` lists the options.",
             )
-    text = _sentence(told)
+    text = _sentence(printed)
     if named := re.search("(?:argument '|parsing )(--[a-z-]+)", text):
         return _bad_value(kind, argv, command, named[1])
     if missing := re.search(r"Missing from [^:]*: (\S+)", text):  # an option, or the placeholder of a position
@@ -188,10 +188,10 @@ def _value_of(option: str, argv: Sequence[str]) -> str | None:
     return None if found is None or re.match("--[a-z]", found) else found
 
 
-def _sentence(told: str) -> str:
+def _sentence(printed: str) -> str:
     """tyro's message as one line, without its frame, rules and final hint.
 
     The frame consists of box-drawing characters if stdout supports them, else of minus signs.
     """
-    words = " ".join(re.sub("[\u2500-\u257f]|-{8,}", " ", told).split())
+    words = " ".join(re.sub("[\u2500-\u257f]|-{8,}", " ", printed).split())
     return words.partition(" For full helptext")[0] or "an option is not valid."

@@ -183,12 +183,12 @@ def _checked(record: Record, results: Results | None) -> str:
         return (
             f"{note}Evaluated again for this report on every {results.total / results.num_images:.3g}th image: {share}."
         )
-    told, total = record.best.get("correct1"), record.best.get("num_images")
-    if told is None:
+    trained, total = record.best.get("correct1"), record.best.get("num_images")
+    if trained is None:
         return f"{note}Evaluated again for this report: {share}."
-    if (told, total) == (results.correct, results.num_images):
+    if (trained, total) == (results.correct, results.num_images):
         return f"{note}Evaluated again for this report: {share}, the same as during training."
-    return f"{note}Evaluated again for this report: {share}, NOT the same as during training: {told:,} of {total:,}."
+    return f"{note}Evaluated again for this report: {share}, NOT the same as during training: {trained:,} of {total:,}."
 
 
 def _confusion(results: Results) -> dict[str, Any]:

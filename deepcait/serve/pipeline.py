@@ -189,7 +189,7 @@ class Pipeline:
                     self._placed.extend((job, seen) for seen in job.seen)
                 self._changed.notify_all()
             if error is not None:
-                self._tell([(job, error)])
+                self._report([(job, error)])
 
     def _decode(self, upload: Upload) -> Seen:
         limits, preprocessing = self.limits, self.classifier.preprocessing
@@ -220,7 +220,7 @@ class Pipeline:
             self._count(batch, jobs, began_s, time.perf_counter() - began_s)
             for job, _ in batch:
                 job.num_open -= 1
-            self._tell([(job, errors.get(id(job))) for job in jobs if id(job) in errors or not job.num_open])
+            self._report([(job, errors.get(id(job))) for job in jobs if id(job) in errors or not job.num_open])
 
     def _take(self) -> list[tuple[Job, Seen]]:
         """Return a batch; wait for its first image, and a moment for announced requests. Empty at the end."""
@@ -271,17 +271,17 @@ class Pipeline:
         self.counters.add("queue_seconds_total", sum(waits_s))
         self.counters.add("network_seconds_total", network_s)
 
-    def _tell(self, told: list[tuple[Job, Exception | None]]) -> None:
+    def _report(self, ended: list[tuple[Job, Exception | None]]) -> None:
         """Pass results and errors to the event loop in one call."""
-        if told and self._loop is not None:
+        if ended and self._loop is not None:
             try:
-                self._loop.call_soon_threadsafe(_resolve, told)
+                self._loop.call_soon_threadsafe(_resolve, ended)
             except RuntimeError:  # the loop has ended
                 return
 
 
-def _resolve(told: list[tuple[Job, Exception | None]]) -> None:
-    for job, error in told:
+def _resolve(ended: list[tuple[Job, Exception | None]]) -> None:
+    for job, error in ended:
         if job.done.done():
             continue
         if error is not None:

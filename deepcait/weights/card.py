@@ -104,7 +104,7 @@ def _accuracies(found: Resolved) -> list[tuple[str, str, str]]:
     """Rows of the table of accuracies: metric, percent, images."""
     metrics = found.section.get("metrics") or {}
     rows = []
-    for key, label in _told(found):
+    for key, label in _metric_labels(found):
         if _is_fraction(metrics.get(key)):
             counts = [metrics.get(f"correct{key[-1]}"), metrics.get("num_images")]
             of = f"{counts[0]:,} of {counts[1]:,}" if all(isinstance(count, int) for count in counts) else ""
@@ -134,12 +134,12 @@ def _results(found: Resolved, data: str, known: str | None) -> list[EvalResult]:
             metric_name=label,
             metric_value=round(metrics[key], 6),
         )
-        for key, label in _told(found)
+        for key, label in _metric_labels(found)
         if _is_fraction(metrics.get(key))
     ]
 
 
-def _told(found: Resolved) -> list[tuple[str, str]]:
+def _metric_labels(found: Resolved) -> list[tuple[str, str]]:
     """Meaningful metrics: with five classes or fewer, top-5 is always 1."""
     return [("top1", "top-1"), ("top5", "top-5")][: 1 + (found.model.num_classes > 5)]
 

@@ -88,7 +88,7 @@ def test_batches_that_are_none(capsys):
         (["--data", "x", "--cost", "--batch", "8"], "--batch is not used by --cost and --data"),
     ],
 )
-def test_an_option_that_would_go_unused_is_told_at_once(options, told, capsys):
+def test_an_option_that_would_go_unused_is_reported_at_once(options, told, capsys):
     assert main(["bench", "cait_nano_32", *options]) == 2
     assert told in " ".join(capsys.readouterr().err.split())
 
@@ -110,7 +110,7 @@ def test_an_option_for_models_is_refused_where_only_data_is_measured(photos, opt
     assert told in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_place_for_figures_that_can_not_be_is_told_before_anything_is_measured(tmp_path, capsys):
+def test_a_place_for_figures_that_can_not_be_is_reported_before_anything_is_measured(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["bench", "cait_nano_32", "--engine", "eager", "--batch", "1", "--out", str(tmp_path / "file")]) == 2
     printed = capsys.readouterr()

@@ -116,7 +116,7 @@ def test_mistakes(run, model_folder, tmp_path, monkeypatch, words, part):
 
 
 @pytest.mark.parametrize(("to", "out"), [("timm", "x"), ("official", "x.pth")])
-def test_a_network_that_they_do_not_have_is_told_before_anything_is_written(run, tmp_path, to, out):
+def test_a_network_that_they_do_not_have_is_reported_before_anything_is_written(run, tmp_path, to, out):
     from deepcait.model.alternatives import apply_overrides
     from deepcait.model.networks import build_model
     from deepcait.model.variants import variant_config

@@ -176,7 +176,7 @@ def test_a_mistake_is_one_object_with_json(run, places, model_folder, photos, mi
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_a_value_that_does_not_fit_is_told_in_our_words(run, monkeypatch, command, printed, encoding):
+def test_a_value_that_does_not_fit_is_reported_in_our_words(run, monkeypatch, command, printed, encoding):
     monkeypatch.setattr(
         tyro._fmtlib, "_FORCE_UTF8_BOXES", encoding == "utf-8", raising=False
     )  # in frames of either kind

@@ -75,7 +75,7 @@ def test_utf_8_names_where_python_reads_others(photos, tmp_path, encoding):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.process
-def test_a_full_stdout_is_told_on_stderr_with_json_too():
+def test_a_full_stdout_is_reported_on_stderr_with_json_too():
     with open("/dev/full", "w") as full:
         done = start("models", "--json", stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 2
@@ -84,7 +84,7 @@ def test_a_full_stdout_is_told_on_stderr_with_json_too():
 
 
 @pytest.mark.process
-def test_a_mistake_that_nobody_reads_keeps_its_exit_code():
+def test_a_mistake_that_is_not_read_keeps_its_exit_code():
     reader, writer = os.pipe()
     os.close(reader)
     assert start("info", "nothing", stderr=writer, stdout=subprocess.PIPE).returncode == 2
@@ -92,7 +92,7 @@ def test_a_mistake_that_nobody_reads_keeps_its_exit_code():
 
 
 @pytest.mark.process
-def test_a_training_goes_on_where_nobody_reads_its_lines(photos, tmp_path):
+def test_a_training_continues_where_its_lines_are_not_read(photos, tmp_path):
     """0 means done: a run that ends with its reader would say so too early."""
     reader, writer = os.pipe()
     os.close(reader)

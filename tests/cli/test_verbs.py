@@ -180,7 +180,7 @@ def test_old_options_work_with_one_line_of_warning(run, old, new):
             assert "mit" in (given[0].license, str(given[0].image))
 
 
-def test_want_of_memory_is_told_as_such(run, monkeypatch):
+def test_want_of_memory_is_reported_as_such(run, monkeypatch):
     """As PyTorch raises it for the machine's memory; one error of its own it has for accelerators alone."""
     monkeypatch.setattr(eval_verb, "run", lambda args: torch.empty(2**60))
     code, _, err = run("eval", "x", "--data", "y")

@@ -101,7 +101,7 @@ def test_tar_shards_are_read_in_place(server):
     assert server.ranges == [("train-001.tar", server.ranges[0][1], len(wanted.data))]
 
 
-def test_a_shard_that_changed_is_walked_through_anew(server):
+def test_a_shard_that_changed_is_read_again(server):
     spec = f"{server.url}/train-000.tar"
     open_source(spec, "train")
     content = (server.root / "train-000.tar").read_bytes()

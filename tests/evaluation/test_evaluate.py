@@ -125,7 +125,7 @@ def test_the_model_keeps_its_modes(colours):
     evaluate(model, colours, preprocessing=TO_4_PX)
     assert model.training
     assert not model.frozen.training
-    (colours / "red" / "0.png").write_bytes(b"no picture")
+    (colours / "red" / "0.png").write_bytes(b"no image")
     with pytest.raises(DataError):
         evaluate(model, colours, preprocessing=TO_4_PX)
     assert model.training
@@ -216,7 +216,7 @@ def test_two_processes_count_each_image_once(colours, tmp_path_factory):
 
 @pytest.mark.process
 def test_an_error_in_one_process_is_raised_in_all(colours, tmp_path_factory):
-    (colours / "blue" / "1.png").write_bytes(b"no picture")
+    (colours / "blue" / "1.png").write_bytes(b"no image")
     first, second = evaluate_with_two_processes(tmp_path_factory.mktemp("b") / "meeting", colours)
     assert first == second
     assert "1.png" in first

@@ -22,7 +22,7 @@ def test_one_class_a_line(tmp_path, content):
     assert read_mask("data") == "data"
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n", b"\x89PNG\r\n\xff"], ids=["empty", "blank", "a picture"])
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\x89PNG\r\n\xff"], ids=["empty", "blank", "an image"])
 def test_what_is_no_mask(tmp_path, content):
     path = tmp_path / "mask.txt"
     path.write_bytes(content)

@@ -186,7 +186,7 @@ def test_a_user_without_a_home_is_no_error(monkeypatch):
     assert native.library.__wrapped__() is None
 
 
-def test_it_is_compiled_once_and_anew_for_another_processor_compiler_source_or_flag(tmp_path, monkeypatch):
+def test_it_is_compiled_once_and_again_for_another_processor_compiler_source_or_flag(tmp_path, monkeypatch):
     """Code for another processor would end the process."""
     fake = tmp_path / "fake++"
     fake.write_text(f'#!/bin/sh\necho called >> {tmp_path}/calls\nfor last; do :; done\necho code > "$last"\n')

@@ -287,7 +287,7 @@ def test_what_no_model_can_be_built_from(name, value):
     assert caught.value.remedy
 
 
-def test_an_insertion_after_the_last_block_is_told_where_it_could_be():
+def test_an_insertion_after_the_last_block_is_reported_where_it_could_be():
     with pytest.raises(ConfigError, match="a block of the patch stage, 0 to 2, got 3"):
         apply_overrides(tiny_config(depth=3), {"insert_at": 3})
 

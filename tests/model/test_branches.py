@@ -59,13 +59,13 @@ def test_operations_counted_of_a_step_are_those_of_the_plain_path_and_the_maps_o
             step(model, some_images(config, 2).float())
         counted.append(counter.flops)
     B, N, D, A = 2, config.num_patches, config.embed_dim, config.num_heads
-    # The lean path keeps no map: each block computes its scores and mixes them twice anew.
+    # The lean path keeps no map: each block computes its scores and mixes them twice again.
     assert counted[0] - counted[1] == depth * 2 * B * N * N * (D + 2 * A * A)
 
 
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("train", [False, True])
-def test_operations_told_to_the_counter_are_those_of_the_products_inside(small, train):
+def test_operations_given_to_the_counter_are_those_of_the_products_inside(small, train):
     """Each of our operators is one to PyTorch's counter, which believes a formula; its lines are counted one by one.
 
     So are the shapes and types that a compiler is printed.

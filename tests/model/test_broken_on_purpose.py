@@ -1,7 +1,7 @@
 """The parity check can fail: each line below breaks one sentence of the paper in a fresh copy of our source.
 
 A breakage is a replacement in the text of deepcait/model; the copy is run from its text, the real modules stay as
-they are. Where a row is no longer found in the source, mend the row.
+they are. Where a row is no longer found in the source, repair the row.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def broken_class(monkeypatch, module: str, *replacements: tuple[str, str]) -> ty
             source = inspect.getsource(original)
             for old, new in replacements if name == module else ():
                 count = source.count(old)
-                assert count == 1, f"{old!r} stands {count} times in deepcait/model/{name}.py; mend this row"
+                assert count == 1, f"{old!r} stands {count} times in deepcait/model/{name}.py; repair this row"
                 source = source.replace(old, new)
             copy = types.ModuleType(original.__name__)
             patch.setitem(sys.modules, original.__name__, copy)
@@ -189,7 +189,7 @@ def test_the_paper_s_initial_values_would_hide_a_breakage(monkeypatch, images):
         assert agrees(twin, images, tame(images))
 
 
-# -- what nobody can see ----------------------------------------------------------------------------------------------
+# -- what no test can see ----------------------------------------------------------------------------------------------
 
 INVISIBLE = {
     "scale moved behind the first mixing": (
@@ -222,7 +222,7 @@ INVISIBLE = {
 
 @pytest.mark.parametrize(("module", "texts"), [(m, t) for m, *t in INVISIBLE.values()], ids=INVISIBLE)
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
-def test_what_nobody_can_see(monkeypatch, images, module, texts, training):
+def test_what_no_test_can_see(monkeypatch, images, module, texts, training):
     """In training under the same random masks: both models draw from the same seed."""
     config = CONFIG.replace(drop_path_rate=0.4)
     models = wild_copy(CaiT, config), wild_copy(broken_class(monkeypatch, module, *pairs(texts)), config)

@@ -216,7 +216,7 @@ def test_checkpointing_recomputes_both_stages_and_keeps_less():
 
 @pytest.mark.parametrize("rewrite", [lambda model: model, fold], ids=["lean", "folded"])
 def test_forward_mode_equals_the_difference_quotient(rewrite):
-    """Operators without a forward derivative would count as constants, in silence."""
+    """Operators without a forward derivative would count as constants, without a warning."""
     model = wild_model(tiny_config())
     images, ways = (some_images(model.config, seed=seed) for seed in (1, 2))
     with torch.no_grad():

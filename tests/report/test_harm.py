@@ -160,7 +160,7 @@ def test_fewer_images(run, tmp_path):
     assert "12 of 24, evenly spaced" in text
 
 
-def test_another_model_than_the_one_counted_is_told(run, tmp_path):
+def test_another_model_than_the_one_counted_is_reported(run, tmp_path):
     """What training counted is shown beside what the saved model answers now."""
     folder = copy_of(run, tmp_path)
     record = read_run(folder)

@@ -155,7 +155,7 @@ def test_folders_change_places_in_one_call(tmp_path):
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EACCES])
 def test_a_disk_that_cannot_exchange_folders(tmp_path, monkeypatch, code):
-    """Two renamings do it there; another failure is told, and the old folder stays."""
+    """Two renamings do it there; another failure is reported, and the old folder stays."""
     folder = tmp_path / "m"
     files.replace_folder(folder, fill_with("old"))
 

@@ -184,7 +184,7 @@ def test_the_explanation_is_small(service):
     assert len(service.predict(picture_bytes(), path="/explain").body) < 12_000
 
 
-def test_timing_is_told(service):
+def test_timing_is_reported(service):
     header = service.predict(picture_bytes()).headers["server-timing"]
     assert [word.partition(";")[0] for word in header.split(", ")] == ["decode", "queue", "network", "batch"]
 

@@ -84,7 +84,7 @@ def test_a_signal_right_after_the_address_ends_the_service(classifier):
 
 
 @pytest.mark.parametrize(("host", "local"), [("127.0.0.2", True), ("::1", True), ("0.0.0.0", False)])
-def test_an_address_that_others_reach_is_told(capsys, monkeypatch, host, local):
+def test_an_address_that_others_reach_is_reported(capsys, monkeypatch, host, local):
     """By the address listened on, not by what its name begins with."""
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
     assert main(["serve", "builtin:nano", "--host", host, "--port", "0"]) == 0

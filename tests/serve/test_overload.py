@@ -249,7 +249,7 @@ def test_the_end_answers_what_was_let_in(patient):
         running.ask(GOOD)
 
 
-def test_told_to_end_at_once(patient):
+def test_asked_to_end_at_once(patient):
     """A second Ctrl-C cancels what still waits: it is refused like everything else, and nothing is raised."""
     service = Service(patient, name="test")
     head, body = GOOD.split(b"\r\n\r\n", 1)

@@ -234,7 +234,7 @@ def test_errors_are_shown_and_gone_again(open_page, service, nano, tmp_path):
     assert page.is_hidden("#error")
 
 
-def test_a_service_that_is_busy_or_gone_is_told(browser, service):
+def test_a_service_that_is_busy_or_gone_is_reported(browser, service):
     """When the page begins, and when a photograph of the page is fetched."""
     page = browser.new_page()
     faults = []

@@ -216,7 +216,7 @@ def test_a_silent_connection_ends(impatient):
         assert connection.read().status == 0
 
 
-def test_a_body_that_nobody_reads_ends(classifier):
+def test_a_body_that_no_client_reads_ends(classifier):
     """An answer was given at once; what trickles in afterwards does not hold the connection."""
     with live(classifier) as running, running.connect() as connection:
         wait_until(lambda: running.num_connections == 1)
@@ -226,7 +226,7 @@ def test_a_body_that_nobody_reads_ends(classifier):
         assert breaks_off(connection)
 
 
-def test_an_answer_that_nobody_reads_ends(classifier):
+def test_an_answer_that_no_client_reads_ends(classifier):
     """Requests one after the other, no answer taken: the service lets go."""
     with live(classifier, write_timeout_s=0.3) as running:
         with running.connect(timeout=30) as connection:
@@ -249,7 +249,7 @@ def small_buffers(monkeypatch):
 
 
 @pytest.mark.usefixtures("small_buffers")
-def test_one_small_answer_that_nobody_reads_ends(classifier):
+def test_one_small_answer_that_no_client_reads_ends(classifier):
     """Less than the transport keeps before it calls for a pause: closing would wait for it without end."""
     with live(classifier, write_timeout_s=0.3, keep_alive_s=1) as running, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
@@ -259,7 +259,7 @@ def test_one_small_answer_that_nobody_reads_ends(classifier):
         wait_until(lambda: running.num_connections == 0, 30)
 
 
-def test_a_refusal_is_told_once(classifier):
+def test_a_refusal_is_reported_once(classifier):
     """Whatever still comes behind what was no HTTP, and though the time of its headers ends afterwards."""
     with live(classifier) as running, running.connect() as connection:
         connection.send(b"no HTTP\r\n\r\n" + 3 * (b"still none\r\n\r\n" + GOOD))
@@ -370,7 +370,7 @@ def test_no_file_of_a_request_is_opened(tight, tmp_path):
     assert reply.json[0]["predictions"] == tight.ask(GOOD).json[0]["predictions"]
 
 
-def test_a_defect_is_told_as_json(classifier, monkeypatch):
+def test_a_defect_is_reported_as_json(classifier, monkeypatch):
     def fail(seen):
         raise RuntimeError("ours")
 

@@ -39,7 +39,7 @@ def taken(order):
         (7, 32, 4, "each occurs in it about 4.6 times"),
     ],
 )
-def test_notes_of_a_batch_that_does_not_fit_tell_what_the_order_does(num, batch, repeats, note):
+def test_notes_of_a_batch_that_does_not_fit_say_what_the_order_does(num, batch, repeats, note):
     order = Order(num, batch, replicas=4, repeats=repeats)
     notes = notes_of(tiny_recipe(), order, 1000)
     assert [note in output for output in notes] == ([True] if note else [])

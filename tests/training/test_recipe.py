@@ -283,7 +283,7 @@ def test_values_out_of_range(assignment):
 
 
 @pytest.mark.parametrize("assignment", ["epochs=-1", "optimizer.lr=-1", "mix.mixup=-1", "augment.erase=2"])
-def test_a_value_out_of_range_is_mended_where_it_was_given(assignment):
+def test_a_value_out_of_range_is_corrected_where_it_was_given(assignment):
     with pytest.raises(ConfigError) as caught:
         load_recipe("demo", [assignment])
     assert "in the recipe or through --set" in caught.value.remedy

@@ -80,7 +80,7 @@ def test_the_comparison_sees_any_two_tensors_exchanged(one, other):
     assert distance(FIXTURES / "classifier", model) > 1e-3
 
 
-def test_features_without_their_final_norm_are_told():
+def test_features_without_their_final_norm_are_reported():
     with pytest.warns(UserWarning, match=r"features: the final norm .* never loaded"):
         found = resolve(FIXTURES / "features")
     assert distance(FIXTURES / "features", found.model) < 1e-5

@@ -74,7 +74,7 @@ def test_a_file_that_is_no_square_takes_its_size(tiny, logits, tmp_path):
     assert torch.equal(logits(found.model), logits(model))
 
 
-def test_size_and_classes_are_fitted_and_told(tiny, tmp_path):
+def test_size_and_classes_are_fitted_and_reported(tiny, tmp_path):
     save(tmp_path / "m", tiny())
     found = resolve(tmp_path / "m", img_size=48, num_classes=7)
     assert "4x4 -> 6x6" in str(found.report)
