@@ -293,7 +293,8 @@ def measure_runs(session: Session) -> None:
         def run(precision: str = precision) -> None:
             folder = session.out / f"run_{precision}_{time.time_ns()}"
             given = [f"compute.device={session.device}", f"compute.precision={precision}", "data.num_workers=0"]
-            given += ["epochs=1", "data.limit=64", "data.val_limit=32"] if session.quick else ["epochs=3"]
+            quick = ["epochs=1", "data.limit=64", "data.val_limit=32", "compute.compile=false"]
+            given += quick if session.quick else ["epochs=3"]
             began_s = time.monotonic()
             outcome = train(load_recipe("demo", given), folder)
             seconds = round(time.monotonic() - began_s, 1)

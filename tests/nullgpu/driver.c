@@ -55,6 +55,8 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
     return 0;
 }
 
+int cuStreamIsCapturing(void *stream, int *status) { return *status = 0; } /* Triton of PyTorch 2.15 asks */
+
 int cuFuncGetAttribute(int *value, int attribute, void *function) {
     *value = attribute == 4 ? 64 : attribute == 0 ? 1024 : 0; /* registers; threads of a block */
     return 0;
