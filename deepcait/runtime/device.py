@@ -83,7 +83,13 @@ def why_not_compiled(device: torch.device) -> str:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether a GPU multiplies bfloat16 numbers itself; older ones only emulate it."""
+    """Whether a GPU or a processor multiplies bfloat16 numbers itself; older ones only emulate it.
+
+    For processors other than x86_64 the answer is always True: they are not asked.
+    """
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return able["architecture"] != "x86_64" or bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     with torch.cuda.device(device):
         return torch.cuda.is_bf16_supported(including_emulation=False)
 

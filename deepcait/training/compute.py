@@ -21,6 +21,8 @@ from deepcait.training.recipe import Recipe
 from deepcait.training.settings import Compute
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# What bf16 is on a device without it.
+_EMULATED = {"cuda": "this GPU only emulates", "cpu": "this processor only emulates (fp32 is several times faster)"}
 # Data-loading workers that `auto` takes at most: with a training on the CPU, and for a GPU.
 _MOST_WORKERS = (4, 16)
 # Share of the activations that compiled blocks store if memory is small.
@@ -78,8 +80,8 @@ def describe_choices(asked: Recipe, chosen: Recipe, device: torch.device) -> str
         precision += {"bf16": " (auto: this GPU has it)", "fp16": " (auto: this GPU has no bf16)"}.get(
             precision, f" (auto: {device.type})"
         )
-    elif precision == "bf16" and device.type == "cuda" and not has_bf16(device):
-        precision += ", which this GPU only emulates"
+    elif precision == "bf16" and device.type in _EMULATED and not has_bf16(device):
+        precision += f", which {_EMULATED[device.type]}"
     if device.type == "cuda":
         precision += ", TF32 for what stays fp32" if uses_tf32(chosen) else ", no TF32"
     text = f"{device}, {precision}{_compilation(asked, chosen, device)}"
