@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 import deepcait
+from deepcait.runtime.environment import processor
 
 RESULTS = Path(__file__).parent
 GROUPS = {"airplane": "a", "cat": "a", "automobile": "b", "frog": "b", "bird": "c", "truck": "c"}
@@ -108,14 +109,19 @@ def main() -> None:
                 rows.append(measure(method, num_images, seed, args))
                 print(rows[-1], flush=True)
                 facts = {"command": "python docs/results/finetuning.py --images ROOT/test --out FOLDER"}
-                facts |= {"date": str(date.today()), "torch": torch.__version__, "pairs": GROUPS, "rows": rows}
+                facts |= {"date": str(date.today()), "torch": torch.__version__, "processor": processor()}
+                facts |= {"pairs": GROUPS, "rows": rows}
                 path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
                 (RESULTS / "finetuning.md").write_text(page(rows), encoding="utf-8")
 
 
 def page(rows: list[dict[str, Any]]) -> str:
     """The page of docs/results."""
+    missing = len(SIZES) * len(SEEDS) * len(METHODS) - len(rows)
+    note = f"\n{missing} trainings of the table are missing so far; the command above resumes.\n" if missing else ""
     return f"""# Fine-tuning for few images
+
+    python docs/results/finetuning.py --images ROOT/test --out FOLDER
 
 Test accuracy in percent, mean ± standard deviation of {len(SEEDS)} seeds (which images, their order, the first weights
 of the head). `builtin:nano` (1.8 M parameters, 32 px), the recipes `finetune`, `linear_probe` and `lora` with the
@@ -124,7 +130,7 @@ nothing. Five classes, each an arbitrary pair of CIFAR-10's, from its test image
 it was trained on images of the same kind, which favours the columns that start from it.
 
 {table(rows)}
-
+{note}
 [Figures](finetuning.json), [script](finetuning.py).
 """
 

@@ -134,3 +134,16 @@ def test_the_table_of_speed_is_that_of_the_results():
     rows = speed_rows()
     assert [line for line in page.splitlines() if "](../results/bench_cait_" in line and line.startswith("|")] == rows
     assert len(rows) >= 4
+
+
+def test_the_table_of_fine_tuning_is_that_of_the_results():
+    """Every row of the guide is one of the page, and the page is computed from the figures."""
+    spec = importlib.util.spec_from_file_location("finetuning", DOCS / "results" / "finetuning.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    computed = script.table(json.loads((DOCS / "results" / "finetuning.json").read_text())["rows"]).splitlines()
+    shown = [
+        line for line in (DOCS / "guides" / "finetune.md").read_text().splitlines() if " ± " in line and "|" in line
+    ]
+    assert len(shown) >= 2
+    assert [line for line in shown if line not in computed] == []
