@@ -54,12 +54,12 @@ class Lane:
 
 def waited_for(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
     """Return the program, followed by waiting for the GPU if it computes there."""
-    if device.type != "cuda":
+    if device.type == "cpu":
         return run
 
     def run_and_wait() -> None:
         run()
-        torch.cuda.synchronize(device)
+        torch.accelerator.synchronize(device)
 
     return run_and_wait
 

@@ -128,12 +128,16 @@ def _refuse_contradictions(args: Args) -> None:
     asked = (ways or [_ENGINES] if args.specs else []) + (["--data"] if args.data else [])
     used = set().union(*(_USES[what] for what in asked))
     if _compares_precisions(args):
-        used -= _USES["--data"]
+        used -= _USES["--data"] | {"device"}
     for name in sorted(set().union(*_USES.values()) - used):
         if getattr(args, name) != getattr(Args, name):
             option, users = f"--{name.replace('_', '-')}", [what for what in _USES if name in _USES[what]]
-            other = f", or add {users[0]}" if len(users) == 1 else "" if args.specs else ", or name a model"
-            other = f", or {ways[0]}" if ways and users == [_ENGINES] else other
+            if users == [_ENGINES] and ways:
+                other = f", or {ways[0]}"
+            elif len(users) == 1 and users != [_ENGINES]:
+                other = f", or add {users[0]}"
+            else:
+                other = "" if args.specs else ", or name a model"
             raise ConfigError(
                 f"{option} is not used by {' and '.join(asked)}.",
                 remedy=f"Omit {option}{other}.",

@@ -183,12 +183,12 @@ def _checked(record: Record, results: Results | None) -> str:
         return (
             f"{note}Evaluated again for this report on every {results.total / results.num_images:.3g}th image: {share}."
         )
-    trained, total = record.best.get("correct1"), record.best.get("num_images")
-    if trained is None:
+    before, total = record.best.get("correct1"), record.best.get("num_images")
+    if before is None:
         return f"{note}Evaluated again for this report: {share}."
-    if (trained, total) == (results.correct, results.num_images):
+    if (before, total) == (results.correct, results.num_images):
         return f"{note}Evaluated again for this report: {share}, the same as during training."
-    return f"{note}Evaluated again for this report: {share}, NOT the same as during training: {trained:,} of {total:,}."
+    return f"{note}Evaluated again for this report: {share}, NOT the same as during training: {before:,} of {total:,}."
 
 
 def _confusion(results: Results) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def has_bf16(device: torch.device) -> bool:
     """
     if device.type == "cpu":
         able = torch.cpu.get_capabilities()
-        return able["architecture"] != "x86_64" or bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+        return able.get("architecture") != "x86_64" or bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     with torch.cuda.device(device):
         return torch.cuda.is_bf16_supported(including_emulation=False)
 

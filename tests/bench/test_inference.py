@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from deepcait.bench.clock import Lane, ratio, take_turns
-from deepcait.bench.inference import _best, build_contestants, build_pair, compare_memory
+from deepcait.bench.inference import _best, build_contestants, build_pair, compare_memory, logit_error
 from deepcait.bench.limit import Products, count_products, product_lanes
 from deepcait.bench.memory import LiveBytes, live_bytes
 from deepcait.bench.plots import draw_engines
@@ -191,6 +191,12 @@ def test_ratio_says_how_many_times_faster():
     found = ratio(ours, peer)
     assert found["ratio"] == 3.5 / 1.5
     assert 2 <= found["quartiles"][1] <= 3
+
+
+def test_logits_that_are_not_finite_are_refused():
+    for got, expected in ((float("nan"), 1.0), (1.0, float("inf"))):
+        with pytest.raises(ConfigError, match="NaN or infinity"):
+            logit_error(torch.tensor([[got, 1.0]]), torch.tensor([[expected, 2.0]]))
 
 
 @pytest.mark.parametrize(

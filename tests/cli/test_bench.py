@@ -1,4 +1,4 @@
-"""`deepcait bench --data`: the ratios are there, the files only where asked for, mistakes are told."""
+"""`deepcait bench --data`: the ratios are there, the files only where asked for, mistakes are reported."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_flat_folder(photos, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "part"),
     [
         ([], "neither a model nor --data"),
         (["--data", "PHOTOS", "--rounds", "1"], "--rounds: expected 2"),
@@ -47,9 +47,9 @@ def test_a_flat_folder(photos, tmp_path, capsys):
         (["--data", "/no/such/place"], "/no/such/place"),
     ],
 )
-def test_mistakes(photos, capsys, options, told):
+def test_mistakes(photos, capsys, options, part):
     assert main(["bench", *(str(photos) if word == "PHOTOS" else word for word in options)]) == 2
-    assert told in capsys.readouterr().err
+    assert part in capsys.readouterr().err
 
 
 def test_a_model_beside_timm(tmp_path, capsys):
@@ -74,7 +74,7 @@ def test_batches_that_are_none(capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "part"),
     [
         (["--train", "--autotune"], "--autotune and --train"),
         (["--train", "--engine", "onnx"], "--engine is not used by --train"),
@@ -86,15 +86,17 @@ def test_batches_that_are_none(capsys):
         (["--batch-size", "8"], "Omit --batch-size, or add --data."),
         (["--train", "--batch-size", "8"], "--batch-size is not used by --train"),
         (["--data", "x", "--cost", "--batch", "8"], "--batch is not used by --cost and --data"),
+        (["--train", "--device", "cuda"], "Omit --device, or --train."),
+        (["--data", "x", "--precision", "all", "--device", "cuda"], "--device is not used by"),
     ],
 )
-def test_an_option_that_would_go_unused_is_reported_at_once(options, told, capsys):
+def test_an_option_that_would_go_unused_is_reported_at_once(options, part, capsys):
     assert main(["bench", "cait_nano_32", *options]) == 2
-    assert told in " ".join(capsys.readouterr().err.split())
+    assert part in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "part"),
     [
         (["--train"], "--train: no model was given. remedy: Use deepcait bench MODEL --train."),
         (["--autotune"], "--autotune: no model"),
@@ -105,9 +107,9 @@ def test_an_option_that_would_go_unused_is_reported_at_once(options, told, capsy
         (["--compiled"], "--compiled is not used by --data"),
     ],
 )
-def test_an_option_for_models_is_refused_where_only_data_is_measured(photos, options, told, capsys):
+def test_an_option_for_models_is_refused_where_only_data_is_measured(photos, options, part, capsys):
     assert main(["bench", "--data", str(photos), *options]) == 2
-    assert told in " ".join(capsys.readouterr().err.split())
+    assert part in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_place_for_figures_that_can_not_be_is_reported_before_anything_is_measured(tmp_path, capsys):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from deepcait.backends import branches
+from deepcait.backends import branches, products
 from deepcait.backends.heads import talking_heads, talking_heads_backward
 from deepcait.backends.products import linear, linear_backward
 from deepcait.model import CaiT
@@ -68,7 +68,7 @@ def test_operations_counted_of_a_step_are_those_of_the_plain_path_and_the_maps_o
 def test_operations_given_to_the_counter_are_those_of_the_products_inside(small, train):
     """Each of our operators is one to PyTorch's counter, which believes a formula; its lines are counted one by one.
 
-    So are the shapes and types that a compiler is printed.
+    So are the shapes and types that a compiler is given.
     """
 
     def told_and_done(operator, *inputs):
@@ -195,7 +195,10 @@ def test_no_graph_break():
 
 
 @pytest.mark.parametrize("rows", [(48, 6), (7, 5), (2, 3, 16), (1, 8)])
-def test_products_are_those_of_a_linear_layer(rows):
+@pytest.mark.parametrize("convolutions", [True, False])
+def test_products_are_those_of_a_linear_layer(rows, convolutions, monkeypatch):
+    """By both libraries, whichever the processor takes."""
+    monkeypatch.setattr(products, "_has_fast_convolutions", lambda: convolutions)
     torch.manual_seed(0)
     x, weight, bias = torch.randn(*rows, 12), torch.randn(20, 12), torch.randn(20)
     given = [t.double().requires_grad_() for t in (x, weight, bias)]
