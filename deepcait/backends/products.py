@@ -1,8 +1,8 @@
 """The products of a linear layer, forward and backward, by the fastest library on this processor.
 
-On a CPU in float32, `torch.nn.functional.linear` calls the BLAS that PyTorch was built with, and a 1 x 1 convolution
-calls oneDNN: the same sums. On a processor with AVX512, oneDNN is about twice as fast, since that BLAS uses its widest
-vectors on Intel's processors only; without AVX512, oneDNN's gradients take twice as long (results: docs/dev/log.md).
+On a CPU in float32, `torch.nn.functional.linear` calls the BLAS that PyTorch was built with (MKL), and a 1 x 1
+convolution calls oneDNN: the same sums. MKL uses AVX512 on Intel's processors only, so on others with AVX512 oneDNN is
+about twice as fast. Elsewhere MKL is faster, mostly in the gradients (results: docs/dev/log.md).
 Other types and devices are not affected.
 """
 
@@ -13,6 +13,8 @@ import functools
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from deepcait.runtime.environment import processor_vendor
 
 # With one thread, PyTorch uses another library for convolutions of fewer images.
 _LEAST_IMAGES, _MOST_IMAGES = 16, 64
@@ -69,7 +71,8 @@ def _images(rows: Tensor) -> int:
 
 @functools.cache
 def _has_fast_convolutions() -> bool:
-    return torch.backends.mkldnn.is_available() and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    wide = torch.backends.mkldnn.is_available() and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return wide and processor_vendor() != "GenuineIntel"
 
 
 def _as_nhwc(rows: Tensor, count: int) -> Tensor:

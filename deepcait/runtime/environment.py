@@ -49,6 +49,11 @@ def processor_flags() -> str:
     return _cpu_field("flags")
 
 
+def processor_vendor() -> str:
+    """Return the processor's vendor, such as GenuineIntel or AuthenticAMD; "" if the system does not state it."""
+    return _cpu_field("vendor_id")
+
+
 def version(package: str) -> str | None:
     """Return the version of an installed package, None if it is not installed."""
     try:
