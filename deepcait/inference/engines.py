@@ -59,7 +59,7 @@ def build_engine(name: str, model: nn.Module, *, threads: int | None = None, pre
     require_packages(name)
     precision = choose_precision(precision, name, _device_type(model))
     # On a CPU the folded model itself has the format of its products; graphs are written from float32.
-    in_model = precision == "bf16" and name in TORCH_ENGINES and _device_type(model) == "cpu"
+    in_model = name in TORCH_ENGINES and _device_type(model) == "cpu"
     return KINDS[name](fold(model, precision if in_model else "fp32"), threads, precision)
 
 
@@ -69,7 +69,7 @@ class Engine(nn.Module):
     Args:
         model: the network with a `config`: a folded CaiT (benchmarks pass others).
         threads: threads per call; None means the engine's default.
-        precision: of the products: fp32, bf16 or fp16.
+        precision: of the products: fp32, bf16, fp16 or int8.
     """
 
     name: str

@@ -26,7 +26,7 @@ from deepcait.errors import ConfigError
 from deepcait.inference.blocks import attend_blocks
 from deepcait.inference.foldable import foldable_config
 from deepcait.inference.linear import FoldedLinear
-from deepcait.inference.native import pack_blocks, patch_stage, run_blocks
+from deepcait.inference.native import is_faster, pack_blocks, patch_stage, run_blocks
 from deepcait.model.block import NORM_EPS, ClassAttentionBlock, LayerScaleBlock
 from deepcait.model.cait import CaiT
 from deepcait.model.embedding import require_images
@@ -34,7 +34,7 @@ from deepcait.model.variants import CaiTConfig
 from deepcait.model.wrappers import unwrap
 from deepcait.runtime.state import undisturbed
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 _log = logging.getLogger(__name__)
 
 
@@ -52,8 +52,9 @@ def fold(model: nn.Module, precision: str = "fp32") -> FoldedCaiT:
 
     Args:
         model: a CaiT, possibly wrapped by torch.compile or DistributedDataParallel.
-        precision: fp32, or bf16: on a CPU with AVX512_BF16 the products of the patch stage are computed in bfloat16,
-            with float32 sums; everything else stays as it is. On others it is fp32, and a warning is logged.
+        precision: fp32, bf16 or int8. On a CPU with AVX512_BF16, bf16 computes the products of the patch stage in
+            bfloat16, with float32 sums; with AVX512_VNNI, int8 computes its linear layers in int8. Everything else
+            stays as it is. Without the instruction, or where float32 is faster, it is fp32, and a warning is logged.
 
     Raises:
         ConfigError: the network is not a CaiT, the precision is unknown, or a part was modified (an adapter, a hook, a
@@ -61,7 +62,7 @@ def fold(model: nn.Module, precision: str = "fp32") -> FoldedCaiT:
     """
     if precision not in _DTYPES:
         raise ConfigError(
-            f"precision: expected {' or '.join(_DTYPES)}, got {precision!r}.",
+            f"precision: expected fp32, bf16 or int8, got {precision!r}.",
             remedy="Other precisions need an engine: deepcait.load(..., precision=...).",
         )
     core = unwrap(model)
@@ -94,7 +95,7 @@ class FoldedCaiT(_Constants):
 
     Args:
         model: the CaiT to fold.
-        precision: fp32 or bf16, of the products in the machine code.
+        precision: fp32, bf16 or int8, of the products in the machine code.
     """
 
     def __init__(self, model: CaiT, precision: str = "fp32") -> None:
@@ -185,13 +186,14 @@ class FoldedCaiT(_Constants):
     def _pack_as(self, dtype: torch.dtype) -> Tensor | None:
         tensors = [cast("FoldedBlock", block).tensors() for block in self.blocks]
         packed = pack_blocks(tensors, self.config.num_heads, dtype)
-        if packed is None and dtype != torch.float32:
-            _log.warning("bf16: this processor or model has no bfloat16 patch stage; it is computed in fp32.")
-            return pack_blocks(tensors, self.config.num_heads)
-        return packed
+        if dtype == torch.float32 or (packed is not None and is_faster(dtype)):
+            return packed
+        why = "not available for this processor or model" if packed is None else "slower than fp32 on this processor"
+        _log.warning(f"{self.precision}: {why}; fp32 is used.")
+        return pack_blocks(tensors, self.config.num_heads)
 
     def with_precision(self, precision: str) -> FoldedCaiT:
-        """Return a copy whose products are computed in this precision, fp32 or bf16."""
+        """Return a copy whose products are computed in this precision: fp32, bf16 or int8."""
         other = copy.deepcopy(self)
         other.precision = precision
         return other

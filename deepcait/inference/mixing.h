@@ -40,7 +40,7 @@ void mix_row(float* row, int64_t head_step, int64_t N, int64_t heads, const Mixi
         for (int64_t n = 0; n < N; n += W) {
             const vec power = exponential(load(head + n) - top);
             store(head + n, power);
-            sum += power;  // beyond N e^-87, nothing beside the largest, which is 1
+            sum += power;  // beyond N e^-64, nothing beside the largest, which is 1
         }
         const float scale = 1.0f / total(sum);
         for (int a = 0; a < A; a++) scaled[a * A + b] = mixing.after[a * A + b] * scale;

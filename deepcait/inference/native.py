@@ -1,7 +1,7 @@
 """The patch stage as machine code, compiled by this machine's compiler at first use; optional.
 
 Without a compiler, for sizes that the code does not support, or if its results differ from PyTorch's, `fold.py`
-computes the same in PyTorch. DEEPCAIT_NATIVE=0 disables it; DEEPCAIT_NATIVE=fp32 disables bfloat16.
+computes the same in PyTorch. DEEPCAIT_NATIVE=0 disables it; DEEPCAIT_NATIVE=fp32 disables bfloat16 and int8.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,10 +30,13 @@ SOURCES = tuple(Path(__file__).with_name(name) for name in FILES)
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-fPIC", "-fopenmp", "-shared")
 _COMPILE_TIMEOUT_S = 120
 # Number formats of the products, and numbers per 4 bytes.
-_CELLS = {torch.float32: 1, torch.bfloat16: 2}
-# Largest accepted difference from PyTorch's result, in units of its standard deviation. In bfloat16 it is that of two
-# small blocks, where rounding causes 1.6e-2.
-_TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+_CELLS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}
+# Largest accepted difference from PyTorch's result, in units of its standard deviation: rounding causes 1.6e-2 in the
+# two small blocks that are compared in bfloat16, and 6.3e-2 in int8.
+_TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.int8: 0.12}
+# Heads, channels of a head and hidden channels of the blocks with which the code is checked and timed; their epsilon.
+_SAMPLE, _EPS = (4, 48, 208), 1e-6
+_TURNS = 7
 
 
 def pack_blocks(
@@ -44,19 +48,19 @@ def pack_blocks(
         blocks: of each block weight and bias of qkv, proj, fc1 and fc2; then the mixing before the softmax, the mixing
             after it, and its bias.
         num_heads: A.
-        dtype: of the products, float32 or bfloat16: weights and the activations that are multiplied. The sums, and
-            everything else, are float32.
+        dtype: of the products, float32, bfloat16 or int8: weights and the activations that are multiplied. Everything
+            else is float32. With int8 that includes the products of the attention.
 
     Returns:
         A tensor of that dtype; None if the code does not support the model or is not available. It supports float32 on
         a CPU, at most 16 heads, and widths of heads and hidden layer that are multiples of 16 (of 8 without AVX512).
-        bfloat16 needs AVX512_BF16 and a width that is a multiple of 32.
+        bfloat16 needs AVX512_BF16 and a width that is a multiple of 32, int8 needs AVX512_VNNI.
     """
     tensors = [tensor for block in blocks for tensor in block]
     if any(tensor.dtype != torch.float32 or tensor.device.type != "cpu" for tensor in tensors):
         return None
     code = library()
-    if code is None or (dtype == torch.bfloat16 and not has_bfloat16()):
+    if code is None or not has_format(dtype):
         return None
     return _pack(code, blocks, num_heads, dtype)
 
@@ -70,7 +74,7 @@ def run_blocks(tokens_BND: Tensor, packed: Tensor, num_heads: int, hidden_dim: i
         num_heads, hidden_dim: A, and the width of the MLP's hidden layer.
         eps: of LayerNorm.
     """
-    return _run(_required(), tokens_BND, packed, num_heads, hidden_dim, eps)
+    return _run(_required(), tokens_BND, packed, num_heads, hidden_dim, eps, torch.get_num_threads())
 
 
 # For graphs: one opaque node. Eager calls use the function itself, so that its memory is counted.
@@ -98,10 +102,31 @@ def library() -> ctypes.CDLL | None:
 
 
 @functools.cache
-def has_bfloat16() -> bool:
-    """Whether the code multiplies in bfloat16: the processor has AVX512_BF16, and its results are correct."""
+def has_format(dtype: torch.dtype) -> bool:
+    """Whether the code multiplies in a format: the processor has the instruction, and its results are correct."""
     code = library()
-    return code is not None and os.environ.get("DEEPCAIT_NATIVE") != "fp32" and _agrees(code, torch.bfloat16)
+    if code is None or dtype == torch.float32:
+        return code is not None
+    return os.environ.get("DEEPCAIT_NATIVE") != "fp32" and _agrees(code, dtype)
+
+
+@functools.cache
+def is_faster(dtype: torch.dtype) -> bool:
+    """Whether products in a format are faster than in float32 on this processor, measured once in a process.
+
+    Intel's Emerald Rapids without AMX multiplies bfloat16 at half the rate of float32 (docs/dev/log.md).
+    """
+    code = library()
+    assert code is not None
+    blocks, tokens_BND = _sample_blocks(), torch.zeros(1, 64, _SAMPLE[0] * _SAMPLE[1])
+    packed = {each: _pack(code, blocks, _SAMPLE[0], each) for each in (torch.float32, dtype)}
+    best = dict.fromkeys(packed, float("inf"))
+    for _ in range(_TURNS):
+        for each, weights in packed.items():
+            begun = time.perf_counter()
+            _run(code, tokens_BND, weights, _SAMPLE[0], _SAMPLE[2], _EPS, threads=1)
+            best[each] = min(best[each], time.perf_counter() - begun)
+    return best[dtype] < best[torch.float32]
 
 
 def compiled() -> Path:
@@ -167,8 +192,10 @@ def _pack(code: ctypes.CDLL, blocks: Sequence[Sequence[Tensor]], num_heads: int,
     return packed.view(dtype)
 
 
-def _run(code: ctypes.CDLL, tokens_BND: Tensor, packed: Tensor, num_heads: int, hidden_dim: int, eps: float) -> Tensor:
-    (B, N, D), threads, cells = tokens_BND.shape, torch.get_num_threads(), _CELLS[packed.dtype]
+def _run(
+    code: ctypes.CDLL, tokens_BND: Tensor, packed: Tensor, num_heads: int, hidden_dim: int, eps: float, threads: int
+) -> Tensor:
+    (B, N, D), cells = tokens_BND.shape, _CELLS[packed.dtype]
     sizes = (B, N, num_heads, D // num_heads, hidden_dim)
     tokens_BND = tokens_BND.clone(memory_format=torch.contiguous_format)
     room = tokens_BND.new_empty(code.patch_stage_room(cells, *sizes, threads))
@@ -179,25 +206,33 @@ def _run(code: ctypes.CDLL, tokens_BND: Tensor, packed: Tensor, num_heads: int, 
 
 def _agrees(code: ctypes.CDLL, dtype: torch.dtype = torch.float32) -> bool:
     """Whether the code's results equal PyTorch's, since compilers may have bugs."""
+    A, E, H = _SAMPLE
+    D, blocks = A * E, _sample_blocks()
+    packed = _pack(code, blocks, A, dtype)
+    if packed is None:
+        return False
+    generator = torch.Generator().manual_seed(1)
+    for batch, num_patches in ((1, 21), (3, 40)):
+        tokens_BND = torch.randn(batch, num_patches, D, generator=generator, dtype=torch.float32)
+        expected = tokens_BND
+        for qkv, qkv_bias, proj, proj_bias, fc1, fc1_bias, fc2, fc2_bias, *mixing in blocks:
+            read = attend_blocks(F.linear(F.layer_norm(expected, (D,), eps=_EPS), qkv, qkv_bias), *mixing)
+            expected = expected + F.linear(read, proj, proj_bias)
+            hidden = F.gelu(F.linear(F.layer_norm(expected, (D,), eps=_EPS), fc1, fc1_bias))
+            expected = expected + F.linear(hidden, fc2, fc2_bias)
+        found = _run(code, tokens_BND, packed, A, H, _EPS, torch.get_num_threads())
+        if not (found - expected).abs().max() <= _TOLERANCES[dtype] * expected.std():
+            return False
+    return True
+
+
+def _sample_blocks() -> list[list[Tensor]]:
+    """Seeded weights of two blocks, in the order of `pack_blocks`."""
     draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-    A, E, H, eps = 4, 48, 208, 1e-6
+    A, E, H = _SAMPLE
     D = A * E
     shapes = ((3 * D, D), (3 * D,), (D, D), (D,), (H, D), (H,), (D, H), (D,), (A, A), (A, A), (A,))
     blocks = [[draw(*shape) / shape[-1] ** 0.5 for shape in shapes] for _ in range(2)]
     for tensors in blocks:
         tensors[1][D:] = 0
-    packed = _pack(code, blocks, A, dtype)
-    if packed is None:
-        return False
-    for batch, num_patches in ((1, 21), (3, 40)):
-        tokens_BND = draw(batch, num_patches, D)
-        expected = tokens_BND
-        for qkv, qkv_bias, proj, proj_bias, fc1, fc1_bias, fc2, fc2_bias, *mixing in blocks:
-            read = attend_blocks(F.linear(F.layer_norm(expected, (D,), eps=eps), qkv, qkv_bias), *mixing)
-            expected = expected + F.linear(read, proj, proj_bias)
-            hidden = F.gelu(F.linear(F.layer_norm(expected, (D,), eps=eps), fc1, fc1_bias))
-            expected = expected + F.linear(hidden, fc2, fc2_bias)
-        found = _run(code, tokens_BND, packed, A, H, eps)
-        if not (found - expected).abs().max() <= _TOLERANCES[dtype] * expected.std():
-            return False
-    return True
+    return blocks

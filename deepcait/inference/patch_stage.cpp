@@ -1,5 +1,6 @@
 // The patch stage of a folded CaiT without gradients: all blocks in one call, on packed weights. Products are computed
-// in the number format T (arithmetic.h); norms, mixing, softmax, GELU and the residual stream in float32.
+// in the number format T (arithmetic.h), the attention's in T::maps; norms, mixing, softmax, GELU and the residual stream
+// in float32.
 // native.py compiles and calls this; fold.py is the same function in PyTorch.
 //
 // A chunk of rows passes through everything that needs no other row, and stays in the core's cache on the way. Of an
@@ -33,25 +34,42 @@ struct Sizes {
     float eps = 0;
 
     int64_t D() const { return A * E; }
+    int64_t wide() const { return H > D() ? H : D(); }
     int64_t columns() const { return round_up(N, W); }  // of a map
-    int64_t pairs() const { return (N + cells - 1) / cells; }  // units of a column of values
+    bool scaled() const { return cells == 4; }  // int8, whose rows and columns have scales
+    int64_t map_cells() const { return scaled() ? 1 : cells; }  // in a unit of what the attention multiplies
+    int64_t pairs() const { return (N + map_cells() - 1) / map_cells(); }  // units of a column of values
     // Units of a block's weights, of an image's queries, keys and values, of a thread's own room.
-    int64_t block() const { return round_up(D() * (4 * D() + 2 * H) / cells + 3 * D() + H + 2 * A * A + A, W); }
-    int64_t image() const { return N * D() / cells + pairs() * D() + columns() * D() / cells; }
-    int64_t room() const { return chunk * (2 * D() + (H > D() ? H : D())) / cells + A * MAP_ROWS * columns(); }
+    int64_t block() const {
+        const int64_t scales = scaled() ? 2 * (5 * D() + H) : 0;
+        return round_up(D() * (4 * D() + 2 * H) / cells + scales + 3 * D() + H + 2 * A * A + A, W);
+    }
+    int64_t image() const { return (N * D() + columns() * D()) / map_cells() + pairs() * D(); }
+    int64_t rows() const { return scaled() ? wide() / cells + wide() + 2 : (2 * D() + wide()) / cells; }
+    int64_t room() const { return chunk * rows() + A * MAP_ROWS * columns(); }
+};
+
+struct Linear {
+    const float *weight, *bias, *scales, *sums;  // panels; of each output
+    int64_t K, O;
 };
 
 // A block's weights, as patch_stage_pack lays them one behind the other.
 struct Block {
-    const float *q, *k, *v, *proj, *fc1, *fc2, *q_bias, *proj_bias, *fc1_bias, *fc2_bias;
+    Linear q, k, v, proj, fc1, fc2;
     Mixing mixing;
 
     Block(const float* at, const Sizes& s) {
         const auto take = [&](int64_t count) { return (at += count) - count; };
+        const auto layer = [&](int64_t O, int64_t K, bool has_bias) {
+            Linear to{take(O * K / s.cells), nullptr, nullptr, nullptr, K, O};
+            if (s.scaled()) to.scales = take(O), to.sums = take(O);
+            if (has_bias) to.bias = take(O);
+            return to;
+        };
         const int64_t D = s.D();
-        const int64_t square = D * D / s.cells, mlp = D * s.H / s.cells;
-        q = take(square), k = take(square), v = take(square), proj = take(square), fc1 = take(mlp), fc2 = take(mlp);
-        q_bias = take(D), proj_bias = take(D), fc1_bias = take(s.H), fc2_bias = take(D);
+        q = layer(D, D, true), k = layer(D, D, false), v = layer(D, D, false), proj = layer(D, D, true);
+        fc1 = layer(s.H, D, true), fc2 = layer(D, s.H, true);
         mixing.before = take(s.A * s.A), mixing.after = take(s.A * s.A), mixing.bias = take(s.A);
     }
 };
@@ -59,14 +77,19 @@ struct Block {
 struct Image {
     float *queries, *values, *keys;  // cells (N, D), units (pairs, D) along N, units (D / cells, columns) along D
     Image(float* at, const Sizes& s)
-        : queries(at), values(at + s.N * s.D() / s.cells), keys(values + s.pairs() * s.D()) {}
+        : queries(at), values(at + s.N * s.D() / s.map_cells()), keys(values + s.pairs() * s.D()) {}
 };
 
 struct Room {
     float *normal, *read, *hidden, *maps;  // cells (M, D), (M, D), (M, H) or (M, D); floats (A, MAP_ROWS, columns)
-    Room(float* at, const Sizes& s)
-        : normal(at), read(normal + s.chunk * s.D() / s.cells), hidden(read + s.chunk * s.D() / s.cells),
-          maps(at + s.room() - s.A * MAP_ROWS * s.columns()) {}
+    // int8: the cells of one layer's input, (M, D) or (M, H), are in `normal`; what was read and the hidden layer are
+    // floats, in the same place.
+    float *scales, *zeros;  // (M), of the rows in `normal`
+    Room(float* at, const Sizes& s) : normal(at), maps(at + s.room() - s.A * MAP_ROWS * s.columns()) {
+        read = normal + s.chunk * (s.scaled() ? s.wide() : s.D()) / s.cells;
+        hidden = s.scaled() ? read : read + s.chunk * s.D() / s.cells;
+        scales = hidden + s.chunk * s.wide(), zeros = scales + s.chunk;
+    }
 };
 
 template <class T>
@@ -74,27 +97,50 @@ typename T::cell* cells(float* units) {
     return reinterpret_cast<typename T::cell*>(units);
 }
 
+// Rows that a layer wrote, as cells for the next one.
+template <class T>
+const float* enter(float* rows, int64_t M, int64_t D, const Room& room) {
+    if constexpr (T::CELLS == 4) {
+        T::quantize(rows, M, D, room.normal, room.scales, room.zeros);
+        return room.normal;
+    } else {
+        return rows;
+    }
+}
+
+template <class T>
+const float* normal(const Sizes& s, const float* tokens, int64_t M, const Room& room) {
+    float* const to = T::CELLS == 4 ? room.hidden : room.normal;
+    normalize<typename T::written>(tokens, M, s.D(), s.eps, cells<typename T::written>(to));
+    return enter<T>(to, M, s.D(), room);
+}
+
+template <class T>
+void linear(const Linear& w, const float* rows, int64_t M, const Room& room, void* out, Out what) {
+    const int64_t K = w.K / T::CELLS;
+    multiply<T>({rows, w.weight, w.bias, out, K, 0, w.O, K, what, room.scales, room.zeros, w.scales, w.sums}, M, w.O);
+}
+
 // Queries, keys and values of M rows of an image, from `first` on, which is even.
 template <class T>
 void ask(const Sizes& s, const Block& w, float* tokens, const Image& image, int64_t first, int64_t M, const Room& room) {
-    const int64_t D = s.D(), units = D / T::CELLS;
-    const auto linear = [&](const float* weight, const float* bias, float* out) {
-        multiply<T>({room.normal, weight, bias, out, units, 0, D, units, Out::cells}, M, D);
-    };
-    normalize<T>(tokens + first * D, M, D, s.eps, cells<T>(room.normal));
-    linear(w.q, w.q_bias, image.queries + first * units);
-    linear(w.k, nullptr, room.hidden);
+    constexpr int64_t CELLS = T::maps::CELLS;
+    const int64_t D = s.D(), units = D / CELLS;
+    const float* const rows = normal<T>(s, tokens + first * D, M, room);
+    const auto to = [&](const Linear& layer, float* out) { linear<T>(layer, rows, M, room, out, Out::cells); };
+    to(w.q, image.queries + first * units);
+    to(w.k, room.hidden);
     turn(room.hidden, M, units, image.keys + first, s.columns());
     float* const values = image.values + first * units;
-    if constexpr (T::CELLS == 1) {
-        linear(w.v, nullptr, values);
+    if constexpr (CELLS == 1) {
+        to(w.v, values);
     } else {
-        linear(w.v, nullptr, room.hidden);
+        to(w.v, room.hidden);
         pair_rows(cells<T>(room.hidden), M, D, values);
     }
 }
 
-// What M rows read, at most MAP_ROWS.
+// What M rows read, at most MAP_ROWS; T is the format of the maps.
 template <class T>
 void attend(const Sizes& s, const Block& w, const Image& image, int64_t first, int64_t M, float* maps, float* read) {
     const int64_t D = s.D(), units = D / T::CELLS, E = s.E / T::CELLS, columns = s.columns();
@@ -113,14 +159,15 @@ void attend(const Sizes& s, const Block& w, const Image& image, int64_t first, i
 // The rest of the block: attention and MLP of M rows, both added to the tokens.
 template <class T>
 void answer(const Sizes& s, const Block& w, float* tokens, const Image& image, int64_t first, int64_t M, const Room& room) {
-    const int64_t D = s.D(), units = D / T::CELLS, hidden = s.H / T::CELLS;
+    const int64_t D = s.D(), units = D / T::maps::CELLS;
     float* const own = tokens + first * D;
-    for (int64_t m = 0; m < M; m += MAP_ROWS)
-        attend<T>(s, w, image, first + m, M - m < MAP_ROWS ? M - m : MAP_ROWS, room.maps, room.read + m * units);
-    multiply<T>({room.read, w.proj, w.proj_bias, own, units, 0, D, units, Out::add}, M, D);
-    normalize<T>(own, M, D, s.eps, cells<T>(room.normal));
-    multiply<T>({room.normal, w.fc1, w.fc1_bias, room.hidden, units, 0, s.H, units, Out::gelu}, M, s.H);
-    multiply<T>({room.hidden, w.fc2, w.fc2_bias, own, hidden, 0, D, hidden, Out::add}, M, D);
+    for (int64_t m = 0; m < M; m += MAP_ROWS) {
+        const int64_t rows = M - m < MAP_ROWS ? M - m : MAP_ROWS;
+        attend<typename T::maps>(s, w, image, first + m, rows, room.maps, room.read + m * units);
+    }
+    linear<T>(w.proj, enter<T>(room.read, M, D, room), M, room, own, Out::add);
+    linear<T>(w.fc1, normal<T>(s, own, M, room), M, room, room.hidden, Out::gelu);
+    linear<T>(w.fc2, enter<T>(room.hidden, M, s.H, room), M, room, own, Out::add);
 }
 
 // Rows first to last in chunks of nearly equal size, even but for the last one.
@@ -152,15 +199,16 @@ void some_rows(const Sizes& s, const Block& w, float* tokens, float* images, int
 template <class T>
 void pack_block(const float* const (&from)[11], const Sizes& s, float* to) {
     const auto [qkv, q_bias, proj, proj_bias, fc1, fc1_bias, fc2, fc2_bias, before, after, bias] = from;
-    const int64_t A = s.A, D = s.D(), H = s.H, square = D * D / T::CELLS, mlp = D * H / T::CELLS;
-    for (int part = 0; part < 3; part++, to += square) pack<T>(qkv + part * D * D, D, D, to);
-    pack<T>(proj, D, D, to), to += square;
-    pack<T>(fc1, H, D, to), to += mlp;
-    pack<T>(fc2, D, H, to), to += mlp;
+    const int64_t A = s.A, D = s.D(), H = s.H;
     const auto copy = [&](const float* values, int64_t count) {
         for (int64_t i = 0; i < count; i++) *to++ = values[i];
     };
-    copy(q_bias, D), copy(proj_bias, D), copy(fc1_bias, H), copy(fc2_bias, D);
+    const auto layer = [&](const float* weight, const float* bias_O, int64_t O, int64_t K) {
+        to = pack<T>(weight, O, K, to);
+        if (bias_O) copy(bias_O, O);
+    };
+    layer(qkv, q_bias, D, D), layer(qkv + D * D, nullptr, D, D), layer(qkv + 2 * D * D, nullptr, D, D);
+    layer(proj, proj_bias, D, D), layer(fc1, fc1_bias, H, D), layer(fc2, fc2_bias, D, H);
     copy(before, A * A), copy(after, A * A), copy(bias, A);
 }
 
@@ -200,12 +248,15 @@ void run(float* tokens, const float* weights, float* room, int64_t B, int64_t L,
     }
 }
 
-// The call with the number format of so many cells in a unit: 1 is float32, 2 is bfloat16.
+// The call with the number format of so many cells in a unit: 1 is float32, 2 is bfloat16, 4 is int8.
 template <class Call>
 void with_format(int64_t cells, Call call) {
     if (cells == 1) call(Fp32{});
 #if HAS_BF16
     if (cells == 2) call(Bf16{});
+#endif
+#if HAS_INT8
+    if (cells == 4) call(Int8{});
 #endif
 }
 
@@ -213,9 +264,10 @@ void with_format(int64_t cells, Call call) {
 
 // Units of a packed block, a multiple of a vector; 0 for sizes or a number format that this is not for.
 extern "C" int64_t patch_stage_block(int64_t cells, int64_t A, int64_t E, int64_t H) {
-    const bool known = cells == 1 || (HAS_BF16 && cells == 2);
-    const bool suits = A <= MAX_HEADS && E % W == 0 && H % W == 0 && A * E % (W * cells) == 0;
-    return known && suits ? Sizes{1, A, E, H, 1, cells}.block() : 0;
+    const bool known = cells == 1 || (HAS_BF16 && cells == 2) || (HAS_INT8 && cells == 4);
+    const Sizes s{1, A, E, H, 1, cells};
+    const bool suits = A <= MAX_HEADS && E % W == 0 && H % W == 0 && A * E % (W * s.map_cells()) == 0;
+    return known && suits ? s.block() : 0;
 }
 
 // Units of room that a call needs.

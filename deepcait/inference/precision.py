@@ -7,8 +7,8 @@ from deepcait.errors import ConfigError
 PRECISIONS = ("auto", "fp32", "fp32-strict", "bf16", "fp16", "int8")
 # Precisions of each engine on a CPU, in addition to auto and fp32-strict, which are fp32 there.
 ON_CPU = {
-    "eager": ("fp32", "bf16"),
-    "compile": ("fp32", "bf16"),
+    "eager": ("fp32", "bf16", "int8"),
+    "compile": ("fp32", "bf16", "int8"),
     "onnx": ("fp32",),
     "openvino": ("fp32", "bf16"),
 }
@@ -20,7 +20,7 @@ MEASURED = tuple(dict.fromkeys(name for formats in ON_CPU.values() for name in f
 
 
 def choose_precision(asked: str, engine: str, device_type: str = "cpu") -> str:
-    """Return the precision that an engine computes in: fp32, bf16 or fp16.
+    """Return the precision that an engine computes in: fp32, bf16, fp16 or int8.
 
     Args:
         asked: one of `PRECISIONS`. auto is fp32. fp32-strict is fp32 on a CPU.

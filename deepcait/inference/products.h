@@ -4,7 +4,8 @@
 // panel, stays in registers while the sum runs over K. A row's sums are taken in the same order whatever tile it falls
 // into, so a result does not depend on how rows are shared out.
 //
-// T is the number format (arithmetic.h). Both matrices, their steps and K are in units of 4 bytes.
+// T is the number format (arithmetic.h). Both matrices, their steps and K are in units of 4 bytes. In int8, rows and
+// columns have scales, rows have zeros, and columns have the sums of their cells, by which the zeros are taken off.
 //
 // Letters: M rows, K what is summed over, O columns of the result (a multiple of W), W floats of a vector.
 
@@ -21,7 +22,7 @@ constexpr int R = 6, TILE = 2;  // 12 sums, 2 vectors of columns and a row's val
 #endif
 constexpr int PANEL = TILE * W;
 
-// Floats stored, or added to what is there; cells stored, or the GELU as cells.
+// Floats stored, or added to what is there; cells stored, or the GELU as cells, in the format that T is written in.
 enum class Out { floats, add, cells, gelu };
 
 struct Product {
@@ -30,7 +31,19 @@ struct Product {
     int64_t left_step, right_step, out_step;  // from a row to the next
     int64_t K;
     Out what;
+    const float *row_scales, *row_zeros, *column_scales, *column_sums;  // for int8
 };
+
+inline void begin(const float* bias, vec& sum) { sum = bias ? load(bias) : vec{}; }
+inline vec finish(const Product&, int64_t, int64_t, vec sum) { return sum; }
+#if HAS_INT8
+inline void begin(const float*, ivec& sum) { sum = ivec{}; }
+inline vec finish(const Product& p, int64_t row, int64_t column, ivec sum) {
+    const vec whole = reinterpret_cast<vec>(_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(sum)));
+    const vec value = fused(load(p.column_sums + column), -p.row_zeros[row], whole);
+    return fused(value, load(p.column_scales + column) * p.row_scales[row], p.bias ? load(p.bias + column) : vec{});
+}
+#endif
 
 // A tile's place, its panel, and what to fetch from memory meanwhile: so many floats on with each row of the panel.
 struct Place {
@@ -40,8 +53,10 @@ struct Place {
 };
 
 template <class T, int ROWS, int NV>
-void write(const Product& p, const Place& at, const vec (&sum)[ROWS][NV]) {
+void write(const Product& p, const Place& at, const typename T::sum (&sum)[ROWS][NV]) {
+    typedef typename T::written To;
     const int64_t first = at.row * p.out_step + at.column;
+    const auto value = [&](int r, int v) { return finish(p, at.row + r, at.column + v * W, sum[r][v]); };
     if (p.what == Out::floats || p.what == Out::add) {
         float* const out = static_cast<float*>(p.out) + first;
         const bool add = p.what == Out::add;
@@ -50,34 +65,34 @@ void write(const Product& p, const Place& at, const vec (&sum)[ROWS][NV]) {
 #pragma GCC unroll 3
             for (int v = 0; v < NV; v++) {
                 float* const to = out + r * p.out_step + v * W;
-                store(to, add ? sum[r][v] + load(to) : sum[r][v]);
+                store(to, add ? value(r, v) + load(to) : value(r, v));
             }
         return;
     }
-    typename T::cell* const out = static_cast<typename T::cell*>(p.out) + first;
+    typename To::cell* const out = static_cast<typename To::cell*>(p.out) + first;
     if (p.what == Out::cells) {
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 3
-            for (int v = 0; v < NV; v++) T::store(out + r * p.out_step + v * W, sum[r][v]);
+            for (int v = 0; v < NV; v++) To::store(out + r * p.out_step + v * W, value(r, v));
         return;
     }
     float kept[ROWS * NV * W];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 3
-        for (int v = 0; v < NV; v++) store(kept + (r * NV + v) * W, sum[r][v]);
+        for (int v = 0; v < NV; v++) store(kept + (r * NV + v) * W, value(r, v));
     for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < NV; v++) T::store(out + r * p.out_step + v * W, gelu(load(kept + (r * NV + v) * W)));
+        for (int v = 0; v < NV; v++) To::store(out + r * p.out_step + v * W, gelu(load(kept + (r * NV + v) * W)));
 }
 
 template <class T, int ROWS, int NV>
 void tile(const Product& p, const Place& at) {
-    vec sum[ROWS][NV];
+    typename T::sum sum[ROWS][NV];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 3
-        for (int v = 0; v < NV; v++) sum[r][v] = p.bias ? load(p.bias + at.column + v * W) : vec{};
+        for (int v = 0; v < NV; v++) begin(p.bias ? p.bias + at.column + v * W : nullptr, sum[r][v]);
     const int64_t left_step = p.left_step, right_step = p.right_step, ahead_step = at.ahead_step;
     const float *left = p.left + at.row * left_step, *right = at.right, *ahead = at.ahead;
     for (const float* const end = left + p.K; left < end; left++, right += right_step, ahead += ahead_step) {
@@ -87,7 +102,7 @@ void tile(const Product& p, const Place& at) {
         for (int v = 0; v < NV; v++) values[v] = load(right + v * W);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++) {
-            const vec factor = T::spread(left + r * left_step);
+            const auto factor = T::spread(left + r * left_step);
 #pragma GCC unroll 3
             for (int v = 0; v < NV; v++) sum[r][v] = T::add_product(factor, values[v], sum[r][v]);
         }
@@ -140,14 +155,37 @@ void multiply(Product p, int64_t M, int64_t O) {
     }
 }
 
-// A linear layer's weight (O, K), K in cells -> panels.
+// A linear layer's weight (O, K), K in cells -> panels; returns what follows them.
 template <class T>
-void pack(const float* weight, int64_t O, int64_t K, float* units) {
+float* pack(const float* weight, int64_t O, int64_t K, float* units) {
     typename T::cell* to = reinterpret_cast<typename T::cell*>(units);
     for (int64_t column = 0; column < O; column += PANEL)
         for (int64_t k = 0; k < K; k += T::CELLS)
             for (int64_t o = column; o < O && o < column + PANEL; o++)
                 for (int64_t i = 0; i < T::CELLS; i++) *to++ = T::round(weight[o * K + k + i]);
+    return units + O * K / T::CELLS;
 }
+
+#if HAS_INT8
+// The same; then the scales of the columns, and the sums of their cells.
+template <>
+float* pack<Int8>(const float* weight, int64_t O, int64_t K, float* units) {
+    float* const scales = units + O * K / Int8::CELLS;
+    for (int64_t o = 0; o < O; o++) {
+        float most = 0;
+        for (int64_t k = 0; k < K; k++) most = std::fmax(most, std::fabs(weight[o * K + k]));
+        scales[o] = most / 127.0f, scales[O + o] = 0;
+    }
+    int8_t* to = reinterpret_cast<int8_t*>(units);
+    for (int64_t column = 0; column < O; column += PANEL)
+        for (int64_t k = 0; k < K; k += Int8::CELLS)
+            for (int64_t o = column; o < O && o < column + PANEL; o++)
+                for (int64_t i = 0; i < Int8::CELLS; i++, to++) {
+                    *to = scales[o] > 0 ? static_cast<int8_t>(std::nearbyint(weight[o * K + k + i] / scales[o])) : 0;
+                    scales[O + o] += *to;
+                }
+    return scales + 2 * O;
+}
+#endif
 
 }  // namespace

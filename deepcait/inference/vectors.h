@@ -36,6 +36,7 @@ inline vec load(const float* from) { return *reinterpret_cast<const vec*>(from);
 inline void store(float* to, vec value) { *reinterpret_cast<vec*>(to) = value; }
 inline vec spread(float value) { return value - vec{}; }
 inline vec larger(vec a, vec b) { return a > b ? a : b; }
+inline vec smaller(vec a, vec b) { return a < b ? a : b; }
 // a b + c, rounded once where the processor can do that. Spelled out: a compiler that may choose (-ffp-contract) fuses
 // in one place and not in the next, and a row's bits would depend on which tile it falls into.
 inline vec fused(vec a, vec b, vec c) {
@@ -75,10 +76,13 @@ inline float largest(vec value) {
     return value[0];
 }
 
-// e^x for x <= 0, within 2 units in the last place (Cephes' expf); e^-87 below -87; NaN stays NaN.
+inline float smallest(vec value) { return -largest(-value); }
+
+// e^x for x <= 0, within 2 units in the last place (Cephes' expf); e^-64 below -64, far from denormal numbers, which
+// some processors multiply slowly; NaN stays NaN.
 inline vec exponential(vec x) {
     const vec shifter = spread(12582912.0f + 127);  // 1.5 * 2^23: adding it rounds to whole numbers; 127: 2^0 as bits
-    x = x < -87.0f ? spread(-87.0f) : x;
+    x = x < -64.0f ? spread(-64.0f) : x;
     vec whole = fused(x, 1.44269504f, shifter);
     const ivec power = reinterpret_cast<ivec&>(whole) << 23;
     whole -= shifter;

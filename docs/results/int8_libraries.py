@@ -1,9 +1,10 @@
-"""int8 as the libraries offer it: NNCF for OpenVINO, ONNX Runtime's quantizer, torchao with torch.compile.
+"""int8: deepcait's engine, NNCF for OpenVINO, ONNX Runtime's quantizer, torchao with torch.compile.
 
     python docs/results/int8_libraries.py MODEL --images FOLDER [--labels] [--most N] [--rounds N] [--out FILE.json]
 
-Needs nncf and torchao beside deepcait[export,openvino]; what is missing or fails is named in the results. Each is
-calibrated with the images mirrored left to right. A model name takes seeded random weights with LayerScale of order 1.
+Needs nncf and torchao beside deepcait[export,openvino]; what is missing or fails is named in the results. NNCF and the
+calibrated quantizer see some of the images, mirrored. A model name takes seeded random weights with LayerScale of order
+1.
 Errors are those of the logits against the network itself, over their standard deviation.
 """
 
@@ -84,6 +85,8 @@ def build(model: torch.nn.Module, peer: torch.nn.Module, images: Tensor, threads
     makers: dict[str, Callable[[], Run]] = {
         "eager fp32": lambda: build_engine("eager", model, threads=threads),
         "eager bf16": lambda: build_engine("eager", model, threads=threads, precision="bf16"),
+        "eager int8": lambda: build_engine("eager", model, threads=threads, precision="int8"),
+        "openvino fp32": lambda: build_engine("openvino", model, threads=threads),
         "openvino bf16": lambda: build_engine("openvino", model, threads=threads, precision="bf16"),
         "openvino int8, NNCF": lambda: quantize_openvino(model, images, threads),
         "onnx int8, ranges of each call": lambda: quantize_onnx(model, images, threads, static=False),
@@ -137,7 +140,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             take_turns(list(lanes.values()), args.rounds)
         for name, lane in lanes.items():
             rows[name][f"images_per_s_{batch}"] = batch / lane.median_s
-            rows[name][f"times_eager_bf16_{batch}"] = ratio(lane, lanes["eager bf16"])["ratio"]
+            rows[name][f"times_eager_int8_{batch}"] = ratio(lane, lanes["eager int8"])["ratio"]
     return {"rows": rows, "left_out": left_out, "num_images": len(images)}
 
 

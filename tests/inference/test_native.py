@@ -228,7 +228,7 @@ def test_a_compiler_with_words_behind_it(tmp_path, monkeypatch):
     [
         ("vectors.h", "1.60960333262415e-02f", "1.62e-02f"),
         ("mixing.h", "mixing.bias[b]", "mixing.bias[0]"),
-        ("products.h", "p.bias ?", "p.bias && at.row == 0 ?"),
+        ("products.h", "begin(p.bias ?", "begin(p.bias && at.row == 0 ?"),
         ("patch_stage.cpp", "room.read + m * units", "room.read"),
     ],
 )
