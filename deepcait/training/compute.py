@@ -14,15 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 from deepcait.model.cait import CaiT
 from deepcait.model.network import Network, NetworkConfig
 from deepcait.model.variants import CaiTConfig
-from deepcait.runtime.device import device_type, has_bf16, why_not_compiled
+from deepcait.runtime.device import bf16_is_faster, device_type, has_bf16, why_not_compiled
 from deepcait.runtime.environment import num_cpus
 from deepcait.runtime.processes import Processes, num_local_processes
 from deepcait.training.recipe import Recipe
 from deepcait.training.settings import Compute
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# What bf16 is on a device without it.
-_EMULATED = {"cuda": "this GPU only emulates", "cpu": "this processor only emulates (fp32 is several times faster)"}
 # Data-loading workers that `auto` takes at most: with a training on the CPU, and for a GPU.
 _MOST_WORKERS = (4, 16)
 # Share of the activations that compiled blocks store if memory is small.
@@ -80,8 +78,8 @@ def describe_choices(asked: Recipe, chosen: Recipe, device: torch.device) -> str
         precision += {"bf16": " (auto: this GPU has it)", "fp16": " (auto: this GPU has no bf16)"}.get(
             precision, f" (auto: {device.type})"
         )
-    elif precision == "bf16" and device.type in _EMULATED and not has_bf16(device):
-        precision += f", which {_EMULATED[device.type]}"
+    elif precision == "bf16":
+        precision += _bf16_note(device)
     if device.type == "cuda":
         precision += ", TF32 for what stays fp32" if uses_tf32(chosen) else ", no TF32"
     text = f"{device}, {precision}{_compilation(asked, chosen, device)}"
@@ -91,6 +89,17 @@ def describe_choices(asked: Recipe, chosen: Recipe, device: torch.device) -> str
         shared = f" for {processes} processes" if processes > 1 else ""
         text += f" (auto: {num_cpus()} processors{shared})"
     return text
+
+
+def _bf16_note(device: torch.device) -> str:
+    """What is slow about bf16 on a device; empty if nothing is."""
+    if device.type not in ("cuda", "cpu"):
+        return ""
+    on_cpu = device.type == "cpu"
+    if not has_bf16(device):
+        how = "processor only emulates (fp32 is several times faster)" if on_cpu else "GPU only emulates"
+        return f", which this {how}"
+    return ", which is slower than fp32 on this processor" if on_cpu and not bf16_is_faster() else ""
 
 
 def _compilation(asked: Recipe, chosen: Recipe, device: torch.device) -> str:

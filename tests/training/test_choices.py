@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -156,7 +157,7 @@ def test_the_compiler_saves_less_only_where_memory_is_small():
     assert functorch.activation_memory_budget == 1.0
 
 
-def test_one_line_says_what_and_why(processors):
+def test_one_line_says_what_and_why(processors, monkeypatch):
     recipe = Recipe()
     line = lambda asked, device: describe_choices(asked, choose_settings(asked, device), device)  # noqa: E731
     assert line(recipe, CPU) == "cpu, fp32 (auto: cpu), 4 data-loading workers (auto: 8 processors)"
@@ -171,7 +172,23 @@ def test_one_line_says_what_and_why(processors):
     assert "bf16, which this GPU only emulates" in line(bf16, GPU)
     assert "bf16, which this processor only emulates (fp32 is several times faster)" in line(bf16, CPU)
     processors(8)
+    monkeypatch.setattr(compute, "bf16_is_faster", lambda: False)
+    assert "bf16, which is slower than fp32 on this processor, 4" in line(bf16, CPU)
+    monkeypatch.setattr(compute, "bf16_is_faster", lambda: True)
     assert "cpu, bf16, 4 data-loading workers" in line(bf16, CPU)
+
+
+def test_the_faster_products_are_measured(monkeypatch):
+    product, delays = torch.mm, {torch.bfloat16: 0.004, torch.float32: 0.0}
+
+    def slow(left, right):
+        time.sleep(delays[left.dtype])
+        return product(left, right)
+
+    monkeypatch.setattr(torch, "mm", slow)
+    assert not devices.bf16_is_faster.__wrapped__()
+    delays[torch.float32] = 0.05
+    assert devices.bf16_is_faster.__wrapped__()
 
 
 def test_a_processor_has_bf16_by_its_instructions(monkeypatch):
