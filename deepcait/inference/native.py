@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -116,10 +117,9 @@ def is_faster(dtype: torch.dtype) -> bool:
 
     Intel's Emerald Rapids without AMX multiplies bfloat16 at half the rate of float32 (docs/dev/log.md).
     """
-    code = library()
-    assert code is not None
-    blocks, tokens_BND = _sample_blocks(), torch.zeros(1, 64, _SAMPLE[0] * _SAMPLE[1])
-    packed = {each: _pack(code, blocks, _SAMPLE[0], each) for each in (torch.float32, dtype)}
+    code, blocks = _required(), _sample_blocks()
+    tokens_BND = torch.zeros(1, 64, _SAMPLE[0] * _SAMPLE[1], dtype=torch.float32)
+    packed = {each: cast("Tensor", _pack(code, blocks, _SAMPLE[0], each)) for each in (torch.float32, dtype)}
     best = dict.fromkeys(packed, float("inf"))
     for _ in range(_TURNS):
         for each, weights in packed.items():
