@@ -124,11 +124,18 @@ def require_stored(form: str, precision: str) -> str:
         return "fp32"
     if (form, precision) == ("openvino", "fp16"):
         return "fp16"
+    remedy = "Leave --precision out. "
+    if precision == "int8":
+        remedy += "int8 is for deepcait's engines eager and compile: predict, eval or serve with --precision int8."
+    else:
+        remedy += (
+            "The program that opens the file chooses the precision; OpenVINO computes in bfloat16 by default if the "
+            "processor supports it."
+        )
     raise ConfigError(
         f"export: {form} files are not written in {precision}; they store weights in float32"
         + (", or in fp16." if form == "openvino" else "."),
-        remedy="Leave --precision out. The program that opens the file chooses the precision; OpenVINO "
-        "computes in bfloat16 by default if the processor supports it.",
+        remedy=remedy,
     )
 
 

@@ -248,6 +248,8 @@ def test_openvino_weights_in_16_bits(folder, tmp_path, capsys):
     [
         (["--to", "onnx", "--precision", "bf16"], "onnx files are not written in bf16; they store weights in float32."),
         (["--to", "openvino", "--precision", "int8"], "they store weights in float32, or in fp16."),
+        (["--to", "onnx", "--precision", "int8"], "predict, eval or serve with --precision int8."),
+        (["--to", "official", "--precision", "int8"], "int8 is for deepcait's engines eager and compile"),
         (["--to", "timm", "--precision", "fp16"], "timm files are not written in fp16"),
         (["--to", "openvino", "--precision", "fp16", "--tolerance", "1"], "--tolerance: expected 0 to 1"),
     ],
