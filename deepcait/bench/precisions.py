@@ -16,7 +16,7 @@ from deepcait.data import Preprocessing
 from deepcait.errors import ConfigError, EvaluationWarning
 from deepcait.evaluation import evaluate, open_for
 from deepcait.inference.engines import build_engine
-from deepcait.inference.precision import MEASURED, ON_CPU
+from deepcait.inference.precision import MEASURED, ON_CPU, require_offered
 from deepcait.weights import resolve
 
 COLUMNS = ("engine", "precision", "top-1", "correct", "same top-1", "rms error", "largest error", "images/s", "ratio")
@@ -39,7 +39,7 @@ def compare_precisions(
         spec: a MODEL.
         data: labelled images; their split test, else val, else all.
         engines: some of `ENGINES`.
-        precisions: some of `MEASURED`.
+        precisions: some of `MEASURED`. Those that an engine does not offer are left out for it.
         batch: images per call.
         rounds: timed rounds.
         threads: threads of every engine; None keeps PyTorch's number.
@@ -48,20 +48,21 @@ def compare_precisions(
     Returns:
         `rows`, one per engine and precision: `correct` and `same_top1` (numbers of images), `rms` and `drift` (root
         mean square and largest error of the logits against the network itself, over their standard deviation),
-        `images_per_s`, and `ratio`, the speedup over the same engine in fp32.
+        `images_per_s`, and `ratio`, the speedup over the same engine in fp32. `not_offered`: the precisions left out,
+        by engine.
 
     Raises:
-        ConfigError: there is nothing to compare, or an engine can't run here.
+        ConfigError: no engine offers a precision, there is nothing to compare, or an engine can't run here.
     """
     threads = set_up(rounds, [batch], threads)
     found = resolve(spec)
     model = found.model.eval()
     preprocessing = Preprocessing.from_pretrained_cfg(found.pretrained_cfg)
     source = open_for(data)
-    names = [(engine, name) for engine in engines for name in ("fp32", *precisions) if name in ON_CPU[engine]]
-    runs = {key: build_engine(key[0], model, threads=threads, precision=key[1]) for key in dict.fromkeys(names)}
-    if len(runs) < 2:
-        raise ConfigError("bench --data: give at least two precisions to compare.", remedy="Use --precision all.")
+    runs = {
+        (engine, name): build_engine(engine, model, threads=threads, precision=name)
+        for engine, name in _pairs(engines, precisions)
+    }
     answers: dict[tuple[str, str], _Recorder] = {}
     for number, (key, run) in enumerate({("network", "fp32"): model, **runs}.items()):
         answers[key] = recorder = _Recorder(run)
@@ -85,6 +86,7 @@ def compare_precisions(
         "threads": threads,
         "rounds": rounds,
         "network_correct": answers["network", "fp32"].correct,
+        "not_offered": _not_offered(engines, precisions),
         "rows": [
             {
                 "engine": key[0],
@@ -100,6 +102,28 @@ def compare_precisions(
         ],
         **conditions(),
     }
+
+
+def _pairs(engines: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
+    """Each engine with fp32, and with the precisions that it offers.
+
+    Raises:
+        ConfigError: no engine offers a precision, or there is only fp32.
+    """
+    require_offered(engines, precisions)
+    every = dict.fromkeys((engine, name) for engine in engines for name in ("fp32", *precisions))
+    offered = [(engine, name) for engine, name in every if name in ON_CPU[engine]]
+    if len(offered) < 2:
+        raise ConfigError(
+            f"bench --data: there is only one precision to compare: fp32 of {', '.join(engines)}.",
+            remedy="Name a precision and an engine that offers it, such as --engine eager --precision int8.",
+        )
+    return offered
+
+
+def _not_offered(engines: Sequence[str], precisions: Sequence[str]) -> dict[str, list[str]]:
+    lacking = {engine: [name for name in dict.fromkeys(precisions) if name not in ON_CPU[engine]] for engine in engines}
+    return {engine: names for engine, names in lacking.items() if names}
 
 
 class _Recorder(nn.Module):
@@ -155,4 +179,7 @@ def markdown(result: dict[str, Any], command: str) -> str:
         "",
         *markdown_table(COLUMNS, table(result)),
     ]
+    missing = [f"{engine} in {' and '.join(names)}" for engine, names in result["not_offered"].items()]
+    if missing:
+        lines += ["", f"Not offered: {'; '.join(missing)}."]
     return "\n".join(lines) + "\n"

@@ -15,7 +15,7 @@ from deepcait.data import Preprocessing
 from deepcait.errors import ConfigError
 from deepcait.inference.engines import ENGINES, build_engine
 from deepcait.inference.export import MAX_DRIFT, sample_images
-from deepcait.inference.precision import ON_CPU
+from deepcait.inference.precision import ON_CPU, require_offered
 from deepcait.inference.tuned import Choice, write_choice
 from deepcait.model import CaiT
 from deepcait.runtime.environment import num_cpus
@@ -60,13 +60,14 @@ def tune(
         with the reason), `model` (its facts).
 
     Raises:
-        ConfigError: a number is out of range, or no engine runs and agrees.
+        ConfigError: a number is out of range, no engine offers a precision, or none runs and agrees.
     """
     threads = list(threads) or sorted({*(2**k for k in range(8) if 2**k < num_cpus()), num_cpus()})
     require_count("--rounds", rounds, least=2)
     require_count("--batch", *batches)
     require_count("--threads", *threads)
     require_engines(engines)
+    require_offered(engines, precisions)
     if not 0 <= tolerance < 1:
         raise ConfigError(f"--tolerance: expected 0 to 1, got {tolerance}.", remedy="0.01 allows one image in 100.")
     before = torch.get_num_threads()

@@ -74,7 +74,7 @@ class Args(TableArgs, ImageArgs):
     engine: Literal["eager", "compile", "onnx", "openvino"] | None = None
     """Inference engine (default: the one that `bench --autotune` stored in the model's folder, else PyTorch)."""
     precision: Literal["auto", "fp32", "fp32-strict", "bf16", "fp16", "int8"] = "auto"
-    """Number format of matrix products; auto is fp32. bf16 without --engine uses the engine eager."""
+    """Number format of matrix products; auto is fp32. bf16 or int8 without --engine uses the engine eager."""
     tta: Literal["flip"] | None = None
     """Test-time augmentation: flip averages the probabilities of the image and its mirror image."""
     device: str = "auto"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from deepcait.errors import ConfigError
 
 PRECISIONS = ("auto", "fp32", "fp32-strict", "bf16", "fp16", "int8")
@@ -39,7 +41,7 @@ def choose_precision(asked: str, engine: str, device_type: str = "cpu") -> str:
         )
     if asked == "auto":
         return "fp32"
-    offered = ON_CPU[engine] if device_type == "cpu" else ON_GPU
+    offered = offered_by(engine, device_type)
     if asked == "fp32-strict" and device_type == "cpu":
         return "fp32"
     if asked not in offered:
@@ -51,6 +53,22 @@ def choose_precision(asked: str, engine: str, device_type: str = "cpu") -> str:
             remedy=f"{remedy} one of these precisions.",
         )
     return asked
+
+
+def offered_by(engine: str, device_type: str = "cpu") -> tuple[str, ...]:
+    """Return the precisions that an engine offers on a device of this type: cpu, or cuda."""
+    return ON_CPU[engine] if device_type == "cpu" else ON_GPU
+
+
+def require_offered(engines: Sequence[str], precisions: Sequence[str], device_type: str = "cpu") -> None:
+    """Raise unless every precision is offered by at least one of the engines.
+
+    Raises:
+        ConfigError: one is not; the message names engines that offer it.
+    """
+    for precision in precisions:
+        if not any(precision in offered_by(engine, device_type) for engine in engines):
+            choose_precision(precision, engines[0], device_type)
 
 
 def engine_for(engine: str | None, precision: str) -> str | None:

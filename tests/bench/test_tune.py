@@ -17,6 +17,7 @@ from deepcait.cli.main import main
 from deepcait.data import Preprocessing
 from deepcait.errors import ConfigError
 from deepcait.inference.tuned import FILE, Choice, ChoiceError, read_choice
+from deepcait.weights import resolve
 from deepcait.weights.artefact import save_artefact
 from deepcait.weights.spec import describe
 from tests.inference.tiny import scrambled
@@ -203,3 +204,29 @@ def test_a_shorter_format_needs_a_tolerance_that_allows_it(monkeypatch):
     for tolerance, agrees in ((0.0, False), (0.02, False), (0.03, True)):
         rows = module.tune("builtin:nano", **options, tolerance=tolerance)["rows"]
         assert {row["precision"]: row["agrees"] for row in rows} == {"fp32": True, "bf16": agrees}
+
+
+def test_int8_is_stored_within_the_tolerance_and_used(monkeypatch, tmp_path, capsys):
+    """The clock makes int8 the fastest, and 97 of 100 classes stay the same."""
+    found = resolve("builtin:nano")
+    save_artefact(tmp_path, found.model, preprocessing=found.pretrained_cfg, classes=found.classes)
+
+    def clock(lanes, rounds, progress):
+        for lane in lanes:
+            lane.turns = [[0.1 if "int8" in lane.name else 0.2]] * rounds
+
+    monkeypatch.setattr(tuning, "take_turns", clock)
+    monkeypatch.setattr(tuning, "_same_top1", lambda *args: {("eager", "fp32"): 1.0, ("eager", "int8"): 0.97})
+    for tolerance, chosen in (("0.01", "fp32"), ("0.03", "int8")):
+        options = ["--engine", "eager", "--precision", "fp32,int8", "--tolerance", tolerance, "--threads", "1"]
+        assert main(["bench", str(tmp_path), "--autotune", *options, "--batch", "2"]) == 0
+        printed = capsys.readouterr().out
+        assert f"fastest: eager, {chosen}, 1 threads, 2 images per call" in printed
+        assert "97 %" in printed
+        assert json.loads((tmp_path / FILE).read_text())["precision"] == chosen
+        assert main(["predict", str(tmp_path), PHOTO, "--json"]) == 0
+        assert f"engine eager, {chosen}, 1 threads" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path), "--data", "builtin:demo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["precision"] == "int8"
+    with pytest.raises(ConfigError, match="engine onnx does not compute in int8"):
+        tune("builtin:nano", engines=["onnx"], precisions=["int8"])

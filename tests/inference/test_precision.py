@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import torch
 
 import deepcait
 from deepcait.classifier import Classifier, load
+from deepcait.cli import eval as evaluate
+from deepcait.cli import predict, serve
 from deepcait.cli.main import main
 from deepcait.data import Preprocessing
 from deepcait.errors import ConfigError
 from deepcait.inference import PRECISIONS, build_engine, fold, native
 from deepcait.inference.engines import openvino_default
-from deepcait.inference.precision import ON_CPU, choose_precision
+from deepcait.inference.precision import ON_CPU, choose_precision, engine_for, require_offered
 from tests.inference.tiny import scrambled, spread_of_difference
 
 needs_bf16 = pytest.mark.skipif(not native.has_format(torch.bfloat16), reason="no AVX512_BF16, or no C++ compiler")
@@ -52,6 +55,17 @@ def test_the_remedy_names_an_engine_that_offers_it():
     with pytest.raises(ConfigError) as caught:
         choose_precision("bf16", "onnx")
     assert caught.value.remedy == "Choose the engine eager or compile or openvino, or one of these precisions."
+    with pytest.raises(ConfigError) as caught:
+        choose_precision("int8", "openvino")
+    assert caught.value.remedy == "Choose the engine eager or compile, or one of these precisions."
+
+
+def test_one_engine_that_offers_it_is_enough():
+    require_offered(["onnx", "eager"], ["fp32", "int8"])
+    with pytest.raises(ConfigError, match="engine onnx does not compute in int8"):
+        require_offered(["onnx", "openvino"], ["fp32", "int8"])
+    with pytest.raises(ConfigError, match="engine eager does not compute in int8 on a GPU"):
+        require_offered(["eager"], ["int8"], "cuda")
 
 
 def test_on_a_gpu():
@@ -111,6 +125,16 @@ def test_commands_take_it_and_refuse_in_one_paragraph(capsys):
     error = capsys.readouterr().err
     assert "the engine onnx does not compute in fp16 on a CPU" in error
     assert "Traceback" not in error
-    assert not main(["eval", "builtin:nano", "--data", "builtin:demo", "--precision", "bf16", "--json"])
-    row = json.loads(capsys.readouterr().out)
-    assert (row["engine"], row["precision"]) == ("eager", "bf16")
+    for precision in ("bf16", "int8"):
+        assert not main(["eval", "builtin:nano", "--data", "builtin:demo", "--precision", precision, "--json"])
+        row = json.loads(capsys.readouterr().out)
+        assert (row["engine"], row["precision"]) == ("eager", precision)
+    for command in (["predict", "builtin:nano", image], ["serve", "builtin:nano", "--port", "0"]):
+        assert main([*command, "--precision", "int8", "--engine", "onnx"]) == 2
+        assert "Choose the engine eager or compile, or" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("command", [predict, evaluate, serve])
+def test_help_names_the_precisions_that_choose_eager(command):
+    without_engine = [name for name in PRECISIONS if engine_for(None, name) == "eager" and name in ON_CPU["eager"]]
+    assert f"{' or '.join(without_engine)} without --engine uses the engine eager" in inspect.getsource(command)
