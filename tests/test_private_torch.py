@@ -19,6 +19,7 @@ PRIVATE = {
     "torch._foreach_lerp_": "averages all weights in one call",
     "torch._inductor.cpp_builder.get_cpp_compiler": "finds the C++ compiler that torch.compile uses",
     "torch._inductor.exc.InvalidCxxCompiler": "raised if there is none",
+    "torch._int_mm": "a matrix product in int8: the limit that int8 is compared with",
     "torch._softmax_backward_data": "the backward pass of softmax from its output",
     "torch._subclasses.fake_tensor.FakeTensor": "a tensor that counts memory without computing, which lean takes",
     "torch._subclasses.fake_tensor.FakeTensorMode": "counts memory without computing",

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from deepcait.bench.clock import Lane, ratio, set_up, take_turns, waited_for
-from deepcait.bench.limit import count_products, product_lanes, products_on
+from deepcait.bench.limit import describe_limit, limit_lanes
 from deepcait.bench.memory import first_call_bytes, live_bytes
 from deepcait.bench.page import conditions
 from deepcait.errors import ConfigError
 from deepcait.inference.engines import ENGINES, KINDS, TORCH_ENGINES, build_engine, openvino_default
 from deepcait.inference.fold import fold
-from deepcait.inference.precision import ON_CPU, ON_GPU, choose_precision
+from deepcait.inference.precision import offered_by, require_offered
 from deepcait.model import CaiT, CaiTConfig
 from deepcait.model.networks import require_cait
 from deepcait.runtime.device import choose_device, has_bf16
@@ -29,6 +29,9 @@ from deepcait.weights.timm_layout import model_args, nearest_architecture, requi
 SEED = 0
 # Errors below this are float32 rounding: of two such results neither is more exact.
 _SAME_ERROR = 1e-5
+# Precisions of deepcait in which timm's network can't be run as it is: its int8 needs a quantizer.
+_NOT_TIMM = ("int8",)
+_NO_RATIO = {"ratio": None, "quartiles": None}
 _CPU = torch.device("cpu")
 
 
@@ -48,8 +51,8 @@ def compare_engines(
     Args:
         spec: a MODEL; a model name gets random weights, since speed does not depend on them.
         engines: some of `ENGINES`; on a GPU some of `TORCH_ENGINES`.
-        precisions: fp32, bf16; empty means fp32, and OpenVINO's default on this processor; on a GPU fp32, and bf16 or
-            fp16.
+        precisions: fp32, bf16, int8; empty means fp32, and OpenVINO's default on this processor; on a GPU fp32, and
+            bf16 or fp16. In int8 only deepcait is timed, so another precision is needed for timm.
         batches: images per call.
         rounds: timed rounds.
         threads: threads of every engine; None keeps PyTorch's number.
@@ -59,15 +62,20 @@ def compare_engines(
     Returns:
         `model`, and in `batches` one row per batch size. For each engine and precision ("openvino bf16"), for "ours"
         and "timm": median and p95 in seconds, images per second, memory, and the error of the logits (`rms`, and
-        `drift`, the largest, both divided by the standard deviation); the ratio of times. `best`: per precision the
-        fastest of both and the limit of the matrix products. `best_ratio`: timm's fastest against deepcait's fastest
-        whose error is no larger; `of_limit`: the limit in its precision divided by its time.
+        `drift`, the largest, both divided by the standard deviation); the ratio of times. For int8, "timm" and the
+        ratio are None. `best`: per precision timm's fastest, deepcait's fastest whose error is no larger, and the limit
+        of the matrix products; in int8 the baseline is timm's fastest in any precision. If all of deepcait's errors are
+        larger, its most exact engine is compared, and `less_exact` is True. `best_ratio`: the same over all precisions;
+        `of_limit`: the limit in its precision divided by its time. `limit` and `of_limit` are None if the products
+        can't be computed in that precision.
 
     Raises:
-        ConfigError: a number is out of range, timm does not have the model, or an engine or the device is missing.
+        ConfigError: a number is out of range, timm does not have the model or none of the precisions, or an engine or
+            the device is missing.
     """
     place = choose_device(device)
     require_engines(engines, place)
+    require_baseline(precisions)
     threads = set_up(rounds, batches, threads)
     ours, peer = (cast("CaiT", model.to(place)) for model in build_pair(spec))
     runs = build_contestants(ours, peer, engines, threads, list(precisions) or default_precisions(engines, place))
@@ -112,6 +120,20 @@ def require_engines(engines: Sequence[str], device: torch.device = _CPU) -> None
         raise ConfigError(
             f"--engine: expected one or more of {', '.join(able)}, got {name or 'none'}.",
             remedy=f"For all of them: --engine {','.join(able)}",
+        )
+
+
+def require_baseline(precisions: Sequence[str]) -> None:
+    """Raise if timm computes in none of the precisions; none at all means the defaults.
+
+    Raises:
+        ConfigError: there would be nothing to compare with.
+    """
+    if precisions and all(name in _NOT_TIMM for name in precisions):
+        names = ",".join(dict.fromkeys(precisions))
+        raise ConfigError(
+            f"--precision: timm's network does not compute in {names}, so there is nothing to compare with.",
+            remedy=f"Add a precision of timm: --precision fp32,{names}.",
         )
 
 
@@ -169,21 +191,21 @@ def build_contestants(
 ) -> dict[tuple[str, str], Callable[[Tensor], Tensor]]:
     """Return a callable for every (name, "ours" or "timm"): each engine runs both in each precision it offers.
 
-    The name is the engine, followed by the precision unless that is fp32: ("openvino bf16", "timm").
+    The name is the engine, followed by the precision unless that is fp32: ("openvino bf16", "timm"). In int8 there is
+    "ours" only.
 
     Raises:
         ConfigError: none of the engines offers a precision.
     """
     runs: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {}
     device_type = next(ours.parameters()).device.type
+    require_offered(engines, precisions, device_type)
     for precision in precisions:
-        offering = [engine for engine in engines if precision in (ON_CPU[engine] if device_type == "cpu" else ON_GPU)]
-        if not offering:
-            choose_precision(precision, engines[0], device_type)
-        for engine in offering:
+        for engine in (name for name in engines if precision in offered_by(name, device_type)):
             name = engine if precision == "fp32" else f"{engine} {precision}"
             runs[name, "ours"] = build_engine(engine, ours, threads=threads, precision=precision)
-            runs[name, "timm"] = _build_peer_engine(engine, peer, ours.config, threads, precision)
+            if precision not in _NOT_TIMM:
+                runs[name, "timm"] = _build_peer_engine(engine, peer, ours.config, threads, precision)
     return runs
 
 
@@ -252,29 +274,31 @@ def _measure(
         lanes[key] = Lane(" ".join(key), waited_for(lambda run=run: run(images_BCHW), device))
     openvino = any("openvino" in name for name, _ in runs)
     limits = {
-        precision: _limit_lanes(ours.config, batch, precision, openvino, threads, device)
+        precision: limit_lanes(ours.config, batch, precision, openvino, threads, device)
         for precision in dict.fromkeys(_precision(name) for name, _ in runs)
     }
     every = [*lanes.values(), *(lane for some in limits.values() for lane in some)]
     with torch.inference_mode():
         take_turns(every, rounds, progress)
-    fastest_limit = {precision: min(some, key=lambda lane: lane.median_s) for precision, some in limits.items()}
+    fastest = {precision: min(some, key=lambda lane: lane.median_s, default=None) for precision, some in limits.items()}
     figures = {
         name: {
-            who: _figures(lanes[name, who], batch, memory[name, who], fastest_limit[_precision(name)])
-            | errors[name, who]
+            who: _figures(lanes[name, who], batch, memory[name, who], fastest[_precision(name)]) | errors[name, who]
+            if (name, who) in lanes
+            else None
             for who in ("ours", "timm")
         }
-        | ratio(lanes[name, "ours"], lanes[name, "timm"])
+        | (ratio(lanes[name, "ours"], lanes[name, "timm"]) if (name, "timm") in lanes else _NO_RATIO)
         for name in dict.fromkeys(name for name, _ in runs)
     }
     best = {
-        precision: _best({key: lane for key, lane in lanes.items() if _precision(key[0]) == precision}, errors, limit)
-        | _describe_limit(limits[precision], limit, ours.config, batch)
-        for precision, limit in fastest_limit.items()
+        precision: _best(_contenders(lanes, precision), errors, limit)
+        | {"limit": limit and describe_limit(limits[precision], limit, ours.config, batch)}
+        for precision, limit in fastest.items()
     }
     overall = _best(lanes, errors, None)
-    near = ratio(lanes[overall["ours"], "ours"], fastest_limit[_precision(overall["ours"])])
+    limit = fastest[_precision(overall["ours"])]
+    near = ratio(lanes[overall["ours"], "ours"], limit) if limit else _NO_RATIO
     return {
         "batch": batch,
         "engines": figures,
@@ -311,48 +335,45 @@ def _precision(name: str) -> str:
     return name.partition(" ")[2] or "fp32"
 
 
-def _best(
-    lanes: dict[tuple[str, str], Lane], errors: dict[tuple[str, str], dict[str, float]], limit: Lane | None
-) -> dict[str, Any]:
-    """timm's fastest, and deepcait's fastest whose error is no larger (else deepcait's most exact)."""
-    peer = min((key for key in lanes if key[1] == "timm"), key=lambda key: lanes[key].median_s)
-    allowed = max(errors[peer]["rms"], _SAME_ERROR)
-    mine = [key for key in lanes if key[1] == "ours"]
-    exact = [key for key in mine if errors[key]["rms"] <= allowed] or [min(mine, key=lambda key: errors[key]["rms"])]
-    own = min(exact, key=lambda key: lanes[key].median_s)
-    found = {"ours": own[0], "timm": peer[0], **ratio(lanes[own], lanes[peer])}
-    return found if limit is None else found | {"of_limit": ratio(lanes[own], limit)["ratio"]}
-
-
-def _limit_lanes(
-    config: CaiTConfig, batch: int, precision: str, openvino: bool, threads: int, device: torch.device
-) -> list[Lane]:
-    if device.type == "cpu":
-        products = product_lanes(config, batch, openvino=openvino, threads=threads, precision=precision)
-    else:
-        products = {"PyTorch": waited_for(products_on(device, config, batch, precision), device)}
-    return [Lane(name, run) for name, run in products.items()]
-
-
-def _describe_limit(lanes: list[Lane], limit: Lane, config: CaiTConfig, batch: int) -> dict[str, Any]:
+def _contenders(lanes: dict[tuple[str, str], Lane], precision: str) -> dict[tuple[str, str], Lane]:
+    """The lanes of one precision. In int8 they are deepcait's, and all of timm, which has no int8."""
     return {
-        "limit": {
-            "library": limit.name,
-            "median_s": limit.median_s,
-            "all_median_s": {lane.name: lane.median_s for lane in lanes},
-            "gflops": 2e-9 * count_products(config) * batch / limit.median_s,
-        }
+        key: lane
+        for key, lane in lanes.items()
+        if _precision(key[0]) == precision or (precision in _NOT_TIMM and key[1] == "timm")
     }
 
 
-def _figures(lane: Lane, batch: int, memory: int, limit: Lane) -> dict[str, float]:
+def _best(
+    lanes: dict[tuple[str, str], Lane], errors: dict[tuple[str, str], dict[str, float]], limit: Lane | None
+) -> dict[str, Any]:
+    """timm's fastest, and deepcait's fastest whose error is no larger.
+
+    If all of deepcait's have a larger error, the most exact of them is compared, and `less_exact` is True.
+    """
+    peer = min((key for key in lanes if key[1] == "timm"), key=lambda key: lanes[key].median_s)
+    allowed = max(errors[peer]["rms"], _SAME_ERROR)
+    mine = [key for key in lanes if key[1] == "ours"]
+    exact = [key for key in mine if errors[key]["rms"] <= allowed]
+    own = min(exact, key=lambda key: lanes[key].median_s) if exact else min(mine, key=lambda key: errors[key]["rms"])
+    return {
+        "ours": own[0],
+        "timm": peer[0],
+        "rms": {"ours": errors[own]["rms"], "timm": errors[peer]["rms"]},
+        "less_exact": not exact,
+        **ratio(lanes[own], lanes[peer]),
+        "of_limit": ratio(lanes[own], limit)["ratio"] if limit else None,
+    }
+
+
+def _figures(lane: Lane, batch: int, memory: int, limit: Lane | None) -> dict[str, Any]:
     return {
         "median_s": lane.median_s,
         "p95_s": lane.p95_s,
         "images_per_s": batch / lane.median_s,
         "calls": len(lane.calls_s),
         "first_call_bytes": memory,
-        "of_limit": limit.median_s / lane.median_s,
+        "of_limit": limit and limit.median_s / lane.median_s,
     }
 
 

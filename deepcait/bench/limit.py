@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deepcait.bench.clock import Lane, waited_for
 from deepcait.inference.engines import open_openvino
-from deepcait.inference.linear import has_onednn
+from deepcait.inference.linear import FoldedLinear, has_onednn
 from deepcait.model import CaiTConfig
 from deepcait.optional import require
+from deepcait.runtime.environment import processor_flags
 
 
 class Products(nn.Module):
@@ -64,6 +67,27 @@ class Products(nn.Module):
         return x, queries, *kept
 
 
+def limit_lanes(
+    config: CaiTConfig, batch: int, precision: str, openvino: bool, threads: int, device: torch.device
+) -> list[Lane]:
+    """Return the products on a device as lanes, one per library; none if it can't compute in the precision."""
+    if device.type == "cpu":
+        products = product_lanes(config, batch, openvino=openvino, threads=threads, precision=precision)
+    else:
+        products = {"PyTorch": waited_for(products_on(device, config, batch, precision), device)}
+    return [Lane(name, run) for name, run in products.items()]
+
+
+def describe_limit(lanes: list[Lane], limit: Lane, config: CaiTConfig, batch: int) -> dict[str, Any]:
+    """Return the fastest library, its time and speed, and the times of all libraries."""
+    return {
+        "library": limit.name,
+        "median_s": limit.median_s,
+        "all_median_s": {lane.name: lane.median_s for lane in lanes},
+        "gflops": 2e-9 * count_products(config) * batch / limit.median_s,
+    }
+
+
 def product_lanes(
     config: CaiTConfig, batch: int, *, openvino: bool, threads: int | None, precision: str = "fp32"
 ) -> dict[str, Callable[[], object]]:
@@ -74,11 +98,13 @@ def product_lanes(
         batch: number of images.
         openvino: whether to include OpenVINO, whose products are oneDNN's.
         threads: threads of OpenVINO; None takes its default.
-        precision: fp32 or bf16.
+        precision: fp32, bf16 or int8, for which there is PyTorch only, and nothing if the processor has no VNNI.
     """
     products = Products(config)
     inputs = products.inputs(batch)
     lanes: dict[str, Callable[[], object]] = {}
+    if precision == "int8":
+        return {"PyTorch, int8": _int8_products(products, inputs)} if multiplies_int8() else {}
     if has_onednn():
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         packed = [torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), None) for weight in _weights(products)]
@@ -93,6 +119,18 @@ def product_lanes(
         arrays = [tensor.numpy() for tensor in inputs]
         lanes["OpenVINO"] = lambda: request.infer(arrays, share_inputs=True)
     return lanes
+
+
+@functools.cache
+def multiplies_int8() -> bool:
+    """Whether the processor has VNNI, and PyTorch's int8 product is available and exact."""
+    if "avx512_vnni" not in processor_flags().split():
+        return False
+    left, right = torch.arange(-64, 64, dtype=torch.int8).view(8, 16), torch.full((16, 8), 127, dtype=torch.int8)
+    try:
+        return torch.equal(torch._int_mm(left, right), left.int() @ right.int())
+    except (AttributeError, RuntimeError):
+        return False
 
 
 def products_on(device: torch.device, config: CaiTConfig, batch: int, precision: str) -> Callable[[], object]:
@@ -114,6 +152,35 @@ def _weights(products: Products) -> list[Tensor]:
     names = ("qkv", "proj", "fc1", "fc2")
     blocks = (cast("nn.ParameterDict", block)[name].detach() for block in products.weights for name in names)
     return [products.embed.detach(), *blocks]
+
+
+def _int8_products(products: Products, inputs: tuple[Tensor, ...]) -> Callable[[], object]:
+    """The products as deepcait's int8 computes them: linear layers of blocks in int8, the others in float32.
+
+    Layers read stored cells: how the sums of one layer become the cells of the next is not part of the products.
+    """
+    patches, queries, keys, values = inputs
+    embed, *weights = _weights(products)
+    linear = FoldedLinear(embed, torch.zeros(len(embed)), embed).plain
+    # Stored as (in, out), which is faster here than the transposed view.
+    layers = [_cells(weight.shape).t().contiguous() for weight in weights]
+    rows = {layer.shape[0]: _cells((len(patches), layer.shape[0])) for layer in layers}
+    sums = {layer.shape[1]: torch.empty(len(patches), layer.shape[1], dtype=torch.int32) for layer in layers}
+
+    def run() -> Tensor:
+        linear(patches)
+        read = queries
+        for layer in layers:
+            torch._int_mm(rows[layer.shape[0]], layer, out=sums[layer.shape[1]])
+        for _ in range(products.config.depth):
+            read = torch.bmm(torch.bmm(read, keys), values)
+        return read
+
+    return run
+
+
+def _cells(shape: Sequence[int]) -> Tensor:
+    return torch.randint(-127, 128, tuple(shape), dtype=torch.int8)
 
 
 def _run_packed(packed: list[Tensor], patches: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ def require_matplotlib() -> None:
 def draw_engines(result: dict[str, Any], path: Path) -> None:
     """Write a PNG: one panel per batch size, one pair of bars per engine, thin lines up to the 95th percentile.
 
+    In int8 there is no bar of timm; without a measured limit there is no line for it.
+
     Args:
         result: of `compare_engines`.
         path: of the plot.
@@ -70,15 +72,20 @@ def draw_cost(result: dict[str, Any], path: Path) -> None:
 
 def _draw_batch(axes: Any, row: dict[str, Any]) -> None:
     names = list(row["engines"])
+    labelled: set[str] = set()
     for number, (who, colour) in enumerate(_COLOURS.items()):
         for position, name in enumerate(names):
             found = row["engines"][name][who]
+            if found is None:
+                continue
             y = position + (number - 0.5) * _HEIGHT
-            label = who if position == 0 else None
+            label = None if who in labelled else who
+            labelled.add(who)
             axes.barh(y, found["images_per_s"], _HEIGHT, color=colour, label=label)
             axes.plot([row["batch"] / found["p95_s"], found["images_per_s"]], [y, y], color="black", linewidth=0.8)
-    limit = row["batch"] / row["limit"]["median_s"]
-    axes.axvline(limit, color="grey", linestyle="--", linewidth=1, label="matrix products alone")
+    if row["limit"] is not None:
+        limit = row["batch"] / row["limit"]["median_s"]
+        axes.axvline(limit, color="grey", linestyle="--", linewidth=1, label="matrix products alone")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_title(f"batch {row['batch']}", fontsize=9)

@@ -61,8 +61,8 @@ class Args:
     compiled: bool = False
     """For --train: include timm's model through torch.compile."""
     precision: str = "auto"
-    """Precisions, separated by commas (fp32,bf16), or all. auto is fp32, and for engines also OpenVINO's default. With
-    --train: one of fp32 and bf16 (autocast)."""
+    """Precisions, separated by commas (fp32,bf16,int8), or all that the engines offer. auto is fp32, and for engines
+    also OpenVINO's default. timm has no int8. With --train: one of fp32 and bf16 (autocast)."""
     tolerance: float | None = None
     """For --autotune: fraction of images whose top-1 class may differ from the model's, for precisions below fp32."""
     cost: bool = False
@@ -145,7 +145,7 @@ def _refuse_contradictions(args: Args) -> None:
 
 
 def _measure_engines(spec: str, args: Args, console: Console) -> dict:
-    from deepcait.bench.engine_page import COLUMNS, markdown, table
+    from deepcait.bench.engine_page import COLUMNS, markdown, summary, table
     from deepcait.bench.inference import compare_engines
     from deepcait.bench.plots import draw_engines
     from deepcait.runtime.device import choose_device
@@ -156,7 +156,7 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
         result = compare_engines(
             spec,
             engines=engines,
-            precisions=_precisions(args),
+            precisions=_precisions(args, device.type),
             batches=whole_numbers(args.batch or "1,8", "--batch"),
             rounds=args.rounds,
             threads=args.threads,
@@ -166,10 +166,8 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
     for row in result["batches"]:
         console.say(f"{spec}, batch {row['batch']}, {result['threads']} threads, {args.rounds} rounds")
         console.table(COLUMNS, table(row))
-        console.say(
-            f"best: {row['best_ours']}, {row['best_ratio']:.2f} times as fast as {row['best_peer']}; "
-            f"{row['of_limit']:.2f} of the speed of the matrix products alone ({row['limit']['library']})"
-        )
+        for line in summary(row):
+            console.say(line)
     batch_names = "_".join(f"b{row['batch']}" for row in result["batches"])
     name = f"bench_{_file_name(spec)}_{batch_names}"
     command = f"deepcait bench {shlex.quote(spec)} --engine {','.join(engines)} --batch {args.batch or '1,8'}"
@@ -207,6 +205,8 @@ def _measure_precisions(spec: str, args: Args, console: Console) -> dict:
         )
     console.say(f"{spec} on {result['num_images']:,} images, {result['threads']} threads")
     console.table(COLUMNS, table(result))
+    for engine, missing in result["not_offered"].items():
+        console.say(f"not offered by {engine}: {', '.join(missing)}")
     command = f"deepcait bench {shlex.quote(spec)} --data DATA --engine {','.join(_engines(args))}"
     command += f" --precision {args.precision} --batch {batch} --rounds {args.rounds} --threads {result['threads']}"
     result["data"] = Path(args.data).name
@@ -215,26 +215,35 @@ def _measure_precisions(spec: str, args: Args, console: Console) -> dict:
 
 
 def _engines(args: Args, device_type: str = "cpu") -> list[str]:
-    """The values of --engine; without it, all engines of the device."""
+    """The values of --engine; without it, all engines of the device. Raises ConfigError if one is unknown there."""
+    import torch
+
+    from deepcait.bench.inference import require_engines
     from deepcait.inference.engines import ENGINES, TORCH_ENGINES
 
     if args.engine is None:
         return list(ENGINES if device_type == "cpu" else TORCH_ENGINES)
-    return [name for name in args.engine.split(",") if name]
+    names = [name for name in args.engine.split(",") if name]
+    require_engines(names, torch.device(device_type))
+    return names
 
 
-def _precisions(args: Args) -> list[str]:
-    """The values of --precision; empty for auto. With `all`, each engine uses those that it offers."""
-    from deepcait.inference.precision import MEASURED
+def _precisions(args: Args, device_type: str = "cpu") -> list[str]:
+    """The values of --precision; empty for auto. `all` is every precision that one of the engines offers."""
+    from deepcait.inference.precision import MEASURED, ON_GPU, offered_by
 
     if args.precision == "auto":
         return []
-    names = list(MEASURED) if args.precision == "all" else [name for name in args.precision.split(",") if name]
-    for name in names:
-        if name not in MEASURED:
+    known = MEASURED if device_type == "cpu" else ON_GPU
+    if args.precision == "all":
+        offers = {name for engine in _engines(args, device_type) for name in offered_by(engine, device_type)}
+        return [name for name in known if name in offers]
+    names = [name for name in args.precision.split(",") if name]
+    for name in names or [""]:
+        if name not in known:
             raise ConfigError(
-                f"--precision: expected one or more of {', '.join(MEASURED)}, or all, got {name or 'none'}.",
-                remedy=f"For all of them: --precision {','.join(MEASURED)}.",
+                f"--precision: expected one or more of {', '.join(known)}, or all, got {name or 'none'}.",
+                remedy=f"For all of them: --precision {','.join(known)}.",
             )
     return names
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from deepcait.bench import inference, limit, precisions
 from deepcait.bench.clock import Lane, ratio, take_turns
-from deepcait.bench.inference import _best, build_contestants, build_pair, compare_memory, logit_error
+from deepcait.bench.engine_page import COLUMNS, markdown, table
+from deepcait.bench.inference import _best, _contenders, build_contestants, build_pair, compare_memory, logit_error
 from deepcait.bench.limit import Products, count_products, product_lanes
 from deepcait.bench.memory import LiveBytes, live_bytes
 from deepcait.bench.plots import draw_engines
@@ -89,6 +91,90 @@ def test_the_best_is_no_less_exact_than_the_peer():
     assert _best(lanes, errors | {("b", "ours"): {"rms": 3e-2}}, None)["ours"] == "a"
 
 
+def test_timm_has_no_int8(folder):
+    ours, peer = build_pair(str(folder))
+    runs = build_contestants(ours, peer, ["eager"], 1, ["fp32", "int8"])
+    assert list(runs) == [("eager", "ours"), ("eager", "timm"), ("eager int8", "ours")]
+    with pytest.raises(ConfigError, match="engine onnx does not compute in int8") as caught:
+        build_contestants(ours, peer, ["onnx"], 1, ["fp32", "int8"])
+    assert caught.value.remedy == "Choose the engine eager or compile, or one of these precisions."
+
+
+def test_int8_is_compared_with_the_fastest_of_timm():
+    def lane(seconds):
+        return Lane("", print, turns=[[seconds], [seconds]])
+
+    times = {("a", "ours"): 3.0, ("a", "timm"): 6.0, ("a bf16", "timm"): 4.0}
+    times |= {("a int8", "ours"): 1.0, ("b int8", "ours"): 2.0}
+    lanes = {key: lane(seconds) for key, seconds in times.items()}
+    errors = {key: {"rms": 1e-7} for key in lanes}
+    errors |= {("a bf16", "timm"): {"rms": 8e-3}, ("a int8", "ours"): {"rms": 2e-2}, ("b int8", "ours"): {"rms": 6e-3}}
+    found = _best(_contenders(lanes, "int8"), errors, None)
+    assert (found["ours"], found["timm"], found["ratio"], found["less_exact"]) == ("b int8", "a bf16", 2.0, False)
+    # Without timm's bfloat16, int8 is less exact: the most exact of it is compared, and marked.
+    lanes.pop(("a bf16", "timm"))
+    found = _best(_contenders(lanes, "int8"), errors, None)
+    assert (found["ours"], found["timm"], found["ratio"], found["less_exact"]) == ("b int8", "a", 3.0, True)
+    assert found["rms"] == {"ours": 6e-3, "timm": 1e-7}
+    # Over all precisions, int8 does not count where its error is larger; the other way round it has no effect.
+    assert _best(lanes, errors, None)["ours"] == "a"
+    assert list(_contenders(lanes, "fp32")) == [("a", "ours"), ("a", "timm")]
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_int8_beside_timm(multiplies, monkeypatch, tmp_path, capsys):
+    if multiplies and not limit.multiplies_int8():
+        pytest.skip("no AVX512_VNNI")
+    monkeypatch.setattr(limit, "multiplies_int8", lambda: multiplies)
+    options = ["--engine", "eager", "--precision", "fp32,int8", "--batch", "1", "--rounds", "2", "--out", str(tmp_path)]
+    assert main(["bench", "builtin:nano", *options, "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)["models"]
+    (row,) = result["batches"]
+    found, best = row["engines"]["eager int8"], row["best"]["int8"]
+    assert (found["timm"], found["ratio"], found["quartiles"]) == (None, None, None)
+    assert row["best_peer"] == best["timm"] + " timm" == "eager timm"
+    assert best["ours"] == "eager int8"
+    assert best["ratio"] == pytest.approx(row["engines"]["eager"]["timm"]["median_s"] / found["ours"]["median_s"])
+    head, *lines = [dict(zip(COLUMNS, line, strict=True)) for line in table(row)]
+    assert head["timm, ms"]
+    assert (lines[0]["timm, ms"], lines[0]["ratio"], lines[0]["quartiles"]) == ("", "", "")
+    assert bool(lines[0]["of limit"]) == (found["ours"]["of_limit"] is not None) == multiplies
+    assert best["limit"] is None or best["limit"]["library"] == "PyTorch, int8"
+    page = (tmp_path / "bench_builtin_nano_b1.md").read_text()
+    assert f"In int8: deepcait with eager int8 is {best['ratio']:.2f} times as fast as timm's fastest, eager" in page
+    assert ("limit of the matrix products was not measured" in page) == (not multiplies)
+    assert ("at a larger error" in page) == best["less_exact"] == (found["ours"]["rms"] > 1e-5)
+    # The overall best can be int8, without a limit; the page says so by leaving it out.
+    row |= {"limit": None, "of_limit": None}
+    assert " of the limit." not in markdown(result, "")
+
+
+def test_int8_alone_has_nothing_to_compare_with(monkeypatch, capsys):
+    monkeypatch.setattr(inference, "build_pair", lambda spec: pytest.fail("a model was built before the refusal"))
+    assert main(["bench", "cait_xxs24_224", "--precision", "int8"]) == 2
+    text = " ".join(capsys.readouterr().err.split())
+    assert "timm's network does not compute in int8, so there is nothing to compare with." in text
+    assert "remedy: Add a precision of timm: --precision fp32,int8." in text
+
+
+def test_what_engines_do_not_offer_is_named(monkeypatch, tmp_path):
+    real = precisions.build_engine
+    monkeypatch.setattr(precisions, "build_engine", lambda name, *args, **kwargs: real("eager", *args, **kwargs))
+    options = {"engines": ["eager", "onnx"], "rounds": 2, "batch": 50}
+    result = precisions.compare_precisions("builtin:nano", "builtin:demo", **options, precisions=["int8"])
+    assert [(row["engine"], row["precision"]) for row in result["rows"]] == [
+        ("eager", "fp32"),
+        ("eager", "int8"),
+        ("onnx", "fp32"),
+    ]
+    assert result["not_offered"] == {"onnx": ["int8"]}
+    assert "Not offered: onnx in int8." in precisions.markdown(result, "")
+    with pytest.raises(ConfigError, match="engine onnx does not compute in int8"):
+        precisions.compare_precisions("builtin:nano", "builtin:demo", engines=["onnx"], precisions=["int8"])
+    with pytest.raises(ConfigError, match="only one precision to compare: fp32 of onnx"):
+        precisions.compare_precisions("builtin:nano", "builtin:demo", engines=["onnx"], precisions=["fp32"])
+
+
 def test_precisions_on_images(tmp_path, capsys):
     for images in (DEMO / "test").iterdir():
         (tmp_path / "data" / images.name).mkdir(parents=True)
@@ -122,6 +208,20 @@ def test_the_plot_is_of_the_results(tmp_path):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_plot_leaves_out_what_was_not_measured(tmp_path):
+    agg = pytest.importorskip("matplotlib.axes")
+    found = {"median_s": 0.1, "p95_s": 0.2, "images_per_s": 10.0}
+    engines = {"eager int8": {"ours": found, "timm": None}, "eager": {"ours": found, "timm": found}}
+    row = {"batch": 1, "engines": engines, "limit": None}
+    labels = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = agg.Axes.barh
+        patch.setattr(agg.Axes, "barh", lambda self, *args, **kw: labels.append(kw["label"]) or real(self, *args, **kw))
+        patch.setattr(agg.Axes, "axvline", lambda self, *args, **kwargs: pytest.fail("a limit was drawn"))
+        draw_engines({"model": "m", "threads": 1, "engines": list(engines), "batches": [row]}, tmp_path / "a.png")
+    assert labels == ["ours", None, "timm"]  # both are in the legend
+
+
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
 def test_each_engine_runs_the_peer_too(shallow, engine):
     pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine))
@@ -142,6 +242,42 @@ def test_the_limit_does_the_products_that_are_counted():
     assert counter.get_total_flops() == 2 * 2 * count_products(TINY)
     for run in product_lanes(TINY, 2, openvino=False, threads=1).values():
         run()
+
+
+def test_the_int8_limit_does_the_same_products(monkeypatch):
+    done = []
+
+    def counted(left, right, out=None):
+        done.append(left.shape[0] * left.shape[1] * right.shape[1] if left.ndim == 2 else left.numel() * right.shape[2])
+        return out if out is not None else left.new_zeros(left.shape[0], left.shape[1], right.shape[2])
+
+    monkeypatch.setattr(limit, "multiplies_int8", lambda: True)
+    lanes = product_lanes(TINY, 2, openvino=True, threads=1, precision="int8")
+    assert list(lanes) == ["PyTorch, int8"]  # OpenVINO does not offer it
+    lanes["PyTorch, int8"]()  # as it is
+    monkeypatch.setattr(torch, "_int_mm", counted)
+    monkeypatch.setattr(torch, "bmm", counted)
+    lanes["PyTorch, int8"]()
+    embedding = TINY.num_patches * TINY.embed_dim * TINY.in_chans * TINY.patch_size**2
+    assert sum(done) == 2 * (count_products(TINY) - embedding)
+    monkeypatch.setattr(limit, "multiplies_int8", lambda: False)
+    assert product_lanes(TINY, 2, openvino=True, threads=1, precision="int8") == {}
+
+
+def test_int8_products_need_the_instruction_and_must_be_exact(monkeypatch):
+    uncached = limit.multiplies_int8.__wrapped__
+    monkeypatch.setattr(limit, "processor_flags", lambda: "avx512f avx512_bf16")
+    assert not uncached()
+    monkeypatch.setattr(limit, "processor_flags", lambda: "avx512f avx512_vnni")
+    assert uncached()
+    monkeypatch.setattr(torch, "_int_mm", lambda left, right: (left.int() @ right.int()) + 1)
+    assert not uncached()
+
+    def missing(left, right):
+        raise RuntimeError("not implemented for this processor")
+
+    monkeypatch.setattr(torch, "_int_mm", missing)
+    assert not uncached()
 
 
 def test_live_bytes_of_a_chain():

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deepcait.cli.bench import Args, _precisions
 from deepcait.cli.main import main
+from deepcait.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,24 @@ def test_a_model_beside_timm(tmp_path, capsys):
     written = json.loads((tmp_path / "bench_builtin_nano_b2.json").read_text())
     assert written["batches"] == model["batches"]
     assert written["command"] == f"deepcait bench builtin:nano {' '.join(options)}"  # it measures the same again
+
+
+def test_all_precisions_are_those_of_the_engines():
+    found = {engine: _precisions(Args(engine=engine, precision="all")) for engine in ("onnx", "openvino", "eager")}
+    assert found == {"onnx": ["fp32"], "openvino": ["fp32", "bf16"], "eager": ["fp32", "bf16", "int8"]}
+    assert _precisions(Args(precision="all")) == ["fp32", "bf16", "int8"]
+    assert _precisions(Args(precision="all"), "cuda") == ["fp32", "bf16", "fp16"]
+    with pytest.raises(ConfigError, match="one or more of fp32, bf16, fp16, or all, got int8"):
+        _precisions(Args(precision="fp32,int8"), "cuda")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--engine", "abacus"), ("--precision", ","), ("--precision", "int4")])
+def test_precisions_on_images_that_are_none(option, value, capsys):
+    options = {"--data": "builtin:demo", "--precision": "all", option: value}
+    assert main(["bench", "builtin:nano", *(word for pair in options.items() for word in pair)]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"{option}: expected one or more of" in error
+    assert f"got {value.strip(',') or 'none'}." in error
 
 
 def test_batches_that_are_none(capsys):
