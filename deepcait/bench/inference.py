@@ -293,7 +293,7 @@ def _measure(
     }
     best = {
         precision: _best(_contenders(lanes, precision), errors, limit)
-        | {"limit": limit and describe_limit(limits[precision], limit, ours.config, batch)}
+        | {"limit": limit and describe_limit(limits[precision], limit, ours.config, batch, precision)}
         for precision, limit in fastest.items()
     }
     overall = _best(lanes, errors, None)

@@ -78,9 +78,10 @@ def limit_lanes(
     return [Lane(name, run) for name, run in products.items()]
 
 
-def describe_limit(lanes: list[Lane], limit: Lane, config: CaiTConfig, batch: int) -> dict[str, Any]:
-    """Return the fastest library, its time and speed, and the times of all libraries."""
+def describe_limit(lanes: list[Lane], limit: Lane, config: CaiTConfig, batch: int, precision: str) -> dict[str, Any]:
+    """Return the precision, the fastest library, its time and speed, and the times of all libraries."""
     return {
+        "precision": precision,
         "library": limit.name,
         "median_s": limit.median_s,
         "all_median_s": {lane.name: lane.median_s for lane in lanes},

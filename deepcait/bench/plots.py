@@ -83,12 +83,14 @@ def _draw_batch(axes: Any, row: dict[str, Any]) -> None:
             labelled.add(who)
             axes.barh(y, found["images_per_s"], _HEIGHT, color=colour, label=label)
             axes.plot([row["batch"] / found["p95_s"], found["images_per_s"]], [y, y], color="black", linewidth=0.8)
+    title = f"batch {row['batch']}"
     if row["limit"] is not None:
+        title += f", matrix products in {row['limit']['precision']}"
         limit = row["batch"] / row["limit"]["median_s"]
         axes.axvline(limit, color="grey", linestyle="--", linewidth=1, label="matrix products alone")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_title(f"batch {row['batch']}", fontsize=9)
+    axes.set_title(title, fontsize=9)
     axes.grid(axis="x", alpha=0.3)
 
 

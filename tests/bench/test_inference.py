@@ -199,12 +199,14 @@ def test_the_plot_is_of_the_results(tmp_path):
     agg = pytest.importorskip("matplotlib.axes")
     found = {"median_s": 0.1, "p95_s": 0.2, "images_per_s": 10.0}
     engines = {name: {"ours": found, "timm": found | {"images_per_s": 5.0}} for name in ("eager", "onnx")}
-    row = {"batch": 1, "engines": engines, "limit": {"median_s": 0.05}}
-    drawn = []
+    row = {"batch": 1, "engines": engines, "limit": {"median_s": 0.05, "precision": "bf16"}}
+    drawn, titles = [], []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(agg.Axes, "barh", lambda self, y, width, height, **kwargs: drawn.append(width))
+        patch.setattr(agg.Axes, "set_title", lambda self, text, **kwargs: titles.append(text))
         draw_engines({"model": "m", "threads": 1, "engines": list(engines), "batches": [row]}, tmp_path / "a.png")
     assert drawn == [10.0, 10.0, 5.0, 5.0]
+    assert titles == ["batch 1, matrix products in bf16"]
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
