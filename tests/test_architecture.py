@@ -43,7 +43,7 @@ ORDER = {
         "wrappers", "trace", "ablation_init",
         "ablation", "convnet", "networks",
     ],
-    "backends": ["exact", "reference", "operators", "heads", "products", "branches", "lean"],
+    "backends": ["exact", "reference", "operators", "native", "heads", "products", "layers", "branches", "lean"],
     "runtime": [
         "state", "messages", "signals", "environment", "flops", "processes", "device", "files", "claim", "lettering",
     ],

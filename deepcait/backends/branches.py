@@ -5,39 +5,24 @@
 
 Saved for the backward pass: x, the norm's statistics, and the outputs of linear layers (queries, keys, values, the
 attention output; the hidden layer before its GELU). Recomputed: normalised tokens, GELU, attention maps. With `small`,
-only x and the statistics are saved. LayerScale saves nothing: its gradient follows from the weight's,
-
-    d gamma = sum over inputs of W * (g' a) + b * sum of g,    d W = gamma (g' a)
-
-where g is the gradient of the block's output and a the input of the last linear layer. `model/block.py` has the
-equations; parity tests compare the two.
+only x and the statistics are saved. LayerScale saves nothing: its gradient follows from the weight's (`layers.py`).
+`model/block.py` has the equations; parity tests compare the two.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from deepcait.backends.heads import autocast_disabled, read_heads, read_heads_backward, refuse_second_derivative
+from deepcait.backends.layers import linear_add, linear_add_backward, norm_linear, norm_linear_backward
 from deepcait.backends.operators import operator
-from deepcait.backends.products import linear, linear_backward
 
 # How many parameters follow x in the arguments of each branch.
 _MLP_PARAMETERS, _ATTENTION_PARAMETERS = 7, 11
 # Positions of the saved tensors in the backward operators' arguments, for their FLOP formulas.
 _MLP_REST, _ATTENTION_REST = 7, 9
-
-
-class _Norm(NamedTuple):
-    """Normalised tokens in the dtype of the products, and the norm's statistics."""
-
-    tokens: Tensor
-    mean: Tensor
-    rstd: Tensor
 
 
 @operator("deepcait::mlp_branch")
@@ -55,10 +40,9 @@ def mlp_branch(
         small: do not save the hidden layer.
     """
     with autocast_disabled(x):
-        norm = _normalise(x, norm_w, norm_b, eps, dtype)
-        hidden = linear(norm.tokens, w1.to(dtype), b1.to(dtype))
-        branch = linear(F.gelu(hidden), w2.to(dtype), b2.to(dtype))
-        return _add(x, branch, gamma, keep), norm.mean, norm.rstd, _nothing(hidden) if small else hidden
+        hidden, mean, rstd = norm_linear(x, norm_w, norm_b, w1, b1, eps, dtype)
+        out = linear_add(x, hidden, w2, b2, gamma, keep, has_gelu=True)
+        return out, mean, rstd, _nothing(hidden) if small else hidden
 
 
 @operator("deepcait::mlp_branch_backward")
@@ -69,16 +53,13 @@ def mlp_branch_backward(
 ) -> list[Tensor]:  # fmt: skip
     """Return the gradient for x, then (if `train`) those for the seven parameters."""
     with autocast_disabled(x):
-        tokens = _normalise(x, norm_w, norm_b, eps, dtype).tokens
         if not hidden.numel():
-            hidden = linear(tokens, w1.to(dtype), b1.to(dtype))
-        read = F.gelu(hidden)
-        grad_branch = (grad if keep is None else grad * keep).to(dtype)
-        grad_read, last = _last_layer_backward(grad_branch, read, w2, b2, gamma, train)
-        grad_hidden = torch.ops.aten.gelu_backward.grad_input(grad_read, hidden, grad_input=grad_read)
-        grad_tokens, grad_w1, grad_b1 = linear_backward(grad_hidden, tokens, w1.to(dtype), wants_weight=train)
-        grad_x, norm_grads = _normalise_backward(grad, grad_tokens, x, mean, rstd, norm_w, norm_b, train)
-        return [grad_x, *norm_grads, grad_w1.to(w1.dtype), grad_b1.to(b1.dtype), *last] if train else [grad_x]
+            hidden, *_ = norm_linear(x, norm_w, norm_b, w1, b1, eps, dtype)
+        given = hidden, w2, b2, gamma, keep, dtype
+        grad_hidden, last = linear_add_backward(grad, *given, has_gelu=True, train=train)
+        given = x, mean, rstd, norm_w, norm_b, w1
+        grad_x, first = norm_linear_backward(grad, grad_hidden, *given, eps, train)
+        return [grad_x, *first, *last]
 
 
 @operator("deepcait::attention_branch")
@@ -99,12 +80,11 @@ def attention_branch(
         small: save neither qkv nor read.
     """
     with autocast_disabled(x):
-        norm = _normalise(x, norm_w, norm_b, eps, dtype)
-        qkv = linear(norm.tokens, w_qkv.to(dtype), b_qkv.to(dtype))
+        qkv, mean, rstd = norm_linear(x, norm_w, norm_b, w_qkv, b_qkv, eps, dtype)
         read = read_heads(qkv, mix_l, mix_w, bias_w)
-        out = _add(x, linear(read, w_o.to(dtype), b_o.to(dtype)), gamma, keep)
+        out = linear_add(x, read, w_o, b_o, gamma, keep, has_gelu=False)
         kept = (_nothing(qkv), _nothing(read)) if small else (qkv, read)
-        return out, norm.mean, norm.rstd, *kept
+        return out, mean, rstd, *kept
 
 
 @operator("deepcait::attention_branch_backward")
@@ -115,57 +95,15 @@ def attention_branch_backward(
 ) -> list[Tensor]:  # fmt: skip
     """Return the gradient for x, then (if `train`) those for the eleven parameters."""
     with autocast_disabled(x):
-        tokens = _normalise(x, norm_w, norm_b, eps, dtype).tokens
         if not qkv.numel():
-            qkv = linear(tokens, w_qkv.to(dtype), b_qkv.to(dtype))
+            qkv, *_ = norm_linear(x, norm_w, norm_b, w_qkv, b_qkv, eps, dtype)
             read = read_heads(qkv, mix_l, mix_w, bias_w) if train else read
-        grad_branch = (grad if keep is None else grad * keep).to(dtype)
-        grad_read, last = _last_layer_backward(grad_branch, read, w_o, b_o, gamma, train)
+        given = read, w_o, b_o, gamma, keep, dtype
+        grad_read, last = linear_add_backward(grad, *given, has_gelu=False, train=train)
         grad_qkv, grad_l, *second_mixing = read_heads_backward(grad_read, qkv, mix_l, mix_w, bias_w)
-        grad_tokens, grad_w, grad_b = linear_backward(grad_qkv, tokens, w_qkv.to(dtype), wants_weight=train)
-        grad_x, norm_grads = _normalise_backward(grad, grad_tokens, x, mean, rstd, norm_w, norm_b, train)
-        if not train:
-            return [grad_x]
-        mixings = grad_l, torch.zeros_like(bias_l), *second_mixing
-        return [grad_x, *norm_grads, grad_w.to(w_qkv.dtype), grad_b.to(b_qkv.dtype), *mixings, *last]
-
-
-def _normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> _Norm:
-    # Recomputed with its statistics: one pass over memory, where the saved statistics would need three.
-    tokens, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
-    return _Norm(tokens.to(dtype), mean, rstd)
-
-
-def _normalise_backward(
-    grad: Tensor, grad_tokens: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, train: bool
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The stream's own gradient plus the branch's through the norm, and the norm's parameters' gradients."""
-    wants = [True, train, train]
-    grad_x, *norm_grads = torch.ops.aten.native_layer_norm_backward(
-        grad_tokens.to(x.dtype), x, weight.shape, mean, rstd, weight, bias, wants
-    )
-    return grad_x.add_(grad), tuple(norm_grads)
-
-
-def _add(x: Tensor, branch: Tensor, gamma: Tensor, keep: Tensor | None) -> Tensor:
-    scale = gamma if keep is None else gamma * keep
-    return torch.addcmul(x, branch.to(x.dtype), scale.to(x.dtype))
-
-
-def _last_layer_backward(
-    grad_branch: Tensor, read: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, train: bool
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Gradients for the input of the last linear layer, then for its weight, its bias and gamma.
-
-    `grad_branch` comes from before LayerScale: gamma multiplies the weight, a matrix, rather than the tokens.
-    """
-    scaled = (gamma[:, None] * weight).to(read.dtype)
-    grad_read, outer, sums = linear_backward(grad_branch, read, scaled, wants_weight=train)
-    if not train:
-        return grad_read, ()
-    outer, sums = outer.to(weight.dtype), sums.to(weight.dtype)
-    grad_gamma = (weight * outer).sum(1) + bias * sums
-    return grad_read, (gamma[:, None] * outer, gamma * sums, grad_gamma)
+        given = x, mean, rstd, norm_w, norm_b, w_qkv
+        grad_x, first = norm_linear_backward(grad, grad_qkv, *given, eps, train)
+        return [grad_x, *first, grad_l, torch.zeros_like(bias_l), *second_mixing, *last] if train else [grad_x]
 
 
 def _nothing(tensor: Tensor) -> Tensor:
@@ -208,6 +146,7 @@ def _save(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.eps, ctx.dtype, _ = inputs
     _, *kept = output
     ctx.mark_non_differentiable(*kept)
+    ctx.set_materialize_grads(False)  # else PyTorch fills tensors with zeros for what is not differentiable
     ctx.save_for_backward(*tensors, *kept)
     # Frozen weights need no gradients: their products are left out.
     ctx.train = any(ctx.needs_input_grad[1:-3])

@@ -3,11 +3,13 @@
 A block is a few images, or a few rows of one image, of all heads: small enough to stay in the processor's cache
 through both mixings and the softmax. The backward pass recomputes each block instead of saving its maps. The
 heads are mixed by one small matrix product on the (A, rows * N) view, and the bias of the second mixing becomes a
-sum over the values. `model/attention.py` has the equations; parity tests compare the two.
+sum over the values. `model/attention.py` has the equations; parity tests compare the two. On a CPU, machine code
+computes the same if it can (`native.py`).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -15,11 +17,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from deepcait.backends import native
 from deepcait.backends.operators import operator
 from deepcait.errors import ConfigError
 
 # Measured: maps of this size fit a core's second-level cache, together with the tensors used at the same time.
 BLOCK_BYTES = 1 << 20
+# Largest accepted difference between the machine code's results and PyTorch's, in units of their standard deviation.
+_TOLERANCE = 1e-4
 
 
 def read_heads(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) -> Tensor:
@@ -33,6 +38,12 @@ def read_heads(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: T
         mix_w_AA: weight of the mixing after it.
         bias_w_A: bias of the mixing after it.
     """
+    if native.supports_heads(qkv_BND3, len(bias_w_A)) and _native_agrees():
+        return native.read_heads(qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A)
+    return _read_in_blocks(qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A)
+
+
+def _read_in_blocks(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) -> Tensor:
     q, k, v = _split(qkv_BND3, len(bias_w_A))
     mix_l, mix_w = mix_l_AA.to(_wide(q)), mix_w_AA.to(_wide(q))
     out_BNAE = torch.empty_like(qkv_BND3[..., : q.shape[1] * q.shape[3]]).unflatten(-1, (q.shape[1], -1))
@@ -47,7 +58,15 @@ def read_heads(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: T
 def read_heads_backward(
     grad_BND: Tensor, qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of `read_heads` for its four arguments, with each block's maps recomputed."""
+    """Return the gradients of `read_heads` for its four arguments, with the maps recomputed."""
+    if native.supports_heads(qkv_BND3, len(bias_w_A)) and _native_agrees():
+        return native.read_heads_backward(grad_BND, qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A)
+    return _backward_in_blocks(grad_BND, qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A)
+
+
+def _backward_in_blocks(
+    grad_BND: Tensor, qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     q, k, v = _split(qkv_BND3, len(bias_w_A))
     wide = _wide(q)
     mix_l, mix_w = mix_l_AA.to(wide), mix_w_AA.to(wide)
@@ -73,6 +92,19 @@ def read_heads_backward(
     grad_v += bias_w_A.to(q.dtype)[:, None, None] * grad_sums_BA1E
     grad_bias = (grad_sums_BA1E * v.sum(2, keepdim=True)).sum((0, 2, 3))
     return grad_BN3AE.flatten(2), grad_l.to(mix_l_AA.dtype), grad_w.to(mix_w_AA.dtype), grad_bias.to(bias_w_A.dtype)
+
+
+@functools.cache
+def _native_agrees() -> bool:
+    """Whether the machine code's results equal PyTorch's, since compilers may have bugs."""
+    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
+    B, N, A, E = 2, 37, 4, 48
+    grad, *given = draw(B, N, A * E), draw(B, N, 3 * A * E), draw(A, A), draw(A, A), draw(A)
+    found = (native.read_heads(*given), *native.read_heads_backward(grad, *given))
+    expected = (_read_in_blocks(*given), *_backward_in_blocks(grad, *given))
+    return all(
+        bool((one - other).abs().max() <= _TOLERANCE * other.std()) for one, other in zip(found, expected, strict=True)
+    )
 
 
 @operator("deepcait::talking_heads")

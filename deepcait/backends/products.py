@@ -50,10 +50,21 @@ def linear_backward(
         grad_rows = grad_rows.permute(0, 2, 3, 1).reshape(rows.shape)
         return (grad_rows, grad_weight.flatten(1), grad_bias) if wants_weight else (grad_rows, *_nothing(grad))
     grad_rows = grad @ weight_OI
-    if not wants_weight:
-        return grad_rows, *_nothing(grad)
-    flat = grad.flatten(0, -2)
-    return grad_rows, flat.t() @ rows.flatten(0, -2), flat.sum(0)
+    return grad_rows, *(weight_backward(grad, rows) if wants_weight else _nothing(grad))
+
+
+def weight_backward(grad: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of `linear` for weight and bias alone; arguments as in `linear_backward`."""
+    count = _images(rows)
+    if not count:
+        flat = grad.flatten(0, -2)
+        return flat.t() @ rows.flatten(0, -2), flat.sum(0)
+    O, I = grad.shape[-1], rows.shape[-1]  # noqa: E741 - as in the shapes
+    given = (_as_nhwc(grad, count), _as_nhwc(rows, count), grad.new_empty(O, I, 1, 1))
+    _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        *given, [O], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, True]
+    )
+    return grad_weight.flatten(1), grad_bias
 
 
 def _nothing(grad: Tensor) -> tuple[Tensor, Tensor]:

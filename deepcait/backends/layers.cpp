@@ -1,0 +1,161 @@
+// The linear layers of a training step with what surrounds them, in float32: the norm before a branch's first layer, the
+// GELU before its last one, and the residual stream. native.py compiles and calls this; layers.py is the same in PyTorch.
+//
+// Rows are computed in chunks that stay in the core's cache from one operation to the next. A row depends on no other
+// one, so a result is the same for any number of threads. Gradients of weights are sums over rows, and not computed here.
+//
+// A weight is the right matrix (K, O) of a product; it is packed into panels first (products.h).
+//
+// Letters: R rows, M rows of a chunk, N rows of an image, D width of the residual stream, K what is summed over, O outputs.
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "../inference/products.h"
+
+namespace {
+
+constexpr int64_t CHUNK = 112;  // rows, at most
+
+struct Weight {
+    const float* values;  // (K, O)
+    float* panels;        // room for as many
+    int64_t K, O;
+};
+
+// step(row, M, own room) for all chunks, after packing the weight. `own`: floats of a thread's room, behind the panels.
+template <class Step>
+void in_chunks(const Weight& w, int64_t R, int64_t own, int64_t threads, Step step) {
+    const int64_t chunks = (R + CHUNK - 1) / CHUNK;
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t self = 0;
+#ifdef _OPENMP
+        self = omp_get_thread_num();
+#endif
+#pragma omp for schedule(static)
+        for (int64_t column = 0; column < w.O; column += PANEL) {
+            const int64_t width = w.O - column < PANEL ? w.O - column : PANEL;
+            for (int64_t k = 0; k < w.K; k++)
+                std::memcpy(w.panels + column * w.K + k * width, w.values + k * w.O + column, width * sizeof(float));
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < chunks; i++) {
+            const int64_t row = i * R / chunks;
+            step(row, (i + 1) * R / chunks - row, w.panels + w.K * w.O + self * own);
+        }
+    }
+}
+
+void multiply_rows(const float* rows, const Weight& w, const float* bias, float* out, int64_t M) {
+    multiply<Fp32>({rows, w.panels, bias, out, w.K, 0, w.O, w.K, Out::floats}, M, w.O);
+}
+
+// (x - mean) / deviation of each row.
+void normalise_rows(const float* x, int64_t M, int64_t D, float eps, float* out, float* mean, float* rstd) {
+    for (int64_t m = 0; m < M; m++, x += D, out += D) {
+        vec sum = vec{}, squares = vec{};
+        for (int64_t d = 0; d < D; d += W) sum += load(x + d);
+        mean[m] = total(sum) / D;
+        for (int64_t d = 0; d < D; d += W) {
+            const vec centred = load(x + d) - mean[m];
+            squares = fused(centred, centred, squares);
+        }
+        rstd[m] = 1.0f / std::sqrt(total(squares) / D + eps);
+        for (int64_t d = 0; d < D; d += W) store(out + d, (load(x + d) - mean[m]) * rstd[m]);
+    }
+}
+
+// grad_x = grad + the gradient that passes through the norm of one row; `normal` is the normalised row again.
+void normalise_row_backward(const float* grad, const float* grad_normal, const float* x, int64_t D, float mean, float rstd,
+                            float* grad_x, float* normal) {
+    vec sum = vec{}, along = vec{};
+    for (int64_t d = 0; d < D; d += W) {
+        const vec value = (load(x + d) - mean) * rstd, slope = load(grad_normal + d);
+        store(normal + d, value);
+        sum += slope;
+        along = fused(slope, value, along);
+    }
+    const float shift = total(sum) / D, part = total(along) / D;
+    for (int64_t d = 0; d < D; d += W) {
+        const vec left = load(grad_normal + d) - shift - load(normal + d) * part;
+        store(grad_x + d, fused(left, rstd, load(grad + d)));
+    }
+}
+
+// GELU and its derivative, which are x P and P + x p with the normal distribution's P and p.
+void gelu_backward(float* hidden_grad, const float* hidden, float* read, int64_t count) {
+    for (int64_t i = 0; i < count; i += W) {
+        const vec x = load(hidden + i), tiny = spread(1e-6f);
+        const vec y = (x < 1e-6f) & (x > -1e-6f) ? tiny : x;  // P is 0.5 there, rounded
+        const vec slope = fused(x * 0.39894228f, exponential(x * x * -0.5f), gelu(y) / y);
+        store(read + i, gelu(x));
+        store(hidden_grad + i, load(hidden_grad + i) * slope);
+    }
+}
+
+}  // namespace
+
+// Whether sizes are multiples of a vector.
+extern "C" int64_t layers_support(int64_t K, int64_t O) { return K > 0 && O > 0 && K % W == 0 && O % W == 0; }
+
+// Floats of room for a weight (K, O) and what the threads need.
+extern "C" int64_t layers_room(int64_t K, int64_t O, int64_t threads) { return K * O + threads * CHUNK * (K + O); }
+
+// out (R, O) = norm(x) weight + bias, with mean and 1 / deviation of each row of x (R, K).
+extern "C" void layers_norm_linear(
+    const float* x, const float* weight, const float* bias, float* out, float* mean, float* rstd, float* room, int64_t R,
+    int64_t K, int64_t O, float eps, int64_t threads) {
+    const Weight w{weight, room, K, O};
+    in_chunks(w, R, CHUNK * (K + O), threads, [&](int64_t row, int64_t M, float* normal) {
+        normalise_rows(x + row * K, M, K, eps, normal, mean + row, rstd + row);
+        multiply_rows(normal, w, bias, out + row * O, M);
+    });
+}
+
+// out (R, O) = x + keep (rows weight + bias), or the GELU of the rows (R, K). keep: of each image, or null.
+extern "C" void layers_linear_add(
+    const float* x, const float* rows, const float* weight, const float* bias, const float* keep, float* out, float* room,
+    int64_t R, int64_t N, int64_t K, int64_t O, int64_t has_gelu, int64_t threads) {
+    const Weight w{weight, room, K, O};
+    in_chunks(w, R, CHUNK * (K + O), threads, [&](int64_t row, int64_t M, float* branch) {
+        float* const active = branch + CHUNK * O;
+        for (int64_t i = 0; has_gelu && i < M * K; i += W) store(active + i, gelu(load(rows + row * K + i)));
+        multiply_rows(has_gelu ? active : rows + row * K, w, bias, branch, M);
+        for (int64_t m = 0; m < M; m++) {
+            const int64_t at = (row + m) * O;
+            const float factor = keep ? keep[(row + m) / N] : 1.0f;
+            for (int64_t o = 0; o < O; o += W) store(out + at + o, fused(load(branch + m * O + o), factor, load(x + at + o)));
+        }
+    });
+}
+
+// grad_rows (R, O) = keep grad weight; if `hidden` (R, O) is given, through its GELU, which is returned in `read`.
+extern "C" void layers_linear_add_backward(
+    const float* grad, const float* weight, const float* keep, const float* hidden, float* grad_rows, float* read,
+    float* room, int64_t R, int64_t N, int64_t K, int64_t O, int64_t threads) {
+    const Weight w{weight, room, K, O};
+    in_chunks(w, R, CHUNK * (K + O), threads, [&](int64_t row, int64_t M, float* kept) {
+        for (int64_t m = 0; keep && m < M; m++)
+            for (int64_t k = 0; k < K; k += W)
+                store(kept + m * K + k, load(grad + (row + m) * K + k) * keep[(row + m) / N]);
+        multiply_rows(keep ? kept : grad + row * K, w, nullptr, grad_rows + row * O, M);
+        if (hidden) gelu_backward(grad_rows + row * O, hidden + row * O, read + row * O, M * O);
+    });
+}
+
+// grad_x (R, O) = grad + the gradient of `layers_norm_linear` for x, from that of its output (R, K); norm(x) again.
+extern "C" void layers_norm_linear_backward(
+    const float* grad, const float* grad_out, const float* weight, const float* x, const float* mean, const float* rstd,
+    float* grad_x, float* normal, float* room, int64_t R, int64_t K, int64_t O, int64_t threads) {
+    const Weight w{weight, room, K, O};
+    in_chunks(w, R, CHUNK * (K + O), threads, [&](int64_t row, int64_t M, float* grad_normal) {
+        multiply_rows(grad_out + row * K, w, nullptr, grad_normal, M);
+        for (int64_t m = 0; m < M; m++) {
+            const int64_t at = (row + m) * O;
+            normalise_row_backward(grad + at, grad_normal + m * O, x + at, O, mean[row + m], rstd[row + m], grad_x + at,
+                                   normal + at);
+        }
+    });
+}

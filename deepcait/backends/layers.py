@@ -1,0 +1,142 @@
+"""The linear layers of a residual branch with what surrounds them: the norm before, GELU, LayerScale and the sum after.
+
+On a CPU, in float32, machine code computes them if it can (`native.py`). It takes weights into which the norm's
+parameters and LayerScale are multiplied, and their gradients follow from the weight's:
+
+    W = V diag(w), b = c + V v:    dV = dW diag(w) + db v',    dw = sum over outputs of V * dW,    dv = V' db
+    W = diag(gamma) V:             dV = diag(gamma) dW,        dgamma = sum over inputs of V * dW + c * db
+
+where dW, in the second line before the multiplication by gamma, is g' a of the output's gradient g and the input a.
+Without machine code, LayerScale's gradients are computed in the same way, and the norm's by PyTorch.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deepcait.backends import native
+from deepcait.backends.products import linear, linear_backward, weight_backward
+
+# Largest accepted difference between the machine code's results and PyTorch's, in units of their standard deviation.
+_TOLERANCE = 1e-4
+
+
+def norm_linear(
+    x: Tensor, norm_w: Tensor, norm_b: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a linear layer of normalised tokens, (..., O), in `dtype`, and the norm's statistics, mean and rstd.
+
+    Args:
+        x: (..., D), contiguous.
+        norm_w, norm_b: (D), of the norm. weight, bias: (O, D) and (O), of the layer.
+        eps: of the norm.
+        dtype: of the product.
+    """
+    if _is_native(x, weight, dtype):
+        return native.norm_linear(x, (weight * norm_w).t().contiguous(), bias + weight @ norm_b, eps)
+    tokens, mean, rstd = torch.native_layer_norm(x, norm_w.shape, norm_w, norm_b, eps)
+    return linear(tokens.to(dtype), weight.to(dtype), bias.to(dtype)), mean, rstd
+
+
+def norm_linear_backward(
+    grad: Tensor, grad_out: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, norm_w: Tensor, norm_b: Tensor,
+    weight: Tensor, eps: float, train: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+    """Return the gradient of the residual stream, then (if `train`) those for norm_w, norm_b, weight and bias.
+
+    Args:
+        grad: like x, the gradient that passes by the layer. grad_out: of the output of `norm_linear`, contiguous.
+        mean, rstd: the statistics that `norm_linear` returned.
+        train: whether the parameters need gradients.
+    """
+    dtype = grad_out.dtype
+    if _is_native(x, weight, dtype):
+        given = (weight * norm_w).contiguous(), x, mean, rstd
+        grad_x, normal = native.norm_linear_backward(grad, grad_out, *given)
+        if not train:
+            return grad_x, ()
+        outer, grad_bias = weight_backward(grad_out, normal)
+        grad_weight = torch.addr(outer * norm_w, grad_bias, norm_b)
+        return grad_x, ((weight * outer).sum(0), grad_bias @ weight, grad_weight, grad_bias)
+    # Recomputed with its statistics: one pass over memory, where the saved statistics would need three.
+    tokens = torch.native_layer_norm(x, norm_w.shape, norm_w, norm_b, eps)[0] if train else x.new_empty(0)
+    grad_tokens, *grads = linear_backward(grad_out, tokens.to(dtype), weight.to(dtype), wants_weight=train)
+    grad_x, *norm_grads = torch.ops.aten.native_layer_norm_backward(
+        grad_tokens.to(x.dtype), x, norm_w.shape, mean, rstd, norm_w, norm_b, [True, train, train]
+    )
+    grads = [*norm_grads, *(one.to(weight.dtype) for one in grads)] if train else []
+    return grad_x.add_(grad), tuple(grads)
+
+
+def linear_add(
+    x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, keep: Tensor | None, *, has_gelu: bool
+) -> Tensor:
+    """Return x + keep gamma (rows W' + b), (B, N, D), for rows (B, N, I), or the same of their GELU.
+
+    The product is in the dtype of the rows. keep is (B, 1, 1), or None, which is 1.
+    """
+    dtype = rows.dtype
+    if _is_native(x, weight, dtype):
+        scaled = (gamma[:, None] * weight).t().contiguous()
+        return native.linear_add(x, rows, scaled, gamma * bias, keep, has_gelu)
+    branch = linear(F.gelu(rows) if has_gelu else rows, weight.to(dtype), bias.to(dtype))
+    scale = gamma if keep is None else gamma * keep
+    return torch.addcmul(x, branch.to(x.dtype), scale.to(x.dtype))
+
+
+def linear_add_backward(
+    grad: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, keep: Tensor | None, dtype: torch.dtype,
+    *, has_gelu: bool, train: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+    """Return the gradient of `linear_add` for the rows, then (if `train`) those for weight, bias and gamma.
+
+    The rows may be empty if neither GELU nor a parameter needs them. gamma multiplies the weight, a matrix, rather
+    than the tokens.
+    """
+    scaled, grad_branch = gamma[:, None] * weight, grad if keep is None else grad * keep
+    if _is_native(grad, weight, dtype):
+        hidden = rows if has_gelu else None
+        grad_rows, read = native.linear_add_backward(grad, scaled.contiguous(), keep, hidden)
+        if not train:
+            return grad_rows, ()
+        outer, sums = weight_backward(grad_branch, read if has_gelu else rows)
+    else:
+        read = F.gelu(rows) if has_gelu else rows
+        given = grad_branch.to(dtype), read, scaled.to(dtype)
+        grad_rows, outer, sums = linear_backward(*given, wants_weight=train)
+        if has_gelu:
+            grad_rows = torch.ops.aten.gelu_backward.grad_input(grad_rows, rows, grad_input=grad_rows)
+    if not train:
+        return grad_rows, ()
+    outer, sums = outer.to(weight.dtype), sums.to(weight.dtype)
+    return grad_rows, (gamma[:, None] * outer, gamma * sums, (weight * outer).sum(1) + bias * sums)
+
+
+def _is_native(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
+    return native.supports_layer(x, weight, dtype) and _native_agrees()
+
+
+@functools.cache
+def _native_agrees() -> bool:
+    """Whether the machine code's results equal PyTorch's, since compilers may have bugs."""
+    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
+    B, N, D, H, eps = 3, 41, 64, 144, 1e-6
+    x, grad, rows, keep = draw(B, N, D), draw(B, N, D), draw(B, N, H), draw(B, 1, 1)
+    first, last, bias, bias_last = draw(D, H), draw(H, D), draw(H), draw(D)  # (inputs, outputs)
+    out, mean, rstd = native.norm_linear(x, first, bias, eps)
+    grad_x, _ = native.norm_linear_backward(grad, rows, first.t().contiguous(), x, mean, rstd)
+    found = [out, grad_x, native.linear_add(x, rows, last, bias_last, keep, True)]
+    found += native.linear_add_backward(grad, last.t().contiguous(), keep, rows)
+    normal, *statistics = torch.native_layer_norm(x, (D,), None, None, eps)
+    through_norm = torch.ops.aten.native_layer_norm_backward(
+        rows @ first.t(), x, (D,), *statistics, None, None, [True, False, False]
+    )[0]
+    read, grad_read = F.gelu(rows), grad * keep @ last.t()
+    expected = [normal @ first + bias, grad + through_norm, x + keep * (read @ last + bias_last)]
+    expected += [torch.ops.aten.gelu_backward(grad_read, rows), read]
+    pairs = zip(found, expected, strict=True)
+    return all(bool((one - other).abs().max() <= _TOLERANCE * other.std()) for one, other in pairs)
