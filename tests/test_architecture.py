@@ -45,7 +45,8 @@ ORDER = {
     ],
     "backends": ["exact", "reference", "operators", "native", "heads", "products", "layers", "branches", "lean"],
     "runtime": [
-        "state", "messages", "signals", "environment", "flops", "processes", "device", "files", "claim", "lettering",
+        "state", "messages", "signals", "environment", "flops", "processes", "device", "files", "compiler", "claim",
+        "lettering",
     ],
     "weights": [
         "published", "nests", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "reshape", "adapt",

@@ -87,9 +87,8 @@ void normalise_row_backward(const float* grad, const float* grad_normal, const f
 // GELU and its derivative, which are x P and P + x p with the normal distribution's P and p.
 void gelu_backward(float* hidden_grad, const float* hidden, float* read, int64_t count) {
     for (int64_t i = 0; i < count; i += W) {
-        const vec x = load(hidden + i), tiny = spread(1e-6f);
-        const vec y = (x < 1e-6f) & (x > -1e-6f) ? tiny : x;  // P is 0.5 there, rounded
-        const vec slope = fused(x * 0.39894228f, exponential(x * x * -0.5f), gelu(y) / y);
+        const vec x = load(hidden + i), half = spread(0.5f), P = fused(scaled_erf(x), half, half);
+        const vec slope = fused(x * 0.39894228f, exponential(x * x * -0.5f), P);
         store(read + i, gelu(x));
         store(hidden_grad + i, load(hidden_grad + i) * slope);
     }

@@ -37,7 +37,7 @@ def norm_linear(
         dtype: of the product.
     """
     if _is_native(x, weight, dtype):
-        return native.norm_linear(x, (weight * norm_w).t().contiguous(), bias + weight @ norm_b, eps)
+        return native.norm_linear(x, (weight * norm_w).t().contiguous(), bias + (weight * norm_b).sum(1), eps)
     tokens, mean, rstd = torch.native_layer_norm(x, norm_w.shape, norm_w, norm_b, eps)
     return linear(tokens.to(dtype), weight.to(dtype), bias.to(dtype)), mean, rstd
 
@@ -61,7 +61,7 @@ def norm_linear_backward(
             return grad_x, ()
         outer, grad_bias = weight_backward(grad_out, normal)
         grad_weight = torch.addr(outer * norm_w, grad_bias, norm_b)
-        return grad_x, ((weight * outer).sum(0), grad_bias @ weight, grad_weight, grad_bias)
+        return grad_x, ((weight * outer).sum(0), (grad_bias[:, None] * weight).sum(0), grad_weight, grad_bias)
     # Recomputed with its statistics: one pass over memory, where the saved statistics would need three.
     tokens = torch.native_layer_norm(x, norm_w.shape, norm_w, norm_b, eps)[0] if train else x.new_empty(0)
     grad_tokens, *grads = linear_backward(grad_out, tokens.to(dtype), weight.to(dtype), wants_weight=train)

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import math
 import os
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,15 +19,12 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from deepcait.backends.operators import operator
-from deepcait.runtime.environment import processor, processor_flags
-from deepcait.runtime.files import move_file
+from deepcait.runtime.compiler import FLAGS, compile_library
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("heads.cpp", "layers.cpp"))
 _HEADERS = tuple(
     Path(__file__).parents[1] / "inference" / name for name in ("products.h", "mixing.h", "arithmetic.h", "vectors.h")
 )
-_FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-fPIC", "-fopenmp", "-shared")
-_COMPILE_TIMEOUT_S = 120
 
 
 def supports_heads(qkv_BND3: Tensor, num_heads: int) -> bool:
@@ -175,32 +169,8 @@ def library() -> ctypes.CDLL | None:
 
 
 def compiled() -> Path:
-    """Return the shared library, compiled again if sources, compiler, flags or processor changed.
-
-    Raises:
-        OSError: there is no compiler, or no writable cache folder.
-        RuntimeError: the user has no home folder.
-        subprocess.SubprocessError: compilation fails.
-    """
-    asked, *options = (os.environ.get("CXX") or "g++").split()  # such as "ccache g++"
-    compiler = shutil.which(asked)
-    if compiler is None:
-        raise FileNotFoundError("no C++ compiler")
-    command = [compiler, *options, *_FLAGS, *map(str, _SOURCES)]
-    what = [source.read_bytes() for source in (*_SOURCES, *_HEADERS)]
-    what += [text.encode() for text in (os.path.realpath(compiler), " ".join(command), processor(), processor_flags())]
-    made = _folder() / f"training_step-{hashlib.sha256(b'|'.join(what)).hexdigest()[:16]}.so"
-    if not made.is_file():
-        made.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=made.parent) as aside:
-            new = Path(aside, made.name)
-            subprocess.run([*command, "-o", str(new)], check=True, capture_output=True, timeout=_COMPILE_TIMEOUT_S)
-            move_file(new, made, flush=False)
-    return made
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepcait"
+    """Return the shared library; see `compile_library` for what is raised."""
+    return compile_library("training_step", _SOURCES, _HEADERS, FLAGS)
 
 
 def _declared(code: ctypes.CDLL) -> ctypes.CDLL:

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
-import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcait.inference.blocks import attend_blocks
-from deepcait.runtime.environment import processor, processor_flags
-from deepcait.runtime.files import move_file
+from deepcait.runtime.compiler import FLAGS, compile_library
 
 FILES = ("patch_stage.cpp", "products.h", "mixing.h", "arithmetic.h", "vectors.h")
 SOURCES = tuple(Path(__file__).with_name(name) for name in FILES)
-FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-fPIC", "-fopenmp", "-shared")
-_COMPILE_TIMEOUT_S = 120
 # Number formats of the products, and numbers per 4 bytes.
 _CELLS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}
 # Largest accepted difference from PyTorch's result, in units of its standard deviation: rounding causes 1.6e-2 in the
@@ -130,34 +124,8 @@ def is_faster(dtype: torch.dtype) -> bool:
 
 
 def compiled() -> Path:
-    """Return the shared library, compiled again if sources, compiler, flags or processor changed.
-
-    Raises:
-        OSError: there is no compiler, or no writable cache folder.
-        RuntimeError: the user has no home folder.
-        subprocess.SubprocessError: compilation fails.
-    """
-    asked, *options = (os.environ.get("CXX") or "g++").split()  # such as "ccache g++"
-    compiler = shutil.which(asked)
-    if compiler is None:
-        raise FileNotFoundError("no C++ compiler")
-    what = [source.read_bytes() for source in SOURCES]
-    what += [
-        " ".join((os.path.realpath(compiler), *options, *FLAGS)).encode(),
-        processor().encode(),
-        processor_flags().encode(),
-    ]
-    name = f"patch_stage-{hashlib.sha256(b'|'.join(what)).hexdigest()[:16]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepcait"
-    made = folder / name
-    if not made.is_file():
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=folder) as aside:
-            new = Path(aside, name)
-            command = [compiler, *options, *FLAGS, str(SOURCES[0]), "-o", str(new)]
-            subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_TIMEOUT_S)
-            move_file(new, made, flush=False)
-    return made
+    """Return the shared library; see `compile_library` for what is raised."""
+    return compile_library("patch_stage", SOURCES[:1], SOURCES[1:], FLAGS)
 
 
 def _required() -> ctypes.CDLL:

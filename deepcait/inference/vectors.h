@@ -103,8 +103,8 @@ inline vec exponential(vec x) {
     return sum * reinterpret_cast<const vec&>(power);
 }
 
-// x (1 + erf(x / sqrt 2)) / 2. erf is the quotient of polynomials that Eigen and XLA use, within 4e-7; beyond LAST it is 1.
-inline vec gelu(vec x) {
+// erf(x / sqrt 2), the quotient of polynomials that Eigen and XLA use, within 4e-7; beyond LAST it is 1.
+inline vec scaled_erf(vec x) {
     constexpr float LAST = 3.8325069f;
     vec z = x * 0.70710678f;
     z = z < -LAST ? spread(-LAST) : z > LAST ? spread(LAST) : z;
@@ -114,8 +114,13 @@ inline vec gelu(vec x) {
                                      -1.60960333262415e-02f});
     const vec below = polynomial(s, {-1.45660718464996e-05f, -2.13374055278905e-04f, -1.68282697438203e-03f,
                                      -7.37332916720468e-03f, -1.42647390514189e-02f});
+    return z * above * reciprocal(below);
+}
+
+// x (1 + erf(x / sqrt 2)) / 2.
+inline vec gelu(vec x) {
     const vec half = x * 0.5f;
-    return fused(half, z * above * reciprocal(below), half);
+    return fused(half, scaled_erf(x), half);
 }
 
 // to[d][:] = rows[:][d] for W rows and W columns. HALVINGS times: first and second half of the rows, by turns.

@@ -208,7 +208,7 @@ def test_a_missing_or_broken_compiler_is_no_error(tmp_path, monkeypatch, compile
 
 
 def compiled_again(tmp_path, monkeypatch, *flags) -> ctypes.CDLL:
-    monkeypatch.setattr(native, "_FLAGS", ("-O1", *native._FLAGS[1:], *flags))
+    monkeypatch.setattr(native, "FLAGS", ("-O1", *native.FLAGS[1:], *flags))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return native._declared(ctypes.CDLL(str(native.compiled())))
 

@@ -15,6 +15,7 @@ import torch
 
 from deepcait.inference import native
 from deepcait.inference.fold import FoldedCaiT, fold
+from deepcait.runtime import compiler
 from deepcait.runtime.environment import processor_flags
 from tests.inference.tiny import scrambled, spread_of_difference
 
@@ -198,7 +199,7 @@ def test_it_is_compiled_once_and_again_for_another_processor_compiler_source_or_
     assert native.compiled() == first
     found = {first}
     with monkeypatch.context() as patch:
-        patch.setattr(native, "processor", lambda: "another")
+        patch.setattr(compiler, "processor", lambda: "another")
         found.add(native.compiled())
     with monkeypatch.context() as patch:
         patch.setattr(native, "FLAGS", (*native.FLAGS, "-DX"))
