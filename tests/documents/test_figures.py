@@ -130,6 +130,12 @@ def test_the_tables_of_precisions_are_those_of_the_results():
     assert "\n".join(table) in (DOCS / "dev" / "speed.md").read_text(encoding="utf-8")
 
 
+def test_the_table_of_training_steps_is_that_of_the_results():
+    table = script("train_steps").table()
+    assert len(table) == 12
+    assert "\n".join(table) in (DOCS / "concepts" / "speed.md").read_text(encoding="utf-8")
+
+
 def test_the_table_of_speed_is_that_of_the_results():
     page = (DOCS / "dev" / "speed.md").read_text(encoding="utf-8")
     rows = speed_rows()
