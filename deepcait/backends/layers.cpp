@@ -4,7 +4,8 @@
 // Rows are computed in chunks that stay in the core's cache from one operation to the next. A row depends on no other
 // one, so a result is the same for any number of threads. Gradients of weights are sums over rows, and not computed here.
 //
-// A weight is the right matrix (K, O) of a product; it is packed into panels first (products.h).
+// A weight is the right matrix (K, O) of a product, or its transpose; it is packed into panels first (products.h), and
+// scaled on the way: by the norm's weight before a branch, by LayerScale at its end.
 //
 // Letters: R rows, M rows of a chunk, N rows of an image, D width of the residual stream, K what is summed over, O outputs.
 
@@ -19,10 +20,29 @@ namespace {
 constexpr int64_t CHUNK = 112;  // rows, at most
 
 struct Weight {
-    const float* values;  // (K, O)
-    float* panels;        // room for as many
+    const float* values;               // (K, O), or (O, K) if turned
+    const float *scale_K, *scale_O;    // factors of rows and of columns of (K, O), or null
+    bool turned;
+    float* panels;                     // room for as many values
     int64_t K, O;
 };
+
+// The panel that begins with this column.
+void pack_panel(const Weight& w, int64_t column) {
+    const int64_t width = w.O - column < PANEL ? w.O - column : PANEL;
+    float* const panel = w.panels + column * w.K;
+    for (int64_t k = 0; k < w.K; k += W)
+        for (int64_t o = 0; o < width; o += W) {
+            float* const to = panel + k * width + o;
+            if (w.turned) turn_square(w.values + (column + o) * w.K + k, w.K, to, width);
+            for (int64_t i = 0; i < W; i++) {
+                vec value = load(w.turned ? to + i * width : w.values + (k + i) * w.O + column + o);
+                if (w.scale_K) value = value * w.scale_K[k + i];
+                if (w.scale_O) value = value * load(w.scale_O + column + o);
+                store(to + i * width, value);
+            }
+        }
+}
 
 // step(row, M, own room) for all chunks, after packing the weight. `own`: floats of a thread's room, behind the panels.
 template <class Step>
@@ -35,11 +55,7 @@ void in_chunks(const Weight& w, int64_t R, int64_t own, int64_t threads, Step st
         self = omp_get_thread_num();
 #endif
 #pragma omp for schedule(static)
-        for (int64_t column = 0; column < w.O; column += PANEL) {
-            const int64_t width = w.O - column < PANEL ? w.O - column : PANEL;
-            for (int64_t k = 0; k < w.K; k++)
-                std::memcpy(w.panels + column * w.K + k * width, w.values + k * w.O + column, width * sizeof(float));
-        }
+        for (int64_t column = 0; column < w.O; column += PANEL) pack_panel(w, column);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < chunks; i++) {
             const int64_t row = i * R / chunks;
@@ -102,22 +118,22 @@ extern "C" int64_t layers_support(int64_t K, int64_t O) { return K > 0 && O > 0 
 // Floats of room for a weight (K, O) and what the threads need.
 extern "C" int64_t layers_room(int64_t K, int64_t O, int64_t threads) { return K * O + threads * CHUNK * (K + O); }
 
-// out (R, O) = norm(x) weight + bias, with mean and 1 / deviation of each row of x (R, K).
+// out (R, O) = (norm(x) scale) weight' + bias, with mean and 1 / deviation of each row of x (R, K); weight (O, K).
 extern "C" void layers_norm_linear(
-    const float* x, const float* weight, const float* bias, float* out, float* mean, float* rstd, float* room, int64_t R,
-    int64_t K, int64_t O, float eps, int64_t threads) {
-    const Weight w{weight, room, K, O};
+    const float* x, const float* weight, const float* scale, const float* bias, float* out, float* mean, float* rstd,
+    float* room, int64_t R, int64_t K, int64_t O, float eps, int64_t threads) {
+    const Weight w{weight, scale, nullptr, true, room, K, O};
     in_chunks(w, R, CHUNK * (K + O), threads, [&](int64_t row, int64_t M, float* normal) {
         normalise_rows(x + row * K, M, K, eps, normal, mean + row, rstd + row);
         multiply_rows(normal, w, bias, out + row * O, M);
     });
 }
 
-// out (R, O) = x + keep (rows weight + bias), or the GELU of the rows (R, K). keep: of each image, or null.
+// out (R, O) = x + keep ((rows weight') scale + bias), or of the GELU of the rows (R, K). keep: of each image, or null.
 extern "C" void layers_linear_add(
-    const float* x, const float* rows, const float* weight, const float* bias, const float* keep, float* out, float* room,
-    int64_t R, int64_t N, int64_t K, int64_t O, int64_t has_gelu, int64_t threads) {
-    const Weight w{weight, room, K, O};
+    const float* x, const float* rows, const float* weight, const float* scale, const float* bias, const float* keep,
+    float* out, float* room, int64_t R, int64_t N, int64_t K, int64_t O, int64_t has_gelu, int64_t threads) {
+    const Weight w{weight, nullptr, scale, true, room, K, O};
     in_chunks(w, R, CHUNK * (K + O), threads, [&](int64_t row, int64_t M, float* branch) {
         float* const active = branch + CHUNK * O;
         for (int64_t i = 0; has_gelu && i < M * K; i += W) store(active + i, gelu(load(rows + row * K + i)));
@@ -130,11 +146,11 @@ extern "C" void layers_linear_add(
     });
 }
 
-// grad_rows (R, O) = keep grad weight; if `hidden` (R, O) is given, through its GELU, which is returned in `read`.
+// grad_rows (R, O) = keep (grad scale) weight; if `hidden` (R, O) is given, through its GELU, which is returned in `read`.
 extern "C" void layers_linear_add_backward(
-    const float* grad, const float* weight, const float* keep, const float* hidden, float* grad_rows, float* read,
-    float* room, int64_t R, int64_t N, int64_t K, int64_t O, int64_t threads) {
-    const Weight w{weight, room, K, O};
+    const float* grad, const float* weight, const float* scale, const float* keep, const float* hidden, float* grad_rows,
+    float* read, float* room, int64_t R, int64_t N, int64_t K, int64_t O, int64_t threads) {
+    const Weight w{weight, scale, nullptr, false, room, K, O};
     in_chunks(w, R, CHUNK * (K + O), threads, [&](int64_t row, int64_t M, float* kept) {
         for (int64_t m = 0; keep && m < M; m++)
             for (int64_t k = 0; k < K; k += W)
@@ -146,9 +162,9 @@ extern "C" void layers_linear_add_backward(
 
 // grad_x (R, O) = grad + the gradient of `layers_norm_linear` for x, from that of its output (R, K); norm(x) again.
 extern "C" void layers_norm_linear_backward(
-    const float* grad, const float* grad_out, const float* weight, const float* x, const float* mean, const float* rstd,
-    float* grad_x, float* normal, float* room, int64_t R, int64_t K, int64_t O, int64_t threads) {
-    const Weight w{weight, room, K, O};
+    const float* grad, const float* grad_out, const float* weight, const float* scale, const float* x, const float* mean,
+    const float* rstd, float* grad_x, float* normal, float* room, int64_t R, int64_t K, int64_t O, int64_t threads) {
+    const Weight w{weight, nullptr, scale, false, room, K, O};
     in_chunks(w, R, CHUNK * (K + O), threads, [&](int64_t row, int64_t M, float* grad_normal) {
         multiply_rows(grad_out + row * K, w, nullptr, grad_normal, M);
         for (int64_t m = 0; m < M; m++) {

@@ -37,7 +37,7 @@ def norm_linear(
         dtype: of the product.
     """
     if _is_native(x, weight, dtype):
-        return native.norm_linear(x, (weight * norm_w).t().contiguous(), bias + (weight * norm_b).sum(1), eps)
+        return native.norm_linear(x, weight, norm_w, torch.addmv(bias, weight, norm_b), eps)
     tokens, mean, rstd = torch.native_layer_norm(x, norm_w.shape, norm_w, norm_b, eps)
     return linear(tokens.to(dtype), weight.to(dtype), bias.to(dtype)), mean, rstd
 
@@ -55,13 +55,12 @@ def norm_linear_backward(
     """
     dtype = grad_out.dtype
     if _is_native(x, weight, dtype):
-        given = (weight * norm_w).contiguous(), x, mean, rstd
-        grad_x, normal = native.norm_linear_backward(grad, grad_out, *given)
+        grad_x, normal = native.norm_linear_backward(grad, grad_out, weight, norm_w, x, mean, rstd)
         if not train:
             return grad_x, ()
         outer, grad_bias = weight_backward(grad_out, normal)
-        grad_weight = torch.addr(outer * norm_w, grad_bias, norm_b)
-        return grad_x, ((weight * outer).sum(0), (grad_bias[:, None] * weight).sum(0), grad_weight, grad_bias)
+        norm_grads = (weight * outer).sum(0), torch.mv(weight.t(), grad_bias)
+        return grad_x, (*norm_grads, outer.mul_(norm_w).addr_(grad_bias, norm_b), grad_bias)
     # Recomputed with its statistics: one pass over memory, where the saved statistics would need three.
     tokens = torch.native_layer_norm(x, norm_w.shape, norm_w, norm_b, eps)[0] if train else x.new_empty(0)
     grad_tokens, *grads = linear_backward(grad_out, tokens.to(dtype), weight.to(dtype), wants_weight=train)
@@ -81,8 +80,7 @@ def linear_add(
     """
     dtype = rows.dtype
     if _is_native(x, weight, dtype):
-        scaled = (gamma[:, None] * weight).t().contiguous()
-        return native.linear_add(x, rows, scaled, gamma * bias, keep, has_gelu)
+        return native.linear_add(x, rows, weight, gamma, gamma * bias, keep, has_gelu)
     branch = linear(F.gelu(rows) if has_gelu else rows, weight.to(dtype), bias.to(dtype))
     scale = gamma if keep is None else gamma * keep
     return torch.addcmul(x, branch.to(x.dtype), scale.to(x.dtype))
@@ -97,23 +95,23 @@ def linear_add_backward(
     The rows may be empty if neither GELU nor a parameter needs them. gamma multiplies the weight, a matrix, rather
     than the tokens.
     """
-    scaled, grad_branch = gamma[:, None] * weight, grad if keep is None else grad * keep
+    grad_branch = grad if keep is None else grad * keep
     if _is_native(grad, weight, dtype):
-        hidden = rows if has_gelu else None
-        grad_rows, read = native.linear_add_backward(grad, scaled.contiguous(), keep, hidden)
+        grad_rows, read = native.linear_add_backward(grad, weight, gamma, keep, rows if has_gelu else None)
         if not train:
             return grad_rows, ()
         outer, sums = weight_backward(grad_branch, read if has_gelu else rows)
     else:
         read = F.gelu(rows) if has_gelu else rows
-        given = grad_branch.to(dtype), read, scaled.to(dtype)
+        given = grad_branch.to(dtype), read, (gamma[:, None] * weight).to(dtype)
         grad_rows, outer, sums = linear_backward(*given, wants_weight=train)
         if has_gelu:
             grad_rows = torch.ops.aten.gelu_backward.grad_input(grad_rows, rows, grad_input=grad_rows)
     if not train:
         return grad_rows, ()
     outer, sums = outer.to(weight.dtype), sums.to(weight.dtype)
-    return grad_rows, (gamma[:, None] * outer, gamma * sums, (weight * outer).sum(1) + bias * sums)
+    grad_gamma = (weight * outer).sum(1) + bias * sums
+    return grad_rows, (outer.mul_(gamma[:, None]), gamma * sums, grad_gamma)
 
 
 def _is_native(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
@@ -126,17 +124,19 @@ def _native_agrees() -> bool:
     draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
     B, N, D, H, eps = 3, 41, 64, 144, 1e-6
     x, grad, rows, keep = draw(B, N, D), draw(B, N, D), draw(B, N, H), draw(B, 1, 1)
-    first, last, bias, bias_last = draw(D, H), draw(H, D), draw(H), draw(D)  # (inputs, outputs)
-    out, mean, rstd = native.norm_linear(x, first, bias, eps)
-    grad_x, _ = native.norm_linear_backward(grad, rows, first.t().contiguous(), x, mean, rstd)
-    found = [out, grad_x, native.linear_add(x, rows, last, bias_last, keep, True)]
-    found += native.linear_add_backward(grad, last.t().contiguous(), keep, rows)
+    first, last, bias, bias_last = draw(H, D), draw(D, H), draw(H), draw(D)
+    scale, gamma = draw(D), draw(D)
+    out, mean, rstd = native.norm_linear(x, first, scale, bias, eps)
+    grad_x, _ = native.norm_linear_backward(grad, rows, first, scale, x, mean, rstd)
+    found = [out, grad_x, native.linear_add(x, rows, last, gamma, bias_last, keep, True)]
+    found += native.linear_add_backward(grad, last, gamma, keep, rows)
+    first, last = first * scale, last * gamma[:, None]
     normal, *statistics = torch.native_layer_norm(x, (D,), None, None, eps)
     through_norm = torch.ops.aten.native_layer_norm_backward(
-        rows @ first.t(), x, (D,), *statistics, None, None, [True, False, False]
+        rows @ first, x, (D,), *statistics, None, None, [True, False, False]
     )[0]
-    read, grad_read = F.gelu(rows), grad * keep @ last.t()
-    expected = [normal @ first + bias, grad + through_norm, x + keep * (read @ last + bias_last)]
+    read, grad_read = F.gelu(rows), grad * keep @ last
+    expected = [normal @ first.t() + bias, grad + through_norm, x + keep * (read @ last.t() + bias_last)]
     expected += [torch.ops.aten.gelu_backward(grad_read, rows), read]
     pairs = zip(found, expected, strict=True)
     return all(bool((one - other).abs().max() <= _TOLERANCE * other.std()) for one, other in pairs)

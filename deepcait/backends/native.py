@@ -43,6 +43,8 @@ def supports_layer(x: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> bool:
     """Whether the code is available, for products in float32 and widths that are multiples of 16 (of 8: see above)."""
     if x.device.type != "cpu" or not x.dtype == weight_OI.dtype == dtype == torch.float32 or not x.numel():
         return False
+    if not weight_OI.is_contiguous():
+        return False
     code = library()
     return code is not None and bool(code.layers_support(*weight_OI.shape))
 
@@ -74,38 +76,40 @@ def read_heads_backward(
 
 
 @operator("deepcait::native_norm_linear")
-def norm_linear(x: Tensor, weight_IO: Tensor, bias_O: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return norm(x) weight + bias, and of each row of x (..., I) the mean and 1 / standard deviation, (..., 1)."""
-    (I, O), threads = weight_IO.shape, torch.get_num_threads()  # noqa: E741 - as in the shapes
+def norm_linear(
+    x: Tensor, weight_OI: Tensor, scale_I: Tensor, bias_O: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (scale norm(x)) W' + bias, and of each row of x (..., I) the mean and 1 / standard deviation, (..., 1)."""
+    (O, I), threads = weight_OI.shape, torch.get_num_threads()  # noqa: E741 - as in the shapes
     out = x.new_empty(*x.shape[:-1], O)
     mean, rstd = (x.new_empty(*x.shape[:-1], 1) for _ in range(2))
-    tensors = (x, weight_IO, bias_O, out, mean, rstd, _room(weight_IO))
+    tensors = (x, weight_OI, scale_I.contiguous(), bias_O, out, mean, rstd, _room(weight_OI))
     _call(_required().layers_norm_linear, tensors, mean.numel(), I, O, eps, threads)
     return out, mean, rstd
 
 
 @operator("deepcait::native_norm_linear_backward")
 def norm_linear_backward(
-    grad: Tensor, grad_out: Tensor, weight_OI: Tensor, x: Tensor, mean: Tensor, rstd: Tensor
+    grad: Tensor, grad_out: Tensor, weight_OI: Tensor, scale_I: Tensor, x: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return grad plus the gradient of `norm_linear` for x, from that of its output; and norm(x)."""
     (O, I), threads = weight_OI.shape, torch.get_num_threads()  # noqa: E741
     grad_x, normal = torch.empty_like(x), torch.empty_like(x)
-    tensors = (grad, grad_out, weight_OI, x, mean, rstd, grad_x, normal, _room(weight_OI))
+    tensors = (grad, grad_out, weight_OI, scale_I.contiguous(), x, mean, rstd, grad_x, normal, _room(weight_OI))
     _call(_required().layers_norm_linear_backward, tensors, mean.numel(), O, I, threads)
     return grad_x, normal
 
 
 @operator("deepcait::native_linear_add")
 def linear_add(
-    x: Tensor, rows: Tensor, weight_IO: Tensor, bias_O: Tensor, keep: Tensor | None, has_gelu: bool
+    x: Tensor, rows: Tensor, weight_OI: Tensor, scale_O: Tensor, bias_O: Tensor, keep: Tensor | None, has_gelu: bool
 ) -> Tensor:
-    """Return x + keep (rows weight + bias), (B, N, O), or the same of gelu(rows).
+    """Return x + keep (scale (rows W') + bias), (B, N, O), or the same of gelu(rows).
 
     keep is (B, 1, 1), or None, which is 1.
     """
-    (I, O), out = weight_IO.shape, torch.empty_like(x)  # noqa: E741
-    tensors = (x, rows, weight_IO, bias_O, keep, out, _room(weight_IO))
+    (O, I), out = weight_OI.shape, torch.empty_like(x)  # noqa: E741
+    tensors = (x, rows, weight_OI, scale_O.contiguous(), bias_O, keep, out, _room(weight_OI))
     sizes = x.numel() // O, x.shape[-2], I, O
     _call(_required().layers_linear_add, tensors, *sizes, has_gelu, torch.get_num_threads())
     return out
@@ -113,13 +117,13 @@ def linear_add(
 
 @operator("deepcait::native_linear_add_backward")
 def linear_add_backward(
-    grad: Tensor, weight_OI: Tensor, keep: Tensor | None, hidden: Tensor | None
+    grad: Tensor, weight_OI: Tensor, scale_O: Tensor, keep: Tensor | None, hidden: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return keep grad weight; or, given a hidden layer, the gradient for it (through GELU) and gelu(hidden)."""
+    """Return keep (scale grad) W; or, given a hidden layer, the gradient for it (through GELU) and gelu(hidden)."""
     O, I = weight_OI.shape  # noqa: E741
     grad_rows = grad.new_empty(*grad.shape[:-1], I)
     read = grad.new_empty(0) if hidden is None else torch.empty_like(hidden)
-    tensors = (grad, weight_OI, keep, hidden, grad_rows, read, _room(weight_OI))
+    tensors = (grad, weight_OI, scale_O.contiguous(), keep, hidden, grad_rows, read, _room(weight_OI))
     sizes = grad.numel() // O, grad.shape[-2], O, I
     _call(_required().layers_linear_add_backward, tensors, *sizes, torch.get_num_threads())
     return grad_rows, read
@@ -127,7 +131,7 @@ def linear_add_backward(
 
 @register_flop_formula(torch.ops.deepcait.native_norm_linear)
 def _(x_shape: list[int], weight_shape: list[int], *_: object, **__: object) -> int:
-    return 2 * math.prod(x_shape) * weight_shape[1]
+    return 2 * math.prod(x_shape) * weight_shape[0]
 
 
 @register_flop_formula(torch.ops.deepcait.native_norm_linear_backward)
@@ -137,7 +141,7 @@ def _(x_shape: list[int], _grad_shape: list[int], weight_shape: list[int], *_: o
 
 @register_flop_formula(torch.ops.deepcait.native_linear_add)
 def _(x_shape: list[int], _rows_shape: list[int], weight_shape: list[int], *_: object, **__: object) -> int:
-    return 2 * math.prod(x_shape) * weight_shape[0]
+    return 2 * math.prod(x_shape) * weight_shape[1]
 
 
 @register_flop_formula(torch.ops.deepcait.native_linear_add_backward)
@@ -182,10 +186,10 @@ def _declared(code: ctypes.CDLL) -> ctypes.CDLL:
         (code.heads_backward, [pointer] * 8 + [size] * 5, None),
         (code.layers_support, [size] * 2, size),
         (code.layers_room, [size] * 3, size),
-        (code.layers_norm_linear, [pointer] * 7 + [size] * 3 + [real, size], None),
-        (code.layers_norm_linear_backward, [pointer] * 9 + [size] * 4, None),
-        (code.layers_linear_add, [pointer] * 7 + [size] * 6, None),
-        (code.layers_linear_add_backward, [pointer] * 7 + [size] * 5, None),
+        (code.layers_norm_linear, [pointer] * 8 + [size] * 3 + [real, size], None),
+        (code.layers_norm_linear_backward, [pointer] * 10 + [size] * 4, None),
+        (code.layers_linear_add, [pointer] * 8 + [size] * 6, None),
+        (code.layers_linear_add_backward, [pointer] * 8 + [size] * 5, None),
     ):
         function.argtypes, function.restype = arguments, result
     return code

@@ -135,6 +135,17 @@ def test_layers_and_their_gradients_are_those_of_pytorch_in_float64(has_gelu, ke
 
 
 @needs_compiler
+def test_a_weight_in_another_order_is_left_to_pytorch():
+    x, weight = torch.randn(2, 5, 32), torch.randn(32, 48).t()
+    assert native.supports_layer(x, weight.contiguous(), torch.float32)
+    assert not native.supports_layer(x, weight, torch.float32)
+    norm_w = torch.randn(64)[::2]  # strided, which is copied
+    for order in (weight, weight.contiguous()):
+        out, *_ = layers.norm_linear(x, norm_w, torch.zeros(32), order, torch.zeros(48), 1e-6, x.dtype)
+        assert relative_error(out, F.linear(F.layer_norm(x, (32,), norm_w, None, 1e-6), weight)) < 1e-5
+
+
+@needs_compiler
 def test_gelu_is_exact_around_zero_and_far_from_it():
     hidden = torch.tensor(
         [0.0, -0.0, 1e-30, -1e-30, 9e-7, -2e-6, 1e-3, 5.0, -5.0, 14.0, -14.0, 40.0, -40.0, 0.5, -0.5, 1.0]
@@ -143,7 +154,7 @@ def test_gelu_is_exact_around_zero_and_far_from_it():
     for index in range(16):
         grad = torch.zeros(1, 1, 16)
         grad[..., index] = 1.0
-        found, read = native.linear_add_backward(grad, one, None, hidden)
+        found, read = native.linear_add_backward(grad, one, torch.ones(16), None, hidden)
         expected = torch.ops.aten.gelu_backward(grad.double(), hidden.double())
         assert (found - expected).abs().max() < 1e-6
         assert ((read - F.gelu(hidden.double())).abs() <= 1e-7 * hidden.abs().clamp(min=1.0)).all()
