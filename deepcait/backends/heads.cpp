@@ -15,8 +15,8 @@
 #include <omp.h>
 #endif
 
-#include "../inference/mixing.h"
-#include "../inference/products.h"
+#include "mixing.h"
+#include "products.h"
 
 namespace {
 
@@ -283,7 +283,7 @@ extern "C" int64_t heads_items(int64_t B, int64_t N, int64_t A, int64_t E, int64
 }
 
 // Floats of room that a call needs.
-extern "C" int64_t heads_room(int64_t B, int64_t N, int64_t A, int64_t E, int64_t threads, int64_t backward) {
+extern "C" int64_t heads_buffer(int64_t B, int64_t N, int64_t A, int64_t E, int64_t threads, int64_t backward) {
     const Sizes s{B, N, A, E, number_of_groups(B, N, threads)};
     const int64_t parts = s.groups == 1 ? threads : B * s.groups;
     return backward ? threads * s.backward_room() + parts * s.transposed_grads() : threads * s.read_room();

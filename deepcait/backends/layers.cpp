@@ -13,7 +13,7 @@
 #include <omp.h>
 #endif
 
-#include "../inference/products.h"
+#include "products.h"
 
 namespace {
 
@@ -116,7 +116,7 @@ void gelu_backward(float* hidden_grad, const float* hidden, float* read, int64_t
 extern "C" int64_t layers_support(int64_t K, int64_t O) { return K > 0 && O > 0 && K % W == 0 && O % W == 0; }
 
 // Floats of room for a weight (K, O) and what the threads need.
-extern "C" int64_t layers_room(int64_t K, int64_t O, int64_t threads) { return K * O + threads * CHUNK * (K + O); }
+extern "C" int64_t layers_buffer(int64_t K, int64_t O, int64_t threads) { return K * O + threads * CHUNK * (K + O); }
 
 // out (R, O) = (norm(x) scale) weight' + bias, with mean and 1 / deviation of each row of x (R, K); weight (O, K).
 extern "C" void layers_norm_linear(

@@ -1,7 +1,7 @@
 """The linear layers of a residual branch with what surrounds them: the norm before, GELU, LayerScale and the sum after.
 
-On a CPU, in float32, machine code computes them if it can (`native.py`). It takes weights into which the norm's
-parameters and LayerScale are multiplied, and their gradients follow from the weight's:
+On a CPU, in float32, machine code computes them if it can (`native.py`). It multiplies the norm's weight
+and LayerScale into the weights, and their gradients follow from the weight's:
 
     W = V diag(w), b = c + V v:    dV = dW diag(w) + db v',    dw = sum over outputs of V * dW,    dv = V' db
     W = diag(gamma) V:             dV = diag(gamma) dW,        dgamma = sum over inputs of V * dW + c * db

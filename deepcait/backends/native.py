@@ -22,9 +22,8 @@ from deepcait.backends.operators import operator
 from deepcait.runtime.compiler import FLAGS, compile_library
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("heads.cpp", "layers.cpp"))
-_HEADERS = tuple(
-    Path(__file__).parents[1] / "inference" / name for name in ("products.h", "mixing.h", "arithmetic.h", "vectors.h")
-)
+# The arithmetic of all machine code, also of the patch stage in `deepcait/inference`.
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("products.h", "mixing.h", "arithmetic.h", "vectors.h"))
 
 
 def supports_heads(qkv_BND3: Tensor, num_heads: int) -> bool:
@@ -55,8 +54,8 @@ def read_heads(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: T
     code, sizes = _required(), _sizes(qkv_BND3, len(bias_w_A))
     qkv, given = _floats(qkv_BND3), _mixing(qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A)
     out_BND = qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3)
-    room = qkv.new_empty(code.heads_room(*sizes, False))
-    _call(code.heads_read, (qkv, *given, out_BND, room), *sizes)
+    buffer = qkv.new_empty(code.heads_buffer(*sizes, False))
+    _call(code.heads_read, (qkv, *given, out_BND, buffer), *sizes)
     return out_BND.to(qkv_BND3.dtype)
 
 
@@ -68,8 +67,8 @@ def read_heads_backward(
     code, A, sizes = _required(), len(bias_w_A), _sizes(qkv_BND3, len(bias_w_A))
     qkv, given = _floats(qkv_BND3), _mixing(qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A)
     grad_qkv, mixings = torch.empty_like(qkv), qkv.new_empty(code.heads_items(*sizes), 2 * A * A + A)
-    room = qkv.new_empty(code.heads_room(*sizes, True))
-    _call(code.heads_backward, (_floats(grad_BND), qkv, *given, grad_qkv, mixings, room), *sizes)
+    buffer = qkv.new_empty(code.heads_buffer(*sizes, True))
+    _call(code.heads_backward, (_floats(grad_BND), qkv, *given, grad_qkv, mixings, buffer), *sizes)
     grad_l, grad_w, grad_bias = mixings.sum(0).split((A * A, A * A, A))
     grad_l = (grad_l * _scale(qkv_BND3, A)).view(A, A).to(mix_l_AA.dtype)
     return grad_qkv.to(qkv_BND3.dtype), grad_l, grad_w.view(A, A).to(mix_w_AA.dtype), grad_bias.to(bias_w_A.dtype)
@@ -83,7 +82,7 @@ def norm_linear(
     (O, I), threads = weight_OI.shape, torch.get_num_threads()  # noqa: E741 - as in the shapes
     out = x.new_empty(*x.shape[:-1], O)
     mean, rstd = (x.new_empty(*x.shape[:-1], 1) for _ in range(2))
-    tensors = (x, weight_OI, scale_I.contiguous(), bias_O, out, mean, rstd, _room(weight_OI))
+    tensors = (x, weight_OI, scale_I.contiguous(), bias_O, out, mean, rstd, _buffer(weight_OI))
     _call(_required().layers_norm_linear, tensors, mean.numel(), I, O, eps, threads)
     return out, mean, rstd
 
@@ -95,7 +94,7 @@ def norm_linear_backward(
     """Return grad plus the gradient of `norm_linear` for x, from that of its output; and norm(x)."""
     (O, I), threads = weight_OI.shape, torch.get_num_threads()  # noqa: E741
     grad_x, normal = torch.empty_like(x), torch.empty_like(x)
-    tensors = (grad, grad_out, weight_OI, scale_I.contiguous(), x, mean, rstd, grad_x, normal, _room(weight_OI))
+    tensors = (grad, grad_out, weight_OI, scale_I.contiguous(), x, mean, rstd, grad_x, normal, _buffer(weight_OI))
     _call(_required().layers_norm_linear_backward, tensors, mean.numel(), O, I, threads)
     return grad_x, normal
 
@@ -109,7 +108,7 @@ def linear_add(
     keep is (B, 1, 1), or None, which is 1.
     """
     (O, I), out = weight_OI.shape, torch.empty_like(x)  # noqa: E741
-    tensors = (x, rows, weight_OI, scale_O.contiguous(), bias_O, keep, out, _room(weight_OI))
+    tensors = (x, rows, weight_OI, scale_O.contiguous(), bias_O, keep, out, _buffer(weight_OI))
     sizes = x.numel() // O, x.shape[-2], I, O
     _call(_required().layers_linear_add, tensors, *sizes, has_gelu, torch.get_num_threads())
     return out
@@ -123,7 +122,7 @@ def linear_add_backward(
     O, I = weight_OI.shape  # noqa: E741
     grad_rows = grad.new_empty(*grad.shape[:-1], I)
     read = grad.new_empty(0) if hidden is None else torch.empty_like(hidden)
-    tensors = (grad, weight_OI, scale_O.contiguous(), keep, hidden, grad_rows, read, _room(weight_OI))
+    tensors = (grad, weight_OI, scale_O.contiguous(), keep, hidden, grad_rows, read, _buffer(weight_OI))
     sizes = grad.numel() // O, grad.shape[-2], O, I
     _call(_required().layers_linear_add_backward, tensors, *sizes, torch.get_num_threads())
     return grad_rows, read
@@ -174,18 +173,18 @@ def library() -> ctypes.CDLL | None:
 
 def compiled() -> Path:
     """Return the shared library; see `compile_library` for what is raised."""
-    return compile_library("training_step", _SOURCES, _HEADERS, FLAGS)
+    return compile_library("training_step", _SOURCES, HEADERS, FLAGS)
 
 
 def _declared(code: ctypes.CDLL) -> ctypes.CDLL:
     pointer, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     for function, arguments, result in (
         (code.heads_items, [size] * 5, size),
-        (code.heads_room, [size] * 6, size),
+        (code.heads_buffer, [size] * 6, size),
         (code.heads_read, [pointer] * 6 + [size] * 5, None),
         (code.heads_backward, [pointer] * 8 + [size] * 5, None),
         (code.layers_support, [size] * 2, size),
-        (code.layers_room, [size] * 3, size),
+        (code.layers_buffer, [size] * 3, size),
         (code.layers_norm_linear, [pointer] * 8 + [size] * 3 + [real, size], None),
         (code.layers_norm_linear_backward, [pointer] * 10 + [size] * 4, None),
         (code.layers_linear_add, [pointer] * 8 + [size] * 6, None),
@@ -220,8 +219,8 @@ def _floats(tensor: Tensor) -> Tensor:
     return tensor.float().contiguous()
 
 
-def _room(weight: Tensor) -> Tensor:
-    return weight.new_empty(_required().layers_room(*weight.shape, torch.get_num_threads()))
+def _buffer(weight: Tensor) -> Tensor:
+    return weight.new_empty(_required().layers_buffer(*weight.shape, torch.get_num_threads()))
 
 
 def _call(function: Callable[..., None], tensors: Sequence[Tensor | None], *numbers: float) -> None:

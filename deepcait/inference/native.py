@@ -10,7 +10,6 @@ import ctypes
 import functools
 import os
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -19,11 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepcait.backends.native import HEADERS
 from deepcait.inference.blocks import attend_blocks
+from deepcait.runtime import device
 from deepcait.runtime.compiler import FLAGS, compile_library
 
-FILES = ("patch_stage.cpp", "products.h", "mixing.h", "arithmetic.h", "vectors.h")
-SOURCES = tuple(Path(__file__).with_name(name) for name in FILES)
+SOURCES = (Path(__file__).with_name("patch_stage.cpp"), *HEADERS)
 # Number formats of the products, and numbers per 4 bytes.
 _CELLS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}
 # Largest accepted difference from PyTorch's result, in units of its standard deviation: rounding causes 1.6e-2 in the
@@ -31,7 +31,6 @@ _CELLS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}
 _TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.int8: 0.12}
 # Heads, channels of a head and hidden channels of the blocks with which the code is checked and timed; their epsilon.
 _SAMPLE, _EPS = (4, 48, 208), 1e-6
-_TURNS = 7
 
 
 def pack_blocks(
@@ -114,13 +113,11 @@ def is_faster(dtype: torch.dtype) -> bool:
     code, blocks = _required(), _sample_blocks()
     tokens_BND = torch.zeros(1, 64, _SAMPLE[0] * _SAMPLE[1], dtype=torch.float32)
     packed = {each: cast("Tensor", _pack(code, blocks, _SAMPLE[0], each)) for each in (torch.float32, dtype)}
-    best = dict.fromkeys(packed, float("inf"))
-    for _ in range(_TURNS):
-        for each, weights in packed.items():
-            begun = time.perf_counter()
-            _run(code, tokens_BND, weights, _SAMPLE[0], _SAMPLE[2], _EPS, threads=1)
-            best[each] = min(best[each], time.perf_counter() - begun)
-    return best[dtype] < best[torch.float32]
+    short, wide = (
+        functools.partial(_run, code, tokens_BND, packed[each], _SAMPLE[0], _SAMPLE[2], _EPS, threads=1)
+        for each in (dtype, torch.float32)
+    )
+    return device.is_faster(short, wide)
 
 
 def compiled() -> Path:

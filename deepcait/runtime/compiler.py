@@ -23,7 +23,7 @@ def compile_library(name: str, sources: Sequence[Path], headers: Sequence[Path],
     Args:
         name: of the library.
         sources: what is compiled.
-        headers: what the sources include.
+        headers: what the sources include, from their own folders or from these.
         flags: of the compiler, which is CXX, or g++.
 
     Raises:
@@ -46,7 +46,8 @@ def compile_library(name: str, sources: Sequence[Path], headers: Sequence[Path],
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder) as aside:
             new = Path(aside, made.name)
-            command = [compiler, *options, *flags, *map(str, sources), "-o", str(new)]
+            folders = dict.fromkeys(f"-I{header.parent}" for header in headers)
+            command = [compiler, *options, *flags, *folders, *map(str, sources), "-o", str(new)]
             subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
             move_file(new, made, flush=False)
     return made

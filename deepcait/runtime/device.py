@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from deepcait.runtime.processes import local_rank
 _TRITON_NEEDS = (7, 0)
 # Of what one copy from a GPU takes along: it is in the GPU's memory twice meanwhile.
 _STAGE_BYTES = 1 << 28
-# Of the matrices whose products are timed, and how often.
+# Of the matrices whose products are timed; how often calls are timed.
 _SIDE, _TURNS = 384, 7
 
 
@@ -105,14 +105,19 @@ def bf16_is_faster() -> bool:
 
     Having the instruction is not enough: Intel's Emerald Rapids without AMX needs nearly twice the time.
     """
-    sides = {dtype: torch.ones(_SIDE, _SIDE, dtype=dtype) for dtype in (torch.bfloat16, torch.float32)}
-    best = dict.fromkeys(sides, math.inf)
+    short, wide = (torch.ones(_SIDE, _SIDE, dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
+    return is_faster(lambda: torch.mm(short, short), lambda: torch.mm(wide, wide))
+
+
+def is_faster(one: Callable[[], object], other: Callable[[], object]) -> bool:
+    """Whether the shortest of some calls of `one` takes less time than that of `other`; they are called in turns."""
+    best = [math.inf, math.inf]
     for _ in range(_TURNS):
-        for dtype, side in sides.items():
+        for index, call in enumerate((one, other)):
             begun = time.perf_counter()
-            torch.mm(side, side)
-            best[dtype] = min(best[dtype], time.perf_counter() - begun)
-    return best[torch.bfloat16] < best[torch.float32]
+            call()
+            best[index] = min(best[index], time.perf_counter() - begun)
+    return best[0] < best[1]
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:

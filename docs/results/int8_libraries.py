@@ -35,11 +35,11 @@ Run = Callable[[Tensor], Tensor]
 NUM_CALIBRATION = 32
 
 
-def quantize_openvino(model: torch.nn.Module, images: Tensor, threads: int) -> Run:
+def quantize_openvino(network: torch.nn.Module, images: Tensor, threads: int) -> Run:
     """NNCF's post-training quantization, for transformers, weights per channel."""
     import nncf
 
-    graph = to_openvino(fold(model))
+    graph = to_openvino(network)
     data = nncf.Dataset([{INPUT: image[None].numpy()} for image in images])
     graph = nncf.quantize(graph, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
     request = open_openvino(graph, threads).create_infer_request()
@@ -88,7 +88,7 @@ def build(model: torch.nn.Module, peer: torch.nn.Module, images: Tensor, threads
         "eager int8": lambda: build_engine("eager", model, threads=threads, precision="int8"),
         "openvino fp32": lambda: build_engine("openvino", model, threads=threads),
         "openvino bf16": lambda: build_engine("openvino", model, threads=threads, precision="bf16"),
-        "openvino int8, NNCF": lambda: quantize_openvino(model, images, threads),
+        "openvino int8, NNCF": lambda: quantize_openvino(fold(model), images, threads),
         "onnx int8, ranges of each call": lambda: quantize_onnx(model, images, threads, static=False),
         "onnx int8, calibrated": lambda: quantize_onnx(model, images, threads, static=True),
         "compile int8, torchao": lambda: quantize_torchao(model, peer),

@@ -23,8 +23,8 @@ from torch import Tensor
 from deepcait.bench.clock import Lane, ratio, take_turns
 from deepcait.bench.inference import Peer, build_pair, logit_error
 from deepcait.bench.limit import count_products, product_lanes
-from deepcait.data import Preprocessing, list_images, open_image
-from deepcait.inference.engines import KINDS, build_engine, open_openvino, openvino_default
+from deepcait.data import Preprocessing
+from deepcait.inference.engines import KINDS, build_engine, openvino_default
 from deepcait.runtime.environment import environment, processor, version
 
 HERE = Path(__file__).parent
@@ -34,40 +34,25 @@ NUM_IMAGES = 64
 
 def build(ours: Any, peer: Any, images: Tensor, threads: int) -> dict[str, Callable[[Tensor], Tensor]]:
     """Return what is measured, by name."""
+    from int8_libraries import quantize_openvino
+
     wrapped = Peer(peer, ours.config)
     runs: dict[str, Callable[[Tensor], Tensor]] = {
         f"deepcait {precision}": build_engine("eager", ours, threads=threads, precision=precision) for precision in OWN
     }
     runs["OpenVINO default"] = KINDS["openvino"](wrapped, threads, None)
     runs["OpenVINO fp32"] = KINDS["openvino"](wrapped, threads, "fp32")
-    runs["OpenVINO int8, NNCF"] = quantized(wrapped, images, threads)
+    runs["OpenVINO int8, NNCF"] = quantize_openvino(wrapped, images, threads)
     return runs
-
-
-def quantized(peer: Any, images: Tensor, threads: int) -> Callable[[Tensor], Tensor]:
-    """NNCF's post-training quantization of timm's network."""
-    import nncf
-
-    from deepcait.inference.graph import INPUT, OUTPUT, to_openvino
-
-    data = nncf.Dataset([{INPUT: image[None].numpy()} for image in images])
-    graph = nncf.quantize(to_openvino(peer), data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
-    request = open_openvino(graph, threads).create_infer_request()
-    return lambda batch: torch.from_numpy(request.infer({INPUT: batch.numpy()}, share_inputs=True)[OUTPUT].copy())
-
-
-def read_images(folder: str, preprocessing: Preprocessing) -> Tensor:
-    """64 images that lie evenly in the folder's list."""
-    paths = list_images(folder)
-    paths = paths[:: max(1, len(paths) // NUM_IMAGES)][:NUM_IMAGES]
-    return torch.stack([preprocessing(open_image(path)) for path in paths])
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Build the contestants, count their errors, and time them at each batch."""
+    from int8_libraries import read_images
+
     torch.set_num_threads(args.threads)
     ours, peer = build_pair(args.model)
-    images = read_images(args.images, Preprocessing.from_pretrained_cfg(ours.pretrained_cfg))
+    images, _ = read_images(args.images, Preprocessing.from_pretrained_cfg(ours.pretrained_cfg), NUM_IMAGES)
     runs = build(ours, peer, images[::2].flip(-1).contiguous(), args.threads)
     with torch.inference_mode():
         answers = {

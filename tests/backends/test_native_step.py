@@ -234,7 +234,7 @@ def compiled_again(tmp_path, monkeypatch, *flags) -> ctypes.CDLL:
 )
 def test_code_that_computes_something_else_is_not_used(tmp_path, monkeypatch, file, old, new, module):
     copied = tmp_path / "deepcait"
-    for source in (*native._SOURCES, *native._HEADERS):
+    for source in (*native._SOURCES, *native.HEADERS):
         text = source.read_text(encoding="utf-8")
         assert source.name != file or old in text
         to = copied / source.parent.name / source.name

@@ -78,7 +78,7 @@ inline float largest(vec value) {
 
 inline float smallest(vec value) { return -largest(-value); }
 
-// 1 / x within 1 unit in the last place: an estimate of 14 bits, refined twice as a division takes longer.
+// 1 / x within 1 unit in the last place: an estimate of 14 bits, refined once. A division takes longer.
 inline vec reciprocal(vec x) {
 #if defined(__AVX512F__)
     vec guess = reinterpret_cast<vec>(_mm512_rcp14_ps(reinterpret_cast<__m512>(x)));
