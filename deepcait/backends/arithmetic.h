@@ -73,12 +73,21 @@ void pair_rows(const uint16_t* rows, int64_t M, int64_t D, float* to) {
 #ifdef __AVX512VNNI__
 #define HAS_INT8 1
 
+// The format of its attention's products: bfloat16 where that multiplies much faster, in tile registers.
+#ifdef __AMX_BF16__
+typedef Bf16 Int8Maps;
+#else
+typedef Fp32 Int8Maps;
+#endif
+constexpr int64_t INT8_MAPS = Int8Maps::CELLS;
+
 // Activations are 0 to 255, with a scale and a zero for each row; weights are -127 to 127, with a scale for each output.
 // Sums are exact. Only linear layers are computed in this format.
 struct Int8 {
     typedef uint8_t cell;
     typedef ivec sum;
-    typedef Fp32 written, maps;
+    typedef Fp32 written;
+    typedef Int8Maps maps;
     static constexpr int CELLS = 4;
 
     static ivec spread(const float* unit) {
@@ -111,6 +120,7 @@ struct Int8 {
 };
 #else
 #define HAS_INT8 0
+constexpr int64_t INT8_MAPS = 1;
 #endif
 
 // Mean 0 and variance 1 for each of M rows.

@@ -11,7 +11,10 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "arithmetic.h"
+#include "tiles.h"
 
 namespace {
 
@@ -22,7 +25,17 @@ constexpr int R = 6, TILE = 2;  // 12 sums, 2 vectors of columns and a row's val
 #endif
 constexpr int PANEL = TILE * W;
 
-// Floats stored, or added to what is there; cells stored, or the GELU as cells, in the format that T is written in.
+// Columns of a panel: of tile registers, two take two vectors.
+template <class T>
+int64_t panel_width() {
+#if HAS_TILES
+    if (T::CELLS > 1 && may_use_tiles()) return 4 * W;
+#endif
+    return PANEL;
+}
+
+// Floats stored, or added to what is there; cells for the attention stored, in the format T::maps; or the GELU as cells
+// of the next layer, in the format T::written.
 enum class Out { floats, add, cells, gelu };
 
 struct Product {
@@ -54,7 +67,8 @@ struct Place {
 
 template <class T, int ROWS, int NV>
 void write(const Product& p, const Place& at, const typename T::sum (&sum)[ROWS][NV]) {
-    typedef typename T::written To;
+    typedef typename T::maps Cells;  // of what the attention multiplies
+    typedef typename T::written Hidden;
     const int64_t first = at.row * p.out_step + at.column;
     const auto value = [&](int r, int v) { return finish(p, at.row + r, at.column + v * W, sum[r][v]); };
     if (p.what == Out::floats || p.what == Out::add) {
@@ -69,21 +83,22 @@ void write(const Product& p, const Place& at, const typename T::sum (&sum)[ROWS]
             }
         return;
     }
-    typename To::cell* const out = static_cast<typename To::cell*>(p.out) + first;
     if (p.what == Out::cells) {
+        typename Cells::cell* const out = static_cast<typename Cells::cell*>(p.out) + first;
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 3
-            for (int v = 0; v < NV; v++) To::store(out + r * p.out_step + v * W, value(r, v));
+            for (int v = 0; v < NV; v++) Cells::store(out + r * p.out_step + v * W, value(r, v));
         return;
     }
+    typename Hidden::cell* const out = static_cast<typename Hidden::cell*>(p.out) + first;
     float kept[ROWS * NV * W];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 3
         for (int v = 0; v < NV; v++) store(kept + (r * NV + v) * W, value(r, v));
     for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < NV; v++) To::store(out + r * p.out_step + v * W, gelu(load(kept + (r * NV + v) * W)));
+        for (int v = 0; v < NV; v++) Hidden::store(out + r * p.out_step + v * W, gelu(load(kept + (r * NV + v) * W)));
 }
 
 template <class T, int ROWS, int NV>
@@ -133,11 +148,71 @@ void tile_of(int64_t rows, const Product& p, const Place& at) {
     }
 }
 
+#if HAS_TILES
+// A block of the result from tile registers: at most 2 ROWS rows of one or two vectors, at the place `at`. With each
+// step of the sum so many cache lines come from memory, from `at.ahead` on.
+template <class T>
+void tile_block(const Product& p, const Place& at, int64_t rows, int64_t lines) {
+    alignas(64) float found[2 * ROWS * 2 * W];
+    const float* const left = p.left + at.row * p.left_step;
+    const auto compute = [&](auto tall, auto wide) {
+        block_product<T, tall.value, wide.value>(
+            left, p.left_step, at.right, p.right_step, p.K, at.ahead, lines, found);
+    };
+    const auto keep = [&](auto vectors) {
+        constexpr int NV = vectors.value;
+        for (int64_t row = 0; row < rows; row++) {
+            typename T::sum sum[1][NV];
+            for (int v = 0; v < NV; v++) {
+                begin(p.bias ? p.bias + at.column + v * W : nullptr, sum[0][v]);
+                sum[0][v] += *reinterpret_cast<const typename T::sum*>(found + row * 2 * W + v * W);
+            }
+            write<T, 1, NV>(p, {at.row + row, at.column, NV * W, nullptr, nullptr, 0}, sum);
+        }
+    };
+    const std::true_type yes;
+    const std::false_type no;
+    if (at.width > W) {
+        rows > ROWS ? compute(yes, yes) : compute(no, yes);
+        keep(std::integral_constant<int, 2>{});
+    } else {
+        rows > ROWS ? compute(yes, no) : compute(no, no);
+        keep(std::integral_constant<int, 1>{});
+    }
+}
+
+// `multiply` on tile registers.
+template <class T>
+void multiply_tiles(Product p, int64_t M, int64_t O) {
+    shape_tiles(p.K % UNITS);
+    const bool panels = p.right_step == 0;
+    const int64_t steps = p.K / UNITS, panel = panel_width<T>();
+    for (int64_t first = 0; first < O; first += panel) {
+        const int64_t width = O - first < panel ? O - first : panel;
+        const float* const right = p.right + first * (panels ? p.K : 1);
+        if (panels) p.right_step = width;
+        const int64_t all = steps * ((M + 2 * ROWS - 1) / (2 * ROWS)) * ((width + 2 * W - 1) / (2 * W));
+        const int64_t lines = panels && all ? (width / W * p.K + all - 1) / all : 0;
+        const float* ahead = right + (panels ? width * p.K : 0);
+        for (int64_t row = 0; row < M; row += 2 * ROWS)
+            for (int64_t column = 0; column < width; column += 2 * W, ahead += steps * lines * W) {
+                const int64_t rows = M - row < 2 * ROWS ? M - row : 2 * ROWS;
+                tile_block<T>(p, {row, first + column, width - column, right + column, ahead, 0}, rows, lines);
+            }
+    }
+}
+#endif
+
 // out (M, O) = left (M, K) right (K, O). right is a sequence of panels where right_step is 0, else it lies in rows of
 // that step. Tiles are of nearly equal heights: 9 rows are 5 and 4, since a tile of one row takes as long as one of 3.
 // While the tiles of a panel are computed, the next panel (or what follows the last) comes from memory, bit by bit.
+// Formats shorter than float32 are multiplied in tile registers where the processor has them.
 template <class T>
 void multiply(Product p, int64_t M, int64_t O) {
+#if HAS_TILES
+    if constexpr (T::CELLS > 1)
+        if (may_use_tiles()) return multiply_tiles<T>(p, M, O);
+#endif
     const int64_t tiles = (M + R - 1) / R;
     const bool panels = p.right_step == 0;
     Place at{0, 0, 0, p.right, p.right, panels ? (PANEL + tiles - 1) / tiles : 0};
@@ -159,9 +234,10 @@ void multiply(Product p, int64_t M, int64_t O) {
 template <class T>
 float* pack(const float* weight, int64_t O, int64_t K, float* units) {
     typename T::cell* to = reinterpret_cast<typename T::cell*>(units);
-    for (int64_t column = 0; column < O; column += PANEL)
+    const int64_t panel = panel_width<T>();
+    for (int64_t column = 0; column < O; column += panel)
         for (int64_t k = 0; k < K; k += T::CELLS)
-            for (int64_t o = column; o < O && o < column + PANEL; o++)
+            for (int64_t o = column; o < O && o < column + panel; o++)
                 for (int64_t i = 0; i < T::CELLS; i++) *to++ = T::round(weight[o * K + k + i]);
     return units + O * K / T::CELLS;
 }
@@ -177,9 +253,10 @@ float* pack<Int8>(const float* weight, int64_t O, int64_t K, float* units) {
         scales[o] = most / 127.0f, scales[O + o] = 0;
     }
     int8_t* to = reinterpret_cast<int8_t*>(units);
-    for (int64_t column = 0; column < O; column += PANEL)
+    const int64_t panel = panel_width<Int8>();
+    for (int64_t column = 0; column < O; column += panel)
         for (int64_t k = 0; k < K; k += Int8::CELLS)
-            for (int64_t o = column; o < O && o < column + PANEL; o++)
+            for (int64_t o = column; o < O && o < column + panel; o++)
                 for (int64_t i = 0; i < Int8::CELLS; i++, to++) {
                     *to = scales[o] > 0 ? static_cast<int8_t>(std::nearbyint(weight[o * K + k + i] / scales[o])) : 0;
                     scales[O + o] += *to;

@@ -43,12 +43,13 @@ def pack_blocks(
             after it, and its bias.
         num_heads: A.
         dtype: of the products, float32, bfloat16 or int8: weights and the activations that are multiplied. Everything
-            else is float32. With int8 that includes the products of the attention.
+            else is float32. With int8 the products of the attention are in float32, on processors with AMX in bfloat16.
 
     Returns:
         A tensor of that dtype; None if the code does not support the model or is not available. It supports float32 on
         a CPU, at most 16 heads, and widths of heads and hidden layer that are multiples of 16 (of 8 without AVX512).
-        bfloat16 needs AVX512_BF16 and a width that is a multiple of 32, int8 needs AVX512_VNNI.
+        bfloat16 needs AVX512_BF16 and a width that is a multiple of 32, int8 needs AVX512_VNNI. Both use AMX where the
+        processor has it; there int8 needs a width that is a multiple of 32, too.
     """
     tensors = [tensor for block in blocks for tensor in block]
     if any(tensor.dtype != torch.float32 or tensor.device.type != "cpu" for tensor in tensors):

@@ -37,7 +37,8 @@ struct Sizes {
     int64_t wide() const { return H > D() ? H : D(); }
     int64_t columns() const { return round_up(N, W); }  // of a map
     bool scaled() const { return cells == 4; }  // int8, whose rows and columns have scales
-    int64_t map_cells() const { return scaled() ? 1 : cells; }  // in a unit of what the attention multiplies
+    int64_t map_cells() const { return scaled() ? INT8_MAPS : cells; }  // in a unit of what the attention multiplies
+    int64_t height() const { return round_up(chunk, 16); }  // of what a layer reads: tile registers read so many rows
     int64_t pairs() const { return (N + map_cells() - 1) / map_cells(); }  // units of a column of values
     // Units of a block's weights, of an image's queries, keys and values, of a thread's own room.
     int64_t block() const {
@@ -46,7 +47,7 @@ struct Sizes {
     }
     int64_t image() const { return (N * D() + columns() * D()) / map_cells() + pairs() * D(); }
     int64_t rows() const { return scaled() ? wide() / cells + wide() + 2 : (2 * D() + wide()) / cells; }
-    int64_t room() const { return chunk * rows() + A * MAP_ROWS * columns(); }
+    int64_t room() const { return round_up(height() * rows(), W) + A * MAP_ROWS * columns(); }
 };
 
 struct Linear {
@@ -86,9 +87,9 @@ struct Room {
     // floats, in the same place.
     float *scales, *zeros;  // (M), of the rows in `normal`
     Room(float* at, const Sizes& s) : normal(at), maps(at + s.room() - s.A * MAP_ROWS * s.columns()) {
-        read = normal + s.chunk * (s.scaled() ? s.wide() : s.D()) / s.cells;
-        hidden = s.scaled() ? read : read + s.chunk * s.D() / s.cells;
-        scales = hidden + s.chunk * s.wide(), zeros = scales + s.chunk;
+        read = normal + s.height() * (s.scaled() ? s.wide() : s.D()) / s.cells;
+        hidden = s.scaled() ? read : read + s.height() * s.D() / s.cells;
+        scales = hidden + s.height() * s.wide(), zeros = scales + s.height();
     }
 };
 
@@ -136,13 +137,14 @@ void ask(const Sizes& s, const Block& w, float* tokens, const Image& image, int6
         to(w.v, values);
     } else {
         to(w.v, room.hidden);
-        pair_rows(cells<T>(room.hidden), M, D, values);
+        pair_rows(cells<typename T::maps>(room.hidden), M, D, values);
     }
 }
 
-// What M rows read, at most MAP_ROWS; T is the format of the maps.
+// What M rows read, at most MAP_ROWS, as floats or as cells; T is the format of the maps.
 template <class T>
-void attend(const Sizes& s, const Block& w, const Image& image, int64_t first, int64_t M, float* maps, float* read) {
+void attend(
+    const Sizes& s, const Block& w, const Image& image, int64_t first, int64_t M, float* maps, float* read, Out what) {
     const int64_t D = s.D(), units = D / T::CELLS, E = s.E / T::CELLS, columns = s.columns();
     const int64_t head_step = MAP_ROWS * columns;
     for (int64_t a = 0; a < s.A; a++) {
@@ -152,18 +154,20 @@ void attend(const Sizes& s, const Block& w, const Image& image, int64_t first, i
     for (int64_t m = 0; m < M; m++) mix<T>(maps + m * columns, head_step, s.N, s.A, w.mixing);
     for (int64_t a = 0; a < s.A; a++) {
         const float *of_head = maps + a * head_step, *values = image.values + a * s.E;
-        multiply<T>({of_head, values, nullptr, read + a * E, columns, D, D, s.pairs(), Out::cells}, M, s.E);
+        float* const to = read + a * (what == Out::floats ? s.E : E);
+        multiply<T>({of_head, values, nullptr, to, columns, D, D, s.pairs(), what}, M, s.E);
     }
 }
 
 // The rest of the block: attention and MLP of M rows, both added to the tokens.
 template <class T>
 void answer(const Sizes& s, const Block& w, float* tokens, const Image& image, int64_t first, int64_t M, const Room& room) {
-    const int64_t D = s.D(), units = D / T::maps::CELLS;
+    const int64_t D = s.D(), units = D / T::written::CELLS;
+    const Out what = s.scaled() ? Out::floats : Out::cells;
     float* const own = tokens + first * D;
     for (int64_t m = 0; m < M; m += MAP_ROWS) {
         const int64_t rows = M - m < MAP_ROWS ? M - m : MAP_ROWS;
-        attend<typename T::maps>(s, w, image, first + m, rows, room.maps, room.read + m * units);
+        attend<typename T::maps>(s, w, image, first + m, rows, room.maps, room.read + m * units, what);
     }
     linear<T>(w.proj, enter<T>(room.read, M, D, room), M, room, own, Out::add);
     linear<T>(w.fc1, normal<T>(s, own, M, room), M, room, room.hidden, Out::gelu);
@@ -229,6 +233,9 @@ void run(float* tokens, const float* weights, float* room, int64_t B, int64_t L,
         int64_t self = 0, team = 1;
 #ifdef _OPENMP
         self = omp_get_thread_num(), team = omp_get_num_threads();  // there may be fewer than asked for
+#endif
+#if HAS_TILES
+        const Tiles tiles;
 #endif
         const Room own(room + self * s.room(), s);
         const Image image(own_images + self * s.image(), s);

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import logging
+import os
 import pickle
 import time
 
@@ -15,6 +17,7 @@ from deepcait.errors import ConfigError
 from deepcait.inference import fold as fold_module
 from deepcait.inference import native
 from deepcait.inference.fold import FoldedCaiT, fold
+from deepcait.runtime.environment import processor_flags
 from tests.inference.test_native import SMALL, restored_threads, tokens  # noqa: F401
 from tests.inference.tiny import scrambled
 
@@ -23,6 +26,8 @@ needs_int8 = pytest.mark.skipif(not native.has_format(torch.int8), reason="no AV
 formats = pytest.mark.parametrize(
     "precision", [pytest.param("bf16", marks=needs_bf16), pytest.param("int8", marks=needs_int8)]
 )
+FORMATS = {"bf16": torch.bfloat16, "int8": torch.int8}
+HAS_TILES = "amx_bf16" in processor_flags().split()
 ODD = SMALL | {"img_size": (24, 56)}  # 21 patches: the last row of values has no partner
 SIZES = [
     (1, 32, 8, 4.0), (6, 16, (24, 72), 2.0), (4, 48, 112, 4.0), (6, 48, 56, 4.0), (8, 32, 40, 3.5), (16, 48, 32, 1.0)
@@ -80,7 +85,7 @@ def test_bf16_against_float64(sizes):
     mine_BND = tokens(folded, 2)
     found = folded.run_blocks(mine_BND)
     assert folded._packed.dtype == torch.bfloat16
-    assert relative_rms(found, exact_blocks(folded, mine_BND, rounding=lambda tensor: tensor)) < 1e-2
+    assert relative_rms(found, exact_blocks(folded, mine_BND, rounding=unchanged)) < 1e-2
     assert relative_rms(found, exact_blocks(folded, mine_BND)) < 1e-3
 
 
@@ -98,17 +103,21 @@ def quantized_linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
     return F.linear(quantized_rows(rows), step * (weight / step).round(), bias)
 
 
-def int8_blocks(folded: FoldedCaiT, tokens_BND: torch.Tensor) -> torch.Tensor:
-    """The patch stage in float64, with the inputs and weights of linear layers quantized."""
+def unchanged(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def int8_blocks(folded: FoldedCaiT, tokens_BND: torch.Tensor, rounding) -> torch.Tensor:
+    """The patch stage in float64: inputs and weights of linear layers quantized, factors of the attention rounded."""
     x, A = tokens_BND.double(), folded.config.num_heads
     for block in folded.blocks:
         qkv_w, qkv_b, proj_w, proj_b, fc1_w, fc1_b, fc2_w, fc2_b, mix_l, mix_w, bias_w = (
             tensor.double() for tensor in block.tensors()
         )
         qkv = quantized_linear(F.layer_norm(x, x.shape[-1:], eps=1e-6), qkv_w, qkv_b)
-        q, k, v = qkv.unflatten(-1, (3, A, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = rounding(qkv).unflatten(-1, (3, A, -1)).permute(2, 0, 3, 1, 4)
         weights = torch.einsum("ba,namk->nbmk", mix_l, q @ k.transpose(-1, -2)).softmax(-1)
-        mixed = torch.einsum("ba,namk->nbmk", mix_w, weights) + bias_w[:, None, None]
+        mixed = rounding(torch.einsum("ba,namk->nbmk", mix_w, weights) + bias_w[:, None, None])
         x = x + quantized_linear((mixed @ v).transpose(1, 2).flatten(2), proj_w, proj_b)
         hidden = F.gelu(quantized_linear(F.layer_norm(x, x.shape[-1:], eps=1e-6), fc1_w, fc1_b))
         x = x + quantized_linear(hidden, fc2_w, fc2_b)
@@ -118,13 +127,33 @@ def int8_blocks(folded: FoldedCaiT, tokens_BND: torch.Tensor) -> torch.Tensor:
 @needs_int8
 @pytest.mark.parametrize("sizes", SIZES)
 def test_int8_against_float64(sizes):
-    """Within 4e-2 of the exact function, and within 5e-3 of one that rounds where the code does."""
+    """Within 4e-2 of the exact function, and within 5e-3 of one that rounds where the code does.
+
+    The attention's products are in bfloat16 on processors with tile registers, else in float32.
+    """
     folded = fold(model_of(*sizes), "int8")
     mine_BND = tokens(folded, 2)
     found = folded.run_blocks(mine_BND)
     assert folded._packed.dtype == torch.int8
-    assert relative_rms(found, exact_blocks(folded, mine_BND, rounding=lambda tensor: tensor)) < 4e-2
-    assert relative_rms(found, int8_blocks(folded, mine_BND)) < 5e-3
+    assert relative_rms(found, exact_blocks(folded, mine_BND, rounding=unchanged)) < 4e-2
+    rounding = rounded if HAS_TILES else unchanged
+    assert relative_rms(found, int8_blocks(folded, mine_BND, rounding)) < 5e-3
+
+
+@pytest.mark.skipif(not HAS_TILES, reason="no tile registers")
+@formats
+def test_the_same_without_tile_registers(precision, tmp_path, monkeypatch):
+    """The code for processors without them, compiled on one that has them."""
+    monkeypatch.setenv("CXX", f"{os.environ.get('CXX', 'g++')} -mno-amx-tile -mno-amx-bf16 -mno-amx-int8")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code = native._declared(ctypes.CDLL(str(native.compiled())))
+    assert native._agrees(code, FORMATS[precision])
+    mine_BND, packed = torch.randn(3, 21, 192), native._pack(code, native._sample_blocks(), 4, FORMATS[precision])
+    with_tiles = native.pack_blocks(native._sample_blocks(), 4, FORMATS[precision])
+    found = native._run(code, mine_BND, packed, 4, 208, 1e-6, 2)
+    expected = native.run_blocks(mine_BND, with_tiles, 4, 208, 1e-6)
+    assert not torch.equal(packed.view(torch.int32), with_tiles.view(torch.int32))  # panels of another width
+    assert relative_rms(found, expected) < (1e-2 if precision == "int8" else 1e-3)
 
 
 @needs_int8
@@ -262,7 +291,7 @@ def test_an_unknown_precision():
         for change in (
             ("arithmetic.h", "_mm512_slli_epi32(wide(rows + D + d), 16)", "_mm512_setzero_si512()"),
             ("arithmetic.h", "bits + 0x7fff", "bits + 0x1fffff"),
-            ("patch_stage.cpp", "s.pairs(), Out::cells", "s.pairs() - 1, Out::cells"),
+            ("patch_stage.cpp", "s.pairs(), what", "s.pairs() - 1, what"),
         )
     ]
     + [
