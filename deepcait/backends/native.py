@@ -23,7 +23,9 @@ from deepcait.runtime.compiler import FLAGS, compile_library
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("heads.cpp", "layers.cpp"))
 # The arithmetic of all machine code, also of the patch stage in `deepcait/inference`.
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("products.h", "tiles.h", "mixing.h", "arithmetic.h", "vectors.h"))
+HEADERS = tuple(
+    Path(__file__).with_name(name) for name in ("products.h", "tiles.h", "mixing.h", "arithmetic.h", "vectors.h")
+)
 
 
 def supports_heads(qkv_BND3: Tensor, num_heads: int) -> bool:
