@@ -2,7 +2,8 @@
 // GELU before its last one, and the residual stream. native.py compiles and calls this; layers.py is the same in PyTorch.
 //
 // Rows are computed in chunks that stay in the core's cache from one operation to the next. A row depends on no other
-// one, so a result is the same for any number of threads. Gradients of weights are sums over rows, and not computed here.
+// one, so a result is the same for any number of threads. Gradients of weights are sums over rows: PyTorch computes them,
+// and what follows from them is computed here.
 //
 // A weight is the right matrix (K, O) of a product, or its transpose; it is packed into panels first (products.h), and
 // scaled on the way: by the norm's weight before a branch, by LayerScale at its end.
@@ -18,6 +19,7 @@
 namespace {
 
 constexpr int64_t CHUNK = 112;  // rows, at most
+constexpr int64_t STRIP = 3;    // vectors of columns whose sums are taken together
 
 struct Weight {
     const float* values;               // (K, O), or (O, K) if turned
@@ -173,4 +175,42 @@ extern "C" void layers_norm_linear_backward(
                                    normal + at);
         }
     });
+}
+
+// Of W = V diag(scale) and b = bias + V shift, from their gradients (O, K) and (O): those of V, in place of W's, of scale
+// and of shift (K). The rows are added up in order, by strips of columns.
+extern "C" void layers_norm_gradients(
+    float* outer, const float* grad_bias, const float* weight, const float* scale, const float* shift, float* grad_scale,
+    float* grad_shift, int64_t K, int64_t O, int64_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t first = 0; first < K; first += STRIP * W) {
+        vec along[STRIP] = {}, sum[STRIP] = {};
+        const int64_t count = K - first < STRIP * W ? (K - first) / W : STRIP;
+        for (int64_t o = 0; o < O; o++)
+            for (int64_t i = 0; i < count; i++) {
+                const int64_t column = first + i * W, at = o * K + column;
+                const vec value = load(weight + at), grad = load(outer + at);
+                along[i] = fused(value, grad, along[i]);
+                sum[i] = fused(value, grad_bias[o], sum[i]);
+                store(outer + at, fused(grad, load(scale + column), load(shift + column) * grad_bias[o]));
+            }
+        for (int64_t i = 0; i < count; i++)
+            store(grad_scale + first + i * W, along[i]), store(grad_shift + first + i * W, sum[i]);
+    }
+}
+
+// Of W = diag(gamma) V, from (O, K) what its gradient is without gamma: that of V, in its place, and `along` (O), the sum
+// over K of V times what was there.
+extern "C" void layers_scale_gradients(
+    float* outer, const float* weight, const float* gamma, float* along, int64_t K, int64_t O, int64_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t o = 0; o < O; o++) {
+        vec sum = vec{};
+        for (int64_t k = o * K; k < (o + 1) * K; k += W) {
+            const vec grad = load(outer + k);
+            sum = fused(load(weight + k), grad, sum);
+            store(outer + k, grad * gamma[o]);
+        }
+        along[o] = total(sum);
+    }
 }

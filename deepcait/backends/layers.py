@@ -59,8 +59,9 @@ def norm_linear_backward(
         if not train:
             return grad_x, ()
         outer, grad_bias = weight_backward(grad_out, normal)
-        norm_grads = (weight * outer).sum(0), torch.mv(weight.t(), grad_bias)
-        return grad_x, (*norm_grads, outer.mul_(norm_w).addr_(grad_bias, norm_b), grad_bias)
+        outer = outer.contiguous()
+        norm_grads = native.norm_gradients(outer, grad_bias, weight, norm_w, norm_b)
+        return grad_x, (*norm_grads, outer, grad_bias)
     # Recomputed with its statistics: one pass over memory, where the saved statistics would need three.
     tokens = torch.native_layer_norm(x, norm_w.shape, norm_w, norm_b, eps)[0] if train else x.new_empty(0)
     grad_tokens, *grads = linear_backward(grad_out, tokens.to(dtype), weight.to(dtype), wants_weight=train)
@@ -96,11 +97,10 @@ def linear_add_backward(
     than the tokens.
     """
     grad_branch = grad if keep is None else grad * keep
-    if _is_native(grad, weight, dtype):
+    is_native = _is_native(grad, weight, dtype)
+    if is_native:
         grad_rows, read = native.linear_add_backward(grad, weight, gamma, keep, rows if has_gelu else None)
-        if not train:
-            return grad_rows, ()
-        outer, sums = weight_backward(grad_branch, read if has_gelu else rows)
+        outer, sums = weight_backward(grad_branch, read if has_gelu else rows) if train else (None, None)
     else:
         read = F.gelu(rows) if has_gelu else rows
         given = grad_branch.to(dtype), read, (gamma[:, None] * weight).to(dtype)
@@ -109,9 +109,13 @@ def linear_add_backward(
             grad_rows = torch.ops.aten.gelu_backward.grad_input(grad_rows, rows, grad_input=grad_rows)
     if not train:
         return grad_rows, ()
-    outer, sums = outer.to(weight.dtype), sums.to(weight.dtype)
-    grad_gamma = (weight * outer).sum(1) + bias * sums
-    return grad_rows, (outer.mul_(gamma[:, None]), gamma * sums, grad_gamma)
+    outer, sums = outer.to(weight.dtype).contiguous(), sums.to(weight.dtype)
+    if is_native:
+        along = native.scale_gradients(outer, weight, gamma)
+    else:
+        along = (weight * outer).sum(1)
+        outer.mul_(gamma[:, None])
+    return grad_rows, (outer, gamma * sums, along + bias * sums)
 
 
 def _is_native(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
@@ -130,6 +134,12 @@ def _native_agrees() -> bool:
     grad_x, _ = native.norm_linear_backward(grad, rows, first, scale, x, mean, rstd)
     found = [out, grad_x, native.linear_add(x, rows, last, gamma, bias_last, keep, True)]
     found += native.linear_add_backward(grad, last, gamma, keep, rows)
+    outer = draw(H, D)
+    of_norm, of_scale = outer.clone(), outer.clone()
+    found += [*native.norm_gradients(of_norm, bias, first, scale, gamma), of_norm]
+    found += [native.scale_gradients(of_scale, first, bias), of_scale]
+    of_weights = [(first * outer).sum(0), bias @ first, outer * scale + bias[:, None] * gamma]
+    of_weights += [(first * outer).sum(1), outer * bias[:, None]]
     first, last = first * scale, last * gamma[:, None]
     normal, *statistics = torch.native_layer_norm(x, (D,), None, None, eps)
     through_norm = torch.ops.aten.native_layer_norm_backward(
@@ -137,6 +147,6 @@ def _native_agrees() -> bool:
     )[0]
     read, grad_read = F.gelu(rows), grad * keep @ last
     expected = [normal @ first.t() + bias, grad + through_norm, x + keep * (read @ last.t() + bias_last)]
-    expected += [torch.ops.aten.gelu_backward(grad_read, rows), read]
+    expected += [torch.ops.aten.gelu_backward(grad_read, rows), read, *of_weights]
     pairs = zip(found, expected, strict=True)
     return all(bool((one - other).abs().max() <= _TOLERANCE * other.std()) for one, other in pairs)

@@ -130,6 +130,29 @@ def linear_add_backward(
     return grad_rows, read
 
 
+@operator("deepcait::native_norm_gradients", changes=("outer_OI",))
+def norm_gradients(
+    outer_OI: Tensor, grad_bias_O: Tensor, weight_OI: Tensor, scale_I: Tensor, shift_I: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of scale and shift, of a layer with the weight W = V diag(scale) and the bias b + V shift.
+
+    outer_OI, the gradient of W, becomes that of V, which is weight_OI.
+    """
+    grads = torch.empty_like(scale_I), torch.empty_like(shift_I)
+    tensors = (outer_OI, grad_bias_O, weight_OI, scale_I.contiguous(), shift_I.contiguous(), *grads)
+    _call(_required().layers_norm_gradients, tensors, *weight_OI.t().shape, torch.get_num_threads())
+    return grads
+
+
+@operator("deepcait::native_scale_gradients", changes=("outer_OI",))
+def scale_gradients(outer_OI: Tensor, weight_OI: Tensor, scale_O: Tensor) -> Tensor:
+    """Return the sums over I of outer_OI times weight_OI; then outer_OI is multiplied by scale_O."""
+    sums_O = torch.empty_like(scale_O, memory_format=torch.contiguous_format)
+    tensors = (outer_OI, weight_OI, scale_O.contiguous(), sums_O)
+    _call(_required().layers_scale_gradients, tensors, *weight_OI.t().shape, torch.get_num_threads())
+    return sums_O
+
+
 @register_flop_formula(torch.ops.deepcait.native_norm_linear)
 def _(x_shape: list[int], weight_shape: list[int], *_: object, **__: object) -> int:
     return 2 * math.prod(x_shape) * weight_shape[0]
@@ -191,6 +214,8 @@ def _declared(code: ctypes.CDLL) -> ctypes.CDLL:
         (code.layers_norm_linear_backward, [pointer] * 10 + [size] * 4, None),
         (code.layers_linear_add, [pointer] * 8 + [size] * 6, None),
         (code.layers_linear_add_backward, [pointer] * 8 + [size] * 5, None),
+        (code.layers_norm_gradients, [pointer] * 7 + [size] * 3, None),
+        (code.layers_scale_gradients, [pointer] * 4 + [size] * 3, None),
     ):
         function.argtypes, function.restype = arguments, result
     return code

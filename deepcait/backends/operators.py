@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 
-def operator(name: str) -> Callable[[Callable], Any]:
+def operator(name: str, changes: Sequence[str] = ()) -> Callable[[Callable], Any]:
     """Decorator: make a function on tensors an operator of PyTorch, on every device.
 
     `torch.library.custom_op` does the same, but its first call imports torch._dynamo, which takes longer than the
@@ -16,14 +16,14 @@ def operator(name: str) -> Callable[[Callable], Any]:
 
     Args:
         name: "deepcait::name".
+        changes: names of the arguments that it changes.
 
     Returns:
-        The operator, with the function as its `__wrapped__`. The function's annotations are its signature; it changes
-        none of its arguments.
+        The operator, with the function as its `__wrapped__`. The function's annotations are its signature.
     """
 
     def register(function: Callable) -> Any:
-        schema = torch.library.infer_schema(function, mutates_args=())
+        schema = torch.library.infer_schema(function, mutates_args=changes)
         torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
         torch.library.impl(name, "default", function)
         namespace, _, own = name.partition("::")
