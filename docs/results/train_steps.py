@@ -23,9 +23,10 @@ STEPS = {
 
 def table() -> list[str]:
     """Return the lines of the table."""
-    head = ("model, batch", "step", "seconds", "speedup over timm", "over timm compiled", "saved, relative to timm")
-    lines = ["| " + " | ".join(head) + " |", "| --- | --- | ---: | ---: | ---: | ---: |"]
-    for name in ("cait_xxs24_224_fp32", "cait_s24_224_fp32"):
+    head = ("model, batch", "precision", "step", "seconds", "speedup over timm", "over timm compiled")
+    head += ("saved, relative to timm",)
+    lines = ["| " + " | ".join(head) + " |", "| --- | --- | --- | ---: | ---: | ---: | ---: |"]
+    for name in ("cait_xxs24_224_fp32", "cait_s24_224_fp32", "cait_xxs24_224_bf16", "cait_s24_224_bf16"):
         facts = json.loads((HERE / f"train_step_{name}_t2.json").read_text(encoding="utf-8"))
         link = f"[{name.split('_')[1].upper()}](../results/train_step_{name}_t2.md), {facts['batch']}"
         for step, title in STEPS.items():
@@ -33,7 +34,8 @@ def table() -> list[str]:
             ratios = [f"{row[key]['ratio']:.2f}" for key in ("times_timm", "times_timm_compiled")]
             kept = row.get("kept_bytes_of_timm")
             saved = "not measured" if kept is None else f"{kept:.3f}"
-            lines.append("| " + " | ".join([link, title, f"{row['median_s']:.2f}", *ratios, saved]) + " |")
+            cells = [link, facts["precision"], title, f"{row['median_s']:.2f}", *ratios, saved]
+            lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 

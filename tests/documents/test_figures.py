@@ -123,7 +123,9 @@ def script(name: str) -> Any:
 
 def test_the_tables_of_precisions_are_those_of_the_results():
     page, precisions = (DOCS / "concepts" / "speed.md").read_text(encoding="utf-8"), script("precisions")
-    for table in (precisions.speed_table(), precisions.error_table(), precisions.bf16_table()):
+    amx = "precisions_amx_cait_*_t*.json"
+    tables = precisions.speed_table(), precisions.speed_table(amx), precisions.error_table(), precisions.bf16_table()
+    for table in tables:
         assert len(table) >= 4
         assert "\n".join(table) in page
     table = script("int8_libraries").table(DOCS / "results" / "int8_builtin_nano.json")
@@ -132,7 +134,7 @@ def test_the_tables_of_precisions_are_those_of_the_results():
 
 def test_the_table_of_training_steps_is_that_of_the_results():
     table = script("train_steps").table()
-    assert len(table) == 12
+    assert len(table) == 22
     assert "\n".join(table) in (DOCS / "concepts" / "speed.md").read_text(encoding="utf-8")
 
 
