@@ -1,5 +1,6 @@
 // Talking-heads attention of a training step in float32: forward, and backward with the maps recomputed.
-// native.py compiles and calls this; heads.py computes the same in PyTorch.
+// native.py compiles and calls this; heads.py computes the same in PyTorch. On request the factors of products are
+// rounded to bfloat16, for tile registers; mixings, softmax and all that is stored stay in float32.
 //
 // An item is a range of rows of one image. Its maps exist for MAP_ROWS rows of all heads at a time, and stay in the
 // core's cache. Products that sum over rows take transposed matrices, so that each reads memory in order:
@@ -24,6 +25,7 @@ constexpr int64_t MAP_ROWS = 32;
 
 struct Sizes {
     int64_t B, N, A, E, groups;  // groups: items per image
+    bool rounds;                 // products in bfloat16
 
     int64_t D() const { return A * E; }
     int64_t columns() const { return round_up(N, W); }  // of a map
@@ -31,9 +33,12 @@ struct Sizes {
     int64_t maps() const { return A * head_step(); }
     int64_t sums() const { return 2 * A * A + A; }  // gradients of both mixings and of the bias
     // Floats of a thread's own room, and of an item's grad_K' and grad_V'.
-    int64_t read_room() const { return D() * columns() + maps(); }
-    int64_t backward_room() const { return 4 * D() * columns() + 3 * maps() + A * columns() + sums() * W; }
+    int64_t read_room() const { return D() * columns() + maps() + units(); }
+    int64_t backward_room() const { return 4 * D() * columns() + 3 * maps() + A * columns() + sums() * W + units(); }
     int64_t transposed_grads() const { return 2 * D() * columns(); }
+    // Of the left and of the right factor of a product in bfloat16, two numbers each.
+    int64_t left_units() const { return MAP_ROWS / 2 * (columns() + E) + W; }
+    int64_t units() const { return rounds ? left_units() + (E + MAP_ROWS) / 2 * columns() : 0; }
 };
 
 struct Item {
@@ -43,12 +48,13 @@ struct Item {
           last((number % s.groups + 1) * s.N / s.groups) {}
 };
 
-// step(row, M) for blocks of nearly equal size, of at most MAP_ROWS rows.
+// step(row, M) for blocks of at most MAP_ROWS rows: whole ones and a rest for tile registers, else of nearly equal size.
 template <class Step>
-void in_blocks(const Item& item, Step step) {
+void in_blocks(const Sizes& s, const Item& item, Step step) {
     int64_t row = item.first;
     for (int64_t left = (item.last - row + MAP_ROWS - 1) / MAP_ROWS; left > 0; left--) {
-        const int64_t M = (item.last - row + left - 1) / left;
+        const int64_t rows = item.last - row, equal = (rows + left - 1) / left, whole = rows < MAP_ROWS ? rows : MAP_ROWS;
+        const int64_t M = s.rounds ? whole : equal;
         step(row, M);
         row += M;
     }
@@ -61,13 +67,52 @@ struct Heads {
     int64_t step, head_step;
 };
 
-// out (M, O) = left (M, K) right (K, O), of each head.
-void multiply_heads(int64_t A, Heads<const float> left, Heads<const float> right, Heads<float> out, int64_t M, int64_t K,
-                    int64_t O, Out what = Out::floats) {
-    for (int64_t a = 0; a < A; a++)
-        multiply<Fp32>({left.at + a * left.head_step, right.at + a * right.head_step, nullptr, out.at + a * out.head_step,
-                        left.step, right.step, out.step, K, what}, M, O);
+#if HAS_TILES
+// Rows (M, K), rounded, so many units each. What follows the rows in memory is read up to a whole vector.
+void round_rows(const float* rows, int64_t step, int64_t M, int64_t units, float* to) {
+    for (int64_t m = 0; m < M; m++, rows += step, to += units)
+        for (int64_t u = 0; u < units; u += W / 2) Bf16::store(reinterpret_cast<uint16_t*>(to + u), load(rows + 2 * u));
 }
+
+// Rows (K, O), rounded, two in a row of units (O); after an odd last row 0.
+void round_pairs(const float* rows, int64_t step, int64_t K, int64_t O, float* to) {
+    const auto rounded = [](vec value) {
+        return _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(value))));
+    };
+    for (int64_t k = 0; k < K; k += 2, rows += 2 * step, to += O)
+        for (int64_t o = 0; o < O; o += W) {
+            const __m512i second = rounded(k + 1 < K ? load(rows + step + o) : vec{});
+            _mm512_storeu_si512(to + o, _mm512_or_si512(rounded(load(rows + o)), _mm512_slli_epi32(second, 16)));
+        }
+}
+#endif
+
+// out (M, O) = left (M, K) right (K, O), of each head.
+struct Products {
+    int64_t A;
+    float *left_units, *right_units;  // room for the factors in bfloat16; null: products are in float32
+
+    Products(const Sizes& s, float* room)
+        : A(s.A), left_units(s.rounds ? room : nullptr), right_units(room + s.left_units()) {}
+
+    void operator()(Heads<const float> left, Heads<const float> right, Heads<float> out, int64_t M, int64_t K, int64_t O,
+                    Out what = Out::floats) const {
+        for (int64_t a = 0; a < A; a++) {
+            const float *const rows = left.at + a * left.head_step, *const columns = right.at + a * right.head_step;
+            float* const to = out.at + a * out.head_step;
+#if HAS_TILES
+            if (left_units) {
+                const int64_t units = (K + 1) / 2;
+                round_rows(rows, left.step, M, units, left_units);
+                round_pairs(columns, right.step, K, O, right_units);
+                multiply<Bf16>({left_units, right_units, nullptr, to, units, O, out.step, units, what}, M, O);
+                continue;
+            }
+#endif
+            multiply<Fp32>({rows, columns, nullptr, to, left.step, right.step, out.step, K, what}, M, O);
+        }
+    }
+};
 
 // to (D, columns) = rows' (N, D), zero from column N on.
 void turn_rows(const float* rows, int64_t step, int64_t N, int64_t D, float* to, int64_t columns) {
@@ -96,13 +141,17 @@ void read_item(const Sizes& s, const float* qkv, const Mixing& mixing, float* ou
     const int64_t D = s.D(), step = 3 * D, columns = s.columns();
     const float* const image = qkv + item.image * s.N * step;
     float *const keys = room, *const maps = keys + D * columns;
+    const Products multiply_heads(s, maps + s.maps());
+#if HAS_TILES
+    const Tiles tiles;
+#endif
     turn_rows(image + D, step, s.N, D, keys, columns);
-    in_blocks(item, [&](int64_t row, int64_t M) {
+    in_blocks(s, item, [&](int64_t row, int64_t M) {
         float* const read = out + (item.image * s.N + row) * D;
-        multiply_heads(s.A, {image + row * step, step, s.E}, {keys, columns, s.E * columns},
+        multiply_heads({image + row * step, step, s.E}, {keys, columns, s.E * columns},
                        {maps, columns, s.head_step()}, M, s.E, columns);
         for (int64_t m = 0; m < M; m++) mix<Fp32>(maps + m * columns, s.head_step(), s.N, s.A, mixing);
-        multiply_heads(s.A, {maps, columns, s.head_step()}, {image + 2 * D, step, s.E}, {read, D, s.E}, M, s.N, s.E);
+        multiply_heads({maps, columns, s.head_step()}, {image + 2 * D, step, s.E}, {read, D, s.E}, M, s.N, s.E);
     });
 }
 
@@ -233,21 +282,25 @@ void backward_item(const Sizes& s, const float* grad, const float* qkv, const Mi
     float *const turned = room, *const turned_grad = turned + 3 * size, *const scores = turned_grad + size;
     float *const mixed = scores + s.maps(), *const grads = mixed + s.maps(), *const weights = grads + s.maps();
     const Sums sums(weights + A * columns, A);
+    const Products multiply_heads(s, sums.before + s.sums() * W);
+#if HAS_TILES
+    const Tiles tiles;
+#endif
     const BackwardRow backward = backward_row_of(A);
     const int64_t head = E * columns, map = s.head_step();
     turn_rows(image, step, N, 3 * D, turned, columns);
     turn_rows(grad_image, D, N, D, turned_grad, columns);
     std::memset(grad_keys, 0, 2 * size * sizeof(float));
     std::memset(sums.before, 0, s.sums() * W * sizeof(float));
-    in_blocks(item, [&](int64_t row, int64_t M) {
+    in_blocks(s, item, [&](int64_t row, int64_t M) {
         float* const grad_queries = grad_qkv + (item.image * N + row) * step;
-        multiply_heads(A, {image + row * step, step, E}, {turned + size, columns, head}, {scores, columns, map}, M, E, columns);
-        multiply_heads(A, {grad_image + row * D, D, E}, {turned + 2 * size, columns, head}, {grads, columns, map}, M, E, columns);
+        multiply_heads({image + row * step, step, E}, {turned + size, columns, head}, {scores, columns, map}, M, E, columns);
+        multiply_heads({grad_image + row * D, D, E}, {turned + 2 * size, columns, head}, {grads, columns, map}, M, E, columns);
         for (int64_t m = 0, at = 0; m < M; m++, at += columns)
             backward({scores + at, mixed + at, grads + at, map, weights}, N, A, mixing, sums);
-        multiply_heads(A, {grads, columns, map}, {image + D, step, E}, {grad_queries, step, E}, M, N, E);
-        multiply_heads(A, {turned + row, columns, head}, {grads, columns, map}, {grad_keys, columns, head}, E, M, columns, Out::add);
-        multiply_heads(A, {turned_grad + row, columns, head}, {mixed, columns, map}, {grad_keys + size, columns, head}, E, M, columns, Out::add);
+        multiply_heads({grads, columns, map}, {image + D, step, E}, {grad_queries, step, E}, M, N, E);
+        multiply_heads({turned + row, columns, head}, {grads, columns, map}, {grad_keys, columns, head}, E, M, columns, Out::add);
+        multiply_heads({turned_grad + row, columns, head}, {mixed, columns, map}, {grad_keys + size, columns, head}, E, M, columns, Out::add);
     });
     for (int64_t i = 0; i < s.sums(); i++) grad_mixing[i] = total(load(sums.before + i * W));
 }
@@ -274,6 +327,15 @@ int64_t self() {
 #endif
 }
 
+// Whether products are in bfloat16: if that is wanted, and there are tile registers, which multiply it much faster.
+bool rounds(int64_t wanted) {
+#if HAS_TILES
+    return wanted && may_use_tiles();
+#else
+    return false;
+#endif
+}
+
 }  // namespace
 
 // Items of a call, each with its own gradients of the mixings; 0 for sizes that this does not support.
@@ -282,9 +344,10 @@ extern "C" int64_t heads_items(int64_t B, int64_t N, int64_t A, int64_t E, int64
     return suits ? B * number_of_groups(B, N, threads) : 0;
 }
 
-// Floats of room that a call needs.
-extern "C" int64_t heads_buffer(int64_t B, int64_t N, int64_t A, int64_t E, int64_t threads, int64_t backward) {
-    const Sizes s{B, N, A, E, number_of_groups(B, N, threads)};
+// Floats of room that a call needs. bf16: whether the factors of products may be rounded to bfloat16.
+extern "C" int64_t heads_buffer(
+    int64_t B, int64_t N, int64_t A, int64_t E, int64_t threads, int64_t bf16, int64_t backward) {
+    const Sizes s{B, N, A, E, number_of_groups(B, N, threads), rounds(bf16)};
     const int64_t parts = s.groups == 1 ? threads : B * s.groups;
     return backward ? threads * s.backward_room() + parts * s.transposed_grads() : threads * s.read_room();
 }
@@ -292,8 +355,8 @@ extern "C" int64_t heads_buffer(int64_t B, int64_t N, int64_t A, int64_t E, int6
 // qkv (B, N, 3 D) -> out (B, N, D). The scale of the scores is part of `before`.
 extern "C" void heads_read(
     const float* qkv, const float* before, const float* after, const float* bias, float* out, float* room, int64_t B,
-    int64_t N, int64_t A, int64_t E, int64_t threads) {
-    const Sizes s{B, N, A, E, number_of_groups(B, N, threads)};
+    int64_t N, int64_t A, int64_t E, int64_t threads, int64_t bf16) {
+    const Sizes s{B, N, A, E, number_of_groups(B, N, threads), rounds(bf16)};
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t i = 0; i < B * s.groups; i++)
         read_item(s, qkv, {before, after, bias}, out, Item(s, i), room + self() * s.read_room());
@@ -302,8 +365,8 @@ extern "C" void heads_read(
 // grad (B, N, D), qkv (B, N, 3 D) -> grad_qkv, and of each item grad_before (A, A), grad_after (A, A), grad_bias (A).
 extern "C" void heads_backward(
     const float* grad, const float* qkv, const float* before, const float* after, const float* bias, float* grad_qkv,
-    float* grad_mixings, float* room, int64_t B, int64_t N, int64_t A, int64_t E, int64_t threads) {
-    const Sizes s{B, N, A, E, number_of_groups(B, N, threads)};
+    float* grad_mixings, float* room, int64_t B, int64_t N, int64_t A, int64_t E, int64_t threads, int64_t bf16) {
+    const Sizes s{B, N, A, E, number_of_groups(B, N, threads), rounds(bf16)};
     float* const parts = room + threads * s.backward_room();
 #pragma omp parallel num_threads(threads)
     {

@@ -31,8 +31,8 @@ HEADERS = tuple(
 def supports_heads(qkv_BND3: Tensor, num_heads: int) -> bool:
     """Whether the code is available and supports these sizes: at most 16 heads, of a width that is a multiple of 16.
 
-    Without AVX512 the width is a multiple of 8. Mixings and softmax are in float32, and so are all products here: of
-    float32, and of bfloat16 under autocast.
+    Without AVX512 the width is a multiple of 8. Mixings and softmax are in float32, and so are all products of float32.
+    Products of bfloat16 are in bfloat16 on processors with AMX, with float32 sums, and in float32 on others.
     """
     if qkv_BND3.device.type != "cpu" or qkv_BND3.dtype not in (torch.float32, torch.bfloat16):
         return False
@@ -53,11 +53,11 @@ def supports_layer(x: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> bool:
 @operator("deepcait::native_read_heads")
 def read_heads(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) -> Tensor:
     """`heads.read_heads` as machine code. A result depends only on its image."""
-    code, sizes = _required(), _sizes(qkv_BND3, len(bias_w_A))
+    code, sizes, is_short = _required(), _sizes(qkv_BND3, len(bias_w_A)), qkv_BND3.dtype == torch.bfloat16
     qkv, given = _floats(qkv_BND3), _mixing(qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A)
     out_BND = qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3)
-    buffer = qkv.new_empty(code.heads_buffer(*sizes, False))
-    _call(code.heads_read, (qkv, *given, out_BND, buffer), *sizes)
+    buffer = qkv.new_empty(code.heads_buffer(*sizes, is_short, False))
+    _call(code.heads_read, (qkv, *given, out_BND, buffer), *sizes, is_short)
     return out_BND.to(qkv_BND3.dtype)
 
 
@@ -67,10 +67,11 @@ def read_heads_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`heads.read_heads_backward` as machine code. Sums depend on the threads if these outnumber images."""
     code, A, sizes = _required(), len(bias_w_A), _sizes(qkv_BND3, len(bias_w_A))
+    is_short = qkv_BND3.dtype == torch.bfloat16
     qkv, given = _floats(qkv_BND3), _mixing(qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A)
     grad_qkv, mixings = torch.empty_like(qkv), qkv.new_empty(code.heads_items(*sizes), 2 * A * A + A)
-    buffer = qkv.new_empty(code.heads_buffer(*sizes, True))
-    _call(code.heads_backward, (_floats(grad_BND), qkv, *given, grad_qkv, mixings, buffer), *sizes)
+    buffer = qkv.new_empty(code.heads_buffer(*sizes, is_short, True))
+    _call(code.heads_backward, (_floats(grad_BND), qkv, *given, grad_qkv, mixings, buffer), *sizes, is_short)
     grad_l, grad_w, grad_bias = mixings.sum(0).split((A * A, A * A, A))
     grad_l = (grad_l * _scale(qkv_BND3, A)).view(A, A).to(mix_l_AA.dtype)
     return grad_qkv.to(qkv_BND3.dtype), grad_l, grad_w.view(A, A).to(mix_w_AA.dtype), grad_bias.to(bias_w_A.dtype)
@@ -205,9 +206,9 @@ def _declared(code: ctypes.CDLL) -> ctypes.CDLL:
     pointer, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     for function, arguments, result in (
         (code.heads_items, [size] * 5, size),
-        (code.heads_buffer, [size] * 6, size),
-        (code.heads_read, [pointer] * 6 + [size] * 5, None),
-        (code.heads_backward, [pointer] * 8 + [size] * 5, None),
+        (code.heads_buffer, [size] * 7, size),
+        (code.heads_read, [pointer] * 6 + [size] * 6, None),
+        (code.heads_backward, [pointer] * 8 + [size] * 6, None),
         (code.layers_support, [size] * 2, size),
         (code.layers_buffer, [size] * 3, size),
         (code.layers_norm_linear, [pointer] * 8 + [size] * 3 + [real, size], None),

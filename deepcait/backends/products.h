@@ -154,10 +154,14 @@ void tile_of(int64_t rows, const Product& p, const Place& at) {
 template <class T>
 void tile_block(const Product& p, const Place& at, int64_t rows, int64_t lines) {
     alignas(64) float found[2 * ROWS * 2 * W];
+    // Whole blocks of plain floats are stored from the registers.
+    const bool direct = T::CELLS == 2 && (p.what == Out::floats || p.what == Out::add) && !p.bias && rows % ROWS == 0;
+    float* const to = direct ? static_cast<float*>(p.out) + at.row * p.out_step + at.column : found;
     const float* const left = p.left + at.row * p.left_step;
     const auto compute = [&](auto tall, auto wide) {
         block_product<T, tall.value, wide.value>(
-            left, p.left_step, at.right, p.right_step, p.K, at.ahead, lines, found);
+            left, p.left_step, at.right, p.right_step, p.K, at.ahead, lines, to, direct ? p.out_step : 2 * W,
+            direct && p.what == Out::add);
     };
     const auto keep = [&](auto vectors) {
         constexpr int NV = vectors.value;
@@ -174,10 +178,10 @@ void tile_block(const Product& p, const Place& at, int64_t rows, int64_t lines) 
     const std::false_type no;
     if (at.width > W) {
         rows > ROWS ? compute(yes, yes) : compute(no, yes);
-        keep(std::integral_constant<int, 2>{});
+        if (!direct) keep(std::integral_constant<int, 2>{});
     } else {
         rows > ROWS ? compute(yes, no) : compute(no, no);
-        keep(std::integral_constant<int, 1>{});
+        if (!direct) keep(std::integral_constant<int, 1>{});
     }
 }
 

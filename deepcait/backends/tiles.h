@@ -81,27 +81,35 @@ struct Tiles {
         }                                                                 \
     } while (0)
 
-// to (16 or 32, 16 or 32) = left (.., K) right (K, ..), all in units, rows of `to` 2 W apart. While it is computed,
-// `lines` cache lines come from memory for each step.
+// to (16 or 32, 16 or 32) = left (.., K) right (K, ..), or added to what is there; all steps in units. While it is
+// computed, `lines` cache lines come from memory for each step of the sum.
 template <class T, bool TALL, bool WIDE>
 void block_product(
     const float* left, int64_t left_step, const float* right, int64_t right_step, int64_t K, const float* ahead,
-    int64_t lines, float* to) {
-    const int64_t left_bytes = 4 * left_step, right_bytes = 4 * right_step;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    int64_t lines, float* to, int64_t to_step, bool add) {
+    const int64_t left_bytes = 4 * left_step, right_bytes = 4 * right_step, to_bytes = 4 * to_step;
+    float* const below = to + ROWS * to_step;
+    if (add) {
+        _tile_loadd(0, to, to_bytes);
+        if constexpr (WIDE) _tile_loadd(1, to + W, to_bytes);
+        if constexpr (TALL) _tile_loadd(2, below, to_bytes);
+        if constexpr (TALL && WIDE) _tile_loadd(3, below + W, to_bytes);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
     int64_t k = 0;
     for (; k + UNITS <= K; k += UNITS, left += UNITS, right += UNITS * right_step) {
         for (int64_t i = 0; i < lines; i++, ahead += W) __builtin_prefetch(ahead, 0, 2);
         STEP(4, 5);
     }
     if (k < K) STEP(6, 7);
-    _tile_stored(0, to, 8 * W);
-    if constexpr (WIDE) _tile_stored(1, to + W, 8 * W);
-    if constexpr (TALL) _tile_stored(2, to + 2 * W * ROWS, 8 * W);
-    if constexpr (TALL && WIDE) _tile_stored(3, to + 2 * W * ROWS + W, 8 * W);
+    _tile_stored(0, to, to_bytes);
+    if constexpr (WIDE) _tile_stored(1, to + W, to_bytes);
+    if constexpr (TALL) _tile_stored(2, below, to_bytes);
+    if constexpr (TALL && WIDE) _tile_stored(3, below + W, to_bytes);
 }
 
 #undef STEP
