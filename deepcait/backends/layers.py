@@ -97,25 +97,24 @@ def linear_add_backward(
     than the tokens.
     """
     grad_branch = grad if keep is None else grad * keep
-    is_native = _is_native(grad, weight, dtype)
-    if is_native:
+    if _is_native(grad, weight, dtype):
         grad_rows, read = native.linear_add_backward(grad, weight, gamma, keep, rows if has_gelu else None)
-        outer, sums = weight_backward(grad_branch, read if has_gelu else rows) if train else (None, None)
-    else:
-        read = F.gelu(rows) if has_gelu else rows
-        given = grad_branch.to(dtype), read, (gamma[:, None] * weight).to(dtype)
-        grad_rows, outer, sums = linear_backward(*given, wants_weight=train)
-        if has_gelu:
-            grad_rows = torch.ops.aten.gelu_backward.grad_input(grad_rows, rows, grad_input=grad_rows)
+        if not train:
+            return grad_rows, ()
+        outer, sums = weight_backward(grad_branch, read if has_gelu else rows)
+        outer = outer.contiguous()
+        along = native.scale_gradients(outer, weight, gamma)
+        return grad_rows, (outer, gamma * sums, along + bias * sums)
+    read = F.gelu(rows) if has_gelu else rows
+    given = grad_branch.to(dtype), read, (gamma[:, None] * weight).to(dtype)
+    grad_rows, outer, sums = linear_backward(*given, wants_weight=train)
+    if has_gelu:
+        grad_rows = torch.ops.aten.gelu_backward.grad_input(grad_rows, rows, grad_input=grad_rows)
     if not train:
         return grad_rows, ()
-    outer, sums = outer.to(weight.dtype).contiguous(), sums.to(weight.dtype)
-    if is_native:
-        along = native.scale_gradients(outer, weight, gamma)
-    else:
-        along = (weight * outer).sum(1)
-        outer.mul_(gamma[:, None])
-    return grad_rows, (outer, gamma * sums, along + bias * sums)
+    outer, sums = outer.to(weight.dtype), sums.to(weight.dtype)
+    grad_gamma = (weight * outer).sum(1) + bias * sums
+    return grad_rows, (outer.mul_(gamma[:, None]), gamma * sums, grad_gamma)
 
 
 def _is_native(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
