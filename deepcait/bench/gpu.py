@@ -30,9 +30,9 @@ from deepcait.errors import ConfigError, DeepcaitError
 from deepcait.inference.engines import build_engine
 from deepcait.inference.fold import fold
 from deepcait.model import CaiT
-from deepcait.runtime.device import choose_device
+from deepcait.runtime.device import autocast, choose_device
 from deepcait.runtime.environment import environment
-from deepcait.training.compute import SMALL_BUDGET, allows_tf32, autocast, compile_blocks, set_compute, tf32
+from deepcait.training.compute import SMALL_BUDGET, allows_tf32, compile_blocks, set_compute, tf32
 from deepcait.training.settings import Compute
 
 # Model, images per step, in the order in which they are measured. The first is measured in three precisions.

@@ -18,9 +18,8 @@ from deepcait.inference.fold import fold
 from deepcait.inference.precision import offered_by, require_offered
 from deepcait.model import CaiT, CaiTConfig
 from deepcait.model.networks import require_cait
-from deepcait.runtime.device import choose_device, has_bf16
+from deepcait.runtime.device import autocast, choose_device, has_bf16
 from deepcait.runtime.environment import version
-from deepcait.training.compute import autocast
 from deepcait.weights import resolve
 from deepcait.weights.create import create_model
 from deepcait.weights.registry import list_models

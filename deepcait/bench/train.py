@@ -18,7 +18,8 @@ from deepcait.bench.work import Work
 from deepcait.errors import ConfigError
 from deepcait.model import CaiT, CaiTConfig
 from deepcait.model.networks import require_cait
-from deepcait.training.compute import autocast, set_compute
+from deepcait.runtime.device import autocast
+from deepcait.training.compute import set_compute
 from deepcait.training.footprint import kept_bytes
 from deepcait.training.settings import Compute
 

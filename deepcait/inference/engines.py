@@ -24,6 +24,7 @@ from deepcait.inference.precision import choose_precision
 from deepcait.model import CaiTConfig
 from deepcait.model.embedding import require_images
 from deepcait.optional import require
+from deepcait.runtime.device import autocast
 from deepcait.runtime.state import undisturbed
 
 _log = logging.getLogger(__name__)
@@ -318,9 +319,7 @@ def require_compiler() -> None:
 
 def _autocast(device_type: str, precision: str) -> contextlib.AbstractContextManager:
     """PyTorch's own lower precisions, for GPUs; on a CPU the folded model implements its precision."""
-    if device_type == "cpu" or precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device_type, torch.bfloat16 if precision == "bf16" else torch.float16)
+    return autocast("fp32" if device_type == "cpu" else precision, device_type)
 
 
 def _device_type(model: nn.Module) -> str:

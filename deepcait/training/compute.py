@@ -20,7 +20,6 @@ from deepcait.runtime.processes import Processes, num_local_processes
 from deepcait.training.recipe import Recipe
 from deepcait.training.settings import Compute
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Data-loading workers that `auto` takes at most: with a training on the CPU, and for a GPU.
 _MOST_WORKERS = (4, 16)
 # Share of the activations that compiled blocks store if memory is small.
@@ -170,12 +169,6 @@ def note_of(config: NetworkConfig, compute: Compute) -> str:
     else:
         return ""
     return f"compute.memory=small changes nothing here: {why}; compute.grad_checkpointing=true saves memory"
-
-
-def autocast(precision: str, device: str = "cpu") -> contextlib.AbstractContextManager:
-    """Return the context in which a step of this precision (fp32, fp32-strict, bf16, fp16) computes logits and loss."""
-    dtype = _AUTOCAST.get(precision)
-    return torch.autocast(device, dtype) if dtype else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -13,8 +13,9 @@ from deepcait.model.cait import CaiT
 from deepcait.model.convnet import ConvNet
 from deepcait.model.network import NetworkConfig
 from deepcait.model.networks import build_model
+from deepcait.runtime.device import autocast
 from deepcait.runtime.flops import ProductCounter
-from deepcait.training.compute import autocast, set_compute
+from deepcait.training.compute import set_compute
 from deepcait.training.settings import Compute
 
 # What a recipe can choose between, least computed first.

@@ -13,9 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deepcait.data.mixing import Mixer
 from deepcait.data.seeding import derive_seed
-from deepcait.runtime.device import sum_dtype
+from deepcait.runtime.device import autocast, sum_dtype
 from deepcait.runtime.processes import Processes
-from deepcait.training.compute import autocast
 from deepcait.training.losses import build_loss
 from deepcait.training.optimizer import grad_norm, set_lr
 from deepcait.training.recipe import Recipe

@@ -9,8 +9,9 @@ import torch
 
 from deepcait.bench.work import Work
 from deepcait.model import CaiT, CaiTConfig
+from deepcait.runtime.device import autocast
 from deepcait.runtime.flops import ProductCounter
-from deepcait.training.compute import autocast, expected_backend, note_of, set_compute
+from deepcait.training.compute import expected_backend, note_of, set_compute
 from deepcait.training.footprint import CHOICES, kept_bytes, training_bytes, training_flops
 from deepcait.training.settings import Compute
 
