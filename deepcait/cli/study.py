@@ -34,7 +34,8 @@ class Args:
     """Options of `deepcait study`."""
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """layerscale, class-token, heads, talking-heads, drop-path, resolution, distillation or augmentation."""
+    """layerscale, deep-layerscale, class-token, heads, talking-heads, drop-path, resolution, distillation or
+    augmentation."""
     out: Path
     """Folder of the study, for runs, results and plots."""
     data: str = "builtin:demo"

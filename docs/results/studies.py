@@ -27,6 +27,8 @@ QUESTIONS = {
     "drop-path": "Uniform or rising drop-path?",
     "augmentation": "How much augmentation?",
 }
+# Studies of other scales, which have a page and their own paragraph in the guide.
+OTHERS = ("deep-layerscale",)
 # The scale in the table's head; a study of another scale is refused.
 SCALE = ("CIFAR-10", "10,000 training images", "width 96", "2 seeds")
 HEAD = [
@@ -48,6 +50,11 @@ def read_studies(folder: Path) -> list[dict[str, Any]]:
         if lacking := [fact for fact in SCALE if fact not in found["scale"]]:
             raise ValueError(f"{found['study']}: expected a study of {', '.join(lacking)}, got {found['scale']}.")
     return studies
+
+
+def read_others(folder: Path) -> list[dict[str, Any]]:
+    """The results of the studies of OTHERS."""
+    return [json.loads((folder / f"{stem(name)}.json").read_text(encoding="utf-8")) for name in OTHERS]
 
 
 def table(studies: list[dict[str, Any]]) -> str:
@@ -140,7 +147,7 @@ def _title(title: str) -> str:
 def main() -> None:
     """Write all of them."""
     studies = read_studies(RESULTS)
-    for found in studies:
+    for found in [*studies, *read_others(RESULTS)]:
         (RESULTS / f"{stem(found['study'])}.md").write_text(page(found), encoding="utf-8")
     page_path = ROOT / "docs" / "guides" / "study.md"
     text = page_path.read_text(encoding="utf-8")

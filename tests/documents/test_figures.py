@@ -138,6 +138,13 @@ def test_the_table_of_training_steps_is_that_of_the_results():
     assert "\n".join(table) in (DOCS / "concepts" / "speed.md").read_text(encoding="utf-8")
 
 
+def test_the_losses_with_and_without_layerscale_are_those_of_the_results():
+    facts = json.loads((DOCS / "results" / "deep_layerscale.json").read_text(encoding="utf-8"))
+    table = script("deep_layerscale").table(facts)
+    assert len(table) == 6
+    assert "\n".join(table) in (DOCS / "guides" / "study.md").read_text(encoding="utf-8")
+
+
 def test_the_table_of_speed_is_that_of_the_results():
     page = (DOCS / "dev" / "speed.md").read_text(encoding="utf-8")
     rows = speed_rows()

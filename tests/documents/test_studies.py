@@ -27,16 +27,18 @@ def test_the_table_and_the_plots_are_those_of_the_results():
     assert f"<!-- studies -->\n\n{studies.table(found)}\n\n<!-- end of studies -->" in page
     assert f"<!-- plots -->\n\n{studies.plots(found)}\n\n<!-- end of plots -->" in page
     assert studies.table(found).count("\n") == len(found) + 1
-    assert {path.stem for path in RESULTS.glob("study_*.json")} == {file_of(entry["study"]).stem for entry in found}
+    assert {path.stem for path in RESULTS.glob("study_*.json")} == {
+        file_of(entry["study"]).stem for entry in [*found, *studies.read_others(RESULTS)]
+    }
 
 
 def test_the_pages_are_those_of_the_results():
-    for found in studies.read_studies(RESULTS):
+    for found in [*studies.read_studies(RESULTS), *studies.read_others(RESULTS)]:
         assert (RESULTS / f"{studies.stem(found['study'])}.md").read_text(encoding="utf-8") == studies.page(found)
 
 
 def test_every_study_of_the_package_has_its_question():
-    assert sorted(studies.QUESTIONS) == grid_names()
+    assert sorted([*studies.QUESTIONS, *studies.OTHERS]) == grid_names()
 
 
 def test_a_study_without_a_file_is_left_out_and_the_order_is_fixed(tmp_path):

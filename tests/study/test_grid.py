@@ -14,7 +14,9 @@ from deepcait.study.plan import StudyPlan, cell_config, cell_recipe, scale_of
 from deepcait.study.table import markdown, results
 from deepcait.training.recipe import load_recipe
 
-ISSUE = "layerscale class-token heads talking-heads drop-path resolution distillation augmentation".split()
+ISSUE = (
+    "layerscale deep-layerscale class-token heads talking-heads drop-path resolution distillation augmentation".split()
+)
 PLAN = StudyPlan(
     study="x", data="builtin:demo", data_name="demo", seeds=2, epochs=8, images=100, val_images=50, teacher="T"
 )
