@@ -142,9 +142,7 @@ void read_item(const Sizes& s, const float* qkv, const Mixing& mixing, float* ou
     const float* const image = qkv + item.image * s.N * step;
     float *const keys = room, *const maps = keys + D * columns;
     const Products multiply_heads(s, maps + s.maps());
-#if HAS_TILES
     const Tiles tiles;
-#endif
     turn_rows(image + D, step, s.N, D, keys, columns);
     in_blocks(s, item, [&](int64_t row, int64_t M) {
         float* const read = out + (item.image * s.N + row) * D;
@@ -283,9 +281,7 @@ void backward_item(const Sizes& s, const float* grad, const float* qkv, const Mi
     float *const mixed = scores + s.maps(), *const grads = mixed + s.maps(), *const weights = grads + s.maps();
     const Sums sums(weights + A * columns, A);
     const Products multiply_heads(s, sums.before + s.sums() * W);
-#if HAS_TILES
     const Tiles tiles;
-#endif
     const BackwardRow backward = backward_row_of(A);
     const int64_t head = E * columns, map = s.head_step();
     turn_rows(image, step, N, 3 * D, turned, columns);
@@ -328,13 +324,7 @@ int64_t self() {
 }
 
 // Whether products are in bfloat16: if that is wanted, and there are tile registers, which multiply it much faster.
-bool rounds(int64_t wanted) {
-#if HAS_TILES
-    return wanted && may_use_tiles();
-#else
-    return false;
-#endif
-}
+bool rounds(int64_t wanted) { return wanted && may_use_tiles(); }
 
 }  // namespace
 

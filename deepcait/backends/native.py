@@ -53,11 +53,11 @@ def supports_layer(x: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> bool:
 @operator("deepcait::native_read_heads")
 def read_heads(qkv_BND3: Tensor, mix_l_AA: Tensor, mix_w_AA: Tensor, bias_w_A: Tensor) -> Tensor:
     """`heads.read_heads` as machine code. A result depends only on its image."""
-    code, sizes, is_short = _required(), _sizes(qkv_BND3, len(bias_w_A)), qkv_BND3.dtype == torch.bfloat16
+    code, sizes, is_bf16 = _required(), _sizes(qkv_BND3, len(bias_w_A)), qkv_BND3.dtype == torch.bfloat16
     qkv, given = _floats(qkv_BND3), _mixing(qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A)
     out_BND = qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3)
-    buffer = qkv.new_empty(code.heads_buffer(*sizes, is_short, False))
-    _call(code.heads_read, (qkv, *given, out_BND, buffer), *sizes, is_short)
+    buffer = qkv.new_empty(code.heads_buffer(*sizes, is_bf16, False))
+    _call(code.heads_read, (qkv, *given, out_BND, buffer), *sizes, is_bf16)
     return out_BND.to(qkv_BND3.dtype)
 
 
@@ -67,11 +67,11 @@ def read_heads_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`heads.read_heads_backward` as machine code. Sums depend on the threads if these outnumber images."""
     code, A, sizes = _required(), len(bias_w_A), _sizes(qkv_BND3, len(bias_w_A))
-    is_short = qkv_BND3.dtype == torch.bfloat16
+    is_bf16 = qkv_BND3.dtype == torch.bfloat16
     qkv, given = _floats(qkv_BND3), _mixing(qkv_BND3, mix_l_AA, mix_w_AA, bias_w_A)
     grad_qkv, mixings = torch.empty_like(qkv), qkv.new_empty(code.heads_items(*sizes), 2 * A * A + A)
-    buffer = qkv.new_empty(code.heads_buffer(*sizes, is_short, True))
-    _call(code.heads_backward, (_floats(grad_BND), qkv, *given, grad_qkv, mixings, buffer), *sizes, is_short)
+    buffer = qkv.new_empty(code.heads_buffer(*sizes, is_bf16, True))
+    _call(code.heads_backward, (_floats(grad_BND), qkv, *given, grad_qkv, mixings, buffer), *sizes, is_bf16)
     grad_l, grad_w, grad_bias = mixings.sum(0).split((A * A, A * A, A))
     grad_l = (grad_l * _scale(qkv_BND3, A)).view(A, A).to(mix_l_AA.dtype)
     return grad_qkv.to(qkv_BND3.dtype), grad_l, grad_w.view(A, A).to(mix_w_AA.dtype), grad_bias.to(bias_w_A.dtype)

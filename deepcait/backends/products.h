@@ -25,13 +25,10 @@ constexpr int R = 6, TILE = 2;  // 12 sums, 2 vectors of columns and a row's val
 #endif
 constexpr int PANEL = TILE * W;
 
-// Columns of a panel: of tile registers, two take two vectors.
+// Columns of a panel: tile registers take two vectors at a time, and so two times two.
 template <class T>
 int64_t panel_width() {
-#if HAS_TILES
-    if (T::CELLS > 1 && may_use_tiles()) return 4 * W;
-#endif
-    return PANEL;
+    return T::CELLS > 1 && may_use_tiles() ? 4 * W : PANEL;
 }
 
 // Floats stored, or added to what is there; cells for the attention stored, in the format T::maps; or the GELU as cells
@@ -149,13 +146,14 @@ void tile_of(int64_t rows, const Product& p, const Place& at) {
 }
 
 #if HAS_TILES
-// A block of the result from tile registers: at most 2 ROWS rows of one or two vectors, at the place `at`. With each
-// step of the sum so many cache lines come from memory, from `at.ahead` on.
+// A block of the result from tile registers: at most 2 BLOCK_ROWS rows of one or two vectors, at the place `at`. With
+// each step of the sum so many cache lines come from memory, from `at.ahead` on.
 template <class T>
 void tile_block(const Product& p, const Place& at, int64_t rows, int64_t lines) {
-    alignas(64) float found[2 * ROWS * 2 * W];
+    alignas(64) float found[2 * BLOCK_ROWS * 2 * W];
     // Whole blocks of plain floats are stored from the registers.
-    const bool direct = T::CELLS == 2 && (p.what == Out::floats || p.what == Out::add) && !p.bias && rows % ROWS == 0;
+    const bool plain = T::CELLS == 2 && (p.what == Out::floats || p.what == Out::add) && !p.bias;
+    const bool direct = plain && rows % BLOCK_ROWS == 0;
     float* const to = direct ? static_cast<float*>(p.out) + at.row * p.out_step + at.column : found;
     const float* const left = p.left + at.row * p.left_step;
     const auto compute = [&](auto tall, auto wide) {
@@ -177,10 +175,10 @@ void tile_block(const Product& p, const Place& at, int64_t rows, int64_t lines) 
     const std::true_type yes;
     const std::false_type no;
     if (at.width > W) {
-        rows > ROWS ? compute(yes, yes) : compute(no, yes);
+        rows > BLOCK_ROWS ? compute(yes, yes) : compute(no, yes);
         if (!direct) keep(std::integral_constant<int, 2>{});
     } else {
-        rows > ROWS ? compute(yes, no) : compute(no, no);
+        rows > BLOCK_ROWS ? compute(yes, no) : compute(no, no);
         if (!direct) keep(std::integral_constant<int, 1>{});
     }
 }
@@ -188,19 +186,19 @@ void tile_block(const Product& p, const Place& at, int64_t rows, int64_t lines) 
 // `multiply` on tile registers.
 template <class T>
 void multiply_tiles(Product p, int64_t M, int64_t O) {
-    shape_tiles(p.K % UNITS);
+    shape_tiles(p.K % BLOCK_UNITS);
     const bool panels = p.right_step == 0;
-    const int64_t steps = p.K / UNITS, panel = panel_width<T>();
+    const int64_t steps = p.K / BLOCK_UNITS, panel = panel_width<T>();
     for (int64_t first = 0; first < O; first += panel) {
         const int64_t width = O - first < panel ? O - first : panel;
         const float* const right = p.right + first * (panels ? p.K : 1);
         if (panels) p.right_step = width;
-        const int64_t all = steps * ((M + 2 * ROWS - 1) / (2 * ROWS)) * ((width + 2 * W - 1) / (2 * W));
+        const int64_t all = steps * ((M + 2 * BLOCK_ROWS - 1) / (2 * BLOCK_ROWS)) * ((width + 2 * W - 1) / (2 * W));
         const int64_t lines = panels && all ? (width / W * p.K + all - 1) / all : 0;
         const float* ahead = right + (panels ? width * p.K : 0);
-        for (int64_t row = 0; row < M; row += 2 * ROWS)
+        for (int64_t row = 0; row < M; row += 2 * BLOCK_ROWS)
             for (int64_t column = 0; column < width; column += 2 * W, ahead += steps * lines * W) {
-                const int64_t rows = M - row < 2 * ROWS ? M - row : 2 * ROWS;
+                const int64_t rows = M - row < 2 * BLOCK_ROWS ? M - row : 2 * BLOCK_ROWS;
                 tile_block<T>(p, {row, first + column, width - column, right + column, ahead, 0}, rows, lines);
             }
     }

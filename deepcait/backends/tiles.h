@@ -1,8 +1,8 @@
 // Products on the tile registers that some processors have (Intel's AMX): 16 rows of at most 16 units times as many rows
 // of 16 columns at a time. A sum is taken in the same order whatever the rows and columns beside it.
 //
-// Rows of the left matrix are read up to a multiple of ROWS, so its memory must reach that far; what they hold does not
-// matter.
+// Rows of the left matrix are read up to a multiple of BLOCK_ROWS, so its memory must reach that far; what they hold does
+// not matter.
 
 #pragma once
 
@@ -16,7 +16,7 @@
 
 namespace {
 
-constexpr int64_t ROWS = 16, UNITS = 16;
+constexpr int64_t BLOCK_ROWS = 16, BLOCK_UNITS = 16;
 
 // Whether Linux lets this process use the registers; a process has to ask.
 inline bool may_use_tiles() {
@@ -26,7 +26,7 @@ inline bool may_use_tiles() {
 }
 
 // Registers 0 to 3 are results, 4 rows and 5 columns; 6 and 7 are the same for the units that are left of a sum, which
-// are fewer than UNITS.
+// are fewer than BLOCK_UNITS.
 struct alignas(64) Shapes {
     uint8_t palette = 1, start = 0, unused[14] = {};
     uint16_t bytes[16] = {};
@@ -70,7 +70,7 @@ struct Tiles {
         _tile_loadd(columns, right, right_bytes);                         \
         ADD_PRODUCT(0, rows, columns);                                    \
         if constexpr (TALL) {                                             \
-            _tile_loadd(rows, left + ROWS * left_step, left_bytes);       \
+            _tile_loadd(rows, left + BLOCK_ROWS * left_step, left_bytes); \
             ADD_PRODUCT(2, rows, columns);                                \
         }                                                                 \
         if constexpr (WIDE) {                                             \
@@ -88,7 +88,7 @@ void block_product(
     const float* left, int64_t left_step, const float* right, int64_t right_step, int64_t K, const float* ahead,
     int64_t lines, float* to, int64_t to_step, bool add) {
     const int64_t left_bytes = 4 * left_step, right_bytes = 4 * right_step, to_bytes = 4 * to_step;
-    float* const below = to + ROWS * to_step;
+    float* const below = to + BLOCK_ROWS * to_step;
     if (add) {
         _tile_loadd(0, to, to_bytes);
         if constexpr (WIDE) _tile_loadd(1, to + W, to_bytes);
@@ -101,7 +101,7 @@ void block_product(
         _tile_zero(3);
     }
     int64_t k = 0;
-    for (; k + UNITS <= K; k += UNITS, left += UNITS, right += UNITS * right_step) {
+    for (; k + BLOCK_UNITS <= K; k += BLOCK_UNITS, left += BLOCK_UNITS, right += BLOCK_UNITS * right_step) {
         for (int64_t i = 0; i < lines; i++, ahead += W) __builtin_prefetch(ahead, 0, 2);
         STEP(4, 5);
     }
@@ -118,4 +118,13 @@ void block_product(
 }  // namespace
 #else
 #define HAS_TILES 0
+
+namespace {
+
+inline bool may_use_tiles() { return false; }
+struct Tiles {
+    Tiles() {}
+};
+
+}  // namespace
 #endif

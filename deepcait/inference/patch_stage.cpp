@@ -234,9 +234,7 @@ void run(float* tokens, const float* weights, float* room, int64_t B, int64_t L,
 #ifdef _OPENMP
         self = omp_get_thread_num(), team = omp_get_num_threads();  // there may be fewer than asked for
 #endif
-#if HAS_TILES
         const Tiles tiles;
-#endif
         const Room own(room + self * s.room(), s);
         const Image image(own_images + self * s.image(), s);
         // All images of a thread in a block before the next: its weights are fetched from memory once.

@@ -2,8 +2,8 @@
 
     python docs/results/train_steps.py
 
-Reads train_step_*_t2.json, which `deepcait bench MODEL --train --compiled --threads 2 --out FOLDER` writes without the
-ending; prints the lines of the table.
+Reads train_step_*_t2.json, which `deepcait bench MODEL --train --compiled --threads 2 --precision PRECISION --out
+FOLDER` writes without the ending; prints the lines of the table.
 """
 
 from __future__ import annotations
