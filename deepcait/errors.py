@@ -80,6 +80,10 @@ class WriteError(WeightsError, RunError):
     """A file or folder can't be written; existing files are not changed."""
 
 
+class LostProcessError(RunError):
+    """Another process of the run ended or could not be reached: its error came first."""
+
+
 class DivergedError(RunError):
     """A run diverged: its weights, or losses and gradients for too many steps in a row, are not finite."""
 

@@ -20,11 +20,18 @@ def is_under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def leave_for_torchrun(text: str) -> None:
-    """Write this process's error to torchrun's error file, so that torchrun's summary shows it."""
+def leave_for_torchrun(text: str, *, follows_another: bool = False) -> None:
+    """Write this process's error to torchrun's error file, so that torchrun's summary shows it.
+
+    Args:
+        text: the error.
+        follows_another: whether the error of another process came first. torchrun shows the error with the earliest
+            whole second as the root cause, so this one is dated a second later.
+    """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path and is_under_torchrun():
-        record = {"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        timestamp = str(int(time.time()) + follows_another)
+        record = {"message": {"message": text, "extraInfo": {"timestamp": timestamp}}}
         with suppress(OSError):
             Path(path).write_text(json.dumps(record), encoding="utf-8")
 

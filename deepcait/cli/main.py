@@ -21,7 +21,7 @@ from typing import NoReturn, TextIO
 from deepcait.cli import exits
 from deepcait.cli.console import is_under_torchrun, leave_for_torchrun, print_any_character
 from deepcait.cli.options import parse_options
-from deepcait.errors import ConfigError, DeepcaitError, DeepcaitWarning, Stopped
+from deepcait.errors import ConfigError, DeepcaitError, DeepcaitWarning, LostProcessError, Stopped
 from deepcait.runtime.messages import is_main_process, print_nowhere, shown
 
 # Command -> its line in `deepcait --help`. The module deepcait.cli.<command> has Args and run(args).
@@ -76,7 +76,7 @@ def _guarded(argv: list[str], as_json: bool) -> int:
     try:
         return _run(argv)
     except DeepcaitError as error:
-        return _mistake(error.problem, error.remedy, as_json)
+        return _mistake(error.problem, error.remedy, as_json, isinstance(error, LostProcessError))
     except BrokenPipeError:
         # The reader of the output has exited (`deepcait models | head`): discard the rest.
         print_nowhere(sys.stdout)
@@ -155,10 +155,10 @@ def _show_warning(
         _try_print(f"note: {message}", sys.stderr)
 
 
-def _mistake(problem: str, remedy: str, as_json: bool) -> int:
+def _mistake(problem: str, remedy: str, as_json: bool, follows_another: bool = False) -> int:
     """Print an error that the user can fix: one paragraph on stderr, or one JSON object on stdout."""
     # No other process prints an error of a single process (a folder missing on one machine).
-    leave_for_torchrun(f"error: {problem}\nremedy: {remedy}")
+    leave_for_torchrun(f"error: {problem}\nremedy: {remedy}", follows_another=follows_another)
     # Outside torchrun, RANK may be a leftover, without a rank 0 that prints; stdout is still rank 0's only.
     if is_main_process() or not is_under_torchrun():
         printed = (

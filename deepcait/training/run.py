@@ -14,7 +14,7 @@ import torch
 from deepcait.data import Preprocessing, Source
 from deepcait.data.augment import build_augmentation
 from deepcait.data.loader import TrainingSet
-from deepcait.errors import RunError
+from deepcait.errors import LostProcessError
 from deepcait.runtime.device import choose_device
 from deepcait.runtime.processes import Processes, is_lost_process, join_processes, leave_processes
 from deepcait.training.best import describe_choice
@@ -71,7 +71,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, callbacks: Sequ
         return _train(recipe, folder, processes, callbacks, resume)
     except RuntimeError as error:
         if processes.world_size > 1 and is_lost_process(error):
-            raise RunError(
+            raise LostProcessError(
                 f"One of the {processes.world_size} processes was lost: {str(error).splitlines()[0]}",
                 remedy="Find the error of the process that ended first; then --resume.",
             ) from error

@@ -7,6 +7,7 @@ import errno
 import importlib
 import json
 import re
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 from deepcait.cli import eval as eval_verb
 from deepcait.cli.exits import Refused
 from deepcait.cli.main import COMMANDS
-from deepcait.errors import Stopped
+from deepcait.errors import LostProcessError, RunError, Stopped
 from deepcait.weights import list_models
 
 MODEL_KEYS = {"name", "params", "gmacs", "img_size", "released", "top1", "real", "v2"}
@@ -137,6 +138,20 @@ def test_outside_torchrun_no_rank_hides_an_error(run, monkeypatch):
     code, out, err = run("info", "nothing", "--json")
     assert (code, out) == (2, "")
     assert "error: " in err
+
+
+def test_torchrun_shows_the_error_that_came_first(run, monkeypatch, tmp_path):
+    """It takes the earliest whole second, and of equal ones rank 0, which has often only lost the other."""
+    monkeypatch.setattr("deepcait.cli.console.time.time", lambda: 1000.9)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    dated = {}
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    for error in (RunError("no such folder", remedy="x"), LostProcessError("one was lost", remedy="x")):
+        monkeypatch.setattr("deepcait.cli.main._run", Mock(side_effect=error))
+        assert run("models")[0] == 2
+        message = json.loads((tmp_path / "error.json").read_text())["message"]
+        dated[message["message"].split("\n")[0]] = int(message["extraInfo"]["timestamp"])
+    assert dated == {"error: no such folder": 1000, "error: one was lost": 1001}
 
 
 @pytest.mark.parametrize("verb", COMMANDS)

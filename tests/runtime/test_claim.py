@@ -180,7 +180,8 @@ def test_hold_waits_for_a_sign_of_another_machine(tmp_path, monkeypatch, caplog)
         assert json.loads(lock.read_text())["pid"] == os.getpid()
     assert f"{tmp_path / 'run'}: waiting for a sign of process 7 on elsewhere" in caplog.messages
     elsewhere(lock)  # it lives
-    alive = threading.Timer(0.2, os.utime, (lock, (1e9, 1e9)))
+    later = time.time() + 60  # an earlier time would look like a process that has ended
+    alive = threading.Timer(0.2, os.utime, (lock, (later, later)))
     alive.start()
     with pytest.raises(RunError, match="process 7 on elsewhere is writing there"), hold(tmp_path / "run"):
         raise AssertionError
