@@ -197,7 +197,7 @@ def stop_after(step: int):
     return lambda event: event.stop() if event.kind == "step" and event.step == step else None
 
 
-@pytest.mark.parametrize("name", ["lamb", "lion", "nadamw", "adopt", "muon", "adafactorbv", "adan"])
+@pytest.mark.parametrize("name", ["lamb", "lion", "nadamw", "adopt", "muon", "nmuon", "adafactorbv", "adan"])
 def test_a_run_with_an_optimizer_of_timm_resumes_exactly(tmp_path, name):
     recipe = tiny_recipe(optimizer=Optimizer(name=f"timm:{name}", lr=1e-2, lr_batch=0, weight_decay=0.05))
     whole = train(tmp_path / "whole", recipe)
