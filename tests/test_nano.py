@@ -37,11 +37,20 @@ def test_the_model_remembers_the_same_accuracy_and_no_path():
 
 
 def test_the_curve_ends_where_the_card_says():
-    stages = found()["training"]["stages"]
+    training = found()["training"]
     with (RESULTS / "nano.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["kind"] == "eval"]
-    for number, stage in enumerate(stages):
-        evaluated = {row["epoch"]: float(row["top1"]) for row in rows if row["stage"] == str(number + 1)}
-        assert evaluated == {epoch: top1 for epoch, (top1, _) in stage["after_each_evaluated_epoch"].items()}
-        assert stage["best"]["top1"] == max(evaluated.values())
-    assert stages[-1]["best"]["correct1"] == found()["result"]["correct1"]
+    evaluated = {row["epoch"]: float(row["top1"]) for row in rows}
+    assert evaluated == {epoch: top1 for epoch, (top1, _) in training["val_top1_after_epoch"].items()}
+    assert training["best"]["top1"] == max(evaluated.values())
+
+
+def test_what_chose_the_epoch_is_not_what_was_measured():
+    training, result = found()["training"], found()["result"]
+    chosen = training["best"]["num_images"]
+    assert chosen + 47_500 == 50_000
+    assert training["images_of_an_epoch"] <= 47_500
+    assert (result["split"], result["num_images"]) == ("test", 10_000)
+    card = (BUILTIN_NANO / "README.md").read_text(encoding="utf-8")
+    assert f"the epoch was chosen by {chosen:,} other training images ({training['best']['top1']:.2%})" in card
+    assert f"`{training['command']}`" in card

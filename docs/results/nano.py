@@ -1,12 +1,10 @@
 # ruff: noqa: E501 (the card is prose)
 """Put a trained run into the package as builtin:nano, measured on the test images; writes nano.json, nano.csv, its card.
 
-    python docs/results/nano.py RUN [RUN ...] --teacher TEACHER_RUN --plain PLAIN_RUN --data parquet:ROOT
+    python docs/results/nano.py RUN --data parquet:ROOT
 
-RUN: what `deepcait train --recipe nano_32` made; of several, each started from the one before. The best model of the
-last one is taken, finished or not; the card says which epoch.
-PLAIN_RUN: the first stage again without a teacher, all else the same.
-ROOT: CIFAR-10's test images, in parquet; any data SPEC goes.
+RUN: what `deepcait train --recipe nano_32` made, finished; its best model by the training images held out is taken.
+ROOT: CIFAR-10's test images, in parquet; any DATA goes. They are measured here, once, after the choice.
 """
 
 from __future__ import annotations
@@ -24,11 +22,12 @@ from deepcait.training.recipe import load_recipe
 from deepcait.weights.registry import BUILTIN_NANO
 
 RESULTS = Path(__file__).parent
-COMMAND = "deepcait train --recipe nano_32 --data folder:ROOT --teacher TEACHER --out RUN --resume"
-PLAIN_COMMAND = "deepcait train --recipe nano_32 --data folder:ROOT --out RUN --resume"
-# What a later stage may set other than the recipe; all else is the recipe's.
-SET = ("epochs", "seed", "optimizer.lr", "schedule.warmup_epochs")
-TEACHER_COMMAND = "deepcait train --recipe teacher_32 --data folder:ROOT --out TEACHER"
+COMMAND = (
+    "deepcait train --recipe nano_32 --data folder:ROOT/train --teacher docs/results/teacher_32 --out RUN"
+    " --set data.val_fraction=0.05"
+)
+# What a run may set other than the recipe; all else is the recipe's.
+SET = ("epochs", "seed", "optimizer.lr", "schedule.decay_epochs")
 CARD = """# cait_nano_32
 
 The small model in the package: `builtin:nano`. {params:,} parameters, {megabytes:.1f} MB, 32 x 32 pixels, the ten classes of CIFAR-10.
@@ -38,15 +37,14 @@ Top-1 {top1:.2%} ({correct1:,} of the 10,000 test images of CIFAR-10; 95 %: {low
 | | |
 | --- | --- |
 | measured with | `deepcait eval builtin:nano --data parquet:ROOT` |
-| weights | {weights} after {step:,} of {steps:,} steps, {epoch} of {epochs} epochs of the 50,000 training images, of the last stage |
-{stages}
-| with | {versions}; {threads} thread of {processor} |
-| teacher | a small convolutional network, {teacher_top1:.2%} of the same test images; `{teacher_command}` |
+| trained with | `{command}` |
+| weights | {weights} after {step:,} of {steps:,} steps, {epoch} of {epochs} epochs of {images:,} training images; the epoch was chosen by {val_images:,} other training images ({val_top1:.2%}), and the test images were evaluated once, afterwards |
+| cost | {hours:.1f} hours with {processes} {process_word} of one thread each; {versions}; {processor} |
+| teacher | a convolutional network of two million parameters (recipe `teacher_32`), {teacher_top1:.2%} of the same test images |
 | distillation | {distillation} |
-| without it | {plain_epochs} epochs with labels only, `{plain_command}`: {plain_top1:.2%} while the same epochs with the teacher, stage 1, end at {stage1_top1:.2%}; one seed each, and twice the sampling error is about 1.1 points |
 | curve | docs/results/nano.csv; data: docs/results/nano.json |
 
-The same commands at these commits, with these versions and one thread, reproduce the rows of the curve exactly. The best epoch was selected on the test images, because CIFAR-10 has no validation images; the last epoch has {last_top1:.2%}.
+The same command with these versions on the same kind of processor reproduces the rows of the curve exactly, with one process or two.
 
 Data: CIFAR-10, Alex Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. Licence of the weights: Apache-2.0.
 """
@@ -55,58 +53,65 @@ Data: CIFAR-10, Alex Krizhevsky, "Learning Multiple Layers of Features from Tiny
 def main() -> None:
     """Copy the model, measure it, write its facts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--teacher", type=Path, required=True)
-    parser.add_argument("--plain", type=Path, required=True)
+    parser.add_argument("run", type=Path)
     parser.add_argument("--data", required=True)
     args = parser.parse_args()
-    model = deepcait.load(args.runs[-1])
-    made = {"started_from": "cait_nano_32", "start": "random", "teacher": "convnet_32"}
-    model.metadata["provenance"] = made | {"trained_on": "CIFAR-10", "licence": "apache-2.0"}
-    model.metadata["recipe"]["teacher"]["spec"] = "TEACHER"
-    if len(args.runs) > 1:
-        model.metadata["recipe"]["model"] = "RUN_BEFORE"
-    model.save(BUILTIN_NANO)
-    shipped = deepcait.load("builtin:nano")
-    metrics = deepcait.evaluate(shipped.model, args.data, preprocessing=shipped.preprocessing, classes=shipped.classes)
-    facts = describe(args.runs, args.teacher) | {
-        "without_distillation": stage(args.plain, first=True) | {"command": PLAIN_COMMAND},
-        "params": shipped.model.config.num_params(),
-        "bytes": (BUILTIN_NANO / "model.safetensors").stat().st_size,
-    }
+    model = deepcait.load(args.run)
+    metrics = deepcait.evaluate(model.model, args.data, preprocessing=model.preprocessing, classes=model.classes)
+    facts = describe(args.run) | {"params": model.model.config.num_params()}
+    pack(model, facts["best"], metrics)
     found: dict[str, Any] = {
         "what": "builtin:nano on the 10,000 test images of CIFAR-10",
         "command": "deepcait eval builtin:nano --data parquet:ROOT --json",
         "date": str(date.today()),
         "result": {"split": "test"} | metrics.to_dict() | summarise(metrics),
-        "training": facts,
+        "training": facts | {"bytes": (BUILTIN_NANO / "model.safetensors").stat().st_size},
     }
     (RESULTS / "nano.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    write_curve(args.runs, RESULTS / "nano.csv")
+    write_curve(args.run, RESULTS / "nano.csv")
     (BUILTIN_NANO / "README.md").write_text(card(found), encoding="utf-8")
 
 
-def rows_of(run: Path) -> list[dict[str, Any]]:
-    """What a run wrote about its steps and evaluations."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+def pack(model: deepcait.Classifier, best: dict[str, Any], metrics: Any) -> None:
+    """Save the model in the package; what it was made from goes without paths, and its metrics are those of the test."""
+    made = {"started_from": "cait_nano_32", "start": "random", "teacher": "quicknet_32"}
+    model.metadata["provenance"] = made | {"trained_on": "CIFAR-10", "licence": "apache-2.0"}
+    model.metadata["recipe"]["teacher"]["spec"] = "TEACHER"
+    test = {key: metrics.to_dict()[key] for key in ("num_images", "correct1", "correct5", "top1", "top5", "loss")}
+    model.metadata["metrics"] = {key: best[key] for key in ("step", "epoch", "weights")} | {"split": "test"} | test
+    model.save(BUILTIN_NANO)
 
 
-def stage(run: Path, first: bool) -> dict[str, Any]:
-    """One training: its command, where it ran, what it came to."""
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def describe(run: Path) -> dict[str, Any]:
+    """Facts of the training: its command, where it ran, what it came to."""
     own, plain = load_recipe(str((run / "config.yaml").resolve())), load_recipe("nano_32")
     differs = [f"{name}={setting(own, name):g}" for name in SET if setting(own, name) != setting(plain, name)]
-    start = "" if first else " --model RUN_BEFORE"
-    best = json.loads((run / "best" / "config.json").read_text(encoding="utf-8"))["deepcait"]["metrics"]
-    evaluations = [row for row in rows_of(run) if row["kind"] == "eval"]
+    evaluations = [row for row in rows_of(run / "metrics.jsonl") if row["kind"] == "eval"]
+    times = rows_of(run / "timing.jsonl")
     return {
-        "command": COMMAND + start + (f" --set {' '.join(differs)}" if differs else ""),
+        "command": " ".join([COMMAND, *differs]),
         "environment": json.loads((run / "environment.json").read_text(encoding="utf-8")),
         "epochs": own.epochs,
-        "steps": 50_000 // own.global_batch_size * own.epochs,
-        "best": best,
-        "after_each_evaluated_epoch": {row["epoch"]: [row["top1"], row.get("raw_top1")] for row in evaluations},
-        "distillation": f"{own.teacher.kind}, alpha {own.teacher.alpha:g}" if own.teacher.spec else "none",
+        "steps": evaluations[-1]["step"],
+        "images_of_an_epoch": evaluations[-1]["step"] // own.epochs * own.global_batch_size,
+        "hours": round(sum(row.get("seconds", 0.0) for row in times) / 3600, 2),
+        "processes": times[-1]["processes"],
+        "best": json.loads((run / "best" / "config.json").read_text(encoding="utf-8"))["deepcait"]["metrics"],
+        "val_top1_after_epoch": {row["epoch"]: [row["top1"], row.get("raw_top1")] for row in evaluations},
+        "distillation": distillation(own.teacher),
+        "teacher": json.loads((RESULTS / "teacher_32.json").read_text(encoding="utf-8"))["result"],
     }
+
+
+def distillation(teacher: Any) -> str:
+    """How the teacher's answers enter the loss, in words."""
+    rest = f", temperature {teacher.tau:g}" if teacher.kind == "soft" else ""
+    return f"{teacher.kind}, with a share of {teacher.alpha:g} in the loss{rest}"
 
 
 def setting(recipe: Any, name: str) -> Any:
@@ -116,47 +121,21 @@ def setting(recipe: Any, name: str) -> Any:
     return recipe
 
 
-def describe(runs: list[Path], teacher: Path) -> dict[str, Any]:
-    """Facts of the training."""
-    of_teacher = [row for row in rows_of(teacher) if row["kind"] == "eval"]
-    return {
-        "stages": [stage(run, first=number == 0) for number, run in enumerate(runs)],
-        "teacher": {
-            "command": TEACHER_COMMAND,
-            "environment": json.loads((teacher / "environment.json").read_text(encoding="utf-8")),
-            "top1_after_each_epoch": [row["top1"] for row in of_teacher],
-            "correct1": of_teacher[-1]["correct1"],
-            "top1": of_teacher[-1]["top1"],
-        },
-    }
-
-
-def write_curve(runs: list[Path], path: Path) -> None:
-    """Write the rows of the runs as CSV."""
-    rows = [{"stage": number + 1} | row for number, run in enumerate(runs) for row in rows_of(run)]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+def write_curve(run: Path, path: Path) -> None:
+    """Write the rows of the run as CSV."""
+    rows = rows_of(run / "metrics.jsonl")
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def last_top1(made: dict[str, Any]) -> float:
-    """The accuracy after the last epoch of a stage, of the weights that are evaluated."""
-    return list(made["after_each_evaluated_epoch"].values())[-1][0]
 
 
 def card(found: dict[str, Any]) -> str:
     """Return the text of README.md beside the weights."""
     result, training = found["result"], found["training"]
-    final = training["stages"][-1]
-    best, where = final["best"], final["environment"]
+    best, where = training["best"], training["environment"]
     low, high = result["intervals"]["top1"]
-    last, plain, first = (last_top1(made) for made in (final, training["without_distillation"], training["stages"][0]))
-    stages = [
-        f"| stage {number + 1} | `{made['command']}`, at {made['environment']['commit'][:7]}: {made['best']['top1']:.2%} |"
-        for number, made in enumerate(training["stages"])
-    ]
+    processes = training["processes"]
     return CARD.format(
         params=training["params"],
         megabytes=training["bytes"] / 1e6,
@@ -165,19 +144,16 @@ def card(found: dict[str, Any]) -> str:
         weights="averaged weights" if best.get("weights") == "ema" else "raw weights",
         step=best["step"],
         epoch=best["epoch"],
-        last_top1=last,
-        plain_top1=plain,
-        stage1_top1=first,
-        plain_command=training["without_distillation"]["command"],
-        plain_epochs=training["without_distillation"]["epochs"],
-        stages="\n".join(stages),
-        versions=", ".join(f"{name} {where['versions'][name]}" for name in ("torch", "torchvision", "numpy", "pillow")),
-        threads=where["threads"],
+        val_images=best["num_images"],
+        val_top1=best["top1"],
+        images=training["images_of_an_epoch"],
+        processes=processes,
+        process_word="process" if processes == 1 else "processes",
+        versions=", ".join(f"{name} {where['versions'][name]}" for name in ("torch", "torchvision", "timm", "numpy")),
         processor=f"an {where['processor']} processor with AVX512 and bf16 products",
         teacher_top1=training["teacher"]["top1"],
-        teacher_command=training["teacher"]["command"],
         **{name: result[name] for name in ("top1", "top5", "correct1")},
-        **{name: final[name] for name in ("epochs", "steps", "distillation")},
+        **{name: training[name] for name in ("command", "epochs", "steps", "hours", "distillation")},
     )
 
 

@@ -4,8 +4,8 @@
 
 RUN: what `deepcait train --recipe teacher_32 --data folder:ROOT/train --set data.val_fraction=0.05` made: its best
 model by the 2,500 training images held out. ROOT: CIFAR-10's test images; any DATA goes.
-teacher_32/ is a model folder of half-precision weights, to be given as `--teacher`; the small model's training is its
-only purpose, and it goes when that has ended.
+teacher_32/ is a model folder of half-precision weights, to be given as `--teacher`; the command by which the small
+model was trained names it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main() -> None:
     found = {
         "what": "the teacher of the small CaiT on the 10,000 test images of CIFAR-10, looked at once",
         "command": COMMAND,
-        "kept": "docs/results/teacher_32, half precision; temporary, until the small model is trained",
+        "kept": "docs/results/teacher_32, half precision; the command of the small model names it",
         "date": str(date.today()),
         "params": kept.model.config.num_params(),
         "bytes": (PLACE / "model.safetensors").stat().st_size,
