@@ -126,8 +126,9 @@ def page(rows: list[dict[str, Any]]) -> str:
 Test accuracy in percent, mean ± standard deviation of {len(SEEDS)} seeds (which images, their order, the first weights
 of the head). `builtin:nano` of 2026-11-29 (1.8 M parameters, 32 px, 82.73 % of CIFAR-10's test images), the recipes
 `finetune`, `linear_probe` and `lora` with the number of epochs in brackets, the last epoch; from scratch with
-`optimizer.lr=1e-3`. The 5,000 test images chose nothing. Five classes, each an arbitrary pair of CIFAR-10's, from its test images, on which the model was not trained;
-it was trained on images of the same kind, which favours the columns that start from it.
+`optimizer.lr=1e-3`. The 5,000 test images chose nothing. Five classes, each an arbitrary pair of CIFAR-10's, from its
+test images, on which the model was not trained; it was trained on images of the same kind, which favours the columns
+that start from it.
 
 {table(rows)}
 {note}

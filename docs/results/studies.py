@@ -20,7 +20,6 @@ ROOT = RESULTS.parent.parent
 QUESTIONS = {
     "layerscale": "Which residual rule makes deep networks trainable?",
     "class-token": "At which block should the class token be inserted?",
-    "distillation": "What does a convolutional teacher add? (hard distillation)",
     "resolution": "What does fine-tuning at a higher resolution add?",
     "talking-heads": "What do talking heads add?",
     "heads": "How many heads?",
@@ -28,7 +27,7 @@ QUESTIONS = {
     "augmentation": "How much augmentation?",
 }
 # Studies of other scales, which have a page and their own paragraph in the guide.
-OTHERS = ("deep-layerscale",)
+OTHERS = ("deep-layerscale", "distillation")
 # The scale in the table's head; a study of another scale is refused.
 SCALE = ("CIFAR-10", "10,000 training images", "width 96", "2 seeds")
 HEAD = [
