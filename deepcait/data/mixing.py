@@ -39,6 +39,15 @@ class Mix:
         """Whether images are mixed."""
         return self.probability > 0 and (self.mixup > 0 or self.cutmix > 0)
 
+    def accuracy_of(self, target_mass: float, num_classes: int) -> float | None:
+        """Return the accuracy behind a mean target of the predicted classes; None if images are mixed.
+
+        Smoothing lowers that mean even if every prediction is correct: then it is 1 - smoothing + smoothing / K.
+        """
+        if self.active or self.label_smoothing == 1:
+            return None
+        return (target_mass - self.label_smoothing / num_classes) / (1 - self.label_smoothing)
+
 
 class Mixer:
     """Turn images and integer labels into (mixed) images and target distributions.

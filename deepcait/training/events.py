@@ -17,8 +17,9 @@ class Event:
     kind: "step" after each optimizer step; "evaluation" after each validation; "checkpoint" after each checkpoint;
         "end" once, when the training has finished.
     step: optimizer steps done. epoch: the same in epochs.
-    values: of a step `loss`, `accuracy`, `grad_norm`, `lr`, `updated`; of an evaluation its row of metrics.jsonl;
-        else empty.
+    values: of a step `loss`, `accuracy`, `grad_norm`, `lr`, `updated` (with mixed images, `accuracy` is the mean
+        probability that the targets give to the predicted classes); of an evaluation its row of metrics.jsonl; else
+        empty.
     folder: of the run.
     """
 

@@ -7,6 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -107,7 +108,8 @@ class Trainer:
         self.journal.listeners = list(trackers)
         self._restore()
         self._state("running")
-        self.watch = Watch(self.last_step, self.recipe.global_batch_size)
+        self._accuracy_of = partial(self.recipe.mix.accuracy_of, num_classes=self.job.model.num_classes)
+        self.watch = Watch(self.last_step, self.recipe.global_batch_size, self._accuracy_of)
         with contextlib.closing(self.watch), StopRequest() as request:
             self.request = request
             try:
@@ -207,7 +209,9 @@ class Trainer:
             p.correct_sum += result.correct
             p.loss_steps += 1
         self.watch.step(step, result, lr)
-        values = {"loss": result.loss, "accuracy": result.correct, "grad_norm": result.grad_norm, "lr": lr}
+        accuracy = self._accuracy_of(result.correct)
+        accuracy = result.correct if accuracy is None else accuracy
+        values = {"loss": result.loss, "accuracy": accuracy, "grad_norm": result.grad_norm, "lr": lr}
         self._emit("step", **values, updated=result.updated)
         if step % self.recipe.keep.log_every_steps and step % self.job.order.steps_per_epoch:
             return

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
+import pytest
+import torch
+
+from deepcait.data.mixing import Mix, smooth_targets
+from deepcait.runtime.processes import Processes
 from deepcait.training import watch as watch_module
 from deepcait.training.journal import read_metrics
 from deepcait.training.step import StepResult
@@ -27,12 +33,35 @@ def test_the_bar_shows_loss_accuracy_rate_speed_waiting_and_the_time_left(monkey
 
 def test_a_line_shows_the_same(tmp_path, caplog):
     caplog.set_level("INFO", "deepcait")
-    train(tmp_path, tiny_recipe(epochs=1))
+    train(tmp_path, section(tiny_recipe(epochs=1), "mix", label_smoothing=0.0))
     row = next(row for row in read_metrics(tmp_path) if row["kind"] == "train")
-    words = f"loss {row['loss']:.4f}  accuracy {100 * row['target_mass']:.1f} %  lr {row['lr']:.2e}"
     line = caplog.messages[0]
-    assert words in line
+    assert f"loss {row['loss']:.4f}  accuracy {100 * row['target_mass']:.1f} %  lr {row['lr']:.2e}" in line
     assert re.search(r"images/s  data wait \d+ %  ETA \d+:\d\d:\d\d$", line)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_smoothed_targets_do_not_lower_the_accuracy_that_is_shown(smoothing, caplog):
+    """7 of 8 predictions are correct; the mean target of the predicted classes is less."""
+    caplog.set_level("INFO", "deepcait")
+    mix, labels_B = Mix(mixup=0, cutmix=0, label_smoothing=smoothing), torch.arange(8) % 5
+    predicted_B = labels_B.clone()
+    predicted_B[3] = 0
+    targets_BK = smooth_targets(labels_B, 5, smoothing)
+    mass = targets_BK.gather(1, predicted_B[:, None]).mean().item()
+    watch = Watch(9, 8, partial(mix.accuracy_of, num_classes=5))
+    watch.speed(Processes())
+    watch.log(1, {"epoch": 0.1, "loss": 1.0, "target_mass": mass, "lr": 0.1})
+    assert "loss 1.0000  accuracy 87.5 %  lr" in caplog.messages[0]
+
+
+def test_no_accuracy_is_shown_for_mixed_images(tmp_path, caplog):
+    """An image of two classes has no label that a prediction could meet."""
+    caplog.set_level("INFO", "deepcait")
+    train(tmp_path, section(tiny_recipe(epochs=1), "mix", mixup=0.8))
+    assert re.search(r"  loss \d\.\d{4}  lr ", caplog.messages[0])
+    assert Mix(mixup=0.8).accuracy_of(0.7, 5) is None
+    assert Mix(mixup=0.8, probability=0, label_smoothing=0).accuracy_of(0.7, 5) == 0.7
 
 
 def test_where_every_step_was_skipped_no_loss_is_logged(tmp_path, caplog):
