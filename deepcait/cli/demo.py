@@ -108,7 +108,7 @@ def _fine_tune(nano: Classifier, test: Source, folder: Path, console: Console) -
     console.say(f"\ntop-1 on {len(test)} test images, which no training used (chance: 50.00 %, always animal: 60.00 %)")
     for name, key in (("fine-tuned", "after"), ("from scratch", "scratch")):
         console.say(f"{name:<15}{percent(found[key]['top1'])}")
-    reference = "the ten-class model, trained on 50,000 images, its probabilities summed per group"
+    reference = "the ten-class model, trained on 47,500 images, its probabilities summed per group"
     console.say(f"for reference  {percent(found['before']['top1'])} ({reference})")
     return found
 
