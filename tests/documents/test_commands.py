@@ -127,8 +127,9 @@ def adapted(verb: str, rest: list[str]) -> list[str] | None:
         given.remove(rest[rest.index("--model") + 1])
     if recipe == "lora" and importlib.util.find_spec("peft") is None:
         return None
-    short = ["schedule.warmup_epochs=0", "schedule.decay_epochs=1"] if "--resume" not in rest else []
-    tiny = TINY + (short if any("warmup_stable_decay" in word for word in rest) else [])
+    decays = any("warmup_stable_decay" in word for word in rest) and "--resume" not in rest
+    short = ["schedule.warmup_epochs=0", "schedule.decay_epochs=1"]
+    tiny = TINY + (short if decays or recipe == "nano_32" else [])
     ours = tiny if "--set" in rest else ["--set", *tiny]
     if "--set" in rest:  # the last settings win, and belong to the option
         end = max(index for index, word in enumerate(given) if "=" in word) + 1

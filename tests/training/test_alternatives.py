@@ -170,7 +170,8 @@ def test_stopped_and_gone_on_with_it_ends_with_the_same_bytes(name, assignments,
 def test_the_small_cait_learns_from_the_convolutional_teacher(tmp_path):
     """The way that `nano_32` goes: a teacher's run folder, another network, the same classes."""
     run(tmp_path / "teacher", load_recipe("teacher_32", [*TINY, "data.limit=16", "data.val_limit=10"]))
-    student = load_recipe("nano_32", [*TINY_CAIT, f"teacher.spec={tmp_path / 'teacher'}"])
+    short = ["schedule.warmup_epochs=0", "schedule.decay_epochs=1"]
+    student = load_recipe("nano_32", [*TINY_CAIT, *short, f"teacher.spec={tmp_path / 'teacher'}"])
     outcome = run(tmp_path / "student", student)
     assert outcome.steps == 4
     with pytest.raises(ConfigError, match="lacks these classes"):

@@ -31,16 +31,20 @@ def test_the_closed_form_at_every_step(name):
         epoch = step / STEPS_PER_EPOCH
         if epoch < s.warmup_epochs:
             wanted = s.warmup_lr * (1 - epoch / s.warmup_epochs) + peak * epoch / s.warmup_epochs
-        else:
+        elif s.kind == "cosine":
             wanted = s.min_lr + (peak - s.min_lr) * math.cos(math.pi / 2 * epoch / recipe.epochs) ** 2
+        else:
+            assert s.kind == "warmup_stable_decay"
+            wanted = s.min_lr + (peak - s.min_lr) * min(1, (recipe.epochs - epoch) / s.decay_epochs)
         assert lr(step) == pytest.approx(wanted, rel=1e-9, abs=1e-15), step
         assert 0 < lr(step) <= peak * (1 + 1e-12)
     assert lr(recipe.epochs * STEPS_PER_EPOCH) == pytest.approx(s.min_lr)
     assert lr(0) == pytest.approx(s.warmup_lr if s.warmup_epochs else peak)
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", sorted(set(recipe_names()) - {"nano_32"}))
 def test_equals_timm_at_whole_epochs(name):
+    """The recipe left out has no cosine."""
     lr, recipe = rates(name)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=recipe.peak_lr)
     peer = CosineLRScheduler(
