@@ -151,9 +151,9 @@ def test_training_shows_one_bar_in_a_notebook(monkeypatch, capsys):
     kernel = Kernel(monkeypatch)
     watch = Watch(9, 8)
     for step in range(1, 10):
-        watch.step(step, StepResult(loss=1.25, correct=0.375, grad_norm=1.0, updated=True, stop=False), 5e-4)
+        watch.step(step, StepResult(loss=1.25, correct=0.375, grad_norm=1.0, updated=True, stop=False), 5e-4, 0.375)
     watch.evaluated(1, {"top1": 0.5, "loss": 1.0, "weights": "raw"}, True)
-    watch.step(9, StepResult(loss=1.25, correct=0.375, grad_norm=1.0, updated=True, stop=False), 5e-4)
+    watch.step(9, StepResult(loss=1.25, correct=0.375, grad_norm=1.0, updated=True, stop=False), 5e-4, 0.375)
     watch.close()
     (html,) = kernel.outputs
     assert "9 of 9" in Reader(html).words

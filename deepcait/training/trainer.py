@@ -7,7 +7,6 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -108,8 +107,7 @@ class Trainer:
         self.journal.listeners = list(trackers)
         self._restore()
         self._state("running")
-        self._accuracy_of = partial(self.recipe.mix.accuracy_of, num_classes=self.job.model.num_classes)
-        self.watch = Watch(self.last_step, self.recipe.global_batch_size, self._accuracy_of)
+        self.watch = Watch(self.last_step, self.recipe.global_batch_size)
         with contextlib.closing(self.watch), StopRequest() as request:
             self.request = request
             try:
@@ -208,10 +206,10 @@ class Trainer:
             p.loss_sum += result.loss
             p.correct_sum += result.correct
             p.loss_steps += 1
-        self.watch.step(step, result, lr)
-        accuracy = self._accuracy_of(result.correct)
-        accuracy = result.correct if accuracy is None else accuracy
-        values = {"loss": result.loss, "accuracy": accuracy, "grad_norm": result.grad_norm, "lr": lr}
+        accuracy = self._accuracy(result.correct)
+        self.watch.step(step, result, lr, accuracy)
+        values = {"loss": result.loss, "accuracy": result.correct if accuracy is None else accuracy}
+        values |= {"grad_norm": result.grad_norm, "lr": lr}
         self._emit("step", **values, updated=result.updated)
         if step % self.recipe.keep.log_every_steps and step % self.job.order.steps_per_epoch:
             return
@@ -223,8 +221,11 @@ class Trainer:
             row["unreadable"] = len(p.unreadable)
         self.journal.metrics("train", step, **row)
         self.journal.timing(step=step, **self.watch.speed(self.job.processes))
-        self.watch.log(step, row)
+        self.watch.log(step, row, None if correct is None else self._accuracy(correct))
         p.loss_sum, p.correct_sum, p.loss_steps = 0.0, 0.0, 0
+
+    def _accuracy(self, target_mass: float) -> float | None:
+        return self.recipe.mix.accuracy_of(target_mass, self.job.model.num_classes)
 
     def _evaluation_due(self) -> bool:
         steps = self.job.order.steps_per_epoch * self.recipe.keep.evaluate_every_epochs

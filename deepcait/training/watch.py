@@ -1,14 +1,14 @@
 """Progress of a run: speed, and a bar on a terminal or occasional lines elsewhere.
 
 A training step counts the mean probability that an image's target gives to the predicted class (`target_mass` in
-metrics.jsonl). The accuracy is computed from it; with mixed images, which have two labels, none is shown.
+metrics.jsonl). The trainer computes the accuracy from it; mixed images have two labels, so none is shown for them.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from deepcait.runtime.messages import draws_bars, start_bar
 from deepcait.runtime.processes import Processes, host_name
@@ -23,15 +23,11 @@ class Watch:
     Args:
         last_step: steps of the whole run.
         images_per_step: of all processes together.
-        accuracy_of: the accuracy behind a mean target mass of the predicted classes, or None if there is none.
     """
 
-    def __init__(
-        self, last_step: int, images_per_step: int, accuracy_of: Callable[[float], float | None] = lambda mass: mass
-    ) -> None:
+    def __init__(self, last_step: int, images_per_step: int) -> None:
         self.last_step = last_step
         self.images_per_step = images_per_step
-        self._accuracy_of = accuracy_of
         self._bar = start_bar(total=last_step, keep=True) if draws_bars() else None
         self._last_speed: dict[str, float] = {}
         self._validated = ""
@@ -48,12 +44,12 @@ class Watch:
             self._waited_s += time.perf_counter() - began
             yield batch
 
-    def step(self, step: int, result: StepResult, lr: float) -> None:
-        """Count a step and update the bar."""
+    def step(self, step: int, result: StepResult, lr: float, accuracy: float | None) -> None:
+        """Count a step and update the bar; no accuracy is shown if it is None."""
         self._steps += 1
         if self._bar:
             speed = self._speed()
-            text = f"loss {result.loss:.3f}{self._shown(result.correct, 0)}  lr {lr:.1e}"
+            text = f"loss {result.loss:.3f}{_shown(accuracy, 0)}  lr {lr:.1e}"
             text = f"{text}  {speed['images_per_s']:.0f} images/s  data wait {100 * speed['wait_share']:.0f} %"
             text += self._validated
             self._bar.update(step, text=text)
@@ -64,15 +60,15 @@ class Watch:
         self._restart_clock()
         return {**self._last_speed, "time": time.time(), "host": host_name(), "processes": processes.world_size}
 
-    def log(self, step: int, row: dict) -> None:
-        """Log a row of `metrics.jsonl` as a line, unless a bar shows it."""
+    def log(self, step: int, row: dict, accuracy: float | None) -> None:
+        """Log a row of `metrics.jsonl` as a line, unless a bar shows it; no accuracy is shown if it is None."""
         if self._bar:
             return
         speed = self._last_speed
         left_s = (self.last_step - step) * self.images_per_step / max(1e-9, speed["images_per_s"])
         learned = "every step skipped"
         if row["loss"] is not None:
-            learned = f"loss {row['loss']:.4f}{self._shown(row['target_mass'], 1)}"
+            learned = f"loss {row['loss']:.4f}{_shown(accuracy, 1)}"
         _logger.info(
             f"step {step}/{self.last_step}  epoch {row['epoch']:.2f}  {learned}  lr {row['lr']:.2e}  "
             f"{speed['images_per_s']:.1f} images/s  data wait {100 * speed['wait_share']:.0f} %  ETA {duration(left_s)}"
@@ -92,10 +88,6 @@ class Watch:
         _logger.info(text + "".join(f"; {other}" for other in others) + ")" + ("  best so far" if better else ""))
         self._restart_clock()
 
-    def _shown(self, target_mass: float, decimals: int) -> str:
-        accuracy = self._accuracy_of(target_mass)
-        return "" if accuracy is None else f"  accuracy {100 * accuracy:.{decimals}f} %"
-
     def close(self) -> None:
         """Close the bar."""
         if self._bar:
@@ -108,6 +100,10 @@ class Watch:
 
     def _restart_clock(self) -> None:
         self._since, self._waited_s, self._steps = time.perf_counter(), 0.0, 0
+
+
+def _shown(accuracy: float | None, decimals: int) -> str:
+    return "" if accuracy is None else f"  accuracy {100 * accuracy:.{decimals}f} %"
 
 
 def duration(seconds: float) -> str:
