@@ -15,6 +15,7 @@ from deepcait.errors import ConfigError
 from deepcait.model.network import Network
 from deepcait.parts import split_call
 from deepcait.runtime.device import sum_dtype
+from deepcait.training.muon import with_fast_products
 from deepcait.training.settings import TIMM, Optimizer
 
 # Of a group, set when it is built and at every step.
@@ -147,10 +148,11 @@ def _build_timm(groups: list[dict], optimizer: Optimizer, lr: float) -> torch.op
         raise ConfigError(problem, remedy="Choose another, for example timm:lamb.")
     how: dict[str, Any] = {"weight_decay": optimizer.weight_decay, "momentum": optimizer.momentum, **arguments}
     try:
-        return create_optimizer_v2(groups, opt=name, lr=lr, **how)
+        built = create_optimizer_v2(groups, opt=name, lr=lr, **how)
     except Exception as error:  # each has its own arguments, and some need packages
         problem = f"optimizer.name: timm could not build {optimizer.name}: {type(error).__name__}: {error}."
         raise ConfigError(problem, remedy="Correct its arguments, or choose another.") from error
+    return with_fast_products(built)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float, *, head_only: bool = False) -> None:
