@@ -62,9 +62,9 @@ ORDER = {
         "duplicates", "findings", "sides", "fix_list", "looking", "layout", "doctor",
     ],
     "training": [
-        "schedule", "losses", "strict", "aliases", "best", "settings", "recipe", "keys", "own", "resume", "compute",
-        "footprint", "optimizer", "average", "checkpoint", "lora", "journal", "prolong", "data", "start", "notes",
-        "teacher", "trackers", "sound", "step", "estimate", "guard", "events", "validation", "watch", "skips",
+        "schedule", "losses", "strict", "aliases", "best", "settings", "recipe", "keys", "own", "compute", "footprint",
+        "muon", "optimizer", "average", "checkpoint", "lora", "journal", "prolong", "data", "start", "notes",
+        "teacher", "record", "resume", "trackers", "sound", "step", "estimate", "guard", "events", "validation", "watch", "skips",
         "run_folder", "ready", "plan", "job", "trainer", "run",
     ],
     "evaluation": [

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.errors import ConfigError, RunError, some
-from deepcait.parts import model_in
+from deepcait.parts import is_part, model_in
 from deepcait.training.aliases import rename_settings
 from deepcait.training.recipe import Recipe, load_recipe
+from deepcait.training.record import DATA_FILE, PLACES, TEACHER_FILE
 from deepcait.training.schedule import CAN_BE_LONGER
 
 # What may differ between a run and its resumption. Nothing here decides a row of metrics.jsonl but by rounding.
@@ -34,8 +35,6 @@ _FREE_ON_RESUME = (
     "keep.tracker",
     "lora.save",
 )
-# The data themselves are compared, by names and labels: whoever moved them may write the new place into config.yaml.
-_COMPARED_BY_CONTENT = ("data.source", "data.exclude", "data.image_root")
 _MORE = "More: `deepcait help existing-run`."
 
 
@@ -59,7 +58,8 @@ def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:
             compute = dataclasses.replace(given.compute, **{name: getattr(own.compute, name)})
             given = dataclasses.replace(given, compute=compute)
     before, now = _flat(own), _flat(given)
-    differing = [name for name in before if before[name] != now[name] and not name.startswith(_FREE_ON_RESUME)]
+    free = (*_FREE_ON_RESUME, *(name for name in PLACES if _may_move(folder, name, before[name], now[name])))
+    differing = [name for name in before if before[name] != now[name] and not name.startswith(free)]
     if differing == ["epochs"] and given.epochs > own.epochs:
         return _longer(folder, given)
     if differing:
@@ -83,9 +83,18 @@ def _longer(folder: Path, given: Recipe) -> Recipe:
     return given
 
 
+def _may_move(folder: Path, name: str, before: Any, now: Any) -> bool:
+    """Whether the data or the teacher of a run may lie in another place: what is there is compared by its record.
+
+    Code of one's own may not: it is compared by its source, under its name.
+    """
+    has_code = any(isinstance(value, str) and is_part(value) for value in (before, now))
+    return bool(now) and not has_code and (folder / PLACES[name]).exists()
+
+
 def deciding_settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that affect the result, by dotted name, as JSON values; a checkpoint stores them."""
-    free = (*_FREE_ON_RESUME, *_COMPARED_BY_CONTENT)
+    free = (*_FREE_ON_RESUME, *(name for name, record in PLACES.items() if record == DATA_FILE))
     settings = {name: value for name, value in _flat(recipe).items() if not name.startswith(free)}
     return json.loads(json.dumps(settings))
 
@@ -101,6 +110,8 @@ def require_same_settings(folder: Path, before: Mapping[str, Any], recipe: Recip
     before, now = rename_settings(before), deciding_settings(recipe)
     if recipe.schedule.kind in CAN_BE_LONGER and before.get("epochs", 0) < recipe.epochs:
         del now["epochs"]
+    if recipe.teacher.spec and (folder / TEACHER_FILE).exists():  # compared by content, wherever it is
+        del now["teacher.spec"]
     differing = [name for name in before if name in now and before[name] != now[name]]
     if differing:
         expected, got = (some([f"{name}: {_said(of[name])}" for name in differing]) for of in (before, now))

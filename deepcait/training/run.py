@@ -154,7 +154,7 @@ def _begun(job: Job, recipe: Recipe, data: TrainingData, start: Resolved, resume
         trackers = open_trackers(job.recipe, job.folder)
         for tracker in trackers:
             stack.callback(tracker.close)
-        write_run_files(job.folder, recipe, data)
+        write_run_files(job.folder, recipe, data, job.teacher)
         keep_start(job.folder, start)
         yield trackers
 

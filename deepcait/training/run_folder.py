@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from deepcait.data import Preprocessing, Source
+from deepcait.data import Preprocessing
 from deepcait.data.record import PARTS, RUN_CONFIG, SPLIT_FILE, part_of_run, record_text
 from deepcait.errors import RunError, WeightsError, WriteError
 from deepcait.model.network import Network, as_module
@@ -23,7 +22,9 @@ from deepcait.training.data import TrainingData
 from deepcait.training.journal import REMEDY, read_state, replace_text
 from deepcait.training.lora import ADAPTERS, merged, save_adapters
 from deepcait.training.recipe import Recipe
+from deepcait.training.record import DATA_FILE, TEACHER_FILE, records_of
 from deepcait.training.start import START_FILE
+from deepcait.training.teacher import Teacher
 from deepcait.training.trackers import FILES
 from deepcait.weights.artefact import save_artefact
 from deepcait.weights.spec import Resolved
@@ -36,8 +37,8 @@ _LOCK = "run.lock"
 _LEFT_BEHIND = (".config.yaml*.new", _LOCK, f".{_LOCK}.*", *FILES)
 # What a run writes before its first checkpoint. A checkpoint, a model or any other file keeps the folder as it is.
 _BEFORE_CHECKPOINT = (
-    *(*_LEFT_BEHIND, ".*.new", RUN_CONFIG, "data.json", "environment.json", SPLIT_FILE, START_FILE, "status.json"),
-    *("metrics.jsonl", "metrics.csv", "errors.jsonl", "timing.jsonl"),
+    *(*_LEFT_BEHIND, ".*.new", RUN_CONFIG, DATA_FILE, TEACHER_FILE, "environment.json", SPLIT_FILE, START_FILE),
+    *("status.json", "metrics.jsonl", "metrics.csv", "errors.jsonl", "timing.jsonl"),
 )
 
 
@@ -113,29 +114,22 @@ def held(folder: Path, resume: bool) -> Iterator[None]:
         yield
 
 
-def write_run_files(folder: Path, recipe: Recipe, data: TrainingData) -> None:
-    """Write `config.yaml`, `environment.json`, `data.json` and `split.json`.
+def write_run_files(folder: Path, recipe: Recipe, data: TrainingData, teacher: Teacher | None) -> None:
+    """Write `config.yaml`, `environment.json`, `data.json`, `split.json`, and `teacher.json` if there is a teacher.
 
-    A resumed run's data must be the same as before.
+    A resumed run's data and teacher must be the same as before.
 
     Raises:
-        RunError: the folder can't be written, or the data changed since the run began.
+        RunError: the folder can't be written, or the data or the teacher changed since the run began.
     """
-    facts = {
-        "classes": data.train.classes,
-        "num_train": len(data.train),
-        "num_validation": len(data.validation),
-        **({"num_test": len(data.test)} if len(data.test) else {}),
-        "fingerprint": _fingerprint(data.train, data.validation),
-    }
+    records = records_of(folder, data, recipe.teacher.spec, teacher)
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "data.json").exists():
-        _require_same_data(folder, facts)
     for unfinished in folder.glob(".*.new"):  # of a process that was killed; models are folders
         shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
     # The recipe first: it is what makes a folder a run.
     replace_text(folder / RUN_CONFIG, recipe.to_yaml())
-    replace_text(folder / "data.json", json.dumps(facts, indent=1) + "\n")
+    for name, facts in records.items():
+        replace_text(folder / name, json.dumps(facts, indent=1) + "\n")
     replace_text(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
     if not (folder / SPLIT_FILE).exists():
         replace_text(folder / SPLIT_FILE, _split_of(recipe, data))
@@ -202,29 +196,3 @@ class ModelFolders:
                 save_adapters(self.folder / name / ADAPTERS, model, self.lora)
         except (WeightsError, WriteError) as error:
             raise RunError(error.problem, remedy=REMEDY) from error
-
-
-def _fingerprint(*sources: Source) -> str:
-    digest = hashlib.sha256()
-    for source in sources:
-        for name, label in zip(source.names, source.labels, strict=True):
-            digest.update(f"{name}\t{label}\n".encode())
-    return digest.hexdigest()
-
-
-def _require_same_data(folder: Path, facts: dict) -> None:
-    try:
-        before = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-        same = before["fingerprint"] == facts["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"{folder / 'data.json'}: the record of the run's data can't be read.",
-            remedy="Remove it to continue without comparing the data, or start a new run in another --out.",
-        ) from error
-    if not same:
-        raise RunError(
-            f"{folder}: names or labels of the data have changed since the run began: {before['num_train']} training "
-            f"and {before['num_validation']} validation images then, "
-            f"{facts['num_train']} and {facts['num_validation']} now.",
-            remedy="Restore the data, or start a new run in another --out. More in `deepcait help changed-data`.",
-        )

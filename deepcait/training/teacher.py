@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +68,17 @@ class Teacher:
         parameter = next(self.module.parameters(), images_BCHW)
         logits_BK = self.module(images_BCHW.to(parameter.dtype))
         return logits_BK if self.columns is None else logits_BK.index_select(1, self.columns)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of what its logits follow from but for its code: weights, normalisation, size, columns."""
+        columns = None if self.columns is None else self.columns.tolist()
+        constants = self.img_size, self.factor_C11.tolist(), self.offset_C11.tolist(), columns
+        digest = hashlib.sha256(json.dumps(constants).encode())
+        for name, value in self.module.state_dict().items():
+            if isinstance(value, Tensor):  # a module of one's own may have others
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def to(self, device: torch.device) -> Teacher:
         """Move the teacher and its constants; copying constants in each step would synchronise a GPU with its host."""

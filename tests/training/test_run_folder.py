@@ -8,11 +8,13 @@ import json
 
 import pytest
 
-from deepcait.data import Subset
+from deepcait.data import Preprocessing, Subset
 from deepcait.errors import RunError
 from deepcait.training import run_folder as run_module
 from deepcait.training.data import open_training_data
 from deepcait.training.run_folder import require_startable, write_run_files
+from deepcait.training.settings import Distillation
+from deepcait.training.teacher import load_teacher
 from tests.training.tiny import section, tiny_recipe
 
 
@@ -30,9 +32,14 @@ def data(recipe):
     return open_training_data(recipe)
 
 
-@pytest.mark.parametrize("whole", [0, 1, 2])
+@pytest.fixture(scope="module")
+def teacher(data):
+    return load_teacher(Distillation(spec="builtin:nano"), Preprocessing((32, 32)), data.train.classes)
+
+
+@pytest.mark.parametrize("whole", [0, 1, 2, 3])
 @pytest.mark.parametrize("where", ["before", "within"])
-def test_a_kill_at_any_file_leaves_a_startable_folder(tmp_path, monkeypatch, recipe, data, whole, where):
+def test_a_kill_at_any_file_leaves_a_startable_folder(tmp_path, monkeypatch, recipe, data, teacher, whole, where):
     folder, left, replace_text = tmp_path / "run", [whole], run_module.replace_text
 
     def killed(path, text):
@@ -46,12 +53,12 @@ def test_a_kill_at_any_file_leaves_a_startable_folder(tmp_path, monkeypatch, rec
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "replace_text", killed)
         with pytest.raises(Killed):
-            write_run_files(folder, recipe, data)
+            write_run_files(folder, recipe, data, teacher)
     require_startable(folder, resume=True)
     (folder / ".best.0a1b.new").mkdir()  # of a later kill
-    write_run_files(folder, recipe, data)
+    write_run_files(folder, recipe, data, teacher)
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("config.yaml", "data.json", "environment.json", "split.json"),
+        *("config.yaml", "data.json", "environment.json", "split.json", "teacher.json"),
     ]
     assert json.loads((folder / "data.json").read_text())["num_train"] == 20
 
@@ -71,7 +78,7 @@ def test_a_kill_at_any_file_leaves_a_startable_folder(tmp_path, monkeypatch, rec
 )
 def test_only_a_run_without_checkpoint_and_model_is_replaced(tmp_path, recipe, data, kept, startable):
     folder = tmp_path / "run"
-    write_run_files(folder, recipe, data)
+    write_run_files(folder, recipe, data, None)
     (folder / "checkpoints").mkdir()
     if kept:
         (folder / kept).parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +95,7 @@ def test_only_a_run_without_checkpoint_and_model_is_replaced(tmp_path, recipe, d
 
 def test_links_are_not_removed(tmp_path, recipe, data):
     folder = tmp_path / "run"
-    write_run_files(folder, recipe, data)
+    write_run_files(folder, recipe, data, None)
     (tmp_path / "elsewhere").mkdir()
     (folder / "checkpoints").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(RunError, match="already contains a run"):
@@ -96,16 +103,16 @@ def test_links_are_not_removed(tmp_path, recipe, data):
 
 
 def test_other_data_than_the_run_began_with_are_refused(tmp_path, recipe, data):
-    write_run_files(tmp_path, recipe, data)
+    write_run_files(tmp_path, recipe, data, None)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    write_run_files(tmp_path, recipe, data)
+    write_run_files(tmp_path, recipe, data, None)
     for part in ("data.limit=19", "data.val_limit=9"):
         name, value = part.removeprefix("data.").split("=")
         others = open_training_data(section(recipe, "data", **{name: int(value)}))
         with pytest.raises(RunError, match=r"the data have changed since the run began: 20 training and 10 validation"):
-            write_run_files(tmp_path, recipe, others)
+            write_run_files(tmp_path, recipe, others, None)
     swapped = Subset(data.train, range(len(data.train)), split="train")
     swapped.labels[0] = (swapped.labels[0] + 1) % len(swapped.classes)
     with pytest.raises(RunError, match="names or labels of the data have changed"):
-        write_run_files(tmp_path, recipe, dataclasses.replace(data, train=swapped))
+        write_run_files(tmp_path, recipe, dataclasses.replace(data, train=swapped), None)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
