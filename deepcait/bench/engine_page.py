@@ -20,6 +20,8 @@ def markdown(result: dict[str, Any], command: str) -> str:
         f"{result['threads']} threads, medians of {result['rounds']} alternating rounds; "
         f"{result.get('gpu', result['cpu'])}; commit {result['environment']['commit']}.",
     ]
+    if noted := fallbacks(result):
+        lines += ["", *noted]
     for row in result["batches"]:
         low, high = row["best_quartiles"][0], row["best_quartiles"][2]
         own, peer = row["best_ours"].removesuffix(" ours"), row["best_peer"].removesuffix(" timm")
@@ -61,6 +63,12 @@ def _best_line(precision: str, found: dict[str, Any]) -> str:
         f"{text}; matrix products alone take {1e3 * limit['median_s']:.1f} ms ({limit['library']}, "
         f"{limit['gflops']:.0f} {unit})."
     )
+
+
+def fallbacks(result: dict[str, Any]) -> list[str]:
+    """A line on the engines that compute in fp32 in place of a shorter format; none if there are none."""
+    names = result.get("in_fp32")
+    return [f"{', '.join(names)}: deepcait computes in fp32 on this processor."] if names else []
 
 
 def summary(row: dict[str, Any]) -> list[str]:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepcait.bench.clock import Lane, waited_for
-from deepcait.inference.engines import open_openvino
+from deepcait.inference.engines import open_openvino, openvino_default
 from deepcait.inference.linear import FoldedLinear, has_onednn
 from deepcait.model import CaiTConfig
 from deepcait.optional import require
+from deepcait.runtime.device import has_bf16
 from deepcait.runtime.environment import processor_flags
 
 
@@ -99,21 +100,24 @@ def product_lanes(
         batch: number of images.
         openvino: whether to include OpenVINO, whose products are oneDNN's.
         threads: threads of OpenVINO; None takes its default.
-        precision: fp32, bf16 or int8, for which there is PyTorch only, and nothing if the processor has no VNNI.
+        precision: fp32; bf16, which a library may lack on this processor; or int8, for which there is PyTorch only, and
+            nothing if the processor has no VNNI.
     """
     products = Products(config)
     inputs = products.inputs(batch)
     lanes: dict[str, Callable[[], object]] = {}
     if precision == "int8":
         return {"PyTorch, int8": _int8_products(products, inputs)} if multiplies_int8() else {}
-    if has_onednn():
+    if precision == "bf16" and not has_bf16(torch.device("cpu")):
+        pass  # PyTorch would emulate it, or refuse to pack the weights
+    elif has_onednn():
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         packed = [torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), None) for weight in _weights(products)]
         factors = [tensor.to(dtype) for tensor in inputs]
         lanes["PyTorch, oneDNN"] = lambda: _run_packed(packed, *factors)
     else:
         lanes["PyTorch"] = lambda: products(*inputs)
-    if openvino:
+    if openvino and (precision == "fp32" or openvino_default() == precision):
         runtime = require("openvino", asked="bench", extra="openvino")
         compiled = open_openvino(runtime.convert_model(torch.export.export(products, inputs)), threads, precision)
         request = compiled.create_infer_request()

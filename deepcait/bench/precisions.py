@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from deepcait.bench.clock import Lane, ratio, set_up, take_turns
+from deepcait.bench.engine_page import fallbacks
 from deepcait.bench.inference import logit_error
 from deepcait.bench.page import conditions, markdown_table
 from deepcait.data import Preprocessing
 from deepcait.errors import ConfigError, EvaluationWarning
 from deepcait.evaluation import evaluate, open_for
-from deepcait.inference.engines import build_engine
+from deepcait.inference.engines import build_engine, computed_in
 from deepcait.inference.precision import MEASURED, ON_CPU, require_offered
 from deepcait.weights import resolve
 
@@ -49,7 +50,7 @@ def compare_precisions(
         `rows`, one per engine and precision: `correct` and `same_top1` (numbers of images), `rms` and `drift` (root
         mean square and largest error of the logits against the network itself, over their standard deviation),
         `images_per_s`, and `ratio`, the speedup over the same engine in fp32. `not_offered`: the precisions left out,
-        by engine.
+        by engine. `in_fp32`: as in `compare_engines`.
 
     Raises:
         ConfigError: no engine offers a precision, there is nothing to compare, or an engine can't run here.
@@ -87,6 +88,7 @@ def compare_precisions(
         "rounds": rounds,
         "network_correct": answers["network", "fp32"].correct,
         "not_offered": _not_offered(engines, precisions),
+        "in_fp32": [f"{engine} {name}" for engine, name in runs if computed_in(engine, name) != name],
         "rows": [
             {
                 "engine": key[0],
@@ -182,4 +184,6 @@ def markdown(result: dict[str, Any], command: str) -> str:
     missing = [f"{engine} in {' and '.join(names)}" for engine, names in result["not_offered"].items()]
     if missing:
         lines += ["", f"Not offered: {'; '.join(missing)}."]
+    if noted := fallbacks(result):
+        lines += ["", *noted]
     return "\n".join(lines) + "\n"

@@ -145,7 +145,7 @@ def _refuse_contradictions(args: Args) -> None:
 
 
 def _measure_engines(spec: str, args: Args, console: Console) -> dict:
-    from deepcait.bench.engine_page import COLUMNS, markdown, summary, table
+    from deepcait.bench.engine_page import COLUMNS, fallbacks, markdown, summary, table
     from deepcait.bench.inference import compare_engines
     from deepcait.bench.plots import draw_engines
     from deepcait.runtime.device import choose_device
@@ -168,6 +168,8 @@ def _measure_engines(spec: str, args: Args, console: Console) -> dict:
         console.table(COLUMNS, table(row))
         for line in summary(row):
             console.say(line)
+    for line in fallbacks(result):
+        console.say(line)
     batch_names = "_".join(f"b{row['batch']}" for row in result["batches"])
     name = f"bench_{_file_name(spec)}_{batch_names}"
     command = f"deepcait bench {shlex.quote(spec)} --engine {','.join(engines)} --batch {args.batch or '1,8'}"
@@ -187,6 +189,7 @@ def _compares_precisions(args: Args) -> bool:
 
 
 def _measure_precisions(spec: str, args: Args, console: Console) -> dict:
+    from deepcait.bench.engine_page import fallbacks
     from deepcait.bench.precisions import COLUMNS, compare_precisions, markdown, table
 
     (batch, *others) = whole_numbers(args.batch or "8", "--batch")
@@ -207,6 +210,8 @@ def _measure_precisions(spec: str, args: Args, console: Console) -> dict:
     console.table(COLUMNS, table(result))
     for engine, missing in result["not_offered"].items():
         console.say(f"not offered by {engine}: {', '.join(missing)}")
+    for line in fallbacks(result):
+        console.say(line)
     command = f"deepcait bench {shlex.quote(spec)} --data DATA --engine {','.join(_engines(args))}"
     command += f" --precision {args.precision} --batch {batch} --rounds {args.rounds} --threads {result['threads']}"
     result["data"] = Path(args.data).name

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from deepcait.errors import ConfigError
 from deepcait.inference.fold import FoldedCaiT, fold, refuse_training
 from deepcait.inference.graph import INPUT, OUTPUT, require_packages, to_openvino, write_onnx
+from deepcait.inference.native import has_format, is_faster
 from deepcait.inference.precision import choose_precision
 from deepcait.model import CaiTConfig
 from deepcait.model.embedding import require_images
@@ -281,6 +282,21 @@ def open_openvino(graph: Any, threads: int | None, precision: str | None = "fp32
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     return core.compile_model(graph, "CPU", settings)
+
+
+def computed_in(engine: str, precision: str) -> str:
+    """Return the precision in which an engine computes on this processor.
+
+    It is fp32 in place of bf16 and int8 if the processor lacks the instructions, or is slower with them.
+
+    Args:
+        engine: one of `ENGINES`.
+        precision: that it offers on a CPU: fp32, bf16 or int8.
+    """
+    if precision == "fp32" or (engine == "openvino" and openvino_default() == precision):
+        return precision
+    dtype = {"bf16": torch.bfloat16, "int8": torch.int8}[precision]
+    return precision if engine in TORCH_ENGINES and has_format(dtype) and is_faster(dtype) else "fp32"
 
 
 def openvino_default() -> str:

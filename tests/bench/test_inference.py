@@ -19,7 +19,7 @@ from deepcait.bench.memory import LiveBytes, live_bytes
 from deepcait.bench.plots import draw_engines
 from deepcait.cli.main import main
 from deepcait.errors import ConfigError
-from deepcait.inference import native
+from deepcait.inference import engines, native
 from deepcait.inference.fold import fold
 from deepcait.model import CaiT, CaiTConfig, variant_config
 from deepcait.weights.artefact import save_artefact
@@ -264,6 +264,31 @@ def test_the_int8_limit_does_the_same_products(monkeypatch):
     assert sum(done) == 2 * (count_products(TINY) - embedding)
     monkeypatch.setattr(limit, "multiplies_int8", lambda: False)
     assert product_lanes(TINY, 2, openvino=True, threads=1, precision="int8") == {}
+
+
+def test_there_is_no_bf16_limit_without_the_instructions(monkeypatch):
+    monkeypatch.setattr(limit, "has_bf16", lambda device: False)
+    monkeypatch.setattr(limit, "openvino_default", lambda: "fp32")
+    assert product_lanes(TINY, 2, openvino=True, threads=1, precision="bf16") == {}
+    assert list(product_lanes(TINY, 2, openvino=False, threads=1)) != []
+
+
+def test_formats_that_are_computed_in_fp32_are_named(monkeypatch, tmp_path, capsys):
+    """A processor with neither instruction: the command ends well, and says what was measured."""
+    monkeypatch.setattr(limit, "has_bf16", lambda device: False)
+    monkeypatch.setattr(limit, "multiplies_int8", lambda: False)
+    monkeypatch.setattr(engines, "has_format", lambda dtype: dtype == torch.float32)
+    options = ["--engine", "eager", "--rounds", "2", "--out", str(tmp_path), "--precision", "all"]
+    assert main(["bench", "builtin:nano", "--batch", "1", *options]) == 0
+    said = "eager bf16, eager int8: deepcait computes in fp32 on this processor."
+    assert said in capsys.readouterr().out
+    result = json.loads((tmp_path / "bench_builtin_nano_b1.json").read_text())
+    assert result["in_fp32"] == ["eager bf16", "eager int8"]
+    assert result["batches"][0]["best"]["bf16"]["limit"] is None
+    assert said in (tmp_path / "bench_builtin_nano_b1.md").read_text()
+    assert main(["bench", "builtin:nano", "--data", "builtin:demo", "--batch", "50", *options]) == 0
+    assert said in capsys.readouterr().out
+    assert said in (tmp_path / "precision_builtin_nano.md").read_text()
 
 
 def test_int8_products_need_the_instruction_and_must_be_exact(monkeypatch):
