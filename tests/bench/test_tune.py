@@ -194,6 +194,7 @@ def test_a_shorter_format_needs_a_tolerance_that_allows_it(monkeypatch):
     """bf16 is among the candidates only if it is asked for, and chosen only if enough best classes are the same."""
     from deepcait.bench import tune as module
 
+    monkeypatch.setattr(module, "computed_in", lambda engine, precision: precision)
     options = {"engines": ["eager"], "precisions": ["fp32", "bf16"], "threads": [1], "batches": [1], "rounds": 2}
     found = module.tune("builtin:nano", **options, tolerance=0.05)
     shares = {row["precision"]: row["same_top1"] for row in found["rows"]}
@@ -206,6 +207,18 @@ def test_a_shorter_format_needs_a_tolerance_that_allows_it(monkeypatch):
         assert {row["precision"]: row["agrees"] for row in rows} == {"fp32": True, "bf16": agrees}
 
 
+def test_a_format_that_is_computed_in_fp32_is_not_chosen(monkeypatch):
+    from deepcait.bench import tune as module
+
+    monkeypatch.setattr(module, "computed_in", lambda engine, precision: "fp32")
+    options = {"engines": ["eager"], "threads": [1], "batches": [1], "rounds": 2}
+    found = module.tune("builtin:nano", **options, precisions=["fp32", "int8"])
+    assert [row["precision"] for row in found["rows"]] == ["fp32"]
+    assert found["left_out"] == {"eager int8": "This processor computes it in fp32."}
+    with pytest.raises(ConfigError, match="This processor computes it in fp32"):
+        module.tune("builtin:nano", **options, precisions=["int8"])
+
+
 def test_int8_is_stored_within_the_tolerance_and_used(monkeypatch, tmp_path, capsys):
     """The clock makes int8 the fastest, and 97 of 100 classes stay the same."""
     found = resolve("builtin:nano")
@@ -216,6 +229,7 @@ def test_int8_is_stored_within_the_tolerance_and_used(monkeypatch, tmp_path, cap
             lane.turns = [[0.1 if "int8" in lane.name else 0.2]] * rounds
 
     monkeypatch.setattr(tuning, "take_turns", clock)
+    monkeypatch.setattr(tuning, "computed_in", lambda engine, precision: precision)
     monkeypatch.setattr(tuning, "_same_top1", lambda *args: {("eager", "fp32"): 1.0, ("eager", "int8"): 0.97})
     for tolerance, chosen in (("0.01", "fp32"), ("0.03", "int8")):
         options = ["--engine", "eager", "--precision", "fp32,int8", "--tolerance", tolerance, "--threads", "1"]
