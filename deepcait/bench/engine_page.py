@@ -68,7 +68,7 @@ def _best_line(precision: str, found: dict[str, Any]) -> str:
 def fallbacks(result: dict[str, Any]) -> list[str]:
     """A line on the engines that compute in fp32 in place of a shorter format; none if there are none."""
     names = result.get("in_fp32")
-    return [f"{', '.join(names)}: deepcait computes in fp32 on this processor."] if names else []
+    return [f"{', '.join(names)}: deepcait computes in fp32 here."] if names else []
 
 
 def summary(row: dict[str, Any]) -> list[str]:

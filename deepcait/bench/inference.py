@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,7 +13,7 @@ from deepcait.bench.limit import describe_limit, limit_lanes
 from deepcait.bench.memory import first_call_bytes, live_bytes
 from deepcait.bench.page import conditions
 from deepcait.errors import ConfigError
-from deepcait.inference.engines import ENGINES, KINDS, TORCH_ENGINES, build_engine, computed_in, openvino_default
+from deepcait.inference.engines import ENGINES, KINDS, TORCH_ENGINES, Engine, build_engine, openvino_default
 from deepcait.inference.fold import fold
 from deepcait.inference.precision import offered_by, require_offered
 from deepcait.model import CaiT, CaiTConfig
@@ -66,8 +66,9 @@ def compare_engines(
         of the matrix products; in int8 the baseline is timm's fastest in any precision. If all of deepcait's errors are
         larger, its most exact engine is compared, and `less_exact` is True. `best_ratio`: the same over all precisions;
         `of_limit`: the limit in its precision divided by its time. `limit` and `of_limit` are None if the products
-        can't be computed in that precision. `in_fp32`: engines in a shorter format ("eager bf16") for which deepcait
-        computes in fp32, as this processor lacks the instructions or is slower with them.
+        can't be computed in that precision. `in_fp32`: engines in a shorter format ("eager bf16") in whose place
+        deepcait computes in fp32, since the instructions are missing or slower; the best over all precisions is never
+        one of these.
 
     Raises:
         ConfigError: a number is out of range, timm does not have the model or none of the precisions, or an engine or
@@ -93,7 +94,7 @@ def compare_engines(
         "model": spec,
         "img_size": list(ours.config.img_size),
         "engines": list(dict.fromkeys(name for name, _ in runs)),
-        "in_fp32": _in_fp32(runs) if place.type == "cpu" else [],
+        "in_fp32": _in_fp32(runs),
         "openvino_default": openvino_default() if "openvino" in engines else None,
         "threads": threads,
         "rounds": rounds,
@@ -103,10 +104,10 @@ def compare_engines(
     }
 
 
-def _in_fp32(names: Iterable[tuple[str, str]]) -> list[str]:
-    """The names of engines in a shorter format for which deepcait computes in fp32 on this processor."""
-    asked = dict.fromkeys(name for name, who in names if who == "ours" and " " in name)
-    return [name for name in asked if computed_in(*name.split()) == "fp32"]
+def _in_fp32(runs: Mapping[tuple[str, str], Callable]) -> list[str]:
+    """The names of engines in a shorter format in whose place deepcait computes in fp32."""
+    ours = {name: run for (name, who), run in runs.items() if who == "ours" and isinstance(run, Engine)}
+    return [name for name, run in ours.items() if run.computed_in != run.precision]
 
 
 def require_engines(engines: Sequence[str], device: torch.device = _CPU) -> None:
@@ -303,7 +304,9 @@ def _measure(
         | {"limit": limit and describe_limit(limits[precision], limit, ours.config, batch, precision)}
         for precision, limit in fastest.items()
     }
-    overall = _best(lanes, errors, None)
+    substituted = {(name, "ours") for name in _in_fp32(runs)}
+    own = {key: lane for key, lane in lanes.items() if key not in substituted}
+    overall = _best(own if any(who == "ours" for _, who in own) else lanes, errors, None)
     limit = fastest[_precision(overall["ours"])]
     near = ratio(lanes[overall["ours"], "ours"], limit) if limit else _NO_RATIO
     return {

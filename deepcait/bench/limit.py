@@ -108,7 +108,7 @@ def product_lanes(
     lanes: dict[str, Callable[[], object]] = {}
     if precision == "int8":
         return {"PyTorch, int8": _int8_products(products, inputs)} if multiplies_int8() else {}
-    if precision == "bf16" and not has_bf16(torch.device("cpu")):
+    if precision == "bf16" and not (has_onednn() and has_bf16(torch.device("cpu"))):
         pass  # PyTorch would emulate it, or refuse to pack the weights
     elif has_onednn():
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32

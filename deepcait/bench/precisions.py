@@ -16,7 +16,7 @@ from deepcait.bench.page import conditions, markdown_table
 from deepcait.data import Preprocessing
 from deepcait.errors import ConfigError, EvaluationWarning
 from deepcait.evaluation import evaluate, open_for
-from deepcait.inference.engines import build_engine, computed_in
+from deepcait.inference.engines import build_engine
 from deepcait.inference.precision import MEASURED, ON_CPU, require_offered
 from deepcait.weights import resolve
 
@@ -88,7 +88,7 @@ def compare_precisions(
         "rounds": rounds,
         "network_correct": answers["network", "fp32"].correct,
         "not_offered": _not_offered(engines, precisions),
-        "in_fp32": [f"{engine} {name}" for engine, name in runs if computed_in(engine, name) != name],
+        "in_fp32": [" ".join(key) for key, run in runs.items() if run.computed_in != run.precision],
         "rows": [
             {
                 "engine": key[0],

@@ -13,7 +13,7 @@ from deepcait.bench.clock import Lane, require_count, take_turns
 from deepcait.bench.inference import open_model, require_engines
 from deepcait.data import Preprocessing
 from deepcait.errors import ConfigError
-from deepcait.inference.engines import ENGINES, build_engine, computed_in
+from deepcait.inference.engines import ENGINES, build_engine
 from deepcait.inference.export import MAX_DRIFT, sample_images
 from deepcait.inference.precision import ON_CPU, require_offered
 from deepcait.inference.tuned import Choice, write_choice
@@ -57,7 +57,7 @@ def tune(
     Returns:
         `choice` (engine, precision, threads, batch), its `images_per_s`, `rows` (all that ran, the fastest first, each
         with `agrees` and `same_top1`, the fraction of equal top-1 classes), `left_out` (engines that can't run here,
-        and formats that this processor computes in fp32, with the reason), `model` (its facts).
+        and formats in whose place fp32 is computed, with the reason), `model` (its facts).
 
     Raises:
         ConfigError: a number is out of range, no engine offers a precision, or none runs and agrees.
@@ -94,7 +94,7 @@ def tune(
         raise ConfigError(
             f"bench --autotune: none of the engines {', '.join(engines)} both runs here and gives the model's logits. "
             f"{' '.join(left_out.values())}".rstrip(),
-            remedy="Try other engines with --engine, or allow differences with --tolerance.",
+            remedy="Try other engines with --engine or fp32 with --precision, or allow differences with --tolerance.",
         )
     return {
         "choice": {key: best[key] for key in ("engine", "precision", "threads", "batch")},
@@ -119,13 +119,13 @@ def _build(
     runs: Runs = {}
     left_out: dict[str, str] = {}
     for engine, precision in ((engine, name) for engine in engines for name in precisions if name in ON_CPU[engine]):
-        if computed_in(engine, precision) != precision:
-            # Its speed is that of fp32 here, and on another machine its errors would not be those that were compared.
-            left_out[f"{engine} {precision}"] = "This processor computes it in fp32."
-            continue
         try:
             for count in threads:
                 run = build_engine(engine, model, threads=count, precision=precision)
+                if precision != "fp32" and run.computed_in != precision:
+                    # Its speed is that of fp32; on another machine its errors would not be those compared here.
+                    left_out[f"{engine} {precision}"] = f"{engine} {precision}: fp32 is computed in its place here."
+                    break
                 runs[engine, precision, count] = _with_threads(run, count)
         except ConfigError as error:
             left_out[engine] = str(error)

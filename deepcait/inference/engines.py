@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from deepcait.errors import ConfigError
 from deepcait.inference.fold import FoldedCaiT, fold, refuse_training
 from deepcait.inference.graph import INPUT, OUTPUT, require_packages, to_openvino, write_onnx
-from deepcait.inference.native import has_format, is_faster
 from deepcait.inference.precision import choose_precision
 from deepcait.model import CaiTConfig
 from deepcait.model.embedding import require_images
@@ -88,6 +87,11 @@ class Engine(nn.Module):
         self._enter_process()
         super().train(False)
 
+    @property
+    def computed_in(self) -> str:
+        """The precision in which products are computed: fp32 where that of the engine is not available, or slower."""
+        return self.precision
+
     @undisturbed()
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return logits (B, K). The program's inference mode and autocast change nothing.
@@ -153,6 +157,11 @@ class Eager(Engine):
         self.model = model
         if threads is not None:
             torch.set_num_threads(threads)
+
+    @property
+    def computed_in(self) -> str:
+        """As `Engine.computed_in`; the first call prepares the weights."""
+        return self.model.computed_in() if isinstance(self.model, FoldedCaiT) else self.precision
 
     def _compute(self, images_BCHW: Tensor) -> Tensor:
         with torch.inference_mode(), _autocast(images_BCHW.device.type, self.precision):
@@ -242,6 +251,11 @@ class OpenVino(_Foreign):
         super().__init__(model, threads, precision)
         self._request = open_openvino(to_openvino(model), threads, precision).create_infer_request()
 
+    @property
+    def computed_in(self) -> str:
+        """As `Engine.computed_in`."""
+        return "fp32" if self.precision == "bf16" and openvino_default() != "bf16" else self.precision
+
     def _compute(self, images_BCHW: Tensor) -> Tensor:
         found = self._request.infer({INPUT: _as_array(images_BCHW, self.config)}, share_inputs=True)
         return torch.from_numpy(found[OUTPUT])
@@ -282,21 +296,6 @@ def open_openvino(graph: Any, threads: int | None, precision: str | None = "fp32
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     return core.compile_model(graph, "CPU", settings)
-
-
-def computed_in(engine: str, precision: str) -> str:
-    """Return the precision in which an engine computes on this processor.
-
-    It is fp32 in place of bf16 and int8 if the processor lacks the instructions, or is slower with them.
-
-    Args:
-        engine: one of `ENGINES`.
-        precision: that it offers on a CPU: fp32, bf16 or int8.
-    """
-    if precision == "fp32" or (engine == "openvino" and openvino_default() == precision):
-        return precision
-    dtype = {"bf16": torch.bfloat16, "int8": torch.int8}[precision]
-    return precision if engine in TORCH_ENGINES and has_format(dtype) and is_faster(dtype) else "fp32"
 
 
 def openvino_default() -> str:

@@ -183,6 +183,13 @@ class FoldedCaiT(_Constants):
             self._packed, self._is_packed = self._pack_as(_DTYPES[self.precision]), True
         return self._packed is not None
 
+    def computed_in(self) -> str:
+        """Return the precision of the products: on a CPU, fp32 where `precision` is not available, or slower."""
+        if self.cls_token.device.type != "cpu" or self.precision == "fp32":
+            return self.precision
+        packed = self._packed if self.pack() else None
+        return self.precision if packed is not None and packed.dtype == _DTYPES[self.precision] else "fp32"
+
     def _pack_as(self, dtype: torch.dtype) -> Tensor | None:
         tensors = [cast("FoldedBlock", block).tensors() for block in self.blocks]
         packed = pack_blocks(tensors, self.config.num_heads, dtype)

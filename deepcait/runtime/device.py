@@ -91,11 +91,13 @@ def why_not_compiled(device: torch.device) -> str:
 def has_bf16(device: torch.device) -> bool:
     """Whether a GPU or a processor multiplies bfloat16 numbers itself; older ones only emulate it.
 
-    For processors other than x86_64 the answer is always True: they are not asked.
+    For a processor of which PyTorch does not know it the answer is True.
     """
     if device.type == "cpu":
         able = torch.cpu.get_capabilities()
-        return able.get("architecture") != "x86_64" or bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+        if able.get("architecture") != "x86_64":
+            return bool(able.get("bf16", True))
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     with torch.cuda.device(device):
         return torch.cuda.is_bf16_supported(including_emulation=False)
 

@@ -47,6 +47,7 @@ from deepcait.training.notes import notes_of
 from deepcait.training.optimizer import chosen_class_weights, freeze, parameter_groups
 from deepcait.training.ready import require_ready
 from deepcait.training.recipe import RUN_CONFIG, Recipe
+from deepcait.training.record import records_of
 from deepcait.training.schedule import LearningRate
 from deepcait.training.sound import require_sound
 from deepcait.training.start import kept_start, planned_config, start_model
@@ -84,6 +85,8 @@ def plan(recipe: Recipe, folder: Path | None = None, *, resume: bool = False) ->
     Mixer(recipe.mix, len(data.train.classes), order.replica_batch_size)
     chosen_class_weights(recipe.optimizer.class_weights, lambda: list(order.class_labels or [0]), config.num_classes)
     teacher = load_teacher(recipe.teacher, preprocessing, data.train.classes) if recipe.teacher.spec else None
+    if known is not None:
+        records_of(known, recipe, data, None)  # the teacher sees other colours here, see `_preprocessing`
     facts = _facts(recipe, model, config, data, order) | _costs(recipe, model, config, order)
     facts |= _teaching(recipe, teacher, preprocessing, facts)
     facts |= _time(recipe, model, config, teacher.to(device) if teacher else None, samples, order, device, data)

@@ -122,7 +122,7 @@ def write_run_files(folder: Path, recipe: Recipe, data: TrainingData, teacher: T
     Raises:
         RunError: the folder can't be written, or the data or the teacher changed since the run began.
     """
-    records = records_of(folder, data, recipe.teacher.spec, teacher)
+    records = records_of(folder, recipe, data, teacher)
     folder.mkdir(parents=True, exist_ok=True)
     for unfinished in folder.glob(".*.new"):  # of a process that was killed; models are folders
         shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()

@@ -34,6 +34,7 @@ class Teacher:
         mean, std: of the teacher, by channel, of values in [0, 1].
         img_size: height and width of the teacher's input.
         columns: index of the teacher's column for each of the student's classes; None if they are the same.
+        sample_K: its logits for an image of the student's mean, by which a resumed run recognises it.
         origin: a line for the user: who teaches, and where its normalisation comes from.
     """
 
@@ -51,6 +52,7 @@ class Teacher:
         self.module = module.eval().requires_grad_(False)
         self.img_size = img_size
         self.columns = columns
+        self.sample_K = torch.zeros(0)
         self.origin = origin
         # (x * seen.std + seen.mean - mean) / std, as one multiplication and one addition.
         seen_mean, seen_std = torch.tensor(seen.mean), torch.tensor(seen.std)
@@ -76,6 +78,7 @@ class Teacher:
         digest = hashlib.sha256(json.dumps(constants).encode())
         for name, value in self.module.state_dict().items():
             if isinstance(value, Tensor):  # a module of one's own may have others
+                value = value.to_dense() if value.layout != torch.strided else value
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
                 digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
@@ -118,7 +121,8 @@ def load_teacher(settings: Distillation, seen: Preprocessing, classes: Sequence[
         origin=f"{settings.spec}: input {img_size[0]} x {img_size[1]} px, mean {list(mean)}, "
         f"std {list(std)} ({source})",
     )
-    num_logits = _count_logits(teacher, seen, settings.spec)
+    teacher.sample_K = _sample(teacher, seen, settings.spec)
+    num_logits = len(teacher.sample_K)
     own_classes = _class_names(own_classes or cfg.get("label_names"), num_logits, classes)
     expected, whose = (own_classes, "its own") if own_classes else (classes, "the student's")
     if num_logits != len(expected):
@@ -305,7 +309,7 @@ def _columns(own: Sequence[str] | None, wanted: Sequence[str], spec: str) -> Ten
     return torch.tensor([index_of[name] for name in wanted])
 
 
-def _count_logits(teacher: Teacher, seen: Preprocessing, spec: str) -> int:
+def _sample(teacher: Teacher, seen: Preprocessing, spec: str) -> Tensor:
     try:
         answer = teacher(torch.zeros(1, seen.channels, *seen.img_size))
     except Exception as error:  # any network can be here, and each raises its own error
@@ -327,4 +331,4 @@ def _count_logits(teacher: Teacher, seen: Preprocessing, spec: str) -> int:
             f"teacher {spec}: the logits contain NaN or infinity.",
             remedy="Its weights or its normalisation are damaged; take another teacher.",
         )
-    return answer.shape[1]
+    return answer[0]

@@ -19,7 +19,7 @@ from deepcait.bench.memory import LiveBytes, live_bytes
 from deepcait.bench.plots import draw_engines
 from deepcait.cli.main import main
 from deepcait.errors import ConfigError
-from deepcait.inference import engines, native
+from deepcait.inference import native
 from deepcait.inference.fold import fold
 from deepcait.model import CaiT, CaiTConfig, variant_config
 from deepcait.weights.artefact import save_artefact
@@ -277,14 +277,15 @@ def test_formats_that_are_computed_in_fp32_are_named(monkeypatch, tmp_path, caps
     """A processor with neither instruction: the command ends well, and says what was measured."""
     monkeypatch.setattr(limit, "has_bf16", lambda device: False)
     monkeypatch.setattr(limit, "multiplies_int8", lambda: False)
-    monkeypatch.setattr(engines, "has_format", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr(native, "has_format", lambda dtype: dtype == torch.float32)
     options = ["--engine", "eager", "--rounds", "2", "--out", str(tmp_path), "--precision", "all"]
     assert main(["bench", "builtin:nano", "--batch", "1", *options]) == 0
-    said = "eager bf16, eager int8: deepcait computes in fp32 on this processor."
+    said = "eager bf16, eager int8: deepcait computes in fp32 here."
     assert said in capsys.readouterr().out
     result = json.loads((tmp_path / "bench_builtin_nano_b1.json").read_text())
     assert result["in_fp32"] == ["eager bf16", "eager int8"]
     assert result["batches"][0]["best"]["bf16"]["limit"] is None
+    assert result["batches"][0]["best_ours"] == "eager ours"
     assert said in (tmp_path / "bench_builtin_nano_b1.md").read_text()
     assert main(["bench", "builtin:nano", "--data", "builtin:demo", "--batch", "50", *options]) == 0
     assert said in capsys.readouterr().out

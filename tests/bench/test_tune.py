@@ -16,6 +16,7 @@ from deepcait.bench.tune import tune
 from deepcait.cli.main import main
 from deepcait.data import Preprocessing
 from deepcait.errors import ConfigError
+from deepcait.inference import engines, native
 from deepcait.inference.tuned import FILE, Choice, ChoiceError, read_choice
 from deepcait.weights import resolve
 from deepcait.weights.artefact import save_artefact
@@ -194,7 +195,7 @@ def test_a_shorter_format_needs_a_tolerance_that_allows_it(monkeypatch):
     """bf16 is among the candidates only if it is asked for, and chosen only if enough best classes are the same."""
     from deepcait.bench import tune as module
 
-    monkeypatch.setattr(module, "computed_in", lambda engine, precision: precision)
+    monkeypatch.setattr(engines.Eager, "computed_in", property(lambda engine: engine.precision))
     options = {"engines": ["eager"], "precisions": ["fp32", "bf16"], "threads": [1], "batches": [1], "rounds": 2}
     found = module.tune("builtin:nano", **options, tolerance=0.05)
     shares = {row["precision"]: row["same_top1"] for row in found["rows"]}
@@ -210,12 +211,12 @@ def test_a_shorter_format_needs_a_tolerance_that_allows_it(monkeypatch):
 def test_a_format_that_is_computed_in_fp32_is_not_chosen(monkeypatch):
     from deepcait.bench import tune as module
 
-    monkeypatch.setattr(module, "computed_in", lambda engine, precision: "fp32")
+    monkeypatch.setattr(native, "has_format", lambda dtype: dtype == torch.float32)
     options = {"engines": ["eager"], "threads": [1], "batches": [1], "rounds": 2}
     found = module.tune("builtin:nano", **options, precisions=["fp32", "int8"])
     assert [row["precision"] for row in found["rows"]] == ["fp32"]
-    assert found["left_out"] == {"eager int8": "This processor computes it in fp32."}
-    with pytest.raises(ConfigError, match="This processor computes it in fp32"):
+    assert found["left_out"] == {"eager int8": "eager int8: fp32 is computed in its place here."}
+    with pytest.raises(ConfigError, match="eager int8: fp32 is computed in its place here"):
         module.tune("builtin:nano", **options, precisions=["int8"])
 
 
@@ -229,7 +230,7 @@ def test_int8_is_stored_within_the_tolerance_and_used(monkeypatch, tmp_path, cap
             lane.turns = [[0.1 if "int8" in lane.name else 0.2]] * rounds
 
     monkeypatch.setattr(tuning, "take_turns", clock)
-    monkeypatch.setattr(tuning, "computed_in", lambda engine, precision: precision)
+    monkeypatch.setattr(engines.Eager, "computed_in", property(lambda engine: engine.precision))
     monkeypatch.setattr(tuning, "_same_top1", lambda *args: {("eager", "fp32"): 1.0, ("eager", "int8"): 0.97})
     for tolerance, chosen in (("0.01", "fp32"), ("0.03", "int8")):
         options = ["--engine", "eager", "--precision", "fp32,int8", "--tolerance", tolerance, "--threads", "1"]

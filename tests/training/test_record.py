@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import deepcait
 from deepcait.cli.main import main
@@ -78,7 +80,7 @@ def test_a_teacher_that_has_learnt_on_is_refused(place):
     shutil.rmtree(place / "teacher")
     shutil.copytree(place / "teacher_run" / "last", place / "teacher")
     before = (place / "cut" / "config.yaml").read_text()
-    with pytest.raises(RunError, match="differs in weights, preprocessing or classes from that with which the run"):
+    with pytest.raises(RunError, match="differs in weights, preprocessing, classes or architecture"):
         resume(place, teacher=place / "teacher")
     assert (place / "cut" / "config.yaml").read_text() == before
 
@@ -88,14 +90,58 @@ def test_a_teacher_that_sees_other_colours_is_refused(place):
     section = json.loads(path.read_text())
     section["pretrained_cfg"]["mean"] = [0.1, 0.2, 0.3]
     path.write_text(json.dumps(section))
-    with pytest.raises(RunError, match="differs in weights, preprocessing or classes"):
+    with pytest.raises(RunError, match="differs in weights, preprocessing, classes or architecture"):
         resume(place, teacher=place / "teacher")
 
 
-def test_other_images_are_refused(place):
+@pytest.mark.parametrize(("factor", "same"), [(1.0001, True), (1.05, False)])
+def test_a_teacher_of_another_architecture_is_refused(place, factor, same):
+    """Its weights may be the same: its logits for one image are compared, but for what machines round."""
+    path = place / "cut" / "teacher.json"
+    record = json.loads(path.read_text())
+    assert len(record["logits"]) == len(LETTERS)
+    path.write_text(json.dumps(record | {"logits": [factor * logit for logit in record["logits"]]}))
+    with contextlib.nullcontext() if same else pytest.raises(RunError, match="classes or architecture"):
+        resume(place, teacher=place / "teacher")
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_missing_images_are_refused(place, dry):
     next((place / "photos" / "train" / "a").iterdir()).unlink()
-    with pytest.raises(RunError, match="names or labels of the data have changed"):
-        resume(place, teacher=place / "teacher")
+    words = ["--data", str(place / "photos"), "--teacher", str(place / "teacher"), "--out", str(place / "cut")]
+    before = (place / "cut" / "config.yaml").read_bytes()
+    assert main(["train", *words, "--resume", *["--dry-run"] * dry]) == 2
+    assert (place / "cut" / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_other_images_of_the_same_names_are_refused(place, capsys, dry):
+    for path in (place / "photos").rglob("*.png"):
+        Image.new("RGB", (16, 16), (1, 2, 3)).save(path)
+    words = ["--data", str(place / "photos"), "--teacher", str(place / "teacher"), "--out", str(place / "cut")]
+    assert main(["train", *words, "--resume", *["--dry-run"] * dry]) == 2
+    assert "has other images of the same names than the data that the run began with" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_a_finished_run_stays_with_its_places(made, place):
+    with pytest.raises(ConfigError, match=r"settings differ.*data\.source"):
+        deepcait.train(place / "photos", made / "whole", resume=True)
+    with pytest.raises(ConfigError, match=r"settings differ.*teacher\.spec"):
+        deepcait.train(None, made / "whole", teacher=place / "teacher", resume=True)
+
+
+def test_a_finished_run_is_prolonged_with_its_images_in_another_place(place):
+    longer = deepcait.train(place / "photos", place / "teacher_run", resume=True, settings={"epochs": 4})
+    assert longer.state == "finished"
+    assert str(place / "photos") in (place / "teacher_run" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("spec", ["timm:resnet18", "python:their_teacher:build", "hf-hub:someone/teacher"])
+def test_only_a_folder_or_file_of_a_teacher_can_be_in_another_place(place, spec):
+    with pytest.raises(ConfigError, match=r"settings differ.*teacher\.spec"):
+        resume(place, teacher=spec)
 
 
 @pytest.mark.parametrize("has_teacher", [True, False])
@@ -121,6 +167,16 @@ def test_a_run_of_a_version_without_the_record_resumes_in_place_only(made, place
     assert resume(place).state == "finished"
     assert same(place)
     assert not (place / "cut" / "teacher.json").exists()
+
+
+def test_a_removed_record_of_the_data_does_not_free_the_teacher(place):
+    """The remedy of a damaged record is to remove it."""
+    (place / "cut" / "data.json").unlink()
+    before = (place / "cut" / "teacher.json").read_bytes()
+    deepcait.train(None, place / "teacher_run", resume=True, settings={"epochs": 3})
+    with pytest.raises(RunError, match="differs in weights"):
+        deepcait.train(None, place / "cut", teacher=place / "teacher_run", resume=True)
+    assert (place / "cut" / "teacher.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"spec": "x"}'])
