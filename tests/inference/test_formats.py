@@ -7,7 +7,7 @@ import ctypes
 import logging
 import os
 import pickle
-import time
+import types
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from deepcait.errors import ConfigError
 from deepcait.inference import fold as fold_module
 from deepcait.inference import native
 from deepcait.inference.fold import FoldedCaiT, fold
+from deepcait.runtime import device
 from deepcait.runtime.environment import processor_flags
 from tests.inference.test_native import SMALL, restored_threads, tokens  # noqa: F401
 from tests.inference.tiny import scrambled
@@ -257,16 +258,16 @@ def test_fp32_is_used_where_it_is_faster(precision, monkeypatch, caplog):
 def test_the_faster_format_is_measured(monkeypatch):
     """A format that takes longer than float32 is recognised, whatever the number of threads."""
     torch.set_num_threads(2)
-    run, delays = native._run, {torch.float32: 0.0, torch.bfloat16: 0.02, torch.int8: 0.0}
+    clock, seconds = [0.0], {torch.float32: 0.0, torch.bfloat16: 0.02}
 
-    def slow(code, tokens_BND, packed, *args, **kwargs):
+    def run(code, tokens_BND, packed, *args, **kwargs):
         assert kwargs["threads"] == 1
-        time.sleep(delays[packed.dtype])
-        return run(code, tokens_BND, packed, *args, **kwargs)
+        clock[0] += seconds[packed.dtype]
 
-    monkeypatch.setattr(native, "_run", slow)
+    monkeypatch.setattr(native, "_run", run)
+    monkeypatch.setattr(device, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
     assert not native.is_faster.__wrapped__(torch.bfloat16)
-    delays[torch.float32] = 0.04
+    seconds[torch.float32] = 0.04
     assert native.is_faster.__wrapped__(torch.bfloat16)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import time
+import types
 from pathlib import Path
 
 import pytest
@@ -179,15 +179,15 @@ def test_one_line_says_what_and_why(processors, monkeypatch):
 
 
 def test_the_faster_products_are_measured(monkeypatch):
-    product, delays = torch.mm, {torch.bfloat16: 0.004, torch.float32: 0.0}
+    clock, seconds = [0.0], {torch.bfloat16: 0.004, torch.float32: 0.0}
 
-    def slow(left, right):
-        time.sleep(delays[left.dtype])
-        return product(left, right)
+    def product(left, right):
+        clock[0] += seconds[left.dtype]
 
-    monkeypatch.setattr(torch, "mm", slow)
+    monkeypatch.setattr(torch, "mm", product)
+    monkeypatch.setattr(devices, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
     assert not devices.bf16_is_faster.__wrapped__()
-    delays[torch.float32] = 0.05
+    seconds[torch.float32] = 0.05
     assert devices.bf16_is_faster.__wrapped__()
 
 
@@ -197,6 +197,8 @@ def test_a_processor_has_bf16_by_its_instructions(monkeypatch):
         ({"architecture": "x86_64", "avx512_bf16": True}, True),
         ({"architecture": "x86_64", "amx_bf16": True}, True),
         ({"architecture": "aarch64"}, True),
+        ({"architecture": "aarch64", "bf16": True}, True),
+        ({"architecture": "aarch64", "bf16": False}, False),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
         assert devices.has_bf16(CPU) is has
