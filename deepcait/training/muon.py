@@ -17,8 +17,8 @@ _PRODUCTS = (torch.addmm, torch.baddbmm)
 class ProductsInFp32(TorchFunctionMode):
     """Computes `torch.addmm` and `torch.baddbmm` of bf16 matrices on a CPU in fp32, rounded to bf16 at the end.
 
-    PyTorch also adds up in fp32 and rounds at the end, but without the instructions its product takes 13 to
-    19 times as long (docs/dev/log.md).
+    PyTorch also adds up in fp32 and rounds at the end, but without the instructions its product takes 10 to
+    16 times as long (docs/dev/log.md).
     """
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:

@@ -37,6 +37,15 @@ def test_the_pages_are_those_of_the_results():
         assert (RESULTS / f"{studies.stem(found['study'])}.md").read_text(encoding="utf-8") == studies.page(found)
 
 
+def test_the_seeds_of_distillation_on_the_page_are_those_of_the_results():
+    found = json.loads(file_of("distillation").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "guides" / "study.md").read_text(encoding="utf-8")
+    for title, place in zip(("labels only", "hard", "soft"), found["table"], strict=True):
+        figures = [f"{100 * value:.2f}" for value in (*place["top1"], place["mean"])]
+        (row,) = (row for row in page.splitlines() if row.startswith(f"| {title}") and row.count("|") == 6)
+        assert [cell.strip() for cell in row.split("|")[2:6]] == figures
+
+
 def test_every_study_of_the_package_has_its_question():
     assert sorted([*studies.QUESTIONS, *studies.OTHERS]) == grid_names()
 
