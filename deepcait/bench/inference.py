@@ -67,8 +67,7 @@ def compare_engines(
         larger, its most exact engine is compared, and `less_exact` is True. `best_ratio`: the same over all precisions;
         `of_limit`: the limit in its precision divided by its time. `limit` and `of_limit` are None if the products
         can't be computed in that precision. `in_fp32`: engines in a shorter format ("eager bf16") in whose place
-        deepcait computes in fp32, since the instructions are missing or slower; the best over all precisions is never
-        one of these.
+        deepcait computes in fp32; none of these is the best over all precisions.
 
     Raises:
         ConfigError: a number is out of range, timm does not have the model or none of the precisions, or an engine or
