@@ -37,7 +37,7 @@ def records_of(folder: Path, recipe: Recipe, data: TrainingData, teacher: Teache
         recipe: of the run, with the places of data and teacher.
         data: of the run.
         teacher: of distillation; None is none. A run that has come to a checkpoint without a record of its teacher, in
-            version 0.1, stays without.
+            an earlier version, stays without.
 
     Raises:
         RunError: data or teacher changed since the run began, or a record can't be read.
