@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deepcait.backends import heads
+from deepcait.backends import branches, heads
 from tests.model.test_modes import SoftmaxDtypes
 from tests.model.wild import ablated, relative_error, some_images, tiny_config, wild_model
 
@@ -118,8 +118,8 @@ def test_the_softmax_is_wide_in_half_precision():
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(1, 9, 3 * 16, generator=generator).bfloat16()
     mix_l, mix_w = torch.randn(2, 2, 2, generator=generator).bfloat16()
-    with SoftmaxDtypes() as softmax:
-        read = heads.read_heads(qkv, mix_l, mix_w, torch.zeros(2).bfloat16())
+    with SoftmaxDtypes() as softmax:  # of PyTorch's own operators, also where machine code takes bf16
+        read = heads._read_in_blocks(qkv, mix_l, mix_w, torch.zeros(2).bfloat16())
     assert (softmax.seen, read.dtype) == ([torch.float32], torch.bfloat16)
 
 
@@ -128,8 +128,8 @@ def test_autocast_runs_the_lean_path_in_half_precision_and_stays_near(monkeypatc
     images = some_images(CONFIG).float()
     expected = model(images)
     seen = []
-    weights = heads._weights
-    monkeypatch.setattr(heads, "_weights", lambda q, k, m: (seen.append(q.dtype), weights(q, k, m))[1])
+    read_heads = heads.read_heads
+    monkeypatch.setattr(branches, "read_heads", lambda qkv, *mix: (seen.append(qkv.dtype), read_heads(qkv, *mix))[1])
     with torch.autocast("cpu", torch.bfloat16):
         got = model(images)
     assert set(seen) == {torch.bfloat16}
