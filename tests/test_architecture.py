@@ -63,7 +63,7 @@ ORDER = {
     ],
     "training": [
         "schedule", "losses", "strict", "aliases", "best", "settings", "recipe", "keys", "own", "compute", "footprint",
-        "muon", "optimizer", "average", "checkpoint", "lora", "journal", "prolong", "data", "start", "notes",
+        "muon", "optimizer", "average", "checkpoint", "lora", "journal", "prolong", "places", "data", "start", "notes",
         "teacher", "record", "resume", "trackers", "sound", "step", "estimate", "guard", "events", "validation",
         "watch", "skips", "run_folder", "ready", "plan", "job", "trainer", "run",
     ],

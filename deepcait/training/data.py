@@ -15,6 +15,7 @@ from deepcait.data.shrunk import shrunk
 from deepcait.data.source import describe, require_labels, with_options
 from deepcait.data.split import limited
 from deepcait.errors import ConfigError
+from deepcait.training.places import asking_for_place
 from deepcait.training.recipe import Recipe
 
 
@@ -56,14 +57,15 @@ def open_training_data(recipe: Recipe, folder: Path | None = None) -> TrainingDa
     record = read_record(folder / SPLIT_FILE) if folder is not None and known else None
     left_out = read_fix_list(recipe.data.exclude) if recipe.data.exclude else ()  # folders in it are not classes
     columns = recipe.data.columns()
-    parts = open_parts(
-        recipe.data.source,
-        how,
-        labels=recipe.data.labels,
-        columns=columns,
-        record=record,
-        left_out=frozenset(left_out),
-    )
+    with asking_for_place(folder, "data.source", recipe.data.source):
+        parts = open_parts(
+            recipe.data.source,
+            how,
+            labels=recipe.data.labels,
+            columns=columns,
+            record=record,
+            left_out=frozenset(left_out),
+        )
     train, validation, test = parts.train, parts.val, parts.test
     if recipe.data.exclude:
         before = len(train), len(validation), len(test)

@@ -12,18 +12,10 @@ from deepcait.data import Source
 from deepcait.data.record import RUN_CONFIG, SPLIT_FILE, digest_of, read_record
 from deepcait.errors import ImageError, RunError, some
 from deepcait.training.data import TrainingData
+from deepcait.training.places import DATA_FILE, TEACHER_FILE
 from deepcait.training.recipe import Recipe, load_recipe
 from deepcait.training.teacher import Teacher
 
-DATA_FILE = "data.json"
-TEACHER_FILE = "teacher.json"
-# The settings that say where something is, and the record of what is there.
-PLACES = {
-    "data.source": DATA_FILE,
-    "data.exclude": DATA_FILE,
-    "data.image_root": DATA_FILE,
-    "teacher.spec": TEACHER_FILE,
-}
 # Of a teacher's logits for one image: how many are recorded, and how much they may differ on another machine, as a
 # part of the largest.
 _NUM_LOGITS, _TOLERANCE = 100, 0.01

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from deepcait.errors import ConfigError, RunError, some
-from deepcait.parts import is_part, model_in
+from deepcait.parts import model_in
 from deepcait.training.aliases import rename_settings
 from deepcait.training.journal import read_state
+from deepcait.training.places import DATA_FILE, PLACES, may_move
 from deepcait.training.recipe import Recipe, load_recipe
-from deepcait.training.record import DATA_FILE, PLACES
 from deepcait.training.schedule import CAN_BE_LONGER
 
 # What may differ between a run and its resumption. Nothing here decides a row of metrics.jsonl but by rounding.
@@ -62,7 +62,7 @@ def resumed_recipe(folder: Path, given: Recipe | None) -> Recipe:
     differing = [name for name in before if before[name] != now[name] and not name.startswith(_FREE_ON_RESUME)]
     # Nothing compares the places of a run that is finished and stays so.
     if read_state(folder).get("state") != "finished" or given.epochs > own.epochs:
-        differing = [name for name in differing if not _may_move(folder, name, before[name], now[name])]
+        differing = [name for name in differing if not may_move(folder, name, before[name], now[name])]
     if differing == ["epochs"] and given.epochs > own.epochs:
         return _longer(folder, given)
     if differing:
@@ -86,28 +86,6 @@ def _longer(folder: Path, given: Recipe) -> Recipe:
     return given
 
 
-def _may_move(folder: Path, name: str, before: Any, now: Any) -> bool:
-    """Whether the data or the teacher of a run may be in another place: what is there is compared by its record.
-
-    Code of one's own may not, since it is compared by its source, nor a teacher that is named, and not placed.
-    """
-    if name not in PLACES or not (folder / PLACES[name]).exists():
-        return False
-    if name in ("data.exclude", "data.image_root"):
-        return True
-    can_move = _is_place if name == "teacher.spec" else _is_no_code
-    return can_move(before) and can_move(now)
-
-
-def _is_no_code(spec: Any) -> bool:
-    return isinstance(spec, str) and spec != "" and not is_part(spec)
-
-
-def _is_place(spec: Any) -> bool:
-    """Whether a MODEL is a folder or a file: others begin with what they are, such as timm:, hf-hub: or python:."""
-    return _is_no_code(spec) and ":" not in spec
-
-
 def deciding_settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that affect the result, by dotted name, as JSON values; a checkpoint stores them."""
     free = (*_FREE_ON_RESUME, *(name for name, record in PLACES.items() if record == DATA_FILE))
@@ -126,7 +104,7 @@ def require_same_settings(folder: Path, before: Mapping[str, Any], recipe: Recip
     before, now = rename_settings(before), deciding_settings(recipe)
     if recipe.schedule.kind in CAN_BE_LONGER and before.get("epochs", 0) < recipe.epochs:
         del now["epochs"]
-    if _may_move(folder, "teacher.spec", before.get("teacher.spec"), now["teacher.spec"]):
+    if may_move(folder, "teacher.spec", before.get("teacher.spec"), now["teacher.spec"]):
         del now["teacher.spec"]
     differing = [name for name in before if name in now and before[name] != now[name]]
     if differing:

@@ -21,8 +21,9 @@ from deepcait.training.average import WeightAverage
 from deepcait.training.data import TrainingData
 from deepcait.training.journal import REMEDY, read_state, replace_text
 from deepcait.training.lora import ADAPTERS, merged, save_adapters
+from deepcait.training.places import DATA_FILE, TEACHER_FILE
 from deepcait.training.recipe import Recipe
-from deepcait.training.record import DATA_FILE, TEACHER_FILE, records_of
+from deepcait.training.record import records_of
 from deepcait.training.start import START_FILE
 from deepcait.training.teacher import Teacher
 from deepcait.training.trackers import FILES

@@ -75,6 +75,31 @@ def test_the_command_takes_both_too(place, capsys):
     assert same(place)
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry"])
+@pytest.mark.parametrize(("moved", "option"), [("teacher", "--teacher"), ("photos", "--data")])
+def test_the_error_about_a_moved_folder_names_the_option(made, place, capsys, moved, option, dry):
+    config = place / "cut" / "config.yaml"
+    config.write_text(config.read_text().replace(str(made / moved), str(place / "gone")))
+    assert main(["train", "--out", str(place / "cut"), "--resume", *dry]) == 2
+    error = capsys.readouterr().err
+    assert f"{place / 'gone'}" in error
+    assert f"was moved, add {option} with its new place." in error
+
+
+@pytest.mark.parametrize("damaged", ["teacher", "photos"])
+def test_the_error_about_a_damaged_one_does_not(place, capsys, damaged):
+    shutil.rmtree(place / damaged)
+    (place / damaged).mkdir()
+    words = ["--data", str(place / "photos"), "--teacher", str(place / "teacher"), "--out", str(place / "cut")]
+    assert main(["train", *words, "--resume"]) == 2
+    assert "was moved" not in capsys.readouterr().err
+
+
+def test_the_error_of_a_new_run_does_not(place, capsys):
+    assert main(["train", "--data", str(place / "gone"), "--out", str(place / "new"), "--resume"]) == 2
+    assert "was moved" not in capsys.readouterr().err
+
+
 def test_a_teacher_that_has_learnt_on_is_refused(place):
     deepcait.train(None, place / "teacher_run", resume=True, settings={"epochs": 3})
     shutil.rmtree(place / "teacher")
