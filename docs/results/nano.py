@@ -150,7 +150,7 @@ def card(found: dict[str, Any]) -> str:
         processes=processes,
         process_word="process" if processes == 1 else "processes",
         versions=", ".join(f"{name} {where['versions'][name]}" for name in ("torch", "torchvision", "timm", "numpy")),
-        processor=f"an {where['processor']} processor with AVX512 and bf16 products",
+        processor=f"an {where['processor'].replace('(R)', '').removesuffix(' Processor')} processor with bf16 products",
         teacher_top1=training["teacher"]["top1"],
         **{name: result[name] for name in ("top1", "top5", "correct1")},
         **{name: training[name] for name in ("command", "epochs", "steps", "hours", "distillation")},
