@@ -14,13 +14,14 @@ What is changed, and nothing else:
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import re
 import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -162,7 +163,7 @@ def run_verb(argv: list[str], place: Path) -> None:
     assert code == (3 if "--strict" in ours and code else 0), f"{' '.join(argv)}: exit code {code}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def listening_only() -> Iterator[None]:
     """Have `serve` end once it listens."""
     import uvicorn
@@ -207,10 +208,17 @@ def check_other(program: str, argv: list[str]) -> None:
             assert (ROOT / argv[0]).exists(), argv
 
 
-def run_block(block: Block, place: Path) -> None:
-    """Run every command of a block, or the Python in it; write the YAML that names its file."""
-    if block.language == "python":
+def run_python(block: Block) -> str:
+    """Run the Python of a block; return what it printed, with what the comments behind its `print` say."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(compile(block.text, block.section, "exec"), {"torch": torch, "model": deepcait.load("tiny").model})
+    said = re.findall(r"^ *print\(.*\)  # (.*)$", block.text, re.MULTILINE)
+    assert set(said) <= set(out.getvalue().splitlines())
+    return out.getvalue()
+
+
+def run_block(block: Block, place: Path) -> None:
+    """Run every command of a block; write the YAML that names its file."""
     if block.language == "yaml":
         name = re.match(r"# (\S+\.yaml)\n", block.text)
         assert yaml.safe_load(block.text)
@@ -235,10 +243,13 @@ def run_block(block: Block, place: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_the_page(page, place, capsys):
-    text = page.read_text(encoding="utf-8")
+    text, printed = page.read_text(encoding="utf-8"), None
     for block in blocks(text):
-        if NOT_RUN not in section_text(text, block.section):
-            run_block(block, place)
+        if NOT_RUN in section_text(text, block.section):
+            continue
+        if block.language == "text" and printed is not None:
+            assert block.text.strip() == printed.strip()
+        printed = run_python(block) if block.language == "python" else run_block(block, place)
 
 
 def test_what_a_run_leaves_is_what_the_page_says(things):
