@@ -3,105 +3,13 @@
 from __future__ import annotations
 
 import ast
-import socket
 from pathlib import Path
 
 import pytest
 
+from tests.layers import LAYER, LAZY, ORDER, PASSED_THROUGH
+
 PACKAGE = Path(__file__).parent.parent / "deepcait"
-
-# A module imports only from lower layers.
-LAYER = {
-    "errors": 0,
-    "display": 0,
-    "optional": 1,
-    "parts": 1,
-    "runtime": 1,
-    "model": 2,
-    "backends": 3,
-    "weights": 4,
-    "data": 4,
-    "evaluation": 5,
-    "inference": 5,
-    "explain": 5,
-    "training": 6,
-    "classifier": 6,
-    "report": 7,
-    "bench": 7,
-    "api": 8,
-    "study": 8,
-    "serve": 8,
-    "cli": 9,
-    "__init__": 10,  # the facade: no module imports it
-    "__main__": 10,
-}
-
-# Inside a package a file imports only from files before it. A package's __init__ comes after all of them.
-ORDER = {
-    "model": [
-        "mode", "network", "variants", "alternatives", "embedding", "watch", "attention", "block", "cait",
-        "wrappers", "trace", "ablation_init",
-        "ablation", "convnet", "networks",
-    ],
-    "backends": ["exact", "reference", "operators", "native", "heads", "products", "layers", "branches", "lean"],
-    "runtime": [
-        "state", "messages", "signals", "environment", "flops", "processes", "device", "files", "compiler", "claim",
-        "lettering",
-    ],
-    "weights": [
-        "published", "nests", "layouts", "crc32c", "tensor_bundle", "keras", "hub", "reshape", "adapt",
-        "timm_layout", "foreign", "artefact", "registry", "own", "hints", "imagenet", "spec", "create", "verification",
-        "outgoing", "push", "card", "teachers",
-    ],
-    "data": [
-        "samples", "png", "jpeg", "formats", "depth", "image", "inputs", "fetch", "listing", "labels", "columns",
-        "source", "folder", "resample", "preprocessing", "snippet", "shards", "members", "table", "own", "stored",
-        "split", "record", "manifest", "image_table", "parquet", "arrow", "zipped", "tar", "cifar", "matlab",
-        "imagenet", "benchmarks", "spec", "holding", "pairing", "roles", "writing", "plausible", "faults", "workers",
-        "dataset", "seeding", "order", "slide", "erasing", "policies", "augment", "mixing", "shrunk", "loader",
-        "duplicates", "findings", "sides", "fix_list", "looking", "layout", "doctor",
-    ],
-    "training": [
-        "schedule", "losses", "strict", "aliases", "best", "settings", "recipe", "keys", "own", "compute", "footprint",
-        "muon", "optimizer", "average", "checkpoint", "lora", "journal", "prolong", "places", "data", "start", "notes",
-        "teacher", "record", "resume", "trackers", "sound", "step", "estimate", "guard", "events", "validation",
-        "watch", "skips", "run_folder", "ready", "plan", "job", "trainer", "run",
-    ],
-    "evaluation": [
-        "intervals", "counts", "records", "compare", "metrics", "classes", "masks", "protocols", "measure",
-        "batches", "expected", "safeguards", "evaluate", "plots", "tables",
-    ],
-    "inference": [
-        "linear", "blocks", "native", "foldable", "fold", "graph", "precision", "engines", "flip", "export", "tuned",
-        "predictions",
-    ],
-    "explain": [
-        "colours", "canvas", "maps", "attribution", "faithfulness", "drawing", "explanation", "markup", "gallery",
-        "layers", "figures", "folder", "writer",
-    ],
-    "report": ["intervals", "record", "results", "charts", "parts", "page", "compare", "several"],
-    "bench": [
-        "peers", "clock", "page", "data", "limit", "memory", "work", "engine_page", "inference", "precisions", "tune",
-        "activations", "train", "cost", "plots", "gpu_clock", "gpu",
-    ],
-    "study": ["grid", "plan", "outcome", "table", "plot", "run"],
-    "serve": [
-        "limits", "refusal", "cors", "counters", "upload", "openapi", "pipeline", "pages", "app", "protocol", "run",
-    ],
-    "cli": [
-        "exits", "console", "usage", "options", "images", "tables", "places", "engine", "main", "models", "info",
-        "recipes", "doctor", "split", "eval", "predict", "explain", "report", "train", "bench", "study", "serve",
-        "export", "push", "help", "demo",
-    ],
-}  # fmt: skip
-
-# Names of parameters that no function has, and what to do instead.
-PASSED_THROUGH = {
-    "evaluate": "import deepcait.evaluation",
-    **dict.fromkeys(("say", "tell", "warn"), "use logging.getLogger(__name__), or the module warnings"),
-}
-# The functions that may import from any layer, at their first call: module, name, what they may import.
-LAZY = {("model.cait", "set_backend"): "backends"}
 
 MAX_FUNCTION_LINES = 60  # without its docstring
 MAX_FILE_LINES = 400
@@ -470,19 +378,3 @@ def test_a_parameter_that_is_passed_through_is_found(source):
 def test_a_poor_docstring_is_found(source):
     assert len(docstring_faults({"m": source})) == 1
     assert docstring_faults({"m": '"""From bytes to batches."""'}) == []
-
-
-@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "somewhere.invalid"])
-def test_the_network_guard_refuses_other_machines(host):
-    # The sockets are closed: were the guard gone, nothing would be sent either.
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as closed:
-        pass
-    for call in (closed.connect, closed.connect_ex, lambda address: closed.sendto(b"", address)):
-        with pytest.raises(RuntimeError, match=r"127\.0\.0\.1"):
-            call((host, 9))
-
-
-def test_the_network_guard_lets_this_machine_through():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        socket.create_connection(("localhost", server.getsockname()[1]), timeout=5).close()

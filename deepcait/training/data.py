@@ -15,7 +15,7 @@ from deepcait.data.shrunk import shrunk
 from deepcait.data.source import describe, require_labels, with_options
 from deepcait.data.split import limited
 from deepcait.errors import ConfigError
-from deepcait.training.places import asking_for_place
+from deepcait.training.places import asking_for_places
 from deepcait.training.recipe import Recipe
 
 
@@ -55,9 +55,9 @@ def open_training_data(recipe: Recipe, folder: Path | None = None) -> TrainingDa
     how = recipe.data.holding(recipe.seed)
     known = folder is not None and (folder / SPLIT_FILE).is_file()
     record = read_record(folder / SPLIT_FILE) if folder is not None and known else None
-    left_out = read_fix_list(recipe.data.exclude) if recipe.data.exclude else ()  # folders in it are not classes
     columns = recipe.data.columns()
-    with asking_for_place(folder, "data.source", recipe.data.source):
+    with asking_for_places(folder, recipe, "data"):
+        left_out = read_fix_list(recipe.data.exclude) if recipe.data.exclude else ()  # folders in it are not classes
         parts = open_parts(
             recipe.data.source,
             how,

@@ -10,6 +10,7 @@ from typing import Any
 from deepcait.errors import DeepcaitError
 from deepcait.model.networks import is_model_name
 from deepcait.parts import is_part
+from deepcait.training.recipe import Recipe
 
 DATA_FILE = "data.json"
 TEACHER_FILE = "teacher.json"
@@ -20,7 +21,7 @@ PLACES = {
     "data.image_root": DATA_FILE,
     "teacher.spec": TEACHER_FILE,
 }
-_OPTIONS = {"data.source": "--data", "teacher.spec": "--teacher"}
+_OPTIONS = {"data.source": "--data", "teacher.spec": "--teacher"}  # others are given with --set
 
 
 def may_move(folder: Path, name: str, before: Any, now: Any) -> bool:
@@ -30,29 +31,40 @@ def may_move(folder: Path, name: str, before: Any, now: Any) -> bool:
     """
     if name not in PLACES or not (folder / PLACES[name]).exists():
         return False
-    if name not in _OPTIONS:
+    if name in ("data.exclude", "data.image_root"):
         return True
     can_move = _is_place if name == "teacher.spec" else _is_no_code
     return can_move(before) and can_move(now)
 
 
 @contextlib.contextmanager
-def asking_for_place(folder: Path | None, name: str, spec: str) -> Iterator[None]:
-    """Add the option for a new place to the remedy of an error if nothing is at the old one.
+def asking_for_places(folder: Path | None, recipe: Recipe, section: str) -> Iterator[None]:
+    """Add to the remedy of an error how a resumed run is given the new places of what is no longer at its old ones.
 
     Args:
         folder: of the resumed run; None is a new run, whose errors stay as they are.
-        name: of the setting, data.source or teacher.spec.
-        spec: its value.
+        recipe: with the old places.
+        section: of the recipe, data or teacher.
     """
     try:
         yield
     except DeepcaitError as error:
-        if folder is None or not may_move(folder, name, spec, spec) or _is_there(spec):
+        moved = [] if folder is None else _moved(folder, recipe, section)
+        if not moved:
             raise
-        what = name.partition(".")[0]
-        remedy = f"{error.remedy} If the {what} of this run was moved, add {_OPTIONS[name]} with its new place."
+        remedy = f"{error.remedy} If the {section} of this run was moved, add the new place: {' '.join(moved)}."
         raise type(error)(error.problem, remedy=remedy) from error
+
+
+def _moved(folder: Path, recipe: Recipe, section: str) -> list[str]:
+    """The options for the places of a section at which there is nothing."""
+    options = []
+    for name in PLACES:
+        part, _, field = name.partition(".")
+        spec = getattr(getattr(recipe, part), field) if part == section else ""
+        if spec and may_move(folder, name, spec, spec) and not _is_there(spec):
+            options.append(f"{_OPTIONS[name]} NEW" if name in _OPTIONS else f"--set {name}=NEW")
+    return options
 
 
 def _is_there(spec: str) -> bool:

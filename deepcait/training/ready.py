@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deepcait.training.own import with_digests
-from deepcait.training.places import asking_for_place
+from deepcait.training.places import asking_for_places
 from deepcait.training.prolong import require_prolongable
 from deepcait.training.recipe import Recipe
 from deepcait.training.run_folder import require_startable
@@ -28,6 +28,6 @@ def require_ready(recipe: Recipe, folder: Path, resume: bool) -> Recipe:
     require_startable(folder, resume)
     require_prolongable(folder, recipe)
     known = folder if resume else None
-    with asking_for_place(known, "teacher.spec", recipe.teacher.spec):
+    with asking_for_places(known, recipe, "teacher"):
         require_sound(recipe, has_start=resume and has_start(folder))
     return with_digests(recipe, known)

@@ -209,7 +209,7 @@ def check_other(program: str, argv: list[str]) -> None:
 
 
 def run_python(block: Block) -> str:
-    """Run the Python of a block; return what it printed, with what the comments behind its `print` say."""
+    """Run the Python of a block and return what it prints. A comment after a `print` states what that prints."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(compile(block.text, block.section, "exec"), {"torch": torch, "model": deepcait.load("tiny").model})
     said = re.findall(r"^ *print\(.*\)  # (.*)$", block.text, re.MULTILINE)
@@ -249,7 +249,11 @@ def test_every_command_of_the_page(page, place, capsys):
             continue
         if block.language == "text" and printed is not None:
             assert block.text.strip() == printed.strip()
-        printed = run_python(block) if block.language == "python" else run_block(block, place)
+        printed = None
+        if block.language == "python":
+            printed = run_python(block)
+        else:
+            run_block(block, place)
 
 
 def test_what_a_run_leaves_is_what_the_page_says(things):

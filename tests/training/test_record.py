@@ -81,9 +81,21 @@ def test_the_error_about_a_moved_folder_names_the_option(made, place, capsys, mo
     config = place / "cut" / "config.yaml"
     config.write_text(config.read_text().replace(str(made / moved), str(place / "gone")))
     assert main(["train", "--out", str(place / "cut"), "--resume", *dry]) == 2
-    error = capsys.readouterr().err
+    error = " ".join(capsys.readouterr().err.split())
     assert f"{place / 'gone'}" in error
-    assert f"was moved, add {option} with its new place." in error
+    assert f"was moved, add the new place: {option} NEW." in error
+
+
+@pytest.mark.parametrize("exclude", ["gone.txt", "here.txt"])
+def test_a_moved_fix_list_is_asked_for_too(place, capsys, exclude):
+    (place / "here.txt").write_text("")
+    config = place / "cut" / "config.yaml"
+    text = config.read_text()
+    assert "exclude: ''\n" in text
+    config.write_text(text.replace("exclude: ''\n", f"exclude: {place / exclude}\n"))
+    code = main(["train", "--out", str(place / "cut"), "--resume"])
+    asked = "was moved, add the new place: --set data.exclude=NEW." in " ".join(capsys.readouterr().err.split())
+    assert (code, asked) == ((2, True) if exclude == "gone.txt" else (0, False))
 
 
 @pytest.mark.parametrize("damaged", ["teacher", "photos"])
